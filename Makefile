@@ -1,0 +1,52 @@
+# What CI calls and what people call are the same targets.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.PHONY: setup setup-dev run test check format bench docs lock clean
+
+setup: $(VENV)/.installed            ## create .venv with what running needs
+setup-dev: $(VENV)/.installed-dev    ## and what developing needs
+
+$(VENV)/.installed: requirements.txt pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@touch $@
+
+run: setup                           ## the main job: start everything, serve a small model, ask it a question
+	$(BIN)/aima first-run $(if $(ONCE),--once)
+
+test: setup-dev                      ## all tests, on two workers
+	$(BIN)/python -m pytest -n 2
+
+check: setup-dev                     ## format, lint, types, import rules, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -n 2
+
+format: setup-dev                    ## put the code into shape
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup-dev                     ## figures beside limits measured in the same run
+	$(BIN)/python -m benchmarks
+
+docs: setup                          ## write docs/units.md anew from the units themselves
+	$(BIN)/python -m services.cli.unit_docs > docs/units.md
+
+lock: setup-dev                      ## resolve the dependencies anew, with hashes and without index addresses
+	$(BIN)/pip-compile -q --generate-hashes --allow-unsafe --strip-extras --no-annotate --no-emit-options \
+		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --extra build -o requirements.txt pyproject.toml
+	$(BIN)/pip-compile -q --generate-hashes --allow-unsafe --strip-extras --no-annotate --no-emit-options \
+		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --extra build --extra dev \
+		-c requirements.txt -o requirements-dev.txt pyproject.toml
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis
