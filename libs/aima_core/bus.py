@@ -1,0 +1,207 @@
+"""The client side of the bus: connect, ask a unit, take its parts and its answer.
+
+`Client` speaks in names and dicts (doors, command line); `Peers` speaks in typed units (domains among themselves).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import msgspec
+import nats
+import nats.errors
+from nats.aio.client import Client as Nats
+from nats.aio.msg import Msg
+
+from aima_core import call as calls
+from aima_core.call import Call, current_call
+from aima_core.errors import AimaError, InternalError, PayloadTooLarge, Timeout, Unavailable, UnitNotFound, from_body
+from aima_core.logs import logger
+from aima_core.units import Out, Unit
+
+_CONNECT_TIMEOUT = 2.0  # seconds for one attempt
+_GRACE = 0.5  # seconds that a caller waits beyond the deadline it sent, so that the callee's own error arrives
+
+_encode = msgspec.json.Encoder().encode
+
+
+async def connect(url: str, name: str, *, wait: float = 10.0) -> Nats:
+    """Connect; keep trying for `wait` seconds, then raise Unavailable. Once connected, reconnect for ever."""
+    until = time.monotonic() + wait
+    while True:
+        try:
+            return await nats.connect(
+                url,
+                name=name,
+                connect_timeout=_CONNECT_TIMEOUT,
+                allow_reconnect=True,
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=0.2,
+                ping_interval=10,
+                max_outstanding_pings=2,
+                pending_size=32 * 1024 * 1024,
+                error_cb=_on_error,
+                disconnected_cb=_on_disconnect,
+                reconnected_cb=_on_reconnect,
+            )
+        except (TimeoutError, OSError, nats.errors.Error) as error:
+            if time.monotonic() >= until:
+                raise Unavailable(f"no NATS server answers at {url}", reason="NO_NATS", url=url) from error
+            await asyncio.sleep(0.1)
+
+
+async def _on_error(error: Exception) -> None:
+    logger.debug("bus", error=repr(error))
+
+
+async def _on_disconnect() -> None:
+    logger.warning("the bus is gone; reconnecting")
+
+
+async def _on_reconnect() -> None:
+    logger.info("the bus is back")
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """A reply envelope without its wrapping."""
+
+    data: Any
+    meta: dict[str, Any]
+
+
+class _Envelope(msgspec.Struct):
+    success: bool
+    data: Any = None
+    error: dict[str, Any] | None = None
+    meta: dict[str, Any] = {}
+
+
+_decode = msgspec.json.Decoder(_Envelope).decode
+
+
+class Client:
+    """Asks units by name."""
+
+    def __init__(self, nc: Nats) -> None:
+        self.nc = nc
+
+    async def ask(
+        self, unit: str, data: Mapping[str, Any] | bytes, *, timeout: float, headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        """Return the answer of one unit; raise the error that it replied with.
+
+        Raises UnitNotFound or Unavailable at once when nobody serves it, Timeout after `timeout` seconds.
+        """
+        payload = data if isinstance(data, bytes) else _encode(data)
+        sent = {calls.TIMEOUT: f"{timeout:.3f}", **(headers or {})}
+        try:
+            message = await self.nc.request(f"aima.{unit}", payload, timeout=timeout + _GRACE, headers=sent)
+        except nats.errors.NoRespondersError:
+            raise await self._nobody(unit) from None
+        except (TimeoutError, nats.errors.TimeoutError):
+            raise Timeout(f"{unit} did not answer within {timeout:g} s", unit=unit, timeout=timeout) from None
+        except nats.errors.MaxPayloadError:
+            raise PayloadTooLarge(f"the input of {unit} is larger than the bus carries", unit=unit) from None
+        except (nats.errors.Error, OSError) as error:
+            raise Unavailable(f"the bus does not answer: {error}", reason="NO_NATS") from error
+        return _open(message.data)
+
+    async def stream(
+        self, unit: str, data: Mapping[str, Any], *, timeout: float, headers: Mapping[str, str] | None = None
+    ) -> AsyncIterator[Any | Answer]:
+        """Yield the parts of an answer as they come, last of all the Answer itself. Leaving early cancels the work."""
+        inbox = self.nc.new_inbox()
+        subscription = await self.nc.subscribe(inbox)
+        sent = {calls.TIMEOUT: f"{timeout:.3f}", calls.PARTS: "true", **(headers or {})}
+        until = time.monotonic() + timeout + _GRACE
+        try:
+            await self.nc.publish(f"aima.{unit}", _encode(data), reply=inbox, headers=sent)
+            while True:
+                message = await self._next(subscription, until, unit, timeout)
+                if (message.headers or {}).get("Status") == "503":
+                    raise await self._nobody(unit)
+                if calls.SEQ in (message.headers or {}) and calls.FINAL not in (message.headers or {}):
+                    yield msgspec.json.decode(message.data)
+                else:
+                    yield _open(message.data)
+                    return
+        finally:
+            with contextlib.suppress(nats.errors.Error):
+                await subscription.unsubscribe()
+
+    async def _next(self, subscription: Any, until: float, unit: str, timeout: float) -> Msg:
+        try:
+            message: Msg = await subscription.next_msg(timeout=max(until - time.monotonic(), 0.01))
+        except (TimeoutError, nats.errors.TimeoutError):
+            raise Timeout(f"{unit} did not answer within {timeout:g} s", unit=unit, timeout=timeout) from None
+        except nats.errors.Error as error:
+            raise Unavailable(f"the bus does not answer: {error}", reason="NO_NATS") from error
+        return message
+
+    async def discover(self, domain: str = "", *, wait: float = 0.3) -> list[dict[str, Any]]:
+        """Return the `$SRV.INFO` of every process that answers; ends `wait` seconds after the last that did."""
+        inbox = self.nc.new_inbox()
+        subscription = await self.nc.subscribe(inbox)
+        found = []
+        await self.nc.publish(f"$SRV.INFO.{domain}".rstrip("."), b"", reply=inbox)
+        try:
+            while True:
+                message = await subscription.next_msg(timeout=wait)
+                if message.data:
+                    found.append(msgspec.json.decode(message.data))
+        except (TimeoutError, nats.errors.TimeoutError):
+            return found
+        finally:
+            await subscription.unsubscribe()
+
+    async def _nobody(self, unit: str) -> AimaError:
+        """Tell a unit that does not exist from a domain that is not running."""
+        domain = unit.partition(".")[0]
+        try:
+            await self.nc.request(f"$SRV.PING.{domain}", b"", timeout=0.5)
+        except (TimeoutError, nats.errors.Error):
+            return Unavailable(f"the {domain} domain does not answer", reason="DOMAIN_DOWN", domain=domain, unit=unit)
+        return UnitNotFound(f"there is no unit {unit}", unit=unit)
+
+
+def _open(data: bytes) -> Answer:
+    try:
+        envelope = _decode(data)
+    except msgspec.DecodeError as error:
+        raise InternalError("the reply is not an envelope of ours") from error
+    if envelope.success:
+        return Answer(envelope.data, envelope.meta)
+    raise from_body(envelope.error or {})
+
+
+class Peers:
+    """Typed calls to other domains, on behalf of the call that is being handled."""
+
+    def __init__(self, nc: Nats, node: str) -> None:
+        self.client = Client(nc)
+        self._node = node
+
+    async def call(self, unit: Unit[Out], *, key: str = "", timeout: float | None = None) -> Out:
+        """Ask a peer; `key` makes asking again harmless. The deadline is the nearer of the caller's and the unit's."""
+        parent = current_call.get() or calls.fresh(self._node)
+        seconds = _remaining(parent, timeout or unit.spec.timeout)
+        answer = await self.client.ask(
+            unit.spec.name,
+            unit.model_dump_json(exclude_unset=True).encode(),
+            timeout=seconds,
+            headers=calls.to_headers(parent, timeout=seconds, idempotency_key=key),
+        )
+        return unit.output.model_validate(answer.data)  # type: ignore[return-value]  # output is the Out of this unit
+
+
+def _remaining(parent: Call, timeout: float) -> float:
+    if parent.deadline is None:
+        return timeout
+    left = parent.deadline - time.time()
+    if left <= 0:
+        raise Timeout("the deadline of the request has passed")
+    return min(left, timeout)

@@ -1,0 +1,154 @@
+"""Who asks, when, until when and on whose behalf: what travels beside the input of a unit.
+
+Ids and times reach the pure functions from here, so that deciding twice on the same call decides the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import Mapping
+from contextvars import ContextVar
+from datetime import UTC, datetime
+
+import msgspec
+
+from aima_core.errors import InvalidRequest
+
+TRACEPARENT = "traceparent"  # https://www.w3.org/TR/trace-context/
+REQUEST_ID = "Aima-Request-Id"
+IDEMPOTENCY_KEY = "Aima-Idempotency-Key"
+CAUSATION_ID = "Aima-Causation-Id"
+CORRELATION_ID = "Aima-Correlation-Id"
+PRINCIPAL = "Aima-Principal"
+TIMEOUT = "Aima-Timeout"
+DRY_RUN = "Aima-Dry-Run"
+EXPECTED_VERSION = "Aima-Expected-Version"
+PARTS = "Aima-Parts"  # "true": send progress as parts before the reply
+SEQ = "Aima-Seq"
+FINAL = "Aima-Final"
+CONTENT_TYPE = "Content-Type"
+
+_LONGEST_KEY = 200  # characters of any id header: keys are stored, so they are bounded
+
+
+class Call(msgspec.Struct, frozen=True, kw_only=True):
+    """One request. `at` and `deadline` are Unix seconds; an absent deadline is the unit's own."""
+
+    request_id: str
+    at: float
+    node: str = "local"
+    correlation_id: str = ""
+    causation_id: str = ""
+    principal: str = ""
+    trace: str = ""
+    deadline: float | None = None
+    idempotency_key: str = ""
+    dry_run: bool = False
+    expected_version: int | None = None
+    parts: bool = False
+
+    def new_id(self, prefix: str, salt: str = "") -> str:
+        """Return an id that is the same whenever this call is decided again: `svc-7f3a09c1`."""
+        digest = hashlib.blake2s(f"{self.request_id}/{salt}".encode(), digest_size=4).hexdigest()
+        return f"{prefix}-{digest}"
+
+
+current_call: ContextVar[Call | None] = ContextVar("current_call", default=None)
+
+
+def fresh(node: str = "local", cause: str = "", parent: Call | None = None) -> Call:
+    """Return a call that begins now: on behalf of `parent`, or of ourselves, caused by the event `cause`."""
+    request_id = secrets.token_hex(8)
+    return Call(
+        request_id=request_id,
+        at=time.time(),
+        node=node,
+        correlation_id=(parent.correlation_id if parent else "") or request_id,
+        causation_id=cause or (parent.request_id if parent else ""),
+        principal=parent.principal if parent else "",
+        trace=child_of(parent.trace) if parent and parent.trace else new_trace(),
+        deadline=parent.deadline if parent else None,
+    )
+
+
+def from_headers(headers: Mapping[str, str] | None, *, node: str, default_timeout: float) -> Call:
+    """Return the call that a message's headers describe; raise InvalidRequest for one that makes no sense."""
+    given = headers or {}
+    now = time.time()
+    for name in (REQUEST_ID, IDEMPOTENCY_KEY, CAUSATION_ID, CORRELATION_ID, PRINCIPAL):
+        if len(given.get(name, "")) > _LONGEST_KEY:
+            raise InvalidRequest(f"{name} is longer than {_LONGEST_KEY} characters", header=name)
+    timeout = _number(given, TIMEOUT, default_timeout)
+    if not 0 < timeout <= 86_400:
+        raise InvalidRequest(f"{TIMEOUT} must be above 0 and at most 86400 seconds", header=TIMEOUT)
+    version = given.get(EXPECTED_VERSION)
+    if version is not None and not version.isdecimal():
+        raise InvalidRequest(f"{EXPECTED_VERSION} must be a whole number", header=EXPECTED_VERSION)
+    request_id = given.get(REQUEST_ID) or secrets.token_hex(8)
+    trace = given.get(TRACEPARENT, "")
+    return Call(
+        request_id=request_id,
+        at=now,
+        node=node,
+        correlation_id=given.get(CORRELATION_ID) or request_id,
+        causation_id=given.get(CAUSATION_ID, ""),
+        principal=given.get(PRINCIPAL, ""),
+        trace=trace if len(trace) == 55 else new_trace(),
+        deadline=now + timeout,
+        idempotency_key=given.get(IDEMPOTENCY_KEY, ""),
+        dry_run=given.get(DRY_RUN, "").lower() == "true",
+        expected_version=None if version is None else int(version),
+        parts=given.get(PARTS, "").lower() == "true",
+    )
+
+
+def to_headers(call: Call, *, timeout: float, idempotency_key: str = "") -> dict[str, str]:
+    """Return the headers of a request made on behalf of `call`."""
+    headers = {
+        REQUEST_ID: secrets.token_hex(8),
+        CORRELATION_ID: call.correlation_id,
+        CAUSATION_ID: call.causation_id or call.request_id,
+        TIMEOUT: f"{timeout:.3f}",
+        TRACEPARENT: child_of(call.trace),
+    }
+    if call.principal:
+        headers[PRINCIPAL] = call.principal
+    if idempotency_key:
+        headers[IDEMPOTENCY_KEY] = idempotency_key
+    return headers
+
+
+def new_trace() -> str:
+    """Return a traceparent that begins a trace; not sampled unless somebody upstream says so."""
+    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-00"
+
+
+def child_of(trace: str) -> str:
+    """Return the traceparent of a call made within `trace`."""
+    if len(trace) != 55:
+        return new_trace()
+    return f"{trace[:36]}{secrets.token_hex(8)}{trace[52:]}"
+
+
+def trace_id(trace: str) -> str:
+    """Return the 32 hex digits that name the trace."""
+    return trace[3:35]
+
+
+def timestamp(at: float) -> str:
+    """Return Unix seconds as RFC 3339 text in UTC, with microseconds."""
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def unix(text: str) -> float:
+    """Return RFC 3339 text as Unix seconds; raise ValueError when it is none."""
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+
+
+def _number(given: Mapping[str, str], name: str, default: float) -> float:
+    try:
+        return float(given.get(name) or default)
+    except ValueError:
+        raise InvalidRequest(f"{name} must be a number of seconds", header=name) from None

@@ -1,0 +1,90 @@
+"""Keeps the outside world as the facts ask: after every commit, what `todo` names is running and nothing else.
+
+There is no queue of effects and no table of retries: after a crash the log is folded, `todo` is asked, and the
+same effects start again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any, Generic
+
+from aima_core import call as calls
+from aima_core.call import current_call
+from aima_core.domain import Domain, Effect, Outside, S
+from aima_core.errors import AimaError
+from aima_core.log import Recorded
+from aima_core.logs import logger
+from aima_core.runner import Runner
+from aima_core.units import Command
+
+_FIRST_RETRY, _LAST_RETRY = 0.2, 10.0  # seconds; doubled after each failure
+
+
+class Effects(Generic[S]):
+    """The effects of one domain, as tasks."""
+
+    def __init__(self, domain: Domain[S], runner: Runner[S], outside: Outside[S]) -> None:
+        self._domain = domain
+        self._runner = runner
+        self._outside = outside
+        self._running: dict[str, dict[Effect, asyncio.Task[None]]] = {}
+        self._recording: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        """Ask every stream what is to be done, and follow the commits from here on."""
+        self._runner.listeners.append(self._on_commit)
+        for stream, state in self._runner.committed.items():
+            self._adjust(stream, state, cause="")
+
+    async def close(self) -> None:
+        """Cancel all of them; the next process starts them anew."""
+        self._runner.listeners.remove(self._on_commit)
+        tasks = [task for effects in self._running.values() for task in effects.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, *self._recording, return_exceptions=True)
+
+    def _on_commit(self, records: Sequence[Recorded], states: Mapping[str, Any]) -> None:
+        causes = {record.stream: record.id for record in records}
+        for stream, state in states.items():
+            self._adjust(stream, state, causes.get(stream, ""))
+
+    def _adjust(self, stream: str, state: S | None, cause: str) -> None:
+        wanted = set(self._domain.todo(state)) if state is not None else set()
+        running = self._running.get(stream, {})
+        for effect in running.keys() - wanted:
+            # an effect that is handing in its result has done its work; one that still works is called off
+            running.pop(effect).cancel()
+        for effect in wanted - running.keys():
+            running[effect] = asyncio.create_task(self._carry_out(effect, cause), name=f"{stream} {effect}")
+        if running:
+            self._running[stream] = running
+        else:
+            self._running.pop(stream, None)
+
+    async def _carry_out(self, effect: Effect, cause: str) -> None:
+        """Perform until it works, then record what came of it. Stays known as done until it is no longer wanted."""
+        delay = _FIRST_RETRY
+        while True:
+            current_call.set(calls.fresh(self._runner.node, cause))
+            try:
+                outcome = list(await self._outside.perform(effect))
+                # recording the outcome may itself make this effect unwanted: it is never cut short by that
+                recording = asyncio.create_task(self._record(outcome, cause))
+                self._recording.add(recording)
+                recording.add_done_callback(self._recording.discard)
+                await asyncio.shield(recording)
+            except AimaError as error:
+                logger.warning("effect failed; trying again", effect=type(effect).__name__, error=str(error))
+            except Exception:
+                logger.error("effect broke; trying again", effect=type(effect).__name__, exc_info=True)
+            else:
+                return
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, _LAST_RETRY)
+
+    async def _record(self, outcome: Sequence[Command[Any]], cause: str) -> None:
+        for command in outcome:
+            await self._runner.run(command, calls.fresh(self._runner.node, cause))

@@ -1,0 +1,242 @@
+"""One domain as a running process: log, writer, endpoints, effects, followers, and the copies for the outside."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import signal
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Generic
+
+import msgspec
+
+from aima_core import VERSION
+from aima_core.bus import Peers, connect
+from aima_core.call import Call, current_call, fresh
+from aima_core.common import LogPage, LogQuery, Read, ReadQuery, units_of
+from aima_core.domain import Context, Domain, S
+from aima_core.effects import Effects
+from aima_core.errors import AimaError, Conflict
+from aima_core.follow import Follower
+from aima_core.log import Codec, Log, Recorded, Reply
+from aima_core.logs import logger
+from aima_core.reader import Reader
+from aima_core.relay import Relay
+from aima_core.runner import Runner
+from aima_core.settings import Settings
+from aima_core.units import Command, Query, Unit
+from aima_core.watch import Resources
+from aima_core.wire import Endpoints, Outcome, Replies, encode_view
+
+_DRAIN = 30.0  # seconds that running requests get when the process is asked to end
+_RESTART = 1.0  # seconds before a background task that failed runs anew
+_REMEMBERED = 1000  # answers of flows kept in memory for repeated keys: they may hold content, so never on disk
+
+
+class Process(Generic[S]):
+    """Serves one domain until told to stop."""
+
+    def __init__(self, domain: Domain[S], settings: Settings) -> None:
+        self._domain = domain
+        self._settings = settings
+        self._tasks: list[asyncio.Task[None]] = []
+        self._flow_answers: dict[str, tuple[bytes, asyncio.Task[bytes]]] = {}
+
+    async def serve(self, stop: asyncio.Event, ready: Callable[[], None] = lambda: None) -> None:
+        """Open everything, call `ready` when requests are answered, run until `stop`, drain, close."""
+        domain, settings = self._domain, self._settings
+        folder = settings.data / domain.name
+        log = await Log.open(folder, domain.name, Codec(domain.events, domain.upcasters))
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(log.close)
+            self._runner = runner = Runner(domain, log, settings.node)
+            await runner.open()
+            stack.push_async_callback(runner.close)
+            nc = await connect(settings.nats.url, f"aima-{domain.name}")
+            stack.push_async_callback(nc.close)
+            self._outside = outside = domain.outside(self._context(Peers(nc, settings.node), log))
+            await outside.open()
+            stack.push_async_callback(outside.close)
+            self._resources = Resources(nc, domain, outside.answer)
+            relay = Relay(nc, log, settings.node)
+            runner.listeners += [relay.on_commit, self._resources.on_commit]
+            effects = Effects(domain, runner, outside)
+            stack.push_async_callback(effects.close)
+            stack.push_async_callback(self._end_tasks)
+            endpoints = Endpoints(nc, domain, self._units(), self._handle, settings.node)
+            await endpoints.open(VERSION)
+            effects.start()
+            ids = [stream.partition("/")[2] for stream in runner.committed]
+            followers = [Follower(nc, domain, peer, runner).run for peer in domain.follows]
+            for work in (relay.run, lambda: self._resources.run(ids), *followers, *outside.background()):
+                self._tasks.append(asyncio.create_task(_for_ever(work)))
+            logger.info("serving", position=runner.position)
+            ready()
+            await stop.wait()
+            logger.info("draining")
+            await endpoints.close(_DRAIN)
+        logger.info("closed")
+
+    def _context(self, peers: Peers, log: Log) -> Context[S]:
+        runner, settings = self._runner, self._settings
+
+        async def record(command: Command[Any]) -> Sequence[Recorded]:
+            parent = current_call.get()
+            call = fresh(settings.node, parent=parent)
+            return (await runner.run(command, call)).records
+
+        return Context(
+            node=settings.node,
+            folder=settings.data / self._domain.name,
+            settings=settings.of(self._domain.name),
+            world=runner.committed,
+            peers=peers,
+            read=Reader(log, self._domain),
+            record=record,
+        )
+
+    def _units(self) -> tuple[type[Unit[Any]], ...]:
+        uri = self._domain.resources[0].uri.replace("{id}", "x") if self._domain.resources else "asms://none"
+        return (*self._domain.units, *units_of(self._domain.name, uri))
+
+    async def _end_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # --- one request ----------------------------------------------------------------------------------------
+
+    async def _handle(self, unit: Unit[Any], call: Call, replies: Replies) -> Outcome:
+        if isinstance(unit, LogQuery):
+            return Outcome(encode_page(await self._log_page(unit)))
+        if isinstance(unit, ReadQuery):
+            view = await self._resources.read(unit.uri)
+            return Outcome(encode_view(Read(uri=unit.uri, data=view.model_dump(mode="json"))))
+        if isinstance(unit, Query):
+            return Outcome(encode_view(await self._outside.answer(unit)), position=self._runner.position)
+        if not isinstance(unit, Command):
+            raise TypeError(unit)
+        if isinstance(unit, self._outside.flows):
+            return Outcome(await self._flow(unit, call, replies))
+        command = await self._outside.prepare(unit, call)
+        if call.dry_run:
+            planned = self._runner.plan(command, call)
+            return Outcome(msgspec.json.encode(planned), version=planned.version)
+        if call.idempotency_key:
+            return await self._once(unit, command, call, replies)
+        decision = await self._runner.run(command, call)
+        data = await self._settle(command, decision.records, decision.streams, replies)
+        return Outcome(data, decision.version, decision.position)
+
+    async def _settle(
+        self, command: Command[Any], records: Sequence[Recorded], streams: Sequence[str], replies: Replies
+    ) -> bytes:
+        """Return the command's answer once what it set off has come to an end; events on the way are parts."""
+        events = [record.event for record in records]
+        with self._runner.watch(streams) as news:
+            while (view := self._runner.answer(command, events)) is None:
+                for record in await news.get():
+                    await replies.send(record.wire())
+        return encode_view(view)
+
+    async def _once(self, unit: Command[Any], command: Command[Any], call: Call, replies: Replies) -> Outcome:
+        """Decide a keyed request at its first coming; give every later one the reply of the first."""
+        request, key, runner = _fingerprint(unit), call.idempotency_key, self._runner
+        async with runner.keyed(key):
+            kept = await runner.log.reply(key)
+            if kept is None:
+                decision = await runner.run(command, call, request=request)
+                first, last = decision.position - len(decision.records) + 1, decision.position
+                kept = Reply(key, request, first, last)
+        if kept.request != request:
+            raise Conflict("this idempotency key was used for another request", reason="KEY_REUSED", key=key)
+        if kept.reply is not None:
+            return msgspec.json.decode(kept.reply, type=_Kept).outcome()
+        records = await runner.log.events(kept.first - 1, until=kept.last, limit=1000)
+        streams = tuple(dict.fromkeys(record.stream for record in records))
+        data = await self._settle(command, records, streams, replies)
+        outcome = Outcome(data, records[-1].version if records else None, kept.last)
+        reply = msgspec.json.encode(_Kept(msgspec.Raw(data), outcome.version, outcome.position))
+        await runner.keep_reply(Reply(key, request, kept.first, kept.last, reply))
+        return outcome
+
+    async def _flow(self, command: Command[Any], call: Call, replies: Replies) -> bytes:
+        """Run a flow; a repeated key joins the first run or gets its answer, for as long as this process lives."""
+        if call.dry_run:
+            planned = self._runner.plan(await self._outside.prepare(command, call), call)
+            return msgspec.json.encode(planned)
+        if not call.idempotency_key:
+            return encode_view(await self._outside.flow(command, call, replies))
+        request = _fingerprint(command)
+        known = self._flow_answers.get(call.idempotency_key)
+        if known is None:
+            while len(self._flow_answers) >= _REMEMBERED:
+                self._flow_answers.pop(next(iter(self._flow_answers)))
+            task = asyncio.create_task(self._run_flow(command, call, replies))
+            known = self._flow_answers[call.idempotency_key] = (request, task)
+        if known[0] != request:
+            raise Conflict(
+                "this idempotency key was used for another request", reason="KEY_REUSED", key=call.idempotency_key
+            )
+        return await asyncio.shield(known[1])
+
+    async def _run_flow(self, command: Command[Any], call: Call, replies: Replies) -> bytes:
+        try:
+            return encode_view(await self._outside.flow(command, call, replies))
+        except BaseException:
+            self._flow_answers.pop(call.idempotency_key, None)  # nothing came of it: the key may be tried again
+            raise
+
+    async def _log_page(self, query: LogQuery) -> LogPage:
+        log = self._runner.log
+        records = await log.events(query.after, limit=query.limit, stream=query.stream)
+        return LogPage(log=log.ident, position=self._runner.position, events=[record.wire() for record in records])
+
+
+class _Kept(msgspec.Struct):
+    """A reply as it is kept beside its key."""
+
+    data: msgspec.Raw
+    version: int | None
+    position: int | None
+
+    def outcome(self) -> Outcome:
+        return Outcome(bytes(self.data), self.version, self.position)
+
+
+def encode_page(page: LogPage) -> bytes:
+    """Return a log page as JSON; msgspec, because its events are structs of ours."""
+    return msgspec.json.encode({"log": page.log, "position": page.position, "events": page.events})
+
+
+def _fingerprint(command: Command[Any]) -> bytes:
+    return hashlib.sha256(f"{command.spec.name}\0{command.model_dump_json()}".encode()).digest()
+
+
+async def _for_ever(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run background work for the life of the process; a failure is logged and the work begun anew."""
+    while True:
+        try:
+            await work()
+            return
+        except AimaError as error:
+            logger.warning("background work failed", error=error.message)
+        except Exception:
+            logger.error("background work broke", exc_info=True)
+        await asyncio.sleep(_RESTART)
+
+
+def run(domain: Domain[Any], settings: Settings, ready: Callable[[], None] = lambda: None, lifeline: int = -1) -> None:
+    """Run the process until SIGTERM or SIGINT, or until the other end of `lifeline` is closed."""
+    import uvloop
+
+    async def main() -> None:
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        if lifeline >= 0:
+            loop.add_reader(lifeline, stop.set)
+        await Process(domain, settings).serve(stop, ready)
+
+    uvloop.run(main())

@@ -1,0 +1,79 @@
+"""What queries read: the domain's read tables and its log. One hop to SQLite per call."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING, Any, Generic
+
+from aima_core.call import unix
+from aima_core.errors import ValidationFailed
+from aima_core.log import Log, Recorded
+
+if TYPE_CHECKING:
+    from aima_core.domain import Domain, S
+else:
+    from typing import TypeVar
+
+    S = TypeVar("S")
+
+Row = dict[str, Any]
+
+
+class Reader(Generic[S]):
+    """Reads of one domain; nothing here writes."""
+
+    def __init__(self, log: Log, domain: Domain[S]) -> None:
+        self.log = log
+        self._domain = domain
+
+    async def rows(self, sql: str, values: tuple[Any, ...] = ()) -> list[Row]:
+        """Return all rows of a SELECT as dicts."""
+
+        def select(connection: sqlite3.Connection) -> list[Row]:
+            cursor = connection.execute(sql, values)
+            names = [column[0] for column in cursor.description]
+            return [dict(zip(names, row, strict=True)) for row in cursor]
+
+        return await self.log.file.read(select)
+
+    async def page(
+        self, table: str, *, where: dict[str, Any], limit: int, offset: int, order: str = "rowid"
+    ) -> tuple[list[Row], int]:
+        """Return one page of a read table and the total, filtered by equality; a None in `where` does not filter."""
+        given = {column: value for column, value in where.items() if value is not None}
+        condition = f"WHERE {' AND '.join(f'{column} = ?' for column in given)}" if given else ""
+        values = tuple(given.values())
+
+        def select(connection: sqlite3.Connection) -> tuple[list[Row], int]:
+            # table, columns and order are named by the domain's code; only values come from callers
+            cursor = connection.execute(
+                f"SELECT * FROM {table} {condition} ORDER BY {order} LIMIT ? OFFSET ?",  # noqa: S608
+                (*values, limit, offset),
+            )
+            names = [column[0] for column in cursor.description]
+            rows = [dict(zip(names, row, strict=True)) for row in cursor]
+            total = connection.execute(f"SELECT count(*) FROM {table} {condition}", values).fetchone()  # noqa: S608
+            return rows, int(total[0])
+
+        return await self.log.file.read(select)
+
+    async def history(self, stream: str, *, until: int | None = None, limit: int = 1000) -> list[Recorded]:
+        """Return the events of a stream in order."""
+        return await self.log.events(stream=stream, until=until, limit=limit)
+
+    async def state_at(self, stream: str, as_of: str) -> S | None:
+        """Fold a stream up to a log position (digits) or a time (RFC 3339); raise ValidationFailed for neither."""
+        try:
+            until = int(as_of) if as_of.isdecimal() else await self.log.position_at(unix(as_of))
+        except ValueError:
+            raise ValidationFailed(
+                "as_of: expected a log position or an RFC 3339 time",
+                fields=[{"field": "as_of", "expected": "a log position such as 42, or 2026-01-31T12:00:00Z"}],
+            ) from None
+        state: S | None = None
+        after = 0
+        while page := await self.log.events(after, stream=stream, until=until):
+            for record in page:
+                state = self._domain.evolve(state, record.event)
+            after = page[-1].position
+        return state

@@ -1,0 +1,116 @@
+"""Copies the log to JetStream, in order, for everybody outside: subjects `aima.events.<domain>.<event>.<stream id>`.
+
+Woken by the commit. Each message carries its event's id as Nats-Msg-Id, and on start the relay looks at the last
+message it left in the stream, so that after a crash nothing is missing and nothing is there twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client as Nats
+from nats.js.api import StorageType, StreamConfig
+from nats.js.client import JetStreamContext
+
+from aima_core.log import Log, Recorded
+from aima_core.logs import logger
+
+STREAM = "AIMA_EVENTS"
+SUBJECTS = "aima.events.>"
+_WINDOW = 64  # publishes awaiting their acknowledgement; larger ones gain nothing
+_PAGE = 256  # events read from the log at once when behind
+_RETRY = 0.5  # seconds
+_ACK_TIMEOUT = 5.0  # seconds
+
+_encode = msgspec.json.Encoder().encode
+_TOKEN = re.compile(r"[^A-Za-z0-9_-]")
+
+
+def subject(record: Recorded) -> str:
+    """Return the subject of an event; a stream id becomes one token of it."""
+    return f"aima.events.{record.event.unit}.{_TOKEN.sub('_', record.stream.partition('/')[2])}"
+
+
+async def ensure_stream(js: JetStreamContext) -> None:
+    """Create the stream of all events unless it is there."""
+    try:
+        await js.stream_info(STREAM)
+    except nats.js.errors.NotFoundError:
+        with contextlib.suppress(nats.js.errors.BadRequestError):  # another domain was quicker
+            await js.add_stream(StreamConfig(name=STREAM, subjects=[SUBJECTS], storage=StorageType.FILE))
+
+
+class Relay:
+    """One domain's copy on its way out."""
+
+    def __init__(self, nc: Nats, log: Log, node: str) -> None:
+        self._js = nc.jetstream(timeout=_ACK_TIMEOUT)
+        self._log = log
+        self._node = node
+        self._ready: deque[Recorded] = deque(maxlen=4 * _PAGE)
+        self._wake = asyncio.Event()
+
+    def on_commit(self, records: Sequence[Recorded], _: Mapping[str, Any]) -> None:
+        """Take over what has just been committed; a listener of the runner."""
+        if records:
+            self._ready.extend(records)
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Publish for ever; the bus may come and go."""
+        position: int | None = None
+        while True:
+            try:
+                if position is None:
+                    await ensure_stream(self._js)
+                    position = await self._last_published()
+                position = await self._publish(await self._next(position), position)
+            except (TimeoutError, nats.errors.Error, nats.js.errors.Error, OSError) as error:
+                logger.warning("events wait for JetStream", error=repr(error))
+                position = None  # look again how far the stream has come: the last acknowledgements may be lost
+                await asyncio.sleep(_RETRY)
+
+    async def _next(self, position: int) -> list[Recorded]:
+        """Return the events behind a position: those just committed, or a page of the log when behind."""
+        while True:
+            self._wake.clear()
+            while self._ready and self._ready[0].position <= position:
+                self._ready.popleft()
+            if self._ready and self._ready[0].position == position + 1:
+                records = list(self._ready)
+                self._ready.clear()
+                return records
+            if page := await self._log.events(position, limit=_PAGE):
+                return page
+            await self._wake.wait()
+
+    async def _publish(self, records: Sequence[Recorded], position: int) -> int:
+        for start in range(0, len(records), _WINDOW):
+            acknowledgements = [
+                await self._js.publish_async(
+                    subject(record), _encode(record.wire()), headers={"Nats-Msg-Id": record.id}
+                )
+                for record in records[start : start + _WINDOW]
+            ]
+            await asyncio.wait_for(asyncio.gather(*acknowledgements), _ACK_TIMEOUT)
+            position = records[min(start + _WINDOW, len(records)) - 1].position
+        return position
+
+    async def _last_published(self) -> int:
+        """Return the position of the newest event of this very log in the stream; 0 when it holds none."""
+        try:
+            message = await self._js.get_last_msg(STREAM, f"aima.events.{self._log.domain}.>")
+        except nats.js.errors.NotFoundError:
+            return 0
+        last = msgspec.json.decode(message.data or b"{}")
+        ident, _, position = str(last.get("id", "")).rpartition("-")
+        # another node's event came last: publish all again, the stream drops what it has by its message ids
+        return int(position) if ident == self._log.ident else 0

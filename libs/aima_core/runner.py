@@ -1,0 +1,391 @@
+"""The one writer of a domain: decides commands one after another in memory, commits them in groups.
+
+Deciding is synchronous, so the event loop itself keeps decisions apart; only the commit waits. Whatever was
+decided while the previous transaction was being written goes into the next one. A caller hears nothing before
+its commit. When a commit fails, memory goes back to what the log holds and every waiting caller gets the error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import inspect
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Generic
+from weakref import WeakValueDictionary
+
+import msgspec
+
+from aima_core.call import Call
+from aima_core.domain import Domain, S
+from aima_core.errors import Conflict, InternalError
+from aima_core.log import Batch, Log, Meta, Recorded, Reply, Statement, set_fact
+from aima_core.logs import logger
+from aima_core.units import Command, Event, View
+
+_SNAPSHOT_EVERY = 10_000  # events; replaying that many takes about 20 ms
+_REPLAY_ROWS = 10_000  # rows per hop while replaying: bounds memory, makes the hop itself free
+
+Listener = Callable[[Sequence[Recorded], Mapping[str, Any]], None]
+"""Told of every commit: its events, and the states it left (None where a stream has no state any more)."""
+
+
+class Planned(msgspec.Struct, frozen=True):
+    """What a dry run returns."""
+
+    events: list[dict[str, Any]]
+    effects: list[dict[str, Any]]
+    version: int
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """What a command came to. `streams` are those whose news may settle it."""
+
+    records: list[Recorded]
+    streams: tuple[str, ...]
+    version: int
+    position: int
+
+
+class _Pending(Generic[S]):
+    """What is decided and not yet committed."""
+
+    def __init__(self) -> None:
+        self.batch = Batch()
+        self.states: dict[str, S | None] = {}
+        self.versions: dict[str, int] = {}
+        self.waiting: list[asyncio.Future[None]] = []
+
+
+class Runner(Generic[S]):
+    """Runs the commands of one domain."""
+
+    def __init__(self, domain: Domain[S], log: Log, node: str) -> None:
+        self.domain = domain
+        self.log = log
+        self.node = node
+        self.committed: dict[str, S] = {}
+        self.position = 0
+        self.cursors: dict[str, int] = {}
+        self.listeners: list[Listener] = []
+        self._world: dict[str, S] = {}
+        self._versions: dict[str, int] = {}
+        self._committed_versions: dict[str, int] = {}
+        self._committed_position = 0
+        self._snapshot_position = 0
+        self._pending: _Pending[S] = _Pending()
+        self._wake = asyncio.Event()
+        self._watchers: dict[str, set[asyncio.Queue[Sequence[Recorded]]]] = {}
+        self._keys: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._flusher: asyncio.Task[None] | None = None
+
+    # --- life -----------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Fold the log into memory, bring the read tables up to this release, begin to write."""
+        await self._load()
+        await self._build_tables()
+        self.cursors = await self.log.cursors()
+        self._flusher = asyncio.create_task(self._flush(), name=f"{self.domain.name} writer")
+
+    async def close(self) -> None:
+        """Write what is pending and a snapshot; then the log may be closed."""
+        while self._pending.waiting:
+            await asyncio.wait(self._pending.waiting)
+        if self._flusher:
+            self._flusher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._flusher
+        await self._snapshot()
+
+    async def rebuild(self) -> int:
+        """Throw away snapshot and read tables, make both again from the log; return how many events it holds."""
+        await self.log.save_snapshot("", 0, ())
+        await self._load()
+        await self._build_tables(anew=True)
+        await self._snapshot()
+        return self._committed_position
+
+    # --- commands -------------------------------------------------------------------------------------------
+
+    def plan(self, command: Command[Any], call: Call) -> Planned:
+        """Decide without recording: the events, the effects they would cause, the version they were decided at."""
+        streams, events = self._decide(command, call)
+        effects: list[dict[str, Any]] = []
+        for stream in dict.fromkeys(event.stream for event in events):
+            state = self._world.get(stream)
+            before = set(self.domain.todo(state)) if state is not None else set()
+            for event in events:
+                if event.stream == stream:
+                    state = self.domain.evolve(state, event)
+            after = self.domain.todo(state) if state is not None else ()
+            effects += [
+                {"effect": type(effect).__name__, **msgspec.to_builtins(effect)}
+                for effect in after
+                if effect not in before
+            ]
+        return Planned(
+            [{"type": event.unit, "stream": event.stream, "data": msgspec.to_builtins(event)} for event in events],
+            effects,
+            self._versions.get(streams[0], 0) if streams else 0,
+        )
+
+    async def run(
+        self, command: Command[Any], call: Call, *, cursor: tuple[str, int] | None = None, request: bytes = b""
+    ) -> Decision:
+        """Decide the command and return when what was decided is committed; raise what `decide` raises.
+
+        `cursor` is a follower's position, `request` the fingerprint of a keyed request: both go into the same
+        transaction as the events.
+        """
+        streams, events = self._decide(command, call)
+        records, states, statements = self._apply(events, call)
+        if not (records or cursor or request):
+            return Decision([], streams, self._versions.get(streams[0], 0) if streams else 0, self.position)
+        pending = self._pending
+        pending.batch.records += records
+        pending.batch.statements += statements
+        if cursor:
+            pending.batch.cursors[cursor[0]] = cursor[1]
+        if request:
+            first = records[0].position if records else self.position + 1
+            pending.batch.replies.append(Reply(call.idempotency_key, request, first, self.position))
+        pending.states |= states
+        for record in records:
+            pending.versions[record.stream] = record.version
+        version = records[0].version if records else 0
+        for record in records:
+            if record.stream == streams[0]:
+                version = record.version
+        position = self.position
+        await self._written()
+        return Decision(records, streams, version, position)
+
+    async def advance(self, source: str, position: int) -> None:
+        """Remember a follower's position when what it saw called for no command."""
+        self._pending.batch.cursors[source] = position
+        await self._written()
+
+    @contextlib.asynccontextmanager
+    async def keyed(self, key: str) -> AsyncIterator[None]:
+        """Let one request with this idempotency key be looked up and decided at a time."""
+        lock = self._keys.setdefault(key, asyncio.Lock())
+        async with lock:
+            yield
+
+    async def keep_reply(self, reply: Reply) -> None:
+        """Keep the answer of a keyed request."""
+        self._pending.batch.replies.append(reply)
+        await self._written()
+
+    @contextlib.contextmanager
+    def watch(self, streams: Sequence[str]) -> Iterator[asyncio.Queue[Sequence[Recorded]]]:
+        """Give a queue of the events that are committed to any of the streams from now on."""
+        queue: asyncio.Queue[Sequence[Recorded]] = asyncio.Queue()
+        for stream in streams:
+            self._watchers.setdefault(stream, set()).add(queue)
+        try:
+            yield queue
+        finally:
+            for stream in streams:
+                self._watchers[stream].discard(queue)
+                if not self._watchers[stream]:
+                    del self._watchers[stream]
+
+    def answer(self, command: Command[Any], events: Sequence[Event]) -> View | None:
+        """Return the command's answer on what is committed, None while it is not settled."""
+        return self.domain.reply(self.committed, command, events)
+
+    # --- deciding -------------------------------------------------------------------------------------------
+
+    def _decide(self, command: Command[Any], call: Call) -> tuple[tuple[str, ...], list[Event]]:
+        field = command.spec.stream
+        own = f"{self.domain.name}/{getattr(command, field)}" if field else None
+        if own is not None:
+            self._expect(own, call)
+        events = self.domain.decide(self._world, command, call)
+        streams = tuple(dict.fromkeys(event.stream for event in events))
+        if own is None and streams:
+            self._expect(streams[0], call)
+        return (own, *(s for s in streams if s != own)) if own else streams, events
+
+    def _expect(self, stream: str, call: Call) -> None:
+        actual = self._versions.get(stream, 0)
+        if call.expected_version is not None and call.expected_version != actual:
+            raise Conflict(
+                f"{stream} is at version {actual}, not {call.expected_version}",
+                reason="VERSION_CONFLICT",
+                stream=stream,
+                expected_version=call.expected_version,
+                version=actual,
+            )
+
+    def _apply(
+        self, events: Sequence[Event], call: Call
+    ) -> tuple[list[Recorded], dict[str, S | None], list[Statement]]:
+        """Number the events, fold them, project them; nothing in memory moves until all of that has worked."""
+        meta = Meta.of(call)
+        records: list[Recorded] = []
+        states: dict[str, S | None] = {}
+        versions: dict[str, int] = {}
+        statements: list[Statement] = []
+        for offset, event in enumerate(events, 1):
+            stream, position = event.stream, self.position + offset
+            version = versions.get(stream, self._versions.get(stream, 0)) + 1
+            record = Recorded(position, stream, version, call.at, meta, event, self.log.event_id(position))
+            before = states[stream] if stream in states else self._world.get(stream)
+            states[stream] = self.domain.evolve(before, event)
+            versions[stream] = version
+            statements += self.domain.project(record)
+            records.append(record)
+        _merge(self._world, states)
+        self._versions |= versions
+        self.position += len(records)
+        return records, states, statements
+
+    async def _written(self) -> None:
+        """Wait until what is pending is committed. A caller that gives up leaves the commit to the others."""
+        done = asyncio.get_running_loop().create_future()
+        self._pending.waiting.append(done)
+        self._wake.set()
+        await asyncio.shield(done)
+
+    # --- committing -----------------------------------------------------------------------------------------
+
+    async def _flush(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._pending.waiting:
+                pending, self._pending = self._pending, _Pending()
+                try:
+                    await self.log.append(pending.batch)
+                except Exception as error:
+                    self._roll_back(pending, error)
+                else:
+                    self._commit(pending)
+            if self._committed_position - self._snapshot_position >= _SNAPSHOT_EVERY:
+                await self._snapshot()
+
+    def _commit(self, pending: _Pending[S]) -> None:
+        _merge(self.committed, pending.states)
+        self._committed_versions |= pending.versions
+        self.cursors |= pending.batch.cursors
+        records = pending.batch.records
+        if records:
+            self._committed_position = records[-1].position
+        for done in pending.waiting:
+            if not done.done():
+                done.set_result(None)
+        by_queue: dict[asyncio.Queue[Sequence[Recorded]], list[Recorded]] = {}
+        for record in records:
+            for queue in self._watchers.get(record.stream, ()):
+                by_queue.setdefault(queue, []).append(record)
+        for queue, news in by_queue.items():
+            queue.put_nowait(news)
+        for listener in self.listeners:
+            listener(records, pending.states)
+
+    def _roll_back(self, failed: _Pending[S], error: Exception) -> None:
+        later, self._pending = self._pending, _Pending()
+        for pending in (failed, later):
+            for stream in pending.states:
+                _merge(self._world, {stream: self.committed.get(stream)})
+            for stream in pending.versions:
+                self._versions[stream] = self._committed_versions.get(stream, 0)
+        self.position = self._committed_position
+        logger.error("commit failed", error=repr(error), events=len(failed.batch.records))
+        shown = error if hasattr(error, "code") else InternalError("the log could not be written")
+        for done in (*failed.waiting, *later.waiting):
+            if not done.done():
+                done.set_exception(shown)
+                done.exception()  # seen: a caller may have left
+
+    # --- loading --------------------------------------------------------------------------------------------
+
+    async def _load(self) -> None:
+        decode = msgspec.json.Decoder(self.domain.state).decode
+        position, rows = await self.log.snapshot(self._fold_fingerprint())
+        world = {stream: decode(state) for stream, _, state in rows if state}
+        versions = {stream: version for stream, version, _ in rows}
+        self._snapshot_position = position
+        evolve, decode_event = self.domain.evolve, self.log.codec.decode
+        sql = "SELECT stream, version, type, data FROM events WHERE position > ? ORDER BY position LIMIT ?"
+        while page := await self.log.file.read(partial(_page, sql, position)):
+            for stream, version, unit, data in page:
+                state = evolve(world.get(stream), decode_event(unit, data))
+                if state is None:
+                    world.pop(stream, None)
+                else:
+                    world[stream] = state
+                versions[stream] = version
+            position += len(page)
+        self._world, self.committed = world, dict(world)
+        self._versions, self._committed_versions = versions, dict(versions)
+        self.position = self._committed_position = position
+
+    async def _build_tables(self, *, anew: bool = False) -> None:
+        fingerprint = _fingerprint(self.domain.project, repr(sorted(self.domain.tables.items())))
+        names = set(
+            await self.log.file.read(
+                lambda c: [row[0] for row in c.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+            )
+        )
+        if not anew and await self.log.fact("tables") == fingerprint and names >= set(self.domain.tables):
+            return
+
+        def create(connection: sqlite3.Connection) -> None:
+            for name, statement in self.domain.tables.items():
+                connection.execute(f"DROP TABLE IF EXISTS {name}")
+                connection.execute(statement)
+            set_fact(connection, "tables", "")
+
+        await self.log.file.write(create)
+        after = 0
+        while page := await self.log.events(after, limit=_REPLAY_ROWS):
+            statements = [statement for record in page for statement in self.domain.project(record)]
+            await self.log.file.write(partial(_execute, statements))
+            after = page[-1].position
+        await self.log.file.write(lambda c: set_fact(c, "tables", fingerprint))
+
+    async def _snapshot(self) -> None:
+        if self._committed_position == self._snapshot_position:
+            return
+        encode, states = msgspec.json.encode, dict(self.committed)
+        rows = [
+            (stream, version, encode(states[stream]) if stream in states else b"")
+            for stream, version in self._committed_versions.items()
+        ]
+        position = self._committed_position
+        await self.log.save_snapshot(self._fold_fingerprint(), position, rows)
+        self._snapshot_position = position
+
+    def _fold_fingerprint(self) -> str:
+        return _fingerprint(self.domain.evolve, repr(msgspec.json.schema(self.domain.state)))
+
+
+def _page(sql: str, after: int, connection: sqlite3.Connection) -> list[tuple[Any, ...]]:
+    return connection.execute(sql, (after, _REPLAY_ROWS)).fetchall()
+
+
+def _execute(statements: Sequence[Statement], connection: sqlite3.Connection) -> None:
+    for statement in statements:
+        connection.execute(*statement)
+
+
+def _merge(world: dict[str, S], states: Mapping[str, S | None]) -> None:
+    for stream, state in states.items():
+        if state is None:
+            world.pop(stream, None)
+        else:
+            world[stream] = state
+
+
+def _fingerprint(function: Callable[..., Any], *more: str) -> str:
+    """Return a digest of the module that a function stands in: what was derived by other code is derived anew."""
+    module = inspect.getmodule(function)
+    source = inspect.getsource(module) if module else repr(function)
+    return hashlib.sha256("\0".join((source, *more)).encode()).hexdigest()[:32]

@@ -1,0 +1,212 @@
+"""Atomic units: Command and Query (pydantic, they come from outside), Event (msgspec, we wrote it), Resource.
+
+A unit says everything about itself once: its name and limits in the class line, its fields as the schema,
+its docstring as the description. Discovery, documents, doors and command line are made from that.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Generic, Literal, TypeVar
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from aima_core.errors import AimaError, ValidationFailed
+
+Risk = Literal["low", "medium", "high"]
+
+
+class View(BaseModel):
+    """What a unit answers."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Success(View):
+    """The answer of a command that has nothing more to say."""
+
+    success: bool = Field(True, description="Always true; a refusal is an error reply.")
+
+
+Out = TypeVar("Out", bound=View)
+
+
+class UnitSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What the class line of a unit says beside its fields."""
+
+    name: str
+    kind: Literal["command", "query"]
+    risk: Risk
+    stream: str | None
+    timeout: float
+    errors: tuple[type[AimaError], ...]
+    events: tuple[type[Event], ...]
+    examples: tuple[Mapping[str, Any], ...]
+
+    @property
+    def domain(self) -> str:
+        """The part of the name before the dot."""
+        return self.name.partition(".")[0]
+
+    @property
+    def action(self) -> str:
+        """The part of the name behind the dot."""
+        return self.name.partition(".")[2]
+
+
+class Unit(BaseModel, Generic[Out]):
+    """The input of a unit; `Out` is its output. Frozen, strict, and closed to unknown fields.
+
+    Class keywords: `unit` its name; `stream` the field that names the stream it is about; `risk`;
+    `timeout` seconds until a call without a deadline of its own is given up; `errors` it may refuse with;
+    `events` it may record; `examples` of its input, which the tests validate.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    spec: ClassVar[UnitSpec]
+    output: ClassVar[type[View]]
+    kind: ClassVar[Literal["command", "query"]]
+
+    def __init_subclass__(cls, **_: Any) -> None:  # pydantic's hook below takes the class keywords
+        super().__init_subclass__()
+
+    @classmethod
+    def __pydantic_init_subclass__(  # type: ignore[override]  # names what the class line may say
+        cls,
+        *,
+        unit: str | None = None,
+        stream: str | None = None,
+        risk: Risk | None = None,
+        timeout: float = 30.0,
+        errors: Sequence[type[AimaError]] = (),
+        events: Sequence[type[Event]] = (),
+        examples: Sequence[Mapping[str, Any]] = ({},),
+    ) -> None:
+        super().__pydantic_init_subclass__()
+        if unit is None:
+            return
+        cls.spec = UnitSpec(
+            name=unit,
+            kind=cls.kind,
+            risk=risk or ("medium" if cls.kind == "command" else "low"),
+            stream=stream,
+            timeout=timeout,
+            errors=tuple(errors),
+            events=tuple(events),
+            examples=tuple(examples),
+        )
+        for base in cls.__mro__:
+            arguments = getattr(base, "__pydantic_generic_metadata__", {}).get("args")
+            if arguments:
+                cls.output = arguments[0]
+                break
+
+    @classmethod
+    def description(cls) -> str:
+        """The unit's docstring, unindented."""
+        return inspect.cleandoc(cls.__doc__ or "")
+
+
+class Command(Unit[Out]):
+    """A unit that has effects and appends events."""
+
+    kind = "command"
+
+
+class Query(Unit[Out]):
+    """A unit without effects."""
+
+    kind = "query"
+
+
+class Page(BaseModel):
+    """What every list query takes beside its own fields."""
+
+    limit: int = Field(100, ge=1, le=1000, description="At most so many items.")
+    offset: int = Field(0, ge=0, description="Skip so many items.")
+
+
+class EventMeta(msgspec.StructMeta):
+    """Lets an event's class line name its type and the field that names its stream."""
+
+    unit: str
+    stream_field: str
+
+    def __new__(
+        mcs,
+        name: str,
+        bases: tuple[type, ...],
+        namespace: dict[str, Any],
+        *,
+        unit: str | None = None,
+        stream: str | None = None,
+        **config: Any,
+    ) -> Any:
+        """Make the struct; `unit` and `stream` become class attributes."""
+        cls = super().__new__(mcs, name, bases, namespace, **config)
+        if unit:
+            cls.unit = unit
+        if stream:
+            cls.stream_field = stream
+        return cls
+
+
+class Event(msgspec.Struct, metaclass=EventMeta, frozen=True, kw_only=True):
+    """A fact. Never edited; only optional fields with a default may ever be added."""
+
+    unit: ClassVar[str]
+    stream_field: ClassVar[str]
+
+    @property
+    def stream(self) -> str:
+        """The stream that the fact belongs to: domain, slash, id."""
+        return f"{self.unit.partition('.')[0]}/{getattr(self, self.stream_field)}"
+
+
+class Resource(msgspec.Struct, frozen=True, kw_only=True):
+    """An address that can be read and watched: `asms://service/{id}`, backed by a query.
+
+    `query` makes the query that reads it, from the `{id}` of the address (None where it has none).
+    `touched` returns the ids that an event changes; an address without `{id}` returns any non-empty list.
+    """
+
+    uri: str
+    about: str
+    query: Callable[[str | None], Query[Any]]
+    touched: Callable[[Any], Iterable[str]]
+
+    def match(self, uri: str) -> tuple[bool, str | None]:
+        """Tell whether the address is one of this resource's, and the id in it."""
+        if "{id}" not in self.uri:
+            return uri == self.uri, None
+        head, _, tail = self.uri.partition("{id}")
+        fits = uri.startswith(head) and uri.endswith(tail) and len(uri) > len(head) + len(tail)
+        ident = uri[len(head) : len(uri) - len(tail)] if fits else None
+        return bool(ident) and "/" not in (ident or "/"), ident
+
+    def key(self, ident: str | None) -> str:
+        """Return the key in the resource bucket: `asms://device/{id}/info` of gpu-0 is `device.gpu-0.info`."""
+        return self.uri.removeprefix("asms://").replace("{id}", ident or "").replace("/", ".")
+
+
+U = TypeVar("U", bound=Unit[Any])
+
+
+def parse(unit: type[U], data: bytes | str) -> U:
+    """Return the unit's input from JSON; raise ValidationFailed with one entry for each bad field."""
+    try:
+        return unit.model_validate_json(data or b"{}")
+    except ValidationError as error:
+        raise refusal(unit.spec.name, error) from None
+
+
+def refusal(what: str, error: ValidationError) -> ValidationFailed:
+    """Return pydantic's findings as our error: field, message, what came. The input itself may be a secret."""
+    fields = [
+        {"field": ".".join(str(part) for part in fault["loc"]) or "(input)", "expected": fault["msg"]}
+        for fault in error.errors(include_url=False, include_context=False, include_input=False)
+    ]
+    named = "; ".join(f"{fault['field']}: {fault['expected']}" for fault in fields)
+    return ValidationFailed(f"{what}: {named}", fields=fields)

@@ -1,0 +1,94 @@
+"""Keeps the JetStream bucket `aima-resources` in step: the key of an address holds what reading it returns.
+
+Watching a resource is watching its key (`nats kv watch aima-resources service.svc-1`). A convenience copy: what
+it lacks after a crash is written anew when the process starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Generic
+
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client as Nats
+from nats.js.api import KeyValueConfig
+from nats.js.kv import KeyValue
+
+from aima_core.domain import Domain, S
+from aima_core.errors import AimaError, NotFound
+from aima_core.log import Recorded
+from aima_core.logs import logger
+from aima_core.units import Query, Resource, View
+from aima_core.wire import encode_view
+
+BUCKET = "aima-resources"
+_RETRY = 1.0  # seconds
+
+
+class Resources(Generic[S]):
+    """The resources of one domain: readable by address, copied to the bucket as they change."""
+
+    def __init__(self, nc: Nats, domain: Domain[S], answer: Callable[[Query[Any]], Awaitable[View]]) -> None:
+        self._js = nc.jetstream(timeout=5)
+        self._domain = domain
+        self._answer = answer
+        self._dirty: dict[tuple[int, str | None], None] = {}
+        self._wake = asyncio.Event()
+
+    async def read(self, uri: str) -> View:
+        """Return what stands at an address; raise NotFound when it is none of ours."""
+        for resource in self._domain.resources:
+            fits, ident = resource.match(uri)
+            if fits:
+                return await self._answer(resource.query(ident))
+        known = ", ".join(resource.uri for resource in self._domain.resources)
+        raise NotFound(f"{uri} is not an address of {self._domain.name}; those are {known}", uri=uri)
+
+    def on_commit(self, records: Sequence[Recorded], _: Mapping[str, Any]) -> None:
+        """Mark what the events touch; a listener of the runner."""
+        for index, resource in enumerate(self._domain.resources):
+            for record in records:
+                for ident in resource.touched(record.event):
+                    self._dirty[index, ident if "{id}" in resource.uri else None] = None
+        self._wake.set()
+
+    async def run(self, ids: Sequence[str]) -> None:
+        """Copy for ever, beginning with every address of the streams that exist."""
+        for index, resource in enumerate(self._domain.resources):
+            for ident in ids if "{id}" in resource.uri else (None,):
+                self._dirty[index, ident] = None
+        bucket: KeyValue | None = None
+        while True:
+            try:
+                bucket = bucket or await _bucket(self._js)
+                while self._dirty:
+                    index, ident = next(iter(self._dirty))
+                    del self._dirty[index, ident]
+                    await self._copy(bucket, self._domain.resources[index], ident)
+                self._wake.clear()
+                await self._wake.wait()
+            except (TimeoutError, nats.errors.Error, nats.js.errors.Error, OSError) as error:
+                logger.debug("resources wait for JetStream", error=repr(error))
+                self._dirty[index, ident] = None
+                bucket = None
+                await asyncio.sleep(_RETRY)
+
+    async def _copy(self, bucket: KeyValue, resource: Resource, ident: str | None) -> None:
+        key = resource.key(ident)
+        try:
+            await bucket.put(key, encode_view(await self._answer(resource.query(ident))))
+        except NotFound:
+            with contextlib.suppress(nats.js.errors.NotFoundError):
+                await bucket.delete(key)
+        except AimaError as error:
+            logger.debug("resource not read", key=key, error=error.message)
+
+
+async def _bucket(js: Any) -> KeyValue:
+    try:
+        return await js.key_value(BUCKET)  # type: ignore[no-any-return]  # nats-py is untyped
+    except nats.js.errors.NotFoundError:
+        return await js.create_key_value(KeyValueConfig(bucket=BUCKET, history=1))  # type: ignore[no-any-return]

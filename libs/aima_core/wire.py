@@ -1,0 +1,267 @@
+"""The server side of the bus: the micro endpoints of one domain and what happens to a message on its way in and out.
+
+The bus client runs the callbacks of a subscription one after another, so a callback only hands over to a task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+import nats.errors
+from nats.aio.client import Client as Nats
+from nats.aio.msg import Msg
+from nats.micro import add_service
+from nats.micro.request import ERROR_CODE_HEADER, ERROR_HEADER, Request
+from nats.micro.service import EndpointConfig, Service, ServiceConfig
+
+from aima_core import call as calls
+from aima_core.call import Call, current_call
+from aima_core.domain import Domain
+from aima_core.errors import AimaError, InternalError, InvalidRequest, PayloadTooLarge, RateLimited, Timeout
+from aima_core.logs import logger
+from aima_core.units import Unit, View, parse
+
+LARGEST_PAYLOAD = 8 * 1024 * 1024  # bytes; the bus carries twice that, so that refusing is ours to do
+_MOST_AT_ONCE = 10_000  # requests under way in one process; beyond it memory, not time, would run out
+
+Handle = Callable[[Unit[Any], Call, "Replies"], Awaitable["Outcome"]]
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What a handled request comes to: its data, already encoded, and what meta says beside."""
+
+    data: bytes
+    version: int | None = None
+    position: int | None = None
+
+
+class Replies:
+    """Where the parts of one request go. A part that nobody is subscribed to cancels the request."""
+
+    def __init__(self, nc: Nats, inbox: str, control: str, wanted: bool) -> None:
+        self._nc = nc
+        self._inbox = inbox
+        self._control = control
+        self._seq = 0
+        self.wanted = wanted and bool(inbox)
+
+    async def send(self, part: Any) -> None:
+        """Send one part, numbered; nothing when the caller did not ask for parts."""
+        if not self.wanted:
+            return
+        self._seq += 1
+        # with a reply subject the server itself reports when the caller's inbox has gone
+        await self._nc.publish(self._inbox, _encode(part), reply=self._control, headers={calls.SEQ: str(self._seq)})
+
+    def final_headers(self) -> dict[str, str]:
+        """Return what marks the reply that ends the parts."""
+        return {calls.SEQ: str(self._seq + 1), calls.FINAL: "true"}
+
+
+class _Meta(msgspec.Struct, omit_defaults=True):
+    request_id: str
+    duration_ms: float
+    trace_id: str
+    version: int | None = None
+    position: int | None = None
+
+
+class Endpoints:
+    """Serves the units of a domain on the bus."""
+
+    def __init__(self, nc: Nats, domain: Domain[Any], units: tuple[type[Unit[Any]], ...], handle: Handle, node: str):
+        self._nc = nc
+        self._domain = domain
+        self._units = units
+        self._handle = handle
+        self._node = node
+        self._service: Service | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._control = nc.new_inbox()
+        self._by_token: dict[str, asyncio.Task[None]] = {}
+        self._tokens = 0
+
+    async def open(self, version: str) -> None:
+        """Subscribe every unit, describe each in its metadata, and answer $SRV.PING, INFO and STATS (ADR-32)."""
+        name = self._domain.name
+        await self._nc.subscribe(f"{self._control}.*", cb=self._on_control)
+        self._service = await add_service(
+            self._nc,
+            ServiceConfig(
+                name=name,
+                version=version,
+                description=self._domain.about,
+                metadata={"node": self._node},
+                queue_group=name,
+            ),
+        )
+        for unit in self._units:
+            await self._add(unit, unit.spec.name)
+            if self._domain.node_bound or unit.spec.action in ("log", "read"):
+                await self._add(unit, f"{unit.spec.name}.{self._node}")
+        await self._nc.flush()
+
+    async def close(self, grace: float) -> None:
+        """Take no more requests; let those under way finish for `grace` seconds, then cancel them."""
+        if self._service:
+            with contextlib.suppress(nats.errors.Error, asyncio.TimeoutError):
+                await self._service.stop()
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=grace)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    async def _add(self, unit: type[Unit[Any]], subject: str) -> None:
+        assert self._service
+        await self._service.add_endpoint(
+            EndpointConfig(
+                name=subject.replace(".", "_"),
+                subject=f"aima.{subject}",
+                metadata=describe(unit),
+                handler=self._taker(unit),
+            )
+        )
+
+    def _taker(self, unit: type[Unit[Any]]) -> Callable[[Request], Awaitable[None]]:
+        async def take(request: Request) -> None:
+            message: Msg = request._msg
+            if len(self._tasks) >= _MOST_AT_ONCE:
+                await self._refuse(message, RateLimited("too many requests at once", retry_after=1))
+                return
+            self._tokens += 1
+            token = str(self._tokens)
+            task = asyncio.create_task(self._serve(unit, message, token))
+            self._tasks.add(task)
+            self._by_token[token] = task
+            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(lambda _: self._by_token.pop(token, None))
+
+        return take
+
+    async def _on_control(self, message: Msg) -> None:
+        """The server says that a part found nobody: the caller is gone, so is the reason to go on."""
+        if (message.headers or {}).get("Status") == "503" and (
+            task := self._by_token.get(message.subject.rpartition(".")[2])
+        ):
+            task.cancel()
+
+    async def _serve(self, unit: type[Unit[Any]], message: Msg, token: str) -> None:
+        begun = time.perf_counter()
+        call = Call(request_id="", at=time.time(), node=self._node)
+        headers: dict[str, str] = {}
+        try:
+            call = calls.from_headers(message.headers, node=self._node, default_timeout=unit.spec.timeout)
+            current_call.set(call)
+            command = parse(unit, _body(message))
+            wanted = call.parts or bool(getattr(command, "stream", False))
+            replies = Replies(self._nc, message.reply, f"{self._control}.{token}", wanted)
+            if call.deadline is None or "Aima-Timeout" not in (message.headers or {}):
+                call = msgspec.structs.replace(call, deadline=call.at + _patience(command))
+                current_call.set(call)
+            async with asyncio.timeout((call.deadline or call.at) - time.time()):
+                outcome = await self._handle(command, call, replies)
+            if wanted:
+                headers = replies.final_headers()
+        except AimaError as error:
+            await self._refuse(message, error, call, begun)
+            return
+        except TimeoutError:
+            await self._refuse(message, Timeout(f"{unit.spec.name} took longer than asked"), call, begun)
+            return
+        except asyncio.CancelledError:
+            logger.info("the caller has gone", unit=unit.spec.name)
+            raise
+        except Exception:
+            logger.error("unit broke", unit=unit.spec.name, exc_info=True)
+            await self._refuse(message, InternalError("internal error"), call, begun)
+            return
+        meta = _encode(_meta(call, begun, outcome.version, outcome.position))
+        await self._respond(message, b'{"success":true,"data":%b,"meta":%b}' % (outcome.data, meta), headers)
+
+    async def _refuse(self, message: Msg, error: AimaError, call: Call | None = None, begun: float = 0.0) -> None:
+        call = call or Call(request_id="", at=time.time(), node=self._node)
+        body = {"success": False, "error": error.body(), "meta": _meta(call, begun or time.perf_counter())}
+        text = error.message.replace("\r", " ").replace("\n", " ")
+        await self._respond(
+            message,
+            msgspec.json.encode(body, enc_hook=repr),
+            {
+                ERROR_CODE_HEADER: str(error.status),
+                ERROR_HEADER: text.encode("ascii", "replace").decode(),
+                calls.FINAL: "true",
+            },
+        )
+
+    async def _respond(self, message: Msg, data: bytes, headers: dict[str, str]) -> None:
+        if not message.reply:
+            return
+        try:
+            await self._nc.publish(message.reply, data, headers=headers or None)
+        except nats.errors.MaxPayloadError:
+            await self._refuse(message, PayloadTooLarge("the answer is larger than the bus carries"))
+        except nats.errors.Error as error:
+            logger.warning("reply lost", error=repr(error))
+
+
+_encode = msgspec.json.Encoder(enc_hook=lambda value: value.model_dump(mode="json")).encode
+
+
+def _meta(call: Call, begun: float, version: int | None = None, position: int | None = None) -> _Meta:
+    took = round((time.perf_counter() - begun) * 1000, 3)
+    return _Meta(call.request_id, took, calls.trace_id(call.trace), version, position)
+
+
+def _body(message: Msg) -> bytes:
+    """Return the message's input as JSON; raise for what is too large or not decodable."""
+    data = message.data
+    if len(data) > LARGEST_PAYLOAD:
+        raise PayloadTooLarge(
+            f"the input is {len(data)} bytes; at most {LARGEST_PAYLOAD} are taken",
+            size=len(data),
+            limit=LARGEST_PAYLOAD,
+        )
+    if "msgpack" in (message.headers or {}).get(calls.CONTENT_TYPE, ""):
+        try:
+            return msgspec.json.encode(msgspec.msgpack.decode(data))
+        except (msgspec.MsgspecError, TypeError, RecursionError) as error:
+            raise InvalidRequest("the payload is not msgpack", reason="NOT_DECODABLE") from error
+    if data:
+        try:
+            found = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+        except (msgspec.MsgspecError, RecursionError) as error:
+            raise InvalidRequest(f"the payload is not a JSON object: {error}", reason="NOT_DECODABLE") from None
+        del found
+    return data
+
+
+def _patience(command: Unit[Any]) -> float:
+    """Return the seconds that a call without a deadline of its own may take: its input's timeout counts."""
+    own = getattr(command, "timeout", None)
+    return max(command.spec.timeout, own + 5.0 if isinstance(own, int | float) else 0.0)
+
+
+def encode_view(view: View) -> bytes:
+    """Return a unit's answer as JSON."""
+    return view.model_dump_json().encode()
+
+
+def describe(unit: type[Unit[Any]]) -> dict[str, str]:
+    """Return an endpoint's metadata: all that a door needs to offer the unit. Values are text, as ADR-32 asks."""
+    spec = unit.spec
+    return {
+        "kind": spec.kind,
+        "risk": spec.risk,
+        "description": unit.description(),
+        "input": _encode(unit.model_json_schema()).decode(),
+        "output": _encode(unit.output.model_json_schema(mode="serialization")).decode(),
+        "examples": _encode(spec.examples).decode(),
+        "events": ",".join(event.unit for event in spec.events),
+        "errors": ",".join(dict.fromkeys(error.code for error in spec.errors)),
+        "timeout": f"{spec.timeout:g}",
+    }
