@@ -1,0 +1,60 @@
+"""The engine domain, assembled: read this first.
+
+Engines are data (`manifests/`); what runs of them are instances, each a stream of events. `state.py` says what an
+instance is and what it calls for, `decider.py` what may happen to it, `instances.py` how that is done outside.
+"""
+
+from __future__ import annotations
+
+from aima_core.domain import Domain
+from aima_core.units import Resource
+from services.engine import units as u
+from services.engine.decider import decide
+from services.engine.outside import EngineOutside
+from services.engine.replies import reply
+from services.engine.settings import EngineSettings
+from services.engine.state import State, evolve, todo
+from services.engine.views import TABLES, project
+
+ENGINE = Domain(
+    name="engine",
+    about="Inference engines (llama.cpp, vLLM, SGLang, Ollama, ASR, TTS, ...) and their running processes.",
+    state=State,
+    events=u.EVENTS,
+    commands=(u.InstallEngine, u.StartEngine, u.StopEngine, u.RestartEngine),
+    internal=(
+        u.BeginInstall,
+        u.BeginStart,
+        u.RecordInstalled,
+        u.RecordInstallFailed,
+        u.RecordProgress,
+        u.RecordReady,
+        u.RecordHealth,
+        u.RecordFailed,
+        u.RecordGone,
+    ),
+    queries=(u.GetEngine, u.ListEngines, u.GetFeatures, u.GetLogs),
+    resources=(
+        Resource(
+            uri="asms://engine/{id}",
+            about="An engine and its instances.",
+            query=lambda name: u.GetEngine(name=name or ""),
+            touched=lambda event: [event.name] if hasattr(event, "name") else [],
+        ),
+        Resource(
+            uri="asms://engines/status",
+            about="All engines.",
+            query=lambda _: u.ListEngines(limit=1000),
+            touched=lambda event: [event.unit],
+        ),
+    ),
+    decide=decide,
+    evolve=evolve,
+    todo=todo,
+    reply=reply,
+    tables=TABLES,
+    project=project,
+    outside=EngineOutside,
+    settings=EngineSettings,
+    node_bound=True,
+)

@@ -1,0 +1,178 @@
+"""The life of an instance outside: reserve, start, wait until it answers, watch, end. Each step bears repeating."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from aima_core.domain import Commands, Context
+from aima_core.errors import AimaError, InsufficientResources
+from aima_core.units import Command
+from services.engine import state
+from services.engine import units as u
+from services.engine.http import healthy, served_model
+from services.engine.install import Package
+from services.engine.manifest import explain, render
+from services.engine.manifest_schema import Manifest
+from services.engine.runtimes import Handle, LaunchSpec, Runtime
+from services.resource import units as resource
+
+_LOADING = 0.1  # seconds between looks at an engine that is loading: a small model takes half a second
+_MISSES = 3  # looks in a row that an engine may miss before it counts as unhealthy
+_TAIL = 200  # lines of log in which the reason of a death is looked for
+_SETTLE = 0.5  # seconds in which the slot of a run that has just ended is given back
+
+
+class Instances:
+    """Carries out the effects of instances."""
+
+    def __init__(self, context: Context[state.State], manifests: Mapping[str, Manifest], runtime: Runtime) -> None:
+        self._context = context
+        self._manifests = manifests
+        self._runtime = runtime
+        self._starting: dict[str, asyncio.Task[Handle]] = {}
+
+    async def launch(self, process_id: str) -> Commands:
+        """Bring a start to its end: the engine answers, or it has died and its log says why."""
+        found = self._context.world[f"engine/{process_id}"]
+        start = found.start
+        assert start
+        manifest = self._manifests.get(start.name)
+        if manifest is None:
+            return [_failed(start, f"the manifest of {start.name} is gone", "ENGINE_NOT_FOUND")]
+        try:
+            await self._reserve(start)
+            await self._progress(start, "creating", "memory is reserved", 10)
+            handle = await self._begin(manifest, start)
+        except InsufficientResources as error:
+            return [_failed(start, error.message, error.reason)]
+        except AimaError as error:
+            if error.reason == "LAUNCH_FAILED":
+                return [_failed(start, error.message, error.reason)]
+            raise  # the resource domain is away: asked again until the deadline
+        await self._progress(start, "loading", f"process {handle.pid} is loading the model", 40)
+        return [await self._until_ready(manifest, start, handle)]
+
+    async def watch(self, process_id: str) -> Commands:
+        """Return when the process has died; note meanwhile whether it answers."""
+        found = self._context.world[f"engine/{process_id}"]
+        start = found.start
+        assert start
+        handle = await self._runtime.find(process_id)
+        if handle is None:
+            return [_failed(start, "the process is gone", "DIED")]
+        death = asyncio.create_task(self._runtime.wait(handle))
+        try:
+            manifest = self._manifests.get(start.name)
+            if manifest:
+                await self._look_until(death, manifest, start)
+            exit_code = await death
+        finally:
+            death.cancel()
+        return [self._died(manifest, start, exit_code, "DIED")]
+
+    async def end(self, effect: state.End) -> Commands:
+        """See that the process and all it started are gone."""
+        if begun := self._starting.get(effect.process_id):  # a start called off just now may still bring it to life
+            await asyncio.wait((begun,))
+        handle = await self._runtime.find(effect.process_id)
+        exit_code = await self._runtime.stop(handle, effect.timeout, effect.force) if handle else None
+        return [u.RecordGone(process_id=effect.process_id, run=effect.run, exit_code=exit_code)]
+
+    async def expire(self, effect: state.Expire) -> Commands:
+        """Wait for the deadline of a start."""
+        await asyncio.sleep(max(effect.at - time.time(), 0))
+        return [
+            u.RecordFailed(
+                process_id=effect.process_id,
+                run=effect.run,
+                error="the engine was not ready in time",
+                error_code="TIMEOUT",
+            )
+        ]
+
+    # --- steps ----------------------------------------------------------------------------------------------
+
+    async def _reserve(self, start: u.StartRequested) -> None:
+        """Reserve the memory of this run, in a slot named after it: reserved once, always found."""
+        slot = resource.Allocate(
+            name=f"{start.process_id}-{start.run}",
+            type="inference_native",
+            memory_bytes=start.memory,
+            priority=start.priority,
+        )
+        try:
+            await self._context.peers.call(slot)
+        except InsufficientResources:
+            await asyncio.sleep(_SETTLE)
+            await self._context.peers.call(slot)
+
+    async def _begin(self, manifest: Manifest, start: u.StartRequested) -> Handle:
+        argv, env = render(
+            manifest,
+            python=sys.executable,
+            model_path=start.model_path,
+            model_name=start.model_name,
+            port=start.port,
+            host=start.host,
+            config=start.config,
+            model_type=start.model_type or None,
+        )
+        env = {**Package(self._context.folder, manifest).environment(), **env}
+        # not cut short by a stop: half a start is a process that nobody knows
+        begun = asyncio.create_task(self._runtime.start(LaunchSpec(start.process_id, argv, env)))
+        self._starting[start.process_id] = begun
+        begun.add_done_callback(lambda _: self._starting.pop(start.process_id, None))
+        return await asyncio.shield(begun)
+
+    async def _until_ready(self, manifest: Manifest, start: u.StartRequested, handle: Handle) -> Command[Any]:
+        endpoint = f"http://{start.host}:{start.port}"
+        death = asyncio.create_task(self._runtime.wait(handle))
+        try:
+            while not death.done():
+                if await healthy(endpoint, manifest.health.path, manifest.health.timeout) and not death.done():
+                    return u.RecordReady(
+                        process_id=start.process_id,
+                        run=start.run,
+                        served_model=await served_model(endpoint, start.model_name),
+                        dialect=manifest.dialect,
+                        pid=handle.pid,
+                        pid_started_at=handle.started_at,
+                    )
+                await asyncio.wait((death,), timeout=_LOADING)
+            return self._died(manifest, start, death.result(), "START_FAILED")
+        finally:
+            death.cancel()
+
+    async def _look_until(self, death: asyncio.Task[int | None], manifest: Manifest, start: u.StartRequested) -> None:
+        endpoint = f"http://{start.host}:{start.port}"
+        misses = 0
+        while not (await asyncio.wait((death,), timeout=manifest.health.interval))[0]:
+            misses = 0 if await healthy(endpoint, manifest.health.path, manifest.health.timeout) else misses + 1
+            found = self._context.world.get(f"engine/{start.process_id}")
+            seen: u.Health = "unhealthy" if misses >= _MISSES else "healthy"
+            if found and misses in (0, _MISSES) and seen != found.health and not death.done():
+                await self._context.record(u.RecordHealth(process_id=start.process_id, run=start.run, status=seen))
+
+    async def _progress(self, start: u.StartRequested, phase: u.Phase, message: str, progress: float) -> None:
+        await self._context.record(
+            u.RecordProgress(
+                process_id=start.process_id, run=start.run, phase=phase, message=message, progress=progress
+            )
+        )
+
+    def _died(
+        self, manifest: Manifest | None, start: u.StartRequested, exit_code: int | None, code: str
+    ) -> u.RecordFailed:
+        lines = self._runtime.logs(start.process_id, _TAIL)
+        told = explain(manifest, lines) if manifest else None
+        how = "" if exit_code is None else f" (signal {-exit_code})" if exit_code < 0 else f" (exit code {exit_code})"
+        error_code, message = told or (code, f"the engine's process died{how}")
+        return _failed(start, message, error_code)
+
+
+def _failed(start: u.StartRequested, error: str, code: str) -> u.RecordFailed:
+    return u.RecordFailed(process_id=start.process_id, run=start.run, error=error, error_code=code)

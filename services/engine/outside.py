@@ -1,0 +1,150 @@
+"""Everything of the engine domain that awaits: packages, programs, health, and what a start needs to know."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
+
+from aima_core.call import Call
+from aima_core.domain import Commands, Context, Outside
+from aima_core.errors import AimaError, NotFound
+from aima_core.logs import logger
+from aima_core.units import Command, Query, View
+from services.engine import state, views
+from services.engine import units as u
+from services.engine.install import Package
+from services.engine.instances import Instances
+from services.engine.manifest import load_manifests
+from services.engine.manifest_schema import Manifest
+from services.engine.runtimes.process import ProcessRuntime
+from services.engine.start_facts import prepare_start
+
+_ROTATE = 30.0  # seconds between looks at the size of the logs
+_ENDED = 20  # instances that have ended and are still shown with their engine
+
+
+class EngineOutside(Outside[state.State]):
+    """The engine domain's side of the world."""
+
+    def __init__(self, context: Context[state.State]) -> None:
+        super().__init__(context)
+        folder = context.folder
+        # two AIMAs on one machine have two folders; the same folder is the same AIMA, even if its log was lost
+        owner = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+        self.manifests = load_manifests([folder / "manifests"])
+        self.runtime = ProcessRuntime(folder, owner)
+        self.instances = Instances(context, self.manifests, self.runtime)
+
+    async def open(self) -> None:
+        """End what an earlier run left behind and the log does not know."""
+        known = {found.id for found in self.context.world.values()}
+        for handle in await self.runtime.list():
+            if handle.instance not in known:
+                logger.warning("ending an orphan", process_id=handle.instance, pid=handle.pid)
+                await self.runtime.stop(handle, 5, False)
+
+    async def prepare(self, command: Command[Any], call: Call) -> Command[Any]:
+        """Look up what deciding needs: the manifest, the model, the memory it takes, ports that are free."""
+        match command:
+            case u.StartEngine():
+                return await prepare_start(self.context, self._manifest(command.name), command, call)
+            case u.InstallEngine(name=name, version=version):
+                manifest = self._manifest(name)
+                found = await asyncio.to_thread(self._package(manifest).find)
+                present = found is not None and version in (None, found[1])
+                path, have = found if found else ("", "")
+                return u.BeginInstall(name=name, version=version or "", present=present, path=path, have=have)
+            case u.StopEngine(name=name) | u.RestartEngine(name=name) if name not in self.manifests:
+                if not await self._row(name):
+                    raise NotFound(f"there is no engine or instance {name}", reason="INSTANCE_NOT_FOUND")
+        return command
+
+    async def perform(self, effect: Any) -> Commands:
+        """Do one effect."""
+        match effect:
+            case state.Install(name=name, version=version):
+                return [await self._install(name, version)]
+            case state.Launch(process_id=process_id):
+                return await self.instances.launch(process_id)
+            case state.Watch(process_id=process_id):
+                return await self.instances.watch(process_id)
+            case state.End():
+                return await self.instances.end(effect)
+            case state.Expire():
+                return await self.instances.expire(effect)
+        return await super().perform(effect)
+
+    def background(self) -> Iterable[Callable[[], Coroutine[Any, Any, None]]]:
+        """Keep the logs of the instances short."""
+        return (self._rotate,)
+
+    async def answer(self, query: Query[Any]) -> View:
+        """Answer a query."""
+        match query:
+            case u.GetEngine(name=name):
+                return await self._view(self._manifest(name))
+            case u.ListEngines():
+                found = [await self._view(manifest) for manifest in self.manifests.values()]
+                wanted = [
+                    view
+                    for view in found
+                    if query.type in (None, *view.model_types) and query.status in (None, view.status)
+                ]
+                return u.EngineList(items=wanted[query.offset : query.offset + query.limit], total=len(wanted))
+            case u.GetFeatures(name=name):
+                return u.Features.model_validate(self._manifest(name).features.model_dump())
+            case u.GetLogs(process_id=process_id, tail=tail):
+                if not await self._row(process_id):
+                    raise NotFound(f"there is no instance {process_id}", reason="INSTANCE_NOT_FOUND")
+                return u.Logs(logs=await asyncio.to_thread(self.runtime.logs, process_id, tail))
+        return await super().answer(query)
+
+    # --- packages -------------------------------------------------------------------------------------------
+
+    async def _install(self, name: str, version: str) -> Command[Any]:
+        manifest = self._manifest(name)
+        package = self._package(manifest)
+        try:
+            found = await asyncio.to_thread(package.find)
+            if found is None or version not in ("", found[1]):
+                found = await package.install(version)
+        except AimaError as error:
+            return u.RecordInstallFailed(name=name, error=error.message, error_code=error.reason)
+        return u.RecordInstalled(name=name, version=found[1], path=found[0])
+
+    def _package(self, manifest: Manifest) -> Package:
+        return Package(self.context.folder, manifest)
+
+    # --- looking up -----------------------------------------------------------------------------------------
+
+    def _manifest(self, name: str) -> Manifest:
+        if name not in self.manifests:
+            known = sorted(self.manifests)
+            raise NotFound(
+                f"there is no engine {name}; there are {', '.join(known)}", reason="ENGINE_NOT_FOUND", known=known
+            )
+        return self.manifests[name]
+
+    async def _row(self, process_id: str) -> bool:
+        return bool(await self.context.read.rows("SELECT 1 FROM instances WHERE process_id = ?", (process_id,)))
+
+    async def _view(self, manifest: Manifest) -> u.EngineView:
+        read = self.context.read
+        rows = await read.rows(
+            "SELECT * FROM instances WHERE name = ? AND status NOT IN ('stopped', 'error') UNION ALL SELECT * FROM"
+            " (SELECT * FROM instances WHERE name = ? AND status IN ('stopped', 'error')"
+            " ORDER BY changed_at DESC LIMIT ?)",
+            (manifest.name, manifest.name, _ENDED),
+        )
+        install = await read.rows("SELECT * FROM installs WHERE name = ?", (manifest.name,))
+        found = dict(install[0]) if install else None
+        if found is None and (have := await asyncio.to_thread(self._package(manifest).find)):
+            found = {"status": "installed", "version": have[1]}
+        return views.engine_view(manifest, rows, found)
+
+    async def _rotate(self) -> None:
+        while True:
+            await asyncio.sleep(_ROTATE)
+            await self.runtime.rotate()

