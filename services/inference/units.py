@@ -49,14 +49,23 @@ class RouteRemoved(Event, unit="inference.route_removed", stream="service_id", f
     process_id: str
 
 
+class RouteChanged(Event, unit="inference.route_changed", stream="service_id", frozen=True, kw_only=True):
+    """A replica has begun or ceased to answer its health check; while it does not, no requests go to it."""
+
+    service_id: str
+    process_id: str
+    healthy: bool
+
+
 class RequestStarted(Event, unit="inference.request_started", stream="service_id", frozen=True, kw_only=True):
-    """A request has its replica. `expires_at` in Unix seconds; `holder` is the process that carries it, if it is us."""
+    """A request has its replica. Times in Unix seconds; `holder`: which of our processes carries it."""
 
     request_id: str
     model: str
     type: str
     service_id: str
     process_id: str
+    started_at: float
     expires_at: float
     holder: str = ""
 
@@ -88,7 +97,7 @@ class RequestFailed(Event, unit="inference.request_failed", stream="service_id",
     error_code: str
 
 
-Events = RouteAdded | RouteRemoved | RequestStarted | RequestCompleted | RequestFailed
+Events = RouteAdded | RouteChanged | RouteRemoved | RequestStarted | RequestCompleted | RequestFailed
 EVENTS: tuple[type[Event], ...] = Events.__args__
 _REQUEST_EVENTS = (RequestStarted, RequestCompleted, RequestFailed)
 

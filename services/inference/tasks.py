@@ -1,0 +1,135 @@
+"""What each kind of request asks of an engine. A kind whose `run` is None is served by no engine of ours yet."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+
+from aima_core.errors import ExecutionFailed
+from aima_core.units import Command, View
+from services.inference import openai
+from services.inference import units as u
+from services.inference.decider import Route
+
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Run = Callable[[httpx2.AsyncClient, Route, Any, u.RequestStarted, Send | None], Awaitable[tuple[View, dict[str, int]]]]
+
+_LOCAL = {"model", "stream"}  # fields that are ours to fill in
+
+
+@dataclass(frozen=True)
+class Task:
+    """A kind of request: the types of model that serve it, and how an engine is asked."""
+
+    types: tuple[str, ...]
+    run: Run | None = None
+
+
+async def _chat(
+    http: httpx2.AsyncClient, route: Route, command: u.Chat, lease: u.RequestStarted, send: Send | None
+) -> tuple[View, dict[str, int]]:
+    body = _body(route, command)
+    url = f"{route.endpoint}/v1/chat/completions"
+    text, calls, finish, tokens = "", list[dict[str, Any]](), "", openai.Tokens()
+    if send is None:
+        answer = await openai.ask(http, url, body)
+        choice = _choice(answer)
+        message = choice.message or openai.Delta()
+        text, calls, finish = message.content or "", message.tool_calls or [], choice.finish_reason or ""
+        tokens = answer.usage or tokens
+    else:
+        async with aclosing(openai.stream(http, url, body | _STREAMED)) as chunks:
+            async for chunk in chunks:
+                tokens = chunk.usage or tokens
+                for choice in chunk.choices[:1]:
+                    delta = choice.delta or openai.Delta()
+                    finish = choice.finish_reason or finish
+                    if delta.tool_calls:
+                        openai.merge_tool_calls(calls, delta.tool_calls)
+                        await send({"tool_calls": delta.tool_calls})
+                    if delta.content:
+                        text += delta.content
+                        await send({"content": delta.content})
+    usage = _usage(tokens)
+    view = u.ChatResult(
+        content=text,
+        finish_reason=finish,
+        tool_calls=calls or None,
+        usage=u.Usage(**usage),
+        model=lease.model,
+        id=lease.request_id,
+    )
+    return view, usage
+
+
+async def _complete(
+    http: httpx2.AsyncClient, route: Route, command: u.Complete, _: u.RequestStarted, send: Send | None
+) -> tuple[View, dict[str, int]]:
+    body = _body(route, command)
+    url = f"{route.endpoint}/v1/completions"
+    text, finish, tokens = "", "", openai.Tokens()
+    if send is None:
+        answer = await openai.ask(http, url, body)
+        choice = _choice(answer)
+        text, finish, tokens = choice.text or "", choice.finish_reason or "", answer.usage or tokens
+    else:
+        async with aclosing(openai.stream(http, url, body | _STREAMED)) as chunks:
+            async for chunk in chunks:
+                tokens = chunk.usage or tokens
+                for choice in chunk.choices[:1]:
+                    finish = choice.finish_reason or finish
+                    if choice.text:
+                        text += choice.text
+                        await send({"text": choice.text})
+    usage = _usage(tokens)
+    return u.Completion(text=text, finish_reason=finish, usage=u.Usage(**usage)), usage
+
+
+async def _embed(
+    http: httpx2.AsyncClient, route: Route, command: u.Embed, _: u.RequestStarted, __: Send | None
+) -> tuple[View, dict[str, int]]:
+    answer = await openai.ask(http, f"{route.endpoint}/v1/embeddings", _body(route, command))
+    usage = _usage(answer.usage or openai.Tokens())
+    vectors = sorted(answer.data, key=lambda vector: vector.index)
+    return u.Embeddings(embeddings=[vector.embedding for vector in vectors], usage=u.Usage(**usage)), usage
+
+
+_STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
+
+
+def _body(route: Route, command: Command[Any]) -> dict[str, Any]:
+    """Return the request under the name by which the engine knows its model, with what the caller set and no more."""
+    given = command.model_dump(exclude_unset=True, exclude_none=True, exclude=_LOCAL)
+    return {**given, "model": route.served_model}
+
+
+def _choice(answer: openai.Answer) -> openai.Choice:
+    if not answer.choices:
+        raise ExecutionFailed("the engine answered without a choice", reason="BAD_ANSWER")
+    return answer.choices[0]
+
+
+def _usage(tokens: openai.Tokens) -> dict[str, int]:
+    total = tokens.total_tokens or tokens.prompt_tokens + tokens.completion_tokens
+    return {
+        "prompt_tokens": tokens.prompt_tokens,
+        "completion_tokens": tokens.completion_tokens,
+        "total_tokens": total,
+    }
+
+
+TASKS: Mapping[type[Command[Any]], Task] = {
+    u.Chat: Task(("llm", "vlm"), _chat),
+    u.Complete: Task(("llm", "vlm"), _complete),
+    u.Embed: Task(("embedding",), _embed),
+    u.Transcribe: Task(("asr",)),
+    u.Synthesize: Task(("tts",)),
+    u.GenerateImage: Task(("diffusion",)),
+    u.GenerateVideo: Task(("video_gen",)),
+    u.Rerank: Task(("rerank",)),
+    u.Detect: Task(("detection",)),
+}
