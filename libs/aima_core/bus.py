@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import msgspec
-import nats
 import nats.errors
 from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
@@ -23,7 +22,8 @@ from aima_core.errors import AimaError, InternalError, PayloadTooLarge, Timeout,
 from aima_core.logs import logger
 from aima_core.units import Out, Unit
 
-_CONNECT_TIMEOUT = 2.0  # seconds for one attempt
+_CONNECT_TIMEOUT = 2  # seconds for one attempt
+_RECONNECT = 0.2  # seconds between attempts to come back
 _GRACE = 0.5  # seconds that a caller waits beyond the deadline it sent, so that the callee's own error arrives
 
 _encode = msgspec.json.Encoder().encode
@@ -32,22 +32,29 @@ _encode = msgspec.json.Encoder().encode
 async def connect(url: str, name: str, *, wait: float = 10.0) -> Nats:
     """Connect; keep trying for `wait` seconds, then raise Unavailable. Once connected, reconnect for ever."""
     until = time.monotonic() + wait
+    client = Nats()
+
+    async def disconnected() -> None:
+        if not client.is_closed:
+            logger.warning("the bus is gone; reconnecting")
+
     while True:
         try:
-            return await nats.connect(
+            await client.connect(
                 url,
                 name=name,
                 connect_timeout=_CONNECT_TIMEOUT,
                 allow_reconnect=True,
                 max_reconnect_attempts=-1,
-                reconnect_time_wait=0.2,
+                reconnect_time_wait=_RECONNECT,  # type: ignore[arg-type]  # it takes fractions
                 ping_interval=10,
                 max_outstanding_pings=2,
                 pending_size=32 * 1024 * 1024,
                 error_cb=_on_error,
-                disconnected_cb=_on_disconnect,
+                disconnected_cb=disconnected,
                 reconnected_cb=_on_reconnect,
             )
+            return client
         except (TimeoutError, OSError, nats.errors.Error) as error:
             if time.monotonic() >= until:
                 raise Unavailable(f"no NATS server answers at {url}", reason="NO_NATS", url=url) from error
@@ -56,10 +63,6 @@ async def connect(url: str, name: str, *, wait: float = 10.0) -> Nats:
 
 async def _on_error(error: Exception) -> None:
     logger.debug("bus", error=repr(error))
-
-
-async def _on_disconnect() -> None:
-    logger.warning("the bus is gone; reconnecting")
 
 
 async def _on_reconnect() -> None:

@@ -50,8 +50,9 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     parts: bool = False
 
     def new_id(self, prefix: str, salt: str = "") -> str:
-        """Return an id that is the same whenever this call is decided again: `svc-7f3a09c1`."""
-        digest = hashlib.blake2s(f"{self.request_id}/{salt}".encode(), digest_size=4).hexdigest()
+        """Return an id that is the same whenever this call is decided, or asked with its key, again: `svc-7f3a09c1`."""
+        seed = self.idempotency_key or self.request_id
+        digest = hashlib.blake2s(f"{seed}/{salt}".encode(), digest_size=4).hexdigest()
         return f"{prefix}-{digest}"
 
 

@@ -64,6 +64,8 @@ class Context(Generic[S]):
     read: Reader[S]
     record: Callable[[Command[Any]], Awaitable[Sequence[Recorded]]]
     """Decide one of our own commands; returns when it is committed."""
+    caught_up: Callable[[str], Awaitable[None]]
+    """Return when all that a followed peer had recorded until now is taken in; raise Unavailable if it is away."""
 
 
 class Outside(Generic[S]):
@@ -121,7 +123,9 @@ class Domain(Generic[S]):
     decide: Callable[[World[S], Any, Call], list[Event]]
     evolve: Callable[[S | None, Any], S | None]
     reply: Callable[[World[S], Any, Sequence[Event]], View | None]
-    """The answer of a command, None while it is not settled yet; raises what the command came to instead."""
+    """The answer of a command on the committed world and on the events since it was decided, its own first.
+
+    None while it is not settled yet; raises what the command came to instead."""
     todo: Callable[[S], Iterable[Effect]] = _nothing
     tables: Mapping[str, str] = field(default_factory=dict)
     """Read tables: name to CREATE TABLE statement."""
@@ -138,4 +142,3 @@ class Domain(Generic[S]):
     def units(self) -> tuple[type[Unit[Any]], ...]:
         """Everything that the domain answers on the bus."""
         return (*self.commands, *self.queries)
-

@@ -40,7 +40,8 @@ class Effects(Generic[S]):
 
     async def close(self) -> None:
         """Cancel all of them; the next process starts them anew."""
-        self._runner.listeners.remove(self._on_commit)
+        if self._on_commit in self._runner.listeners:  # not when the start came to nothing
+            self._runner.listeners.remove(self._on_commit)
         tasks = [task for effects in self._running.values() for task in effects.values()]
         for task in tasks:
             task.cancel()
@@ -52,7 +53,11 @@ class Effects(Generic[S]):
             self._adjust(stream, state, causes.get(stream, ""))
 
     def _adjust(self, stream: str, state: S | None, cause: str) -> None:
-        wanted = set(self._domain.todo(state)) if state is not None else set()
+        try:
+            wanted = set(self._domain.todo(state)) if state is not None else set()
+        except Exception:  # a bug that one stream runs into leaves the others alone
+            logger.error("todo broke", stream=stream, exc_info=True)
+            return
         running = self._running.get(stream, {})
         for effect in running.keys() - wanted:
             # an effect that is handing in its result has done its work; one that still works is called off

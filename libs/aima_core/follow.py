@@ -38,6 +38,7 @@ class Follower(Generic[S]):
         self._codec = Codec(domain.follows[peer])
         self._wanted = {event.unit for event in domain.follows[peer]}
         self._wake = asyncio.Event()
+        self._moved = asyncio.Event()
         self._source = ""  # peer and the id of its log: a log that was begun anew is followed from its beginning
 
     async def run(self) -> None:
@@ -55,6 +56,18 @@ class Follower(Generic[S]):
             except AimaError as error:
                 logger.debug("peer not followed right now", peer=self._peer, error=error.message)
                 await asyncio.sleep(_RETRY)
+
+    async def catch_up(self) -> None:
+        """Return when everything that the peer had recorded until now has been taken in.
+
+        For a request that finds nothing where the caller has just been told by the peer that there is something.
+        """
+        answer = await self._client.ask(f"{self._peer}.log", {"limit": 1}, timeout=2)
+        source, position = f"{self._peer}/{answer.data['log']}", answer.data["position"]
+        self._wake.set()
+        while self._runner.cursors.get(source, 0) < position:
+            self._moved.clear()
+            await self._moved.wait()
 
     async def _on_event(self, _: Msg) -> None:
         self._wake.set()
@@ -75,6 +88,7 @@ class Follower(Generic[S]):
                 passed = row["position"]
         if events and events[-1]["position"] != passed:
             await self._runner.advance(self._source, events[-1]["position"])
+        self._moved.set()
         return len(events) == _PAGE
 
     async def _take(self, row: dict[str, Any]) -> None:

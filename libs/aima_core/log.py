@@ -6,6 +6,7 @@ Positions have no gaps; versions count within a stream and have none either.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -13,6 +14,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,19 +115,25 @@ class Codec:
 
     def __init__(self, events: Sequence[type[Event]], upcasters: Mapping[str, Upcaster] | None = None) -> None:
         self.encode = msgspec.json.Encoder().encode
-        self._decoders = {event.unit: msgspec.json.Decoder(event).decode for event in events}
-        self._upcasters = dict(upcasters or {})
+        decoders: dict[str, Callable[[bytes], Event]] = {e.unit: msgspec.json.Decoder(e).decode for e in events}
+        for unit, upcast in (upcasters or {}).items():
+            decoders[unit] = partial(_upcast, upcast)
+        self._decoders = decoders
 
     def decode(self, unit: str, data: bytes) -> Event:
-        """Return the event; raise ExecutionFailed for a type that this release does not know."""
-        if upcast := self._upcasters.get(unit):
-            return upcast(msgspec.json.decode(data))
-        try:
-            return self._decoders[unit](data)
-        except KeyError:
+        """Return the event; raise ExecutionFailed for a type that this release does not know, or for a damaged one."""
+        if (decode := self._decoders.get(unit)) is None:
             raise ExecutionFailed(
                 f"the log holds an event of type {unit}, which this release does not know", reason="UNKNOWN_EVENT"
-            ) from None
+            )
+        try:
+            return decode(data)
+        except msgspec.MsgspecError as error:
+            raise ExecutionFailed(f"an event of type {unit} is damaged: {error}", reason="BAD_EVENT") from error
+
+
+def _upcast(upcast: Upcaster, data: bytes) -> Event:
+    return upcast(msgspec.json.decode(data))
 
 
 class Log:
@@ -146,23 +154,27 @@ class Log:
             folder.mkdir(parents=True, exist_ok=True)
             lock = os.open(folder / "log.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise Unavailable(
-                f"cannot write {folder}: {error.strerror}", reason="NOT_WRITABLE", file=str(folder)
-            ) from error
+            raise _not_writable(folder, error) from error
         try:
             _take(lock, folder)
             file = await Sqlite.open(folder / "log.db")
-            log = cls(file, codec, lock, await file.write(_create), domain)
+            try:
+                log = cls(file, codec, lock, await file.write(_create), domain)
+                log._hash = await file.read(_last_hash)
+            except BaseException:
+                await file.close()
+                raise
         except BaseException:
             os.close(lock)
             raise
-        log._hash = await file.read(_last_hash)
         return log
 
     async def close(self) -> None:
         """Close the file and let go of the lock."""
-        await self.file.close()
-        os.close(self._lock)
+        try:
+            await self.file.close()
+        finally:
+            os.close(self._lock)
 
     def event_id(self, position: int) -> str:
         """Return the id of the event at a position: unique over all logs, and the same on every reading."""
@@ -261,8 +273,10 @@ class Log:
         def walk(connection: sqlite3.Connection) -> int | None:
             tip, expected = _GENESIS, 1
             for *row, data, meta, stored in connection.execute("SELECT * FROM events ORDER BY position"):
-                tip = link(tip, tuple(row), data, meta)
-                if row[0] != expected or tip != stored:
+                if row[0] != expected or not (isinstance(data, bytes) and isinstance(meta, bytes)):
+                    return expected
+                tip = link(tip, row, data, meta)
+                if tip != stored:
                     return expected
                 expected += 1
             return None
@@ -327,5 +341,13 @@ def _take(lock: int, folder: Path) -> None:
         raise Conflict(
             f"{folder} is in use by {holder}", reason="LOG_LOCKED", file=str(folder), holder=holder
         ) from None
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"process {os.getpid()}".encode(), 0)
+    try:
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"process {os.getpid()}".encode(), 0)
+    except OSError as error:
+        raise _not_writable(folder, error) from error
+
+
+def _not_writable(folder: Path, error: OSError) -> Unavailable:
+    reason = "DISK_FULL" if error.errno == errno.ENOSPC else "NOT_WRITABLE"
+    return Unavailable(f"cannot write {folder}: {error.strerror}", reason=reason, file=str(folder))

@@ -55,6 +55,7 @@ class Process(Generic[S]):
             stack.push_async_callback(runner.close)
             nc = await connect(settings.nats.url, f"aima-{domain.name}")
             stack.push_async_callback(nc.close)
+            self._followers = {peer: Follower(nc, domain, peer, runner) for peer in domain.follows}
             self._outside = outside = domain.outside(self._context(Peers(nc, settings.node), log))
             await outside.open()
             stack.push_async_callback(outside.close)
@@ -68,8 +69,12 @@ class Process(Generic[S]):
             await endpoints.open(VERSION)
             effects.start()
             ids = [stream.partition("/")[2] for stream in runner.committed]
-            followers = [Follower(nc, domain, peer, runner).run for peer in domain.follows]
-            for work in (relay.run, lambda: self._resources.run(ids), *followers, *outside.background()):
+            for work in (
+                relay.run,
+                lambda: self._resources.run(ids),
+                *(f.run for f in self._followers.values()),
+                *outside.background(),
+            ):
                 self._tasks.append(asyncio.create_task(_for_ever(work)))
             logger.info("serving", position=runner.position)
             ready()
@@ -94,6 +99,7 @@ class Process(Generic[S]):
             peers=peers,
             read=Reader(log, self._domain),
             record=record,
+            caught_up=lambda peer: self._followers[peer].catch_up(),
         )
 
     def _units(self) -> tuple[type[Unit[Any]], ...]:
@@ -119,12 +125,12 @@ class Process(Generic[S]):
             raise TypeError(unit)
         if isinstance(unit, self._outside.flows):
             return Outcome(await self._flow(unit, call, replies))
+        if call.idempotency_key and not call.dry_run:
+            return await self._once(unit, call, replies)
         command = await self._outside.prepare(unit, call)
         if call.dry_run:
             planned = self._runner.plan(command, call)
             return Outcome(msgspec.json.encode(planned), version=planned.version)
-        if call.idempotency_key:
-            return await self._once(unit, command, call, replies)
         decision = await self._runner.run(command, call)
         data = await self._settle(command, decision.records, decision.streams, replies)
         return Outcome(data, decision.version, decision.position)
@@ -137,25 +143,29 @@ class Process(Generic[S]):
         with self._runner.watch(streams) as news:
             while (view := self._runner.answer(command, events)) is None:
                 for record in await news.get():
+                    events.append(record.event)
                     await replies.send(record.wire())
         return encode_view(view)
 
-    async def _once(self, unit: Command[Any], command: Command[Any], call: Call, replies: Replies) -> Outcome:
+    async def _once(self, unit: Command[Any], call: Call, replies: Replies) -> Outcome:
         """Decide a keyed request at its first coming; give every later one the reply of the first."""
         request, key, runner = _fingerprint(unit), call.idempotency_key, self._runner
         async with runner.keyed(key):
             kept = await runner.log.reply(key)
+            if kept is not None and kept.request != request:
+                raise Conflict("this idempotency key was used for another request", reason="KEY_REUSED", key=key)
+            if kept is not None and kept.reply is not None:
+                # before the world is looked at: what was prepared for the first request may be gone by now
+                return msgspec.json.decode(kept.reply, type=_Kept).outcome()
+            command = await self._outside.prepare(unit, call)
             if kept is None:
                 decision = await runner.run(command, call, request=request)
                 first, last = decision.position - len(decision.records) + 1, decision.position
                 kept = Reply(key, request, first, last)
-        if kept.request != request:
-            raise Conflict("this idempotency key was used for another request", reason="KEY_REUSED", key=key)
-        if kept.reply is not None:
-            return msgspec.json.decode(kept.reply, type=_Kept).outcome()
         records = await runner.log.events(kept.first - 1, until=kept.last, limit=1000)
         streams = tuple(dict.fromkeys(record.stream for record in records))
-        data = await self._settle(command, records, streams, replies)
+        later = [record for stream in streams for record in await runner.log.events(kept.last, stream=stream)]
+        data = await self._settle(command, [*records, *later], streams, replies)
         outcome = Outcome(data, records[-1].version if records else None, kept.last)
         reply = msgspec.json.encode(_Kept(msgspec.Raw(data), outcome.version, outcome.position))
         await runner.keep_reply(Reply(key, request, kept.first, kept.last, reply))

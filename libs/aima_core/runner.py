@@ -28,6 +28,7 @@ from aima_core.units import Command, Event, View
 
 _SNAPSHOT_EVERY = 10_000  # events; replaying that many takes about 20 ms
 _REPLAY_ROWS = 10_000  # rows per hop while replaying: bounds memory, makes the hop itself free
+_ALL = "*"  # no stream has this name: a stream's has a slash
 
 Listener = Callable[[Sequence[Recorded], Mapping[str, Any]], None]
 """Told of every commit: its events, and the states it left (None where a stream has no state any more)."""
@@ -93,9 +94,9 @@ class Runner(Generic[S]):
 
     async def close(self) -> None:
         """Write what is pending and a snapshot; then the log may be closed."""
-        while self._pending.waiting:
-            await asyncio.wait(self._pending.waiting)
         if self._flusher:
+            with contextlib.suppress(Exception):  # who waited for the commit has been told
+                await self._written()
             self._flusher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._flusher
@@ -144,6 +145,9 @@ class Runner(Generic[S]):
         streams, events = self._decide(command, call)
         records, states, statements = self._apply(events, call)
         if not (records or cursor or request):
+            # "it is so already" may rest on events that are still being written: they might come to nothing
+            if self.position != self._committed_position:
+                await self._written()
             return Decision([], streams, self._versions.get(streams[0], 0) if streams else 0, self.position)
         pending = self._pending
         pending.batch.records += records
@@ -183,8 +187,9 @@ class Runner(Generic[S]):
 
     @contextlib.contextmanager
     def watch(self, streams: Sequence[str]) -> Iterator[asyncio.Queue[Sequence[Recorded]]]:
-        """Give a queue of the events that are committed to any of the streams from now on."""
+        """Give a queue of the events that are committed to any of the streams from now on; of all, if none is named."""
         queue: asyncio.Queue[Sequence[Recorded]] = asyncio.Queue()
+        streams = streams or (_ALL,)
         for stream in streams:
             self._watchers.setdefault(stream, set()).add(queue)
         try:
@@ -282,12 +287,15 @@ class Runner(Generic[S]):
                 done.set_result(None)
         by_queue: dict[asyncio.Queue[Sequence[Recorded]], list[Recorded]] = {}
         for record in records:
-            for queue in self._watchers.get(record.stream, ()):
+            for queue in self._watchers.get(record.stream, set()) | self._watchers.get(_ALL, set()):
                 by_queue.setdefault(queue, []).append(record)
         for queue, news in by_queue.items():
             queue.put_nowait(news)
         for listener in self.listeners:
-            listener(records, pending.states)
+            try:
+                listener(records, pending.states)
+            except Exception:  # a bug in one domain function must not end the writer
+                logger.error("a listener broke", exc_info=True)
 
     def _roll_back(self, failed: _Pending[S], error: Exception) -> None:
         later, self._pending = self._pending, _Pending()
@@ -360,7 +368,11 @@ class Runner(Generic[S]):
             for stream, version in self._committed_versions.items()
         ]
         position = self._committed_position
-        await self.log.save_snapshot(self._fold_fingerprint(), position, rows)
+        try:
+            await self.log.save_snapshot(self._fold_fingerprint(), position, rows)
+        except Exception as error:  # it only saves time at the next start; the writer goes on without it
+            logger.warning("no snapshot", error=repr(error))
+            return
         self._snapshot_position = position
 
     def _fold_fingerprint(self) -> str:

@@ -75,16 +75,24 @@ class Settings:
 
 
 def load(
-    sections: Mapping[str, type[Section]], *, path: Path | None = None, environ: Mapping[str, str] | None = None
+    sections: Mapping[str, type[Section]],
+    *,
+    path: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    partial: bool = False,
 ) -> Settings:
-    """Read all settings; `path` is `--config`. Raise ValidationFailed for the first thing that is wrong."""
+    """Read all settings; `path` is `--config`. Raise ValidationFailed for the first thing that is wrong.
+
+    With `partial`, sections that are not among `sections` are somebody else's to check.
+    """
     environ = os.environ if environ is None else environ
     file = _file(path, environ)
     text, table = _read(file)
     known = {**CORE_SECTIONS, **sections}
     merged = _overlay(table, known, environ)
     for key in merged:
-        if key not in known and key not in General.model_fields:
+        foreign = partial and isinstance(merged[key], dict)
+        if key not in known and key not in General.model_fields and not foreign:
             expected = sorted([*General.model_fields, *known])
             raise _fault(file, _line(text, None, key), key, f"unknown; expected one of {', '.join(expected)}")
     general = _check(General, {k: v for k, v in merged.items() if k in General.model_fields}, None, file, text)

@@ -5,6 +5,7 @@ A round trip to aiosqlite's thread costs far more than the SQL in it, so callers
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -28,12 +29,16 @@ class Sqlite:
     @classmethod
     async def open(cls, path: Path) -> Sqlite:
         """Open or create the file; raise Unavailable naming it when it cannot be read or written."""
-        try:
-            writer = await aiosqlite.connect(path, isolation_level=None)
-            await _hop(writer, _prepare_writer)
-            reader = await aiosqlite.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)
-        except sqlite3.Error as error:
-            raise refusal(error, path) from error
+        async with contextlib.AsyncExitStack() as opened:  # a connection left open keeps its thread, and the process
+            try:
+                writer = await aiosqlite.connect(path, isolation_level=None)
+                opened.push_async_callback(writer.close)
+                await _hop(writer, _prepare_writer)
+                address = f"{path.absolute().as_uri()}?mode=ro"  # quoted: a folder's name may hold a # or a ?
+                reader = await aiosqlite.connect(address, uri=True, isolation_level=None)
+            except sqlite3.Error as error:
+                raise refusal(error, path) from error
+            opened.pop_all()
         return cls(path, writer, reader)
 
     async def write(self, function: Callable[[sqlite3.Connection], T]) -> T:
@@ -52,20 +57,26 @@ class Sqlite:
 
         try:
             return await _hop(self._writer, transaction)
-        except sqlite3.OperationalError as error:
+        except sqlite3.Error as error:
+            if _code(error) in _BUGS:
+                raise
             raise refusal(error, self.path) from error
 
     async def read(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """Run `function` on the reading connection; it sees what has been committed."""
         try:
             return await _hop(self._reader, function)
-        except sqlite3.OperationalError as error:
+        except sqlite3.Error as error:
+            if _code(error) in _BUGS:
+                raise
             raise refusal(error, self.path) from error
 
     async def close(self) -> None:
         """Close both connections; the write-ahead log is folded into the file."""
-        await self._reader.close()
-        await self._writer.close()
+        try:
+            await self._reader.close()
+        finally:
+            await self._writer.close()
 
 
 async def _hop(connection: aiosqlite.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
@@ -80,11 +91,22 @@ def _prepare_writer(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA foreign_keys=ON")
 
 
+_BUGS = {None, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_RANGE}
+"""What lies in the SQL or in the values, not in the file: raised as it is, for whoever wrote it."""
+_NOT_WRITABLE = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PERM}
+
+
+def _code(error: sqlite3.Error) -> int | None:
+    """Return SQLite's primary result code; None for what its Python module found by itself."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
+
+
 def refusal(error: sqlite3.Error, path: Path) -> Unavailable | ExecutionFailed:
     """Return what SQLite said as an error that names the file and what a person can do."""
-    text = str(error)
-    if "full" in text:
+    code = _code(error)
+    if code == sqlite3.SQLITE_FULL:
         return Unavailable(f"no space left on the device that holds {path}", reason="DISK_FULL", file=str(path))
-    if "readonly" in text or "unable to open" in text or "disk I/O" in text:
-        return Unavailable(f"cannot write {path}: {text}", reason="NOT_WRITABLE", file=str(path))
-    return ExecutionFailed(f"the log {path} refused: {text}", reason="LOG_FAILED", file=str(path))
+    if code in _NOT_WRITABLE:
+        return Unavailable(f"cannot write {path}: {error}", reason="NOT_WRITABLE", file=str(path))
+    return ExecutionFailed(f"the log {path} refused: {error}", reason="LOG_FAILED", file=str(path))

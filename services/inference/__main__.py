@@ -1,11 +1,7 @@
 """The inference domain as a process of its own: `python -m services.inference`."""
 
-from aima_core import logs
-from aima_core.process import run
-from aima_core.settings import load
+from aima_core.main import main
 from services.inference.domain import INFERENCE
 
 if __name__ == "__main__":
-    settings = load({INFERENCE.name: INFERENCE.settings})
-    logs.set_up(INFERENCE.name, settings.log.level)
-    run(INFERENCE, settings)
+    main(INFERENCE)

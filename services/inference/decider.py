@@ -108,7 +108,12 @@ def _begin(
     choices = [(pool, route) for pool in fit for route in pool.routes if route.healthy]
     if not choices:
         raise EngineNotRunning(
-            f"no running engine serves {model}" + (": its service has no healthy replica" if fit else ""),
+            f"no running engine serves {model}"
+            + (
+                ": its service has no healthy replica"
+                if fit
+                else "; start a service for it (service.create, service.start)"
+            ),
             reason="NO_REPLICA" if fit else "NO_SERVICE",
             model=model,
             services=[pool.service_id for pool in fit],

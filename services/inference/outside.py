@@ -22,6 +22,7 @@ from services.model import units as model
 from services.service import units as service
 
 _LOOK = 1.0  # seconds between looks for leases that have expired
+_CATCH_UP = 2.0  # seconds that a peer gets to say what it knows
 _TRIES = 2  # replicas that a request is tried on, as long as none has answered anything
 
 
@@ -105,13 +106,12 @@ class InferenceOutside(Outside[Pool]):
         )
 
     async def _lease(self, task: Task, command: Any, call: Call, avoid: str) -> tuple[u.RequestStarted, Route]:
+        begin = self._begin(task, command, call, avoid)
         try:
-            records = await self.context.record(self._begin(task, command, call, avoid))
-        except EngineNotRunning as error:
+            records = await self.context.record(begin)
+        except EngineNotRunning:
             await self._known(command.model)
-            raise EngineNotRunning(
-                f"{error.message}; start a service for it (service.create, service.start)", **error.details
-            ) from None
+            records = await self.context.record(begin)
         lease = records[0].event
         assert isinstance(lease, u.RequestStarted)
         pool = self.context.world.get(lease.stream)
@@ -161,11 +161,19 @@ class InferenceOutside(Outside[Pool]):
         )
 
     async def _known(self, name: str) -> None:
-        """Raise NotFound for a name that means no service and no model; a silent model domain knows nothing better."""
+        """Take in what the service domain has said until now; raise NotFound for a name that still means nothing.
+
+        Whoever has just been told that a service runs may ask it at once. A peer that is silent knows nothing better.
+        """
+        if any(pool.serves(name) and pool.routes for pool in self.context.world.values()):
+            return
+        with contextlib.suppress(Unavailable, Timeout, TimeoutError):
+            async with asyncio.timeout(_CATCH_UP):
+                await self.context.caught_up("service")
         if any(pool.serves(name) for pool in self.context.world.values()):
             return
         with contextlib.suppress(Unavailable, Timeout):
-            await self.context.peers.call(model.GetModel(model_id=name), timeout=2)
+            await self.context.peers.call(model.GetModel(model_id=name), timeout=_CATCH_UP)
 
     async def _voices(self, name: str | None) -> u.Voices:
         """Ask one replica of each text-to-speech service for its voices."""

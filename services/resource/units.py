@@ -27,17 +27,24 @@ def slot_of(name: str) -> str:
 
 
 class CapacityChanged(Event, unit="resource.capacity_changed", stream="node", frozen=True, kw_only=True):
-    """The machine has so much. `memory`, `system_reserve` and `storage` in bytes, `accelerators` in number of GPUs."""
+    """The machine has so much. `memory`, `system_reserve` and `storage` in bytes, `accelerators` in number of GPUs.
+
+    `accelerator_ids` names these GPUs, so that hearing of one again counts it once.
+    """
 
     node: str
     memory: int
     system_reserve: int
     storage: int
     accelerators: int
+    accelerator_ids: tuple[str, ...] = ()
 
 
 class Allocated(Event, unit="resource.allocated", stream="slot_id", frozen=True, kw_only=True):
-    """Memory (bytes) and a fraction of an accelerator are somebody's."""
+    """Memory (bytes) and a fraction of an accelerator are somebody's.
+
+    `at` in Unix seconds: of two that could make room, the older one does.
+    """
 
     slot_id: str
     name: str
@@ -46,6 +53,7 @@ class Allocated(Event, unit="resource.allocated", stream="slot_id", frozen=True,
     gpu_fraction: float
     priority: int
     owner: str
+    at: float = 0.0
 
 
 class Released(Event, unit="resource.released", stream="slot_id", frozen=True, kw_only=True):
@@ -168,6 +176,7 @@ class CanAllocate(View):
 class Allocate(
     Command[SlotRef],
     unit="resource.allocate",
+    stream="slot_id",
     errors=(InsufficientResources, Conflict),
     events=(Allocated, Preempted, PressureWarning),
     examples=({"name": "eng-llamacpp-7f3a09c1-1", "type": "inference_native", "memory_bytes": 400_000_000},),
@@ -179,6 +188,11 @@ class Allocate(
     memory_bytes: int = Field(ge=0, description="Bytes.")
     gpu_fraction: float = Field(0, ge=0, le=1, description="Of one accelerator.")
     priority: int = Field(5, ge=0, le=100, description="Slots of lower priority make room when there is none left.")
+
+    @property
+    def slot_id(self) -> str:
+        """The slot's id, which follows from the name."""
+        return slot_of(self.name)
 
 
 class Release(
@@ -206,7 +220,7 @@ class UpdateSlot(
 
     slot_id: SlotId
     memory_limit: int | None = Field(None, ge=0, description="Bytes.")
-    status: SlotStatus | None = Field(None, description="An idle slot may be preempted by any other.")
+    status: SlotStatus | None = Field(None, description="Of the slots of lower priority, an idle one makes room first.")
 
 
 class GetStatus(Query[Status], unit="resource.status"):
@@ -231,3 +245,34 @@ class AskCanAllocate(Query[CanAllocate], unit="resource.can_allocate", examples=
 
     memory_bytes: int = Field(ge=0, description="Bytes.")
     priority: int = Field(5, ge=0, le=100, description="With this priority.")
+
+
+# --- internal: what only the outside knows ------------------------------------------------------------------------
+
+
+class DecideAllocation(Allocate, unit="resource.decide_allocation", stream="slot_id"):
+    """An Allocate with what deciding needs to know of the machine."""
+
+    available: int = Field(ge=0, description="Bytes that the system could give right now.")
+
+
+class RecordCapacity(Command[Success], unit="resource.record_capacity"):
+    """The machine has so much; bytes."""
+
+    memory: int = Field(ge=0)
+    system_reserve: int = Field(ge=0)
+    storage: int = Field(ge=0)
+
+
+class RecordAccelerator(Command[Success], unit="resource.record_accelerator"):
+    """A GPU is there, or is there no more. Those of other nodes are none of our business."""
+
+    node: str
+    device_id: str
+    present: bool
+
+
+class RecordPressure(Command[Success], unit="resource.record_pressure"):
+    """So much memory is in use, percent of the machine's."""
+
+    used_percent: float = Field(ge=0, le=100)

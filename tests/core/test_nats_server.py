@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nats
 import pytest
+
 from aima_core import nats_server
 from aima_core.errors import Unavailable
 from aima_core.nats_server import HOST, NatsServer, free_port, log_tail, start
@@ -173,6 +174,14 @@ print(server.pid, flush=True); time.sleep(60)
         assert alive(pid)
         os.kill(pid, signal.SIGKILL)
     assert until(lambda: not alive(pid))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the parent's death signal is Linux's")
+def test_a_parent_that_is_gone_before_the_kernel_is_asked_is_noticed() -> None:
+    script = f"import sys; sys.path.insert(0, {str(Path(nats_server.__file__).parents[1])!r})\n" + (
+        "import time; from aima_core.nats_server import end_with_parent; end_with_parent(1 << 22, 15); time.sleep(60)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], timeout=20).returncode == -signal.SIGTERM
 
 
 def test_the_tail_of_a_log_is_its_last_lines(tmp_path: Path) -> None:

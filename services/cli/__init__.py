@@ -1,0 +1,1 @@
+"""The command line: a door like the others, and the parent of `aima up`."""

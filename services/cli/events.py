@@ -1,0 +1,111 @@
+"""`aima events`: what has happened, and what happens."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+import nats.errors
+import nats.js.errors
+import typer
+from nats.js.api import ConsumerConfig, DeliverPolicy
+
+from aima_core import call as calls
+from aima_core.bus import Client
+from aima_core.errors import ValidationFailed
+from aima_core.relay import STREAM
+from services.cli import asking
+from services.cli.options import Config, Output
+from services.cli.show import Format, document, out
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_BATCH = 256
+
+
+def events(
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with what happens from now on.")] = False,
+    since: Annotated[str, typer.Option("--since", help="A time, or how long ago: 90s, 10m, 2h, 1d.")] = "",
+    kind: Annotated[
+        str, typer.Option("--type", help="Only this type or domain: service, service.started, model.pull_*.")
+    ] = "",
+    output: Output = Format.TABLE,
+    config: Config = None,
+) -> None:
+    """Show the events of all domains, oldest first; with --follow and json, one document a line."""
+    begin = _since(since)
+    found = asyncio.run(_events(follow, begin, kind, output, config))
+    if not follow and output is not Format.TABLE:
+        document(found, output)
+
+
+async def _events(follow: bool, begin: float | None, kind: str, output: Format, config: Any) -> list[Any]:
+    pattern = re.compile(re.escape(kind).replace(r"\*", ".*") + (r"(\..*)?" if "." not in kind else "") + "$")
+    kept = []
+    async with asking.bus(config) as client:
+        async for event in stream(client, begin, follow):
+            if kind and not pattern.match(event["type"]):
+                continue
+            if output is Format.TABLE:
+                _line(event)
+            elif follow:
+                print(json.dumps(event) if output is Format.JSON else f"---\n{json.dumps(event)}", flush=True)  # noqa: T201
+            else:
+                kept.append(event)
+    return kept
+
+
+async def stream(client: Client, begin: float | None, follow: bool) -> AsyncIterator[dict[str, Any]]:
+    """Yield the events since a time (Unix seconds, None: the beginning), and with `follow` those to come."""
+    js = client.nc.jetstream()
+    policy = DeliverPolicy.ALL if begin is None else DeliverPolicy.BY_START_TIME
+    start = None if begin is None else calls.timestamp(begin)
+    try:
+        consumer = await js.pull_subscribe(
+            "aima.events.>",
+            stream=STREAM,
+            config=ConsumerConfig(deliver_policy=policy, opt_start_time=start, inactive_threshold=60),  # type: ignore[arg-type]
+        )
+    except nats.js.errors.NotFoundError:
+        return  # nothing has ever happened
+    left = (await consumer.consumer_info()).num_pending or 0
+    while follow or left > 0:
+        try:
+            messages = await consumer.fetch(_BATCH if follow else min(_BATCH, left), timeout=1)
+        except (TimeoutError, nats.errors.TimeoutError):
+            continue
+        for message in messages:
+            left -= 1
+            await message.ack()
+            yield json.loads(message.data)
+
+
+def _line(event: dict[str, Any]) -> None:
+    data = {key: value for key, value in event["data"].items() if value not in (None, "", [], {})}
+    own = event["stream"].partition("/")[2]
+    rest = " ".join(f"{key}={_short(value)}" for key, value in data.items() if value != own)
+    at = event["recorded_at"][11:23]
+    out.print(f"[dim]{at}[/] [bold]{event['type']:<28}[/] [cyan]{own}[/] ", end="", highlight=False)
+    out.print(rest, markup=False, highlight=False)
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 80 else text[:79] + "…"
+
+
+def _since(text: str) -> float | None:
+    if not text:
+        return None
+    if ago := re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text):
+        return time.time() - float(ago.group(1)) * _UNITS[ago.group(2)]
+    try:
+        return calls.unix(text)
+    except ValueError:
+        raise ValidationFailed(
+            f"--since {text}: expected how long ago, such as 10m, or a time",
+            fields=[{"field": "--since", "expected": "90s, 10m, 2h, 1d, or 2026-01-31T12:00:00Z"}],
+        ) from None

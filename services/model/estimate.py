@@ -1,0 +1,67 @@
+"""How much memory a model needs, from what its header says. Pure; all figures are bytes."""
+
+from __future__ import annotations
+
+import msgspec
+
+from services.model.headers.model_file import ModelFile
+
+MIB = 1 << 20
+PROCESS = 64 * MIB  # an engine's own code and threads, before it has loaded anything
+BATCH = 512  # tokens that llama.cpp evaluates at once (n_ubatch)
+ACTIVATIONS = 16  # buffers of one batch's width that an evaluation holds at once: q, k, v, two of four widths, ...
+UNKNOWN_KV = 0.25  # of the weights per 8192 tokens, when the header has no shape: a 7B model of 32 full heads in f16
+GENERATES = ("llm", "vlm")  # the types that keep a cache between two tokens
+
+MIN_CONTEXT = 2048  # tokens that a conversation needs at the least
+USEFUL_CONTEXT = 8192  # tokens beyond which few requests go
+USEFUL_SLOTS = 4  # requests at once
+
+
+class Estimate(msgspec.Struct, frozen=True):
+    """The memory of one engine that serves one model, in bytes."""
+
+    weights: int
+    kv_cache: int
+    overhead: int
+    total: int
+
+
+def estimate(file: ModelFile, context_length: int, slots: int = 1, kv_bytes: float = 2) -> Estimate:
+    """Return the memory for `slots` requests at once of `context_length` tokens each.
+
+    KV cache = slots x context x layers x kv_heads x (key_length + value_length) x kv_bytes: one key and one value
+    vector for each token, layer and head that has its own (Ainslie et al. 2023, "GQA", arXiv:2305.13245; it is
+    what llama.cpp allocates in llama-kv-cache). `kv_bytes` is 2 for f16, 1.0625 for q8_0. Sliding windows are not
+    considered: the figure is an upper bound for models that have them.
+
+    Overhead = the process, and for one batch of 512 tokens the logits (vocabulary, f32) and the activations.
+    """
+    weights = file.size
+    width = file.embedding_length or 0
+    generates = file.type in GENERATES
+    logits = file.vocabulary or 0 if generates else 0
+    overhead = PROCESS + BATCH * 4 * (logits + ACTIVATIONS * width)
+    kv_cache = _kv_cache(file, context_length * slots, kv_bytes) if generates else 0
+    return Estimate(weights, kv_cache, overhead, weights + kv_cache + overhead)
+
+
+def _kv_cache(file: ModelFile, tokens: int, kv_bytes: float) -> int:
+    if file.layers is None or file.kv_heads is None or file.key_length is None or file.value_length is None:
+        return int(file.size * UNKNOWN_KV * tokens / 8192 * kv_bytes / 2)
+    return int(tokens * file.layers * file.kv_heads * (file.key_length + file.value_length) * kv_bytes)
+
+
+def context_within(file: ModelFile, tokens: int) -> int:
+    """Return `tokens`, or the most that the model was trained for when that is less."""
+    return min(file.context_length or tokens, tokens)
+
+
+def memory_min(file: ModelFile) -> int:
+    """Return the bytes to serve one request at a time in a short context (2048 tokens)."""
+    return estimate(file, context_within(file, MIN_CONTEXT)).total
+
+
+def memory_recommended(file: ModelFile) -> int:
+    """Return the bytes to serve four requests at once in a useful context (8192 tokens)."""
+    return estimate(file, context_within(file, USEFUL_CONTEXT), slots=USEFUL_SLOTS).total

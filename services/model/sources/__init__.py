@@ -1,0 +1,18 @@
+"""Where models come from: one file per source, all of them listed here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from services.model.sources.huggingface import HuggingFace
+from services.model.sources.modelscope import ModelScope
+from services.model.sources.ollama import Ollama
+from services.model.sources.package import Package
+from services.model.sources.port import Found, Progress, Pulled, Source
+
+__all__ = ["SOURCES", "Found", "Progress", "Pulled", "Source"]
+
+SOURCES: Mapping[str, Source] = MappingProxyType(
+    {"package": Package(), "huggingface": HuggingFace(), "modelscope": ModelScope(), "ollama": Ollama()}
+)

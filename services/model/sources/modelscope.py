@@ -1,0 +1,123 @@
+"""Models from ModelScope over its HTTP API, or from a server that speaks it (`MODELSCOPE_ENDPOINT`, or a `mirror`).
+
+The addresses are those of its own client (github.com/modelscope/modelscope, modelscope/hub/api.py and
+file_download.py): the list of files, one file of a revision, and the search behind its web page.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+from urllib.parse import urlencode
+
+import httpx2
+import msgspec
+
+from aima_core.errors import AimaError
+from services.model.sources.http import PATIENT, Policy, client, get_json
+from services.model.sources.port import Found, Progress, Pulled, check_address, check_mirror, check_repo, check_tag
+from services.model.sources.repo_files import RepoFile, choose, fetch, has_gguf
+
+HUB = "https://www.modelscope.cn"
+REVISION = "master"  # the hub's default branch
+
+
+class _File(msgspec.Struct, rename="pascal"):
+    path: str
+    type: str = "blob"
+    size: int | None = None
+    sha256: str | None = None
+
+
+class _Files(msgspec.Struct, rename="pascal"):
+    files: list[_File]
+
+
+class _Listing(msgspec.Struct, rename="pascal"):
+    data: _Files
+
+
+class _Model(msgspec.Struct, rename="pascal"):
+    path: str = ""
+    """The owner: the hub calls it the path."""
+    name: str = ""
+    license: str | None = None
+    downloads: int | None = None
+
+
+class _About(msgspec.Struct, rename="pascal"):
+    data: _Model
+
+
+class _Models(msgspec.Struct, rename="pascal"):
+    models: list[_Model] | None = None
+
+
+class _Hits(msgspec.Struct, rename="pascal"):
+    model: _Models
+
+
+class _Search(msgspec.Struct, rename="pascal"):
+    data: _Hits
+
+
+@dataclass(frozen=True)
+class ModelScope:
+    """The hub at `endpoint`; without one at `MODELSCOPE_ENDPOINT`, or at the public address."""
+
+    endpoint: str | None = None
+    policy: Policy = PATIENT
+    parts: ClassVar = (2,)
+    searches: ClassVar = True
+
+    def _home(self) -> str:
+        return check_address(self.endpoint or os.environ.get("MODELSCOPE_ENDPOINT") or HUB)
+
+    async def pull(self, repo: str, tag: str | None, into: Path, progress: Progress, mirror: str | None) -> Pulled:
+        """Fetch a repository `owner/name`: see `Source.pull`; `tag` as for Hugging Face."""
+        check_repo(repo, self.parts)
+        check_tag(tag)
+        base = f"{check_mirror(mirror) or self._home()}/api/v1/models/{repo}"
+        async with client(self.policy) as http:
+            revision = REVISION
+            files = await _list(http, base, revision, repo)
+            if tag is not None and not has_gguf(files):
+                revision = tag
+                files = await _list(http, base, revision, repo)
+            chosen = choose(files, tag, repo)
+            license_name = await _license(http, base, repo)
+
+            def url_of(file: RepoFile) -> str:
+                return f"{base}/repo?{urlencode({'Revision': revision, 'FilePath': file.path})}"
+
+            return await fetch(http, chosen, url_of, into, progress, self.policy, {}, license_name)
+
+    async def search(self, query: str, limit: int) -> list[Found]:
+        """Return the models whose name contains the query. Raises as `pull` does."""
+        body = {"PageSize": limit, "PageNumber": 1, "Name": query, "SortBy": "Default"}
+        async with client(self.policy) as http:
+            request = http.build_request("PUT", f"{self._home()}/api/v1/dolphin/models", json=body)
+            answer: _Search = await get_json(http, request, "search", _Search)
+        models = answer.data.model.models or []
+        return [
+            Found("modelscope", f"{model.path}/{model.name}", model.name, downloads=model.downloads)
+            for model in models[:limit]
+        ]
+
+
+async def _list(http: httpx2.AsyncClient, base: str, revision: str, repo: str) -> list[RepoFile]:
+    query = urlencode({"Revision": revision, "Recursive": "true"})
+    request = http.build_request("GET", f"{base}/repo/files?{query}")
+    answer: _Listing = await get_json(http, request, repo, _Listing)
+    return [RepoFile(file.path, file.size, file.sha256 or None) for file in answer.data.files if file.type != "tree"]
+
+
+async def _license(http: httpx2.AsyncClient, base: str, repo: str) -> str | None:
+    """Return the licence; a hub that does not say keeps nobody from pulling."""
+    try:
+        about: _About = await get_json(http, http.build_request("GET", base), repo, _About)
+    except AimaError:
+        return None
+    return about.data.license or None

@@ -1,0 +1,97 @@
+"""Models from an Ollama registry (`OLLAMA_REGISTRY`): a Docker registry v2 whose layers are a GGUF and its papers.
+
+The layers' media types are described in github.com/ollama/ollama, server/internal/manifest/manifest.go.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import httpx2
+import msgspec
+
+from aima_core.errors import AimaError, ExecutionFailed, ValidationFailed
+from services.model.sources.download import Wanted, download
+from services.model.sources.http import PATIENT, Policy, client, get_bytes, get_json
+from services.model.sources.port import (
+    Found,
+    Progress,
+    Pulled,
+    check_address,
+    check_mirror,
+    check_repo,
+    check_tag,
+    paced,
+)
+
+REGISTRY = "https://registry.ollama.ai"
+MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+MODEL, LICENSE = "application/vnd.ollama.image.model", "application/vnd.ollama.image.license"
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+MAX_LICENSE = 1 << 20  # bytes
+
+
+class _Layer(msgspec.Struct, rename="camel"):
+    media_type: str
+    digest: str
+    size: int
+
+
+class _Manifest(msgspec.Struct):
+    layers: list[_Layer]
+
+
+@dataclass(frozen=True)
+class Ollama:
+    """The registry at `endpoint`; without one at `OLLAMA_REGISTRY`, or at the public address."""
+
+    endpoint: str | None = None
+    policy: Policy = PATIENT
+    parts: ClassVar = (1, 2)
+    searches: ClassVar = False
+
+    def _home(self) -> str:
+        return check_address(self.endpoint or os.environ.get("OLLAMA_REGISTRY") or REGISTRY)
+
+    async def pull(self, repo: str, tag: str | None, into: Path, progress: Progress, mirror: str | None) -> Pulled:
+        """Fetch the weights of `name` or `owner/name`: see `Source.pull`. Without a tag it is "latest"."""
+        check_repo(repo, self.parts)
+        tag = check_tag(tag) or "latest"
+        space = repo if "/" in repo else f"library/{repo}"
+        base = f"{check_mirror(mirror) or self._home()}/v2/{space}"
+        async with client(self.policy) as http:
+            request = http.build_request("GET", f"{base}/manifests/{tag}", headers={"Accept": MANIFEST})
+            manifest: _Manifest = await get_json(http, request, f"{repo}:{tag}", _Manifest)
+            layer = next((layer for layer in manifest.layers if layer.media_type == MODEL), None)
+            if layer is None:
+                raise ValidationFailed(f"{repo}:{tag} holds no GGUF", reason="UNSUPPORTED_FORMAT", path=repo)
+            if not DIGEST.fullmatch(layer.digest) or layer.size < 0:
+                raise ExecutionFailed(f"the manifest of {repo}:{tag} makes no sense", reason="BAD_ANSWER")
+            path = into / f"{repo.rsplit('/', 1)[-1]}-{tag}.gguf"
+            sha256 = layer.digest.removeprefix("sha256:")
+            wanted = Wanted(f"{base}/blobs/{layer.digest}", path, sha256, layer.size)
+            await download(http, wanted, paced(progress), self.policy)
+            license_name = await _license(http, base, manifest)
+        return Pulled(path, layer.digest, layer.size, layer.digest, license_name)
+
+    async def search(self, query: str, limit: int) -> list[Found]:  # noqa: ARG002  the registry has no search
+        """Return nothing: the registry's protocol has no search."""
+        return []
+
+
+async def _license(http: httpx2.AsyncClient, base: str, manifest: _Manifest) -> str | None:
+    """Return the first line of the licence's text; a registry without one keeps nobody from pulling."""
+    for layer in manifest.layers:
+        if layer.media_type == LICENSE and DIGEST.fullmatch(layer.digest):
+            try:
+                request = http.build_request("GET", f"{base}/blobs/{layer.digest}")
+                text = await get_bytes(http, request, "the licence", MAX_LICENSE)
+            except AimaError:
+                return None
+            lines = text.decode("utf-8", "replace").split("\n")
+            return next((line.strip()[:100] for line in lines if line.strip()), None)
+    return None

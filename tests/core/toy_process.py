@@ -1,0 +1,16 @@
+"""Run a toy domain as a process of its own: `toy_process.py counter|tally FOLDER URL`. Killed at will by the tests."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from aima_core import logs, process
+from aima_core.testing import settings_for
+
+from tests.core import toy
+
+if __name__ == "__main__":
+    domain = {"counter": toy.COUNTER, "tally": toy.TALLY}[sys.argv[1]]
+    logs.set_up(domain.name, "info")
+    process.run(domain, settings_for(Path(sys.argv[2]), sys.argv[3], domain), lambda: print("ready", flush=True))
