@@ -29,10 +29,20 @@ _GRACE = 0.5  # seconds that a caller waits beyond the deadline it sent, so that
 _encode = msgspec.json.Encoder().encode
 
 
+class _Bus(Nats):
+    """nats-py, whose reading task would end over header bytes that are none, and leave the process deaf."""
+
+    async def _process_headers(self, headers: Any) -> dict[str, str] | None:
+        try:
+            return await super()._process_headers(headers)
+        except (ValueError, IndexError):
+            return {calls.MALFORMED: "true"}
+
+
 async def connect(url: str, name: str, *, wait: float = 10.0) -> Nats:
     """Connect; keep trying for `wait` seconds, then raise Unavailable. Once connected, reconnect for ever."""
     until = time.monotonic() + wait
-    client = Nats()
+    client = _Bus()
 
     async def disconnected() -> None:
         if not client.is_closed:

@@ -6,6 +6,7 @@ Ids and times reach the pure functions from here, so that deciding twice on the 
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 import time
 from collections.abc import Mapping
@@ -29,7 +30,9 @@ PARTS = "Aima-Parts"  # "true": send progress as parts before the reply
 SEQ = "Aima-Seq"
 FINAL = "Aima-Final"
 CONTENT_TYPE = "Content-Type"
+MALFORMED = "Aima-Malformed"  # set by our bus client on a message whose header bytes make no sense
 
+_TRACE = re.compile("[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _LONGEST_KEY = 200  # characters of any id header: keys are stored, so they are bounded
 
 
@@ -84,8 +87,10 @@ def from_headers(headers: Mapping[str, str] | None, *, node: str, default_timeou
     timeout = _number(given, TIMEOUT, default_timeout)
     if not 0 < timeout <= 86_400:
         raise InvalidRequest(f"{TIMEOUT} must be above 0 and at most 86400 seconds", header=TIMEOUT)
+    if MALFORMED in given:
+        raise InvalidRequest("the message's headers cannot be read", reason="NOT_DECODABLE")
     version = given.get(EXPECTED_VERSION)
-    if version is not None and not version.isdecimal():
+    if version is not None and not (version.isdecimal() and len(version) <= 18):  # 64 bits, as SQLite counts
         raise InvalidRequest(f"{EXPECTED_VERSION} must be a whole number", header=EXPECTED_VERSION)
     request_id = given.get(REQUEST_ID) or secrets.token_hex(8)
     trace = given.get(TRACEPARENT, "")
@@ -96,12 +101,12 @@ def from_headers(headers: Mapping[str, str] | None, *, node: str, default_timeou
         correlation_id=given.get(CORRELATION_ID) or request_id,
         causation_id=given.get(CAUSATION_ID, ""),
         principal=given.get(PRINCIPAL, ""),
-        trace=trace if len(trace) == 55 else new_trace(),
+        trace=trace if _TRACE.fullmatch(trace) else new_trace(),
         deadline=now + timeout,
         idempotency_key=given.get(IDEMPOTENCY_KEY, ""),
-        dry_run=given.get(DRY_RUN, "").lower() == "true",
+        dry_run=_flag(given, DRY_RUN),
         expected_version=None if version is None else int(version),
-        parts=given.get(PARTS, "").lower() == "true",
+        parts=_flag(given, PARTS),
     )
 
 
@@ -153,3 +158,10 @@ def _number(given: Mapping[str, str], name: str, default: float) -> float:
         return float(given.get(name) or default)
     except ValueError:
         raise InvalidRequest(f"{name} must be a number of seconds", header=name) from None
+
+
+def _flag(given: Mapping[str, str], name: str) -> bool:
+    value = given.get(name, "").lower()
+    if value not in ("", "true", "false"):  # a dry run that is misspelt must not be a real one
+        raise InvalidRequest(f"{name} must be true or false", header=name)
+    return value == "true"

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from aima_core.errors import NotFound
-from aima_core.units import Query, View
+from aima_core.units import LARGEST, Query, View
 
 
 class LogPage(View):
@@ -28,7 +28,7 @@ class Read(View):
 class LogQuery(Query[LogPage]):
     """Return the domain's events in order, behind a position."""
 
-    after: int = Field(0, ge=0, description="Position behind which to begin.")
+    after: int = Field(0, ge=0, le=LARGEST, description="Position behind which to begin.")
     limit: int = Field(100, ge=1, le=1000, description="At most so many events.")
     stream: str | None = Field(None, description="Only events of this stream, such as service/svc-1.")
 

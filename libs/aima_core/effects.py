@@ -7,7 +7,7 @@ same effects start again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Generic
 
 from aima_core import call as calls
@@ -20,6 +20,7 @@ from aima_core.runner import Runner
 from aima_core.units import Command
 
 _FIRST_RETRY, _LAST_RETRY = 0.2, 10.0  # seconds; doubled after each failure
+_CANCEL_AGAIN = 0.5  # seconds that a task gets to notice that it is cancelled
 
 
 class Effects(Generic[S]):
@@ -43,9 +44,8 @@ class Effects(Generic[S]):
         if self._on_commit in self._runner.listeners:  # not when the start came to nothing
             self._runner.listeners.remove(self._on_commit)
         tasks = [task for effects in self._running.values() for task in effects.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, *self._recording, return_exceptions=True)
+        await end(tasks)
+        await asyncio.gather(*self._recording, return_exceptions=True)
 
     def _on_commit(self, records: Sequence[Recorded], states: Mapping[str, Any]) -> None:
         causes = {record.stream: record.id for record in records}
@@ -93,3 +93,13 @@ class Effects(Generic[S]):
     async def _record(self, outcome: Sequence[Command[Any]], cause: str) -> None:
         for command in outcome:
             await self._runner.run(command, calls.fresh(self._runner.node, cause))
+
+
+async def end(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel the tasks until they have ended: Python 3.11's wait_for, which the bus client uses, can lose one."""
+    left = ended = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=_CANCEL_AGAIN)
+    await asyncio.gather(*ended, return_exceptions=True)  # what they ended with has been logged

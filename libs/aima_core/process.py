@@ -16,8 +16,8 @@ from aima_core.bus import Peers, connect
 from aima_core.call import Call, current_call, fresh
 from aima_core.common import LogPage, LogQuery, Read, ReadQuery, units_of
 from aima_core.domain import Context, Domain, S
-from aima_core.effects import Effects
-from aima_core.errors import AimaError, Conflict
+from aima_core.effects import Effects, end
+from aima_core.errors import AimaError, Conflict, from_body
 from aima_core.follow import Follower
 from aima_core.log import Codec, Log, Recorded, Reply
 from aima_core.logs import logger
@@ -31,6 +31,7 @@ from aima_core.wire import Endpoints, Outcome, Replies, encode_view
 
 _DRAIN = 30.0  # seconds that running requests get when the process is asked to end
 _RESTART = 1.0  # seconds before a background task that failed runs anew
+_WHOLE = 1_000_000  # events: all there are of what one command led to
 _REMEMBERED = 1000  # answers of flows kept in memory for repeated keys: they may hold content, so never on disk
 
 
@@ -107,9 +108,7 @@ class Process(Generic[S]):
         return (*self._domain.units, *units_of(self._domain.name, uri))
 
     async def _end_tasks(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end([*self._tasks, *(task for _, task in self._flow_answers.values())])
 
     # --- one request ----------------------------------------------------------------------------------------
 
@@ -139,10 +138,17 @@ class Process(Generic[S]):
         self, command: Command[Any], records: Sequence[Recorded], streams: Sequence[str], replies: Replies
     ) -> bytes:
         """Return the command's answer once what it set off has come to an end; events on the way are parts."""
-        events = [record.event for record in records]
         with self._runner.watch(streams) as news:
-            while (view := self._runner.answer(command, events)) is None:
-                for record in await news.get():
+            return await self._settled(command, records, news, replies)
+
+    async def _settled(
+        self, command: Command[Any], records: Sequence[Recorded], news: asyncio.Queue[Any], replies: Replies
+    ) -> bytes:
+        events = [record.event for record in records]
+        last = records[-1].position if records else 0
+        while (view := self._runner.answer(command, events)) is None:
+            for record in await news.get():
+                if record.position > last:  # what was read from the log may come as news too
                     events.append(record.event)
                     await replies.send(record.wire())
         return encode_view(view)
@@ -162,14 +168,21 @@ class Process(Generic[S]):
                 decision = await runner.run(command, call, request=request)
                 first, last = decision.position - len(decision.records) + 1, decision.position
                 kept = Reply(key, request, first, last)
-        records = await runner.log.events(kept.first - 1, until=kept.last, limit=1000)
-        streams = tuple(dict.fromkeys(record.stream for record in records))
-        later = [record for stream in streams for record in await runner.log.events(kept.last, stream=stream)]
-        data = await self._settle(command, [*records, *later], streams, replies)
-        outcome = Outcome(data, records[-1].version if records else None, kept.last)
-        reply = msgspec.json.encode(_Kept(msgspec.Raw(data), outcome.version, outcome.position))
-        await runner.keep_reply(Reply(key, request, kept.first, kept.last, reply))
-        return outcome
+        records = await runner.log.events(kept.first - 1, until=kept.last, limit=_WHOLE)
+        own = runner.stream_of(command)
+        streams = tuple(dict.fromkeys([own] if own else []) | dict.fromkeys(record.stream for record in records))
+        version = records[-1].version if records else None
+        with runner.watch(streams) as news:  # before the log is read: nothing falls between the two
+            since = [r for s in streams for r in await runner.log.events(kept.last, stream=s, limit=_WHOLE)]
+            since.sort(key=lambda record: record.position)
+            try:
+                data = await self._settled(command, [*records, *since], news, replies)
+            except AimaError as error:  # what it came to: asked again, it has come to the same
+                final = _Kept(version=version, position=kept.last, error=error.body())
+            else:
+                final = _Kept(version=version, position=kept.last, data=msgspec.Raw(data))
+        await runner.keep_reply(Reply(key, request, kept.first, kept.last, msgspec.json.encode(final)))
+        return final.outcome()
 
     async def _flow(self, command: Command[Any], call: Call, replies: Replies) -> bytes:
         """Run a flow; a repeated key joins the first run or gets its answer, for as long as this process lives."""
@@ -207,11 +220,14 @@ class Process(Generic[S]):
 class _Kept(msgspec.Struct):
     """A reply as it is kept beside its key."""
 
-    data: msgspec.Raw
     version: int | None
     position: int | None
+    data: msgspec.Raw = msgspec.Raw(b"null")
+    error: dict[str, Any] | None = None
 
     def outcome(self) -> Outcome:
+        if self.error is not None:
+            raise from_body(self.error)
         return Outcome(bytes(self.data), self.version, self.position)
 
 

@@ -200,6 +200,11 @@ class Runner(Generic[S]):
                 if not self._watchers[stream]:
                     del self._watchers[stream]
 
+    def stream_of(self, command: Command[Any]) -> str | None:
+        """Return the stream that a command is about; None for one that begins a stream."""
+        field = command.spec.stream
+        return f"{self.domain.name}/{getattr(command, field)}" if field else None
+
     def answer(self, command: Command[Any], events: Sequence[Event]) -> View | None:
         """Return the command's answer on what is committed, None while it is not settled."""
         return self.domain.reply(self.committed, command, events)
@@ -207,8 +212,7 @@ class Runner(Generic[S]):
     # --- deciding -------------------------------------------------------------------------------------------
 
     def _decide(self, command: Command[Any], call: Call) -> tuple[tuple[str, ...], list[Event]]:
-        field = command.spec.stream
-        own = f"{self.domain.name}/{getattr(command, field)}" if field else None
+        own = self.stream_of(command)
         if own is not None:
             self._expect(own, call)
         events = self.domain.decide(self._world, command, call)

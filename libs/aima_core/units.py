@@ -16,6 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from aima_core.errors import AimaError, ValidationFailed
 
 Risk = Literal["low", "medium", "high"]
+LARGEST = 2**63 - 1  # what SQLite holds as an integer: the bound of whatever is stored or compared there
+_MOST_NAMED = 20  # faults of an input that a refusal names
+_LONGEST_NAME = 100  # characters of a field's name in a refusal: the caller chose it
 
 
 class View(BaseModel):
@@ -125,7 +128,7 @@ class Page(BaseModel):
     """What every list query takes beside its own fields."""
 
     limit: int = Field(100, ge=1, le=1000, description="At most so many items.")
-    offset: int = Field(0, ge=0, description="Skip so many items.")
+    offset: int = Field(0, ge=0, le=LARGEST, description="Skip so many items.")
 
 
 class EventMeta(msgspec.StructMeta):
@@ -204,9 +207,10 @@ def parse(unit: type[U], data: bytes | str) -> U:
 
 def refusal(what: str, error: ValidationError) -> ValidationFailed:
     """Return pydantic's findings as our error: field, message, what came. The input itself may be a secret."""
+    faults = error.errors(include_url=False, include_context=False, include_input=False)
     fields = [
-        {"field": ".".join(str(part) for part in fault["loc"]) or "(input)", "expected": fault["msg"]}
-        for fault in error.errors(include_url=False, include_context=False, include_input=False)
+        {"field": ".".join(str(part) for part in fault["loc"])[:_LONGEST_NAME] or "(input)", "expected": fault["msg"]}
+        for fault in faults[:_MOST_NAMED]
     ]
     named = "; ".join(f"{fault['field']}: {fault['expected']}" for fault in fields)
     return ValidationFailed(f"{what}: {named}", fields=fields)

@@ -22,11 +22,21 @@ from nats.micro.service import EndpointConfig, Service, ServiceConfig
 from aima_core import call as calls
 from aima_core.call import Call, current_call
 from aima_core.domain import Domain
-from aima_core.errors import AimaError, InternalError, InvalidRequest, PayloadTooLarge, RateLimited, Timeout
+from aima_core.errors import (
+    AimaError,
+    InternalError,
+    InvalidRequest,
+    PayloadTooLarge,
+    RateLimited,
+    Timeout,
+    Unavailable,
+)
 from aima_core.logs import logger
 from aima_core.units import Unit, View, parse
 
 LARGEST_PAYLOAD = 8 * 1024 * 1024  # bytes; the bus carries twice that, so that refusing is ours to do
+_MOST_FIELDS = 1000  # of an input; each unknown one costs the validator an error of its own
+_LONGEST_HEADER = 500  # characters of the error text in a reply's header; the whole of it is in the body
 _MOST_AT_ONCE = 10_000  # requests under way in one process; beyond it memory, not time, would run out
 
 Handle = Callable[[Unit[Any], Call, "Replies"], Awaitable["Outcome"]]
@@ -85,6 +95,7 @@ class Endpoints:
         self._control = nc.new_inbox()
         self._by_token: dict[str, asyncio.Task[None]] = {}
         self._tokens = 0
+        self._closing = False
 
     async def open(self, version: str) -> None:
         """Subscribe every unit, describe each in its metadata, and answer $SRV.PING, INFO and STATS (ADR-32)."""
@@ -113,6 +124,7 @@ class Endpoints:
                 await self._service.stop()
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=grace)
+            self._closing = True
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
@@ -164,7 +176,7 @@ class Endpoints:
             if call.deadline is None or "Aima-Timeout" not in (message.headers or {}):
                 call = msgspec.structs.replace(call, deadline=call.at + _patience(command))
                 current_call.set(call)
-            async with asyncio.timeout((call.deadline or call.at) - time.time()):
+            async with asyncio.timeout((call.deadline or call.at) - time.time()) as clock:
                 outcome = await self._handle(command, call, replies)
             if wanted:
                 headers = replies.final_headers()
@@ -172,9 +184,17 @@ class Endpoints:
             await self._refuse(message, error, call, begun)
             return
         except TimeoutError:
-            await self._refuse(message, Timeout(f"{unit.spec.name} took longer than asked"), call, begun)
+            late = clock.expired()
+            if not late:
+                logger.error("unit broke", unit=unit.spec.name, exc_info=True)  # a time limit of the domain's own
+            told = Timeout(f"{unit.spec.name} took longer than asked") if late else InternalError("internal error")
+            await self._refuse(message, told, call, begun)
             return
         except asyncio.CancelledError:
+            if self._closing:
+                gone = Unavailable(f"the {self._domain.name} process is ending; ask again", reason="STOPPING")
+                await self._refuse(message, gone, call, begun)
+                raise
             logger.info("the caller has gone", unit=unit.spec.name)
             raise
         except Exception:
@@ -186,11 +206,17 @@ class Endpoints:
 
     async def _refuse(self, message: Msg, error: AimaError, call: Call | None = None, begun: float = 0.0) -> None:
         call = call or Call(request_id="", at=time.time(), node=self._node)
-        body = {"success": False, "error": error.body(), "meta": _meta(call, begun or time.perf_counter())}
-        text = error.message.replace("\r", " ").replace("\n", " ")
+        meta = _meta(call, begun or time.perf_counter())
+        text = error.message.replace("\r", " ").replace("\n", " ")[:_LONGEST_HEADER]
+        try:
+            body = msgspec.json.encode({"success": False, "error": error.body(), "meta": meta}, enc_hook=repr)
+        except (ValueError, OverflowError):  # half a surrogate of a file's name, a number beyond 64 bits
+            logger.error("a refusal cannot be encoded", code=error.code, exc_info=True)
+            bare = {"code": error.code, "message": text.encode("ascii", "replace").decode(), "details": {}}
+            body = msgspec.json.encode({"success": False, "error": bare, "meta": meta})
         await self._respond(
             message,
-            msgspec.json.encode(body, enc_hook=repr),
+            body,
             {
                 ERROR_CODE_HEADER: str(error.status),
                 ERROR_HEADER: text.encode("ascii", "replace").decode(),
@@ -219,24 +245,26 @@ def _meta(call: Call, begun: float, version: int | None = None, position: int | 
 
 def _body(message: Msg) -> bytes:
     """Return the message's input as JSON; raise for what is too large or not decodable."""
-    data = message.data
+    data: bytes = message.data
     if len(data) > LARGEST_PAYLOAD:
         raise PayloadTooLarge(
             f"the input is {len(data)} bytes; at most {LARGEST_PAYLOAD} are taken",
             size=len(data),
             limit=LARGEST_PAYLOAD,
         )
+    if not data:
+        return b"{}"
     if "msgpack" in (message.headers or {}).get(calls.CONTENT_TYPE, ""):
         try:
-            return msgspec.json.encode(msgspec.msgpack.decode(data))
-        except (msgspec.MsgspecError, TypeError, RecursionError) as error:
+            data = msgspec.json.encode(msgspec.msgpack.decode(data))
+        except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
             raise InvalidRequest("the payload is not msgpack", reason="NOT_DECODABLE") from error
-    if data:
-        try:
-            found = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
-        except (msgspec.MsgspecError, RecursionError) as error:
-            raise InvalidRequest(f"the payload is not a JSON object: {error}", reason="NOT_DECODABLE") from None
-        del found
+    try:
+        found = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise InvalidRequest(f"the payload is not a JSON object: {error}", reason="NOT_DECODABLE") from None
+    if len(found) > _MOST_FIELDS:
+        raise InvalidRequest(f"the input has {len(found)} fields; no unit has that many", reason="TOO_MANY_FIELDS")
     return data
 
 

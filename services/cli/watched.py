@@ -13,7 +13,7 @@ from aima_core.errors import AimaError
 
 FIRST_DELAY = 0.2  # seconds: a process that dies once should hardly be missed
 LONGEST_DELAY = 10.0  # seconds: one that cannot live should not keep the machine busy
-LONG_LIFE = 30.0  # seconds after which a death counts as the first one again
+LONG_LIFE = 5.0  # seconds after which a death counts as the first one again: a loop of deaths is quicker than that
 
 State = Literal["starting", "ready", "restarting", "stopping", "stopped"]
 
@@ -59,7 +59,7 @@ class ProcessState:
 
 
 class Backoff:
-    """How long to wait before the next launch: 0.2 s, doubling to 10 s, from the start again after a life of 30 s."""
+    """How long to wait before the next launch: 0.2 s, doubling to 10 s, from the start again after a life of 5 s."""
 
     def __init__(self) -> None:
         self._next = FIRST_DELAY

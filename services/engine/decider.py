@@ -14,6 +14,8 @@ from aima_core.units import Command, Event
 from services.engine import units as u
 from services.engine.state import State
 
+_ABOUT = ("name", "model_id", "model_path")  # what nobody may get another of than was asked for
+
 
 def decide(world: World[State], command: Command[Any], call: Call) -> list[Event]:
     """Return what happens; nothing when it already is as asked, or when the news is of an earlier run."""
@@ -51,7 +53,9 @@ def _install(world: World[State], command: u.BeginInstall) -> list[Event]:
 
 def _begin(world: World[State], command: u.BeginStart, call: Call) -> list[Event]:
     known = world.get(f"engine/{command.process_id}")
-    if known and known.status in ("starting", "running"):
+    if known and known.start and known.status in ("starting", "running"):
+        if other := [field for field in _ABOUT if getattr(known.start, field) != getattr(command, field)]:
+            raise Conflict(f"{known.id} runs with another {', '.join(other)}", reason="ALREADY_EXISTS")
         return []
     if known:
         raise Conflict(f"{known.id} is {known.status}; start it when it is gone", reason="BUSY", process_id=known.id)

@@ -26,7 +26,7 @@ def reply(world: World[State], command: Command[Any], events: Sequence[Event]) -
         case u.BeginStart(process_id=process_id, wait=wait):
             return _started(world.get(f"engine/{process_id}"), process_id, wait, events)
         case u.RestartEngine():
-            return _restarted(world, events)
+            return _restarted(world, command.name, events)
         case u.StopEngine(name=name):
             asked = {event.process_id for event in events if isinstance(event, u.StopRequested)}
             gone = {event.process_id for event in events if isinstance(event, u.EngineStopped)}
@@ -40,20 +40,25 @@ def _installed(state: State | None, events: Sequence[Event]) -> View | None:
     failure = next((event for event in events if isinstance(event, u.InstallFailed)), None)
     if failure:
         raise ExecutionFailed(failure.error, reason=failure.error_code)
+    if state and state.status == "error":  # the install that was under way failed before we could watch it
+        raise ExecutionFailed(state.error, reason=state.error_code)
     if state is None or state.status != "installed":
         return None
     return u.Installed(success=True, path=state.path, version=state.version)
 
 
 def _started(state: State | None, process_id: str, wait: bool, events: Sequence[Event]) -> View | None:
+    stopped = ExecutionFailed(f"{process_id} was stopped while it started", reason="STOPPED", process_id=process_id)
     for event in events:
         match event:
             case u.EngineError(error=error, error_code=code):
-                raise _REFUSALS.get(code, ExecutionFailed)(error, reason=code, process_id=process_id)
+                raise _failure(process_id, error, code)
             case u.StopRequested() | u.EngineStopped():
-                raise ExecutionFailed(f"{process_id} was stopped while it started", reason="STOPPED")
-    if state is None or state.start is None:
-        return None
+                raise stopped
+    if state is None or state.start is None or state.status == "stopping":  # all of it before we could watch
+        raise stopped
+    if state.status == "error":
+        raise _failure(process_id, state.error, state.error_code)
     if wait and state.status == "starting":
         return None
     endpoint = f"http://{state.start.host}:{state.start.port}"
@@ -62,10 +67,17 @@ def _started(state: State | None, process_id: str, wait: bool, events: Sequence[
     )
 
 
-def _restarted(world: World[State], events: Sequence[Event]) -> View | None:
-    again = [number for number, event in enumerate(events) if isinstance(event, u.StartRequested)]
-    if not again:
+def _failure(process_id: str, error: str, code: str) -> AimaError:
+    return _REFUSALS.get(code, ExecutionFailed)(error, reason=code, process_id=process_id)
+
+
+def _restarted(world: World[State], name: str, events: Sequence[Event]) -> View | None:
+    """Return the answer of the start that followed; the events may be those of other instances too."""
+    own = [event for event in events if name in (getattr(event, "process_id", ""), getattr(event, "name", ""))]
+    again = next((event for event in reversed(own) if isinstance(event, u.StartRequested)), None)
+    if again is None:
+        if any(isinstance(event, u.EngineStopped) for event in own):
+            raise ExecutionFailed(f"{name} was stopped for good meanwhile", reason="STOPPED")
         return None
-    start = events[again[-1]]
-    assert isinstance(start, u.StartRequested)
-    return _started(world.get(start.stream), start.process_id, wait=True, events=events[again[-1] :])
+    later = [event for event in events if event.stream == again.stream]
+    return _started(world.get(again.stream), again.process_id, wait=True, events=later[later.index(again) :])

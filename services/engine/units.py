@@ -27,7 +27,12 @@ EngineName = Annotated[
 ]
 ProcessId = Annotated[
     str,
-    Field(pattern=r"^[a-z0-9][a-z0-9-]{0,99}$", description="Id of one instance.", examples=["eng-llamacpp-7f3a09c1"]),
+    Field(
+        pattern=r"^[a-z0-9]+-[a-z0-9-]+$",  # with a dash, which no engine's name has: both name streams and instances
+        max_length=100,
+        description="Id of one instance; has a dash.",
+        examples=["eng-llamacpp-7f3a09c1"],
+    ),
 ]
 Named = Annotated[
     str,

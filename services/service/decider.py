@@ -13,12 +13,16 @@ from aima_core.units import Command, Event
 from services.service import units as u
 from services.service.state import Member, Service
 
-_ABOUT = ("model_id", "engine", "device", "resource_class", "replicas", "persistent", "port", "config")
+_ABOUT = (
+    *("model_id", "engine", "device", "resource_class", "replicas", "persistent", "port", "config"),
+    *("idle_timeout", "autoscale"),
+)
+_LONGEST = 50  # characters of a name, and of what its id keeps of it
 
 
 def id_of(name: str) -> str:
     """Return the id of the service with that name: one name, one service."""
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:50].strip("-")
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:_LONGEST].strip("-")
     return f"svc-{slug}"
 
 
@@ -58,14 +62,17 @@ def _register(world: World[Service], command: u.Register, call: Call) -> list[Ev
             f"{known.id} exists with another {', '.join(other)}", reason="ALREADY_EXISTS", service_id=known.id
         )
     if known:
-        name = call.new_id(name)
-    about = {field: getattr(command, field) for field in (*_ABOUT, "model_name", "model_type", "idle_timeout")}
-    return [u.ServiceCreated(service_id=id_of(name), name=name, autoscale=command.autoscale, **about)]
+        # cut first: an id that lost what tells the two apart would be the other service's
+        name = call.new_id(name[: _LONGEST - len(call.new_id(""))])
+    about = {field: getattr(command, field) for field in (*_ABOUT, "model_name", "model_type")}
+    return [u.ServiceCreated(service_id=id_of(name), name=name, **about)]
 
 
 def _start(service: Service, command: u.BeginStart, call: Call) -> list[Event]:
     match service.status:
         case "created" | "stopped" | "failed":
+            if not command.engine:  # it has come to rest only since the engine would have been chosen
+                raise Conflict(f"{service.id} was just stopping; start it again", reason="STOPPING")
             return [
                 u.StartRequested(
                     service_id=service.id,
@@ -114,7 +121,7 @@ def _replica_news(service: Service, command: Command[Any], call: Call) -> list[E
     """Decide what the engine domain says of one process of ours."""
     process_id = command.process_id  # type: ignore[attr-defined]  # every command that is left has one
     member = service.member(process_id)
-    if member is None or service.status in ("stopping", "failed", "stopped"):
+    if member is None or member.status == "ended" or service.status in ("stopping", "failed", "stopped"):
         return _late_news(service, member, command, process_id)
     match command:
         case u.RecordReplicaProgress(phase=phase, message=message, progress=progress):
@@ -124,8 +131,12 @@ def _replica_news(service: Service, command: Command[Any], call: Call) -> list[E
         case u.RecordReplicaReady() if member.status in ("asked", "starting"):
             return _ready(service, member, command, call)
         case u.RecordReplicaHealth(status=status) if member.status in ("running", "unhealthy"):
-            same = (status == "healthy") == (member.status == "running")
-            return [] if same else [u.ReplicaHealthChanged(**_of(service, member), status=status)]
+            if (status == "healthy") == (member.status == "running"):
+                return []
+            changed = u.ReplicaHealthChanged(**_of(service, member), status=status)
+            others = [m for m in service.members if m.process_id != process_id]
+            answering = [m for m in others if m.answers] + ([member] if status == "healthy" else [])
+            return [changed, *_settle(service, others, [m.endpoint for m in answering], call)]
         case u.RecordReplicaFailed(error=error, error_code=code, ended=ended):
             return _failed(service, member, error, code, call, ended=ended)
         case u.RecordReplicaEnded(reason=reason):

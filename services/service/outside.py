@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from aima_core.call import Call
-from aima_core.domain import Commands, Outside
+from aima_core.domain import Commands, Context, Outside
 from aima_core.errors import (
     AimaError,
     Conflict,
@@ -33,6 +33,10 @@ _ASK = 30.0  # seconds for a request that a peer answers from memory
 
 class ServiceOutside(Outside[state.Service]):
     """The service domain's side of the world."""
+
+    def __init__(self, context: Context[state.Service]) -> None:
+        super().__init__(context)
+        self._asking: dict[str, asyncio.Task[engine.Started]] = {}
 
     async def prepare(self, command: Command[Any], call: Call) -> Command[Any]:
         """Look up the model, and choose the engine."""
@@ -144,8 +148,12 @@ class ServiceOutside(Outside[state.Service]):
             wait=False,
             timeout=min(max(start.deadline - time.time(), 1), 3600),
         )
+        # not cut short by a stop: what is carried out after "it is gone" was recorded would be nobody's
+        asking = asyncio.create_task(self.context.peers.call(asked, timeout=_ASK))
+        self._asking[effect.process_id] = asking
+        asking.add_done_callback(lambda _: self._asking.pop(effect.process_id, None))
         try:
-            await self.context.peers.call(asked, key=effect.process_id, timeout=_ASK)
+            await asyncio.shield(asking)  # asking twice for one process_id starts one
         except (InsufficientResources, EngineNotRunning) as error:
             return [_refused(effect, error)]
         except (Unavailable, Timeout):
@@ -155,9 +163,12 @@ class ServiceOutside(Outside[state.Service]):
         return []
 
     async def _end(self, effect: state.EndReplica) -> Commands:
+        if asking := self._asking.get(effect.process_id):
+            await asyncio.gather(asking, return_exceptions=True)
         asked = engine.StopEngine(name=effect.process_id, force=effect.force, timeout=_STOP_TIMEOUT)
         with contextlib.suppress(NotFound):  # the engine domain has never heard of it
             await self.context.peers.call(asked)
+        await self.context.caught_up("engine")  # or its older news, coming late, would look like a stray
         return [u.RecordReplicaEnded(service_id=effect.service_id, process_id=effect.process_id)]
 
     # --- queries --------------------------------------------------------------------------------------------

@@ -71,14 +71,19 @@ def reply(world: World[Service], command: Command[Any], events: Sequence[Event])
 
 
 def _started(service: Service | None, wait: bool, events: Sequence[Event]) -> View | None:
+    stopped = ExecutionFailed("the service was stopped while it started", reason="STOPPED")
     for event in events:
         match event:
             case u.ServiceFailed(error=error, error_code=code):
                 raise _REFUSALS.get(code, ExecutionFailed)(error, reason=code)
             case u.StopRequested():
-                raise ExecutionFailed("the service was stopped while it started", reason="STOPPED")
+                raise stopped
     if service is None:
         raise ExecutionFailed("the service was deleted", reason="DELETED")
+    if service.status == "failed":  # it has come to that before we could watch
+        raise _REFUSALS.get(service.error_code, ExecutionFailed)(service.error, reason=service.error_code)
+    if service.status not in ("starting", "running", "degraded"):
+        raise stopped
     if service.status == "starting" and wait:
         return None
     asked = any(isinstance(event, u.StartRequested) for event in events)
