@@ -1,0 +1,1 @@
+"""The domains of AIMA, a folder each, and the command line."""

@@ -50,20 +50,21 @@ async def connect(url: str, name: str, *, wait: float = 10.0) -> Nats:
 
     while True:
         try:
-            await client.connect(
-                url,
-                name=name,
-                connect_timeout=_CONNECT_TIMEOUT,
-                allow_reconnect=True,
-                max_reconnect_attempts=-1,
-                reconnect_time_wait=_RECONNECT,  # type: ignore[arg-type]  # it takes fractions
-                ping_interval=10,
-                max_outstanding_pings=2,
-                pending_size=32 * 1024 * 1024,
-                error_cb=_on_error,
-                disconnected_cb=disconnected,
-                reconnected_cb=_on_reconnect,
-            )
+            async with asyncio.timeout(max(until - time.monotonic(), 0.1)):  # told to reconnect for ever, it tries so
+                await client.connect(
+                    url,
+                    name=name,
+                    connect_timeout=_CONNECT_TIMEOUT,
+                    allow_reconnect=True,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=_RECONNECT,  # type: ignore[arg-type]  # it takes fractions
+                    ping_interval=10,
+                    max_outstanding_pings=2,
+                    pending_size=32 * 1024 * 1024,
+                    error_cb=_on_error,
+                    disconnected_cb=disconnected,
+                    reconnected_cb=_on_reconnect,
+                )
             return client
         except (TimeoutError, OSError, nats.errors.Error) as error:
             if time.monotonic() >= until:

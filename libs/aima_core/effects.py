@@ -95,7 +95,7 @@ class Effects(Generic[S]):
             await self._runner.run(command, calls.fresh(self._runner.node, cause))
 
 
-async def end(tasks: Iterable[asyncio.Task[None]]) -> None:
+async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancel the tasks until they have ended: Python 3.11's wait_for, which the bus client uses, can lose one."""
     left = ended = set(tasks)
     while left:

@@ -7,16 +7,18 @@ that a lost message, a restarted server or an emptied stream cannot make a gap (
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any, Generic
 
 import msgspec
+import nats.errors
 from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 
 from aima_core import call as calls
 from aima_core.bus import Client
 from aima_core.domain import Domain, S
-from aima_core.errors import AimaError
+from aima_core.errors import AimaError, PayloadTooLarge
 from aima_core.log import Codec, Meta, Recorded
 from aima_core.logs import logger
 from aima_core.runner import Runner
@@ -39,11 +41,19 @@ class Follower(Generic[S]):
         self._wanted = {event.unit for event in domain.follows[peer]}
         self._wake = asyncio.Event()
         self._moved = asyncio.Event()
+        self._limit = _PAGE
         self._source = ""  # peer and the id of its log: a log that was begun anew is followed from its beginning
 
     async def run(self) -> None:
         """Follow for ever."""
-        await self._nc.subscribe(f"aima.events.{self._peer}.>", cb=self._on_event)
+        subscription = await self._nc.subscribe(f"aima.events.{self._peer}.>", cb=self._on_event)
+        try:
+            await self._follow()
+        finally:  # run anew after a failure, it would otherwise be subscribed twice
+            with contextlib.suppress(nats.errors.Error):
+                await subscription.unsubscribe()
+
+    async def _follow(self) -> None:
         while True:
             try:
                 self._wake.clear()
@@ -53,6 +63,10 @@ class Follower(Generic[S]):
                     await self._wake.wait()
             except TimeoutError:
                 continue
+            except PayloadTooLarge:
+                if self._limit == 1:
+                    raise
+                self._limit //= 2  # events as large as that come in smaller pages
             except AimaError as error:
                 logger.debug("peer not followed right now", peer=self._peer, error=error.message)
                 await asyncio.sleep(_RETRY)
@@ -75,7 +89,7 @@ class Follower(Generic[S]):
     async def _page(self) -> bool:
         """Take in one page of the peer's log; True when there may be more."""
         after = self._runner.cursors.get(self._source, 0)
-        answer = await self._client.ask(f"{self._peer}.log", {"after": after, "limit": _PAGE}, timeout=10)
+        answer = await self._client.ask(f"{self._peer}.log", {"after": after, "limit": self._limit}, timeout=10)
         source = f"{self._peer}/{answer.data['log']}"
         if source != self._source:
             self._source = source
@@ -89,7 +103,7 @@ class Follower(Generic[S]):
         if events and events[-1]["position"] != passed:
             await self._runner.advance(self._source, events[-1]["position"])
         self._moved.set()
-        return len(events) == _PAGE
+        return len(events) == self._limit
 
     async def _take(self, row: dict[str, Any]) -> None:
         record = Recorded(

@@ -69,7 +69,7 @@ class Process(Generic[S]):
             endpoints = Endpoints(nc, domain, self._units(), self._handle, settings.node)
             await endpoints.open(VERSION)
             effects.start()
-            ids = [stream.partition("/")[2] for stream in runner.committed]
+            ids = [stream.partition("/")[2] for stream in runner.streams]
             for work in (
                 relay.run,
                 lambda: self._resources.run(ids),
@@ -214,7 +214,9 @@ class Process(Generic[S]):
     async def _log_page(self, query: LogQuery) -> LogPage:
         log = self._runner.log
         records = await log.events(query.after, limit=query.limit, stream=query.stream)
-        return LogPage(log=log.ident, position=self._runner.position, events=[record.wire() for record in records])
+        return LogPage(
+            log=log.ident, position=self._runner.committed_position, events=[record.wire() for record in records]
+        )
 
 
 class _Kept(msgspec.Struct):

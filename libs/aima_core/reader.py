@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic
 from aima_core.call import unix
 from aima_core.errors import ValidationFailed
 from aima_core.log import Log, Recorded
+from aima_core.units import LARGEST
 
 if TYPE_CHECKING:
     from aima_core.domain import Domain, S
@@ -64,8 +65,8 @@ class Reader(Generic[S]):
     async def state_at(self, stream: str, as_of: str) -> S | None:
         """Fold a stream up to a log position (digits) or a time (RFC 3339); raise ValidationFailed for neither."""
         try:
-            until = int(as_of) if as_of.isdecimal() else await self.log.position_at(unix(as_of))
-        except ValueError:
+            until = min(int(as_of), LARGEST) if as_of.isdecimal() else await self.log.position_at(unix(as_of))
+        except (ValueError, OverflowError):
             raise ValidationFailed(
                 "as_of: expected a log position or an RFC 3339 time",
                 fields=[{"field": "as_of", "expected": "a log position such as 42, or 2026-01-31T12:00:00Z"}],

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,6 +21,7 @@ from nats.js.client import JetStreamContext
 
 from aima_core.log import Log, Recorded
 from aima_core.logs import logger
+from aima_core.units import token
 
 STREAM = "AIMA_EVENTS"
 SUBJECTS = "aima.events.>"
@@ -31,12 +31,11 @@ _RETRY = 0.5  # seconds
 _ACK_TIMEOUT = 5.0  # seconds
 
 _encode = msgspec.json.Encoder().encode
-_TOKEN = re.compile(r"[^A-Za-z0-9_-]")
 
 
 def subject(record: Recorded) -> str:
     """Return the subject of an event; a stream id becomes one token of it."""
-    return f"aima.events.{record.event.unit}.{_TOKEN.sub('_', record.stream.partition('/')[2])}"
+    return f"aima.events.{record.event.unit}.{token(record.stream.partition('/')[2])}"
 
 
 async def ensure_stream(js: JetStreamContext) -> None:

@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import inspect
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Generic
 from weakref import WeakValueDictionary
@@ -199,6 +199,16 @@ class Runner(Generic[S]):
                 self._watchers[stream].discard(queue)
                 if not self._watchers[stream]:
                     del self._watchers[stream]
+
+    @property
+    def committed_position(self) -> int:
+        """Position of the newest event that is in the log; `position` counts those being written too."""
+        return self._committed_position
+
+    @property
+    def streams(self) -> Iterable[str]:
+        """Every stream that ever had an event, also those that have no state any more."""
+        return self._committed_versions
 
     def stream_of(self, command: Command[Any]) -> str | None:
         """Return the stream that a command is about; None for one that begins a stream."""

@@ -7,6 +7,7 @@ its docstring as the description. Discovery, documents, doors and command line a
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
@@ -17,6 +18,8 @@ from aima_core.errors import AimaError, ValidationFailed
 
 Risk = Literal["low", "medium", "high"]
 LARGEST = 2**63 - 1  # what SQLite holds as an integer: the bound of whatever is stored or compared there
+_NOT_IN_A_TOKEN = re.compile(r"[^A-Za-z0-9_-]")
+_LONGEST_TOKEN = 200  # characters; a server cuts the connection over a subject of more than 4096
 _MOST_NAMED = 20  # faults of an input that a refusal names
 _LONGEST_NAME = 100  # characters of a field's name in a refusal: the caller chose it
 
@@ -168,6 +171,11 @@ class Event(msgspec.Struct, metaclass=EventMeta, frozen=True, kw_only=True):
         return f"{self.unit.partition('.')[0]}/{getattr(self, self.stream_field)}"
 
 
+def token(ident: str) -> str:
+    """Return an id as one token of a subject or a key: nothing in it may split, widen or overfill the subject."""
+    return _NOT_IN_A_TOKEN.sub("_", ident)[:_LONGEST_TOKEN] or "_"
+
+
 class Resource(msgspec.Struct, frozen=True, kw_only=True):
     """An address that can be read and watched: `asms://service/{id}`, backed by a query.
 
@@ -191,7 +199,7 @@ class Resource(msgspec.Struct, frozen=True, kw_only=True):
 
     def key(self, ident: str | None) -> str:
         """Return the key in the resource bucket: `asms://device/{id}/info` of gpu-0 is `device.gpu-0.info`."""
-        return self.uri.removeprefix("asms://").replace("{id}", ident or "").replace("/", ".")
+        return self.uri.removeprefix("asms://").replace("{id}", token(ident or "")).replace("/", ".")
 
 
 U = TypeVar("U", bound=Unit[Any])

@@ -21,11 +21,12 @@ from aima_core.domain import Domain, S
 from aima_core.errors import AimaError, NotFound
 from aima_core.log import Recorded
 from aima_core.logs import logger
-from aima_core.units import Query, Resource, View
+from aima_core.units import Query, View
 from aima_core.wire import encode_view
 
 BUCKET = "aima-resources"
 _RETRY = 1.0  # seconds
+_BUS_AWAY = (TimeoutError, nats.errors.Error, nats.js.errors.Error, OSError)
 
 
 class Resources(Generic[S]):
@@ -65,26 +66,31 @@ class Resources(Generic[S]):
             try:
                 bucket = bucket or await _bucket(self._js)
                 while self._dirty:
-                    index, ident = next(iter(self._dirty))
-                    del self._dirty[index, ident]
-                    await self._copy(bucket, self._domain.resources[index], ident)
+                    await self._copy(bucket, *next(iter(self._dirty)))
                 self._wake.clear()
                 await self._wake.wait()
-            except (TimeoutError, nats.errors.Error, nats.js.errors.Error, OSError) as error:
+            except _BUS_AWAY as error:
                 logger.debug("resources wait for JetStream", error=repr(error))
-                self._dirty[index, ident] = None
                 bucket = None
                 await asyncio.sleep(_RETRY)
 
-    async def _copy(self, bucket: KeyValue, resource: Resource, ident: str | None) -> None:
+    async def _copy(self, bucket: KeyValue, index: int, ident: str | None) -> None:
+        resource = self._domain.resources[index]
         key = resource.key(ident)
+        del self._dirty[index, ident]  # first: what is touched while it is read is read again
         try:
             await bucket.put(key, encode_view(await self._answer(resource.query(ident))))
         except NotFound:
             with contextlib.suppress(nats.js.errors.NotFoundError):
+                await bucket.get(key)  # no marker for what was never there
                 await bucket.delete(key)
         except AimaError as error:
             logger.debug("resource not read", key=key, error=error.message)
+        except _BUS_AWAY:
+            self._dirty[index, ident] = None
+            raise
+        except Exception:  # a bug that one address runs into leaves the others alone
+            logger.error("resource broke", key=key, exc_info=True)
 
 
 async def _bucket(js: Any) -> KeyValue:

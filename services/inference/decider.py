@@ -125,9 +125,12 @@ def _begin(
         )
     others = [(pool, route) for pool, route in choices if route.process_id != avoid]
     pool, route = min(others or choices, key=lambda choice: choice[0].outstanding(choice[1].process_id))
+    salt = ""
+    while any(call.new_id("req", salt) in other.requests for other in world.values()):
+        salt += "+"  # the caller chose the id of its request, and has chosen it before
     return [
         u.RequestStarted(
-            request_id=call.new_id("req"),
+            request_id=call.new_id("req", salt),
             model=pool.model_id,
             type=pool.type,
             service_id=pool.service_id,

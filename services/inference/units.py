@@ -468,7 +468,7 @@ class Settle(
     """Say what a lease came to."""
 
     request_id: str = Field(min_length=1, max_length=60, description="Of the lease.")
-    outcome: Outcome
+    outcome: Outcome = Field(description="How it ended.")
     usage: dict[str, Any] | None = Field(None, description="prompt_tokens and completion_tokens.")
     time_to_first_token: float | None = Field(None, ge=0, description="Seconds.")
     error: str | None = Field(None, max_length=500, description="What went wrong; nothing of the content.")

@@ -269,10 +269,10 @@ class CreateModel(
     """Register a model, with its files when `path` is given. Asking again for the same is no error."""
 
     name: ModelName
-    type: ModelType
+    type: ModelType = Field(description="What it is for.")
     source: str | None = Field(None, max_length=200, description="Where it comes from.")
     format: ModelFormat | None = Field(None, description="Format of the weights; default: what the files are.")
-    path: FilePath | None = None
+    path: FilePath | None = Field(None, description="Absolute path of its files; without it, they are to come.")
 
 
 class DeleteModel(

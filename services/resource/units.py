@@ -184,7 +184,7 @@ class Allocate(
     """Reserve memory and a fraction of an accelerator under a name. Asking again for the same is the same slot."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,119}$", description="Whose it is; unique among the slots.")
-    type: SlotType
+    type: SlotType = Field(description="What kind of thing holds it.")
     memory_bytes: int = Field(ge=0, description="Bytes.")
     gpu_fraction: float = Field(0, ge=0, le=1, description="Of one accelerator.")
     priority: int = Field(5, ge=0, le=100, description="Slots of lower priority make room when there is none left.")
@@ -234,8 +234,8 @@ class GetBudget(Query[Budget], unit="resource.budget"):
 class ListAllocations(Query[Allocations], unit="resource.allocations", examples=({}, {"type": "inference_native"})):
     """List the slots."""
 
-    slot_id: SlotId | None = None
-    type: SlotType | None = None
+    slot_id: SlotId | None = Field(None, description="Only this one.")
+    type: SlotType | None = Field(None, description="Only of this type.")
     limit: int = Field(100, ge=1, le=1000, description="At most so many.")
     offset: int = Field(0, ge=0, description="Skip so many.")
 

@@ -38,6 +38,11 @@ class ServiceOutside(Outside[state.Service]):
         super().__init__(context)
         self._asking: dict[str, asyncio.Task[engine.Started]] = {}
 
+    async def close(self) -> None:
+        """Ask no more."""
+        for asking in self._asking.values():
+            asking.cancel()
+
     async def prepare(self, command: Command[Any], call: Call) -> Command[Any]:
         """Look up the model, and choose the engine."""
         match command:
@@ -151,7 +156,7 @@ class ServiceOutside(Outside[state.Service]):
         # not cut short by a stop: what is carried out after "it is gone" was recorded would be nobody's
         asking = asyncio.create_task(self.context.peers.call(asked, timeout=_ASK))
         self._asking[effect.process_id] = asking
-        asking.add_done_callback(lambda _: self._asking.pop(effect.process_id, None))
+        asking.add_done_callback(lambda task: self._answered(effect.process_id, task))
         try:
             await asyncio.shield(asking)  # asking twice for one process_id starts one
         except (InsufficientResources, EngineNotRunning) as error:
@@ -162,9 +167,14 @@ class ServiceOutside(Outside[state.Service]):
             return [_refused(effect, error)]
         return []
 
+    def _answered(self, process_id: str, asking: asyncio.Task[engine.Started]) -> None:
+        self._asking.pop(process_id, None)
+        if not asking.cancelled():
+            asking.exception()  # seen: whoever asked may have been called off
+
     async def _end(self, effect: state.EndReplica) -> Commands:
         if asking := self._asking.get(effect.process_id):
-            await asyncio.gather(asking, return_exceptions=True)
+            await asyncio.wait((asking,))
         asked = engine.StopEngine(name=effect.process_id, force=effect.force, timeout=_STOP_TIMEOUT)
         with contextlib.suppress(NotFound):  # the engine domain has never heard of it
             await self.context.peers.call(asked)

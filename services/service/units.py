@@ -317,7 +317,7 @@ class CreateService(
     port: int | None = Field(None, ge=1024, le=65535, description="Port of the first replica; default: a free one.")
     config: dict[str, Any] = Field({}, description="Options of the engine, before those of the resource class.")
     idle_timeout: float = Field(0, ge=0, le=31_536_000, description="Seconds without a request; 0 = never.")
-    autoscale: Autoscale | None = None
+    autoscale: Autoscale | None = Field(None, description="Bounds within which replicas follow the load.")
 
 
 class DeleteService(

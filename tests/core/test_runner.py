@@ -343,7 +343,9 @@ async def test_a_snapshot_saves_the_replay_until_the_code_changes(tmp_path: Path
         connection.commit()
     async with running(tmp_path) as runner:
         assert runner.committed == {"counter/c1": Counter("c1", total=777)}
-    next_release = rewritten(tmp_path, ("total=counter.total + event.amount)", "total=counter.total + 2 * event.amount)"))
+    next_release = rewritten(
+        tmp_path, ("total=counter.total + event.amount)", "total=counter.total + 2 * event.amount)")
+    )
     async with running(tmp_path, next_release) as runner:
         assert runner.committed["counter/c1"].total == 10
         await runner.run(sys.modules["toy_next"].Add(counter_id="c1"), fresh())
@@ -356,7 +358,8 @@ async def test_read_tables_are_made_anew_when_their_code_changes(tmp_path: Path)
         await add(runner, amount=5)
         assert await table(runner) == [("c1", 5, 1)]
     next_release = rewritten(
-        tmp_path, ("amount = event.amount if isinstance(event, Added)", "amount = -event.amount if isinstance(event, Added)")
+        tmp_path,
+        ("amount = event.amount if isinstance(event, Added)", "amount = -event.amount if isinstance(event, Added)"),
     )
     async with running(tmp_path, next_release) as runner:
         assert await table(runner) == [("c1", -5, 1)]

@@ -267,7 +267,7 @@ BAD_FIELDS: dict[str, tuple[bytes, list[str]]] = {
     "negative": (b'{"counter_id":"c1","amount":-1}', ["amount"]),
     "too large": (b'{"counter_id":"c1","amount":1001}', ["amount"]),
     "a number of 4000 digits": (b'{"counter_id":"c1","amount":%b}' % (b"9" * 4000), ["amount"]),
-    "a number of 9000 digits": (b'{"counter_id":"c1","amount":%b}' % (b"9" * 9000), ["amount"]),
+    "a number of 9000 digits": (b'{"counter_id":"c1","amount":%b}' % (b"9" * 9000), ["(input)"]),
     "a fraction beyond all numbers": (b'{"counter_id":"c1","weight":1e999}', ["weight"]),
     "against the pattern": (b'{"counter_id":"C 1"}', ["counter_id"]),
     "empty": (b'{"counter_id":""}', ["counter_id"]),
@@ -338,11 +338,12 @@ async def test_more_than_the_bus_carries_is_refused_on_the_callers_side(
 
 async def test_a_hundred_thousand_unknown_fields_are_refused_in_short(tmp_path: Path, shared_nats: NatsServer) -> None:
     async with talking(tmp_path, shared_nats) as bare:
-        payload = json.dumps({f"field{n}": n for n in range(100_000)}).encode()
-        reply = await bare.raw("counter.add", payload)
-        assert reply["error"]["code"] == "VALIDATION_ERROR"
-        assert 1 <= len(fields(reply)) <= 50
-        assert len(json.dumps(reply)) < 20_000
+        begun = time.monotonic()
+        reply = await bare.raw("counter.add", json.dumps({f"field{n}": n for n in range(100_000)}).encode())
+        assert time.monotonic() - begun < 1
+        assert reply["error"]["details"] == {"reason": "TOO_MANY_FIELDS"}
+        reply = await bare.raw("counter.add", json.dumps({f"field{n}": n for n in range(900)}).encode())
+        assert fields(reply) == ["counter_id", *[f"field{n}" for n in range(19)]]
 
 
 async def test_a_field_name_of_a_megabyte_is_not_repeated(tmp_path: Path, shared_nats: NatsServer) -> None:
@@ -427,11 +428,13 @@ async def test_no_header_bytes_can_end_a_process(tmp_path: Path, shared_nats: Na
         assert reply["data"] == {"total": 1}
 
 
-async def test_headers_that_cannot_be_read_are_refused_not_left_out(tmp_path: Path, shared_nats: NatsServer) -> None:
+@pytest.mark.parametrize("header", [b"NATS/1.0", b"NATS/1.0 \xff\xff\xff\r\nAima-Dry-Run: true\r\n\r\n"])
+async def test_headers_that_cannot_be_read_are_refused_not_left_out(
+    tmp_path: Path, shared_nats: NatsServer, header: bytes
+) -> None:
     """Or a dry run, a deadline or a key that stands beside them would be left out too."""
     async with talking(tmp_path, shared_nats) as bare:
         inbox, replies = await inboxed(bare)
-        header = b"NATS/1.0\r\nX: \xff\xfe\r\nAima-Dry-Run: true\r\n\r\n"
         await asyncio.to_thread(hpub, shared_nats, header, ADD, inbox.encode())
         reply = json.loads((await replies.next_msg(timeout=3)).data)
         assert reply["error"]["code"] == "INVALID_REQUEST"
@@ -510,7 +513,9 @@ async def test_a_bug_is_an_internal_error_that_shows_nothing_and_its_traceback_i
     async with talking(tmp_path, shared_nats) as bare:
         with caplog.at_level(logging.ERROR, "aima"):
             payload = b'{"secret":"hunter2"}'
-            message = await bare.nc.request("aima.counter.break", payload, headers={"Aima-Request-Id": "r-7"}, timeout=5)
+            message = await bare.nc.request(
+                "aima.counter.break", payload, headers={"Aima-Request-Id": "r-7"}, timeout=5
+            )
         reply = json.loads(message.data)
         assert reply["error"] == {"code": "INTERNAL_ERROR", "message": "internal error", "details": {}}
         assert reply["meta"]["request_id"] == "r-7"
@@ -555,7 +560,10 @@ async def test_a_key_is_not_for_another_request(tmp_path: Path, shared_nats: Nat
     async with talking(tmp_path, shared_nats) as bare:
         key = {"Aima-Idempotency-Key": "k1"}
         await bare.raw("counter.add", ADD, key)
-        for unit, payload in (("counter.add", b'{"counter_id":"c1","amount":6}'), ("counter.drop", b'{"counter_id":"c1"}')):
+        for unit, payload in (
+            ("counter.add", b'{"counter_id":"c1","amount":6}'),
+            ("counter.drop", b'{"counter_id":"c1"}'),
+        ):
             reply = await bare.raw(unit, payload, key)
             assert reply["error"]["code"] == "CONFLICT"
             assert reply["error"]["details"] == {"reason": "KEY_REUSED", "key": "k1"}
@@ -764,14 +772,16 @@ async def test_the_events_on_the_way_of_a_command_that_settles_later_are_its_par
 ) -> None:
     async with talking(tmp_path, shared_nats) as bare:
         inbox, replies = await inboxed(bare)
-        await bare.nc.publish(
-            "aima.counter.grow", b'{"counter_id":"c1"}', reply=inbox, headers={"Aima-Parts": "true"}
-        )
+        await bare.nc.publish("aima.counter.grow", b'{"counter_id":"c1"}', reply=inbox, headers={"Aima-Parts": "true"})
         await until(bare.world)
         await bare.ask("counter.add", counter_id="c1")
         bare.outside("gate")
         messages = [await replies.next_msg(timeout=5) for _ in range(3)]
-        assert [json.loads(message.data).get("type") for message in messages] == ["counter.added", "counter.grown", None]
+        assert [json.loads(message.data).get("type") for message in messages] == [
+            "counter.added",
+            "counter.grown",
+            None,
+        ]
         assert json.loads(messages[-1].data)["data"] == {"total": 101}
         assert [message.headers.get("Aima-Final") for message in messages] == [None, None, "true"]
 

@@ -35,9 +35,10 @@ def verify_started(run: int, checksum: str = "") -> u.VerifyStarted:
 
 
 def created(name: str = ID, path: str = "", source: str = "local", **other: Any) -> u.ModelCreated:
-    about: dict[str, Any] = {"size": 100, "checksum": DIGEST, "facts": FACTS, "format": "gguf"} if path else {}
-    about = {"model_id": ID, "type": "llm", "format": "", "size": 0, "checksum": ""} | about | other
-    return u.ModelCreated(name=name, path=path, source=source, **about)
+    about: dict[str, Any] = {"model_id": ID, "type": "llm", "format": "", "size": 0, "checksum": ""}
+    if path:
+        about |= {"size": 100, "checksum": DIGEST, "facts": FACTS, "format": "gguf"}
+    return u.ModelCreated(name=name, path=path, source=source, **(about | other))
 
 
 COMPLETED = u.PullCompleted(model_id=ID, size=100, checksum=DIGEST, duration=0.0, run=1)

@@ -6,6 +6,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from aima_core.log import Codec, Log, Meta, Recorded
@@ -107,10 +108,11 @@ async def test_rebuilt_tables_and_states_are_those_that_were_live(tmp_path: Path
     await runner.open()
 
     async def everything() -> tuple[Any, Any, Any]:
-        rows = [await log.file.read(lambda c, t=t: c.execute(f"SELECT * FROM {t}").fetchall()) for t in views.TABLES]
-        return rows[0], rows[1], dict(runner.committed)
+        machines = await log.file.read(lambda c: c.execute("SELECT * FROM machines").fetchall())
+        slots = await log.file.read(lambda c: c.execute("SELECT * FROM slots").fetchall())
+        return machines, slots, dict(runner.committed)
 
-    wide = {"type": "docker_container", "gpu_fraction": 0.5, "available": 20 * GB}
+    wide: dict[str, Any] = {"type": "docker_container", "gpu_fraction": 0.5, "available": 20 * GB}
     for command in (
         u.RecordCapacity(memory=11 * GB, system_reserve=GB, storage=100 * GB),
         u.RecordAccelerator(node="test", device_id="test-gpu-0", present=True),
@@ -201,12 +203,8 @@ def test_a_containers_limit_is_all_the_memory_there_is(tmp_path: Path, version: 
 
 @pytest.mark.parametrize(("version", "limit"), [(2, "max"), (1, str(2**63 - 4096))])
 def test_without_a_limit_it_is_the_machines(tmp_path: Path, version: int, limit: str) -> None:
-    import psutil
-
     assert read(tmp_path, group(tmp_path, version, limit, 1, 0)).memory == psutil.virtual_memory().total
 
 
 def test_where_there_are_no_control_groups_it_is_the_machines(tmp_path: Path) -> None:
-    import psutil
-
     assert read(tmp_path, tmp_path).memory == psutil.virtual_memory().total

@@ -1,0 +1,47 @@
+"""The device domain, assembled: read this first, then units.py (what it answers) and decider.py (how it decides)."""
+
+from __future__ import annotations
+
+from aima_core.domain import Domain
+from aima_core.units import Resource
+from services.device import decider, outside, views
+from services.device import units as u
+from services.device.settings import DeviceSettings
+
+DEVICE: Domain[decider.State] = Domain(
+    name="device",
+    about="Hardware of every node - GPUs, CPUs, memory - and its health.",
+    state=decider.State,
+    events=u.EVENTS,
+    commands=(u.Detect, u.SetPowerLimit),
+    internal=(u.RecordDevices, u.RecordHealth, u.RecordAlert, u.RecordPowerLimit),
+    queries=(u.GetInfo, u.GetMetrics, u.GetHealth),
+    resources=(
+        Resource(
+            uri="asms://device/{id}/info",
+            about="What a device is.",
+            query=lambda ident: u.GetInfo(device_id=ident),
+            touched=lambda event: [event.device_id],
+        ),
+        Resource(
+            uri="asms://device/{id}/metrics",
+            about="What a device reads like.",
+            query=lambda ident: u.GetMetrics(device_id=ident),
+            touched=lambda event: [event.device_id],
+        ),
+        Resource(
+            uri="asms://device/{id}/health",
+            about="How a device does.",
+            query=lambda ident: u.GetHealth(device_id=ident),
+            touched=lambda event: [event.device_id],
+        ),
+    ),
+    decide=decider.decide,
+    evolve=decider.evolve,
+    reply=decider.reply,
+    tables=views.TABLES,
+    project=views.project,
+    outside=outside.DeviceOutside,
+    settings=DeviceSettings,
+    node_bound=True,
+)

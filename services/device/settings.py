@@ -1,0 +1,14 @@
+"""The settings of the device domain."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from aima_core.settings import Section
+
+
+class DeviceSettings(Section):
+    """How closely devices are watched."""
+
+    interval: float = Field(2.0, gt=0, le=3600, description="Seconds between two samples of every device.")
+    history: int = Field(300, ge=1, le=100_000, description="Samples that are kept in memory of each device.")

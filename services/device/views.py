@@ -1,0 +1,81 @@
+"""What queries read: one table, kept in the transaction that appends the events, and views made of rows and samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from aima_core.call import timestamp
+from aima_core.log import Recorded, Statement
+from services.device import units as u
+from services.device.drivers import Sample
+
+TABLES = {
+    "devices": """CREATE TABLE devices (id TEXT PRIMARY KEY, name TEXT NOT NULL, vendor TEXT NOT NULL,
+        type TEXT NOT NULL, architecture TEXT NOT NULL, memory INTEGER NOT NULL, node TEXT NOT NULL,
+        capabilities TEXT NOT NULL, cores INTEGER, uuid TEXT, status TEXT NOT NULL, issues TEXT NOT NULL,
+        power_limit REAL)"""
+}
+Row = dict[str, Any]
+
+
+def project(recorded: Recorded) -> Iterable[Statement]:
+    """Yield the SQL that an event means."""
+    event = recorded.event
+    match event:
+        case u.DeviceDetected(device=device):
+            yield (
+                "INSERT INTO devices VALUES (?,?,?,?,?,?,?,?,?,?,'unknown','[]',NULL) ON CONFLICT (id) DO UPDATE SET "
+                "name = excluded.name, vendor = excluded.vendor, type = excluded.type, "
+                "architecture = excluded.architecture, memory = excluded.memory, node = excluded.node, "
+                "capabilities = excluded.capabilities, cores = excluded.cores, uuid = excluded.uuid",
+                (
+                    device.id,
+                    device.name,
+                    device.vendor,
+                    device.type,
+                    device.architecture,
+                    device.memory,
+                    device.node,
+                    _json(device.capabilities),
+                    device.cores,
+                    device.uuid,
+                ),
+            )
+        case u.DeviceRemoved(device_id=device_id):
+            yield "DELETE FROM devices WHERE id = ?", (device_id,)
+        case u.HealthChanged(device_id=device_id, new_status=status, issues=issues):
+            yield "UPDATE devices SET status = ?, issues = ? WHERE id = ?", (status, _json(issues), device_id)
+        case u.PowerLimitSet(device_id=device_id, limit_watts=watts):
+            yield "UPDATE devices SET power_limit = ? WHERE id = ?", (watts, device_id)
+        case u.MetricsAlert():
+            pass  # stays in the log: it tells of a moment, the health of what is
+
+
+def info(row: Row) -> u.Info:
+    """Return what a device is."""
+    shown = {field: row[field] for field in u.Info.model_fields if field != "capabilities"}
+    return u.Info(**shown, capabilities=msgspec.json.decode(row["capabilities"]))
+
+
+def metrics(device_id: str, samples: Sequence[Sample], *, history: bool) -> u.Metrics:
+    """Return the newest of the samples, which are at least one, and all of them when `history` is asked for."""
+    shown = [u.SampleView(**_readings(sample)) for sample in samples] if history else None
+    return u.Metrics(device_id=device_id, **_readings(samples[-1]), history=shown)
+
+
+def _readings(sample: Sample) -> dict[str, Any]:
+    return {
+        "at": timestamp(sample.at),
+        "utilization": sample.utilization,
+        "temperature": sample.temperature,
+        "power": sample.power,
+        "memory_used": sample.memory_used,
+        "memory_total": sample.memory_total,
+    }
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()

@@ -1,0 +1,90 @@
+"""What the documents say is so."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from aima_core.settings import CORE_SECTIONS, General
+from aima_core.units import parse
+from services.cli import domains, unit_docs
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def test_the_unit_reference_is_what_make_docs_writes() -> None:
+    assert (ROOT / "docs" / "units.md").read_text() == "\n".join(unit_docs.pages()).rstrip() + "\n"
+
+
+def test_every_setting_stands_in_the_readme_with_its_variable_and_meaning() -> None:
+    sections = {**CORE_SECTIONS, **{name: domains.load(name).settings for name in domains.names()}}
+    wanted = [("", General), *sections.items()]
+    for section, model in wanted:
+        for key, field in model.model_fields.items():
+            name = f"{section}.{key}" if section else key
+            variable = f"AIMA_{name.replace('.', '_').upper()}"
+            assert f"| `{name}` | `{variable}` |" in README, name
+            assert field.description
+            assert field.description in README, name
+
+
+def test_every_domain_and_unit_stands_in_the_readme() -> None:
+    for name in domains.names():
+        row = next(line for line in README.splitlines() if line.startswith(f"| [{name}]"))
+        generic = ("inference",)  # names its modalities in words
+        for unit in domains.load(name).units:
+            assert name in generic or f"`{unit.spec.action}`" in row, unit.spec.name
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_link_leads_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):
+        assert (document.parent / target).exists(), target
+
+
+def test_every_dependency_has_its_line() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = (ROOT / "docs" / "dependencies.md").read_text()
+    names = [re.split(r"[<>=;\[ ]", text)[0] for text in project["dependencies"]]
+    names += [re.split(r"[<>=;\[ ]", text)[0] for text in project["optional-dependencies"]["dev"]]
+    for name in names:
+        assert name in listed.lower() or name.startswith("types-"), name
+
+
+def test_the_lock_files_name_no_index_and_pin_everything_by_hash() -> None:
+    for file in ("requirements.txt", "requirements-dev.txt"):
+        text = (ROOT / file).read_text()
+        assert "://" not in text
+        assert "--index" not in text
+        assert text.count("==") >= 30
+        for block in re.split(r"\n(?=\S)", text):
+            assert block.startswith("#") or "==" not in block or "--hash=sha256:" in block
+
+
+def test_every_example_of_every_unit_is_valid_input() -> None:
+    import json
+
+    for name in domains.names():
+        for unit in domains.load(name).units:
+            assert unit.spec.examples, unit.spec.name
+            for example in unit.spec.examples:
+                parse(unit, json.dumps(example))
+
+
+def test_every_unit_event_and_field_explains_itself() -> None:
+    for name in domains.names():
+        domain = domains.load(name)
+        for unit in domain.units:
+            assert unit.description(), unit.spec.name
+            properties = unit.model_json_schema().get("properties", {})
+            for field, found in properties.items():
+                said = found.get("description")
+                assert said, f"{unit.spec.name}.{field}"
+        for event in domain.events:
+            assert event.__doc__, event.unit
+            assert event.unit.startswith(f"{name}."), event.unit
