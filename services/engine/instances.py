@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Coroutine, Mapping
+from typing import Any, TypeVar
 
 from aima_core.domain import Commands, Context
 from aima_core.errors import AimaError, InsufficientResources
@@ -25,6 +25,8 @@ _MISSES = 3  # looks in a row that an engine may miss before it counts as unheal
 _TAIL = 200  # lines of log in which the reason of a death is looked for
 _SETTLE = 0.5  # seconds in which the slot of a run that has just ended is given back
 
+T = TypeVar("T")
+
 
 class Instances:
     """Carries out the effects of instances."""
@@ -33,7 +35,7 @@ class Instances:
         self._context = context
         self._manifests = manifests
         self._runtime = runtime
-        self._starting: dict[str, asyncio.Task[Handle]] = {}
+        self._unfinished: dict[str, set[asyncio.Task[Any]]] = {}
 
     async def launch(self, process_id: str) -> Commands:
         """Bring a start to its end: the engine answers, or it has died and its log says why."""
@@ -44,7 +46,7 @@ class Instances:
         if manifest is None:
             return [_failed(start, f"the manifest of {start.name} is gone", "ENGINE_NOT_FOUND")]
         try:
-            await self._reserve(start)
+            await self._whole(start, self._reserve(start))
             await self._progress(start, "creating", "memory is reserved", 10)
             handle = await self._begin(manifest, start)
         except InsufficientResources as error:
@@ -76,8 +78,8 @@ class Instances:
 
     async def end(self, effect: state.End) -> Commands:
         """See that the process and all it started are gone."""
-        if begun := self._starting.get(effect.process_id):  # a start called off just now may still bring it to life
-            await asyncio.wait((begun,))
+        while unfinished := self._unfinished.get(effect.process_id):  # by a start that was called off just now
+            await asyncio.wait(unfinished)
         handle = await self._runtime.find(effect.process_id)
         exit_code = await self._runtime.stop(handle, effect.timeout, effect.force) if handle else None
         return [u.RecordGone(process_id=effect.process_id, run=effect.run, exit_code=exit_code)]
@@ -122,11 +124,23 @@ class Instances:
             model_type=start.model_type or None,
         )
         env = {**Package(self._context.folder, manifest).environment(), **env}
-        # not cut short by a stop: half a start is a process that nobody knows
-        begun = asyncio.create_task(self._runtime.start(LaunchSpec(start.process_id, argv, env)))
-        self._starting[start.process_id] = begun
-        begun.add_done_callback(lambda _: self._starting.pop(start.process_id, None))
-        return await asyncio.shield(begun)
+        return await self._whole(start, self._runtime.start(LaunchSpec(start.process_id, argv, env)))
+
+    async def _whole(self, start: u.StartRequested, step: Coroutine[Any, Any, T]) -> T:
+        """Do a step that a stop must not cut in two: half of it is a slot or a process that nobody gives back."""
+        task = asyncio.create_task(step)
+        unfinished = self._unfinished.setdefault(start.process_id, set())
+        unfinished.add(task)
+        try:
+            return await asyncio.shield(task)
+        finally:
+            task.add_done_callback(lambda _: self._done(start.process_id, task))
+
+    def _done(self, process_id: str, task: asyncio.Task[Any]) -> None:
+        unfinished = self._unfinished.get(process_id, set())
+        unfinished.discard(task)
+        if not unfinished:
+            self._unfinished.pop(process_id, None)
 
     async def _until_ready(self, manifest: Manifest, start: u.StartRequested, handle: Handle) -> Command[Any]:
         endpoint = f"http://{start.host}:{start.port}"
