@@ -95,8 +95,9 @@ def load(
         if key not in known and key not in General.model_fields and not foreign:
             expected = sorted([*General.model_fields, *known])
             raise _fault(file, _line(text, None, key), key, f"unknown; expected one of {', '.join(expected)}")
-    general = _check(General, {k: v for k, v in merged.items() if k in General.model_fields}, None, file, text)
-    checked = {name: _check(model, merged.get(name, {}), name, file, text) for name, model in known.items()}
+    top = {k: v for k, v in merged.items() if k in General.model_fields}
+    general = _check(General, top, None, file, text, environ)
+    checked = {name: _check(model, merged.get(name, {}), name, file, text, environ) for name, model in known.items()}
     data = Path(general.data).expanduser().absolute()
     nats = checked.pop("nats")
     if not nats.url:
@@ -131,7 +132,7 @@ def _read(file: Path) -> tuple[str, dict[str, Any]]:
     try:
         text = file.read_text()
         return text, tomllib.loads(text)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return "", {}
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"{file}: cannot be read: {error}", reason="BAD_CONFIG", file=str(file)) from error
@@ -157,7 +158,9 @@ def _overlay(table: dict[str, Any], known: Mapping[str, type[Section]], environ:
     return merged
 
 
-def _check(model: type[Section], values: Any, section: str | None, file: Path, text: str) -> Any:
+def _check(
+    model: type[Section], values: Any, section: str | None, file: Path, text: str, environ: Mapping[str, str]
+) -> Any:
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -167,6 +170,11 @@ def _check(model: type[Section], values: Any, section: str | None, file: Path, t
         expected = fault["msg"]
         if fault["type"] == "extra_forbidden":
             expected = f"unknown; expected one of {', '.join(model.model_fields)}"
+        variable = f"AIMA_{dotted.replace('.', '_').upper()}"
+        if environ.get(variable):
+            raise ValidationFailed(
+                f"{variable}: {dotted}: {expected}", reason="BAD_CONFIG", key=dotted, expected=expected
+            ) from None
         raise _fault(file, _line(text, section, key), dotted, expected) from None
 
 
@@ -182,10 +190,10 @@ def _line(text: str, section: str | None, key: str) -> int | None:
     current: str | None = None
     for number, line in enumerate(text.splitlines(), 1):
         stripped = line.strip()
-        if header := re.match(r"\[\s*([^\]]+?)\s*\]", stripped):
+        if header := re.match(r"\[+\s*([^\]]+?)\s*\]", stripped):
             current = header.group(1).strip("\"'")
             if section is None and current == key:
                 return number
-        elif current == section and re.match(rf"[\"']?{re.escape(key)}[\"']?\s*[=.]", stripped):
+        elif key and current == section and re.match(rf"[\"']?{re.escape(key)}[\"']?\s*[=.]", stripped):
             return number
-    return None
+    return _line(text, None, section) if section else None  # `section = 5`, `section.key = 5`, an inline table

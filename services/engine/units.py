@@ -333,7 +333,7 @@ class RestartEngine(
     Command[Started],
     unit="engine.restart",
     timeout=360,
-    errors=(NotFound, Conflict),
+    errors=(NotFound, Conflict, InsufficientResources, ExecutionFailed, Timeout),
     events=(EngineStopped, EngineStarted),
     examples=({"name": "eng-llamacpp-7f3a09c1"},),
 ):

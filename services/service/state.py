@@ -125,7 +125,9 @@ def evolve(service: Service | None, event: u.Events) -> Service | None:
     match event:
         case u.StartRequested(run=run, replicas=replicas):
             members = tuple(Member(n, process_of(service.id, run, n)) for n in range(replicas))
-            leaving = service.present()
+            # who runs under one of these ids already is taken for the replica it would be
+            ours = {member.process_id for member in members}
+            leaving = tuple(process_id for process_id in service.present() if process_id not in ours)
             return Service(service.id, service.about, "starting", run, event, members=members, leaving=leaving)
         case u.ReplicaProgress(phase=phase, message=message, progress=progress):
             return _change(

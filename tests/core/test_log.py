@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 import pytest
+
 from aima_core.errors import AimaError, Conflict, ExecutionFailed, Unavailable
 from aima_core.log import Batch, Codec, Log, Meta, Recorded, Reply
 from aima_core.units import Event
-
 from tests.core.toy import COUNTER_EVENTS, Added, Grown
 
 CODEC = Codec(COUNTER_EVENTS)

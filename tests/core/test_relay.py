@@ -11,13 +11,13 @@ from typing import Any
 
 import nats as nats_py
 import pytest
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+from nats.js.errors import NotFoundError
+
 from aima_core.log import Codec, Log
 from aima_core.nats_server import NatsServer
 from aima_core.relay import STREAM, SUBJECTS, subject
 from aima_core.testing import until
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
-from nats.js.errors import NotFoundError
-
 from tests.core.conftest import Bare, Toy, talking
 from tests.core.toy import COUNTER_EVENTS, GrowthAsked
 

@@ -10,6 +10,9 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from aima_core import effects as effects_module
 from aima_core import runner as runner_module
 from aima_core.call import fresh
@@ -20,9 +23,6 @@ from aima_core.log import Batch, Codec, Log, Recorded, Statement
 from aima_core.runner import Runner
 from aima_core.testing import until
 from aima_core.units import Command
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
 from tests.core import toy
 from tests.core.toy import COUNTER, Add, CallOff, Counter, Drop, Grow, RecordGrown
 

@@ -13,13 +13,13 @@ import msgspec
 import nats as nats_py
 import nats.errors
 import pytest
-from aima_core.errors import AimaError, Conflict, ExecutionFailed, NotFound, PayloadTooLarge, Timeout, UnitNotFound
-from aima_core.nats_server import NatsServer
-from aima_core.testing import until
-from aima_core.bus import Client
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from aima_core.bus import Client
+from aima_core.errors import AimaError, Conflict, ExecutionFailed, NotFound, PayloadTooLarge, Timeout, UnitNotFound
+from aima_core.nats_server import NatsServer
+from aima_core.testing import until
 from tests.core.conftest import Bare, talking
 
 ADD = b'{"counter_id":"c1","amount":5}'

@@ -7,10 +7,15 @@ from pathlib import Path
 
 from aima_core import logs, process
 from aima_core.testing import settings_for
-
 from tests.core import toy
+
+
+def _ready() -> None:
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+
 
 if __name__ == "__main__":
     domain = {"counter": toy.COUNTER, "tally": toy.TALLY}[sys.argv[1]]
     logs.set_up(domain.name, "info")
-    process.run(domain, settings_for(Path(sys.argv[2]), sys.argv[3], domain), lambda: print("ready", flush=True))
+    process.run(domain, settings_for(Path(sys.argv[2]), sys.argv[3], domain), _ready)

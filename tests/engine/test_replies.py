@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 
+from aima_core.domain import World
 from aima_core.errors import AimaError, ExecutionFailed, InsufficientResources, Timeout
 from aima_core.testing import Given
 from aima_core.units import Command, Event, Success
 from services.engine import units as u
 from services.engine.domain import ENGINE
 from services.engine.replies import reply
+from services.engine.state import State
 from tests.engine.test_decider import (
     ID,
     INSTALLED,
@@ -131,15 +133,20 @@ ANSWERS: dict[str, tuple[Command[Any], list[Event], list[Event], Any]] = {
 }
 
 
+def answer(world: World[State], command: Command[Any], since: list[Event]) -> Any:
+    try:
+        return reply(world, command, since)
+    except AimaError as error:
+        return f"{type(error).__name__} {error.reason}"
+
+
 @pytest.mark.parametrize(("command", "before", "since", "expected"), ANSWERS.values(), ids=ANSWERS)
 def test_the_answer_is(command: Command[Any], before: list[Event], since: list[Event], expected: Any) -> None:
     world = Given(ENGINE, [*before, *since]).world
-    try:
-        assert reply(world, command, since) == expected
-    except AimaError as error:
-        assert f"{type(error).__name__} {error.reason}" == expected
+    assert answer(world, command, since) == expected
 
 
 @pytest.mark.parametrize("error", [ExecutionFailed, InsufficientResources, Timeout])
 def test_what_a_start_can_come_to_is_declared(error: type[AimaError]) -> None:
     assert error in u.StartEngine.spec.errors
+    assert error in u.RestartEngine.spec.errors

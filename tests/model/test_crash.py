@@ -63,7 +63,7 @@ async def test_a_pull_killed_while_it_downloads_goes_on_by_itself(
 
 
 KILLS = [
-    "before pulling.pull",
+    "before outside.pull",
     "before files.begin",
     "after files.begin",
     "before pulling._look",

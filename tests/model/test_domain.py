@@ -651,6 +651,13 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+@pytest.fixture
+def read_only(disk: Path) -> Path:
+    """A disk that nothing can be written to."""
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    return disk
+
+
 async def test_a_full_disk_is_named_and_nothing_is_half_done(nats: NatsServer, tmp_path: Path, disk: Path) -> None:
     large = tiny_safetensors(tmp_path / "large.safetensors", {"model.layers.0.mlp.up_proj.weight": (1024, 1024)})
     (tmp_path / "model").mkdir()
@@ -664,10 +671,9 @@ async def test_a_full_disk_is_named_and_nothing_is_half_done(nats: NatsServer, t
             assert (await model.data("get", model_id=ID))["status"] == "error"
 
 
-async def test_a_read_only_folder_is_named(nats: NatsServer, hub: Hub, tmp_path: Path, disk: Path) -> None:
-    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+async def test_a_read_only_folder_is_named(nats: NatsServer, hub: Hub, tmp_path: Path, read_only: Path) -> None:
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "pulls").symlink_to(disk)
+    (tmp_path / "model" / "pulls").symlink_to(read_only)
     async with models(tmp_path, nats) as model:
         error = await model.error("pull", **tiny(hub))
         assert (error["code"], error["details"]["reason"]) == ("EXECUTION_FAILED", "FOLDER_NOT_WRITABLE")

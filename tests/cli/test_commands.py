@@ -1,0 +1,208 @@
+"""What people and programs type: one document on stdout, all else on stderr, the exit code 0 only on success."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from aima_core.errors import ValidationFailed
+from aima_core.testing import until
+from services.cli import values
+from tests.system.harness import System, system
+
+pytestmark = pytest.mark.timeout(300)
+AIMA = [sys.executable, "-m", "services.cli.main"]
+
+
+def run(*words: str, data: Path, stdin: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("AIMA_")}
+    env = kept | {"AIMA_DATA": str(data), "COLUMNS": "200"} | environ
+    return subprocess.run([*AIMA, *words], env=env, input=stdin, capture_output=True, text=True, timeout=60)
+
+
+# --- without anything running -------------------------------------------------------------------------------------
+
+
+def test_the_version_is_one_document_for_programs(tmp_path: Path) -> None:
+    assert run("version", data=tmp_path).stdout == "aima 0.1.0\n"
+    assert json.loads(run("version", "-o", "json", data=tmp_path).stdout)["aima"] == "0.1.0"
+    assert yaml.safe_load(run("version", "-o", "yaml", data=tmp_path).stdout)["aima"] == "0.1.0"
+
+
+@pytest.mark.parametrize("words", [["status"], ["units"], ["call", "model.list"], ["events"], ["chat", "hello"]])
+def test_without_a_bus_every_command_says_so_at_once(words: list[str], tmp_path: Path) -> None:
+    begun = time.monotonic()
+    ended = run(*words, data=tmp_path, AIMA_NATS_URL="nats://127.0.0.1:9")
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    assert "UNAVAILABLE no NATS server answers at nats://127.0.0.1:9" in ended.stderr
+    assert time.monotonic() - begun < 30
+
+
+def test_for_a_program_the_error_is_the_document(tmp_path: Path) -> None:
+    ended = run("status", "-o", "json", data=tmp_path, AIMA_NATS_URL="nats://127.0.0.1:9")
+    assert ended.returncode == 1
+    error = json.loads(ended.stdout)["error"]
+    assert (error["code"], error["details"]["reason"]) == ("UNAVAILABLE", "NO_NATS")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[engine\n", "config.toml: not TOML"),
+        ("[engine]\nport_min = 'x'\n", "config.toml:2: engine.port_min"),
+        (
+            "\n[engine]\n\ncolour = 1\n",
+            "config.toml:4: engine.colour: unknown; expected one of host, port_min, port_max",
+        ),
+        ("speed = 3\n", "config.toml:1: speed: unknown; expected one of data, device, engine"),
+    ],
+)
+def test_a_bad_configuration_stops_the_start_and_names_the_place(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(text)
+    ended = run("up", data=tmp_path)
+    assert ended.returncode == 2
+    assert said in ended.stderr.replace("\n", "")
+    assert not (tmp_path / "nats").exists()
+
+
+def test_a_domain_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    ended = run("run", "weather", data=tmp_path)
+    assert ended.returncode == 1
+    assert "there is no domain weather; there are device, engine" in ended.stderr
+
+
+def test_a_data_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("")
+    ended = run("up", data=tmp_path / "data")
+    assert ended.returncode == 1
+    assert f"cannot write {tmp_path / 'data'}" in ended.stderr.replace("\n", "")
+
+
+# --- with everything running --------------------------------------------------------------------------------------
+
+
+async def aima(system_: System, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return await asyncio.to_thread(run, *words, data=system_.data, stdin=stdin)
+
+
+async def test_a_session_at_the_command_line(tmp_path: Path, smollm2: Path) -> None:
+    async with system(tmp_path / "data") as one:
+
+        async def good(*words: str, stdin: str = "") -> Any:
+            ended = await aima(one, *words, "-o", "json", stdin=stdin)
+            assert ended.returncode == 0, ended
+            return json.loads(ended.stdout)
+
+        assert (await good("status"))["services"] == []
+        units = {unit["unit"]: unit for unit in await good("units")}
+        assert units["service.create"]["input"]["required"] == ["model_id"]
+        model = await good("call", "model.import", f"path={smollm2}", "name=small")
+        planned = await good("call", "service.create", f"model_id={model['model_id']}", "name=chat", "--dry-run")
+        assert [event["type"] for event in planned["events"]] == ["service.created"]
+        assert (await good("call", "service.list"))["total"] == 0
+        created = await good("call", "service.create", "--input", '{"model_id": "small", "name": "chat"}')
+        assert created == {"service_id": "svc-chat"}
+        (tmp_path / "input.json").write_text('{"service_id": "svc-chat"}')
+        started = await good("call", "service.start", f"@{tmp_path / 'input.json'}")
+        assert started["status"] == "running"
+        shown = await aima(one, "status")
+        assert "svc-chat" in shown.stdout
+        assert "1 of 1 replicas answer" in shown.stdout
+        said = await aima(one, "chat", "What is the capital of France?", "--temperature", "0", "--max-tokens", "12")
+        assert said.returncode == 0
+        assert len(said.stdout.split()) > 2
+        again = await aima(one, "chat", "--max-tokens", "4", stdin="Hello\nAnd now?\n")
+        assert again.returncode == 0
+        assert len(again.stdout.strip().splitlines()) >= 2
+        events = await good("events", "--type", "service")
+        assert events[0]["type"] == "service.created"
+        assert {event["type"].split(".")[0] for event in events} == {"service"}
+        assert await good("events", "--since", "1s", "--type", "model") == []
+
+        wrong = await aima(one, "call", "service.strat", "service_id=svc-chat")
+        assert wrong.returncode == 1
+        assert "did you mean service.start" in wrong.stderr.replace("\n", " ")
+        wrong = await aima(one, "call", "service.create", "replicas=many", "-o", "yaml")
+        assert wrong.returncode == 2
+        faults = yaml.safe_load(wrong.stdout)["error"]["details"]["fields"]
+        assert {fault["field"] for fault in faults} == {"model_id", "replicas"}
+        await good("call", "service.stop", "service_id=svc-chat")
+        assert (await good("call", "service.get", "service_id=svc-chat"))["status"] == "stopped"
+
+
+async def test_ctrl_c_in_the_middle_of_an_answer_frees_the_engine(tmp_path: Path, smollm2: Path) -> None:
+    async with system(tmp_path / "data") as one:
+        await one.ask("model.import", path=str(smollm2), name="small")
+        created = await one.ask("service.create", model_id="small", name="one")
+        await one.ask("service.start", service_id=created["service_id"])
+        terminal, inner = pty.openpty()
+        env = one.environ | {"AIMA_NATS_URL": (one.data / "nats.url").read_text().strip()}
+        chat = await asyncio.create_subprocess_exec(
+            *AIMA, "chat", "Write a very long story about a ship.", env=env, stdout=inner, stderr=inner
+        )
+        assert await asyncio.to_thread(os.read, terminal, 1)  # the story has begun
+        chat.send_signal(signal.SIGINT)
+        assert await asyncio.wait_for(chat.wait(), 20) == 130
+
+        async def cancelled() -> Any:
+            events = (await one.ask("inference.log", limit=1000))["events"]
+            return [event["data"]["error_code"] for event in events if event["type"] == "inference.request_failed"]
+
+        assert await until(cancelled) == ["CANCELLED"]
+        os.close(terminal)
+        os.close(inner)
+
+
+# --- words --------------------------------------------------------------------------------------------------------
+
+SCHEMA = {
+    "properties": {
+        "name": {"type": "string"},
+        "replicas": {"type": "integer"},
+        "share": {"type": "number"},
+        "wait": {"type": "boolean"},
+        "tags": {"type": "array"},
+        "note": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+        "device": {"enum": ["cpu", "gpu"]},
+        "input": {"anyOf": [{"type": "string"}, {"type": "array"}]},
+        "config": {"type": "object"},
+    }
+}
+
+
+@pytest.mark.parametrize(
+    ("words", "built"),
+    [
+        (["name=7"], {"name": "7"}),
+        (["replicas=7"], {"replicas": 7}),
+        (["replicas=x"], {"replicas": "x"}),
+        (["share=0.5", "wait=true"], {"share": 0.5, "wait": True}),
+        (['tags=["a"]'], {"tags": ["a"]}),
+        (["note=null", "device=cpu"], {"note": "null", "device": "cpu"}),
+        (["input=text"], {"input": "text"}),
+        (['input=["a", "b"]'], {"input": ["a", "b"]}),
+        (["config.slots=2", "config.kind=fast"], {"config": {"slots": 2, "kind": "fast"}}),
+        (["name=a=b"], {"name": "a=b"}),
+        (["unknown=1"], {"unknown": 1}),
+    ],
+)
+def test_words_become_what_the_schema_asks_for(words: list[str], built: dict[str, Any]) -> None:
+    assert values.build(words, SCHEMA) == built
+
+
+@pytest.mark.parametrize("word", ["name", "=x", ""])
+def test_a_word_without_key_or_value_is_refused(word: str) -> None:
+    with pytest.raises(ValidationFailed, match="key=value"):
+        values.build([word], SCHEMA)
