@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -16,7 +16,7 @@ from aima_core.errors import AimaError
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
 
-_WIDE = 60  # characters of a cell before it is cut
+_COLUMNS = 8  # of a table whose columns nobody chose; `-o json` has them all
 
 
 class Format(enum.StrEnum):
@@ -60,13 +60,20 @@ def _table(data: Any) -> None:
             out.print(f"[dim]{scalars['total']} in all[/]")
         return
     table = Table(show_header=False, box=None, pad_edge=False)
+    nested: list[tuple[str, list[Any]]] = []
     for key, value in data.items():
-        table.add_row(f"[bold]{key}[/]", _cell(value))
+        if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+            nested.append((key, value))
+        else:
+            table.add_row(f"[bold]{key}[/]", _cell(value))
     out.print(table)
+    for key, items in nested:
+        out.print(f"\n[bold]{key}[/]")
+        rows(items)
 
 
 def rows(items: Sequence[Any], columns: Sequence[str] = ()) -> None:
-    """Write a table of dicts, or a line for each of anything else; columns default to those with something in them."""
+    """Write a table of dicts, or a line for each of anything else; columns default to the first plain ones in use."""
     if not items:
         out.print("[dim]none[/]")
         return
@@ -74,9 +81,7 @@ def rows(items: Sequence[Any], columns: Sequence[str] = ()) -> None:
         for item in items:
             out.print(str(item), markup=False, highlight=False)
         return
-    names = list(columns) or [
-        name for name in items[0] if any(item.get(name) not in (None, "", [], {}) for item in items)
-    ]
+    names = list(columns) or [name for name in items[0] if _plain(item.get(name) for item in items)][:_COLUMNS]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in names:
         table.add_column(name)
@@ -85,7 +90,22 @@ def rows(items: Sequence[Any], columns: Sequence[str] = ()) -> None:
     out.print(table)
 
 
+def _plain(values: Iterable[Any]) -> bool:
+    """Tell whether a column is worth its width: something stands in it, and nothing that is made of parts."""
+    found = list(values)
+    return any(value not in (None, "") for value in found) and not any(isinstance(v, Mapping | list) for v in found)
+
+
 def _cell(value: Any) -> str:
-    text = value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
-    text = text.replace("[", r"\[")
-    return text if len(text) <= _WIDE else text[: _WIDE - 1] + "…"
+    match value:
+        case None:
+            text = ""
+        case str():
+            text = value
+        case list() if not any(isinstance(item, Mapping | list) for item in value):
+            text = ", ".join(map(str, value))
+        case Mapping() if not any(isinstance(item, Mapping | list) for item in value.values()):
+            text = "  ".join(f"{key} {item}" for key, item in value.items())
+        case _:
+            text = json.dumps(value, ensure_ascii=False)
+    return text.replace("[", r"\[")

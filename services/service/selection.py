@@ -34,9 +34,11 @@ def choose_engine(found: ModelView, engines: Sequence[EngineView], wanted: str, 
     ]
     installed = [engine for engine in fit if engine.installed]
     if not installed:
-        what = f"{wanted or 'no engine'} " + ("is not installed" if fit else "serves it here")
+        names = " or ".join(engine.name for engine in fit)
+        lacking = f"{wanted} does not serve" if wanted else "no engine serves"
+        what = f"{names} would serve it on {device}, but is not installed" if fit else f"{lacking} that on {device}"
         raise Conflict(
-            f"model {found.id} is a {found.type} in {found.format}: {what} on {device}",
+            f"model {found.id} is a {found.type} in {found.format}: {what}",
             reason="ENGINE_NOT_INSTALLED" if fit else "NO_ENGINE",
             engines=[engine.name for engine in fit],
         )

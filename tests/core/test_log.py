@@ -133,10 +133,14 @@ asyncio.run(main())
 """
 
 
-async def test_a_log_has_one_owner_and_the_refusal_names_it(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+def holding(folder: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", HOLD, str(folder)]
     root = Path(__file__).parents[2]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root) as holder:
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root)
+
+
+async def test_a_log_has_one_owner_and_the_refusal_names_it(tmp_path: Path) -> None:
+    with holding(tmp_path) as holder:
         assert holder.stdout
         assert await asyncio.to_thread(holder.stdout.readline) == b"open\n"
         with pytest.raises(Conflict) as refusal:
@@ -218,7 +222,7 @@ async def test_an_event_type_that_this_release_does_not_know_is_named(tmp_path: 
     async with opened(tmp_path) as log:
         await write(log, added(1))
     async with opened(tmp_path, Codec((Grown,))) as log:
-        with pytest.raises(ExecutionFailed, match="counter.added") as refusal:
+        with pytest.raises(ExecutionFailed, match=r"counter\.added") as refusal:
             await log.events()
     assert refusal.value.reason == "UNKNOWN_EVENT"
 
@@ -245,7 +249,7 @@ async def test_an_event_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
     async with opened(tmp_path) as log:
         await write(log, added(1), added(2))
         change(tmp_path, "UPDATE events SET data = ? WHERE position = 2", b'{"counter_id":')
-        with pytest.raises(ExecutionFailed, match="counter.added") as refusal:
+        with pytest.raises(ExecutionFailed, match=r"counter\.added") as refusal:
             await log.events()
     assert refusal.value.reason == "BAD_EVENT"
 
@@ -303,15 +307,19 @@ async def test_a_folder_in_place_of_the_log_is_named(tmp_path: Path) -> None:
     assert refusal.value.details == {"reason": "NOT_WRITABLE", "file": str(tmp_path / "log.db")}
 
 
+def remount(folder: Path, how: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{how}", str(folder)], check=True)
+
+
 async def test_a_read_only_folder_is_named_and_written_to_again_when_it_may_be(small_disk: Path) -> None:
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    remount(small_disk, "ro")
     with pytest.raises(Unavailable) as refusal:
         await Log.open(small_disk / "counter", "counter", CODEC)
     assert refusal.value.details == {"reason": "NOT_WRITABLE", "file": str(small_disk / "counter")}
-    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+    remount(small_disk, "rw")
     async with opened(small_disk / "counter") as log:
         await write(log, added(1))
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    remount(small_disk, "ro")
     with pytest.raises(Unavailable) as refusal:
         await Log.open(small_disk / "counter", "counter", CODEC)
     assert refusal.value.reason == "NOT_WRITABLE"

@@ -577,7 +577,7 @@ async def test_memory_is_estimated_from_the_header(nats: NatsServer, tmp_path: P
 
 
 @pytest.fixture
-def hubs(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+def hubs(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
     for name in ("HF_ENDPOINT", "MODELSCOPE_ENDPOINT", "OLLAMA_REGISTRY"):
         monkeypatch.setenv(name, hub.url)
     return hub

@@ -73,25 +73,30 @@ def test_the_engine_is(engines: list[EngineView], wanted: str, device: str, name
 
 REFUSED: dict[str, tuple[list[EngineView], str, str, str, dict[str, Any]]] = {
     "none at all": (
-        *([], "", "cpu", "model m is a llm in gguf: no engine serves it here on cpu"),
+        *([], "", "cpu", "model m is a llm in gguf: no engine serves that on cpu"),
         {"reason": "NO_ENGINE", "engines": []},
     ),
     "none that fits": (
-        *([engine("a", formats=["onnx"])], "", "cpu", "model m is a llm in gguf: no engine serves it here on cpu"),
+        *([engine("a", formats=["onnx"])], "", "cpu", "model m is a llm in gguf: no engine serves that on cpu"),
         {"reason": "NO_ENGINE", "engines": []},
     ),
     "none installed": (
-        *([engine("a", installed=False)], "", "cpu", "model m is a llm in gguf: no engine is not installed on cpu"),
+        *(
+            [engine("a", installed=False)],
+            "",
+            "cpu",
+            "model m is a llm in gguf: a would serve it on cpu, but is not installed",
+        ),
         {"reason": "ENGINE_NOT_INSTALLED", "engines": ["a"]},
     ),
     "the one asked for does not fit": (
         *([engine("a"), engine("b", formats=["onnx"])], "b", "cpu"),
-        "model m is a llm in gguf: b serves it here on cpu",
+        "model m is a llm in gguf: b does not serve that on cpu",
         {"reason": "NO_ENGINE", "engines": []},
     ),
     "the one asked for is not installed": (
         *([engine("a"), engine("b", installed=False)], "b", "cpu"),
-        "model m is a llm in gguf: b is not installed on cpu",
+        "model m is a llm in gguf: b would serve it on cpu, but is not installed",
         {"reason": "ENGINE_NOT_INSTALLED", "engines": ["b"]},
     ),
 }

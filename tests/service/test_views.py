@@ -16,8 +16,31 @@ from services.service import units as u
 from services.service import views
 from services.service.domain import SERVICE
 from services.service.state import Service
-from tests.service.test_decider import BOTH, DELETED, ENDPOINT, R0, R1, STATUSES, STOPPED, SVC, TWO, UP, begin, created
-from tests.service.test_decider import down, failed, gone, health, progress, register, requested, started, stop, stray, up
+from tests.service.test_decider import (
+    BOTH,
+    DELETED,
+    ENDPOINT,
+    R0,
+    R1,
+    STATUSES,
+    STOPPED,
+    SVC,
+    TWO,
+    UP,
+    begin,
+    created,
+    down,
+    failed,
+    gone,
+    health,
+    progress,
+    register,
+    requested,
+    started,
+    stop,
+    stray,
+    up,
+)
 
 AT = [f"2026-01-01T12:00:0{second}.000000Z" for second in range(8)]
 
