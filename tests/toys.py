@@ -13,7 +13,7 @@ import random
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +219,7 @@ options:
   delay_start: {{about: Seconds., type: float, args: ["--delay-start={{delay_start}}"]}}
   fail_with: {{about: A message., type: str, args: ["--fail-with={{fail_with}}"]}}
   die_after: {{about: Seconds., type: float, args: ["--die-after={{die_after}}"]}}
-health: {{path: /health, interval: 0.1, timeout: 0.3}}
+health: {{path: /health, interval: 0.1, timeout: 1}}
 endpoints: [/v1/chat/completions]
 model_types: [llm, embedding]
 formats: [gguf]
@@ -269,7 +269,6 @@ class Machine:
     nats: NatsServer
     ports: range
     weights: Path
-    clients: list[Client] = field(default_factory=list)
 
     def settings(self, *domains: Domain[Any]) -> Settings:
         ports = {"AIMA_ENGINE_PORT_MIN": str(self.ports[0]), "AIMA_ENGINE_PORT_MAX": str(self.ports[-1])}
@@ -315,16 +314,16 @@ async def machine(tmp_path: Path) -> AsyncIterator[Machine]:
 # --- asking -------------------------------------------------------------------------------------------------------
 
 
-async def ask(client: Client, unit: str, timeout: float = 20, **data: Any) -> Any:
-    """Return what a unit answers."""
-    answer: Answer = await client.ask(unit, data, timeout=timeout)
+async def ask(client: Client, unit: str, /, within: float = 20, **data: Any) -> Any:
+    """Return what a unit answers `within` seconds."""
+    answer: Answer = await client.ask(unit, data, timeout=within)
     return answer.data
 
 
-async def refused(client: Client, unit: str, timeout: float = 20, **data: Any) -> AimaError:
+async def refused(client: Client, unit: str, /, within: float = 20, **data: Any) -> AimaError:
     """Return the error that a unit refuses with."""
     try:
-        answer = await client.ask(unit, data, timeout=timeout)
+        answer = await client.ask(unit, data, timeout=within)
     except AimaError as error:
         return error
     raise AssertionError(f"{unit} was not refused: {answer.data}")

@@ -65,7 +65,7 @@ def _begin(world: World[State], command: u.BeginStart, call: Call) -> list[Event
         u.StartRequested(
             **{
                 field: getattr(command, field)
-                for field in (*fields, "model_type", "config", "host", "memory", "priority")
+                for field in (*fields, "model_type", "config", "host", "address", "memory", "priority")
             },
             port=port,
             timeout=command.timeout,
@@ -142,7 +142,7 @@ def _started(start: u.StartRequested, ready: u.RecordReady, node: str) -> u.Engi
         name=start.name,
         type=start.type,
         runtime=start.runtime,
-        endpoint=f"http://{start.host}:{start.port}",
+        endpoint=start.endpoint,
         model_id=start.model_id,
         node=node,
         service_id=start.service_id,

@@ -143,7 +143,7 @@ class Instances:
             self._unfinished.pop(process_id, None)
 
     async def _until_ready(self, manifest: Manifest, start: u.StartRequested, handle: Handle) -> Command[Any]:
-        endpoint = f"http://{start.host}:{start.port}"
+        endpoint = start.endpoint
         death = asyncio.create_task(self._runtime.wait(handle))
         try:
             while not death.done():
@@ -162,7 +162,7 @@ class Instances:
             death.cancel()
 
     async def _look_until(self, death: asyncio.Task[int | None], manifest: Manifest, start: u.StartRequested) -> None:
-        endpoint = f"http://{start.host}:{start.port}"
+        endpoint = start.endpoint
         misses = 0
         while not (await asyncio.wait((death,), timeout=manifest.health.interval))[0]:
             misses = 0 if await healthy(endpoint, manifest.health.path, manifest.health.timeout) else misses + 1

@@ -61,7 +61,7 @@ def _started(state: State | None, process_id: str, wait: bool, events: Sequence[
         raise _failure(process_id, state.error, state.error_code)
     if wait and state.status == "starting":
         return None
-    endpoint = f"http://{state.start.host}:{state.start.port}"
+    endpoint = state.start.endpoint
     return u.Started(
         process_id=process_id, status="running" if state.status == "running" else "starting", endpoint=endpoint
     )

@@ -36,6 +36,7 @@ async def prepare_start(
         service_id=command.service_id,
         config=command.config,
         host=host,
+        address=settings.address,
         port=wanted,
         free_ports=tuple(await asyncio.to_thread(ports.free, host, candidates)),
         priority=command.priority,

@@ -93,6 +93,12 @@ class StartRequested(Event, unit="engine.start_requested", stream="process_id", 
     timeout: float
     deadline: float
     run: int
+    address: str = ""
+
+    @property
+    def endpoint(self) -> str:
+        """URL of the instance's API, by the name under which others reach it."""
+        return f"http://{self.address or self.host}:{self.port}"
 
 
 class StartProgress(Event, unit="engine.start_progress", stream="process_id", frozen=True, kw_only=True):
@@ -403,6 +409,7 @@ class BeginStart(Command[Started], unit="engine.begin_start", stream="process_id
     model_type: str
     config: dict[str, Any]
     host: str
+    address: str = ""
     port: int | None
     free_ports: tuple[int, ...]
     memory: int

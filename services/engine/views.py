@@ -54,14 +54,13 @@ def project(recorded: Recorded) -> Iterable[Statement]:
 
 
 def _requested(event: u.StartRequested, at: str) -> Statement:
-    endpoint = f"http://{event.host}:{event.port}"
     return (
         "INSERT OR REPLACE INTO instances VALUES (?, ?, 'starting', '', ?, ?, ?, ?, ?, NULL, ?, '', NULL, NULL, NULL,"
         " NULL, ?)",
         (
             event.process_id,
             event.name,
-            endpoint,
+            event.endpoint,
             event.port,
             event.model_id,
             event.model_name,

@@ -117,7 +117,7 @@ class ModelOutside(Outside[State]):
         except (UnitNotFound, Unavailable):
             # Nobody serves services: an installation may have none, and must be able to delete a model all the same.
             return ()
-        return tuple(service["id"] for service in answer.data.get("services", answer.data.get("items", [])))
+        return tuple(service["id"] for service in answer.data["services"])
 
     async def _compatibility(self) -> u.Compatibility:
         rows, _ = await self.context.read.page("models", where={"status": "ready"}, limit=_ALL, offset=0, order="id")

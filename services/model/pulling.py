@@ -77,15 +77,16 @@ async def _fetch(root: Path, effect: Pull, attempts: int, steps: Steps) -> files
             await asyncio.sleep(wait)
             delay *= 2
     await steps.checking()
-    return await in_thread(_look, got, folder, effect.run)
+    return await in_thread(_look, got, folder, effect)
 
 
-def _look(got: Pulled, folder: Path, run: int) -> files.Arrived:
+def _look(got: Pulled, folder: Path, effect: Pull) -> files.Arrived:
     path = loadable(got.path)
     file = inspect(path)
     return files.Arrived(
-        run=run,
-        name=names.tidy(file.name),
+        run=effect.run,
+        # who packs weights into a package names the file for people; what its header says is the trainer's own
+        name=names.tidy(path.stem if effect.source == "package" else file.name),
         type=file.type,
         format=file.format,
         path=path.relative_to(folder).as_posix(),

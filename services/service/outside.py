@@ -8,6 +8,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from aima_core.call import Call
 from aima_core.domain import Commands, Context, Outside
 from aima_core.errors import (
@@ -84,7 +86,7 @@ class ServiceOutside(Outside[state.Service]):
                 records = await self.context.read.history(f"service/{ident}")
                 if not records:
                     raise NotFound(f"there has never been a service {ident}", reason="SERVICE_NOT_FOUND")
-                return u.History(events=[record.wire() for record in records])
+                return u.History(events=[msgspec.to_builtins(record.wire()) for record in records])
         return await super().answer(query)
 
     # --- what deciding needs to know ------------------------------------------------------------------------

@@ -49,7 +49,7 @@ async def test_what_is_there_is_found_and_installed_only_once(client: Client) ->
 
 async def test_a_package_that_cannot_be_had_is_told_and_leaves_nothing(client: Client, tmp_path: Path) -> None:
     assert (await ask(client, "engine.get", name="missing"))["installed"] is False
-    error = await refused(client, "engine.install", name="missing", timeout=120)
+    error = await refused(client, "engine.install", name="missing", within=120)
     assert isinstance(error, ExecutionFailed)
     assert error.reason == "INSTALL_FAILED"
     assert "aima-no-such-package-b3c1" in error.message

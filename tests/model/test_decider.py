@@ -245,6 +245,19 @@ def test_news_of_something_that_is_gone_changes_nothing() -> None:
         assert MODEL.evolve(None, event) is None
 
 
+def test_pulling_again_forgets_the_failure_and_keeps_what_is_there() -> None:
+    assert Given(MODEL, (started(), FAILED, started(2))).world[f"model/{ID}"].failed is None
+    again = Given(MODEL, (*HISTORIES["damaged"], started(3))).world[f"model/{ID}"]
+    assert (again.status, again.path, again.name, again.run) == ("pulling", PATH, "Tiny Llama", 3)
+
+
+def test_a_checksum_of_the_callers_own_that_differs_is_not_valid_and_takes_no_good_model_out_of_service() -> None:
+    model = Given(MODEL, HISTORIES["verifying"])
+    (event,) = model.then(FOUND_GOOD.model_copy(update={"issues": ("another checksum",)}))
+    assert event == u.ModelVerified(model_id=ID, valid=False, issues=["another checksum"], intact=True)
+    assert model.world[f"model/{ID}"].status == "ready"
+
+
 def test_a_pulled_model_is_called_as_its_header_says_unless_another_is() -> None:
     other = created("Tiny Llama", "/models/other.gguf", model_id="other")
     events = Given(MODEL, (other, started())).when(ARRIVED)
@@ -358,6 +371,8 @@ def test_a_verification_answers_with_what_it_found() -> None:
     assert answer(command, (verify_started(2),), after=HISTORIES["ready"]) is None
     found = u.Verified(valid=False, issues=["missing: it"])
     assert answer(command, (verify_started(2), DAMAGED), after=HISTORIES["ready"]) == found
+    later = (verify_started(2), DAMAGED, verify_started(3), VERIFIED)
+    assert answer(command, later, after=HISTORIES["ready"]) == found, "its own, not the one after it"
     joined = (DAMAGED,)
     assert answer(command, joined, after=HISTORIES["verifying"]) == found
     assert answer(command, (), after=HISTORIES["verifying"]) is None

@@ -1,0 +1,84 @@
+"""What the tests of the inference domain share: stand-in engines as processes, and engines that say what they are told."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from services.engine.http import healthy
+from tests.conftest import eventually
+from tests.engine.programs import STAND_IN
+
+
+@dataclass
+class StandIn:
+    """An engine that speaks the dialect, and its log."""
+
+    process: subprocess.Popen[bytes]
+    endpoint: str
+    log: Path
+
+    def asked(self) -> list[str]:
+        return [line for line in self.log.read_text().splitlines() if line.startswith("POST")]
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(10)
+
+
+Start = Callable[..., Awaitable[StandIn]]
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, free_port: Callable[[], int]) -> Iterator[Start]:
+    """Start stand-in engines; none outlives the test."""
+    started: list[StandIn] = []
+
+    async def start(*options: str, model: str = "served") -> StandIn:
+        port = free_port()
+        log = tmp_path / f"engine-{port}.log"
+        command = [sys.executable, "-S", str(STAND_IN), "--port", str(port), "--model", model, *options]
+        with log.open("wb") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=output)
+        started.append(StandIn(process, f"http://127.0.0.1:{port}", log))
+        await eventually(lambda: healthy(started[-1].endpoint, "/health", 1), what="the stand-in answers")
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.kill()
+
+
+Saying = Callable[..., Awaitable[str]]
+
+
+@pytest.fixture
+async def saying() -> AsyncIterator[Saying]:
+    """Start an engine that answers every request with these bytes and hangs up."""
+    servers: list[asyncio.Server] = []
+
+    async def start(body: bytes, *, status: str = "200 OK", length: int | None = None) -> str:
+        declared = len(body) if length is None else length
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            head = await reader.readuntil(b"\r\n\r\n")
+            wanted = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+            await reader.readexactly(int(wanted.split(b":")[1]))
+            writer.write(f"HTTP/1.1 {status}\r\nContent-Length: {declared}\r\n\r\n".encode() + body)
+            await writer.drain()
+            writer.close()
+
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        servers.append(server)
+        return f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+    yield start
+    for server in servers:
+        server.close()
+        await server.wait_closed()

