@@ -5,6 +5,7 @@ A round trip to aiosqlite's thread costs far more than the SQL in it, so callers
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sqlite3
 from collections.abc import Callable
@@ -31,11 +32,11 @@ class Sqlite:
         """Open or create the file; raise Unavailable naming it when it cannot be read or written."""
         async with contextlib.AsyncExitStack() as opened:  # a connection left open keeps its thread, and the process
             try:
-                writer = await aiosqlite.connect(path, isolation_level=None)
+                writer = await _connect(path)
                 opened.push_async_callback(writer.close)
                 await _hop(writer, _prepare_writer)
                 address = f"{path.absolute().as_uri()}?mode=ro"  # quoted: a folder's name may hold a # or a ?
-                reader = await aiosqlite.connect(address, uri=True, isolation_level=None)
+                reader = await _connect(address, uri=True)
             except sqlite3.Error as error:
                 raise refusal(error, path) from error
             opened.pop_all()
@@ -77,6 +78,15 @@ class Sqlite:
             await self._reader.close()
         finally:
             await self._writer.close()
+
+
+async def _connect(where: str | Path, *, uri: bool = False) -> aiosqlite.Connection:
+    connection = aiosqlite.connect(where, uri=uri, isolation_level=None)
+    try:
+        return await connection
+    except sqlite3.Error:
+        await asyncio.to_thread(connection._thread.join)  # or it would speak to a loop that may be closed by then
+        raise
 
 
 async def _hop(connection: aiosqlite.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
