@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import random
 import socket
+import sqlite3
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,8 +25,10 @@ from aima_core.bus import Answer, Client
 from aima_core.call import Call
 from aima_core.domain import Domain, Outside, World
 from aima_core.errors import AimaError, InsufficientResources, NotFound
-from aima_core.log import Recorded
+from aima_core.log import Codec, Log, Recorded
 from aima_core.nats_server import NatsServer
+from aima_core.records import Recorded
+from aima_core.runner import Runner
 from aima_core.settings import Settings
 from aima_core.testing import settings_for
 from aima_core.units import Command, Event, Query, Success, View
@@ -342,3 +345,36 @@ async def events(client: Client, domain: str, stream: str | None = None) -> list
 async def types(client: Client, stream: str) -> list[str]:
     """Return what has happened to a stream, without the domain's name."""
     return [event["type"].partition(".")[2] for event in await events(client, stream.partition("/")[0], stream)]
+
+
+# --- read tables --------------------------------------------------------------------------------------------------
+
+
+async def made_again(machine: Machine, domain: Domain[Any]) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
+    """Return the read tables of a domain that has been closed: as they are, and as its log alone makes them."""
+    file = machine.folder / domain.name / "log.db"
+    live = _tables(file, domain)
+    connection = sqlite3.connect(file)
+    for name in domain.tables:
+        connection.execute(f"DELETE FROM {name}")
+    connection.commit()
+    connection.close()
+    log = await Log.open(file.parent, domain.name, Codec(domain.events, domain.upcasters))
+    try:
+        assert await log.verify() is None
+        runner = Runner(domain, log, "test")
+        await runner.open()
+        world = dict(runner.committed)
+        assert await runner.rebuild() == runner.position
+        assert runner.committed == world
+        await runner.close()
+    finally:
+        await log.close()
+    return live, _tables(file, domain)
+
+
+def _tables(file: Path, domain: Domain[Any]) -> dict[str, list[Any]]:
+    connection = sqlite3.connect(file)
+    found = {name: connection.execute(f"SELECT * FROM {name} ORDER BY 1").fetchall() for name in domain.tables}
+    connection.close()
+    return found

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-import secrets
 import time
 from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from random import getrandbits
 
 import msgspec
 
@@ -62,9 +62,14 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 current_call: ContextVar[Call | None] = ContextVar("current_call", default=None)
 
 
+def token(size: int) -> str:
+    """Return `size` random bytes in hex: enough to tell requests apart (seeded anew after a fork), not a secret."""
+    return f"{getrandbits(8 * size):0{2 * size}x}"
+
+
 def fresh(node: str = "local", cause: str = "", parent: Call | None = None) -> Call:
     """Return a call that begins now: on behalf of `parent`, or of ourselves, caused by the event `cause`."""
-    request_id = secrets.token_hex(8)
+    request_id = token(8)
     return Call(
         request_id=request_id,
         at=time.time(),
@@ -92,7 +97,7 @@ def from_headers(headers: Mapping[str, str] | None, *, node: str, default_timeou
     version = given.get(EXPECTED_VERSION)
     if version is not None and not (version.isdecimal() and len(version) <= 18):  # 64 bits, as SQLite counts
         raise InvalidRequest(f"{EXPECTED_VERSION} must be a whole number", header=EXPECTED_VERSION)
-    request_id = given.get(REQUEST_ID) or secrets.token_hex(8)
+    request_id = given.get(REQUEST_ID) or token(8)
     trace = given.get(TRACEPARENT, "")
     return Call(
         request_id=request_id,
@@ -113,7 +118,7 @@ def from_headers(headers: Mapping[str, str] | None, *, node: str, default_timeou
 def to_headers(call: Call, *, timeout: float, idempotency_key: str = "") -> dict[str, str]:
     """Return the headers of a request made on behalf of `call`."""
     headers = {
-        REQUEST_ID: secrets.token_hex(8),
+        REQUEST_ID: token(8),
         CORRELATION_ID: call.correlation_id,
         CAUSATION_ID: call.causation_id or call.request_id,
         TIMEOUT: f"{timeout:.3f}",
@@ -128,14 +133,14 @@ def to_headers(call: Call, *, timeout: float, idempotency_key: str = "") -> dict
 
 def new_trace() -> str:
     """Return a traceparent that begins a trace; not sampled unless somebody upstream says so."""
-    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-00"
+    return f"00-{token(16)}-{token(8)}-00"
 
 
 def child_of(trace: str) -> str:
     """Return the traceparent of a call made within `trace`."""
     if len(trace) != 55:
         return new_trace()
-    return f"{trace[:36]}{secrets.token_hex(8)}{trace[52:]}"
+    return f"{trace[:36]}{token(8)}{trace[52:]}"
 
 
 def trace_id(trace: str) -> str:

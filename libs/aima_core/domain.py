@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 import msgspec
 
 from aima_core.call import Call
-from aima_core.log import Recorded, Statement, Upcaster
+from aima_core.records import Recorded, Statement, Upcaster
 from aima_core.settings import Section
 from aima_core.units import Command, Event, Query, Resource, Unit, View
 

@@ -14,8 +14,8 @@ from aima_core import call as calls
 from aima_core.call import current_call
 from aima_core.domain import Domain, Effect, Outside, S
 from aima_core.errors import AimaError
-from aima_core.log import Recorded
 from aima_core.logs import logger
+from aima_core.records import Recorded
 from aima_core.runner import Runner
 from aima_core.units import Command
 

@@ -19,8 +19,8 @@ from aima_core import call as calls
 from aima_core.bus import Client
 from aima_core.domain import Domain, S
 from aima_core.errors import AimaError, PayloadTooLarge
-from aima_core.log import Codec, Meta, Recorded
 from aima_core.logs import logger
+from aima_core.records import Codec, Meta, Recorded
 from aima_core.runner import Runner
 
 _PAGE = 500  # events asked for at once

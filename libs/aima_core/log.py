@@ -1,4 +1,4 @@
-"""The event log: the only truth of a domain. All the SQL of the core is here.
+"""The event log: the only truth of a domain. All the SQL of the core's own tables is here.
 
 One file, one owner (an exclusive lock), append only. Every row carries the hash of the row before it.
 Positions have no gaps; versions count within a stream and have none either.
@@ -13,20 +13,13 @@ import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import msgspec
-
-from aima_core.call import Call, timestamp
-from aima_core.errors import Conflict, ExecutionFailed, Unavailable
+from aima_core.errors import Conflict, Unavailable
+from aima_core.records import Batch, Codec, Recorded, Reply, Statement, decode_meta
 from aima_core.sqlite import Sqlite
-from aima_core.units import Event
-
-Statement = tuple[str, tuple[Any, ...]]
-Upcaster = Callable[[dict[str, Any]], Event]
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
@@ -42,98 +35,7 @@ CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 
 _GENESIS = b"\0" * 32
-
-
-class Meta(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Why an event was recorded: stored once beside its data, never inside it."""
-
-    request_id: str = ""
-    correlation_id: str = ""
-    causation_id: str = ""
-    principal: str = ""
-    trace: str = ""
-    node: str = ""
-
-    @classmethod
-    def of(cls, call: Call) -> Meta:
-        """Return what an event remembers of the call that led to it."""
-        return cls(call.request_id, call.correlation_id, call.causation_id, call.principal, call.trace, call.node)
-
-
-class Recorded(NamedTuple):
-    """An event as the log holds it. `recorded_at` in Unix seconds."""
-
-    position: int
-    stream: str
-    version: int
-    recorded_at: float
-    meta: Meta
-    event: Event
-    id: str
-
-    def wire(self) -> dict[str, Any]:
-        """Return the event as the bus, the queries and the doors show it."""
-        meta = self.meta
-        return {
-            "id": self.id,
-            "type": self.event.unit,
-            "stream": self.stream,
-            "version": self.version,
-            "position": self.position,
-            "recorded_at": timestamp(self.recorded_at),
-            "node": meta.node,
-            "request_id": meta.request_id,
-            "correlation_id": meta.correlation_id,
-            "causation_id": meta.causation_id,
-            "principal": meta.principal,
-            "trace": meta.trace,
-            "data": self.event,
-        }
-
-
-class Reply(msgspec.Struct, frozen=True):
-    """What is kept of a keyed request: what was asked, which events it led to, and its answer once there is one."""
-
-    key: str
-    request: bytes
-    first: int
-    last: int
-    reply: bytes | None = None
-
-
-class Batch(msgspec.Struct):
-    """What one transaction writes."""
-
-    records: list[Recorded] = []
-    statements: list[Statement] = []
-    replies: list[Reply] = []
-    cursors: dict[str, int] = {}
-
-
-class Codec:
-    """Turns events into bytes and back; an event type of an older release goes through its upcaster."""
-
-    def __init__(self, events: Sequence[type[Event]], upcasters: Mapping[str, Upcaster] | None = None) -> None:
-        self.encode = msgspec.json.Encoder().encode
-        decoders: dict[str, Callable[[bytes], Event]] = {e.unit: msgspec.json.Decoder(e).decode for e in events}
-        for unit, upcast in (upcasters or {}).items():
-            decoders[unit] = partial(_upcast, upcast)
-        self._decoders = decoders
-
-    def decode(self, unit: str, data: bytes) -> Event:
-        """Return the event; raise ExecutionFailed for a type that this release does not know, or for a damaged one."""
-        if (decode := self._decoders.get(unit)) is None:
-            raise ExecutionFailed(
-                f"the log holds an event of type {unit}, which this release does not know", reason="UNKNOWN_EVENT"
-            )
-        try:
-            return decode(data)
-        except msgspec.MsgspecError as error:
-            raise ExecutionFailed(f"an event of type {unit} is damaged: {error}", reason="BAD_EVENT") from error
-
-
-def _upcast(upcast: Upcaster, data: bytes) -> Event:
-    return upcast(msgspec.json.decode(data))
+_REPLIES_KEPT = 7 * 86_400.0  # seconds in which a repeated idempotency key gets the reply of the first request
 
 
 class Log:
@@ -286,10 +188,7 @@ class Log:
     def _record(self, row: tuple[Any, ...]) -> Recorded:
         position, stream, version, unit, recorded_at, data, meta, _ = row
         event = self.codec.decode(unit, data)
-        return Recorded(position, stream, version, recorded_at, _decode_meta(meta), event, self.event_id(position))
-
-
-_decode_meta = msgspec.json.Decoder(Meta).decode
+        return Recorded(position, stream, version, recorded_at, decode_meta(meta), event, self.event_id(position))
 
 
 def set_fact(connection: sqlite3.Connection, name: str, value: str) -> None:
@@ -320,6 +219,7 @@ def _runs(statements: Iterable[Statement]) -> Iterable[tuple[str, list[tuple[Any
 def _create(connection: sqlite3.Connection) -> str:
     for statement in SCHEMA.split(";"):
         connection.execute(statement)
+    connection.execute("DELETE FROM replies WHERE recorded_at < ?", (time.time() - _REPLIES_KEPT,))
     row = connection.execute("SELECT value FROM facts WHERE name = 'log'").fetchone()
     if row:
         return str(row[0])

@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Generic
 
 import msgspec
+import uvloop
 
 from aima_core import VERSION
 from aima_core.bus import Peers, connect
@@ -19,9 +20,10 @@ from aima_core.domain import Context, Domain, S
 from aima_core.effects import Effects, end
 from aima_core.errors import AimaError, Conflict, from_body
 from aima_core.follow import Follower
-from aima_core.log import Codec, Log, Recorded, Reply
+from aima_core.log import Log
 from aima_core.logs import logger
 from aima_core.reader import Reader
+from aima_core.records import Codec, Recorded, Reply
 from aima_core.relay import Relay
 from aima_core.runner import Runner
 from aima_core.settings import Settings
@@ -138,6 +140,9 @@ class Process(Generic[S]):
         self, command: Command[Any], records: Sequence[Recorded], streams: Sequence[str], replies: Replies
     ) -> bytes:
         """Return the command's answer once what it set off has come to an end; events on the way are parts."""
+        # most answers are there at once: only one that is not needs a watch (nothing can be missed: there is no await)
+        if (view := self._runner.answer(command, [record.event for record in records])) is not None:
+            return encode_view(view)
         with self._runner.watch(streams) as news:
             return await self._settled(command, records, news, replies)
 
@@ -257,7 +262,6 @@ async def _for_ever(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 def run(domain: Domain[Any], settings: Settings, ready: Callable[[], None] = lambda: None, lifeline: int = -1) -> None:
     """Run the process until SIGTERM or SIGINT, or until the other end of `lifeline` is closed."""
-    import uvloop
 
     async def main() -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()

@@ -19,8 +19,9 @@ from nats.aio.client import Client as Nats
 from nats.js.api import StorageType, StreamConfig
 from nats.js.client import JetStreamContext
 
-from aima_core.log import Log, Recorded
+from aima_core.log import Log
 from aima_core.logs import logger
+from aima_core.records import Recorded
 from aima_core.units import token
 
 STREAM = "AIMA_EVENTS"

@@ -9,25 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import inspect
-import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, Generic
 from weakref import WeakValueDictionary
 
 import msgspec
 
+from aima_core import replay
 from aima_core.call import Call
 from aima_core.domain import Domain, S
 from aima_core.errors import Conflict, InternalError
-from aima_core.log import Batch, Log, Meta, Recorded, Reply, Statement, set_fact
+from aima_core.log import Log
 from aima_core.logs import logger
+from aima_core.records import Batch, Meta, Recorded, Reply, Statement
 from aima_core.units import Command, Event, View
 
 _SNAPSHOT_EVERY = 10_000  # events; replaying that many takes about 20 ms
-_REPLAY_ROWS = 10_000  # rows per hop while replaying: bounds memory, makes the hop itself free
 _ALL = "*"  # no stream has this name: a stream's has a slash
 
 Listener = Callable[[Sequence[Recorded], Mapping[str, Any]], None]
@@ -88,7 +85,7 @@ class Runner(Generic[S]):
     async def open(self) -> None:
         """Fold the log into memory, bring the read tables up to this release, begin to write."""
         await self._load()
-        await self._build_tables()
+        await replay.build_tables(self.domain, self.log)
         self.cursors = await self.log.cursors()
         self._flusher = asyncio.create_task(self._flush(), name=f"{self.domain.name} writer")
 
@@ -106,9 +103,16 @@ class Runner(Generic[S]):
         """Throw away snapshot and read tables, make both again from the log; return how many events it holds."""
         await self.log.save_snapshot("", 0, ())
         await self._load()
-        await self._build_tables(anew=True)
+        await replay.build_tables(self.domain, self.log, anew=True)
         await self._snapshot()
         return self._committed_position
+
+    async def _load(self) -> None:
+        found = await replay.load(self.domain, self.log)
+        self._world, self.committed = found.world, dict(found.world)
+        self._versions, self._committed_versions = found.versions, dict(found.versions)
+        self.position = self._committed_position = found.position
+        self._snapshot_position = found.snapshot
 
     # --- commands -------------------------------------------------------------------------------------------
 
@@ -270,7 +274,7 @@ class Runner(Generic[S]):
         done = asyncio.get_running_loop().create_future()
         self._pending.waiting.append(done)
         self._wake.set()
-        await asyncio.shield(done)
+        await done  # its own future: cancelling it cancels nothing else
 
     # --- committing -----------------------------------------------------------------------------------------
 
@@ -326,80 +330,16 @@ class Runner(Generic[S]):
                 done.set_exception(shown)
                 done.exception()  # seen: a caller may have left
 
-    # --- loading --------------------------------------------------------------------------------------------
-
-    async def _load(self) -> None:
-        decode = msgspec.json.Decoder(self.domain.state).decode
-        position, rows = await self.log.snapshot(self._fold_fingerprint())
-        world = {stream: decode(state) for stream, _, state in rows if state}
-        versions = {stream: version for stream, version, _ in rows}
-        self._snapshot_position = position
-        evolve, decode_event = self.domain.evolve, self.log.codec.decode
-        sql = "SELECT stream, version, type, data FROM events WHERE position > ? ORDER BY position LIMIT ?"
-        while page := await self.log.file.read(partial(_page, sql, position)):
-            for stream, version, unit, data in page:
-                state = evolve(world.get(stream), decode_event(unit, data))
-                if state is None:
-                    world.pop(stream, None)
-                else:
-                    world[stream] = state
-                versions[stream] = version
-            position += len(page)
-        self._world, self.committed = world, dict(world)
-        self._versions, self._committed_versions = versions, dict(versions)
-        self.position = self._committed_position = position
-
-    async def _build_tables(self, *, anew: bool = False) -> None:
-        fingerprint = _fingerprint(self.domain.project, repr(sorted(self.domain.tables.items())))
-        names = set(
-            await self.log.file.read(
-                lambda c: [row[0] for row in c.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-            )
-        )
-        if not anew and await self.log.fact("tables") == fingerprint and names >= set(self.domain.tables):
-            return
-
-        def create(connection: sqlite3.Connection) -> None:
-            for name, statement in self.domain.tables.items():
-                connection.execute(f"DROP TABLE IF EXISTS {name}")
-                connection.execute(statement)
-            set_fact(connection, "tables", "")
-
-        await self.log.file.write(create)
-        after = 0
-        while page := await self.log.events(after, limit=_REPLAY_ROWS):
-            statements = [statement for record in page for statement in self.domain.project(record)]
-            await self.log.file.write(partial(_execute, statements))
-            after = page[-1].position
-        await self.log.file.write(lambda c: set_fact(c, "tables", fingerprint))
-
     async def _snapshot(self) -> None:
         if self._committed_position == self._snapshot_position:
             return
-        encode, states = msgspec.json.encode, dict(self.committed)
-        rows = [
-            (stream, version, encode(states[stream]) if stream in states else b"")
-            for stream, version in self._committed_versions.items()
-        ]
         position = self._committed_position
         try:
-            await self.log.save_snapshot(self._fold_fingerprint(), position, rows)
+            await replay.save(self.domain, self.log, dict(self.committed), self._committed_versions, position)
         except Exception as error:  # it only saves time at the next start; the writer goes on without it
             logger.warning("no snapshot", error=repr(error))
             return
         self._snapshot_position = position
-
-    def _fold_fingerprint(self) -> str:
-        return _fingerprint(self.domain.evolve, repr(msgspec.json.schema(self.domain.state)))
-
-
-def _page(sql: str, after: int, connection: sqlite3.Connection) -> list[tuple[Any, ...]]:
-    return connection.execute(sql, (after, _REPLAY_ROWS)).fetchall()
-
-
-def _execute(statements: Sequence[Statement], connection: sqlite3.Connection) -> None:
-    for statement in statements:
-        connection.execute(*statement)
 
 
 def _merge(world: dict[str, S], states: Mapping[str, S | None]) -> None:
@@ -408,10 +348,3 @@ def _merge(world: dict[str, S], states: Mapping[str, S | None]) -> None:
             world.pop(stream, None)
         else:
             world[stream] = state
-
-
-def _fingerprint(function: Callable[..., Any], *more: str) -> str:
-    """Return a digest of the module that a function stands in: what was derived by other code is derived anew."""
-    module = inspect.getmodule(function)
-    source = inspect.getsource(module) if module else repr(function)
-    return hashlib.sha256("\0".join((source, *more)).encode()).hexdigest()[:32]

@@ -139,6 +139,7 @@ class EventMeta(msgspec.StructMeta):
 
     unit: str
     stream_field: str
+    stream_prefix: str
 
     def __new__(
         mcs,
@@ -154,6 +155,7 @@ class EventMeta(msgspec.StructMeta):
         cls = super().__new__(mcs, name, bases, namespace, **config)
         if unit:
             cls.unit = unit
+            cls.stream_prefix = f"{unit.partition('.')[0]}/"
         if stream:
             cls.stream_field = stream
         return cls
@@ -164,11 +166,12 @@ class Event(msgspec.Struct, metaclass=EventMeta, frozen=True, kw_only=True):
 
     unit: ClassVar[str]
     stream_field: ClassVar[str]
+    stream_prefix: ClassVar[str]
 
     @property
     def stream(self) -> str:
         """The stream that the fact belongs to: domain, slash, id."""
-        return f"{self.unit.partition('.')[0]}/{getattr(self, self.stream_field)}"
+        return f"{self.stream_prefix}{getattr(self, self.stream_field)}"
 
 
 def token(ident: str) -> str:

@@ -19,8 +19,8 @@ from nats.js.kv import KeyValue
 
 from aima_core.domain import Domain, S
 from aima_core.errors import AimaError, NotFound
-from aima_core.log import Recorded
 from aima_core.logs import logger
+from aima_core.records import Recorded
 from aima_core.units import Query, View
 from aima_core.wire import encode_view
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -164,16 +165,17 @@ class Endpoints:
             task.cancel()
 
     async def _serve(self, unit: type[Unit[Any]], message: Msg, token: str) -> None:
-        begun = time.perf_counter()
+        begun, fields = time.perf_counter(), unit.model_fields
         call = Call(request_id="", at=time.time(), node=self._node)
         headers: dict[str, str] = {}
         try:
             call = calls.from_headers(message.headers, node=self._node, default_timeout=unit.spec.timeout)
             current_call.set(call)
             command = parse(unit, _body(message))
-            wanted = call.parts or bool(getattr(command, "stream", False))
+            # asking a pydantic model for a field that it has not costs more than parsing its input
+            wanted = call.parts or ("stream" in fields and bool(command.stream))  # type: ignore[attr-defined]
             replies = Replies(self._nc, message.reply, f"{self._control}.{token}", wanted)
-            if call.deadline is None or "Aima-Timeout" not in (message.headers or {}):
+            if "timeout" in fields and calls.TIMEOUT not in (message.headers or {}):
                 call = msgspec.structs.replace(call, deadline=call.at + _patience(command))
                 current_call.set(call)
             async with asyncio.timeout((call.deadline or call.at) - time.time()) as clock:
@@ -279,6 +281,7 @@ def encode_view(view: View) -> bytes:
     return view.model_dump_json().encode()
 
 
+@functools.cache
 def describe(unit: type[Unit[Any]]) -> dict[str, str]:
     """Return an endpoint's metadata: all that a door needs to offer the unit. Values are text, as ADR-32 asks."""
     spec = unit.spec

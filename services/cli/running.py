@@ -16,6 +16,7 @@ from aima_core.domain import Domain
 from aima_core.errors import NotFound, Unavailable
 from aima_core.main import main as serve
 from aima_core.settings import chosen_url, load
+from aima_core.wire import describe
 from services.cli import domains
 from services.cli.claim import claim
 from services.cli.options import Config
@@ -42,6 +43,7 @@ def up(
     config: Config = None,
 ) -> None:
     """Run everything on this machine: the bus and every domain. Ctrl-C ends it in order."""
+    gc.disable()  # a collection during the imports leaves holes that every child would fill and so copy
     # Everything is imported here once and shared by the processes that are forked; no thread, loop or file before.
     loaded = {name: domains.load(name) for name in domains.names()}
     settings = load({name: domain.settings for name, domain in loaded.items()}, path=config)
@@ -54,7 +56,11 @@ def up(
             url = bus if isinstance(bus, str) else bus.url
             os.environ["AIMA_NATS_URL"] = url
             runs = {name: partial(_child, domain, config) for name, domain in loaded.items()}
-            gc.freeze()
+            for domain in loaded.values():
+                for unit in domain.units:
+                    describe(unit)  # schemas are made once and shared by all
+            gc.collect()
+            gc.freeze()  # what lives now lives for ever; no collection touches, and so copies, its pages
             code = Supervisor(claimed, bus, runs, _silent if quiet else _teller(url)).run()
     except OSError as error:
         raise Unavailable(
@@ -64,6 +70,7 @@ def up(
 
 
 def _child(domain: Domain[Any], config: Path | None, ready: int, lifeline: int) -> None:
+    gc.enable()
     serve(domain, config=config, ready=ready, lifeline=lifeline)
 
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from aima_core.errors import ExecutionFailed, NotFound
-from aima_core.log import Codec, Log
+from aima_core.log import Log
+from aima_core.records import Codec
 from aima_core.runner import Runner
 from services.cli import asking, domains
 from services.cli.options import Config, Output

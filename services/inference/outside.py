@@ -12,7 +12,7 @@ from typing import Any
 from aima_core.call import Call
 from aima_core.domain import Commands, Context, Outside, Parts
 from aima_core.errors import AimaError, EngineNotRunning, ExecutionFailed, NotFound, Timeout, Unavailable
-from aima_core.log import Recorded
+from aima_core.records import Recorded
 from aima_core.units import Command, Query, View
 from services.inference import openai, views
 from services.inference import units as u

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from aima_core.log import Recorded, Statement
+from aima_core.records import Recorded, Statement
 from services.inference import units as u
 from services.inference.decider import Pool
 

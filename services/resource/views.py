@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from aima_core.call import timestamp
-from aima_core.log import Recorded, Statement
+from aima_core.records import Recorded, Statement
 from services.resource import units as u
 from services.resource.decider import pressure_of
 from services.resource.room import Facts

@@ -21,7 +21,7 @@ from aima_core.errors import (
     Timeout,
     Unavailable,
 )
-from aima_core.log import Recorded
+from aima_core.records import Recorded
 from aima_core.units import Command, Query, View
 from services.engine import units as engine
 from services.model import units as model

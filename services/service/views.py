@@ -8,7 +8,7 @@ from typing import Any
 from aima_core.call import timestamp
 from aima_core.domain import World
 from aima_core.errors import AimaError, ExecutionFailed, InsufficientResources, Timeout
-from aima_core.log import Recorded, Statement
+from aima_core.records import Recorded, Statement
 from aima_core.units import Command, Event, Success, View
 from services.service import units as u
 from services.service.decider import id_of

@@ -11,7 +11,8 @@ import msgspec
 import pytest
 
 from aima_core.errors import AimaError, Conflict, ExecutionFailed, Unavailable
-from aima_core.log import Batch, Codec, Log, Meta, Recorded, Reply
+from aima_core.log import Log
+from aima_core.records import Batch, Codec, Meta, Recorded, Reply
 from aima_core.units import Event
 from tests.core.toy import COUNTER_EVENTS, Added, Grown
 

@@ -14,8 +14,9 @@ import pytest
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import NotFoundError
 
-from aima_core.log import Codec, Log
+from aima_core.log import Log
 from aima_core.nats_server import NatsServer
+from aima_core.records import Codec
 from aima_core.relay import STREAM, SUBJECTS, subject
 from aima_core.testing import until
 from tests.core.conftest import Bare, Toy, talking
@@ -139,7 +140,7 @@ async def test_no_id_keeps_the_events_behind_it_from_being_copied(tmp_path: Path
 
 
 def test_a_stream_id_is_one_token_of_the_subject() -> None:
-    from aima_core.log import Meta, Recorded
+    from aima_core.records import Meta, Recorded
 
     def of(ident: str) -> str:
         event = GrowthAsked(counter_id=ident)

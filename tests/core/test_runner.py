@@ -20,7 +20,8 @@ from aima_core.call import fresh
 from aima_core.domain import Context, Domain, Outside
 from aima_core.effects import Effects
 from aima_core.errors import AimaError, Conflict, ExecutionFailed, InternalError, Unavailable
-from aima_core.log import Batch, Codec, Log, Recorded, Statement
+from aima_core.log import Log
+from aima_core.records import Batch, Codec, Recorded, Statement
 from aima_core.runner import Runner
 from aima_core.testing import until
 from aima_core.units import Command

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aima_core.errors import AimaError, NotFound
-from aima_core.log import Codec, Log, Meta, Recorded
+from aima_core.log import Log
+from aima_core.records import Codec, Meta, Recorded
 from aima_core.runner import Runner
 from aima_core.testing import NOON, Given, call
 from aima_core.units import Command, Event

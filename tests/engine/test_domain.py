@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import socket
-import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -26,13 +25,11 @@ from aima_core.errors import (
     Unavailable,
     ValidationFailed,
 )
-from aima_core.log import Codec, Log
-from aima_core.runner import Runner
 from aima_core.testing import serving, until
 from services.engine.domain import ENGINE
 from services.engine.runtimes import LaunchSpec
 from tests.engine.programs import OBEDIENT
-from tests.toys import Machine, ask, events, machine, memory, model_view, refused, shelf, types
+from tests.toys import Machine, ask, events, machine, made_again, memory, model_view, refused, shelf, types
 
 MODELS = shelf(
     model_view("Toy", path="/models/toy.gguf"),
@@ -462,28 +459,6 @@ async def test_tables_made_again_from_the_log_are_the_live_ones(site: Machine) -
         )
         assert failing.reason == "BOOM"
         await stop(client)
-    file = site.folder / "engine" / "log.db"
-
-    def tables() -> dict[str, list[Any]]:
-        connection = sqlite3.connect(file)
-        found = {name: connection.execute(f"SELECT * FROM {name} ORDER BY 1").fetchall() for name in ENGINE.tables}
-        connection.close()
-        return found
-
-    live = tables()
-    assert [len(rows) for rows in live.values()] == [3, 1]
-    connection = sqlite3.connect(file)
-    connection.execute("DELETE FROM installs")
-    connection.execute("UPDATE instances SET status = 'wrong'")
-    connection.commit()
-    connection.close()
-    log = await Log.open(file.parent, "engine", Codec(ENGINE.events))
-    runner = Runner(ENGINE, log, "test")
-    await runner.open()
-    world = dict(runner.committed)
-    assert await runner.rebuild() == runner.position
-    assert runner.committed == world
-    await runner.close()
-    assert await log.verify() is None
-    await log.close()
-    assert tables() == live
+    live, again = await made_again(site, ENGINE)
+    assert {name: len(rows) for name, rows in live.items()} == {"instances": 3, "installs": 1}
+    assert again == live

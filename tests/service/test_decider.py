@@ -404,6 +404,19 @@ def test_a_start_settles_when_the_only_replica_left_is_well_again() -> None:
     assert given.then(well(R0)) == []
 
 
+def test_a_start_does_not_settle_on_a_replica_that_does_not_answer() -> None:
+    given = Given(SERVICE, [*TWO, up(R0), health("unhealthy", R0)])
+    assert given.then(broke(R1)) == [down(R1)]
+    assert given.when(late())[-1] == failed(
+        "2 of 2 replicas were not ready in time; last heard: the engine domain has not answered", "TIMEOUT"
+    )
+
+
+def test_a_service_that_has_stopped_has_no_replicas() -> None:
+    (service,) = Given(SERVICE, STATUSES["stopped"]).world.values()
+    assert (service.members, service.present()) == ((), ())
+
+
 def test_a_forced_stop_forces_whatever_is_left() -> None:
     (service,) = Given(SERVICE, [*BOTH, stop(), gone(R0), stop(force=True)]).world.values()
     assert list(todo(service)) == [state.EndReplica(SVC, R1, force=True)]
@@ -633,6 +646,8 @@ def test_whatever_happens_when_all_has_settled_only_the_answering_replicas_live(
             case "restart" if victim := one(engines.alive, which):
                 engines.end(victim, "restart")
                 engines.run(victim)
+        for service in given.world.values():
+            true_of_any(service)
     for _ in range(20):
         hear_all()
         for effect in effects():

@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import signal
-import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,10 @@ import pytest
 from aima_core.bus import Client
 from aima_core.call import IDEMPOTENCY_KEY
 from aima_core.errors import Conflict, ExecutionFailed, NotFound, Timeout, ValidationFailed
-from aima_core.log import Codec, Log
-from aima_core.runner import Runner
 from aima_core.testing import serving, until
 from services.engine.domain import ENGINE
 from services.service.domain import SERVICE
-from tests.toys import Machine, ask, events, machine, memory, model_view, refused, shelf, types
+from tests.toys import Machine, ask, events, machine, made_again, memory, model_view, refused, shelf, types
 
 MODELS = shelf(
     model_view("Toy", path="/models/toy.gguf", trained_for=10),
@@ -382,28 +379,6 @@ async def test_tables_made_again_from_the_log_are_the_live_ones(site: Machine) -
         await ask(client, "service.delete", service_id="svc-c")
         await stop(client)
         await stop(client, "svc-b")
-    file = site.folder / "service" / "log.db"
-
-    def rows() -> list[Any]:
-        connection = sqlite3.connect(file)
-        found = connection.execute("SELECT * FROM services ORDER BY id").fetchall()
-        connection.close()
-        return found
-
-    live = rows()
-    assert [row[3] for row in live] == ["stopped", "stopped"]
-    connection = sqlite3.connect(file)
-    connection.execute("DELETE FROM services WHERE id = 'svc-a'")
-    connection.execute("UPDATE services SET status = 'wrong'")
-    connection.commit()
-    connection.close()
-    log = await Log.open(file.parent, "service", Codec(SERVICE.events))
-    runner = Runner(SERVICE, log, "test")
-    await runner.open()
-    world = dict(runner.committed)
-    assert await runner.rebuild() == runner.position
-    assert runner.committed == world
-    await runner.close()
-    assert await log.verify() is None
-    await log.close()
-    assert rows() == live
+    live, again = await made_again(site, SERVICE)
+    assert [row[3] for row in live["services"]] == ["stopped", "stopped"]
+    assert again == live

@@ -18,7 +18,8 @@ import psutil
 
 from aima_core.bus import Client, connect
 from aima_core.errors import AimaError
-from aima_core.log import Codec, Log
+from aima_core.log import Log
+from aima_core.records import Codec
 from aima_core.testing import until
 from services.cli import domains
 
