@@ -25,9 +25,9 @@ from aima_core.bus import Answer, Client
 from aima_core.call import Call
 from aima_core.domain import Domain, Outside, World
 from aima_core.errors import AimaError, InsufficientResources, NotFound
-from aima_core.log import Codec, Log, Recorded
+from aima_core.log import Log
 from aima_core.nats_server import NatsServer
-from aima_core.records import Recorded
+from aima_core.records import Codec, Recorded
 from aima_core.runner import Runner
 from aima_core.settings import Settings
 from aima_core.testing import settings_for

@@ -68,7 +68,7 @@ class Follower(Generic[S]):
                     raise
                 self._limit //= 2  # events as large as that come in smaller pages
             except AimaError as error:
-                logger.debug("peer not followed right now", peer=self._peer, error=error.message)
+                logger.warning("peer not followed right now", peer=self._peer, error=error.message)
                 await asyncio.sleep(_RETRY)
 
     async def catch_up(self) -> None:

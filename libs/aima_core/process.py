@@ -71,10 +71,9 @@ class Process(Generic[S]):
             endpoints = Endpoints(nc, domain, self._units(), self._handle, settings.node)
             await endpoints.open(VERSION)
             effects.start()
-            ids = [stream.partition("/")[2] for stream in runner.streams]
             for work in (
                 relay.run,
-                lambda: self._resources.run(ids),
+                lambda: self._resources.run(runner.streams),
                 *(f.run for f in self._followers.values()),
                 *outside.background(),
             ):
@@ -126,6 +125,7 @@ class Process(Generic[S]):
             raise TypeError(unit)
         if isinstance(unit, self._outside.flows):
             return Outcome(await self._flow(unit, call, replies))
+        self._runner.expect(unit, call)  # before the world is looked at; once more when deciding
         if call.idempotency_key and not call.dry_run:
             return await self._once(unit, call, replies)
         command = await self._outside.prepare(unit, call)

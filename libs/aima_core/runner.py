@@ -18,13 +18,14 @@ import msgspec
 from aima_core import replay
 from aima_core.call import Call
 from aima_core.domain import Domain, S
-from aima_core.errors import Conflict, InternalError
+from aima_core.errors import AimaError, Conflict, InternalError, PayloadTooLarge, Unavailable
 from aima_core.log import Log
 from aima_core.logs import logger
 from aima_core.records import Batch, Meta, Recorded, Reply, Statement
 from aima_core.units import Command, Event, View
 
 _SNAPSHOT_EVERY = 10_000  # events; replaying that many takes about 20 ms
+_LARGEST_EVENT = 512 * 1024  # bytes of JSON; every bus carries it, to JetStream and to followers
 _ALL = "*"  # no stream has this name: a stream's has a slash
 
 Listener = Callable[[Sequence[Recorded], Mapping[str, Any]], None]
@@ -46,6 +47,10 @@ class Decision(msgspec.Struct, frozen=True):
     streams: tuple[str, ...]
     version: int
     position: int
+
+
+class _GroupBroke(Unavailable):
+    """The commit failed on something in it: each command of the group is tried again by itself."""
 
 
 class _Pending(Generic[S]):
@@ -77,6 +82,7 @@ class Runner(Generic[S]):
         self._pending: _Pending[S] = _Pending()
         self._wake = asyncio.Event()
         self._watchers: dict[str, set[asyncio.Queue[Sequence[Recorded]]]] = {}
+        self._alone = asyncio.Lock()
         self._keys: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._flusher: asyncio.Task[None] | None = None
 
@@ -146,6 +152,18 @@ class Runner(Generic[S]):
         `cursor` is a follower's position, `request` the fingerprint of a keyed request: both go into the same
         transaction as the events.
         """
+        try:
+            return await self._run(command, call, cursor, request)
+        except _GroupBroke:
+            pass
+        async with self._alone:  # so that what is wrong with one command is told to its caller alone
+            while True:
+                try:
+                    return await self._run(command, call, cursor, request)
+                except _GroupBroke:
+                    continue  # on a newcomer that joined it
+
+    async def _run(self, command: Command[Any], call: Call, cursor: tuple[str, int] | None, request: bytes) -> Decision:
         streams, events = self._decide(command, call)
         records, states, statements = self._apply(events, call)
         if not (records or cursor or request):
@@ -235,6 +253,11 @@ class Runner(Generic[S]):
             self._expect(streams[0], call)
         return (own, *(s for s in streams if s != own)) if own else streams, events
 
+    def expect(self, command: Command[Any], call: Call) -> None:
+        """Refuse a command about a stream that is not at the version its caller expects."""
+        if own := self.stream_of(command):
+            self._expect(own, call)
+
     def _expect(self, stream: str, call: Call) -> None:
         actual = self._versions.get(stream, 0)
         if call.expected_version is not None and call.expected_version != actual:
@@ -257,6 +280,12 @@ class Runner(Generic[S]):
         statements: list[Statement] = []
         for offset, event in enumerate(events, 1):
             stream, position = event.stream, self.position + offset
+            if (size := len(self.log.codec.encode(event))) > _LARGEST_EVENT:
+                raise PayloadTooLarge(
+                    f"this would record an event of {size} bytes; at most {_LARGEST_EVENT} are kept",
+                    size=size,
+                    limit=_LARGEST_EVENT,
+                )
             version = versions.get(stream, self._versions.get(stream, 0)) + 1
             record = Recorded(position, stream, version, call.at, meta, event, self.log.event_id(position))
             before = states[stream] if stream in states else self._world.get(stream)
@@ -324,7 +353,11 @@ class Runner(Generic[S]):
                 self._versions[stream] = self._committed_versions.get(stream, 0)
         self.position = self._committed_position
         logger.error("commit failed", error=repr(error), events=len(failed.batch.records))
-        shown = error if hasattr(error, "code") else InternalError("the log could not be written")
+        shown: Exception = InternalError("the log could not be written")
+        if isinstance(error, AimaError):
+            shown = error  # the disk, the file: no fault of any command
+        elif len(failed.waiting) + len(later.waiting) > 1:
+            shown = _GroupBroke("the commit failed; trying again", reason="GROUP_BROKE")
         for done in (*failed.waiting, *later.waiting):
             if not done.done():
                 done.set_exception(shown)

@@ -7,12 +7,13 @@ its docstring as the description. Discovery, documents, doors and command line a
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from aima_core.errors import AimaError, ValidationFailed
 
@@ -35,6 +36,23 @@ class Success(View):
 
     success: bool = Field(True, description="Always true; a refusal is an error reply.")
 
+
+_LARGEST_OPTIONS = 64 * 1024  # characters of JSON
+
+
+def _keepable(options: dict[str, Any]) -> dict[str, Any]:
+    """Refuse options that an event could not hold: numbers that JSON has not, or more than anybody sets by hand."""
+    try:
+        size = len(json.dumps(options, allow_nan=False))
+    except ValueError:
+        raise ValueError("no number in it may be infinite") from None
+    if size > _LARGEST_OPTIONS:
+        raise ValueError(f"at most {_LARGEST_OPTIONS} characters of JSON")
+    return options
+
+
+Options = Annotated[dict[str, Any], AfterValidator(_keepable)]
+"""Free-form options of something that only its owner knows to check."""
 
 Out = TypeVar("Out", bound=View)
 
@@ -184,12 +202,14 @@ class Resource(msgspec.Struct, frozen=True, kw_only=True):
 
     `query` makes the query that reads it, from the `{id}` of the address (None where it has none).
     `touched` returns the ids that an event changes; an address without `{id}` returns any non-empty list.
+    `ids` returns those that there are, of the ids of the domain's streams.
     """
 
     uri: str
     about: str
     query: Callable[[str | None], Query[Any]]
     touched: Callable[[Any], Iterable[str]]
+    ids: Callable[[Sequence[str]], Iterable[str]] = tuple
 
     def match(self, uri: str) -> tuple[bool, str | None]:
         """Tell whether the address is one of this resource's, and the id in it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic
 
 import nats.errors
@@ -56,15 +56,14 @@ class Resources(Generic[S]):
                     self._dirty[index, ident if "{id}" in resource.uri else None] = None
         self._wake.set()
 
-    async def run(self, ids: Sequence[str]) -> None:
-        """Copy for ever, beginning with every address of the streams that exist."""
-        for index, resource in enumerate(self._domain.resources):
-            for ident in ids if "{id}" in resource.uri else (None,):
-                self._dirty[index, ident] = None
+    async def run(self, streams: Iterable[str]) -> None:
+        """Copy for ever. Whenever the bucket is found, after a start or a loss, every address is written anew."""
         bucket: KeyValue | None = None
         while True:
             try:
-                bucket = bucket or await _bucket(self._js)
+                if bucket is None:
+                    bucket = await _bucket(self._js)
+                    self._mark_all([stream.partition("/")[2] for stream in streams])
                 while self._dirty:
                     await self._copy(bucket, *next(iter(self._dirty)))
                 self._wake.clear()
@@ -73,6 +72,11 @@ class Resources(Generic[S]):
                 logger.debug("resources wait for JetStream", error=repr(error))
                 bucket = None
                 await asyncio.sleep(_RETRY)
+
+    def _mark_all(self, ids: Sequence[str]) -> None:
+        for index, resource in enumerate(self._domain.resources):
+            for ident in resource.ids(ids) if "{id}" in resource.uri else (None,):
+                self._dirty[index, ident] = None
 
     async def _copy(self, bucket: KeyValue, index: int, ident: str | None) -> None:
         resource = self._domain.resources[index]
@@ -84,8 +88,8 @@ class Resources(Generic[S]):
             with contextlib.suppress(nats.js.errors.NotFoundError):
                 await bucket.get(key)  # no marker for what was never there
                 await bucket.delete(key)
-        except AimaError as error:
-            logger.debug("resource not read", key=key, error=error.message)
+        except (AimaError, nats.errors.MaxPayloadError) as error:
+            logger.debug("resource not copied", key=key, error=str(error))
         except _BUS_AWAY:
             self._dirty[index, ident] = None
             raise

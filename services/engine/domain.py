@@ -10,6 +10,7 @@ from aima_core.domain import Domain
 from aima_core.units import Resource
 from services.engine import units as u
 from services.engine.decider import decide
+from services.engine.manifest import load_manifests
 from services.engine.outside import EngineOutside
 from services.engine.replies import reply
 from services.engine.settings import EngineSettings
@@ -40,6 +41,7 @@ ENGINE = Domain(
             about="An engine and its instances.",
             query=lambda name: u.GetEngine(name=name or ""),
             touched=lambda event: [event.name] if hasattr(event, "name") else [],
+            ids=lambda _: load_manifests([]),  # an engine is there before anything has happened to it
         ),
         Resource(
             uri="asms://engines/status",

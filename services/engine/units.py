@@ -15,7 +15,7 @@ from aima_core.errors import (
     Unavailable,
     ValidationFailed,
 )
-from aima_core.units import Command, Event, Page, Query, Success, View
+from aima_core.units import Command, Event, Options, Page, Query, Success, View
 
 InstanceStatus = Literal["starting", "running", "stopping", "error", "stopped"]
 EngineStatus = Literal["stopped", "starting", "running", "stopping", "error", "installing"]
@@ -308,7 +308,7 @@ class StartEngine(
     name: EngineName
     model_id: str | None = Field(None, max_length=120, description="A model of the registry; or give model_path.")
     model_path: str | None = Field(None, max_length=4096, description="Absolute path of a file of weights.")
-    config: dict[str, Any] = Field({}, description="Options of the engine, such as context_length, slots, threads.")
+    config: Options = Field({}, description="Options of the engine, such as context_length, slots, threads.")
     process_id: ProcessId | None = Field(
         None, description="Id for the instance; asking twice starts one. Default: new."
     )

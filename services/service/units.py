@@ -16,7 +16,7 @@ from aima_core.errors import (
     Unavailable,
     ValidationFailed,
 )
-from aima_core.units import Command, Event, Page, Query, Success, View
+from aima_core.units import Command, Event, Options, Page, Query, Success, View
 
 ServiceStatus = Literal["created", "starting", "running", "degraded", "stopping", "stopped", "failed"]
 ReplicaStatus = Literal["asked", "starting", "running", "unhealthy", "failed", "ended"]
@@ -315,7 +315,7 @@ class CreateService(
     engine: str | None = Field(None, pattern=r"^[a-z][a-z0-9_]{0,59}$", description="Default: the best that fits.")
     device: Device = Field("auto", description="Where it shall run.")
     port: int | None = Field(None, ge=1024, le=65535, description="Port of the first replica; default: a free one.")
-    config: dict[str, Any] = Field({}, description="Options of the engine, before those of the resource class.")
+    config: Options = Field({}, description="Options of the engine, before those of the resource class.")
     idle_timeout: float = Field(0, ge=0, le=31_536_000, description="Seconds without a request; 0 = never.")
     autoscale: Autoscale | None = Field(None, description="Bounds within which replicas follow the load.")
 

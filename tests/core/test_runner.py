@@ -19,7 +19,7 @@ from aima_core import runner as runner_module
 from aima_core.call import fresh
 from aima_core.domain import Context, Domain, Outside
 from aima_core.effects import Effects
-from aima_core.errors import AimaError, Conflict, ExecutionFailed, InternalError, Unavailable
+from aima_core.errors import AimaError, Conflict, ExecutionFailed, InternalError, PayloadTooLarge, Unavailable
 from aima_core.log import Log
 from aima_core.records import Batch, Codec, Recorded, Statement
 from aima_core.runner import Runner
@@ -172,13 +172,11 @@ def poisoned() -> Domain[Any]:
     return replace(COUNTER, project=project)
 
 
-async def test_a_commit_that_fails_takes_memory_back_and_every_waiter_is_told(tmp_path: Path) -> None:
+async def test_a_commit_that_fails_takes_memory_back_and_its_caller_is_told(tmp_path: Path) -> None:
     async with running(tmp_path, poisoned()) as runner:
         await add(runner, amount=5)
-        amounts = [1, 13, 2]
-        results = await asyncio.gather(*[add(runner, amount=n) for n in amounts], return_exceptions=True)
-        assert [type(result) for result in results] == [InternalError] * 3
-        assert [str(result) for result in results] == ["the log could not be written"] * 3
+        with pytest.raises(InternalError, match="the log could not be written"):
+            await add(runner, amount=13)
         assert memory(runner) == (
             {"counter/c1": Counter("c1", total=5)},
             {"counter/c1": Counter("c1", total=5)},
@@ -193,15 +191,16 @@ async def test_a_commit_that_fails_takes_memory_back_and_every_waiter_is_told(tm
         assert await runner.log.verify() is None
 
 
-async def test_what_was_decided_upon_a_commit_that_fails_fails_with_it(tmp_path: Path) -> None:
+async def test_what_was_decided_upon_a_commit_that_fails_is_decided_again(tmp_path: Path) -> None:
     async with running(tmp_path, poisoned()) as runner:
         doomed = asyncio.create_task(add(runner, amount=13))
         await until(lambda: runner.position == 1 and not runner._pending.waiting, every=0)  # it is being written
         later = asyncio.create_task(add(runner, amount=1))
         results = await asyncio.gather(doomed, later, return_exceptions=True)
-        assert [type(result) for result in results] == [InternalError] * 2
-        assert await runner.log.events() == []
-        assert (runner._world, runner.position) == ({}, 0)
+        assert isinstance(results[0], InternalError)
+        assert not isinstance(results[1], BaseException)
+        assert [(record.position, record.version) for record in await runner.log.events()] == [(1, 1)]
+        assert (runner._world, runner.position) == ({"counter/c1": Counter("c1", total=1)}, 1)
 
 
 async def test_it_is_so_already_is_not_said_before_it_is_so(tmp_path: Path) -> None:
@@ -563,3 +562,34 @@ async def test_an_append_behind_the_runners_back_is_noticed_and_nothing_is_lost(
             await add(runner)
         assert refusal.value.reason == "VERSION_CONFLICT"
         assert runner.position == 1
+
+
+async def test_what_is_wrong_with_one_command_is_told_to_its_caller_alone(tmp_path: Path) -> None:
+    bad = replace(
+        COUNTER,
+        # a counter called "bad" breaks a rule of the read table
+        project=lambda record: (
+            [("INSERT INTO counters VALUES (NULL, 1, 2, 3)", ())]
+            if record.event.counter_id == "bad"
+            else toy.project(record)
+        ),
+    )
+    async with running(tmp_path, domain=bad) as runner:
+        names = [f"c{number}" for number in range(10)]
+        names.insert(5, "bad")
+        results = await asyncio.gather(*[add(runner, name) for name in names], return_exceptions=True)
+        failed = [name for name, result in zip(names, results, strict=True) if isinstance(result, BaseException)]
+        assert failed == ["bad"]
+        assert isinstance(results[5], InternalError)
+        assert sorted(runner.committed) == sorted(f"counter/{name}" for name in names if name != "bad")
+        assert [record.position for record in await runner.log.events()] == list(range(1, 11))
+        assert await runner.log.verify() is None
+
+
+async def test_an_event_that_the_bus_could_not_carry_is_refused(tmp_path: Path) -> None:
+    async with running(tmp_path) as runner:
+        with pytest.raises(PayloadTooLarge) as refused:
+            await runner.run(Add.model_construct(counter_id="c" * 600_000, amount=1), fresh())
+        assert refused.value.details["limit"] == 524_288
+        assert runner.position == 0
+        await add(runner)

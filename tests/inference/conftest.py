@@ -1,4 +1,4 @@
-"""What the tests of the inference domain share: stand-in engines as processes, and engines that say what they are told."""
+"""What the tests of the inference domain share: engines that speak the dialect, or say what they are told."""
 
 from __future__ import annotations
 
@@ -32,6 +32,11 @@ class StandIn:
         self.process.wait(10)
 
 
+def _launch(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("wb") as output:
+        return subprocess.Popen(command, stdout=output, stderr=output)
+
+
 Start = Callable[..., Awaitable[StandIn]]
 
 
@@ -44,9 +49,7 @@ def stand_in(tmp_path: Path, free_port: Callable[[], int]) -> Iterator[Start]:
         port = free_port()
         log = tmp_path / f"engine-{port}.log"
         command = [sys.executable, "-S", str(STAND_IN), "--port", str(port), "--model", model, *options]
-        with log.open("wb") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=output)
-        started.append(StandIn(process, f"http://127.0.0.1:{port}", log))
+        started.append(StandIn(_launch(command, log), f"http://127.0.0.1:{port}", log))
         await eventually(lambda: healthy(started[-1].endpoint, "/health", 1), what="the stand-in answers")
         return started[-1]
 

@@ -106,9 +106,7 @@ async def test_vectors_come_back_in_the_order_of_the_texts(http: httpx2.AsyncCli
     assert usage == {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
 
 
-async def test_an_engine_is_asked_for_its_own_name_of_the_model_with_what_was_set_and_no_more(
-    http: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_engine_is_asked_for_its_own_name_of_the_model_with_what_was_set_and_no_more() -> None:
     seen: list[bytes] = []
 
     def answer(request: httpx2.Request) -> httpx2.Response:

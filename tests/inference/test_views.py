@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from aima_core.log import Meta, Recorded
+from aima_core.records import Meta, Recorded
 from aima_core.testing import NOON, Given
 from aima_core.units import Event
 from services.inference import units as u

@@ -1,0 +1,379 @@
+"""The real inference domain on a real bus; a crier for the service domain, stand-ins for engines."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from aima_core.bus import Answer, Client
+from aima_core.errors import EngineNotRunning, NotFound, Timeout, Unavailable, ValidationFailed
+from aima_core.testing import serving, until
+from services.inference.domain import INFERENCE
+from services.inference.tasks import TASKS
+from tests.inference.conftest import StandIn, Start
+from tests.toys import CRIER, Machine, ask, events, machine, made_again, model_view, refused, shelf
+
+SECRET = "xyzzy4711"
+MODELS = shelf(model_view("Toy"), model_view("Voice", type="tts"))
+ALL = (MODELS, CRIER, INFERENCE)
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Machine]:
+    async with machine(tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+async def client(site: Machine) -> AsyncIterator[Client]:
+    async with serving(*ALL, settings=site.settings(*ALL)) as client:
+        yield client
+
+
+async def up(client: Client, endpoint: str, process_id: str = "p0", **other: Any) -> None:
+    """Let the service domain say that a replica answers there."""
+    data = {
+        "service_id": "svc-a",
+        "replica": 0,
+        "process_id": process_id,
+        "endpoint": endpoint,
+        "node": "n",
+        "service_name": "a",
+        "model_id": "toy",
+        "model_name": "Toy",
+        "model_type": "llm",
+        "served_model": "served",
+        "dialect": "openai",
+        "tools": False,
+    }
+    await ask(client, "service.say", type="service.replica_started", data=data | other)
+
+
+async def cry(client: Client, event: str, **data: Any) -> None:
+    await ask(client, "service.say", type=f"service.{event}", data={"service_id": "svc-a"} | data)
+
+
+def asked(text: str, **more: Any) -> dict[str, Any]:
+    return {"model": "Toy", "messages": [{"role": "user", "content": text}]} | more
+
+
+async def stream(client: Client, unit: str, data: dict[str, Any]) -> list[Any]:
+    """Return the parts of an answer and its last word."""
+    return [part.data if isinstance(part, Answer) else part async for part in client.stream(unit, data, timeout=20)]
+
+
+async def log(client: Client) -> list[tuple[str, dict[str, Any]]]:
+    return [(event["type"].partition(".")[2], event["data"]) for event in await events(client, "inference")]
+
+
+async def ended(client: Client, kind: str) -> dict[str, Any]:
+    """Return the last request event as soon as it is of that kind."""
+
+    async def seen() -> dict[str, Any] | None:
+        found = await log(client)
+        return found[-1][1] if found and found[-1][0] == kind else None
+
+    found: dict[str, Any] = await until(seen)
+    return found
+
+
+async def served(client: Client) -> dict[str, Any]:
+    (model,) = (await ask(client, "inference.models"))["models"]
+    found: dict[str, Any] = model["services"][0]
+    return found
+
+
+async def outstanding(client: Client, wanted: int) -> None:
+    async def seen() -> bool:
+        return bool((await served(client))["outstanding"] == wanted)
+
+    await until(seen)
+
+
+async def replicas(client: Client, wanted: int) -> None:
+    async def seen() -> bool:
+        return bool((await served(client))["replicas"] == wanted)
+
+    await until(seen)
+
+
+def connected(engine: StandIn) -> bool:
+    connections = psutil.Process(engine.process.pid).net_connections("tcp")
+    return any(connection.status == psutil.CONN_ESTABLISHED for connection in connections)
+
+
+async def test_a_question_asked_right_after_the_news_of_a_replica_is_answered(client: Client, stand_in: Start) -> None:
+    engine = await stand_in()
+    await up(client, engine.endpoint)
+    answer = await ask(client, "inference.chat", **asked("good day", max_tokens=3))
+    usage = {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
+    ident = answer.pop("id")
+    assert answer == {
+        "content": "echo: good day",
+        "finish_reason": "stop",
+        "tool_calls": None,
+        "usage": usage,
+        "model": "toy",
+    }
+    for name in ("toy", "Toy", "a", "svc-a"):
+        parts = await stream(client, "inference.chat", asked("good day", model=name, max_tokens=2, stream=True))
+        assert parts[:-1] == [{"content": "echo:"}, {"content": " good"}]
+        assert parts[-1]["content"] == "echo: good"
+    whole = await ask(client, "inference.complete", model="toy", prompt="one two", max_tokens=2)
+    assert whole["text"] == "echo: one"
+    parts = await stream(client, "inference.complete", {"model": "toy", "prompt": "one", "max_tokens": 2})
+    assert parts == [
+        {"text": "echo:"},
+        {"text": " one"},
+        {
+            "text": "echo: one",
+            "finish_reason": "stop",
+            "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3},
+        },
+    ]
+    wrong = await refused(client, "inference.embed", model="toy", input="x")
+    assert (type(wrong), wrong.message) == (ValidationFailed, "model: toy is of type llm; this needs embedding")
+    await up(client, engine.endpoint, "q0", service_id="svc-b", service_name="b", model_id="e", model_type="embedding")
+    vectors = await ask(client, "inference.embed", model="e", input=["ab", "c"])
+    assert vectors["embeddings"] == [[2.0, 0.0, 1.0], [1.0, 1.0, 1.0]]
+    first = (await log(client))[1:3]
+    assert [(kind, data["request_id"]) for kind, data in first] == [
+        ("request_started", ident),
+        ("request_completed", ident),
+    ]
+    assert first[1][1]["time_to_first_token"] is None
+
+
+async def test_what_nobody_serves_is_refused_with_what_would_help(client: Client) -> None:
+    unknown = await refused(client, "inference.chat", **asked("x", model="nix"))
+    assert (type(unknown), unknown.reason) == (NotFound, "MODEL_NOT_FOUND")
+    idle = await refused(client, "inference.chat", **asked("x"))
+    assert isinstance(idle, EngineNotRunning)
+    assert idle.message == "no running engine serves Toy; start a service for it (service.create, service.start)"
+    examples = {unit.spec.name: {**unit.spec.examples[0], "model": "Voice"} for unit in TASKS}
+    for unit, data in examples.items():
+        error = await refused(client, unit, **data)
+        assert (type(error), error.reason) == (EngineNotRunning, "NO_SERVICE"), unit
+        error = await refused(client, unit, **{**data, "model": "nix"})
+        assert isinstance(error, NotFound), unit
+    for unit in ("inference.lease",):
+        assert isinstance(await refused(client, unit, model="nix"), NotFound)
+        assert isinstance(await refused(client, unit, model="Toy"), EngineNotRunning)
+    bad = await refused(client, "inference.chat", model="", messages=[{"role": "judge", "content": "x"}], top_p=2)
+    assert [field["field"] for field in bad.details["fields"]] == ["model", "messages.0.role", "top_p"]
+    assert await ask(client, "inference.models") == {"models": []}
+    assert await ask(client, "inference.voices") == {"voices": []}
+    assert await log(client) == []
+
+
+async def test_without_the_other_domains_a_request_is_refused_soon(site: Machine) -> None:
+    async with serving(INFERENCE, settings=site.settings(INFERENCE)) as client:
+        error = await refused(client, "inference.chat", within=5, **asked("x"))
+        assert isinstance(error, EngineNotRunning)
+
+
+async def test_requests_go_where_the_fewest_are_under_way_and_never_to_the_unwell(
+    client: Client, stand_in: Start
+) -> None:
+    first, second = await stand_in("--sleep-per-request", "1.5"), await stand_in("--sleep-per-request", "1.5")
+    await up(client, first.endpoint, "p0")
+    await up(client, second.endpoint, "p1", replica=1)
+    await replicas(client, 2)
+    await asyncio.gather(*(ask(client, "inference.chat", **asked("x")) for _ in range(4)))
+    assert (len(first.asked()), len(second.asked())) == (2, 2)
+    await cry(client, "replica_health_changed", replica=0, process_id="p0", status="unhealthy")
+
+    await replicas(client, 1)
+    await asyncio.gather(*(ask(client, "inference.chat", **asked("x")) for _ in range(2)))
+    assert (len(first.asked()), len(second.asked())) == (2, 4)
+    await cry(client, "stop_requested", force=False)
+
+    async def closed() -> bool:
+        return bool((await ask(client, "inference.models"))["models"] == [])
+
+    await until(closed)
+    assert isinstance(await refused(client, "inference.chat", **asked("x")), EngineNotRunning)
+
+
+async def test_an_engine_that_is_gone_before_the_first_byte_is_no_loss_while_there_is_another(
+    client: Client, stand_in: Start
+) -> None:
+    dead, alive = await stand_in(), await stand_in()
+    await up(client, dead.endpoint, "p0")
+    await up(client, alive.endpoint, "p1", replica=1)
+    dead.kill()
+    answer = await ask(client, "inference.chat", **asked("good day", max_tokens=2))
+    assert answer["content"] == "echo: good"
+    requests = [(kind, data["process_id"]) for kind, data in await log(client) if kind.startswith("request")]
+    assert requests == [
+        ("request_started", "p0"),
+        ("request_failed", "p0"),
+        ("request_started", "p1"),
+        ("request_completed", "p1"),
+    ]
+    alive.kill()
+    error = await refused(client, "inference.chat", **asked("x"))
+    assert isinstance(error, Unavailable)
+    assert error.details == {"reason": "ENGINE_GONE", "begun": False}
+
+
+async def test_an_engine_that_dies_in_the_middle_of_an_answer_is_told_and_not_asked_again_elsewhere(
+    client: Client, stand_in: Start
+) -> None:
+    dying, other = await stand_in("--token-delay", "1", "--tokens", "50"), await stand_in()
+    await up(client, dying.endpoint, "p0")
+    await up(client, other.endpoint, "p1", replica=1)
+    answers = client.stream("inference.chat", asked("good day"), timeout=20)
+    assert await anext(answers) == {"content": "echo:"}
+    dying.kill()
+    with pytest.raises(Unavailable) as gone:
+        await anext(answers)
+    assert gone.value.details == {"reason": "ENGINE_GONE", "begun": True}
+    failed = await ended(client, "request_failed")
+    assert (failed["error"], failed["error_code"]) == ("the engine went away", "EXECUTION_FAILED")
+    assert other.asked() == []
+    assert (await served(client))["outstanding"] == 0
+
+
+async def test_a_caller_who_goes_away_or_whose_time_is_up_stops_the_engine(client: Client, stand_in: Start) -> None:
+    engine = await stand_in("--token-delay", "0.05", "--tokens", "2000")
+    await up(client, engine.endpoint)
+    answers = client.stream("inference.chat", asked("good day"), timeout=60)
+    assert await anext(answers) == {"content": "echo:"}
+    await answers.aclose()  # type: ignore[attr-defined]  # it is a generator
+    gone = await ended(client, "request_failed")
+    assert (gone["error"], gone["error_code"]) == ("the caller has gone, or its time is up", "CANCELLED")
+    await until(lambda: not connected(engine))
+    late = await refused(client, "inference.chat", within=0.5, **asked("good day"))
+    assert isinstance(late, Timeout)
+    assert (await ended(client, "request_failed"))["error_code"] == "CANCELLED"
+    await until(lambda: not connected(engine))
+    assert await served(client) == {
+        "service_id": "svc-a",
+        "name": "a",
+        "replicas": 1,
+        "outstanding": 0,
+        "requests": 2,
+        "failed": 2,
+        "prompt_tokens": 0,
+        "completion_tokens": 0,
+    }
+
+
+async def test_a_lease_is_settled_once_or_expires(client: Client) -> None:
+    await up(client, "http://127.0.0.1:9")
+    lease = await ask(client, "inference.lease", model="Toy", type="llm", timeout=60)
+    assert (lease["endpoint"], lease["model"], lease["dialect"]) == ("http://127.0.0.1:9", "served", "openai")
+    assert (await served(client))["outstanding"] == 1
+    said = {"request_id": lease["request_id"], "outcome": "completed"}
+    usage = {"prompt_tokens": 10, "completion_tokens": 20}
+    await ask(client, "inference.settle", **said, usage=usage, time_to_first_token=0.25)
+    completed = await ended(client, "request_completed")
+    assert (completed["prompt_tokens"], completed["completion_tokens"]) == (10, 20)
+    assert completed["time_to_first_token"] == 0.25
+    assert isinstance(await refused(client, "inference.settle", **said), NotFound)
+    short = await ask(client, "inference.lease", model="Toy", timeout=0.1)
+    expired = await ended(client, "request_failed")
+    assert (expired["request_id"], expired["error_code"]) == (short["request_id"], "TIMEOUT")
+    assert expired["error"] == "the lease was not settled in time"
+    wrong = await refused(client, "inference.lease", model="Toy", type="tts")
+    assert isinstance(wrong, ValidationFailed)
+    planned = await client.nc.request(
+        "aima.inference.chat", json.dumps(asked("x")).encode(), 10, headers={"Aima-Dry-Run": "true"}
+    )
+    assert [event["type"] for event in json.loads(planned.data)["data"]["events"]] == ["inference.request_started"]
+    counts = await served(client)
+    assert (counts["outstanding"], counts["requests"], counts["failed"]) == (0, 2, 1)
+
+
+async def test_after_a_restart_the_leases_of_others_still_stand_and_our_own_requests_have_failed(
+    site: Machine, stand_in: Start
+) -> None:
+    engine = await stand_in("--sleep-per-request", "60")
+    async with serving(MODELS, CRIER, settings=site.settings(MODELS, CRIER)):
+        settings = site.settings(INFERENCE)
+        async with serving(INFERENCE, settings=settings) as client:
+            await up(client, engine.endpoint)
+            lease = await ask(client, "inference.lease", model="Toy", timeout=600)
+            caller = asyncio.create_task(refused(client, "inference.chat", **asked("x")))
+            await outstanding(client, 2)
+            copy = site.folder / "crashed"
+            copy.mkdir()
+            source = sqlite3.connect(site.folder / "inference" / "log.db")
+            target = sqlite3.connect(copy / "log.db")
+            source.backup(target)  # the log as a crash would leave it: the request is under way
+            source.close()
+            target.close()
+            engine.kill()
+            assert isinstance(await caller, Unavailable)
+        for file in (site.folder / "inference").glob("log.db*"):
+            file.unlink()
+        (copy / "log.db").rename(site.folder / "inference" / "log.db")
+        async with serving(INFERENCE, settings=settings) as client:
+            failed = await ended(client, "request_failed")
+            assert failed["error"] == "the process that carried the request has ended"
+            assert failed["request_id"] != lease["request_id"]
+            assert (await served(client))["outstanding"] == 1
+            await ask(client, "inference.settle", request_id=lease["request_id"], outcome="failed", error="E")
+
+
+async def test_what_is_asked_and_answered_is_nowhere_but_on_its_way(
+    site: Machine, stand_in: Start, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = await stand_in("--token-delay", "0.02")
+    caplog.set_level("DEBUG")
+    async with serving(*ALL, settings=site.settings(*ALL)) as client:
+        await up(client, engine.endpoint)
+        answer = await ask(client, "inference.chat", **asked(SECRET))
+        assert SECRET in answer["content"]
+        parts = await stream(client, "inference.chat", asked(SECRET))
+        assert SECRET in parts[-1]["content"]
+        assert SECRET in (await ask(client, "inference.complete", model="Toy", prompt=SECRET))["text"]
+        await up(client, engine.endpoint, "w0", service_id="svc-w", model_id="w", served_model=f"other-{SECRET[:3]}")
+        quoted = await refused(client, "inference.chat", **asked(SECRET, model="w"))
+        assert quoted.reason == "ENGINE_REFUSED"
+        leaving = client.stream("inference.chat", asked(SECRET), timeout=20)
+        await anext(leaving)
+        await leaving.aclose()  # type: ignore[attr-defined]  # it is a generator
+        await ended(client, "request_failed")
+        counts = [
+            (data["prompt_tokens"], data["completion_tokens"])
+            for kind, data in await log(client)
+            if kind == "request_completed"
+        ]
+        failures = [data["error"] for kind, data in await log(client) if kind == "request_failed"]
+        shown = {
+            one["services"][0]["service_id"]: one["services"][0]
+            for one in (await ask(client, "inference.models"))["models"]
+        }
+    assert failures == ["ENGINE_REFUSED", "the caller has gone, or its time is up"]
+    assert counts == [(1, 8)] * 3
+    assert (shown["svc-a"]["requests"], shown["svc-a"]["failed"]) == (4, 1)
+    assert (shown["svc-a"]["prompt_tokens"], shown["svc-a"]["completion_tokens"]) == (3, 24)
+    assert (shown["svc-w"]["requests"], shown["svc-w"]["failed"]) == (1, 1)
+    for file in site.folder.rglob("*"):
+        assert file.is_dir() or SECRET.encode() not in file.read_bytes(), file
+    output = capfd.readouterr()
+    for text in (output.out, output.err, caplog.text, (site.folder.parent / "nats.log").read_text()):
+        assert SECRET not in text
+
+
+async def test_tables_made_again_from_the_log_are_the_live_ones(site: Machine, stand_in: Start) -> None:
+    engine = await stand_in()
+    async with serving(*ALL, settings=site.settings(*ALL)) as client:
+        await up(client, engine.endpoint)
+        await up(client, engine.endpoint, "q0", service_id="svc-b", service_name="b", model_id="k", model_name="K")
+        for model in ("toy", "toy", "k"):
+            await ask(client, "inference.chat", **asked("one two three", model=model))
+        engine.kill()
+        await refused(client, "inference.chat", **asked("x"))
+    live, again = await made_again(site, INFERENCE)
+    assert live == {"usage": [("svc-a", 4, 2, 6, 16), ("svc-b", 1, 0, 3, 8)]}
+    assert again == live
