@@ -157,7 +157,10 @@ class Client:
         return message
 
     async def discover(self, domain: str = "", *, wait: float = 0.3) -> list[dict[str, Any]]:
-        """Return the `$SRV.INFO` of every process that answers; ends `wait` seconds after the last that did."""
+        """Return the `$SRV.INFO` of every process that answers; ends `wait` seconds after the last that did.
+
+        With a domain, of the first of its processes that answers.
+        """
         inbox = self.nc.new_inbox()
         subscription = await self.nc.subscribe(inbox)
         found = []
@@ -167,6 +170,8 @@ class Client:
                 message = await subscription.next_msg(timeout=wait)
                 if message.data:
                     found.append(msgspec.json.decode(message.data))
+                    if domain:
+                        return found
         except (TimeoutError, nats.errors.TimeoutError):
             return found
         finally:

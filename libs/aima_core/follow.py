@@ -18,7 +18,7 @@ from nats.aio.msg import Msg
 from aima_core import call as calls
 from aima_core.bus import Client
 from aima_core.domain import Domain, S
-from aima_core.errors import AimaError, PayloadTooLarge
+from aima_core.errors import AimaError, PayloadTooLarge, Timeout, Unavailable
 from aima_core.logs import logger
 from aima_core.records import Codec, Meta, Recorded
 from aima_core.runner import Runner
@@ -68,7 +68,9 @@ class Follower(Generic[S]):
                     raise
                 self._limit //= 2  # events as large as that come in smaller pages
             except AimaError as error:
-                logger.warning("peer not followed right now", peer=self._peer, error=error.message)
+                # a peer that is away comes back; anything else is for somebody to look at
+                tell = logger.debug if isinstance(error, Unavailable | Timeout) else logger.warning
+                tell("peer not followed right now", peer=self._peer, error=error.message)
                 await asyncio.sleep(_RETRY)
 
     async def catch_up(self) -> None:

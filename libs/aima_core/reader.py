@@ -59,9 +59,9 @@ class Reader(Generic[S]):
 
         return await self.log.file.read(select)
 
-    async def history(self, stream: str, *, until: int | None = None, limit: int = 1000) -> list[Recorded]:
-        """Return the events of a stream in order."""
-        return await self.log.events(stream=stream, until=until, limit=limit)
+    async def history(self, stream: str, *, after: int = 0, limit: int = 1000) -> list[Recorded]:
+        """Return the events of a stream behind a position, in order."""
+        return await self.log.events(after, stream=stream, limit=limit)
 
     async def state_at(self, stream: str, as_of: str) -> S | None:
         """Fold a stream up to a log position (digits) or a time (RFC 3339); raise ValidationFailed for neither."""

@@ -35,7 +35,9 @@ def status(output: Output = Format.TABLE, config: Config = None) -> None:
     out.print(f"bus   [bold]{found['nats']}[/]   data [bold]{found['data']}[/]   node {found['node']}", highlight=False)
     rows(found["domains"], ("domain", "state", "pid", "version"))
     out.print()
-    if found["services"]:
+    if found["error"]:
+        out.print(f"[red]the services are not known: {found['error']}[/]")
+    elif found["services"]:
         rows(found["services"], ("id", "status", "model_id", "replicas", "active_replicas", "summary"))
     else:
         out.print("[dim]no services; `aima call service.create model_id=...` makes one[/]")
@@ -53,11 +55,9 @@ async def _status(config: Any) -> dict[str, Any]:
     running = _up(settings.data)
     async with asking.bus(config) as client:
         infos = {info["name"]: info for info in await client.discover()}
-        services = await _maybe(client, "service.list", {"limit": 1000})
+        services, error = await _services(client)
         resources = await _maybe(client, "resource.status", {})
-        summaries = [
-            {**service, **await _summary(client, service["id"])} for service in (services or {}).get("services", ())
-        ]
+        summaries = [{**service, **await _summary(client, service["id"])} for service in services]
     domains = [
         {
             "domain": name,
@@ -74,9 +74,17 @@ async def _status(config: Any) -> dict[str, Any]:
         "up": running.get("pid"),
         "domains": domains,
         "services": summaries,
+        "error": error,
         "memory": (resources or {}).get("memory"),
         "pressure": (resources or {}).get("pressure"),
     }
+
+
+async def _services(client: Client) -> tuple[list[dict[str, Any]], str | None]:
+    try:
+        return (await client.ask("service.list", {"limit": 1000}, timeout=3)).data["services"], None
+    except AimaError as error:
+        return [], error.message
 
 
 async def _summary(client: Client, service_id: str) -> dict[str, Any]:

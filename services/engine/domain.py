@@ -11,11 +11,12 @@ from aima_core.units import Resource
 from services.engine import units as u
 from services.engine.decider import decide
 from services.engine.manifest import load_manifests
-from services.engine.outside import EngineOutside
+from services.engine.outside import EngineOutside, react
 from services.engine.replies import reply
 from services.engine.settings import EngineSettings
 from services.engine.state import State, evolve, todo
 from services.engine.views import TABLES, project
+from services.resource import units as resource
 
 ENGINE = Domain(
     name="engine",
@@ -56,6 +57,8 @@ ENGINE = Domain(
     reply=reply,
     tables=TABLES,
     project=project,
+    follows={"resource": (resource.Preempted,)},
+    react=react,
     outside=EngineOutside,
     settings=EngineSettings,
     node_bound=True,

@@ -9,9 +9,9 @@ import importlib.util
 import os
 import shutil
 import signal
-import sys
 from pathlib import Path
 
+from aima_core import pip
 from aima_core.errors import ExecutionFailed, NotFound, Unavailable
 from services.engine.manifest_schema import Manifest
 
@@ -54,7 +54,7 @@ class Package:
         half_done.parent.mkdir(parents=True, exist_ok=True)
         wanted = f"{package}=={version or self._manifest.version}"
         try:
-            await _pip("install", "--target", str(half_done), "--only-binary=:all:", "--no-cache-dir", wanted)
+            await _pip("install", "--target", str(half_done), "--only-binary=:all:", wanted)
             await asyncio.to_thread(shutil.rmtree, self._target, ignore_errors=True)
             half_done.rename(self._target)
         finally:
@@ -78,7 +78,7 @@ def _version(package: str | None, target: Path | None) -> str:
 
 async def _pip(*arguments: str) -> None:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "--timeout", "15", *arguments),
+        *pip.command(*arguments, "--timeout=15"),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,

@@ -65,7 +65,7 @@ class Instances:
         assert start
         handle = await self._runtime.find(process_id)
         if handle is None:
-            return [_failed(start, "the process is gone", "DIED")]
+            return [self._died(self._manifests.get(start.name), start, None, "DIED")]
         death = asyncio.create_task(self._runtime.wait(handle))
         try:
             manifest = self._manifests.get(start.name)

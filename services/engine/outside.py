@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 from aima_core.call import Call
 from aima_core.domain import Commands, Context, Outside
 from aima_core.errors import AimaError, NotFound
 from aima_core.logs import logger
+from aima_core.records import Recorded
 from aima_core.units import Command, Query, View
 from services.engine import state, views
 from services.engine import units as u
@@ -20,6 +21,7 @@ from services.engine.manifest import load_manifests
 from services.engine.manifest_schema import Manifest
 from services.engine.runtimes.process import ProcessRuntime
 from services.engine.start_facts import prepare_start
+from services.resource import units as resource
 
 _ROTATE = 30.0  # seconds between looks at the size of the logs
 _ENDED = 20  # instances that have ended and are still shown with their engine
@@ -112,6 +114,9 @@ class EngineOutside(Outside[state.State]):
                 found = await package.install(version)
         except AimaError as error:
             return u.RecordInstallFailed(name=name, error=error.message, error_code=error.reason)
+        except OSError as error:
+            told = f"{error.filename or self.context.folder}: {error.strerror}"
+            return u.RecordInstallFailed(name=name, error=told, error_code="INSTALL_FAILED")
         return u.RecordInstalled(name=name, version=found[1], path=found[0])
 
     def _package(self, manifest: Manifest) -> Package:
@@ -148,3 +153,19 @@ class EngineOutside(Outside[state.State]):
         while True:
             await asyncio.sleep(_ROTATE)
             await self.runtime.rotate()
+
+
+def react(recorded: Recorded) -> Sequence[Command[Any]]:
+    """End the instance whose memory somebody more important has been given. Pure."""
+    match recorded.event:
+        case resource.Preempted(slot_id=slot_id, by_slot_id=by):
+            process_id, _, run = slot_id.removeprefix("slot-").rpartition("-")
+            if not process_id or not run.isdecimal():
+                return []  # not a slot of ours
+            return [
+                u.RecordFailed(
+                    process_id=process_id, run=int(run), error=f"its memory was given to {by}", error_code="PREEMPTED"
+                )
+            ]
+        case _:
+            return []

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from aima_core.domain import World
-from aima_core.errors import AimaError, ExecutionFailed, InsufficientResources, Timeout
+from aima_core.errors import ExecutionFailed
 from aima_core.units import Command, Event, Success, View
 from services.engine import units as u
 from services.engine.state import State
-
-_REFUSALS: Mapping[str, type[AimaError]] = {
-    "TIMEOUT": Timeout,
-    "INSUFFICIENT_MEMORY": InsufficientResources,
-    "OUT_OF_MEMORY": InsufficientResources,
-}
 
 
 def reply(world: World[State], command: Command[Any], events: Sequence[Event]) -> View | None:
@@ -52,23 +46,19 @@ def _started(state: State | None, process_id: str, wait: bool, events: Sequence[
     for event in events:
         match event:
             case u.EngineError(error=error, error_code=code):
-                raise _failure(process_id, error, code)
+                raise u.refusal(error, code, process_id=process_id)
             case u.StopRequested() | u.EngineStopped():
                 raise stopped
     if state is None or state.start is None or state.status == "stopping":  # all of it before we could watch
         raise stopped
     if state.status == "error":
-        raise _failure(process_id, state.error, state.error_code)
+        raise u.refusal(state.error, state.error_code, process_id=process_id)
     if wait and state.status == "starting":
         return None
     endpoint = state.start.endpoint
     return u.Started(
         process_id=process_id, status="running" if state.status == "running" else "starting", endpoint=endpoint
     )
-
-
-def _failure(process_id: str, error: str, code: str) -> AimaError:
-    return _REFUSALS.get(code, ExecutionFailed)(error, reason=code, process_id=process_id)
 
 
 def _restarted(world: World[State], name: str, events: Sequence[Event]) -> View | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from aima_core.errors import (
+    AimaError,
     Conflict,
     ExecutionFailed,
     InsufficientResources,
@@ -16,6 +18,19 @@ from aima_core.errors import (
     ValidationFailed,
 )
 from aima_core.units import Command, Event, Options, Page, Query, Success, View
+from services.resource import units as resource
+
+_REFUSALS: Mapping[str, type[AimaError]] = {
+    "TIMEOUT": Timeout,
+    "OUT_OF_MEMORY": InsufficientResources,
+    **dict.fromkeys(resource.REFUSALS, InsufficientResources),
+}
+
+
+def refusal(error: str, error_code: str, **details: Any) -> AimaError:
+    """Return what an `engine.error` means to somebody who waits for the start."""
+    return _REFUSALS.get(error_code, ExecutionFailed)(error, reason=error_code, **details)
+
 
 InstanceStatus = Literal["starting", "running", "stopping", "error", "stopped"]
 EngineStatus = Literal["stopped", "starting", "running", "stopping", "error", "installing"]

@@ -146,7 +146,7 @@ def _settled(started: u.RequestStarted, command: u.Settle, call: Call) -> Event:
     if command.outcome != "completed":
         error = command.error or f"the request was {command.outcome}"
         return _failed(started, error, "CANCELLED" if command.outcome == "cancelled" else "EXECUTION_FAILED", call)
-    usage = command.usage or {}
+    usage = command.usage or u.TokensUsed()
     return u.RequestCompleted(
         request_id=started.request_id,
         model=started.model,
@@ -155,8 +155,8 @@ def _settled(started: u.RequestStarted, command: u.Settle, call: Call) -> Event:
         process_id=started.process_id,
         duration=round(call.at - started.started_at, 6),
         time_to_first_token=command.time_to_first_token,
-        prompt_tokens=_count(usage.get("prompt_tokens")),
-        completion_tokens=_count(usage.get("completion_tokens")),
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
     )
 
 
@@ -171,10 +171,6 @@ def _failed(started: u.RequestStarted, error: str, code: str, call: Call) -> Eve
         error=error,
         error_code=code,
     )
-
-
-def _count(value: object) -> int:
-    return value if isinstance(value, int) and value >= 0 else 0
 
 
 def evolve(pool: Pool | None, event: u.Events) -> Pool | None:

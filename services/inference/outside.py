@@ -148,7 +148,9 @@ class InferenceOutside(Outside[Pool]):
         except Exception:
             await self._settle(lease, "failed", error="INTERNAL_ERROR")
             raise
-        await self._settle(lease, "completed", usage=usage, time_to_first_token=first[0] if first else None)
+        await self._settle(
+            lease, "completed", usage=u.TokensUsed(**usage), time_to_first_token=first[0] if first else None
+        )
         return view
 
     async def _settle(self, lease: u.RequestStarted, outcome: u.Outcome, **said: Any) -> None:

@@ -21,6 +21,7 @@ ModelRef = Annotated[
 ]
 Base64 = Annotated[str, Field(min_length=1, description="Base64 text.")]
 _REFUSALS = (EngineNotRunning, NotFound, ValidationFailed, ExecutionFailed, Timeout, Unavailable)
+_MOST_TOKENS = 1_000_000_000  # of one request; sums over all requests stay within 64 bits
 _PATIENCE = 600.0  # seconds of a request without a deadline of its own
 
 
@@ -436,6 +437,15 @@ class Detect(
     image: Base64
 
 
+class TokensUsed(BaseModel):
+    """Tokens of a request; what else an engine counts is not kept."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+    prompt_tokens: int = Field(0, ge=0, le=_MOST_TOKENS, description="Of what was asked.")
+    completion_tokens: int = Field(0, ge=0, le=_MOST_TOKENS, description="Of the answer.")
+
+
 class LeaseModel(
     Command[Lease],
     unit="inference.lease",
@@ -469,8 +479,8 @@ class Settle(
 
     request_id: str = Field(min_length=1, max_length=60, description="Of the lease.")
     outcome: Outcome = Field(description="How it ended.")
-    usage: dict[str, Any] | None = Field(None, description="prompt_tokens and completion_tokens.")
-    time_to_first_token: float | None = Field(None, ge=0, description="Seconds.")
+    usage: TokensUsed | None = Field(None, description="Its tokens.")
+    time_to_first_token: float | None = Field(None, ge=0, le=86_400, description="Seconds.")
     error: str | None = Field(None, max_length=500, description="What went wrong; nothing of the content.")
 
 

@@ -13,6 +13,9 @@ SlotType = Literal["inference_native", "docker_container", "system_service"]
 SlotStatus = Literal["active", "idle", "preempted"]
 Pressure = Literal["low", "medium", "high", "critical"]
 
+REFUSALS = ("INSUFFICIENT_MEMORY", "SYSTEM_MEMORY_LOW", "NO_ACCELERATOR", "INSUFFICIENT_ACCELERATORS")
+"""The reasons for which something is not allocated."""
+
 SlotId = Annotated[
     str, Field(pattern=r"^slot-[a-z0-9][a-z0-9-]{0,119}$", description="Id of a slot.", examples=["slot-eng-1-1"])
 ]

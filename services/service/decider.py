@@ -42,12 +42,11 @@ def decide(world: World[Service], command: Command[Any], call: Call) -> list[Eve
             return _stop(service, force)
         case u.DeleteService():
             if service.status not in ("created", "stopped", "failed") or service.present():
-                raise Conflict(
-                    f"{service.id} is {service.status}; stop it first", reason="RUNNING", status=service.status
-                )
+                hint = "it is being cleared away; ask again" if service.status == "failed" else "stop it first"
+                raise Conflict(f"{service.id} is {service.status}; {hint}", reason="RUNNING", status=service.status)
             return [u.ServiceDeleted(service_id=service.id)]
         case u.RecordTimedOut(run=run):
-            return _timed_out(service, run)
+            return _timed_out(service, run, call)
         case _:
             return _replica_news(service, command, call)
 
@@ -61,9 +60,11 @@ def _register(world: World[Service], command: u.Register, call: Call) -> list[Ev
         raise Conflict(
             f"{known.id} exists with another {', '.join(other)}", reason="ALREADY_EXISTS", service_id=known.id
         )
-    if known:
+    salt = 0
+    while f"service/{id_of(name)}" in world:
         # cut first: an id that lost what tells the two apart would be the other service's
-        name = call.new_id(name[: _LONGEST - len(call.new_id(""))])
+        name = call.new_id(command.name[: _LONGEST - len(call.new_id(""))], str(salt) if salt else "")
+        salt += 1
     about = {field: getattr(command, field) for field in (*_ABOUT, "model_name", "model_type")}
     return [u.ServiceCreated(service_id=id_of(name), name=name, **about)]
 
@@ -103,18 +104,21 @@ def _stop(service: Service, force: bool) -> list[Event]:
             return []
 
 
-def _timed_out(service: Service, run: int) -> list[Event]:
+def _timed_out(service: Service, run: int, call: Call) -> list[Event]:
     if service.status != "starting" or service.run != run:
         return []
     waiting = [member for member in service.members if not member.answers]
     last = next((member.message for member in waiting if member.message), "the engine domain has not answered")
-    return [
-        u.ServiceFailed(
-            service_id=service.id,
-            error=f"{len(waiting)} of {len(service.members)} replicas were not ready in time; last heard: {last}",
-            error_code="TIMEOUT",
-        )
+    error = f"{len(waiting)} of {len(service.members)} replicas were not ready in time; last heard: {last}"
+    answering = service.answering()
+    if not answering:
+        return [u.ServiceFailed(service_id=service.id, error=error, error_code="TIMEOUT")]
+    failed: list[Event] = [
+        u.ReplicaFailed(**_of(service, member), error=error, error_code="TIMEOUT", attempt=run)
+        for member in waiting
+        if member.status not in ("failed", "ended")
     ]
+    return [*failed, *_settle(service, [], [member.endpoint for member in answering], call)]
 
 
 def _replica_news(service: Service, command: Command[Any], call: Call) -> list[Event]:
@@ -130,19 +134,27 @@ def _replica_news(service: Service, command: Command[Any], call: Call) -> list[E
             return [u.ReplicaProgress(**_of(service, member), phase=phase, message=message, progress=progress)]
         case u.RecordReplicaReady() if member.status in ("asked", "starting"):
             return _ready(service, member, command, call)
-        case u.RecordReplicaHealth(status=status) if member.status in ("running", "unhealthy"):
-            if (status == "healthy") == (member.status == "running"):
-                return []
-            changed = u.ReplicaHealthChanged(**_of(service, member), status=status)
-            others = [m for m in service.members if m.process_id != process_id]
-            answering = [m for m in others if m.answers] + ([member] if status == "healthy" else [])
-            return [changed, *_settle(service, others, [m.endpoint for m in answering], call)]
+        case u.RecordReplicaReady():  # somebody has restarted it: at the same port, as it was
+            return _health(service, member, "healthy", call)
+        case u.RecordReplicaHealth(status=status):
+            return _health(service, member, status, call)
         case u.RecordReplicaFailed(error=error, error_code=code, ended=ended):
             return _failed(service, member, error, code, call, ended=ended)
+        case u.RecordReplicaEnded(reason="restart") if member.status in ("running", "unhealthy"):
+            return _health(service, member, "unhealthy", call)
         case u.RecordReplicaEnded(reason=reason):
             return _failed(service, member, f"the engine was stopped ({reason})", "STOPPED", call, ended=True)
         case _:
             return []
+
+
+def _health(service: Service, member: Member, status: u.Health, call: Call) -> list[Event]:
+    if member.status != {"healthy": "unhealthy", "unhealthy": "running"}[status]:
+        return []
+    changed = u.ReplicaHealthChanged(**_of(service, member), status=status)
+    others = [m for m in service.members if m.process_id != member.process_id]
+    answering = [m for m in others if m.answers] + ([member] if status == "healthy" else [])
+    return [changed, *_settle(service, others, [m.endpoint for m in answering], call)]
 
 
 def _late_news(service: Service, member: Member | None, command: Command[Any], process_id: str) -> list[Event]:

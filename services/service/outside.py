@@ -30,6 +30,7 @@ from services.service import selection, state, views
 from services.service import units as u
 
 _STOP_TIMEOUT = 10.0  # seconds that an engine gets to end by itself
+_CATCH_UP = 2.0  # seconds that the engine domain gets to say what it knows
 _ASK = 30.0  # seconds for a request that a peer answers from memory
 
 
@@ -63,6 +64,10 @@ class ServiceOutside(Outside[state.Service]):
                 return await self._end(effect)
             case state.Expire(service_id=ident, run=run, at=at):
                 await asyncio.sleep(max(at - time.time(), 0))
+                # we may have been away, and all may have been well before the deadline
+                with contextlib.suppress(Unavailable, Timeout, TimeoutError):
+                    async with asyncio.timeout(_CATCH_UP):
+                        await self.context.caught_up("engine")
                 return [u.RecordTimedOut(service_id=ident, run=run)]
         return await super().perform(effect)
 
@@ -82,9 +87,9 @@ class ServiceOutside(Outside[state.Service]):
                 return views.status_view(self._service(ident))
             case u.GetLogs(service_id=ident, tail=tail):
                 return await self._logs(self._service(ident), tail)
-            case u.GetHistory(service_id=ident):
-                records = await self.context.read.history(f"service/{ident}")
-                if not records:
+            case u.GetHistory(service_id=ident, after=after, limit=limit):
+                records = await self.context.read.history(f"service/{ident}", after=after, limit=limit)
+                if not records and not after:
                     raise NotFound(f"there has never been a service {ident}", reason="SERVICE_NOT_FOUND")
                 return u.History(events=[msgspec.to_builtins(record.wire()) for record in records])
         return await super().answer(query)

@@ -59,6 +59,10 @@ class Service(msgspec.Struct, frozen=True):
         """Return every process that is, or may be, there."""
         return (*(m.process_id for m in self.members if m.status != "ended"), *self.leaving)
 
+    def over(self) -> tuple[str, ...]:
+        """Return the processes that have to go while the service runs."""
+        return (*(m.process_id for m in self.members if m.status == "failed"), *self.leaving)
+
     def answering(self) -> tuple[Member, ...]:
         """Return the replicas that requests may go to."""
         return tuple(member for member in self.members if member.answers)
@@ -99,7 +103,7 @@ class Expire(Effect, frozen=True):
 
 def todo(service: Service) -> Iterable[Effect]:
     """Return what must be asked of the engine domain. Empty at rest."""
-    ending = service.present() if service.status in ("stopping", "failed") else service.leaving
+    ending = service.present() if service.status in ("stopping", "failed") else service.over()
     effects: list[Effect] = [EndReplica(service.id, process_id, service.force) for process_id in ending]
     if service.status == "starting":
         assert service.start

@@ -16,7 +16,7 @@ from aima_core.errors import (
     Unavailable,
     ValidationFailed,
 )
-from aima_core.units import Command, Event, Options, Page, Query, Success, View
+from aima_core.units import LARGEST, Command, Event, Options, Page, Query, Success, View
 
 ServiceStatus = Literal["created", "starting", "running", "degraded", "stopping", "stopped", "failed"]
 ReplicaStatus = Literal["asked", "starting", "running", "unhealthy", "failed", "ended"]
@@ -398,9 +398,11 @@ class GetLogs(Query[Logs], unit="service.logs", errors=(NotFound,), examples=({"
 
 
 class GetHistory(Query[History], unit="service.history", errors=(NotFound,), examples=({"service_id": "svc-chat"},)):
-    """Return everything that has happened to a service, also to a deleted one."""
+    """Return what has happened to a service in order, also to a deleted one."""
 
     service_id: ServiceId
+    after: int = Field(0, ge=0, le=LARGEST, description="Position behind which to begin.")
+    limit: int = Field(1000, ge=1, le=1000, description="At most so many events.")
 
 
 # --- internal -----------------------------------------------------------------------------------------------------

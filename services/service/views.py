@@ -7,9 +7,10 @@ from typing import Any
 
 from aima_core.call import timestamp
 from aima_core.domain import World
-from aima_core.errors import AimaError, ExecutionFailed, InsufficientResources, Timeout
+from aima_core.errors import ExecutionFailed
 from aima_core.records import Recorded, Statement
 from aima_core.units import Command, Event, Success, View
+from services.engine import units as engine
 from services.service import units as u
 from services.service.decider import id_of
 from services.service.state import Service
@@ -47,12 +48,6 @@ def _status(status: str, at: str, ident: str) -> Statement:
 
 # --- answers of commands ------------------------------------------------------------------------------------------
 
-_REFUSALS: Mapping[str, type[AimaError]] = {
-    "TIMEOUT": Timeout,
-    "INSUFFICIENT_MEMORY": InsufficientResources,
-    "OUT_OF_MEMORY": InsufficientResources,
-}
-
 
 def reply(world: World[Service], command: Command[Any], events: Sequence[Event]) -> View | None:
     """Return the command's answer; None while it is not settled. Raises what a start came to instead."""
@@ -75,13 +70,13 @@ def _started(service: Service | None, wait: bool, events: Sequence[Event]) -> Vi
     for event in events:
         match event:
             case u.ServiceFailed(error=error, error_code=code):
-                raise _REFUSALS.get(code, ExecutionFailed)(error, reason=code)
+                raise engine.refusal(error, code)
             case u.StopRequested():
                 raise stopped
     if service is None:
         raise ExecutionFailed("the service was deleted", reason="DELETED")
     if service.status == "failed":  # it has come to that before we could watch
-        raise _REFUSALS.get(service.error_code, ExecutionFailed)(service.error, reason=service.error_code)
+        raise engine.refusal(service.error, service.error_code)
     if service.status not in ("starting", "running", "degraded"):
         raise stopped
     if service.status == "starting" and wait:

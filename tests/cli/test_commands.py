@@ -64,7 +64,7 @@ def test_for_a_program_the_error_is_the_document(tmp_path: Path) -> None:
         ("[engine]\nport_min = 'x'\n", "config.toml:2: engine.port_min"),
         (
             "\n[engine]\n\ncolour = 1\n",
-            "config.toml:4: engine.colour: unknown; expected one of host, port_min, port_max",
+            "config.toml:4: engine.colour: unknown; expected one of host, address, port_min",
         ),
         ("speed = 3\n", "config.toml:1: speed: unknown; expected one of data, device, engine"),
     ],

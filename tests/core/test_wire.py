@@ -736,7 +736,7 @@ async def test_the_callers_side_raises_the_error_that_came(tmp_path: Path, share
         assert refusal.value.details == {"reason": "COUNTER_NOT_FOUND"}
         bare.outside("refuse")
         with pytest.raises(ExecutionFailed):
-            await client.ask("counter.grow", {"counter_id": "c1"}, timeout=5)
+            await client.ask("counter.grow", {"counter_id": "c1"}, timeout=30)
         with pytest.raises(Conflict):
             await client.ask("counter.add", {"counter_id": "c1"}, timeout=5, headers={"Aima-Expected-Version": "99"})
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from aima_core import cgroup
 from aima_core.errors import Conflict, NotFound
-from services.device.drivers import cgroup
 from services.device.drivers.host import HostProbe
 
 

