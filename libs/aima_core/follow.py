@@ -26,6 +26,7 @@ from aima_core.runner import Runner
 _PAGE = 500  # events asked for at once
 _LOOK = 5.0  # seconds; a look at the peer's log even when nothing woke us
 _RETRY = 0.5  # seconds
+_ASK = 2.0  # seconds for a page, which takes milliseconds: a peer that dies over it is asked again
 
 
 class Follower(Generic[S]):
@@ -91,7 +92,7 @@ class Follower(Generic[S]):
     async def _page(self) -> bool:
         """Take in one page of the peer's log; True when there may be more."""
         after = self._runner.cursors.get(self._source, 0)
-        answer = await self._client.ask(f"{self._peer}.log", {"after": after, "limit": self._limit}, timeout=10)
+        answer = await self._client.ask(f"{self._peer}.log", {"after": after, "limit": self._limit}, timeout=_ASK)
         source = f"{self._peer}/{answer.data['log']}"
         if source != self._source:
             self._source = source

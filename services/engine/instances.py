@@ -23,6 +23,7 @@ from services.resource import units as resource
 _LOADING = 0.1  # seconds between looks at an engine that is loading: a small model takes half a second
 _MISSES = 3  # looks in a row that an engine may miss before it counts as unhealthy
 _TAIL = 200  # lines of log in which the reason of a death is looked for
+_ASK = 3.0  # seconds for the resource domain, which answers at once; one that dies over it is asked again
 _SETTLE = 0.5  # seconds in which the slot of a run that has just ended is given back
 
 T = TypeVar("T")
@@ -107,10 +108,10 @@ class Instances:
             priority=start.priority,
         )
         try:
-            await self._context.peers.call(slot)
+            await self._context.peers.call(slot, timeout=_ASK)
         except InsufficientResources:
             await asyncio.sleep(_SETTLE)
-            await self._context.peers.call(slot)
+            await self._context.peers.call(slot, timeout=_ASK)
 
     async def _begin(self, manifest: Manifest, start: u.StartRequested) -> Handle:
         argv, env = render(

@@ -31,7 +31,7 @@ from services.service import units as u
 
 _STOP_TIMEOUT = 10.0  # seconds that an engine gets to end by itself
 _CATCH_UP = 2.0  # seconds that the engine domain gets to say what it knows
-_ASK = 30.0  # seconds for a request that a peer answers from memory
+_ASK = 3.0  # seconds for a request that a peer answers at once; one that dies over it is asked again
 
 
 class ServiceOutside(Outside[state.Service]):

@@ -99,7 +99,8 @@ async def outstanding(client: Client, wanted: int) -> None:
 
 async def replicas(client: Client, wanted: int) -> None:
     async def seen() -> bool:
-        return bool((await served(client))["replicas"] == wanted)
+        models = (await ask(client, "inference.models"))["models"]
+        return sum(service["replicas"] for model in models for service in model["services"]) == wanted
 
     await until(seen)
 
