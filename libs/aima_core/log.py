@@ -133,8 +133,9 @@ class Log:
 
     async def position_at(self, recorded_at: float) -> int:
         """Return the position of the last event recorded at or before a time (Unix seconds); 0 before the first."""
-        sql = "SELECT coalesce(max(position), 0) FROM events WHERE recorded_at <= ?"
-        row = await self.file.read(lambda c: c.execute(sql, (recorded_at,)).fetchone())
+        sql = "SELECT coalesce(max(position), 0) FROM events WHERE recorded_at < ?"
+        # times are shown in whole microseconds: the one that is shown has to find its event
+        row = await self.file.read(lambda c: c.execute(sql, (recorded_at + 1e-6,)).fetchone())
         return int(row[0])
 
     async def reply(self, key: str) -> Reply | None:
