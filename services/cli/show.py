@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import enum
 import json
+import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +15,8 @@ from rich.table import Table
 
 from aima_core.errors import AimaError
 
-out = Console(soft_wrap=True)
+# into a file or a pipe a table is as wide as it needs to be, unless somebody has said how wide
+out = Console(soft_wrap=True, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200)
 err = Console(stderr=True, soft_wrap=True)
 
 _COLUMNS = 8  # of a table whose columns nobody chose; `-o json` has them all

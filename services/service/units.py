@@ -260,7 +260,7 @@ class ServiceView(View):
     error: str | None
     error_code: str | None
     reason: str = Field(description="Why it runs on this engine.")
-    metrics: Metrics | None = Field(None, description="Null while the inference domain does not answer.")
+    metrics: Metrics | None = Field(None, description="Null: not measured yet.")
 
 
 class ServiceList(View):
@@ -311,13 +311,20 @@ class CreateService(
     )
     resource_class: ResourceClass = Field("medium", description="How much context and how many requests at once.")
     replicas: int = Field(1, ge=1, le=100, description="Engine instances that share the load.")
-    persistent: bool = Field(False, description="Whether it comes back after a reboot.")
+    persistent: bool = Field(False, description="Whether it shall come back after a reboot. Kept; not acted on yet.")
     engine: str | None = Field(None, pattern=r"^[a-z][a-z0-9_]{0,59}$", description="Default: the best that fits.")
     device: Device = Field("auto", description="Where it shall run.")
     port: int | None = Field(None, ge=1024, le=65535, description="Port of the first replica; default: a free one.")
     config: Options = Field({}, description="Options of the engine, before those of the resource class.")
-    idle_timeout: float = Field(0, ge=0, le=31_536_000, description="Seconds without a request; 0 = never.")
-    autoscale: Autoscale | None = Field(None, description="Bounds within which replicas follow the load.")
+    idle_timeout: float = Field(
+        0,
+        ge=0,
+        le=31_536_000,
+        description="Seconds without a request until it may be stopped; 0 = never. Kept; not acted on yet.",
+    )
+    autoscale: Autoscale | None = Field(
+        None, description="Bounds within which replicas follow the load. Kept; not acted on yet."
+    )
 
 
 class DeleteService(
