@@ -42,9 +42,9 @@ docs: setup                          ## write docs/units.md anew from the units 
 	$(BIN)/python -m services.cli.unit_docs > docs/units.md
 
 lock: setup-dev                      ## resolve the dependencies anew, with hashes and without index addresses
-	$(BIN)/pip-compile -q --generate-hashes --allow-unsafe --strip-extras --no-annotate --no-emit-options \
+	$(BIN)/pip-compile -q --no-header --generate-hashes --allow-unsafe --strip-extras --no-annotate --no-emit-options \
 		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --extra build -o requirements.txt pyproject.toml
-	$(BIN)/pip-compile -q --generate-hashes --allow-unsafe --strip-extras --no-annotate --no-emit-options \
+	$(BIN)/pip-compile -q --no-header --generate-hashes --allow-unsafe --strip-extras --no-annotate --no-emit-options \
 		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --extra build --extra dev \
 		-c requirements.txt -o requirements-dev.txt pyproject.toml
 
