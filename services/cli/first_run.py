@@ -27,7 +27,7 @@ _UP = 60.0  # seconds until everything has to serve
 _DRAIN = 45.0  # seconds that everything may take to end
 
 NEXT = """
-[bold]Try next[/], in another terminal:
+[bold]Try next[/], in another terminal, after `. .venv/bin/activate`:
 
   aima chat "Tell me about the sea"        aima status
   aima units                               aima events --follow
@@ -55,7 +55,9 @@ def first_run(
     try:
         code = asyncio.run(_first_run(up, once, config))
         if not once and code == 0 and up.poll() is None:
-            err.print("[dim]everything keeps running; Ctrl-C ends it[/]")
+            err.print(
+                "[dim]everything keeps running; Ctrl-C ends all but the engine, which the next start finds again[/]"
+            )
             code = up.wait()
     except KeyboardInterrupt:
         code = 130

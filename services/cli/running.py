@@ -96,6 +96,8 @@ def _teller(url: str) -> Callable[[Sequence[ProcessState]], None]:
             said_ready = True
             names = ", ".join(state.name for state in states)
             err.print(f"[green]ready[/] at [bold]{url}[/]: {names}", highlight=False)
-            err.print("[dim]in another terminal: aima status, aima units, aima events --follow. Ctrl-C ends.[/]")
+            err.print(
+                "[dim]in another terminal: aima status, aima units, aima events --follow. Ctrl-C ends all but engines.[/]"
+            )
 
     return tell
