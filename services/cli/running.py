@@ -97,7 +97,7 @@ def _teller(url: str) -> Callable[[Sequence[ProcessState]], None]:
             names = ", ".join(state.name for state in states)
             err.print(f"[green]ready[/] at [bold]{url}[/]: {names}", highlight=False)
             err.print(
-                "[dim]in another terminal: aima status, aima units, aima events --follow. Ctrl-C ends all but engines.[/]"
+                "[dim]in another terminal: aima status, aima units, aima events -f. Ctrl-C ends all but engines.[/]"
             )
 
     return tell
