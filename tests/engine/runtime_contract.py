@@ -9,13 +9,13 @@ import psutil
 import pytest
 
 from aima_core.errors import ExecutionFailed, ValidationFailed
+from aima_core.testing import until
 from services.engine.runtimes import Handle, LaunchSpec, Runtime, Stats
-from tests.conftest import eventually
 from tests.engine import programs
 
 
 async def ready(runtime: Runtime, instance: str) -> None:
-    await eventually(lambda: "ready" in runtime.logs(instance, 50), what=f"{instance} is ready")
+    await until(lambda: "ready" in runtime.logs(instance, 50))
 
 
 def child_of(runtime: Runtime, instance: str) -> psutil.Process:
@@ -148,7 +148,7 @@ class RuntimeContract:
         busy = programs.python("import subprocess, sys; print('ready', flush=True)\nwhile True: pass")
         handle = await runtime.start(LaunchSpec("eng-a", busy))
         await ready(runtime, "eng-a")
-        await eventually(lambda: _is_busy(runtime, handle), what="the program uses CPU")
+        await until(lambda: _is_busy(runtime, handle))
         assert (await runtime.stats(handle)).memory_bytes > 1_000_000
         await runtime.stop(handle, timeout=20, force=True)
         assert await runtime.stats(handle) == Stats(memory_bytes=0, cpu_percent=0.0)

@@ -214,7 +214,7 @@ def test_no_status_and_no_command_is_missing_in_the_tables() -> None:
     assert tried | prepared == {*ENGINE.commands, *ENGINE.internal}
 
 
-TODO: dict[str, list[Any]] = {
+CALLED_FOR: dict[str, list[Any]] = {
     "nothing": [],
     "starting": [state.Launch(ID, 1), state.Expire(ID, 1, NOON + 60)],
     "running": [state.Watch(ID, 1)],
@@ -230,7 +230,7 @@ TODO: dict[str, list[Any]] = {
 
 @pytest.mark.parametrize(("status", "events"), [*STATUSES.items(), *PACKAGES.items()])
 def test_what_a_status_calls_for_is(status: str, events: list[Event]) -> None:
-    assert [effect for found in Given(ENGINE, events).world.values() for effect in todo(found)] == TODO[status]
+    assert [effect for found in Given(ENGINE, events).world.values() for effect in todo(found)] == CALLED_FOR[status]
 
 
 def test_a_forced_stop_calls_for_force() -> None:

@@ -16,11 +16,11 @@ import httpx2
 import psutil
 import pytest
 
+from aima_core.testing import until
 from services.engine.http import healthy
 from services.engine.manifest import explain, load_manifests, render
 from services.engine.runtimes import Handle, LaunchSpec
 from services.engine.runtimes.process import ProcessRuntime
-from tests.conftest import eventually
 
 Answer = dict[str, Any]
 
@@ -46,7 +46,7 @@ class Engines:
             assert await self.runtime.find(handle.instance), self.runtime.logs(handle.instance, 100)
             return await healthy(endpoint, "/health", 5)
 
-        await eventually(answers, within=60)
+        await until(answers, within=60)
         return handle, endpoint
 
     async def refused(self, engine: str, model: Path, port: int = 0) -> tuple[int | None, str, str]:

@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 from aima_core.errors import ExecutionFailed
+from aima_core.testing import until
 from services.engine.runtimes import START_LINE, Handle, LaunchSpec, Runtime, ending, marks
 from services.engine.runtimes.process import ProcessRuntime
-from tests.conftest import eventually
 from tests.engine import programs
 from tests.engine.runtime_contract import RuntimeContract, gone, ready
 
@@ -189,7 +189,7 @@ async def test_no_zombie_remains_though_nobody_waits(runtime: ProcessRuntime) ->
         await runtime.rotate()
         return not psutil.pid_exists(handle.pid)
 
-    await eventually(reaped)
+    await until(reaped)
     assert await runtime.wait(handle) == 0
 
 
@@ -270,7 +270,7 @@ async def test_a_log_is_rotated_while_the_program_writes(tmp_path: Path, owner: 
         await runtime.rotate()
         return runtime.logs("eng-a", 1) == ["ready"]
 
-    await eventually(written)
+    await until(written)
     files = sorted(path.name for path in (tmp_path / "logs").iterdir())
     assert files == ["eng-a.log", "eng-a.log.1", "eng-a.log.2"]
     # A line written in the microseconds of a truncation may be lost; none is doubled, cut, or out of order.

@@ -10,10 +10,10 @@ from typing import Any
 
 import httpx2
 
+from aima_core.testing import until
 from services.engine.http import healthy
 from services.engine.runtimes import LaunchSpec
 from services.engine.runtimes.process import ProcessRuntime
-from tests.conftest import eventually
 from tests.engine.programs import STAND_IN
 
 
@@ -23,7 +23,7 @@ async def test_it_speaks_and_fails_as_told(tmp_path: Path, free_port: Callable[[
     endpoint = f"http://127.0.0.1:{port}"
     argv = (sys.executable, str(STAND_IN), "--port", str(port), "--model", "m", "--tokens", "3")
     handle = await runtime.start(LaunchSpec("eng-a", argv))
-    await eventually(lambda: healthy(endpoint, "/health", 5))
+    await until(lambda: healthy(endpoint, "/health", 5))
     chat: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "good day"}]}
     async with httpx2.AsyncClient(base_url=endpoint, trust_env=False) as client:
         assert (await client.get("/v1/models")).json()["data"][0]["id"] == "m"

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from aima_core.testing import until
 from services.engine.http import healthy
-from tests.conftest import eventually
 from tests.engine.programs import STAND_IN
 
 
@@ -50,7 +50,7 @@ def stand_in(tmp_path: Path, free_port: Callable[[], int]) -> Iterator[Start]:
         log = tmp_path / f"engine-{port}.log"
         command = [sys.executable, "-S", str(STAND_IN), "--port", str(port), "--model", model, *options]
         started.append(StandIn(_launch(command, log), f"http://127.0.0.1:{port}", log))
-        await eventually(lambda: healthy(started[-1].endpoint, "/health", 1), what="the stand-in answers")
+        await until(lambda: healthy(started[-1].endpoint, "/health", 1))
         return started[-1]
 
     yield start

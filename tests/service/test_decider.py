@@ -358,7 +358,7 @@ def test_no_status_and_no_command_is_missing_in_the_tables() -> None:
 
 
 END, RUN = state.EndReplica(SVC, R0, force=False), state.RunReplica(SVC, R0, 0, 1)
-TODO: dict[str, list[Any]] = {
+CALLED_FOR: dict[str, list[Any]] = {
     "nothing": [],
     "created": [],
     "starting": [state.Expire(SVC, 1, NOON + 60), RUN],
@@ -376,11 +376,11 @@ def test_what_a_status_calls_for_is(status: str, events: list[Event]) -> None:
     def asked(events: list[Event]) -> list[Any]:
         return [effect for service in Given(SERVICE, events).world.values() for effect in todo(service)]
 
-    assert asked(events) == TODO[status]
+    assert asked(events) == CALLED_FOR[status]
     if events:  # a stray is sent away from any status
         sent_away = state.EndReplica(SVC, STRAY, force=False)
-        assert set(asked([*events, stray()])) == {*TODO[status], sent_away}
-        assert asked([*events, stray(), gone(STRAY, -1)]) == TODO[status]
+        assert set(asked([*events, stray()])) == {*CALLED_FOR[status], sent_away}
+        assert asked([*events, stray(), gone(STRAY, -1)]) == CALLED_FOR[status]
 
 
 def test_a_start_asks_only_for_the_replicas_that_nobody_has_heard_of() -> None:
