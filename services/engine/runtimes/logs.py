@@ -19,6 +19,9 @@ from pathlib import Path
 CHUNK = 64 * 1024
 TAIL_LIMIT = 8 * 1024 * 1024
 """Bytes that one look at the last lines may read: a program can write lines without end."""
+PARTIAL = 20
+"""Milliseconds that the rest of a line may take to come: a write over the border of a page is seen in two pieces, and
+truncated between them it would be a line cut in two. What ends without a newline is taken as it is after that."""
 FORGET_AFTER = 7 * 24 * 3600.0
 """Seconds after its last line until the log of an instance that no longer lives is removed."""
 
@@ -57,16 +60,23 @@ class LogFiles:
         copy = path.with_name(f"{path.name}.new")
         try:
             with path.open("rb") as source, open(copy, "wb", opener=_private) as target:
+                last = b"\n"
                 while chunk := source.read(CHUNK):  # reads on while the program writes, up to the very last byte
                     target.write(chunk)
+                    last = chunk[-1:]
                 target.flush()
                 for number in range(self._keep, 1, -1):
                     with contextlib.suppress(FileNotFoundError):
                         self._path(path.stem, number - 1).replace(self._path(path.stem, number))
                 copy.replace(self._path(path.stem, 1))
-                while chunk := source.read(CHUNK):
-                    target.write(chunk)
-                    target.flush()
+                for _ in range(PARTIAL):
+                    while chunk := source.read(CHUNK):
+                        target.write(chunk)
+                        last = chunk[-1:]
+                    if last == b"\n":
+                        break
+                    time.sleep(0.001)
+                target.flush()
                 os.truncate(path, 0)
         finally:
             copy.unlink(missing_ok=True)
