@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: setup setup-dev run test check format bench docs lock clean
+.PHONY: setup setup-dev run test check format chaos bench docs lock clean
 
 setup: $(VENV)/.installed            ## create .venv with what running needs
 setup-dev: $(VENV)/.installed-dev    ## and what developing needs
@@ -36,11 +36,15 @@ format: setup-dev                    ## put the code into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+chaos: setup-dev                     ## kill what runs at random for five minutes, under load, and hold it against the truth
+	$(BIN)/python -m tests.system.chaos $(if $(SECONDS_),--seconds $(SECONDS_))
+
 bench: setup-dev                     ## figures beside limits measured in the same run
 	$(BIN)/python -m benchmarks
 
-docs: setup                          ## write docs/units.md anew from the units themselves
+docs: setup                          ## write docs/units.md and the pictures in docs/services.md anew from the code
 	$(BIN)/python -m services.cli.unit_docs > docs/units.md
+	$(BIN)/python -m services.cli.state_docs
 
 lock: setup-dev                      ## resolve the dependencies anew, with hashes and without index addresses
 	$(BIN)/pip-compile -q --no-header --generate-hashes --allow-unsafe --strip-extras --no-annotate --no-emit-options \

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks import bus, durability, queries, relay, replay, start, store, tokens
+from benchmarks import bus, durability, estimate, queries, relay, replay, replicas, start, store, tokens
 from benchmarks.report import Report
 from benchmarks.scratch import Options, Scratch, scratch
 
@@ -25,6 +25,8 @@ ALL: dict[str, Callable[[Scratch, Options], Report]] = {
     "replay": replay.run,
     "tokens": tokens.run,
     "start": start.run,
+    "replicas": replicas.run,
+    "estimate": estimate.run,
     "durability": durability.run,
 }
 

@@ -30,7 +30,7 @@ from aima_core.runner import Runner
 from benchmarks import load
 from benchmarks.report import Report, percentile
 from benchmarks.scratch import Options, Scratch, cpu_seconds, wait_until
-from services.inference import units as inference
+from services.inference import internal
 from services.inference.domain import INFERENCE
 
 PROMPT = [{"role": "user", "content": "Tell me a long story about the sea."}]
@@ -210,7 +210,7 @@ async def _route(folder: Path, engines: Sequence[Engine]) -> None:
     await runner.open()
     for engine in engines:
         name = engine.name
-        route = inference.RecordRoute(
+        route = internal.RecordRoute(
             service_id=f"svc-{name}",
             service_name=f"svc-{name}",
             model_id=name,

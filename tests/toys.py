@@ -32,6 +32,7 @@ from aima_core.runner import Runner
 from aima_core.settings import Settings
 from aima_core.testing import settings_for
 from aima_core.units import Command, Event, Query, Success, View
+from services.device import units as device
 from services.engine import units as engine
 from services.engine.runtimes import Handle
 from services.engine.runtimes.process import ProcessRuntime
@@ -112,14 +113,17 @@ class Held(msgspec.Struct, frozen=True):
 def memory(budget: int) -> Domain[Held]:
     """Return a resource domain of so many bytes, which frees the slot of an engine that has ended."""
 
+    def lacking(world: World[Held], asked: int, freeing: Sequence[str] = ()) -> int:
+        kept = [held for held in world.values() if resource.slot_of(held.name) not in freeing]
+        return asked + sum(held.memory for held in kept) - budget
+
     def decide(world: World[Held], command: Command[Any], _: Call) -> list[Event]:
         match command:
             case resource.Allocate(name=name, memory_bytes=asked):
                 slot = resource.slot_of(name)
                 if f"resource/{slot}" in world:
                     return []
-                missing = asked + sum(held.memory for held in world.values()) - budget
-                if missing > 0:
+                if (missing := lacking(world, asked)) > 0:
                     raise InsufficientResources(f"{missing} bytes are missing", reason="INSUFFICIENT_MEMORY")
                 return [
                     resource.Allocated(
@@ -134,6 +138,8 @@ def memory(budget: int) -> Domain[Held]:
                 ]
             case resource.Release(slot_id=slot):
                 return [resource.Released(slot_id=slot)] if f"resource/{slot}" in world else []
+            case resource.UpdateSlot():
+                return []  # a stand-in of an engine uses more than all that there is here
         raise TypeError(command)
 
     def evolve(_: Held | None, event: Event) -> Held | None:
@@ -156,6 +162,35 @@ def memory(budget: int) -> Domain[Held]:
                 used = sum(held.values())
                 pool = resource.Pool(total=budget, reserved=used, available=budget - used)
                 return resource.Budget(total=budget, reserved=used, pools={"memory": pool})
+            if isinstance(query, resource.AskCanAllocate):
+                asked = query.memory_bytes * query.count
+                missing = lacking(self.context.world, asked, query.freeing)
+                return resource.CanAllocate(
+                    can_allocate=missing <= 0,
+                    reason=f"{missing} bytes are missing" if missing > 0 else None,
+                    requested=asked,
+                    available=asked - missing,
+                    missing=missing if missing > 0 else None,
+                    lacking="memory" if missing > 0 else None,
+                    holders=[],
+                    would_preempt=[],
+                )
+            if isinstance(query, resource.ListAllocations):
+                slots = [
+                    resource.Slot(
+                        slot_id=resource.slot_of(name),
+                        name=name,
+                        type="inference_native",
+                        memory=size,
+                        gpu_fraction=0,
+                        priority=5,
+                        status="active",
+                        owner="test",
+                        since="",
+                    )
+                    for name, size in held.items()
+                ]
+                return resource.Allocations(allocations=slots, total=len(slots))
             return Slots(slots=held)
 
     return Domain(
@@ -163,8 +198,8 @@ def memory(budget: int) -> Domain[Held]:
         about="Memory.",
         state=Held,
         events=(resource.Allocated, resource.Released),
-        commands=(resource.Allocate, resource.Release),
-        queries=(resource.GetBudget, GetSlots),
+        commands=(resource.Allocate, resource.Release, resource.UpdateSlot),
+        queries=(resource.GetBudget, resource.AskCanAllocate, resource.ListAllocations, GetSlots),
         decide=decide,
         evolve=evolve,
         reply=reply,
@@ -182,6 +217,39 @@ class Slots(View):
 
 class GetSlots(Query[Slots], unit="resource.slots"):
     """Return who holds what."""
+
+
+# --- the device domain: one processor -----------------------------------------------------------------------------
+
+
+class _Processor(Outside[Nothing]):
+    async def answer(self, query: Query[Any]) -> View:
+        one = device.DeviceItem(
+            id="test-cpu-0",
+            name="Toy",
+            vendor="Toy",
+            type="cpu",
+            node="test",
+            memory=10_000,
+            memory_free=None,
+            cores=2,
+            capabilities=[],
+            memory_bandwidth=1_000_000,
+        )
+        return device.DeviceList(items=[one], total=1)
+
+
+PROCESSOR: Domain[Nothing] = Domain(
+    name="device",
+    about="One processor.",
+    state=Nothing,
+    events=(),
+    queries=(device.ListDevices,),
+    decide=lambda *_: [],
+    evolve=lambda *_: None,
+    reply=lambda *_: Success(success=True),
+    outside=_Processor,
+)
 
 
 # --- the service domain: says what it is told to ------------------------------------------------------------------
@@ -222,6 +290,7 @@ options:
   delay_start: {{about: Seconds., type: float, args: ["--delay-start={{delay_start}}"]}}
   fail_with: {{about: A message., type: str, args: ["--fail-with={{fail_with}}"]}}
   die_after: {{about: Seconds., type: float, args: ["--die-after={{die_after}}"]}}
+  sleep_per_request: {{about: Seconds., type: float, args: ["--sleep-per-request={{sleep_per_request}}"]}}
 health: {{path: /health, interval: 0.1, timeout: 1}}
 endpoints: [/v1/chat/completions]
 model_types: [llm, embedding]
@@ -273,10 +342,10 @@ class Machine:
     ports: range
     weights: Path
 
-    def settings(self, *domains: Domain[Any]) -> Settings:
+    def settings(self, *domains: Domain[Any], **environ: str) -> Settings:
         ports = {"AIMA_ENGINE_PORT_MIN": str(self.ports[0]), "AIMA_ENGINE_PORT_MAX": str(self.ports[-1])}
         served = any(domain.name == "engine" for domain in domains)
-        return settings_for(self.folder, self.nats.url, *domains, environ=ports if served else None)
+        return settings_for(self.folder, self.nats.url, *domains, environ=(ports if served else {}) | environ)
 
     def runtime(self) -> ProcessRuntime:
         """Return a look at the engines of this machine beside the engine domain's own."""

@@ -16,6 +16,7 @@ safe because a domain has one writer. `evolve` and `todo` see one stream, so the
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -28,6 +29,8 @@ from aima_core.settings import Section
 from aima_core.units import Command, Event, Query, Resource, Unit, View
 
 if TYPE_CHECKING:
+    import asyncio
+
     from aima_core.bus import Peers
     from aima_core.reader import Reader
 
@@ -66,6 +69,8 @@ class Context(Generic[S]):
     """Decide one of our own commands; returns when it is committed."""
     caught_up: Callable[[str], Awaitable[None]]
     """Return when all that a followed peer had recorded until now is taken in; raise Unavailable if it is away."""
+    news: Callable[[], AbstractContextManager[asyncio.Queue[Sequence[Recorded]]]]
+    """Give a queue of all our events that are committed from now on, one entry for each commit."""
 
 
 class Outside(Generic[S]):

@@ -102,6 +102,7 @@ class Process(Generic[S]):
             read=Reader(log, self._domain),
             record=record,
             caught_up=lambda peer: self._followers[peer].catch_up(),
+            news=lambda: runner.watch(()),
         )
 
     def _units(self) -> tuple[type[Unit[Any]], ...]:

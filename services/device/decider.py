@@ -15,6 +15,7 @@ from services.device import units as u
 
 _KINDS: tuple[u.DeviceType, ...] = ("gpu", "cpu", "disk")  # what matters most to inference first
 _SAME_WATTS = 0.001  # drivers count in milliwatts
+_NOISE = 0.3  # part of a bandwidth by which it must be measured higher to count: the rest is what else was running
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,6 +122,7 @@ def _found(world: World[State], found: Iterable[u.FoundDevice], node: str) -> li
     events: list[Event] = []
     there: set[str] = set()
     for one in found:
+        state = world.get(f"device/{one.id}")
         device = u.Device(
             id=one.id,
             name=one.name,
@@ -132,12 +134,19 @@ def _found(world: World[State], found: Iterable[u.FoundDevice], node: str) -> li
             capabilities=one.capabilities,
             cores=one.cores,
             uuid=one.uuid,
+            memory_bandwidth=_bandwidth(one.memory_bandwidth, state.device.memory_bandwidth if state else None),
         )
-        state = world.get(f"device/{device.id}")
         if device.id not in there and (state is None or state.device != device):
             events.append(u.DeviceDetected(device_id=device.id, device=device))
         there.add(device.id)
     return events + [u.DeviceRemoved(device_id=d.id) for d in in_order(world) if d.id not in there]
+
+
+def _bandwidth(measured: int | None, known: int | None) -> int | None:
+    """Return the bandwidth to record: the best that was seen, since whatever else runs can only make it look worse."""
+    if measured is None or known is None:
+        return measured or known
+    return measured if measured >= (1 + _NOISE) * known else known
 
 
 def _limit(device_id: str, watts: float, before: float | None) -> Event:

@@ -15,7 +15,7 @@ DEVICE: Domain[decider.State] = Domain(
     events=u.EVENTS,
     commands=(u.Detect, u.SetPowerLimit),
     internal=(u.RecordDevices, u.RecordHealth, u.RecordAlert, u.RecordPowerLimit),
-    queries=(u.GetInfo, u.GetMetrics, u.GetHealth),
+    queries=(u.GetInfo, u.ListDevices, u.GetMetrics, u.GetHealth),
     resources=(
         Resource(
             uri="asms://device/{id}/info",

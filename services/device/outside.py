@@ -17,7 +17,7 @@ from aima_core.logs import logger
 from aima_core.units import Command, Query, Success, View
 from services.device import units as u
 from services.device import views
-from services.device.decider import State, chosen, device_at, not_found
+from services.device.decider import State, chosen, device_at, in_order, not_found
 from services.device.drivers import Found, Probe, Sample
 from services.device.drivers.host import HostProbe
 from services.device.drivers.nvidia import NvidiaProbe
@@ -70,6 +70,10 @@ class DeviceOutside(Outside[State]):
                 if not rows:
                     raise not_found(self.context.world, device.id)  # it went away while we were reading
                 return views.info(rows[0])
+            case u.ListDevices():
+                found = [device for device in in_order(self.context.world) if query.type in (None, device.type)]
+                page = found[query.offset : query.offset + query.limit]
+                return u.DeviceList(items=[await self._item(device) for device in page], total=len(found))
             case u.GetMetrics():
                 device, watch = await self._sampled(query.device_id)
                 return views.metrics(device.id, list(watch.samples), history=query.history)
@@ -108,6 +112,13 @@ class DeviceOutside(Outside[State]):
         device = chosen(self.context.world, device_id).device
         watch = self._watches.get(device.id)
         return device, watch or await self._sample(device.id)
+
+    async def _item(self, device: u.Device) -> u.DeviceItem:
+        try:
+            _, watch = await self._sampled(device.id)
+        except (AimaError, OSError, psutil.Error):  # one device in trouble leaves the others alone
+            return views.item(device, None)
+        return views.item(device, watch.samples[-1])
 
     async def _sample(self, device_id: str) -> Watch:
         sample: Sample = await asyncio.to_thread(self._by_device[device_id].sample, device_id)

@@ -8,7 +8,7 @@ import msgspec
 from pydantic import Field
 
 from aima_core.errors import Conflict, ExecutionFailed, Forbidden, NotFound, ValidationFailed
-from aima_core.units import Command, Event, Query, Success, View
+from aima_core.units import Command, Event, Page, Query, Success, View
 
 DeviceType = Literal["cpu", "gpu", "disk"]
 Status = Literal["healthy", "warning", "critical", "unknown"]
@@ -29,7 +29,10 @@ Which = Annotated[DeviceId | None, Field(description="Id of a device; default: t
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True):
-    """A device as it is found. `memory` in bytes: main memory of a cpu, its own of a gpu, the capacity of a disk."""
+    """A device as it is found. `memory` in bytes: main memory of a cpu, its own of a gpu, the capacity of a disk.
+
+    `memory_bandwidth` in bytes per second: what can be read of that memory; None where it cannot be told.
+    """
 
     id: str
     name: str
@@ -41,6 +44,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     capabilities: tuple[str, ...] = ()
     cores: int | None = None
     uuid: str | None = None
+    memory_bandwidth: int | None = None
 
 
 class DeviceDetected(Event, unit="device.detected", stream="device_id", frozen=True, kw_only=True):
@@ -91,6 +95,12 @@ EVENTS: tuple[type[Event], ...] = Events.__args__
 
 # --- views --------------------------------------------------------------------------------------------------------
 
+_CAPABILITIES = "What software may rely on, such as avx2, cuda, compute_9.0."
+_CORES = "Logical processors, or shader cores; null when it does not tell."
+_BANDWIDTH = (
+    "Bytes per second that can be read of the memory: measured of a cpu, by its data of a gpu; null: not known."
+)
+
 
 class DeviceView(View):
     """A device in a list. `memory` in bytes."""
@@ -116,11 +126,36 @@ class Info(View):
     vendor: str
     type: DeviceType
     architecture: str
-    capabilities: list[str] = Field(description="What software may rely on, such as avx2, cuda, compute_9.0.")
+    capabilities: list[str] = Field(description=_CAPABILITIES)
     memory: int = Field(description="Bytes: main memory of a cpu, its own of a gpu, the capacity of a disk.")
-    cores: int | None = Field(description="Logical processors, or shader cores; null when it does not tell.")
+    memory_bandwidth: int | None = Field(description=_BANDWIDTH)
+    cores: int | None = Field(description=_CORES)
     node: str
     power_limit: float | None = Field(description="Watts, as set through device.set_power_limit; null when never set.")
+
+
+class DeviceItem(View):
+    """A device, as whoever chooses where something shall run sees it."""
+
+    id: str
+    name: str
+    vendor: str
+    type: DeviceType
+    node: str
+    memory: int = Field(description="Bytes: main memory of a cpu, its own of a gpu, the capacity of a disk.")
+    memory_free: int | None = Field(
+        description="Bytes of it that are free by the newest sample; null: it does not tell."
+    )
+    cores: int | None = Field(description=_CORES)
+    capabilities: list[str] = Field(description=_CAPABILITIES)
+    memory_bandwidth: int | None = Field(description=_BANDWIDTH)
+
+
+class DeviceList(View):
+    """Devices."""
+
+    items: list[DeviceItem]
+    total: int
 
 
 class SampleView(View):
@@ -179,6 +214,12 @@ class GetInfo(Query[Info], unit="device.info", errors=(NotFound,), examples=({},
     device_id: Which = None
 
 
+class ListDevices(Query[DeviceList], Page, unit="device.list", examples=({}, {"type": "gpu"})):
+    """List the devices with what they have free: GPUs first, then CPUs, then disks."""
+
+    type: DeviceType | None = Field(None, description="Only those of this type.")
+
+
 class GetMetrics(Query[Metrics], unit="device.metrics", errors=(NotFound,), examples=({}, {"history": True})):
     """Tell what a device reads like: load, temperature, power, memory."""
 
@@ -207,6 +248,7 @@ class FoundDevice(View):
     capabilities: tuple[str, ...] = ()
     cores: int | None = None
     uuid: str | None = None
+    memory_bandwidth: int | None = None
 
 
 class RecordDevices(Command[Devices], unit="device.record_devices"):

@@ -15,8 +15,8 @@ from services.device.drivers import Sample
 TABLES = {
     "devices": """CREATE TABLE devices (id TEXT PRIMARY KEY, name TEXT NOT NULL, vendor TEXT NOT NULL,
         type TEXT NOT NULL, architecture TEXT NOT NULL, memory INTEGER NOT NULL, node TEXT NOT NULL,
-        capabilities TEXT NOT NULL, cores INTEGER, uuid TEXT, status TEXT NOT NULL, issues TEXT NOT NULL,
-        power_limit REAL)"""
+        capabilities TEXT NOT NULL, cores INTEGER, uuid TEXT, memory_bandwidth INTEGER, status TEXT NOT NULL,
+        issues TEXT NOT NULL, power_limit REAL)"""
 }
 Row = dict[str, Any]
 
@@ -27,10 +27,11 @@ def project(recorded: Recorded) -> Iterable[Statement]:
     match event:
         case u.DeviceDetected(device=device):
             yield (
-                "INSERT INTO devices VALUES (?,?,?,?,?,?,?,?,?,?,'unknown','[]',NULL) ON CONFLICT (id) DO UPDATE SET "
+                "INSERT INTO devices VALUES (?,?,?,?,?,?,?,?,?,?,?,'unknown','[]',NULL) ON CONFLICT (id) DO UPDATE SET "
                 "name = excluded.name, vendor = excluded.vendor, type = excluded.type, "
                 "architecture = excluded.architecture, memory = excluded.memory, node = excluded.node, "
-                "capabilities = excluded.capabilities, cores = excluded.cores, uuid = excluded.uuid",
+                "capabilities = excluded.capabilities, cores = excluded.cores, uuid = excluded.uuid, "
+                "memory_bandwidth = excluded.memory_bandwidth",
                 (
                     device.id,
                     device.name,
@@ -42,6 +43,7 @@ def project(recorded: Recorded) -> Iterable[Statement]:
                     _json(device.capabilities),
                     device.cores,
                     device.uuid,
+                    device.memory_bandwidth,
                 ),
             )
         case u.DeviceRemoved(device_id=device_id):
@@ -58,6 +60,23 @@ def info(row: Row) -> u.Info:
     """Return what a device is."""
     shown = {field: row[field] for field in u.Info.model_fields if field != "capabilities"}
     return u.Info(**shown, capabilities=msgspec.json.decode(row["capabilities"]))
+
+
+def item(device: u.Device, sample: Sample | None) -> u.DeviceItem:
+    """Return a device with what is free of it by the sample."""
+    free = None if sample is None or sample.memory_used is None else max(0, sample.memory_total - sample.memory_used)
+    return u.DeviceItem(
+        id=device.id,
+        name=device.name,
+        vendor=device.vendor,
+        type=device.type,
+        node=device.node,
+        memory=device.memory,
+        memory_free=free,
+        cores=device.cores,
+        capabilities=list(device.capabilities),
+        memory_bandwidth=device.memory_bandwidth,
+    )
 
 
 def metrics(device_id: str, samples: Sequence[Sample], *, history: bool) -> u.Metrics:

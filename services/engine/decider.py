@@ -14,6 +14,8 @@ from aima_core.units import Command, Event
 from services.engine import units as u
 from services.engine.state import State
 
+_INSTALL = 900.0  # seconds until an installation has failed; pip itself gives up somewhat earlier
+_STOP = 30.0  # seconds that what was killed, or what it left, gets until it counts as not ending
 _ABOUT = ("name", "model_id", "model_path")  # what nobody may get another of than was asked for
 
 
@@ -21,7 +23,7 @@ def decide(world: World[State], command: Command[Any], call: Call) -> list[Event
     """Return what happens; nothing when it already is as asked, or when the news is of an earlier run."""
     match command:
         case u.BeginInstall():
-            return _install(world, command)
+            return _install(world, command, call)
         case u.RecordInstalled(name=name, version=version, path=path):
             return [u.EngineInstalled(name=name, version=version, path=path)] if _installing(world, name) else []
         case u.RecordInstallFailed(name=name, error=error, error_code=code):
@@ -30,14 +32,14 @@ def decide(world: World[State], command: Command[Any], call: Call) -> list[Event
         case u.BeginStart():
             return _begin(world, command, call)
         case u.StopEngine(name=name, force=force, timeout=timeout):
-            return [_stop(state, force, timeout) for state in _named(world, name) if _may_stop(state, force)]
+            return [_stop(state, call, force, timeout) for state in _named(world, name) if _may_stop(state, force)]
         case u.RestartEngine(name=name):
-            return _restart(_named(world, name), name)
+            return _restart(_named(world, name), name, call)
         case _:
             return _recorded(world.get(f"engine/{getattr(command, 'process_id', '')}"), command, call)
 
 
-def _install(world: World[State], command: u.BeginInstall) -> list[Event]:
+def _install(world: World[State], command: u.BeginInstall, call: Call) -> list[Event]:
     known = world.get(f"engine/{command.name}")
     if known and known.status == "installing":
         return []
@@ -48,7 +50,7 @@ def _install(world: World[State], command: u.BeginInstall) -> list[Event]:
             if known and (known.status, known.version, known.path) == ("installed", there.version, there.path)
             else [there]
         )
-    return [u.InstallRequested(name=command.name, version=command.version)]
+    return [u.InstallRequested(name=command.name, version=command.version, deadline=call.at + _INSTALL)]
 
 
 def _begin(world: World[State], command: u.BeginStart, call: Call) -> list[Event]:
@@ -65,7 +67,7 @@ def _begin(world: World[State], command: u.BeginStart, call: Call) -> list[Event
         u.StartRequested(
             **{
                 field: getattr(command, field)
-                for field in (*fields, "model_type", "config", "host", "address", "memory", "priority")
+                for field in (*fields, "model_type", "config", "host", "address", "memory", "gpu_fraction", "priority")
             },
             port=port,
             timeout=command.timeout,
@@ -92,7 +94,7 @@ def _port(world: World[State], command: u.BeginStart) -> int:
     return free
 
 
-def _restart(found: Sequence[State], name: str) -> list[Event]:
+def _restart(found: Sequence[State], name: str, call: Call) -> list[Event]:
     if len(found) > 1:
         raise Conflict(
             f"{name} has {len(found)} instances; name one of them",
@@ -102,7 +104,7 @@ def _restart(found: Sequence[State], name: str) -> list[Event]:
     if not found:
         raise NotFound(f"no instance of {name} is running", reason="INSTANCE_NOT_FOUND")
     state = found[0]
-    return [] if state.stop and state.stop.restart else [_stop(state, force=False, timeout=30, restart=True)]
+    return [] if _restarts(state) else [_stop(state, call, force=False, timeout=30, restart=True)]
 
 
 def _recorded(state: State | None, command: Command[Any], call: Call) -> list[Event]:
@@ -126,8 +128,13 @@ def _recorded(state: State | None, command: Command[Any], call: Call) -> list[Ev
             if state.status == "starting":
                 failed.insert(0, u.StartProgress(**ident, phase="failed", message=error, progress=100))
             return failed
+        case u.RecordOverdue(), "stopping":
+            assert state.stop
+            seconds = _patience(state.stop.force, state.stop.timeout)
+            late = f"its process has not ended within {seconds:g} s"
+            return [u.EngineError(**ident, name=start.name, error=late, error_code=u.STOP_TIMEOUT)]
         case u.RecordGone(exit_code=exit_code), "stopping" | "error":
-            again = bool(state.stop and state.stop.restart)
+            again = _restarts(state)
             reason = state.error_code or ("restart" if again else "requested")
             gone = u.EngineStopped(**ident, name=start.name, reason=reason, exit_code=exit_code)
             next_run = msgspec.structs.replace(start, run=state.run + 1, deadline=call.at + start.timeout)
@@ -151,14 +158,31 @@ def _started(start: u.StartRequested, ready: u.RecordReady, node: str) -> u.Engi
         pid=ready.pid,
         pid_started_at=ready.pid_started_at,
         run=start.run,
+        boot=ready.boot,
     )
 
 
-def _stop(state: State, force: bool, timeout: float, restart: bool = False) -> u.StopRequested:
+def _stop(state: State, call: Call, force: bool, timeout: float, restart: bool = False) -> u.StopRequested:
     assert state.start
     return u.StopRequested(
-        process_id=state.id, name=state.start.name, force=force, timeout=timeout, restart=restart, run=state.run
+        process_id=state.id,
+        name=state.start.name,
+        force=force,
+        timeout=timeout,
+        restart=restart,
+        run=state.run,
+        deadline=call.at + _patience(force, timeout),
     )
+
+
+def _patience(force: bool, timeout: float) -> float:
+    """Return the seconds that a stop may take."""
+    return _STOP if force else timeout + _STOP
+
+
+def _restarts(state: State) -> bool:
+    """Return whether it is being stopped to be started again; a stop that was late leaves it at that."""
+    return state.status == "stopping" and state.stop is not None and state.stop.restart
 
 
 def _may_stop(state: State, force: bool) -> bool:

@@ -33,6 +33,7 @@ ENGINE = Domain(
         u.RecordReady,
         u.RecordHealth,
         u.RecordFailed,
+        u.RecordOverdue,
         u.RecordGone,
     ),
     queries=(u.GetEngine, u.ListEngines, u.GetFeatures, u.GetLogs),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import time
 from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar
 
@@ -21,7 +20,8 @@ from services.engine.runtimes import Handle, LaunchSpec, Runtime
 from services.resource import units as resource
 
 _LOADING = 0.1  # seconds between looks at an engine that is loading: a small model takes half a second
-_MISSES = 3  # looks in a row that an engine may miss before it counts as unhealthy
+MISSES = 3
+"""Looks in a row that an engine may miss before it counts as unhealthy: a pause of a second or two is none."""
 _TAIL = 200  # lines of log in which the reason of a death is looked for
 _ASK = 3.0  # seconds for the resource domain, which answers at once; one that dies over it is asked again
 _SETTLE = 0.5  # seconds in which the slot of a run that has just ended is given back
@@ -32,10 +32,13 @@ T = TypeVar("T")
 class Instances:
     """Carries out the effects of instances."""
 
-    def __init__(self, context: Context[state.State], manifests: Mapping[str, Manifest], runtime: Runtime) -> None:
+    def __init__(
+        self, context: Context[state.State], manifests: Mapping[str, Manifest], runtime: Runtime, boot: str
+    ) -> None:
         self._context = context
         self._manifests = manifests
         self._runtime = runtime
+        self._boot = boot
         self._unfinished: dict[str, set[asyncio.Task[Any]]] = {}
 
     async def launch(self, process_id: str) -> Commands:
@@ -65,6 +68,8 @@ class Instances:
         start = found.start
         assert start
         handle = await self._runtime.find(process_id)
+        if handle is None and found.started and self._boot and found.started.boot not in ("", self._boot):
+            return [_failed(start, "the machine was restarted", "REBOOTED")]
         if handle is None:
             return [self._died(self._manifests.get(start.name), start, None, "DIED")]
         death = asyncio.create_task(self._runtime.wait(handle))
@@ -85,18 +90,6 @@ class Instances:
         exit_code = await self._runtime.stop(handle, effect.timeout, effect.force) if handle else None
         return [u.RecordGone(process_id=effect.process_id, run=effect.run, exit_code=exit_code)]
 
-    async def expire(self, effect: state.Expire) -> Commands:
-        """Wait for the deadline of a start."""
-        await asyncio.sleep(max(effect.at - time.time(), 0))
-        return [
-            u.RecordFailed(
-                process_id=effect.process_id,
-                run=effect.run,
-                error="the engine was not ready in time",
-                error_code="TIMEOUT",
-            )
-        ]
-
     # --- steps ----------------------------------------------------------------------------------------------
 
     async def _reserve(self, start: u.StartRequested) -> None:
@@ -105,6 +98,7 @@ class Instances:
             name=f"{start.process_id}-{start.run}",
             type="inference_native",
             memory_bytes=start.memory,
+            gpu_fraction=start.gpu_fraction,
             priority=start.priority,
         )
         try:
@@ -156,6 +150,7 @@ class Instances:
                         dialect=manifest.dialect,
                         pid=handle.pid,
                         pid_started_at=handle.started_at,
+                        boot=self._boot,
                     )
                 await asyncio.wait((death,), timeout=_LOADING)
             return self._died(manifest, start, death.result(), "START_FAILED")
@@ -168,8 +163,8 @@ class Instances:
         while not (await asyncio.wait((death,), timeout=manifest.health.interval))[0]:
             misses = 0 if await healthy(endpoint, manifest.health.path, manifest.health.timeout) else misses + 1
             found = self._context.world.get(f"engine/{start.process_id}")
-            seen: u.Health = "unhealthy" if misses >= _MISSES else "healthy"
-            if found and misses in (0, _MISSES) and seen != found.health and not death.done():
+            seen: u.Health = "unhealthy" if misses >= MISSES else "healthy"
+            if found and misses in (0, MISSES) and seen != found.health and not death.done():
                 await self._context.record(u.RecordHealth(process_id=start.process_id, run=start.run, status=seen))
 
     async def _progress(self, start: u.StartRequested, phase: u.Phase, message: str, progress: float) -> None:

@@ -81,8 +81,10 @@ class Health(_Part):
     """How to see that the engine answers."""
 
     path: str = Field(pattern="^/", description="Answers GET with 200 when the model is loaded.")
-    interval: float = Field(1.0, gt=0, le=60, description="Seconds between two looks.")
-    timeout: float = Field(5.0, gt=0, le=60, description="Seconds until a look counts as failed.")
+    interval: float = Field(0.5, gt=0, le=60, description="Seconds between two looks.")
+    timeout: float = Field(
+        1.0, gt=0, le=60, description="Seconds until a look counts as failed; three make it unhealthy."
+    )
 
 
 class Features(_Part):

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+import time
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from aima_core.call import Call
 from aima_core.domain import Commands, Context, Outside
@@ -19,25 +23,31 @@ from services.engine.install import Package
 from services.engine.instances import Instances
 from services.engine.manifest import load_manifests
 from services.engine.manifest_schema import Manifest
+from services.engine.runtimes import boot
 from services.engine.runtimes.process import ProcessRuntime
+from services.engine.settling import PACE, Pace, keep_settled
 from services.engine.start_facts import prepare_start
 from services.resource import units as resource
 
 _ROTATE = 30.0  # seconds between looks at the size of the logs
 _ENDED = 20  # instances that have ended and are still shown with their engine
 
+Figures = Mapping[str, Mapping[str, Any]]  # what instances use, by process_id
+
 
 class EngineOutside(Outside[state.State]):
     """The engine domain's side of the world."""
 
-    def __init__(self, context: Context[state.State]) -> None:
+    def __init__(self, context: Context[state.State], root: Path = Path("/"), pace: Pace = PACE) -> None:
+        """`root` is where /proc is read; `pace` is how often slots are settled."""
         super().__init__(context)
         folder = context.folder
         # two AIMAs on one machine have two folders; the same folder is the same AIMA, even if its log was lost
         owner = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
         self.manifests = load_manifests([folder / "manifests"])
         self.runtime = ProcessRuntime(folder, owner)
-        self.instances = Instances(context, self.manifests, self.runtime)
+        self.instances = Instances(context, self.manifests, self.runtime, boot.identity(root))
+        self._pace = pace
 
     async def open(self) -> None:
         """End what an earlier run left behind and the log does not know."""
@@ -72,11 +82,29 @@ class EngineOutside(Outside[state.State]):
                 return await self.instances.launch(process_id)
             case state.Watch(process_id=process_id):
                 return await self.instances.watch(process_id)
+            case state.Settle(process_id=process_id):
+                found = self.context.world[f"engine/{process_id}"]
+                await keep_settled(self.context, self.runtime, found, self._pace)
             case state.End():
                 return await self.instances.end(effect)
-            case state.Expire():
-                return await self.instances.expire(effect)
+            case state.Expire(at=at) | state.ExpireStop(at=at) | state.ExpireInstall(at=at):
+                await asyncio.sleep(max(at - time.time(), 0))
+                return await self._expired(effect)
         return await super().perform(effect)
+
+    async def _expired(self, effect: state.Expire | state.ExpireStop | state.ExpireInstall) -> Commands:
+        """Return what comes of a deadline that has come."""
+        match effect:
+            case state.Expire(process_id=ident, run=run):
+                late = "the engine was not ready in time"
+                return [u.RecordFailed(process_id=ident, run=run, error=late, error_code="TIMEOUT")]
+            case state.ExpireStop(process_id=ident, run=run):
+                # we may have been away when it came, and the process may be gone since: End is about to say so
+                there = await self.runtime.find(ident)
+                return [u.RecordOverdue(process_id=ident, run=run)] if there else []
+            case state.ExpireInstall(name=name):
+                late = "the package was not there in time"
+                return [u.RecordInstallFailed(name=name, error=late, error_code="TIMEOUT")]
 
     def background(self) -> Iterable[Callable[[], Coroutine[Any, Any, None]]]:
         """Keep the logs of the instances short."""
@@ -86,9 +114,9 @@ class EngineOutside(Outside[state.State]):
         """Answer a query."""
         match query:
             case u.GetEngine(name=name):
-                return await self._view(self._manifest(name))
+                return await self._view(self._manifest(name), await self._used())
             case u.ListEngines():
-                found = [await self._view(manifest) for manifest in self.manifests.values()]
+                found = [await self._view(manifest, {}) for manifest in self.manifests.values()]
                 wanted = [
                     view
                     for view in found
@@ -135,7 +163,12 @@ class EngineOutside(Outside[state.State]):
     async def _row(self, process_id: str) -> bool:
         return bool(await self.context.read.rows("SELECT 1 FROM instances WHERE process_id = ?", (process_id,)))
 
-    async def _view(self, manifest: Manifest) -> u.EngineView:
+    async def _used(self) -> Figures:
+        """Return what each living instance uses now. Looks through all processes: some milliseconds."""
+        living = await self.runtime.list()
+        return {handle.instance: msgspec.structs.asdict(await self.runtime.stats(handle)) for handle in living}
+
+    async def _view(self, manifest: Manifest, used: Figures) -> u.EngineView:
         read = self.context.read
         rows = await read.rows(
             "SELECT * FROM instances WHERE name = ? AND status NOT IN ('stopped', 'error') UNION ALL SELECT * FROM"
@@ -147,7 +180,7 @@ class EngineOutside(Outside[state.State]):
         found = dict(install[0]) if install else None
         if found is None and (have := await asyncio.to_thread(self._package(manifest).find)):
             found = {"status": "installed", "version": have[1]}
-        return views.engine_view(manifest, rows, found)
+        return views.engine_view(manifest, rows, found, used)
 
     async def _rotate(self) -> None:
         while True:

@@ -33,9 +33,9 @@ def reply(world: World[State], command: Command[Any], events: Sequence[Event]) -
 def _installed(state: State | None, events: Sequence[Event]) -> View | None:
     failure = next((event for event in events if isinstance(event, u.InstallFailed)), None)
     if failure:
-        raise ExecutionFailed(failure.error, reason=failure.error_code)
+        raise u.refusal(failure.error, failure.error_code)
     if state and state.status == "error":  # the install that was under way failed before we could watch it
-        raise ExecutionFailed(state.error, reason=state.error_code)
+        raise u.refusal(state.error, state.error_code)
     if state is None or state.status != "installed":
         return None
     return u.Installed(success=True, path=state.path, version=state.version)
@@ -66,6 +66,9 @@ def _restarted(world: World[State], name: str, events: Sequence[Event]) -> View 
     own = [event for event in events if name in (getattr(event, "process_id", ""), getattr(event, "name", ""))]
     again = next((event for event in reversed(own) if isinstance(event, u.StartRequested)), None)
     if again is None:
+        for event in own:
+            if isinstance(event, u.EngineError) and event.error_code == u.STOP_TIMEOUT:
+                raise u.refusal(event.error, event.error_code, process_id=event.process_id)
         if any(isinstance(event, u.EngineStopped) for event in own):
             raise ExecutionFailed(f"{name} was stopped for good meanwhile", reason="STOPPED")
         return None

@@ -39,6 +39,7 @@ async def prepare_start(
         address=settings.address,
         port=wanted,
         free_ports=tuple(await asyncio.to_thread(ports.free, host, candidates)),
+        gpu_fraction=command.gpu_fraction,
         priority=command.priority,
         wait=command.wait,
         timeout=command.timeout,

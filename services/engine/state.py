@@ -4,8 +4,11 @@
                           |   |                 |                               ^
                           |   +--failed, late---|----------> error -------------+
                           +--stop--> stopping <-+--stop      stopping --gone----+   (with restart: starting again)
+                                        |                                       |
+                                        +-----------late---> error -------------+
 
-An engine's package has a stream of its own, `engine/<name>`; an instance's is `engine/<process_id>`.
+An engine's package has a stream of its own, `engine/<name>`; an instance's is `engine/<process_id>`. Starting, stopping
+and installing have a deadline after which they have failed; an instance that does not end in time is still being ended.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ class State(msgspec.Struct, frozen=True):
     error_code: str = ""
     path: str = ""
     version: str = ""
+    deadline: float = 0.0
 
     @property
     def run(self) -> int:
@@ -46,6 +50,13 @@ class Install(Effect, frozen=True):
 
     name: str
     version: str
+
+
+class ExpireInstall(Effect, frozen=True):
+    """Fail the installation when its deadline (Unix seconds) has come."""
+
+    name: str
+    at: float
 
 
 class Launch(Effect, frozen=True):
@@ -70,6 +81,13 @@ class Watch(Effect, frozen=True):
     run: int
 
 
+class Settle(Effect, frozen=True):
+    """Keep the instance's slot in the resource domain at what it really uses."""
+
+    process_id: str
+    run: int
+
+
 class End(Effect, frozen=True):
     """See that the process is gone."""
 
@@ -79,6 +97,14 @@ class End(Effect, frozen=True):
     timeout: float
 
 
+class ExpireStop(Effect, frozen=True):
+    """Fail the stop when its deadline (Unix seconds) has come."""
+
+    process_id: str
+    run: int
+    at: float
+
+
 _CLEAR_AWAY = 5.0  # seconds that what is left of a failed start gets to end by itself
 
 
@@ -86,7 +112,7 @@ def evolve(state: State | None, event: u.Events) -> State | None:
     """Return the instance or package after the event. Never raises."""
     match event:
         case u.InstallRequested():
-            return State(event.name, "installing", version=event.version)
+            return State(event.name, "installing", version=event.version, deadline=event.deadline)
         case u.EngineInstalled():
             return State(event.name, "installed", path=event.path, version=event.version)
         case u.InstallFailed():
@@ -116,15 +142,17 @@ def todo(state: State) -> Iterable[Effect]:
     """Return what must be happening outside."""
     match state.status:
         case "installing":
-            return [Install(state.id, state.version)]
+            late = [ExpireInstall(state.id, state.deadline)] if state.deadline else []
+            return [Install(state.id, state.version), *late]
         case "starting":
             assert state.start
             return [Launch(state.id, state.run), Expire(state.id, state.run, state.start.deadline)]
         case "running":
-            return [Watch(state.id, state.run)]
-        case "stopping":
-            assert state.stop
-            return [End(state.id, state.run, state.stop.force, state.stop.timeout)]
+            return [Watch(state.id, state.run), Settle(state.id, state.run)]
+        case "stopping" | "error" if state.stop:
+            end = End(state.id, state.run, state.stop.force, state.stop.timeout)  # goes on when it is late
+            at = state.stop.deadline if state.status == "stopping" else 0
+            return [end, ExpireStop(state.id, state.run, at)] if at else [end]
         case "error" if state.start:
             return [End(state.id, state.run, force=False, timeout=_CLEAR_AWAY)]
         case _:

@@ -25,10 +25,12 @@ _REFUSALS: Mapping[str, type[AimaError]] = {
     "OUT_OF_MEMORY": InsufficientResources,
     **dict.fromkeys(resource.REFUSALS, InsufficientResources),
 }
+STOP_TIMEOUT = "STOP_TIMEOUT"
+"""The error code of an instance that does not end."""
 
 
 def refusal(error: str, error_code: str, **details: Any) -> AimaError:
-    """Return what an `engine.error` means to somebody who waits for the start."""
+    """Return what a failure that was recorded means to somebody who waits."""
     return _REFUSALS.get(error_code, ExecutionFailed)(error, reason=error_code, **details)
 
 
@@ -63,10 +65,11 @@ Named = Annotated[
 
 
 class InstallRequested(Event, unit="engine.install_requested", stream="name", frozen=True, kw_only=True):
-    """The engine's package shall be there."""
+    """The engine's package shall be there, by `deadline` (Unix seconds; 0 in what older releases wrote: whenever)."""
 
     name: str
     version: str
+    deadline: float = 0.0
 
 
 class EngineInstalled(Event, unit="engine.installed", stream="name", frozen=True, kw_only=True):
@@ -88,7 +91,8 @@ class InstallFailed(Event, unit="engine.install_failed", stream="name", frozen=T
 class StartRequested(Event, unit="engine.start_requested", stream="process_id", frozen=True, kw_only=True):
     """An instance shall run. Recorded before its process exists: that is what makes orphans findable.
 
-    `memory` in bytes; `timeout` in seconds; `deadline` in Unix seconds; `run` counts the starts of one instance.
+    `memory` in bytes, `gpu_fraction` of one accelerator; `timeout` in seconds; `deadline` in Unix seconds; `run` counts
+    the starts of one instance.
     """
 
     process_id: str
@@ -109,6 +113,7 @@ class StartRequested(Event, unit="engine.start_requested", stream="process_id", 
     deadline: float
     run: int
     address: str = ""
+    gpu_fraction: float = 0.0
 
     @property
     def endpoint(self) -> str:
@@ -128,7 +133,10 @@ class StartProgress(Event, unit="engine.start_progress", stream="process_id", fr
 
 
 class EngineStarted(Event, unit="engine.started", stream="process_id", frozen=True, kw_only=True):
-    """The instance's health endpoint has answered. `served_model` is the model's name as the engine knows it."""
+    """The instance's health endpoint has answered. `served_model` is the model's name as the engine knows it.
+
+    `boot` tells one boot of the machine or container from another; empty where it cannot be told.
+    """
 
     process_id: str
     name: str
@@ -143,6 +151,7 @@ class EngineStarted(Event, unit="engine.started", stream="process_id", frozen=Tr
     pid: int
     pid_started_at: float
     run: int
+    boot: str = ""
 
 
 class HealthChanged(Event, unit="engine.health_changed", stream="process_id", frozen=True, kw_only=True):
@@ -157,7 +166,7 @@ class HealthChanged(Event, unit="engine.health_changed", stream="process_id", fr
 
 
 class EngineError(Event, unit="engine.error", stream="process_id", frozen=True, kw_only=True):
-    """A start has failed, or a running instance has died; what is left of it is being cleared away."""
+    """A start has failed, a running instance has died, or one does not end; what is left is being cleared away."""
 
     process_id: str
     name: str
@@ -168,7 +177,10 @@ class EngineError(Event, unit="engine.error", stream="process_id", frozen=True, 
 
 
 class StopRequested(Event, unit="engine.stop_requested", stream="process_id", frozen=True, kw_only=True):
-    """The instance shall end; with `restart` it shall then run again. `timeout` in seconds until it is killed."""
+    """The instance shall end; with `restart` it shall then run again. `timeout` in seconds until it is killed.
+
+    By `deadline` (Unix seconds; 0 in what older releases wrote: whenever) it must be gone.
+    """
 
     process_id: str
     name: str
@@ -176,6 +188,7 @@ class StopRequested(Event, unit="engine.stop_requested", stream="process_id", fr
     timeout: float
     restart: bool
     run: int
+    deadline: float = 0.0
 
 
 class EngineStopped(Event, unit="engine.stopped", stream="process_id", frozen=True, kw_only=True):
@@ -243,6 +256,13 @@ class Instance(View):
     exit_code: int | None
     started_at: str | None
     changed_at: str
+    memory_bytes: int | None = Field(
+        None, description="Bytes of main memory that it uses now. Only engine.get looks, at instances that live."
+    )
+    cpu_percent: float | None = Field(
+        None,
+        description="Percent of one processor that it uses now: 200 is two. Only engine.get looks, like memory_bytes.",
+    )
 
 
 class EngineView(View):
@@ -298,7 +318,7 @@ class InstallEngine(
     unit="engine.install",
     stream="name",
     timeout=900,
-    errors=(NotFound, ExecutionFailed, Unavailable),
+    errors=(NotFound, ExecutionFailed, Timeout, Unavailable),
     events=(EngineInstalled, InstallFailed, EngineError),
     examples=({"name": "llamacpp"},),
 ):
@@ -330,6 +350,7 @@ class StartEngine(
     service_id: str = Field("", max_length=100, description="The service that it belongs to.")
     port: int | None = Field(None, ge=1024, le=65535, description="Port to listen on; default: a free one.")
     memory_bytes: int | None = Field(None, ge=0, description="Bytes to reserve; default: estimated from the model.")
+    gpu_fraction: float = Field(0, ge=0, le=1, description="Of one accelerator, to reserve beside the memory.")
     priority: int = Field(5, ge=0, le=100, description="Of the memory it reserves.")
     wait: bool = Field(True, description="Whether to answer only when it is healthy or has failed.")
     timeout: float = Field(300, ge=1, le=3600, description="Seconds until the start counts as failed.")
@@ -340,7 +361,7 @@ class StopEngine(
     unit="engine.stop",
     timeout=60,
     errors=(NotFound,),
-    events=(EngineStopped,),
+    events=(EngineStopped, EngineError),
     examples=({"name": "eng-llamacpp-7f3a09c1"}, {"name": "llamacpp", "timeout": 5}),
 ):
     """Stop one instance, or all of an engine. Answers when they are gone; nothing happens when there are none."""
@@ -367,13 +388,13 @@ class RestartEngine(
 
 
 class GetEngine(Query[EngineView], unit="engine.get", errors=(NotFound,), examples=({"name": "llamacpp"},)):
-    """Return an engine and its instances."""
+    """Return an engine and its instances, with what they use of the machine now."""
 
     name: EngineName
 
 
 class ListEngines(Query[EngineList], Page, unit="engine.list", examples=({"type": "llm"},)):
-    """List the engines."""
+    """List the engines. What their instances use of the machine is left out; engine.get tells it."""
 
     type: str | None = Field(None, description="Only those that serve models of this type.")
     status: EngineStatus | None = Field(None, description="Only those in this status.")
@@ -428,6 +449,7 @@ class BeginStart(Command[Started], unit="engine.begin_start", stream="process_id
     port: int | None
     free_ports: tuple[int, ...]
     memory: int
+    gpu_fraction: float = 0.0
     priority: int
     wait: bool
     timeout: float
@@ -468,6 +490,7 @@ class RecordReady(Command[Success], unit="engine.record_ready", stream="process_
     dialect: str
     pid: int
     pid_started_at: float
+    boot: str = ""
 
 
 class RecordHealth(Command[Success], unit="engine.record_health", stream="process_id"):
@@ -486,6 +509,13 @@ class RecordFailed(Command[Success], unit="engine.record_failed", stream="proces
     error: str
     error_code: str
     exit_code: int | None = None
+
+
+class RecordOverdue(Command[Success], unit="engine.record_overdue", stream="process_id"):
+    """The deadline of a stop has come, and the process is still there."""
+
+    process_id: str
+    run: int
 
 
 class RecordGone(Command[Success], unit="engine.record_gone", stream="process_id"):

@@ -15,13 +15,22 @@ TABLES = {
         process_id TEXT PRIMARY KEY, name TEXT NOT NULL, status TEXT NOT NULL, health TEXT NOT NULL,
         endpoint TEXT NOT NULL, port INTEGER NOT NULL, model_id TEXT NOT NULL, model_name TEXT NOT NULL,
         service_id TEXT NOT NULL, pid INTEGER, run INTEGER NOT NULL, phase TEXT NOT NULL, error TEXT,
-        error_code TEXT, exit_code INTEGER, started_at TEXT, changed_at TEXT NOT NULL)""",
+        error_code TEXT, exit_code INTEGER, started_at TEXT, changed_at TEXT NOT NULL,
+        ended INTEGER)""",
     "installs": """CREATE TABLE installs (
         name TEXT PRIMARY KEY, status TEXT NOT NULL, version TEXT NOT NULL, path TEXT NOT NULL, error TEXT)""",
 }
 
+KEPT = 200
+"""Instances of each engine that have ended and are still known."""
+
 _SET = "UPDATE instances SET changed_at = ?, "
 _WHERE = " WHERE process_id = ?"
+# `ended` is the position of the end in the log: unlike a time, no two are alike and every rebuild gives the same
+_FORGET = (
+    "DELETE FROM instances WHERE name = ? AND ended < (SELECT ended FROM instances WHERE name = ?"
+    " AND ended IS NOT NULL ORDER BY ended DESC LIMIT 1 OFFSET ?)"
+)
 
 
 def project(recorded: Recorded) -> Iterable[Statement]:
@@ -48,15 +57,16 @@ def project(recorded: Recorded) -> Iterable[Statement]:
             yield (_SET + sets + _WHERE, (at, error, code, ident))
         case u.StopRequested(process_id=ident):
             yield (_SET + "status = 'stopping', health = ''" + _WHERE, (at, ident))
-        case u.EngineStopped(process_id=ident, exit_code=exit_code):
-            sets = "status = iif(error IS NULL, 'stopped', 'error'), health = '', pid = NULL, exit_code = ?"
-            yield (_SET + sets + _WHERE, (at, exit_code, ident))
+        case u.EngineStopped(process_id=ident, name=name, exit_code=exit_code):
+            sets = "status = iif(error IS NULL, 'stopped', 'error'), health = '', pid = NULL, exit_code = ?, ended = ?"
+            yield (_SET + sets + _WHERE, (at, exit_code, recorded.position, ident))
+            yield (_FORGET, (name, name, KEPT - 1))
 
 
 def _requested(event: u.StartRequested, at: str) -> Statement:
     return (
         "INSERT OR REPLACE INTO instances VALUES (?, ?, 'starting', '', ?, ?, ?, ?, ?, NULL, ?, '', NULL, NULL, NULL,"
-        " NULL, ?)",
+        " NULL, ?, NULL)",
         (
             event.process_id,
             event.name,
@@ -76,10 +86,16 @@ _ALIVE: tuple[u.EngineStatus, ...] = ("running", "starting", "stopping")
 
 
 def engine_view(
-    manifest: Manifest, rows: Sequence[Mapping[str, Any]], install: Mapping[str, Any] | None
+    manifest: Manifest,
+    rows: Sequence[Mapping[str, Any]],
+    install: Mapping[str, Any] | None,
+    used: Mapping[str, Mapping[str, Any]] = {},
 ) -> u.EngineView:
-    """Return an engine: its manifest, the instances of it that live or have ended lately, its package."""
-    instances = [u.Instance.model_validate(row) for row in rows]
+    """Return an engine: its manifest, the instances of it that live or have ended lately, its package.
+
+    `used` has the live figures of instances, by process_id.
+    """
+    instances = [u.Instance.model_validate({**row, **used.get(row["process_id"], {})}) for row in rows]
     present = {instance.status for instance in instances}
     status: u.EngineStatus = next((status for status in _ALIVE if status in present), "stopped")
     if status == "stopped" and install and install["status"] in ("installing", "error"):

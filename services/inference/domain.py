@@ -1,19 +1,26 @@
 """The inference domain, assembled: read this first.
 
-`decider.py` knows where requests may go and which are under way; `outside.py` carries them, in the dialects that
-engines speak (`openai.py`), as each kind of request asks it (`tasks.py`).
+`state.py` knows the services, their replicas and the requests under way; `routing.py` says where one may go,
+`decider.py` what happens to it. `placing.py` lets it wait for its turn (`admission.py`) and wakes the service that it
+needs (`waking.py`); `outside.py` carries it, in the dialects that engines speak (`openai.py`), as each kind of request
+asks it (`tasks.py`). `views.py` counts and measures, `figures.py` tells what that comes to.
 """
 
 from __future__ import annotations
 
 from aima_core.domain import Domain
 from aima_core.units import Resource
+from services.inference import internal as i
 from services.inference import units as u
-from services.inference.decider import Pool, decide, evolve, reply, todo
+from services.inference.decider import decide, reply
 from services.inference.outside import InferenceOutside, react
+from services.inference.settings import InferenceSettings
+from services.inference.state import Pool, evolve, todo
 from services.inference.tasks import TASKS
 from services.inference.views import TABLES, project
 from services.service import units as service
+
+_LISTED = (u.ServiceAdded, u.ServiceRemoved, u.RouteAdded, u.RouteChanged, u.RouteRemoved)
 
 INFERENCE = Domain(
     name="inference",
@@ -21,16 +28,24 @@ INFERENCE = Domain(
     state=Pool,
     events=u.EVENTS,
     commands=(*TASKS, u.LeaseModel, u.Settle),
-    internal=(u.BeginRequest, u.RecordExpired, u.RecordRoute, u.RecordHealth, u.RecordNoRoute),
-    queries=(u.ListServed, u.ListVoices),
+    internal=(
+        i.BeginRequest,
+        i.RecordExpired,
+        i.RecordRefused,
+        i.RecordService,
+        i.RecordRemoved,
+        i.RecordPhase,
+        i.RecordRoute,
+        i.RecordHealth,
+        i.RecordNoRoute,
+    ),
+    queries=(u.ListServed, u.ListVoices, u.GetLoad, u.GetMetrics, u.GetSpeeds),
     resources=(
         Resource(
             uri="asms://inference/models",
             about="Models that have services.",
             query=lambda _: u.ListServed(),
-            touched=lambda event: (
-                [event.unit] if isinstance(event, u.RouteAdded | u.RouteChanged | u.RouteRemoved) else []
-            ),
+            touched=lambda event: [event.unit] if isinstance(event, _LISTED) else [],
         ),
     ),
     decide=decide,
@@ -41,14 +56,20 @@ INFERENCE = Domain(
     project=project,
     follows={
         "service": (
+            service.ServiceCreated,
+            service.StartRequested,
             service.ReplicaStarted,
             service.ReplicaHealthChanged,
+            service.ReplicaLeaving,
             service.ReplicaFailed,
             service.ReplicaEnded,
-            service.StopRequested,
+            service.ServiceStarted,
             service.ServiceFailed,
+            service.StopRequested,
+            service.ServiceDeleted,
         )
     },
     react=react,
     outside=InferenceOutside,
+    settings=InferenceSettings,
 )

@@ -143,6 +143,8 @@ def refusal(status: int, body: bytes) -> AimaError:
             return RateLimited(f"the engine is busy{said}", retry_after=1)
         case 503:
             return Unavailable(f"the engine is not ready{said}", reason="ENGINE_LOADING", retry_after=1)
+        case _ if 400 <= status < 500:
+            return ExecutionFailed(f"the engine refused the request{said}", reason="ENGINE_REFUSED", status=status)
         case _:
             return ExecutionFailed(f"the engine failed{said}", reason="ENGINE_FAILED", status=status)
 

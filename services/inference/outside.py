@@ -1,4 +1,7 @@
-"""Everything of the inference domain that awaits: carrying requests to engines, and looking after leases."""
+"""Everything of the inference domain that awaits: carrying requests to engines, and looking after leases.
+
+`placing.py` gets each request its replica.
+"""
 
 from __future__ import annotations
 
@@ -6,35 +9,45 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
-from aima_core.call import Call
+from aima_core.call import Call, timestamp
 from aima_core.domain import Commands, Context, Outside, Parts
-from aima_core.errors import AimaError, EngineNotRunning, ExecutionFailed, NotFound, Timeout, Unavailable
+from aima_core.errors import (
+    AimaError,
+    ExecutionFailed,
+    NotFound,
+    RateLimited,
+    Timeout,
+    Unavailable,
+    ValidationFailed,
+)
 from aima_core.records import Recorded
 from aima_core.units import Command, Query, View
-from services.inference import openai, views
+from services.inference import figures, openai
+from services.inference import internal as i
 from services.inference import units as u
-from services.inference.decider import Pool, Route, Sweep
+from services.inference.placing import Asked, Placing
+from services.inference.state import Pool, Route, Sweep
 from services.inference.tasks import TASKS, Task
-from services.model import units as model
 from services.service import units as service
 
 _LOOK = 1.0  # seconds between looks for leases that have expired
-_CATCH_UP = 2.0  # seconds that a peer gets to say what it knows
-_TRIES = 2  # replicas that a request is tried on, as long as none has answered anything
+_HEAR = 1.0  # seconds that the service domain gets to say what it knows
+_TRIES = 3  # of a request, as long as no replica has answered anything
 
 
 class InferenceOutside(Outside[Pool]):
     """The inference domain's side of the world."""
 
-    flows = tuple(TASKS)
+    flows = (*TASKS, u.LeaseModel)
 
     def __init__(self, context: Context[Pool]) -> None:
         super().__init__(context)
         self._http = openai.client()
         self._holder = secrets.token_hex(4)  # another one in each life of the process
+        self._placing = Placing(context)
 
     async def open(self) -> None:
         """Fail what an earlier life of this process was carrying: nobody is left to answer it."""
@@ -45,15 +58,20 @@ class InferenceOutside(Outside[Pool]):
 
     async def close(self) -> None:
         """Let go of the connections."""
+        await self._placing.close()
         await self._http.aclose()
 
+    def background(self) -> Iterable[Callable[[], Coroutine[Any, Any, None]]]:
+        """Keep waking those who wait."""
+        return (self._placing.watch, self._placing.tick)
+
     async def prepare(self, command: Command[Any], call: Call) -> Command[Any]:
-        """See for a lease, and for a request's dry run, that the model is one that somebody knows."""
-        if isinstance(command, u.LeaseModel):
-            await self._known(command.model)
+        """Return what a flow would begin with, for its dry run; see that the model is one that somebody knows."""
+        if not isinstance(command, self.flows):
             return command
-        task = TASKS.get(type(command))
-        return self._begin(task, command, call) if task else command
+        asked = self._asked(command, call)
+        await self._placing.known(asked.model, wait=False)
+        return asked.begin()
 
     async def perform(self, effect: Any) -> Commands:
         """Fail leases as they expire, for as long as there are any."""
@@ -67,59 +85,73 @@ class InferenceOutside(Outside[Pool]):
             await asyncio.sleep(_LOOK)
 
     async def flow(self, command: Command[Any], call: Call, parts: Parts) -> View:
-        """Carry a request: lease a replica, ask its engine, settle. Another replica is tried before the first byte."""
-        task = TASKS[type(command)]
-        avoid = ""
-        for attempt in range(1, _TRIES + 1):
-            lease, route = await self._lease(task, command, call, avoid)
-            try:
-                return await self._carry(lease, route, task, command, parts)
-            except openai.Broken as broken:
-                if broken.begun or attempt == _TRIES:
-                    raise Unavailable(
-                        "the engine went away in the middle of the request", reason="ENGINE_GONE", begun=broken.begun
-                    ) from None
-                avoid = lease.process_id
-        raise AssertionError("the last attempt returns or raises")
+        """Give a lease, or carry a request; either ends by its deadline, also when nobody listens any more."""
+        asked = self._asked(command, call)
+        try:
+            async with asyncio.timeout(_left(command, call)) as clock:
+                if isinstance(command, u.LeaseModel):
+                    return await self._lease(asked)
+                return await self._request(asked, TASKS[type(command)], command, parts)
+        except TimeoutError:
+            if not clock.expired():
+                raise
+            raise Timeout(f"{command.spec.name} took longer than asked") from None
 
     async def answer(self, query: Query[Any]) -> View:
         """Answer a query."""
         match query:
             case u.ListServed(type=wanted):
-                rows = await self.context.read.rows("SELECT * FROM usage")
-                return views.models(self.context.world.values(), {row["service_id"]: row for row in rows}, wanted)
+                usage = await self.context.read.rows("SELECT * FROM usage")
+                return figures.models(self.context.world.values(), usage, wanted)
+            case u.GetLoad(service_id=ident):
+                return await self._load(ident)
+            case u.GetMetrics(service_id=ident):
+                return await self._metrics(ident)
+            case u.GetSpeeds(model_id=ident):
+                return figures.speeds(await self.context.read.rows(figures.SPEEDS, (ident,)))
             case u.ListVoices(model=name):
                 return await self._voices(name)
         return await super().answer(query)
 
     # --- a request ------------------------------------------------------------------------------------------
 
-    def _begin(self, task: Task, command: Any, call: Call, avoid: str = "") -> u.BeginRequest:
-        left = (call.deadline or call.at + command.spec.timeout) - time.time()
-        return u.BeginRequest(
-            model=command.model,
-            types=task.types,
-            timeout=max(left, 0.001),
-            holder=self._holder,
-            avoid=avoid,
-            needs_tools=bool(getattr(command, "tools", None)),
+    def _asked(self, command: Any, call: Call) -> Asked:
+        if isinstance(command, u.LeaseModel):
+            types = (command.type,) if command.type else ()
+            return Asked(command.model, types, lambda: command.timeout, command.wait)
+        return Asked(
+            command.model,
+            TASKS[type(command)].types,
+            lambda: max(_left(command, call), 0.001),
+            getattr(command, "wait", True),
+            self._holder,
+            bool(getattr(command, "tools", None)),
         )
 
-    async def _lease(self, task: Task, command: Any, call: Call, avoid: str) -> tuple[u.RequestStarted, Route]:
-        begin = self._begin(task, command, call, avoid)
-        try:
-            records = await self.context.record(begin)
-        except EngineNotRunning:
-            await self._known(command.model)
-            records = await self.context.record(begin)
-        lease = records[0].event
-        assert isinstance(lease, u.RequestStarted)
-        pool = self.context.world.get(lease.stream)
-        route = next((route for route in pool.routes if route.process_id == lease.process_id), None) if pool else None
-        if route is None:
-            await self._settle(lease, "failed", error="the replica has just gone")
-            raise EngineNotRunning("the replica has just gone", reason="NO_REPLICA", model=command.model)
-        return lease, route
+    async def _lease(self, asked: Asked) -> u.Lease:
+        started, route = await self._placing.place(asked, self._placing.admission.number())
+        return u.Lease(
+            request_id=started.request_id,
+            endpoint=route.endpoint,
+            model=route.served_model,
+            dialect=route.dialect,
+            expires_at=timestamp(started.expires_at),
+        )
+
+    async def _request(self, asked: Asked, task: Task, command: Command[Any], parts: Parts) -> View:
+        """Get a replica, ask its engine, settle. Another replica is tried only before the first byte."""
+        number, avoid = self._placing.admission.number(), ""
+        for attempt in range(1, _TRIES + 1):
+            started, route = await self._placing.place(asked, number, avoid=avoid)
+            try:
+                return await self._carry(started, route, task, command, parts)
+            except openai.Broken as broken:
+                if broken.begun or attempt == _TRIES:
+                    raise Unavailable(
+                        "the engine went away in the middle of the request", reason="ENGINE_GONE", begun=broken.begun
+                    ) from None
+                avoid = started.process_id
+        raise AssertionError("the last attempt returns or raises")
 
     async def _carry(self, lease: u.RequestStarted, route: Route, task: Task, command: Any, parts: Parts) -> View:
         """Ask the engine and settle, whatever happens."""
@@ -140,13 +172,13 @@ class InferenceOutside(Outside[Pool]):
             await asyncio.shield(gone)
             raise
         except openai.Broken:
-            await self._settle(lease, "failed", error="the engine went away")
+            await self._settle(lease, "failed", error="the engine went away", error_code="ENGINE_GONE")
             raise
         except AimaError as error:
-            await self._settle(lease, "failed", error=error.reason)
+            await self._settle(lease, "failed", error=error.reason, error_code=_code(error))
             raise
         except Exception:
-            await self._settle(lease, "failed", error="INTERNAL_ERROR")
+            await self._settle(lease, "failed", error="INTERNAL_ERROR", error_code="INTERNAL_ERROR")
             raise
         await self._settle(
             lease, "completed", usage=u.TokensUsed(**usage), time_to_first_token=first[0] if first else None
@@ -159,23 +191,41 @@ class InferenceOutside(Outside[Pool]):
 
     async def _expired(self, request: u.RequestStarted, error: str, code: str) -> None:
         await self.context.record(
-            u.RecordExpired(service_id=request.service_id, request_id=request.request_id, error=error, error_code=code)
+            i.RecordExpired(service_id=request.service_id, request_id=request.request_id, error=error, error_code=code)
         )
 
-    async def _known(self, name: str) -> None:
-        """Take in what the service domain has said until now; raise NotFound for a name that still means nothing.
+    # --- queries --------------------------------------------------------------------------------------------
 
-        Whoever has just been told that a service runs may ask it at once. A peer that is silent knows nothing better.
-        """
-        if any(pool.serves(name) and pool.routes for pool in self.context.world.values()):
-            return
-        with contextlib.suppress(Unavailable, Timeout, TimeoutError):
-            async with asyncio.timeout(_CATCH_UP):
+    async def _hear(self) -> None:
+        """Take in what the service domain has said, as far as it tells soon."""
+        with contextlib.suppress(AimaError, TimeoutError):
+            async with asyncio.timeout(_HEAR):
                 await self.context.caught_up("service")
-        if any(pool.serves(name) for pool in self.context.world.values()):
-            return
-        with contextlib.suppress(Unavailable, Timeout):
-            await self.context.peers.call(model.GetModel(model_id=name), timeout=_CATCH_UP)
+
+    async def _load(self, ident: str | None) -> u.Load:
+        await self._hear()  # the service domain asks whether a replica still has requests that it has just let go
+        now, admission = time.time(), self._placing.admission
+        return u.Load(
+            services=[
+                figures.load(pool, admission.queued(pool.service_id), now)
+                for pool in self.context.world.values()
+                if ident in (None, pool.service_id)
+            ]
+        )
+
+    async def _metrics(self, ident: str) -> u.ServiceMetrics:
+        if f"inference/{ident}" not in self.context.world:
+            await self._hear()
+        pool = self.context.world.get(f"inference/{ident}")
+        if pool is None:
+            raise NotFound(f"nothing is known of a service {ident}", reason="SERVICE_NOT_FOUND", service_id=ident)
+        now, read = time.time(), self.context.read.rows
+        rows = figures.Rows(
+            await read(figures.USAGE, (ident,)),
+            await read(figures.RECENT, (ident, *figures.last_minute(now))),
+            await read(figures.LATENCIES, (ident, *figures.last_hour(now))),
+        )
+        return figures.metrics(pool, rows, self._placing.admission.queued(ident))
 
     async def _voices(self, name: str | None) -> u.Voices:
         """Ask one replica of each text-to-speech service for its voices."""
@@ -188,31 +238,64 @@ class InferenceOutside(Outside[Pool]):
         return u.Voices(voices=list(found.values()))
 
 
+def _left(command: Command[Any], call: Call) -> float:
+    """Return the seconds until the call's deadline."""
+    return (call.deadline or call.at + command.spec.timeout) - time.time()
+
+
+def _code(error: AimaError) -> str:
+    """Return what an engine's error is recorded as; what the caller did wrong blames no replica."""
+    return "ENGINE_REFUSED" if isinstance(error, ValidationFailed | RateLimited) else error.reason
+
+
 def react(recorded: Recorded) -> Sequence[Command[Any]]:
-    """Turn the service domain's news into routes. Pure."""
+    """Turn the service domain's news into pools and routes. Pure."""
     match recorded.event:
-        case service.ReplicaStarted() as event:
+        case service.ServiceCreated() as created:
             return [
-                u.RecordRoute(
-                    service_id=event.service_id,
-                    service_name=event.service_name,
-                    model_id=event.model_id,
-                    model_name=event.model_name,
-                    type=event.model_type,
-                    process_id=event.process_id,
-                    endpoint=event.endpoint,
-                    served_model=event.served_model,
-                    dialect=event.dialect,
-                    tools=event.tools,
+                i.RecordService(
+                    service_id=created.service_id,
+                    service_name=created.name,
+                    model_id=created.model_id,
+                    model_name=created.model_name,
+                    type=created.model_type,
+                )
+            ]
+        case service.ReplicaStarted() as started:
+            return [
+                i.RecordRoute(
+                    service_id=started.service_id,
+                    service_name=started.service_name,
+                    model_id=started.model_id,
+                    model_name=started.model_name,
+                    type=started.model_type,
+                    process_id=started.process_id,
+                    endpoint=started.endpoint,
+                    served_model=started.served_model,
+                    dialect=started.dialect,
+                    tools=started.tools,
+                    slots=started.slots,
+                    engine=started.engine,
+                    device=started.device,
                 )
             ]
         case service.ReplicaHealthChanged(service_id=ident, process_id=process_id, status=status):
-            return [u.RecordHealth(service_id=ident, process_id=process_id, healthy=status == "healthy")]
-        case service.ReplicaFailed(service_id=ident, process_id=process_id):
-            return [u.RecordNoRoute(service_id=ident, process_id=process_id)]
-        case service.ReplicaEnded(service_id=ident, process_id=process_id):
-            return [u.RecordNoRoute(service_id=ident, process_id=process_id)]
-        case service.StopRequested(service_id=ident) | service.ServiceFailed(service_id=ident):
-            return [u.RecordNoRoute(service_id=ident)]
+            return [i.RecordHealth(service_id=ident, process_id=process_id, healthy=status == "healthy")]
+        case (
+            service.ReplicaLeaving(service_id=ident, process_id=process_id)
+            | service.ReplicaFailed(service_id=ident, process_id=process_id)
+            | service.ReplicaEnded(service_id=ident, process_id=process_id)
+        ):
+            return [i.RecordNoRoute(service_id=ident, process_id=process_id)]
+        case service.StartRequested(service_id=ident):
+            return [i.RecordPhase(service_id=ident, phase="starting")]
+        case service.ServiceStarted(service_id=ident):
+            return [i.RecordPhase(service_id=ident, phase="running")]
+        case service.ServiceFailed(service_id=ident, error=error, error_code=code):
+            return [i.RecordPhase(service_id=ident, phase="failed", error=error, error_code=code)]
+        case service.StopRequested(service_id=ident, asleep=asleep):
+            return [i.RecordPhase(service_id=ident, phase="asleep" if asleep else "stopped")]
+        case service.ServiceDeleted(service_id=ident):
+            return [i.RecordRemoved(service_id=ident)]
         case _:
             return []

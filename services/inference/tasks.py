@@ -13,12 +13,12 @@ from aima_core.errors import ExecutionFailed
 from aima_core.units import Command, View
 from services.inference import openai
 from services.inference import units as u
-from services.inference.decider import Route
+from services.inference.state import Route
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Run = Callable[[httpx2.AsyncClient, Route, Any, u.RequestStarted, Send | None], Awaitable[tuple[View, dict[str, int]]]]
 
-_LOCAL = {"model", "stream"}  # fields that are ours to fill in
+_LOCAL = {"model", "stream", "wait"}  # fields that are ours to fill in
 
 
 @dataclass(frozen=True)

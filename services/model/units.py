@@ -189,6 +189,10 @@ class Requirements(View):
     overhead: int = Field(description="Of buffers and the engine itself.")
     context_length: int = Field(description="Tokens that the model was trained for; 0 where it has no context.")
 
+    def memory(self, tokens: int) -> int:
+        """Return the bytes that it takes with so many tokens of context in all slots together."""
+        return self.weights + self.kv_bytes_per_token * tokens + self.overhead
+
 
 class ModelView(View):
     """A model. `path`, `format` and `type` are empty while there are no files to tell them."""

@@ -8,15 +8,14 @@ from typing import Any
 
 from aima_core.call import Call
 from aima_core.domain import Outside
-from aima_core.errors import InsufficientResources
 from aima_core.records import Recorded
 from aima_core.units import Command, Query, View
 from services.device.units import DeviceDetected, DeviceRemoved
 from services.engine.units import EngineStopped
 from services.resource import machine, views
 from services.resource import units as u
-from services.resource.decider import State, held, machine_at
-from services.resource.room import Facts, Need, room_for
+from services.resource.decider import State, held, machine_at, slot_at
+from services.resource.room import Facts
 
 LEAST_RESERVE = 512 * 2**20  # bytes; a small machine, too, needs memory for everything that is not ours
 
@@ -68,13 +67,10 @@ class ResourceOutside(Outside[State]):
         return (self._keep_looking,)
 
     async def _can_allocate(self, query: u.AskCanAllocate) -> u.CanAllocate:
-        world, facts = self.context.world, await self._facts()
-        need = Need(query.memory_bytes, 0.0, query.priority, facts.available)
-        try:
-            room_for(need, machine_at(world, self.context.node), held(world))
-        except InsufficientResources as error:
-            return u.CanAllocate(can_allocate=False, reason=error.message)
-        return u.CanAllocate(can_allocate=True, reason=None)
+        facts, world = await self._facts(), self.context.world
+        leaving = [slot for slot_id in set(query.freeing) if (slot := slot_at(world, slot_id))]
+        staying = [slot for slot in held(world) if slot not in leaving]
+        return views.can_allocate(views.need_of(query, facts, leaving), machine_at(world, self.context.node), staying)
 
     async def _keep_looking(self) -> None:
         while True:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from aima_core.errors import InsufficientResources
-from services.resource.units import Pressure, SlotStatus
-
-Lack = Literal["memory", "system", "accelerator"]
+from services.resource.units import Lack, Pressure, SlotStatus
 
 _ROUNDING = 1e-9  # fractions such as 0.1 have no exact binary form; ten of them are still one GPU
 _NAMED = 5  # holders that a message names; the details have all
@@ -73,6 +71,7 @@ def room_for(need: Need, machine: Machine, held: Sequence[Slot]) -> list[Slot]:
 
     Only slots of lower priority make room: idle ones first, then those of the lowest priority, then the oldest; none
     that can be spared. What they held counts as available to the system: it will be when their holders have ended.
+    That is so for this need alone: for every later one it is in use until the system says otherwise.
     """
     rivals = sorted((s for s in held if s.priority < need.priority), key=lambda s: (*_worth(s), s.slot_id))
     victims: list[Slot] = []
@@ -100,6 +99,16 @@ def free_accelerators(machine: Machine, held: Sequence[Slot]) -> float:
     return round(len(machine.gpus) - sum(slot.gpu_fraction for slot in held), 9)
 
 
+def named(held: Sequence[Slot]) -> list[dict[str, Any]]:
+    """Return who holds memory, the largest first."""
+    fields = ("slot_id", "name", "memory", "priority", "status")
+    return [{field: getattr(slot, field) for field in fields} for slot in _by_size(held)]
+
+
+def _by_size(held: Sequence[Slot]) -> list[Slot]:
+    return sorted(held, key=lambda slot: (-slot.memory, slot.slot_id))
+
+
 def _worth(slot: Slot) -> tuple[bool, int, float]:
     return slot.status != "idle", slot.priority, slot.since
 
@@ -117,12 +126,10 @@ def _lacking(need: Need, machine: Machine, held: Sequence[Slot], victims: Sequen
 
 
 def _refusal(lack: Lack, need: Need, machine: Machine, held: Sequence[Slot]) -> InsufficientResources:
-    holders = sorted(held, key=lambda slot: (-slot.memory, slot.slot_id))
-    details: dict[str, Any] = {
-        "holders": [{"slot_id": s.slot_id, "name": s.name, "memory": s.memory, "priority": s.priority} for s in holders]
-    }
-    by = ", ".join(f"{slot.name} ({size(slot.memory)}, priority {slot.priority})" for slot in holders[:_NAMED])
-    held_by = f"held: {by}{' and others' if len(holders) > _NAMED else ''}" if by else "nothing is held"
+    details: dict[str, Any] = {"lacking": lack, "holders": named(held)}
+    largest = _by_size(held)[:_NAMED]
+    by = ", ".join(f"{slot.name} ({size(slot.memory)}, priority {slot.priority})" for slot in largest)
+    held_by = f"held: {by}{' and others' if len(held) > _NAMED else ''}" if by else "nothing is held"
     match lack:
         case "accelerator" if not machine.gpus:
             return InsufficientResources(

@@ -12,6 +12,7 @@ from aima_core.units import Command, Event, Query, Success, View
 SlotType = Literal["inference_native", "docker_container", "system_service"]
 SlotStatus = Literal["active", "idle", "preempted"]
 Pressure = Literal["low", "medium", "high", "critical"]
+Lack = Literal["memory", "system", "accelerator"]
 
 REFUSALS = ("INSUFFICIENT_MEMORY", "SYSTEM_MEMORY_LOW", "NO_ACCELERATOR", "INSUFFICIENT_ACCELERATORS")
 """The reasons for which something is not allocated."""
@@ -166,11 +167,27 @@ class SlotRef(View):
     slot_id: str
 
 
+class Holder(View):
+    """Who holds memory, in bytes."""
+
+    slot_id: str
+    name: str
+    memory: int
+    priority: int
+    status: SlotStatus
+
+
 class CanAllocate(View):
-    """Whether memory could be had."""
+    """Whether memory could be had, and who holds it. Memory in bytes."""
 
     can_allocate: bool
     reason: str | None = Field(None, description="Why not: how much is missing, and who holds it.")
+    requested: int = Field(description="Of all the reservations together.")
+    available: int = Field(description="What could be had with nobody making room: of the budget and of the system.")
+    missing: int | None = Field(description="Null when nothing is, and when what is missing is an accelerator.")
+    lacking: Lack | None = Field(description="What there is not enough of: memory of the budget, or of the system now.")
+    holders: list[Holder] = Field(description="The slots that count against the budget, the largest first.")
+    would_preempt: list[str] = Field(description="Ids of the slots of lower priority that would make room.")
 
 
 # --- commands -----------------------------------------------------------------------------------------------------
@@ -246,8 +263,13 @@ class ListAllocations(Query[Allocations], unit="resource.allocations", examples=
 class AskCanAllocate(Query[CanAllocate], unit="resource.can_allocate", examples=({"memory_bytes": 400_000_000},)):
     """Tell whether so much memory could be reserved now, and if not, what is missing and who holds it."""
 
-    memory_bytes: int = Field(ge=0, description="Bytes.")
+    memory_bytes: int = Field(ge=0, description="Bytes of each reservation.")
+    gpu_fraction: float = Field(0, ge=0, le=1, description="Of one accelerator, of each reservation.")
+    count: int = Field(1, ge=1, le=100, description="So many reservations: all of them or none.")
     priority: int = Field(5, ge=0, le=100, description="With this priority.")
+    freeing: list[SlotId] = Field(
+        [], max_length=100, description="Slots that are about to be released: the answer is as if they were."
+    )
 
 
 # --- internal: what only the outside knows ------------------------------------------------------------------------

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from aima_core.call import timestamp
+from aima_core.errors import InsufficientResources
 from aima_core.records import Recorded, Statement
 from services.resource import units as u
 from services.resource.decider import pressure_of
-from services.resource.room import Facts
+from services.resource.room import Facts, Machine, Need, Slot, free_memory, named, room_for
 
 TABLES = {
     "machines": """CREATE TABLE machines (node TEXT PRIMARY KEY, memory INTEGER NOT NULL,
@@ -90,6 +91,39 @@ def budget(machine: Row, slots: Sequence[Row]) -> u.Budget:
         given = round(_reserved(slots, "gpu_fraction"), 9)
         pools["accelerator"] = u.Pool(total=gpus, reserved=given, available=max(0.0, round(gpus - given, 9)))
     return u.Budget(total=total, reserved=reserved, pools=pools)
+
+
+def need_of(query: u.AskCanAllocate, facts: Facts, leaving: Sequence[Slot]) -> Need:
+    """Return what is asked for in all, on a machine that has back what those hold who are about to leave."""
+    return Need(
+        memory=query.count * query.memory_bytes,
+        gpu_fraction=query.count * query.gpu_fraction,
+        priority=query.priority,
+        available=min(facts.memory, facts.available + sum(slot.memory for slot in leaving)),
+    )
+
+
+def can_allocate(need: Need, machine: Machine, held: Sequence[Slot]) -> u.CanAllocate:
+    """Return whether there is room for the need, who would have to make it, and else what is missing."""
+    told: dict[str, Any] = {}
+    reason, victims = None, list[Slot]()
+    try:
+        victims = room_for(need, machine, held)
+    except InsufficientResources as error:
+        reason, told = error.message, error.details
+    lacking: u.Lack | None = told.get("lacking")
+    in_bytes = lacking in ("memory", "system")
+    free = max(0, free_memory(machine, held))
+    return u.CanAllocate(
+        can_allocate=lacking is None,
+        reason=reason,
+        requested=need.memory,
+        available=told["available"] if in_bytes else free if need.available is None else min(free, need.available),
+        missing=told["missing"] if in_bytes else None,
+        lacking=lacking,
+        holders=[u.Holder(**holder) for holder in named(held)],
+        would_preempt=[slot.slot_id for slot in victims],
+    )
 
 
 def _budget(machine: Row) -> int:

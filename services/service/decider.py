@@ -1,4 +1,4 @@
-"""What may happen to a service. Pure; the picture stands in state.py."""
+"""What may happen to a service at somebody's request. Pure; what happens to its replicas: replicas.py."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from aima_core.call import Call
 from aima_core.domain import World
 from aima_core.errors import Conflict, NotFound
 from aima_core.units import Command, Event
+from services.service import internal as i
+from services.service import replicas
 from services.service import units as u
-from services.service.state import Member, Service
+from services.service.state import Service
 
 _ABOUT = (
     *("model_id", "engine", "device", "resource_class", "replicas", "persistent", "port", "config"),
-    *("idle_timeout", "autoscale"),
+    *("idle_timeout", "autoscale", "priority"),
 )
 _LONGEST = 50  # characters of a name, and of what its id keeps of it
 
@@ -28,30 +30,34 @@ def id_of(name: str) -> str:
 
 def decide(world: World[Service], command: Command[Any], call: Call) -> list[Event]:
     """Return what happens; nothing when it already is as asked, or when the news is of an earlier run."""
-    if isinstance(command, u.Register):
+    if isinstance(command, i.Register):
         return _register(world, command, call)
     service = world.get(f"service/{command.service_id}")  # type: ignore[attr-defined]  # every other command has one
     match command:
-        case u.BeginStart() | u.StopService() | u.DeleteService() if service is None:
+        case i.BeginStart() | i.BeginScale() | u.StopService() | u.DeleteService() if service is None:
             raise NotFound(f"there is no service {command.service_id}", reason="SERVICE_NOT_FOUND")
         case _ if service is None:
             return []
-        case u.BeginStart():
-            return _start(service, command, call)
+        case i.BeginStart():
+            return [*_start(service, command, call), *_make_room(world, command.makes_room, service, call)]
+        case i.BeginScale():
+            return [*_scale(service, command, call), *_make_room(world, command.makes_room, service, call)]
         case u.StopService(force=force):
-            return _stop(service, force)
+            return _stop(service, call, force=force)
+        case i.PutToSleep(reason=reason):
+            return _sleep(service, call, reason) if service.status in ("running", "degraded") else []
         case u.DeleteService():
             if service.status not in ("created", "stopped", "failed") or service.present():
                 hint = "it is being cleared away; ask again" if service.status == "failed" else "stop it first"
                 raise Conflict(f"{service.id} is {service.status}; {hint}", reason="RUNNING", status=service.status)
             return [u.ServiceDeleted(service_id=service.id)]
-        case u.RecordTimedOut(run=run):
-            return _timed_out(service, run, call)
+        case i.RecordTimedOut(run=run, stopping=stopping):
+            return _timed_out(service, run, call, stopping=stopping)
         case _:
-            return _replica_news(service, command, call)
+            return replicas.decide(service, command, call)
 
 
-def _register(world: World[Service], command: u.Register, call: Call) -> list[Event]:
+def _register(world: World[Service], command: i.Register, call: Call) -> list[Event]:
     name, known = command.name, world.get(f"service/{id_of(command.name)}")
     if known and command.named:
         other = [field for field in _ABOUT if getattr(known.about, field) != getattr(command, field)]
@@ -69,163 +75,94 @@ def _register(world: World[Service], command: u.Register, call: Call) -> list[Ev
     return [u.ServiceCreated(service_id=id_of(name), name=name, **about)]
 
 
-def _start(service: Service, command: u.BeginStart, call: Call) -> list[Event]:
+def _start(service: Service, command: i.BeginStart, call: Call) -> list[Event]:
     match service.status:
         case "created" | "stopped" | "failed":
             if not command.engine:  # it has come to rest only since the engine would have been chosen
                 raise Conflict(f"{service.id} was just stopping; start it again", reason="STOPPING")
-            return [
-                u.StartRequested(
-                    service_id=service.id,
-                    replicas=service.about.replicas,
-                    run=service.run + 1,
-                    engine=command.engine,
-                    config=command.config,
-                    reason=command.reason,
-                    timeout=command.timeout,
-                    deadline=call.at + command.timeout,
-                    tools=command.tools,
-                )
-            ]
+            return [_requested(service, command, call, service.wanted)]
         case "stopping":
             raise Conflict(f"{service.id} is stopping; start it when it has stopped", reason="STOPPING")
+        case "degraded":
+            lost = [member for member in service.members if not member.hopeful]
+            return replicas.requested(service, [(member.replica, 0) for member in lost], "started again", call)
         case _:
             return []
 
 
-def _stop(service: Service, force: bool) -> list[Event]:
-    match service.status:
-        case "starting" | "running" | "degraded":
-            stopping: list[Event] = [u.StopRequested(service_id=service.id, force=force)]
-            return stopping if service.present() else [*stopping, _stopped(service)]
-        case "stopping" if force and not service.force:
-            return [u.StopRequested(service_id=service.id, force=True)]
-        case _:
-            return []
+def _requested(service: Service, command: i.BeginStart, call: Call, wanted: int) -> u.StartRequested:
+    return u.StartRequested(
+        service_id=service.id,
+        replicas=within(service.about, wanted),
+        run=service.run + 1,
+        deadline=call.at + command.timeout,
+        **command.model_dump(exclude={"service_id", "wait", "makes_room"}),
+    )
 
 
-def _timed_out(service: Service, run: int, call: Call) -> list[Event]:
-    if service.status != "starting" or service.run != run:
+def within(about: u.ServiceCreated, wanted: int) -> int:
+    """Return how many replicas a service that is awake has, of those wanted: one at least, within its own bounds."""
+    if about.autoscale is None:
+        return max(wanted, 1)
+    return int(min(max(wanted, about.autoscale["min"], 1), max(about.autoscale["max"], 1)))
+
+
+def _scale(service: Service, command: i.BeginScale, call: Call) -> list[Event]:
+    wanted, old = command.replicas, service.wanted
+    if wanted == old and not (service.asleep and wanted):
         return []
+    scaled: list[Event] = [] if wanted == old else [_scaled(service, command)]
+    if service.asleep and wanted:
+        if command.start is None:  # it has fallen asleep only since the engine would have been chosen
+            raise Conflict(f"{service.id} was just going to sleep; ask again", reason="STOPPING")
+        return [*scaled, _requested(service, command.start, call, wanted)]
+    if not service.runs:
+        return scaled
+    if wanted == 0:
+        return [*scaled, *_sleep(service, call, command.reason)]
+    return [*scaled, *replicas.resized(service, wanted, command.reason, call)]
+
+
+def _scaled(service: Service, command: i.BeginScale) -> u.ServiceScaled:
+    return u.ServiceScaled(
+        service_id=service.id, old_replicas=service.wanted, replicas=command.replicas, reason=command.reason
+    )
+
+
+def _stop(service: Service, call: Call, *, force: bool) -> list[Event]:
+    under_way = service.status == "stopping" and service.stop is not None
+    if under_way and service.stop and (service.stop.force or not force) and not service.stop.asleep:
+        return []
+    if not (service.runs or under_way or service.asleep):
+        return []
+    return replicas.end(service, call, reason="requested", force=force)
+
+
+def _sleep(service: Service, call: Call, reason: str, made_room_for: str = "") -> list[Event]:
+    return replicas.end(service, call, reason=reason, asleep=True, made_room_for=made_room_for)
+
+
+def _make_room(world: World[Service], idle: Sequence[str], needy: Service, call: Call) -> list[Event]:
+    """Put the idle services to sleep whose memory the needy one gets; one that has a new task meanwhile stays."""
+    found = (world.get(f"service/{ident}") for ident in idle)
+    reason = f"made room for {needy.id}"
+    return [
+        event
+        for service in found
+        if service and service.status in ("running", "degraded") and not service.about.persistent
+        for event in _sleep(service, call, reason, needy.id)
+    ]
+
+
+def _timed_out(service: Service, run: int, call: Call, *, stopping: bool) -> list[Event]:
+    if service.run != run or service.status != ("stopping" if stopping else "starting"):
+        return []
+    if stopping:
+        error = f"{', '.join(service.present())} did not end in time; still trying"
+        return [u.ServiceFailed(service_id=service.id, error=error, error_code="STOP_TIMEOUT")]
     waiting = [member for member in service.members if not member.answers]
     last = next((member.message for member in waiting if member.message), "the engine domain has not answered")
     error = f"{len(waiting)} of {len(service.members)} replicas were not ready in time; last heard: {last}"
-    answering = service.answering()
-    if not answering:
+    if not service.answering():
         return [u.ServiceFailed(service_id=service.id, error=error, error_code="TIMEOUT")]
-    failed: list[Event] = [
-        u.ReplicaFailed(**_of(service, member), error=error, error_code="TIMEOUT", attempt=run)
-        for member in waiting
-        if member.status not in ("failed", "ended")
-    ]
-    return [*failed, *_settle(service, [], [member.endpoint for member in answering], call)]
-
-
-def _replica_news(service: Service, command: Command[Any], call: Call) -> list[Event]:
-    """Decide what the engine domain says of one process of ours."""
-    process_id = command.process_id  # type: ignore[attr-defined]  # every command that is left has one
-    member = service.member(process_id)
-    if member is None or member.status == "ended" or service.status in ("stopping", "failed", "stopped"):
-        return _late_news(service, member, command, process_id)
-    match command:
-        case u.RecordReplicaProgress(phase=phase, message=message, progress=progress):
-            if service.status != "starting" or (phase, message) == (member.phase, member.message):
-                return []
-            return [u.ReplicaProgress(**_of(service, member), phase=phase, message=message, progress=progress)]
-        case u.RecordReplicaReady() if member.status in ("asked", "starting"):
-            return _ready(service, member, command, call)
-        case u.RecordReplicaReady():  # somebody has restarted it: at the same port, as it was
-            return _health(service, member, "healthy", call)
-        case u.RecordReplicaHealth(status=status):
-            return _health(service, member, status, call)
-        case u.RecordReplicaFailed(error=error, error_code=code, ended=ended):
-            return _failed(service, member, error, code, call, ended=ended)
-        case u.RecordReplicaEnded(reason="restart") if member.status in ("running", "unhealthy"):
-            return _health(service, member, "unhealthy", call)
-        case u.RecordReplicaEnded(reason=reason):
-            return _failed(service, member, f"the engine was stopped ({reason})", "STOPPED", call, ended=True)
-        case _:
-            return []
-
-
-def _health(service: Service, member: Member, status: u.Health, call: Call) -> list[Event]:
-    if member.status != {"healthy": "unhealthy", "unhealthy": "running"}[status]:
-        return []
-    changed = u.ReplicaHealthChanged(**_of(service, member), status=status)
-    others = [m for m in service.members if m.process_id != member.process_id]
-    answering = [m for m in others if m.answers] + ([member] if status == "healthy" else [])
-    return [changed, *_settle(service, others, [m.endpoint for m in answering], call)]
-
-
-def _late_news(service: Service, member: Member | None, command: Command[Any], process_id: str) -> list[Event]:
-    """A service that is on its way down only hears who is gone; a process it does not know is sent away."""
-    match command:
-        case u.RecordReplicaEnded() | u.RecordReplicaFailed(ended=True) if process_id in service.present():
-            replica = member.replica if member else -1
-            ended: list[Event] = [u.ReplicaEnded(service_id=service.id, replica=replica, process_id=process_id)]
-            last = service.status == "stopping" and service.present() == (process_id,)
-            return [*ended, _stopped(service)] if last else ended
-        case u.RecordReplicaProgress(phase="failed"):
-            return []
-        case u.RecordReplicaProgress() | u.RecordReplicaReady() if process_id not in service.present():
-            return [u.StrayFound(service_id=service.id, process_id=process_id)]
-        case _:
-            return []
-
-
-def _ready(service: Service, member: Member, command: u.RecordReplicaReady, call: Call) -> list[Event]:
-    assert service.start
-    about = service.about
-    ready = u.ReplicaStarted(
-        **_of(service, member),
-        endpoint=command.endpoint,
-        node=command.node,
-        service_name=about.name,
-        model_id=about.model_id,
-        model_name=about.model_name,
-        model_type=about.model_type,
-        served_model=command.served_model,
-        dialect=command.dialect,
-        tools=service.start.tools,
-    )
-    endpoints = [*(m.endpoint for m in service.answering()), command.endpoint]
-    others = [m for m in service.members if m.process_id != member.process_id]
-    return [ready, *_settle(service, others, endpoints, call)]
-
-
-def _failed(service: Service, member: Member, error: str, code: str, call: Call, *, ended: bool) -> list[Event]:
-    events: list[Event] = []
-    if member.status not in ("failed", "ended"):
-        events.append(u.ReplicaFailed(**_of(service, member), error=error, error_code=code, attempt=service.run))
-    if ended and member.status != "ended":
-        events.append(u.ReplicaEnded(**_of(service, member)))
-    if not any(isinstance(event, u.ReplicaFailed) for event in events):
-        return events
-    others = [m for m in service.members if m.process_id != member.process_id]
-    if not any(m.status in ("asked", "starting", "running", "unhealthy") for m in others):
-        return [*events, u.ServiceFailed(service_id=service.id, error=error, error_code=code)]
-    return [*events, *_settle(service, others, [m.endpoint for m in others if m.answers], call)]
-
-
-def _settle(service: Service, others: Sequence[Member], endpoints: list[str], call: Call) -> list[Event]:
-    """A start has come to its end when the last replica is up or has failed."""
-    if service.status != "starting" or any(m.status in ("asked", "starting") for m in others) or not endpoints:
-        return []
-    assert service.start
-    return [
-        u.ServiceStarted(
-            service_id=service.id,
-            replicas=len(endpoints),
-            endpoints=endpoints,
-            duration=round(call.at - (service.start.deadline - service.start.timeout), 3),
-            status="running" if len(endpoints) == len(service.members) else "degraded",
-        )
-    ]
-
-
-def _stopped(service: Service) -> u.ServiceStopped:
-    return u.ServiceStopped(service_id=service.id, reason="requested")
-
-
-def _of(service: Service, member: Member) -> dict[str, Any]:
-    return {"service_id": service.id, "replica": member.replica, "process_id": member.process_id}
+    return replicas.late(service, waiting, error, call)

@@ -1,7 +1,10 @@
 """The service domain, assembled: read this first.
 
-A service is a model behind a name. `state.py` says what it is and what it calls for, `decider.py` what may happen
-to it; `outside.py` asks the engine domain for its replicas and hears how they fare.
+A service is a model behind a name. `lifecycle.py` has its statuses as tables, `state.py` what it is and what it calls
+for, `decider.py` what may happen to it at somebody's request, `replicas.py` what happens to its replicas, `healing.py`
+when they are started again. `selection.py` chooses engine and device, `scaling.py` the number of replicas,
+`recommend.py` says what would be best. `outside.py` asks the engine domain for the replicas and hears how they fare,
+with `placing.py` finding room for them and `keeper.py` watching their load.
 """
 
 from __future__ import annotations
@@ -9,9 +12,11 @@ from __future__ import annotations
 from aima_core.domain import Domain
 from aima_core.units import Resource
 from services.engine import units as engine
+from services.service import internal as i
 from services.service import units as u
 from services.service.decider import decide
 from services.service.outside import ServiceOutside, react
+from services.service.settings import ServiceSettings
 from services.service.state import Service, evolve, todo
 from services.service.views import TABLES, project, reply
 
@@ -20,18 +25,20 @@ SERVICE = Domain(
     about="Long-running model services - replicas of one model behind one name.",
     state=Service,
     events=u.EVENTS,
-    commands=(u.CreateService, u.DeleteService, u.StartService, u.StopService),
+    commands=(u.CreateService, u.DeleteService, u.StartService, u.StopService, u.ScaleService),
     internal=(
-        u.Register,
-        u.BeginStart,
-        u.RecordReplicaProgress,
-        u.RecordReplicaReady,
-        u.RecordReplicaHealth,
-        u.RecordReplicaFailed,
-        u.RecordReplicaEnded,
-        u.RecordTimedOut,
+        i.Register,
+        i.BeginStart,
+        i.BeginScale,
+        i.PutToSleep,
+        i.RecordReplicaProgress,
+        i.RecordReplicaReady,
+        i.RecordReplicaHealth,
+        i.RecordReplicaFailed,
+        i.RecordReplicaEnded,
+        i.RecordTimedOut,
     ),
-    queries=(u.GetService, u.ListServices, u.GetStatus, u.GetLogs, u.GetHistory),
+    queries=(u.GetService, u.ListServices, u.GetStatus, u.GetLogs, u.GetHistory, u.Recommend),
     resources=(
         Resource(
             uri="asms://service/{id}",
@@ -63,4 +70,5 @@ SERVICE = Domain(
     },
     react=react,
     outside=ServiceOutside,
+    settings=ServiceSettings,
 )

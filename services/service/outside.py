@@ -5,33 +5,34 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 import msgspec
 
 from aima_core.call import Call
 from aima_core.domain import Commands, Context, Outside
-from aima_core.errors import (
-    AimaError,
-    Conflict,
-    EngineNotRunning,
-    InsufficientResources,
-    NotFound,
-    Timeout,
-    Unavailable,
-)
+from aima_core.errors import AimaError, NotFound, Timeout, Unavailable
 from aima_core.records import Recorded
 from aima_core.units import Command, Query, View
 from services.engine import units as engine
+from services.inference import units as inference
 from services.model import units as model
-from services.resource import units as resource
-from services.service import selection, state, views
+from services.service import internal as i
+from services.service import state, views
 from services.service import units as u
+from services.service.decider import within
+from services.service.keeper import Keeper
+from services.service.optimizing import Optimizer
+from services.service.placing import Placing, until_there_is_room
 
 _STOP_TIMEOUT = 10.0  # seconds that an engine gets to end by itself
 _CATCH_UP = 2.0  # seconds that the engine domain gets to say what it knows
 _ASK = 3.0  # seconds for a request that a peer answers at once; one that dies over it is asked again
+_GLANCE = 1.0  # seconds for what only adds to an answer
+_ANSWERING = 0.25  # seconds before its deadline at which a caller is told that its start has taken too long
+_LOOK = 0.2  # seconds between looks at the requests of a replica that is leaving
+_AWAY = 3.0  # seconds that the inference domain may be away until nobody waits for requests that it would know
 
 
 class ServiceOutside(Outside[state.Service]):
@@ -40,19 +41,28 @@ class ServiceOutside(Outside[state.Service]):
     def __init__(self, context: Context[state.Service]) -> None:
         super().__init__(context)
         self._asking: dict[str, asyncio.Task[engine.Started]] = {}
+        self._placing = Placing(context)
+        self._keeper = Keeper(context, self._placing)
+        self._optimizer = Optimizer(context)
 
     async def close(self) -> None:
         """Ask no more."""
         for asking in self._asking.values():
             asking.cancel()
 
+    def background(self) -> Iterable[Callable[[], Coroutine[Any, Any, None]]]:
+        """Keep an eye on the load."""
+        return (self._keeper.keep,)
+
     async def prepare(self, command: Command[Any], call: Call) -> Command[Any]:
-        """Look up the model, and choose the engine."""
+        """Look up the model, choose engine and device, see whether there is room."""
         match command:
             case u.CreateService():
                 return await self._prepare_create(command)
             case u.StartService():
-                return await self._prepare_start(command)
+                return await self._prepare_start(command, call)
+            case u.ScaleService():
+                return await self._prepare_scale(command)
         return await super().prepare(command, call)
 
     async def perform(self, effect: Any) -> Commands:
@@ -62,20 +72,24 @@ class ServiceOutside(Outside[state.Service]):
                 return await self._run(effect)
             case state.EndReplica():
                 return await self._end(effect)
-            case state.Expire(service_id=ident, run=run, at=at):
-                await asyncio.sleep(max(at - time.time(), 0))
-                # we may have been away, and all may have been well before the deadline
-                with contextlib.suppress(Unavailable, Timeout, TimeoutError):
-                    async with asyncio.timeout(_CATCH_UP):
-                        await self.context.caught_up("engine")
-                return [u.RecordTimedOut(service_id=ident, run=run)]
+            case state.Expire(service_id=ident, run=run, at=at, stopping=stopping):
+                await self._until(at)
+                return [i.RecordTimedOut(service_id=ident, run=run, stopping=stopping)]
+            case state.ExpireReplica(service_id=ident, process_id=process_id, at=at):
+                await self._until(at)
+                return [_refused(ident, process_id, "the engine was not ready in time", "TIMEOUT")]
+            case state.ReplaceSilent(service_id=ident, process_id=process_id, since=since):
+                grace = self.context.settings.grace
+                await self._until(since + grace)
+                error = f"it has not answered its health check for more than {grace:g} s"
+                return [_refused(ident, process_id, error, state.UNRESPONSIVE)]
         return await super().perform(effect)
 
     async def answer(self, query: Query[Any]) -> View:
         """Answer a query."""
         match query:
             case u.GetService(service_id=ident, as_of=None):
-                return views.service_view(self._service(ident))
+                return await self._get(self._service(ident))
             case u.GetService(service_id=ident, as_of=as_of):
                 was = await self.context.read.state_at(f"service/{ident}", as_of or "")
                 if was is None:
@@ -84,7 +98,9 @@ class ServiceOutside(Outside[state.Service]):
             case u.ListServices():
                 return await self._list(query)
             case u.GetStatus(service_id=ident):
-                return views.status_view(self._service(ident))
+                return await self._status(self._service(ident))
+            case u.Recommend(model_id=model_id, hint=hint):
+                return await self._optimizer.recommend(model_id, hint)
             case u.GetLogs(service_id=ident, tail=tail):
                 return await self._logs(self._service(ident), tail)
             case u.GetHistory(service_id=ident, after=after, limit=limit):
@@ -96,13 +112,13 @@ class ServiceOutside(Outside[state.Service]):
 
     # --- what deciding needs to know ------------------------------------------------------------------------
 
-    async def _prepare_create(self, command: u.CreateService) -> u.Register:
+    async def _prepare_create(self, command: u.CreateService) -> i.Register:
         peers = self.context.peers
         found = await peers.call(model.GetModel(model_id=command.model_id))
         if command.engine:
             await peers.call(engine.GetEngine(name=command.engine))
         given = command.model_dump(exclude={"model_id", "name", "engine", "autoscale"})
-        return u.Register(
+        return i.Register(
             name=command.name or found.name[:50],
             named=command.name is not None,
             model_id=found.id,
@@ -113,40 +129,48 @@ class ServiceOutside(Outside[state.Service]):
             **given,
         )
 
-    async def _prepare_start(self, command: u.StartService) -> u.BeginStart:
+    async def _prepare_start(self, command: u.StartService, call: Call) -> i.BeginStart:
         ident, wait, timeout = command.service_id, command.wait, command.timeout
+        if wait and call.deadline:  # who waits must be told before giving up, and then nothing may be left of it
+            timeout = max(min(timeout, call.deadline - _ANSWERING - time.time()), 0.0)
         service = self.context.world.get(f"service/{ident}")
-        if service is None or service.status not in ("created", "stopped", "failed"):
-            return u.BeginStart(
-                service_id=ident, wait=wait, timeout=timeout, engine="", config={}, reason="", tools=False
-            )
-        about, peers = service.about, self.context.peers
-        found = await peers.call(model.GetModel(model_id=about.model_id))
-        if found.status != "ready":
-            raise Conflict(
-                f"model {found.id} is {found.status}: {found.error or 'wait until it is ready'}",
-                reason="MODEL_NOT_READY",
-            )
-        device = "gpu" if about.device == "gpu" else "cpu"
-        if device == "gpu" and "accelerator" not in (await peers.call(resource.GetBudget())).pools:
-            raise InsufficientResources("this machine has no GPU that AIMA can see", reason="NO_GPU")
-        engines = await peers.call(engine.ListEngines(type=found.type, limit=1000))
-        chosen, reason = selection.choose_engine(found, engines.items, about.engine, device)
-        config = selection.options(found, chosen, about.resource_class, about.config)  # type: ignore[arg-type]
-        return u.BeginStart(
-            service_id=ident,
-            wait=wait,
-            timeout=timeout,
-            engine=chosen.name,
-            config=config,
-            reason=reason,
-            tools=found.tools and "tools" in chosen.capabilities,
-        )
+        if service is None or service.runs or service.status == "stopping":
+            return i.BeginStart(service_id=ident, wait=wait, timeout=timeout)
+        replicas = within(service.about, service.wanted)
+        return await self._placing.start(service, replicas=replicas, wait=wait, timeout=timeout)
+
+    async def _prepare_scale(self, command: u.ScaleService) -> i.BeginScale:
+        ident, replicas = command.service_id, command.replicas
+        scale = i.BeginScale(service_id=ident, replicas=replicas, reason="requested")
+        service = self.context.world.get(f"service/{ident}")
+        if service is None:
+            return scale
+        if service.asleep and replicas:
+            timeout = u.StartService.model_fields["timeout"].default
+            start = await self._placing.start(service, replicas=replicas, wait=False, timeout=timeout)
+            return scale.model_copy(update={"start": start, "makes_room": start.makes_room})
+        more = replicas - len(service.members)
+        if not service.runs or more <= 0 or service.start is None:
+            return scale
+        room = await self._placing.room(service, more, service.start.memory, service.start.gpu_fraction)
+        return scale.model_copy(update={"makes_room": room})
 
     # --- effects --------------------------------------------------------------------------------------------
 
+    async def _until(self, at: float) -> None:
+        """Return at that time, with all taken in that the engine domain had recorded by then.
+
+        We may have been away, and all may have been well before.
+        """
+        await asyncio.sleep(max(at - time.time(), 0))
+        with contextlib.suppress(Unavailable, Timeout, TimeoutError):
+            async with asyncio.timeout(_CATCH_UP):
+                await self.context.caught_up("engine")
+
     async def _run(self, effect: state.RunReplica) -> Commands:
         """Ask for the instance under the id that is already in our log; a refusal becomes a fact of ours."""
+        await asyncio.sleep(max(effect.not_before - time.time(), 0))
+        await until_there_is_room(self.context, effect.service_id)
         service = self._service(effect.service_id)
         start, about = service.start, service.about
         assert start
@@ -157,8 +181,11 @@ class ServiceOutside(Outside[state.Service]):
             process_id=effect.process_id,
             service_id=service.id,
             port=about.port + effect.replica if about.port else None,
+            memory_bytes=start.memory or None,
+            gpu_fraction=start.gpu_fraction,
+            priority=about.priority,
             wait=False,
-            timeout=min(max(start.deadline - time.time(), 1), 3600),
+            timeout=min(max(effect.deadline - time.time(), 1), 3600),
         )
         # not cut short by a stop: what is carried out after "it is gone" was recorded would be nobody's
         asking = asyncio.create_task(self.context.peers.call(asked, timeout=_ASK))
@@ -166,12 +193,10 @@ class ServiceOutside(Outside[state.Service]):
         asking.add_done_callback(lambda task: self._answered(effect.process_id, task))
         try:
             await asyncio.shield(asking)  # asking twice for one process_id starts one
-        except (InsufficientResources, EngineNotRunning) as error:
-            return [_refused(effect, error)]
         except (Unavailable, Timeout):
-            raise  # asked again until the deadline of the start
+            raise  # asked again until the deadline
         except AimaError as error:
-            return [_refused(effect, error)]
+            return [_refused(effect.service_id, effect.process_id, error.message, error.reason, ended=True)]
         return []
 
     def _answered(self, process_id: str, asking: asyncio.Task[engine.Started]) -> None:
@@ -182,11 +207,32 @@ class ServiceOutside(Outside[state.Service]):
     async def _end(self, effect: state.EndReplica) -> Commands:
         if asking := self._asking.get(effect.process_id):
             await asyncio.wait((asking,))
+        if effect.drain:
+            await self._drained(effect.service_id, effect.process_id)
         asked = engine.StopEngine(name=effect.process_id, force=effect.force, timeout=_STOP_TIMEOUT)
         with contextlib.suppress(NotFound):  # the engine domain has never heard of it
             await self.context.peers.call(asked)
         await self.context.caught_up("engine")  # or its older news, coming late, would look like a stray
-        return [u.RecordReplicaEnded(service_id=effect.service_id, process_id=effect.process_id)]
+        return [i.RecordReplicaEnded(service_id=effect.service_id, process_id=effect.process_id)]
+
+    async def _drained(self, ident: str, process_id: str) -> None:
+        """Return when no request is under way on the process, or when it has had the time that it gets for them."""
+        until, away = time.monotonic() + self.context.settings.drain, 0.0
+        while time.monotonic() < until and away < _AWAY:
+            begun = time.monotonic()
+            try:
+                load = await self.context.peers.call(inference.GetLoad(service_id=ident), timeout=_GLANCE)
+            except NotFound:
+                return  # nobody has routed anything to it
+            except AimaError:
+                await asyncio.sleep(_LOOK)
+                away += time.monotonic() - begun
+                continue
+            away = 0.0
+            replicas = [replica for service in load.services for replica in service.replicas]
+            if not any(replica.process_id == process_id and replica.outstanding for replica in replicas):
+                return
+            await asyncio.sleep(_LOOK)
 
     # --- queries --------------------------------------------------------------------------------------------
 
@@ -217,10 +263,24 @@ class ServiceOutside(Outside[state.Service]):
         states = (self.context.world.get(f"service/{row['id']}") for row in rows)
         return u.ServiceList(services=[views.service_view(s) for s in states if s], total=total)
 
+    async def _get(self, service: state.Service) -> u.ServiceView:
+        found: inference.ServiceMetrics | None = None
+        with contextlib.suppress(AimaError):
+            found = await self.context.peers.call(inference.GetMetrics(service_id=service.id), timeout=_GLANCE)
+        return views.service_view(service, views.metrics(found) if found else None)
+
+    async def _status(self, service: state.Service) -> u.StatusView:
+        instances: list[engine.Instance] = []
+        if service.start and service.answering():
+            with contextlib.suppress(AimaError):
+                asked = engine.GetEngine(name=service.start.engine)
+                instances = (await self.context.peers.call(asked, timeout=_GLANCE)).instances
+        used = {found.process_id: found.memory_bytes for found in instances if found.memory_bytes}
+        return views.status_view(service, used, time.time())
+
     async def _logs(self, service: state.Service, tail: int) -> u.Logs:
         lines: list[str] = []
-        for replica in range(len(service.members) or (service.start.replicas if service.start else 0)):
-            process_id = state.process_of(service.id, service.run, replica)
+        for process_id in views.logged(service):
             try:
                 found = await self.context.peers.call(engine.GetLogs(process_id=process_id, tail=tail))
             except NotFound:
@@ -229,14 +289,8 @@ class ServiceOutside(Outside[state.Service]):
         return u.Logs(logs=lines)
 
 
-def _refused(effect: state.RunReplica, error: AimaError) -> u.RecordReplicaFailed:
-    return u.RecordReplicaFailed(
-        service_id=effect.service_id,
-        process_id=effect.process_id,
-        error=error.message,
-        error_code=error.reason,
-        ended=True,
-    )
+def _refused(ident: str, process_id: str, error: str, code: str, *, ended: bool = False) -> i.RecordReplicaFailed:
+    return i.RecordReplicaFailed(service_id=ident, process_id=process_id, error=error, error_code=code, ended=ended)
 
 
 def react(recorded: Recorded) -> Sequence[Command[Any]]:
@@ -244,7 +298,7 @@ def react(recorded: Recorded) -> Sequence[Command[Any]]:
     match recorded.event:
         case engine.StartProgress(service_id=ident) as event if ident:
             return [
-                u.RecordReplicaProgress(
+                i.RecordReplicaProgress(
                     service_id=ident,
                     process_id=event.process_id,
                     phase=event.phase,
@@ -254,7 +308,7 @@ def react(recorded: Recorded) -> Sequence[Command[Any]]:
             ]
         case engine.EngineStarted(service_id=ident) as event if ident:
             return [
-                u.RecordReplicaReady(
+                i.RecordReplicaReady(
                     service_id=ident,
                     process_id=event.process_id,
                     endpoint=event.endpoint,
@@ -264,14 +318,14 @@ def react(recorded: Recorded) -> Sequence[Command[Any]]:
                 )
             ]
         case engine.HealthChanged(service_id=ident) as event if ident:
-            return [u.RecordReplicaHealth(service_id=ident, process_id=event.process_id, status=event.new_status)]
+            return [i.RecordReplicaHealth(service_id=ident, process_id=event.process_id, status=event.new_status)]
         case engine.EngineError(service_id=ident) as event if ident:
             return [
-                u.RecordReplicaFailed(
+                i.RecordReplicaFailed(
                     service_id=ident, process_id=event.process_id, error=event.error, error_code=event.error_code
                 )
             ]
         case engine.EngineStopped(service_id=ident) as event if ident:
-            return [u.RecordReplicaEnded(service_id=ident, process_id=event.process_id, reason=event.reason)]
+            return [i.RecordReplicaEnded(service_id=ident, process_id=event.process_id, reason=event.reason)]
         case _:
             return []

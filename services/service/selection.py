@@ -1,58 +1,148 @@
-"""Which engine a service runs on, with which options, and why. Pure, on what the other domains have said."""
+"""Which engine and device a service runs on, with what it takes, and why. Pure, on what the other domains have said."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
+from pydantic import BaseModel, ConfigDict, Field
 
-from aima_core.errors import Conflict
+from aima_core.errors import Conflict, InsufficientResources
+from services.device.units import DeviceItem
 from services.engine.units import EngineView
 from services.model.units import ModelView
 from services.service import units as u
 
-RESOURCE_TABLE: Mapping[str, Mapping[str, int]] = yaml.safe_load(
-    Path(__file__).with_name("resource_table.yaml").read_text()
-)
+_MIB = 2**20
 
 
-def choose_engine(found: ModelView, engines: Sequence[EngineView], wanted: str, device: str) -> tuple[EngineView, str]:
-    """Return the engine and the reason for it; raise Conflict when none will do.
+class Share(BaseModel):
+    """What a resource class means; see resource_table.yaml."""
 
-    Among the engines that are installed, read the model's format and run on the device, the preference of their
-    manifests decides, then the name.
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    context_length: int = Field(ge=128)
+    slots: int = Field(ge=1)
+    cores: float = Field(gt=0, le=1)
+
+
+RESOURCE_TABLE: Mapping[str, Share] = {
+    name: Share.model_validate(share)
+    for name, share in yaml.safe_load(Path(__file__).with_name("resource_table.yaml").read_text()).items()
+}
+
+
+class Wish(NamedTuple):
+    """What was asked of a service when it was created; `engine` may be empty."""
+
+    engine: str
+    device: u.Device
+    resource_class: u.ResourceClass
+    config: Mapping[str, Any]
+    replicas: int
+
+
+class Choice(NamedTuple):
+    """What a replica runs on: `memory` in bytes of main memory, `gpu_fraction` of one GPU."""
+
+    engine: EngineView
+    device: str
+    config: dict[str, Any]
+    memory: int
+    gpu_fraction: float
+    reason: str
+
+
+def choose(found: ModelView, engines: Sequence[EngineView], devices: Sequence[DeviceItem], wish: Wish) -> Choice:
+    """Return the engine, the device and what the replica takes; raise Conflict or InsufficientResources.
+
+    Of the engines that are installed and read the model's format, on the devices that they run on and that have the
+    memory, the preference of the manifests decides, then the GPU, then the name.
     """
     fit = [
         engine
         for engine in engines
-        if found.type in engine.model_types
-        and found.format in engine.formats
-        and device in engine.devices
-        and wanted in ("", engine.name)
+        if found.type in engine.model_types and found.format in engine.formats and wish.engine in ("", engine.name)
     ]
-    installed = [engine for engine in fit if engine.installed]
-    if not installed:
-        names = " or ".join(engine.name for engine in fit)
-        lacking = f"{wanted} does not serve" if wanted else "no engine serves"
-        what = f"{names} would serve it on {device}, but is not installed" if fit else f"{lacking} that on {device}"
-        raise Conflict(
-            f"model {found.id} is a {found.type} in {found.format}: {what}",
-            reason="ENGINE_NOT_INSTALLED" if fit else "NO_ENGINE",
-            engines=[engine.name for engine in fit],
-        )
-    best = max(installed, key=lambda engine: (engine.preference.get(device, 0), engine.name))
-    asked = "asked for" if wanted else f"preferred among {', '.join(sorted(engine.name for engine in installed))}"
-    return best, f"{best.name} on {device}: {found.type} in {found.format}, {asked}"
+    cores = next((device.cores for device in devices if device.type == "cpu" and device.cores), None)
+    gpus = [device for device in devices if device.type == "gpu"]
+    choices: list[tuple[tuple[int, bool, str], Choice]] = []
+    crowded = 0
+    for engine in fit:
+        config = options(found, engine, wish, cores)
+        need = memory_of(found, config)
+        for device in engine.devices:
+            if not engine.installed or wish.device not in ("auto", device):
+                continue
+            if device != "gpu":
+                choices.append((_rank(engine, device), Choice(engine, device, config, need, 0.0, "")))
+            elif gpu := max((gpu for gpu in gpus if _free(gpu) >= need), key=_free, default=None):
+                fraction = min(1.0, math.ceil(100 * need / max(gpu.memory, 1)) / 100)
+                host = found.requirements.overhead
+                choices.append((_rank(engine, device), Choice(engine, device, config, host, fraction, "")))
+            else:
+                crowded = max(crowded, need)
+    if not choices:
+        raise _nothing_fits(found, fit, gpus, wish, crowded)
+    best = max(choices, key=lambda choice: choice[0])[1]
+    return best._replace(reason=_why(found, best, [choice.engine.name for _, choice in choices], wish, crowded))
 
 
-def options(
-    found: ModelView, engine: EngineView, resource_class: u.ResourceClass, own: Mapping[str, Any]
-) -> dict[str, Any]:
+def options(found: ModelView, engine: EngineView, wish: Wish, cores: int | None) -> dict[str, Any]:
     """Return the options of a start: those of the resource class that the engine knows, then the service's own."""
-    table = {name: value for name, value in RESOURCE_TABLE[resource_class].items() if name in engine.options}
+    share = RESOURCE_TABLE[wish.resource_class]
     trained_for = found.requirements.context_length
-    if trained_for and "context_length" in table:
-        table["context_length"] = min(table["context_length"], trained_for)
-    return {**table, **own}
+    table: dict[str, Any] = {
+        "context_length": min(share.context_length, trained_for) if trained_for else share.context_length,
+        "slots": share.slots,
+    }
+    if cores:
+        table["threads"] = max(1, int(cores * share.cores / max(wish.replicas, 1)))
+    return {**{name: value for name, value in table.items() if name in engine.options}, **wish.config}
+
+
+def memory_of(found: ModelView, config: Mapping[str, Any]) -> int:
+    """Return the bytes that a replica takes with these options, on whichever device."""
+    return found.requirements.memory(int(config.get("context_length") or 0) * int(config.get("slots") or 1))
+
+
+def _rank(engine: EngineView, device: str) -> tuple[int, bool, str]:
+    return engine.preference.get(device, 0), device == "gpu", engine.name
+
+
+def _free(gpu: DeviceItem) -> int:
+    return gpu.memory if gpu.memory_free is None else gpu.memory_free
+
+
+def _why(found: ModelView, best: Choice, names: Sequence[str], wish: Wish, crowded: int) -> str:
+    asked = "asked for" if wish.engine else f"preferred among {', '.join(sorted(set(names)))}"
+    no_gpu = f"; no GPU with {crowded / _MIB:.0f} MiB free" if crowded and best.device != "gpu" else ""
+    return f"{best.engine.name} on {best.device}: {found.type} in {found.format}, {asked}{no_gpu}"
+
+
+def _nothing_fits(
+    found: ModelView, fit: Sequence[EngineView], gpus: Sequence[DeviceItem], wish: Wish, crowded: int
+) -> Conflict | InsufficientResources:
+    if crowded:
+        largest = max((_free(gpu) for gpu in gpus), default=0)
+        have = f"the freest has {largest / _MIB:.0f} MiB" if gpus else "this machine has no GPU that AIMA can see"
+        return InsufficientResources(
+            f"{found.id} takes {crowded / _MIB:.0f} MiB of a GPU's memory; {have}",
+            reason="INSUFFICIENT_ACCELERATORS" if gpus else "NO_GPU",
+            requested=crowded,
+            available=largest,
+            missing=crowded - largest,
+        )
+    on = [engine for engine in fit if wish.device in ("auto", *engine.devices)]
+    where = "" if wish.device == "auto" else f" on {wish.device}"
+    names = " or ".join(engine.name for engine in on)
+    lacking = f"{wish.engine} does not serve" if wish.engine else "no engine serves"
+    what = f"{names} would serve it{where}, but is not installed" if on else f"{lacking} that{where}"
+    return Conflict(
+        f"model {found.id} is a {found.type} in {found.format}: {what}",
+        reason="ENGINE_NOT_INSTALLED" if on else "NO_ENGINE",
+        engines=[engine.name for engine in on],
+    )

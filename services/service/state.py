@@ -1,25 +1,35 @@
-"""What a service is, what an event makes of it, and what it calls for outside. Pure.
-
-created --start--> starting --all settled--> running <--> degraded
-   ^                  |  \\                      |           |
-   |                  |   +--none runs, late--> failed <----+ the last replica died
-(create)              |                         |
-                      +--------stop--------> stopping --all gone--> stopped
-"""
+"""What a service is, what an event makes of it, and what it calls for outside. Pure; the statuses: lifecycle.py."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import assert_never
+from typing import Any, assert_never
 
 import msgspec
 
 from aima_core.domain import Effect
+from services.service import healing, lifecycle
 from services.service import units as u
+
+_REMEMBERED = 5  # failures of a replica that are shown; the log has all
+UNRESPONSIVE = "UNRESPONSIVE"
+"""Error code of a replica that lives and does not answer: it is not asked to end, it is made to."""
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """A process of a replica that has failed, at `at` in Unix seconds."""
+
+    process_id: str
+    at: float
+    error: str
+    error_code: str
 
 
 class Member(msgspec.Struct, frozen=True):
-    """A replica of the current run."""
+    """A replica of the current run, in its present process. Times in Unix seconds, 0 for never.
+
+    `streak` counts its failures in a row, `unanswered` the last processes of it that never answered.
+    """
 
     replica: int
     process_id: str
@@ -29,25 +39,56 @@ class Member(msgspec.Struct, frozen=True):
     phase: str = ""
     progress: float = 0
     message: str = ""
-    error: str = ""
+    not_before: float = 0
+    deadline: float = 0
+    answered_at: float = 0
+    silent_since: float = 0
+    restarts: int = 0
+    streak: int = 0
+    unanswered: int = 0
+    failures: tuple[Failure, ...] = ()
 
     @property
     def answers(self) -> bool:
         """Whether requests may go to it."""
         return self.status == "running"
 
+    @property
+    def hopeful(self) -> bool:
+        """Whether it answers, or may yet without anybody's help."""
+        return self.status not in ("failed", "ended")
+
+    @property
+    def failure(self) -> Failure | None:
+        """Its last failure, of whichever of its processes."""
+        return self.failures[-1] if self.failures else None
+
+
+class Leaving(msgspec.Struct, frozen=True):
+    """A process that shall be gone. With `drain` it finishes its requests first; `replica` is -1 for a stray."""
+
+    process_id: str
+    replica: int = -1
+    drain: bool = False
+    force: bool = False
+
 
 class Service(msgspec.Struct, frozen=True):
-    """A service. `leaving` are processes of earlier runs, and strays, that are not gone yet."""
+    """A service. `leaving` are processes that it does not count on any more and that are not gone yet.
+
+    `wanted` is how many replicas it shall have; `launches` counts the processes of a run beyond the first ones.
+    """
 
     id: str
     about: u.ServiceCreated
     status: u.ServiceStatus = "created"
+    wanted: int = 1
     run: int = 0
+    launches: int = 0
     start: u.StartRequested | None = None
-    force: bool = False
+    stop: u.StopRequested | None = None
     members: tuple[Member, ...] = ()
-    leaving: tuple[str, ...] = ()
+    leaving: tuple[Leaving, ...] = ()
     error: str = ""
     error_code: str = ""
 
@@ -57,125 +98,247 @@ class Service(msgspec.Struct, frozen=True):
 
     def present(self) -> tuple[str, ...]:
         """Return every process that is, or may be, there."""
-        return (*(m.process_id for m in self.members if m.status != "ended"), *self.leaving)
+        return (
+            *(member.process_id for member in self.members if member.status != "ended"),
+            *(process.process_id for process in self.leaving),
+        )
 
-    def over(self) -> tuple[str, ...]:
-        """Return the processes that have to go while the service runs."""
-        return (*(m.process_id for m in self.members if m.status == "failed"), *self.leaving)
+    def over(self) -> tuple[Leaving, ...]:
+        """Return the processes that have to go."""
+        going = self.status in ("stopping", "failed")
+        members = tuple(
+            _leaving(member, drain=self.status == "stopping")
+            for member in self.members
+            if member.status == "failed" or (going and member.status != "ended")
+        )
+        return (*members, *self.leaving)
 
     def answering(self) -> tuple[Member, ...]:
         """Return the replicas that requests may go to."""
         return tuple(member for member in self.members if member.answers)
 
+    @property
+    def runs(self) -> bool:
+        """Whether it shall run, and is seen to."""
+        return self.status in ("starting", "running", "degraded")
 
-def process_of(service_id: str, run: int, replica: int) -> str:
-    """Return the id of a replica's process: known before it exists, and another one in every run."""
-    return f"{service_id}-r{replica}-{run}"
+    @property
+    def asleep(self) -> bool:
+        """Whether the next request starts it."""
+        return self.status == "stopped" and self.stop is not None and self.stop.asleep
+
+
+def process_of(service_id: str, run: int, replica: int, launch: int = 0) -> str:
+    """Return the id of a replica's process: known before it exists, and another one in every run and every launch."""
+    return f"{service_id}-r{replica}-{run}{f'-{launch}' if launch else ''}"
 
 
 # --- effects ------------------------------------------------------------------------------------------------------
 
 
 class RunReplica(Effect, frozen=True):
-    """Ask the engine domain for the instance."""
+    """Ask the engine domain for the instance, not before and to answer until (Unix seconds)."""
 
     service_id: str
     process_id: str
     replica: int
-    run: int
+    not_before: float
+    deadline: float
 
 
 class EndReplica(Effect, frozen=True):
-    """See that the instance is gone."""
+    """See that the instance is gone, and with `drain` that its requests are answered before."""
 
     service_id: str
     process_id: str
+    drain: bool
     force: bool
 
 
+class ReplaceSilent(Effect, frozen=True):
+    """Give a replica up that does not begin to answer again; silent since (Unix seconds)."""
+
+    service_id: str
+    process_id: str
+    since: float
+
+
+class ExpireReplica(Effect, frozen=True):
+    """Fail a replica that does not answer by its deadline (Unix seconds)."""
+
+    service_id: str
+    process_id: str
+    at: float
+
+
 class Expire(Effect, frozen=True):
-    """Fail the start when its deadline (Unix seconds) has come."""
+    """Fail the start, or the stop, when its deadline (Unix seconds) has come."""
 
     service_id: str
     run: int
     at: float
+    stopping: bool
 
 
 def todo(service: Service) -> Iterable[Effect]:
-    """Return what must be asked of the engine domain. Empty at rest."""
-    ending = service.present() if service.status in ("stopping", "failed") else service.over()
-    effects: list[Effect] = [EndReplica(service.id, process_id, service.force) for process_id in ending]
-    if service.status == "starting":
-        assert service.start
-        effects.append(Expire(service.id, service.run, service.start.deadline))
-        effects += [
-            RunReplica(service.id, member.process_id, member.replica, service.run)
-            for member in service.members
-            if member.status == "asked"
-        ]
+    """Return what must be asked of the engine domain, and what must not take longer than it may. Empty at rest."""
+    force = service.stop is not None and service.stop.force and service.status == "stopping"
+    effects: list[Effect] = [
+        EndReplica(service.id, process.process_id, process.drain and not force, process.force or force)
+        for process in service.over()
+    ]
+    if service.status == "stopping" and service.stop and service.stop.deadline:
+        effects.append(Expire(service.id, service.run, service.stop.deadline, stopping=True))
+    if service.status == "starting" and service.start:
+        effects.append(Expire(service.id, service.run, service.start.deadline, stopping=False))
+    if service.runs:
+        # its port and its memory are free only when the process before it is gone
+        taken = {process.replica for process in service.leaving}
+        for member in service.members:
+            effects += _for_member(service, member, free=member.replica not in taken)
     return effects
+
+
+def _for_member(service: Service, member: Member, *, free: bool) -> Iterable[Effect]:
+    ident, process_id = service.id, member.process_id
+    if member.status == "unhealthy" and member.silent_since:
+        yield ReplaceSilent(ident, process_id, member.silent_since)
+    if member.status not in lifecycle.ON_THE_WAY:
+        return
+    if service.status != "starting":
+        yield ExpireReplica(ident, process_id, member.deadline)
+    if free and member.status != "starting":
+        yield RunReplica(ident, process_id, member.replica, member.not_before, member.deadline)
 
 
 # --- evolve -------------------------------------------------------------------------------------------------------
 
 
 def evolve(service: Service | None, event: u.Events) -> Service | None:
-    """Return the service after the event. Never raises."""
+    """Return the service after the event. Never raises; what its status does not allow changes nothing."""
     if isinstance(event, u.ServiceCreated):
-        return Service(event.service_id, event)
+        return Service(event.service_id, event, wanted=event.replicas)
     if service is None or isinstance(event, u.ServiceDeleted):
         return None
+    if (table := lifecycle.SERVICE.get(type(event))) is not None:
+        if service.status not in table:
+            return service
+        service = msgspec.structs.replace(service, status=table[service.status])
+    return _settled(_after(service, event), event)
+
+
+def _after(service: Service, event: u.Events) -> Service:
     replace = msgspec.structs.replace
     match event:
-        case u.StartRequested(run=run, replicas=replicas):
-            members = tuple(Member(n, process_of(service.id, run, n)) for n in range(replicas))
-            # who runs under one of these ids already is taken for the replica it would be
-            ours = {member.process_id for member in members}
-            leaving = tuple(process_id for process_id in service.present() if process_id not in ours)
-            return Service(service.id, service.about, "starting", run, event, members=members, leaving=leaving)
+        case u.StartRequested():
+            return _requested(service, event)
+        case u.ReplicaRequested():
+            return _replaced(service, event)
+        case u.ReplicaLeaving(process_id=process_id) | u.StrayFound(process_id=process_id):
+            member = service.member(process_id)
+            members = tuple(other for other in service.members if other is not member)
+            process = _leaving(member, drain=member.answers) if member else Leaving(process_id)
+            gone = member is not None and member.status == "ended"
+            return replace(service, members=members, leaving=service.leaving if gone else (*service.leaving, process))
         case u.ReplicaProgress(phase=phase, message=message, progress=progress):
-            return _change(
-                service, event.process_id, status="starting", phase=phase, message=message, progress=progress
-            )
-        case u.ReplicaStarted(endpoint=endpoint, node=node):
-            changed = _change(
-                service, event.process_id, status="running", phase="ready", progress=100.0, endpoint=endpoint, node=node
-            )
-            return _settled(changed)
-        case u.ReplicaHealthChanged(status=status):
-            changed = _change(service, event.process_id, status="running" if status == "healthy" else "unhealthy")
-            return _settled(changed)
-        case u.ReplicaFailed(error=error):
-            changed = _change(service, event.process_id, status="failed", phase="failed", error=error)
-            return _settled(changed)
+            return _change(service, event, phase=phase, message=message, progress=progress)
+        case u.ReplicaStarted(endpoint=endpoint, node=node, at=at):
+            ready: dict[str, Any] = {"phase": "ready", "progress": 100.0, "message": ""}
+            return _change(service, event, endpoint=endpoint, node=node, answered_at=at, unanswered=0, **ready)
+        case u.ReplicaHealthChanged(status=status, at=at):
+            return _change(service, event, status=status, silent_since=at if status == "unhealthy" else 0.0)
+        case u.ReplicaFailed():
+            return _failed(service, event)
         case u.ReplicaEnded(process_id=process_id):
-            left = tuple(other for other in service.leaving if other != process_id)
-            return _change(replace(service, leaving=left), process_id, status="ended")
-        case u.StrayFound(process_id=process_id):
-            return replace(service, leaving=(*service.leaving, process_id))
-        case u.ServiceStarted(status=status):
-            return replace(service, status=status)
+            left = tuple(process for process in service.leaving if process.process_id != process_id)
+            return _change(replace(service, leaving=left), event)
+        case u.ServiceScaled(replicas=replicas):
+            return replace(service, wanted=replicas)
         case u.ServiceFailed(error=error, error_code=code):
-            return replace(service, status="failed", error=error, error_code=code)
-        case u.StopRequested(force=force):
-            return replace(service, status="stopping", force=force)
-        case u.ServiceStopped():
-            return replace(service, status="stopped", members=(), force=False)
+            return replace(service, error=error, error_code=code)
+        case u.StopRequested():
+            return replace(service, stop=event)
+        case u.ServiceStarted() | u.ServiceStopped() | u.ServiceCreated() | u.ServiceDeleted():
+            return service  # who was there stays readable: why it failed, where its log is
         case _:
             assert_never(event)
 
 
-def _change(service: Service, process_id: str, **changes: str | float) -> Service:
+def _requested(service: Service, event: u.StartRequested) -> Service:
     members = tuple(
-        msgspec.structs.replace(member, **changes) if member.process_id == process_id else member
-        for member in service.members
+        Member(n, process_of(service.id, event.run, n), deadline=event.deadline) for n in range(event.replicas)
     )
-    return msgspec.structs.replace(service, members=members)
+    # who runs under one of these ids already is taken for the replica it would be
+    ours = {member.process_id for member in members}
+    left = [_leaving(member, drain=False) for member in service.members if member.status != "ended"]
+    leaving = tuple(process for process in (*left, *service.leaving) if process.process_id not in ours)
+    return Service(
+        service.id, service.about, "starting", event.replicas, event.run, start=event, members=members, leaving=leaving
+    )
 
 
-def _settled(service: Service) -> Service:
+def _replaced(service: Service, event: u.ReplicaRequested) -> Service:
+    """Put a process in the place of the replica's last one, which may not be gone yet."""
+    before = next((member for member in service.members if member.replica == event.replica), None)
+    again = before is not None and event.restarts > 0
+    after = Member(
+        event.replica,
+        event.process_id,
+        "waiting" if again else "asked",
+        not_before=event.not_before,
+        deadline=event.deadline,
+        restarts=event.restarts,
+        streak=before.streak if before and again else 0,
+        unanswered=before.unanswered if before and again else 0,
+        failures=before.failures if before else (),
+    )
+    if before is None:
+        members, leaving = (*service.members, after), service.leaving
+    else:
+        members = tuple(after if member is before else member for member in service.members)
+        gone = before.status == "ended"
+        leaving = service.leaving if gone else (*service.leaving, _leaving(before, drain=False))
+    return msgspec.structs.replace(service, members=members, leaving=leaving, launches=service.launches + 1)
+
+
+def _failed(service: Service, event: u.ReplicaFailed) -> Service:
+    member = service.member(event.process_id)
+    if member is None:
+        return service
+    failure = Failure(event.process_id, event.at, event.error, event.error_code)
+    return _change(
+        service,
+        event,
+        phase="failed",
+        streak=event.attempt,
+        unanswered=member.unanswered + (not member.answered_at and event.error_code not in healing.NO_ROOM),
+        failures=(*member.failures, failure)[-_REMEMBERED:],
+    )
+
+
+def _leaving(member: Member, *, drain: bool) -> Leaving:
+    silent = member.failure is not None and member.failure.error_code == UNRESPONSIVE and member.status == "failed"
+    return Leaving(member.process_id, member.replica, drain=drain and member.answers, force=silent)
+
+
+def _change(service: Service, event: Any, *, status: str = "", **changes: Any) -> Service:
+    """Change the replica that the event is about, if its status allows it; `status` is what the event says of it."""
+    table = lifecycle.REPLICA[type(event)]
+
+    def after(member: Member) -> Member:
+        to = table.get(member.status)
+        if member.process_id != event.process_id or to is None:
+            return member
+        if status and (to == "running") != (status == "healthy"):
+            return member
+        return msgspec.structs.replace(member, status=to, **changes)
+
+    return msgspec.structs.replace(service, members=tuple(after(member) for member in service.members))
+
+
+def _settled(service: Service, event: u.Events) -> Service:
     """Tell running from degraded by the replicas that answer."""
-    if service.status not in ("running", "degraded"):
+    if service.status not in ("running", "degraded") or not isinstance(event, (*lifecycle.SETTLES, u.ServiceStarted)):
         return service
     status: u.ServiceStatus = "running" if len(service.answering()) == len(service.members) else "degraded"
     return msgspec.structs.replace(service, status=status)

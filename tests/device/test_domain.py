@@ -32,6 +32,7 @@ CPU = u.FoundDevice(
     memory=64,
     capabilities=("avx2",),
     cores=8,
+    memory_bandwidth=40_000,
 )
 GPU = u.FoundDevice(
     id="test-gpu-0", name="H200", vendor="NVIDIA", type="gpu", architecture="hopper", memory=141, uuid="GPU-1"
@@ -143,6 +144,31 @@ def test_a_device_that_changed_keeps_its_health_and_its_limit() -> None:
     assert given.world == {"device/test-gpu-0": State(device=device(LARGER), status="critical", power_limit=300)}
 
 
+@pytest.mark.parametrize(
+    ("known", "measured", "recorded"),
+    [
+        (None, None, None),
+        (None, 1000, 1000),
+        (1000, None, 1000),  # what cannot be measured now takes nothing away
+        (1000, 1299, 1000),
+        (1000, 1300, 1300),
+        (1000, 500, 1000),  # something else was running
+    ],
+)
+def test_a_bandwidth_that_is_measured_a_little_differently_is_the_same(
+    known: int | None, measured: int | None, recorded: int | None
+) -> None:
+    given = Given(DEVICE, [detected(CPU, memory_bandwidth=known)])
+    events = given.when(u.RecordDevices(found=(CPU.model_copy(update={"memory_bandwidth": measured}),)))
+    assert events == ([] if recorded == known else [detected(CPU, memory_bandwidth=recorded)])
+
+
+def test_what_else_has_changed_is_recorded_with_the_bandwidth_that_was_known() -> None:
+    given = Given(DEVICE, [detected(CPU)])
+    found = CPU.model_copy(update={"memory_bandwidth": 41_000, "cores": 16})
+    assert given.when(u.RecordDevices(found=(found,))) == [detected(CPU, cores=16)]
+
+
 def test_detecting_lists_what_is_there_gpus_first() -> None:
     ninth, tenth = (GPU.model_copy(update={"id": f"test-gpu-{n}"}) for n in (9, 10))
     command = u.RecordDevices(found=(CPU, DISK, tenth, ninth))
@@ -249,6 +275,25 @@ def test_only_the_newest_samples_are_kept() -> None:
     assert [kept.temperature for kept in watch.samples] == [2, 3, 4]
 
 
+@pytest.mark.parametrize(
+    ("read", "free"),
+    [(None, None), (sample(50, used=None), None), (sample(50), 90), (sample(50, used=101), 0)],
+)
+def test_an_item_of_a_list_says_what_is_free_by_its_sample(read: Sample | None, free: int | None) -> None:
+    assert views.item(device(CPU), read).model_dump() == {
+        "id": "test-cpu-0",
+        "name": "Ryzen",
+        "vendor": "AMD",
+        "type": "cpu",
+        "node": "test",
+        "memory": 64,
+        "memory_free": free,
+        "cores": 8,
+        "capabilities": ["avx2"],
+        "memory_bandwidth": 40_000,
+    }
+
+
 def test_metrics_are_the_newest_sample_and_the_history_when_asked_for() -> None:
     samples = [sample(50, NOON), sample(None, NOON + 1, None)]
     newest = {
@@ -268,12 +313,16 @@ def test_metrics_are_the_newest_sample_and_the_history_when_asked_for() -> None:
 
 # --- the table ----------------------------------------------------------------------------------------------------
 
-CPU_ROW = ("test-cpu-0", "Ryzen", "AMD", "cpu", "x86_64", 64, "test", '["avx2"]', 8, None)
-GPU_ROW = ("test-gpu-0", "H200", "NVIDIA", "gpu", "hopper", 141, "test", "[]", None, "GPU-1")
-LARGER_ROW = ("test-gpu-0", "H200", "NVIDIA", "gpu", "hopper", 192, "test", "[]", None, "GPU-1")
+CPU_ROW = ("test-cpu-0", "Ryzen", "AMD", "cpu", "x86_64", 64, "test", '["avx2"]', 8, None, 40_000)
+GPU_ROW = ("test-gpu-0", "H200", "NVIDIA", "gpu", "hopper", 141, "test", "[]", None, "GPU-1", None)
+LARGER_ROW = ("test-gpu-0", "H200", "NVIDIA", "gpu", "hopper", 192, "test", "[]", None, "GPU-1", None)
 AFTER: dict[type[Event], list[tuple[list[Event], list[tuple[Any, ...]]]]] = {
     u.DeviceDetected: [
         ([detected(CPU)], [(*CPU_ROW, "unknown", "[]", None)]),
+        (
+            [detected(CPU), detected(CPU, memory_bandwidth=None)],
+            [(*CPU_ROW[:-1], None, "unknown", "[]", None)],
+        ),
         ([*STATES["hot"], limit(300, 700), detected(LARGER)], [(*LARGER_ROW, "critical", '["hot"]', 300.0)]),
     ],
     u.DeviceRemoved: [([detected(CPU), *STATES["removed"]], [(*CPU_ROW, "unknown", "[]", None)])],

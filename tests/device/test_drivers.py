@@ -1,5 +1,6 @@
 """The real machine; where the outcome depends on it, a small /proc and /sys of our own."""
 
+import mmap
 import os
 import platform
 import shutil
@@ -12,6 +13,7 @@ import pytest
 
 from aima_core import cgroup
 from aima_core.errors import Conflict, NotFound
+from services.device.drivers import bandwidth
 from services.device.drivers.host import HostProbe
 
 
@@ -32,6 +34,24 @@ def test_the_cpu_is_this_machines(tmp_path: Path) -> None:
     assert 0 < cpu.memory <= psutil.virtual_memory().total
     flags = next((x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith(("flags", "Features"))), "")
     assert ("avx2" in cpu.capabilities) == (" avx2 " in f"{flags} ")
+
+
+def test_the_memory_is_measured_once(tmp_path: Path) -> None:
+    probe = HostProbe("n", tmp_path)
+    cpu, disk = probe.detect()
+    assert cpu.memory_bandwidth is not None
+    assert 10**8 < cpu.memory_bandwidth < 10**13
+    assert disk.memory_bandwidth is None
+    assert probe.detect() == [cpu, disk]
+
+
+@pytest.mark.parametrize("cores", [1, 2, 40])
+def test_a_bandwidth_is_measured_in_an_eighth_of_what_is_available_or_not_at_all(cores: int) -> None:
+    enough = bandwidth.SHARE * (bandwidth.LEAST + bandwidth.THREADS * mmap.PAGESIZE)  # each thread takes whole pages
+    measured = bandwidth.measure(cores, enough)
+    assert measured is not None
+    assert measured > 0
+    assert bandwidth.measure(cores, bandwidth.SHARE * bandwidth.LEAST - 1) is None
 
 
 def test_the_disk_is_the_one_of_the_data_folder_even_before_it_is_there(tmp_path: Path) -> None:

@@ -87,7 +87,14 @@ def test_a_gpu_is_described(nvml: Path) -> None:
         "capabilities": ["cuda", "compute_9.0"],
         "cores": 16896,
         "uuid": "GPU-00000000-0000-0000-0000-000000000001",
+        "memory_bandwidth": 6144 // 8 * 3_201_000_000 * 2,
     }
+
+
+@pytest.mark.parametrize("silent", ["NVML_BUS", "NVML_CLOCK", "NVML_MUTE"])
+def test_a_gpu_that_tells_no_width_or_no_clock_has_no_bandwidth(nvml: Path, silent: str) -> None:
+    value = "1" if silent == "NVML_MUTE" else "0"
+    assert ask(nvml, "answer = probe.detect()[0].memory_bandwidth", **{silent: value}) is None
 
 
 def test_a_gpu_is_read(nvml: Path) -> None:

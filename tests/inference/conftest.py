@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -14,6 +15,7 @@ import pytest
 from aima_core.testing import until
 from services.engine.http import healthy
 from tests.engine.programs import STAND_IN
+from tests.toys import Machine, machine
 
 
 @dataclass
@@ -58,6 +60,12 @@ def stand_in(tmp_path: Path, free_port: Callable[[], int]) -> Iterator[Start]:
         one.kill()
 
 
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Machine]:
+    async with machine(tmp_path) as found:
+        yield found
+
+
 Saying = Callable[..., Awaitable[str]]
 
 
@@ -85,3 +93,62 @@ async def saying() -> AsyncIterator[Saying]:
     for server in servers:
         server.close()
         await server.wait_closed()
+
+
+class Gate:
+    """An engine that holds every request until it is told what to do with it."""
+
+    def __init__(self) -> None:
+        self.held: list[asyncio.Future[str]] = []
+        self.always = ""
+
+    async def open(self) -> None:
+        self.server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.endpoint = f"http://127.0.0.1:{self.server.sockets[0].getsockname()[1]}"
+
+    def all(self, what: str) -> None:
+        """Answer, break or hang up on those that are held, and on those that come."""
+        self.always = what
+        for held in self.held:
+            if not held.done():
+                held.set_result(what)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        wanted = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+        await reader.readexactly(int(wanted.split(b":")[1]))
+        held = asyncio.get_running_loop().create_future()
+        self.held.append(held)
+        if self.always:
+            held.set_result(self.always)
+        match await held:
+            case "answer":
+                usage = {"prompt_tokens": 1, "completion_tokens": 10}
+                said = {"choices": [{"message": {"content": "yes"}}], "data": [], "usage": usage}
+                self._say(writer, "200 OK", json.dumps(said).encode())
+            case "break":
+                self._say(writer, "500 Broken", b"")
+        writer.close()
+
+    def _say(self, writer: asyncio.StreamWriter, status: str, body: bytes) -> None:
+        writer.write(f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+
+
+Gated = Callable[[], Awaitable[Gate]]
+
+
+@pytest.fixture
+async def gated() -> AsyncIterator[Gated]:
+    """Start engines that hold their requests; none is held beyond the test."""
+    gates: list[Gate] = []
+
+    async def start() -> Gate:
+        gates.append(Gate())
+        await gates[-1].open()
+        return gates[-1]
+
+    yield start
+    for gate in gates:
+        gate.all("hang up")
+        gate.server.close()
+        await gate.server.wait_closed()

@@ -6,7 +6,6 @@ import asyncio
 import json
 import sqlite3
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -18,17 +17,11 @@ from aima_core.testing import serving, until
 from services.inference.domain import INFERENCE
 from services.inference.tasks import TASKS
 from tests.inference.conftest import StandIn, Start
-from tests.toys import CRIER, Machine, ask, events, machine, made_again, model_view, refused, shelf
+from tests.toys import CRIER, Machine, ask, events, made_again, model_view, refused, shelf
 
 SECRET = "xyzzy4711"
 MODELS = shelf(model_view("Toy"), model_view("Voice", type="tts"))
 ALL = (MODELS, CRIER, INFERENCE)
-
-
-@pytest.fixture
-async def site(tmp_path: Path) -> AsyncIterator[Machine]:
-    async with machine(tmp_path) as found:
-        yield found
 
 
 @pytest.fixture
@@ -52,6 +45,7 @@ async def up(client: Client, endpoint: str, process_id: str = "p0", **other: Any
         "served_model": "served",
         "dialect": "openai",
         "tools": False,
+        "engine": "toy",
     }
     await ask(client, "service.say", type="service.replica_started", data=data | other)
 
@@ -100,7 +94,7 @@ async def outstanding(client: Client, wanted: int) -> None:
 async def replicas(client: Client, wanted: int) -> None:
     async def seen() -> bool:
         models = (await ask(client, "inference.models"))["models"]
-        return sum(service["replicas"] for model in models for service in model["services"]) == wanted
+        return bool(sum(service["replicas"] for model in models for service in model["services"]) == wanted)
 
     await until(seen)
 
@@ -238,7 +232,7 @@ async def test_an_engine_that_dies_in_the_middle_of_an_answer_is_told_and_not_as
         await anext(answers)
     assert gone.value.details == {"reason": "ENGINE_GONE", "begun": True}
     failed = await ended(client, "request_failed")
-    assert (failed["error"], failed["error_code"]) == ("the engine went away", "EXECUTION_FAILED")
+    assert (failed["error"], failed["error_code"]) == ("the engine went away", "ENGINE_GONE")
     assert other.asked() == []
     assert (await served(client))["outstanding"] == 0
 
@@ -279,7 +273,9 @@ async def test_a_lease_is_settled_once_or_expires(client: Client) -> None:
     completed = await ended(client, "request_completed")
     assert (completed["prompt_tokens"], completed["completion_tokens"]) == (10, 20)
     assert completed["time_to_first_token"] == 0.25
-    assert isinstance(await refused(client, "inference.settle", **said), NotFound)
+    assert await ask(client, "inference.settle", **said) == {"success": True}
+    otherwise = said | {"outcome": "failed"}
+    assert isinstance(await refused(client, "inference.settle", **otherwise), NotFound)
     short = await ask(client, "inference.lease", model="Toy", timeout=0.1)
     expired = await ended(client, "request_failed")
     assert (expired["request_id"], expired["error_code"]) == (short["request_id"], "TIMEOUT")
@@ -375,6 +371,13 @@ async def test_tables_made_again_from_the_log_are_the_live_ones(site: Machine, s
             await ask(client, "inference.chat", **asked("one two three", model=model))
         engine.kill()
         await refused(client, "inference.chat", **asked("x"))
+        await up(client, engine.endpoint, "p1")
+        await cry(client, "replica_ended", replica=0, process_id="p0")
+        await ask(client, "inference.load")  # takes it in
     live, again = await made_again(site, INFERENCE)
-    assert live == {"usage": [("svc-a", 4, 2, 6, 16), ("svc-b", 1, 0, 3, 8)]}
+    assert live["usage"] == [("svc-a", "", 5, 3, 0, 6, 16), ("svc-b", "q0", 1, 0, 0, 3, 8)]
+    assert live["replicas"] == [("svc-a", "p1"), ("svc-b", "q0")]
+    assert [row[:2] + row[4:7] for row in live["speeds"]] == [("k", "toy", 1, 1, 8), ("toy", "toy", 1, 2, 16)]
+    assert sum(row[4] for row in live["seconds"]) == 6
+    assert sum(row[6] for row in live["sketches"]) == 3
     assert again == live

@@ -13,7 +13,7 @@ import pytest
 from aima_core.errors import AimaError, ExecutionFailed, RateLimited, Unavailable, ValidationFailed
 from services.inference import openai
 from services.inference import units as u
-from services.inference.decider import Route
+from services.inference.state import Route
 from services.inference.tasks import TASKS
 from tests.inference.conftest import Saying, Start
 from tests.inference.test_decider import begun

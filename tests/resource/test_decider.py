@@ -13,8 +13,9 @@ from aima_core.errors import AimaError, Conflict, InsufficientResources, NotFoun
 from aima_core.testing import NOON, Given, call
 from aima_core.units import Command, Event
 from services.resource import units as u
-from services.resource.decider import State, held, machine_at, pressure_of
+from services.resource.decider import HYSTERESIS, THRESHOLDS, State, held, machine_at, pressure_of
 from services.resource.domain import RESOURCE
+from services.resource.room import Slot, size
 
 GB = 10**9
 CAPACITY = u.CapacityChanged(
@@ -255,9 +256,10 @@ def test_a_refusal_says_how_much_is_missing_and_who_holds_it() -> None:
         "requested": 5 * GB,
         "available": 2 * GB,
         "missing": 3 * GB,
+        "lacking": "memory",
         "holders": [
-            {"slot_id": "slot-large", "name": "large", "memory": 7 * GB, "priority": 6},
-            {"slot_id": "slot-small", "name": "small", "memory": 1 * GB, "priority": 5},
+            {"slot_id": "slot-large", "name": "large", "memory": 7 * GB, "priority": 6, "status": "active"},
+            {"slot_id": "slot-small", "name": "small", "memory": 1 * GB, "priority": 5, "status": "active"},
         ],
     }
     assert refusal.value.message == (
@@ -274,6 +276,7 @@ def test_a_refusal_for_want_of_system_memory_says_so() -> None:
         "requested": 4 * GB,
         "available": 1 * GB,
         "missing": 3 * GB,
+        "lacking": "system",
         "holders": [],
     }
     assert "the system has only 953.7 MiB available now" in refusal.value.message
@@ -415,14 +418,116 @@ def test_any_commands_are_decided_or_refused_as_declared_and_asking_again_change
         assert given.when(command) == []
 
 
+def reserved(given: Given[State]) -> int:
+    return sum(slot.memory for slot in held(given.world))
+
+
 @given(st.lists(commands, max_size=40))
 def test_what_is_held_is_never_above_the_budget(asked: list[Command[Any]]) -> None:
     given = machine()
     for command in asked:
         if not isinstance(decided(given, command), type):
             given.then(command)
-        assert sum(slot.memory for slot in held(given.world)) <= 10 * GB
+        assert reserved(given) <= 10 * GB
         assert sum(slot.gpu_fraction for slot in held(given.world)) <= 1 + 1e-9
+
+
+capacities = st.builds(
+    u.RecordCapacity, memory=st.sampled_from([5 * GB, 11 * GB]), system_reserve=st.just(GB), storage=st.just(100 * GB)
+)
+
+
+@given(st.lists(commands | capacities, max_size=40))
+def test_a_machine_that_shrinks_takes_nobodys_slot_and_gives_nothing_beyond_it(asked: list[Command[Any]]) -> None:
+    given = machine()
+    for command in asked:
+        before = reserved(given)
+        if isinstance(decided(given, command), type):
+            continue
+        given.then(command)
+        if isinstance(command, u.RecordCapacity):
+            assert reserved(given) == before
+        assert reserved(given) <= max(machine_at(given.world, "test").budget, before)
+
+
+@given(st.lists(commands, max_size=40))
+def test_a_slot_has_one_holder_at_a_time_and_a_refusal_changes_nothing(asked: list[Command[Any]]) -> None:
+    given, holding = machine(), set[str]()
+    for command in asked:
+        before = dict(given.world)
+        if isinstance(decided(given, command), type):
+            assert given.world == before
+            continue
+        for event in given.then(command):
+            match event:
+                case u.Allocated(slot_id=slot_id):
+                    assert slot_id not in holding
+                    holding.add(slot_id)
+                case u.Released(slot_id=slot_id) | u.Preempted(slot_id=slot_id):
+                    holding.discard(slot_id)
+                case u.SlotUpdated(slot_id=slot_id, status=status) if status != "preempted":
+                    holding.add(slot_id)  # one that was resumed
+        assert {slot.slot_id for slot in held(given.world)} == holding
+
+
+@given(st.lists(commands, max_size=20), st.builds(ask, st.just("new"), sizes, st.integers(0, 4)), st.integers(0, 20))
+def test_a_refusal_names_the_bytes_that_are_missing_and_whoever_holds_any(
+    asked: list[Any], new: u.DecideAllocation, available: int
+) -> None:
+    given = machine()
+    for command in asked:
+        if not isinstance(decided(given, command), type):
+            given.then(command)
+    new = new.model_copy(update={"available": available * GB})
+    if decided(given, new) is not InsufficientResources:
+        return
+    with pytest.raises(InsufficientResources) as refusal:
+        given.when(new)
+    told = refusal.value.details
+    assert told["missing"] == told["requested"] - told["available"] > 0
+    assert f": {size(told['missing'])} is missing; " in refusal.value.message
+    assert {holder["slot_id"] for holder in told["holders"]} == {slot.slot_id for slot in held(given.world)}
+
+
+@given(st.lists(st.one_of(st.builds(ask, names, sizes, st.integers(0, 9)), names), max_size=40))
+def test_the_memory_of_a_slot_that_had_to_go_is_given_to_one_only(asked: list[u.DecideAllocation | str]) -> None:
+    """Every slot is in use from its first moment; one that was preempted is until its holder has ended."""
+    given = machine()
+    for step in asked:
+        in_use = {slot.slot_id: slot.memory for slot in given.world.values() if isinstance(slot, Slot)}
+        if isinstance(step, str):  # its holder has ended
+            given.then(u.Release(slot_id=u.slot_of(step)))
+            continue
+        available = max(0, 11 * GB - sum(in_use.values()))
+        command = step.model_copy(update={"available": available})
+        outcome = decided(given, command)
+        if isinstance(outcome, type) or command.slot_id in in_use:
+            continue
+        made = [event.slot_id for event in given.then(command) if isinstance(event, u.Preempted)]
+        assert command.memory_bytes <= available + sum(in_use[slot_id] for slot_id in made)
+        assert reserved(given) <= 10 * GB
+        for later in (0, 100 * GB):  # what is available by then changes nothing about what it has
+            assert given.when(command.model_copy(update={"available": later})) == []
+
+
+@given(st.lists(st.floats(0, 100) | st.sampled_from([67.9, 68, 70, 83, 85, 93, 95]), max_size=40))
+def test_pressure_is_news_exactly_when_its_level_changes(readings: list[float]) -> None:
+    given, levels = machine(), [level for level, _ in THRESHOLDS]
+    at = dict(THRESHOLDS)
+    for used in readings:
+        before = machine_at(given.world, "test").pressure
+        events = given.then(u.RecordPressure(used_percent=used))
+        after = machine_at(given.world, "test").pressure
+        assert [event.pressure for event in events if isinstance(event, u.PressureWarning)] == (
+            [after] if after != before else []
+        )
+        higher = levels[levels.index(after) + 1 :]
+        assert used + HYSTERESIS >= at[after]
+        assert all(used < at[level] for level in higher)
+        # it only changes where a threshold has been crossed: reached on the way up, left by two points on the way down
+        if levels.index(after) < levels.index(before):
+            assert used + HYSTERESIS < at[before]
+        assert given.when(u.RecordPressure(used_percent=used)) == []
 
 
 @given(st.lists(commands, max_size=30), st.integers(0, 60))

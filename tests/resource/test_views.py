@@ -18,7 +18,7 @@ from services.resource import units as u
 from services.resource import views
 from services.resource.domain import RESOURCE
 from services.resource.machine import read, reserve
-from services.resource.room import Facts
+from services.resource.room import Facts, Machine, Need, Slot
 
 GB = 10**9
 AT_NOON = "2026-01-01T12:00:00.000000Z"
@@ -170,6 +170,68 @@ def test_the_budget_has_a_pool_of_accelerators_only_where_there_is_one() -> None
         pools={"memory": memory, "accelerator": u.Pool(total=2, reserved=0.3, available=1.7)},
     )
     assert views.budget({**MACHINE_ROW, "accelerators": 0}, slots).pools == {"memory": memory}
+
+
+# --- whether there is room ----------------------------------------------------------------------------------------
+
+HOME = Machine(node="n", memory=11 * GB, system_reserve=GB, gpus=("n-gpu-0",))
+
+
+def slot(name: str, memory: int, priority: int, gpu: float = 0.0) -> Slot:
+    return Slot(
+        slot_id=f"slot-{name}",
+        name=name,
+        asked=memory,
+        memory=memory,
+        gpu_fraction=gpu,
+        priority=priority,
+        since=NOON,
+        status="idle" if name == "idle" else "active",
+    )
+
+
+HELD = [slot("a", 3 * GB, 5, 0.5), slot("idle", 4 * GB, 1)]
+ROOM: list[tuple[Need, tuple[int, int | None, u.Lack | None, list[str]]]] = [
+    # memory, gpu, priority, available        available, missing, lacking, would_preempt
+    (Need(3 * GB, 0, 5, 20 * GB), (3 * GB, None, None, [])),
+    (Need(3 * GB, 0, 5, None), (3 * GB, None, None, [])),
+    (Need(2 * GB, 0, 5, 2 * GB), (2 * GB, None, None, [])),
+    (Need(4 * GB, 0, 5, 20 * GB), (3 * GB, None, None, ["slot-idle"])),
+    (Need(4 * GB, 0, 1, 20 * GB), (3 * GB, GB, "memory", [])),
+    (Need(8 * GB, 0, 5, 20 * GB), (3 * GB, 5 * GB, "memory", [])),
+    (Need(9 * GB, 0, 6, 20 * GB), (3 * GB, None, None, ["slot-idle", "slot-a"])),
+    (Need(3 * GB, 0, 1, 2 * GB), (2 * GB, GB, "system", [])),
+    (Need(0, 0.5, 1, 0), (0, None, None, [])),
+    (Need(0, 0.75, 5, 5 * GB), (3 * GB, None, "accelerator", [])),
+    (Need(0, 0.75, 6, 5 * GB), (3 * GB, None, None, ["slot-a"])),
+]
+
+
+@pytest.mark.parametrize(("need", "expected"), ROOM)
+def test_whether_there_is_room_says_what_is_missing_or_who_would_make_it(
+    need: Need, expected: tuple[int, int | None, u.Lack | None, list[str]]
+) -> None:
+    available, missing, lacking, would_preempt = expected
+    told = views.can_allocate(need, HOME, HELD)
+    assert (told.reason is None) is told.can_allocate is (lacking is None)
+    assert told.model_dump(exclude={"can_allocate", "reason"}) == {
+        "requested": need.memory,
+        "available": available,
+        "missing": missing,
+        "lacking": lacking,
+        "holders": [
+            {"slot_id": "slot-idle", "name": "idle", "memory": 4 * GB, "priority": 1, "status": "idle"},
+            {"slot_id": "slot-a", "name": "a", "memory": 3 * GB, "priority": 5, "status": "active"},
+        ],
+        "would_preempt": would_preempt,
+    }
+
+
+def test_all_reservations_are_asked_for_at_once_and_what_leaves_is_available_again() -> None:
+    query = u.AskCanAllocate(memory_bytes=GB, gpu_fraction=0.25, count=3, priority=7)
+    assert views.need_of(query, FACTS, []) == Need(3 * GB, 0.75, 7, 2 * GB)
+    assert views.need_of(query, FACTS, HELD) == Need(3 * GB, 0.75, 7, 9 * GB)
+    assert views.need_of(query, FACTS, [*HELD, slot("b", 9 * GB, 5)]).available == FACTS.memory
 
 
 # --- the machine --------------------------------------------------------------------------------------------------

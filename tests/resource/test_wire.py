@@ -184,14 +184,59 @@ async def test_what_does_not_fit_is_refused_with_who_holds_the_rest(client: Clie
         "requested": budget - 999,
         "available": budget - 1000,
         "missing": 1,
-        "holders": [{"slot_id": "slot-a", "name": "a", "memory": 1000, "priority": 5}],
+        "lacking": "memory",
+        "holders": [A],
     }
-    could = (await ask(client, "resource.can_allocate", {"memory_bytes": budget - 999})).data
-    assert could == {"can_allocate": False, "reason": error.message}
-    assert (await ask(client, "resource.can_allocate", {"memory_bytes": 1000})).data == {
+
+
+A = {"slot_id": "slot-a", "name": "a", "memory": 1000, "priority": 5, "status": "active"}
+
+
+async def test_whether_there_is_room_is_told_with_who_holds_it_and_who_would_make_it(client: Client) -> None:
+    async def could(memory: int, **more: Any) -> dict[str, Any]:
+        found: dict[str, Any] = (await ask(client, "resource.can_allocate", {"memory_bytes": memory, **more})).data
+        return found
+
+    await allocate(client, "a", 1000)
+    budget = (await ask(client, "resource.budget", {})).data["total"]
+    asked = {"name": "b", "type": "docker_container", "memory_bytes": budget - 999}
+    error = await refusal(client, "resource.allocate", asked)
+    assert await could(budget - 999) == {
+        "can_allocate": False,
+        "reason": error.message,
+        "requested": budget - 999,
+        "available": budget - 1000,
+        "missing": 1,
+        "lacking": "memory",
+        "holders": [A],
+        "would_preempt": [],
+    }
+    told = await could(1000, count=100)
+    assert 100_000 < told.pop("available") <= budget - 1000
+    assert told == {
         "can_allocate": True,
         "reason": None,
+        "requested": 100_000,
+        "missing": None,
+        "lacking": None,
+        "holders": [A],
+        "would_preempt": [],
     }
+    assert (await could(budget // 100, count=100))["can_allocate"] is False  # all of them or none
+    gpu = await could(0, gpu_fraction=0.5)
+    assert (gpu["lacking"], gpu["missing"]) == ("accelerator", None)
+    assert "no GPU is known" in gpu["reason"]
+    # the budget would have it once the slot is free; whether the system has it now is the machine's affair
+    leaving = await could(budget - 999, freeing=["slot-a", "slot-a", "slot-unknown"])
+    assert leaving["lacking"] in (None, "system")
+    assert leaving["holders"] == []
+    higher = await could(budget - 999, priority=6)
+    assert (higher["lacking"], higher["would_preempt"]) in ((None, ["slot-a"]), ("system", []))
+    assert await names(client) == ["a"]
+    for bad in ({"count": 0}, {"gpu_fraction": 1.5}, {"freeing": ["a"]}, {"freeing": ["slot-a"] * 101}):
+        assert isinstance(
+            await refusal(client, "resource.can_allocate", {"memory_bytes": 1, **bad}), ValidationFailed
+        ), bad
 
 
 async def test_bad_input_and_unknown_slots_are_refused_by_name(client: Client) -> None:

@@ -1,455 +1,453 @@
-"""The rules of the service domain: tables are the specification, properties what holds of anything."""
+"""What may happen to a service at somebody's request: the table is the specification, properties hold of anything."""
 
 from __future__ import annotations
 
 from typing import Any, get_args
 
+import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aima_core.errors import AimaError, Conflict, NotFound
+from aima_core.errors import Conflict, NotFound
 from aima_core.testing import NOON, Given
 from aima_core.units import Command, Event
-from services.service import state
+from services.service import internal as i
+from services.service import lifecycle, state
 from services.service import units as u
-from services.service.decider import id_of
+from services.service.decider import id_of, within
 from services.service.domain import SERVICE
 from services.service.state import Service, todo
+from tests.service.given import (
+    ASK_DELETE,
+    ASK_SLEEP,
+    BEFORE,
+    BOTH,
+    BROKEN,
+    DELETED,
+    ENDPOINT,
+    GIVEN_UP,
+    ONE,
+    OTHER,
+    R0,
+    R1,
+    R2,
+    STOPPED,
+    SVC,
+    TWO,
+    UP,
+    WAITING,
+    another,
+    ask_stop,
+    begin,
+    broke,
+    came,
+    created,
+    decided,
+    down,
+    ended,
+    failed,
+    gone,
+    health,
+    late,
+    leaving,
+    of_another,
+    progress,
+    ready,
+    register,
+    requested,
+    scale,
+    scaled,
+    sick,
+    sleep,
+    started,
+    stop,
+    stopped,
+    stray,
+    up,
+    well,
+)
 
-SVC = "svc-a"
-R0, R1 = f"{SVC}-r0-1", f"{SVC}-r1-1"
-STRAY = f"{SVC}-r0-9"
-ENDPOINT = {R0: "http://n:1", R1: "http://n:2"}
+# --- a service of two replicas, in every status -------------------------------------------------------------------
 
-
-def register(name: str = "a", *, named: bool = True, **other: Any) -> u.Register:
-    asked: dict[str, Any] = {
-        "name": name,
-        "named": named,
-        "model_id": "m",
-        "model_name": "M",
-        "model_type": "llm",
-        "engine": "",
-        "device": "auto",
-        "resource_class": "medium",
-        "replicas": 1,
-        "persistent": False,
-        "port": None,
-        "config": {},
-        "idle_timeout": 0,
-        "autoscale": None,
-    }
-    return u.Register(**(asked | other))
-
-
-def created(name: str = "a", *, ident: str = "", **other: Any) -> u.ServiceCreated:
-    fields = register(name, **other).model_dump(exclude={"named"})
-    return u.ServiceCreated(service_id=ident or id_of(name), **fields)
-
-
-def begin(engine: str = "toy") -> u.BeginStart:
-    return u.BeginStart(
-        service_id=SVC, wait=True, timeout=60, engine=engine, config={"slots": 4}, reason="it fits", tools=True
-    )
-
-
-def requested(replicas: int = 1, run: int = 1) -> u.StartRequested:
-    return u.StartRequested(
-        service_id=SVC,
-        replicas=replicas,
-        run=run,
-        engine="toy",
-        config={"slots": 4},
-        reason="it fits",
-        timeout=60,
-        deadline=NOON + 60,
-        tools=True,
-    )
-
-
-def of(process_id: str) -> dict[str, Any]:
-    return {"service_id": SVC, "replica": 1 if process_id == R1 else 0, "process_id": process_id}
-
-
-def progress(process_id: str = R0) -> u.ReplicaProgress:
-    return u.ReplicaProgress(**of(process_id), phase="loading", message="loading", progress=40)
-
-
-def up(process_id: str = R0) -> u.ReplicaStarted:
-    return u.ReplicaStarted(
-        **of(process_id),
-        endpoint=ENDPOINT[process_id],
-        node="n",
-        service_name="a",
-        model_id="m",
-        model_name="M",
-        model_type="llm",
-        served_model="served",
-        dialect="openai",
-        tools=True,
-    )
-
-
-def health(status: u.Health, process_id: str = R0) -> u.ReplicaHealthChanged:
-    return u.ReplicaHealthChanged(**of(process_id), status=status)
-
-
-def down(process_id: str = R0, error: str = "it broke", code: str = "DIED", attempt: int = 1) -> u.ReplicaFailed:
-    return u.ReplicaFailed(**of(process_id), error=error, error_code=code, attempt=attempt)
-
-
-def gone(process_id: str = R0, replica: int | None = None) -> u.ReplicaEnded:
-    return u.ReplicaEnded(**(of(process_id) if replica is None else of(process_id) | {"replica": replica}))
-
-
-def started(*endpoints: str, status: Any = "running") -> u.ServiceStarted:
-    return u.ServiceStarted(
-        service_id=SVC, replicas=len(endpoints), endpoints=list(endpoints), duration=0, status=status
-    )
-
-
-def failed(error: str = "it broke", code: str = "DIED") -> u.ServiceFailed:
-    return u.ServiceFailed(service_id=SVC, error=error, error_code=code)
-
-
-def stop(force: bool = False) -> u.StopRequested:
-    return u.StopRequested(service_id=SVC, force=force)
-
-
-STOPPED = u.ServiceStopped(service_id=SVC, reason="requested")
-DELETED = u.ServiceDeleted(service_id=SVC)
-
-
-def stray(process_id: str = STRAY) -> u.StrayFound:
-    return u.StrayFound(service_id=SVC, process_id=process_id)
-
-
-def came(process_id: str = R0, phase: str = "loading") -> u.RecordReplicaProgress:
-    return u.RecordReplicaProgress(service_id=SVC, process_id=process_id, phase=phase, message="loading", progress=40)
-
-
-def ready(process_id: str = R0) -> u.RecordReplicaReady:
-    return u.RecordReplicaReady(
-        service_id=SVC,
-        process_id=process_id,
-        endpoint=ENDPOINT.get(process_id, "http://n:9"),
-        node="n",
-        served_model="served",
-        dialect="openai",
-    )
-
-
-def sick(process_id: str = R0) -> u.RecordReplicaHealth:
-    return u.RecordReplicaHealth(service_id=SVC, process_id=process_id, status="unhealthy")
-
-
-def well(process_id: str = R0) -> u.RecordReplicaHealth:
-    return u.RecordReplicaHealth(service_id=SVC, process_id=process_id, status="healthy")
-
-
-def broke(process_id: str = R0, *, ended: bool = False) -> u.RecordReplicaFailed:
-    return u.RecordReplicaFailed(
-        service_id=SVC, process_id=process_id, error="it broke", error_code="DIED", ended=ended
-    )
-
-
-def ended(process_id: str = R0, reason: str = "requested") -> u.RecordReplicaEnded:
-    return u.RecordReplicaEnded(service_id=SVC, process_id=process_id, reason=reason)
-
-
-def late(run: int = 1) -> u.RecordTimedOut:
-    return u.RecordTimedOut(service_id=SVC, run=run)
-
-
-def decided(given: Given[Service], command: Command[Any]) -> list[Event] | type[AimaError]:
-    try:
-        return given.when(command)
-    except AimaError as error:
-        return type(error)
-
-
-# --- a service with one replica, in every status ------------------------------------------------------------------
-
-UP = [created(), requested(), up(), started(ENDPOINT[R0])]
+IDLE = "no request for 60 s"
 STATUSES: dict[str, list[Event]] = {
     "nothing": [],
-    "created": [created()],
-    "starting": [created(), requested()],
-    "running": UP,
-    "degraded": [*UP, health("unhealthy")],
-    "stopping": [*UP, stop()],
-    "stopped": [*UP, stop(), gone(), STOPPED],
-    "failed": [*UP, down(), failed()],
-    "failed, gone": [*UP, down(), failed(), gone()],
+    "created": [created(replicas=2)],
+    "starting": TWO,
+    "running": BOTH,
+    "degraded, one waits": WAITING,
+    "degraded, one given up": GIVEN_UP,
+    "stopping": [*BOTH, stop(at=BEFORE)],
+    "stopping, to sleep": [*BOTH, sleep(at=BEFORE)],
+    "stopped": [*BOTH, stop(at=BEFORE), gone(R0), gone(R1), STOPPED],
+    "stopped, asleep": [*BOTH, sleep(at=BEFORE), gone(R0), gone(R1), stopped(IDLE)],
+    "failed": [*BROKEN, gone(R0), gone(R1)],
+    "failed, being cleared away": BROKEN,
 }
-ASKED_ENDED = "the engine was stopped (requested)"
-BY_RESTART = "the engine was stopped (restart)"
-GONE_BY_HAND = [down(error=ASKED_ENDED, code="STOPPED"), gone(), failed(ASKED_ENDED, "STOPPED")]
-LATE = failed("1 of 1 replicas were not ready in time; last heard: the engine domain has not answered", "TIMEOUT")
-AGAIN = [requested(run=2)]
-FOUND, FOUND_R0 = [stray()], [stray(R0)]
 __: list[Event] = []
-NONE: tuple[Any, ...] = (__,) * 9
-BROKEN = [down(), failed()]
-DECIDED: dict[str, tuple[Command[Any], tuple[Any, ...]]] = {
-    #  nothing, created, starting, running, degraded, stopping, stopped, failed, failed and gone
-    "create": (register(), ([created()], __, __, __, __, __, __, __, __)),
-    "create, other size": (register(replicas=2), ([created(replicas=2)], *((Conflict,) * 8))),
-    "start": (begin(), (NotFound, [requested()], __, __, __, Conflict, AGAIN, AGAIN, AGAIN)),
-    "start, unprepared": (begin(""), (NotFound, Conflict, __, __, __, Conflict, Conflict, Conflict, Conflict)),
-    "stop": (u.StopService(service_id=SVC), (NotFound, __, [stop()], [stop()], [stop()], __, __, __, __)),
+FIRST, ANEW = [requested(2)], [requested(2, run=2)]
+R1_AGAIN = [another(f"{R1}-1", "started again")]
+LATE = failed("2 of 2 replicas were not ready in time; last heard: the engine domain has not answered", "TIMEOUT")
+HANGS = failed(f"{R0}, {R1} did not end in time; still trying", "STOP_TIMEOUT")
+MORE, FEWER = scaled(2, 3), scaled(2, 1)
+MORE_AT_ONCE = [MORE, another(f"{R2}-1", "requested")]
+TO_SLEEP = [scaled(2, 0), sleep("requested")]
+
+DECIDED: dict[str, tuple[Command[Any], dict[str, Any]]] = {
+    # each is tried in every status; where none is named, nothing happens
+    "create": (register(replicas=2), {"nothing": [created(replicas=2)]}),
+    "create, of another size": (
+        register(replicas=3),
+        dict.fromkeys(STATUSES, Conflict) | {"nothing": [created(replicas=3)]},
+    ),
+    "start": (
+        begin(),
+        {
+            "nothing": NotFound,
+            "created": FIRST,
+            "degraded, one given up": R1_AGAIN,
+            "stopping": Conflict,
+            "stopping, to sleep": Conflict,
+            "stopped": ANEW,
+            "stopped, asleep": ANEW,
+            "failed": ANEW,
+            "failed, being cleared away": ANEW,
+        },
+    ),
+    "start, too late to choose an engine": (
+        begin(""),
+        {
+            "nothing": NotFound,
+            "created": Conflict,
+            "degraded, one given up": R1_AGAIN,
+            "stopping": Conflict,
+            "stopping, to sleep": Conflict,
+            "stopped": Conflict,
+            "stopped, asleep": Conflict,
+            "failed": Conflict,
+            "failed, being cleared away": Conflict,
+        },
+    ),
+    "more": (
+        scale(3),
+        {
+            "nothing": NotFound,
+            "created": [MORE],
+            "starting": [MORE, another(f"{R2}-1", "requested", deadline=NOON + 40)],  # the start's own
+            "running": MORE_AT_ONCE,
+            "degraded, one waits": [MORE, another(f"{R2}-2", "requested")],
+            "degraded, one given up": MORE_AT_ONCE,
+            "stopping": [MORE],
+            "stopping, to sleep": [MORE],
+            "stopped": [MORE],
+            "stopped, asleep": Conflict,  # asleep only since the engine would have been chosen
+            "failed": [MORE],
+            "failed, being cleared away": [MORE],
+        },
+    ),
+    "more, and awake": (
+        scale(3, start=begin()),
+        {
+            "nothing": NotFound,
+            "created": [MORE],
+            "starting": [MORE, another(f"{R2}-1", "requested", deadline=NOON + 40)],
+            "running": MORE_AT_ONCE,
+            "degraded, one waits": [MORE, another(f"{R2}-2", "requested")],
+            "degraded, one given up": MORE_AT_ONCE,
+            "stopping": [MORE],
+            "stopping, to sleep": [MORE],
+            "stopped": [MORE],
+            "stopped, asleep": [MORE, requested(3, run=2)],
+            "failed": [MORE],
+            "failed, being cleared away": [MORE],
+        },
+    ),
+    "fewer": (
+        scale(1),
+        {
+            "nothing": NotFound,
+            "created": [FEWER],
+            "starting": [FEWER, leaving(R1)],
+            "running": [FEWER, leaving(R1)],
+            "degraded, one waits": [FEWER, leaving(f"{R1}-1")],
+            "degraded, one given up": [FEWER, leaving(R1)],
+            "stopping": [FEWER],
+            "stopping, to sleep": [FEWER],
+            "stopped": [FEWER],
+            "stopped, asleep": Conflict,
+            "failed": [FEWER],
+            "failed, being cleared away": [FEWER],
+        },
+    ),
+    "as many": (scale(2), {"nothing": NotFound, "stopped, asleep": Conflict}),
+    "as many, and awake": (scale(2, start=begin()), {"nothing": NotFound, "stopped, asleep": ANEW}),
+    "none": (
+        scale(0),
+        {
+            "nothing": NotFound,
+            "created": [scaled(2, 0)],
+            "starting": TO_SLEEP,
+            "running": TO_SLEEP,
+            "degraded, one waits": TO_SLEEP,
+            "degraded, one given up": TO_SLEEP,
+            "stopping": [scaled(2, 0)],
+            "stopping, to sleep": [scaled(2, 0)],
+            "stopped": [scaled(2, 0)],
+            "stopped, asleep": [scaled(2, 0)],
+            "failed": [scaled(2, 0)],
+            "failed, being cleared away": [scaled(2, 0)],
+        },
+    ),
+    "stop": (
+        ask_stop(),
+        {
+            "nothing": NotFound,
+            "starting": [stop()],
+            "running": [stop()],
+            "degraded, one waits": [stop()],
+            "degraded, one given up": [stop()],
+            "stopping, to sleep": [stop()],
+            "stopped, asleep": [stop(), STOPPED],
+        },
+    ),
     "stop by force": (
-        u.StopService(service_id=SVC, force=True),
-        (NotFound, __, [stop(True)], [stop(True)], [stop(True)], [stop(True)], __, __, __),
+        ask_stop(force=True),
+        {
+            "nothing": NotFound,
+            "starting": [stop(force=True)],
+            "running": [stop(force=True)],
+            "degraded, one waits": [stop(force=True)],
+            "degraded, one given up": [stop(force=True)],
+            "stopping": [stop(force=True)],
+            "stopping, to sleep": [stop(force=True)],
+            "stopped, asleep": [stop(force=True), STOPPED],
+        },
+    ),
+    "put to sleep": (
+        ASK_SLEEP,
+        {"running": [sleep()], "degraded, one waits": [sleep()], "degraded, one given up": [sleep()]},
     ),
     "delete": (
-        u.DeleteService(service_id=SVC),
-        (NotFound, [DELETED], Conflict, Conflict, Conflict, Conflict, [DELETED], Conflict, [DELETED]),
+        ASK_DELETE,
+        {
+            "nothing": NotFound,
+            "created": [DELETED],
+            "starting": Conflict,
+            "running": Conflict,
+            "degraded, one waits": Conflict,
+            "degraded, one given up": Conflict,
+            "stopping": Conflict,
+            "stopping, to sleep": Conflict,
+            "stopped": [DELETED],
+            "stopped, asleep": [DELETED],
+            "failed": [DELETED],
+            "failed, being cleared away": Conflict,
+        },
     ),
-    "progress": (came(), (__, FOUND_R0, [progress()], __, __, __, FOUND_R0, __, FOUND_R0)),
-    "progress, phase failed": (
-        came(phase="failed"),
-        (
-            *(__, __),
-            [u.ReplicaProgress(**of(R0), phase="failed", message="loading", progress=40)],
-            *((__,) * 6),
-        ),
-    ),
-    "ready": (
-        ready(),
-        (__, FOUND_R0, [up(), started(ENDPOINT[R0])], __, [health("healthy")], __, FOUND_R0, __, FOUND_R0),
-    ),
-    "unhealthy": (sick(), (__, __, __, [health("unhealthy")], __, __, __, __, __)),
-    "healthy": (well(), (__, __, __, __, [health("healthy")], __, __, __, __)),
-    "failed": (broke(), (__, __, BROKEN, BROKEN, BROKEN, __, __, __, __)),
-    "failed, no process": (
-        broke(ended=True),
-        (__, __, *([[down(), gone(), failed()]] * 3), [gone(), STOPPED], __, [gone()], __),
-    ),
-    "ended": (ended(), (__, __, GONE_BY_HAND, GONE_BY_HAND, GONE_BY_HAND, [gone(), STOPPED], __, [gone()], __)),
-    "restarted": (
-        ended(reason="restart"),
-        (
-            *(__, __, [down(error=BY_RESTART, code="STOPPED"), gone(), failed(BY_RESTART, "STOPPED")]),
-            *([health("unhealthy")], __, [gone(), STOPPED], __, [gone()], __),
-        ),
-    ),
-    "timed out": (late(), (__, __, [LATE], __, __, __, __, __, __)),
-    "timed out, other run": (late(2), NONE),
-    "stray: progress": (came(STRAY), (__, *([FOUND] * 8))),
-    "stray: on its way down": (came(STRAY, "failed"), NONE),
-    "stray: ready": (ready(STRAY), (__, *([FOUND] * 8))),
-    "stray: unhealthy": (sick(STRAY), NONE),
-    "stray: failed": (broke(STRAY), NONE),
-    "stray: ended": (ended(STRAY), NONE),
-}
-
-# --- a service with two replicas ----------------------------------------------------------------------------------
-
-TWO = [created(replicas=2), requested(2)]
-BOTH = [*TWO, up(R0), up(R1), started(ENDPOINT[R0], ENDPOINT[R1])]
-TWO_STATUSES: dict[str, list[Event]] = {
-    "starting": TWO,
-    "one up": [*TWO, up(R0)],
-    "one failed": [*TWO, down(R0)],
-    "running": BOTH,
-    "degraded": [*BOTH, down(R0)],
-    "both unwell": [*BOTH, health("unhealthy", R0), health("unhealthy", R1)],
-    "stopping": [*BOTH, stop()],
-    "one gone": [*BOTH, stop(), gone(R0)],
-    "failed": [*BOTH, down(R0), down(R1), failed()],
-}
-LATE_2 = failed("2 of 2 replicas were not ready in time; last heard: the engine domain has not answered", "TIMEOUT")
-LATE_1 = failed("1 of 2 replicas were not ready in time; last heard: the engine domain has not answered", "TIMEOUT")
-LATE_UP = started(ENDPOINT[R0], status="degraded")
-ONE_UP = started(ENDPOINT[R1], status="degraded")
-STOPPED_BY_HAND = [down(R1, ASKED_ENDED, "STOPPED"), gone(R1)]
-TWO_DECIDED: dict[str, tuple[Command[Any], tuple[Any, ...]]] = {
-    #  starting, one up, one failed, running, degraded, both unwell, stopping, one gone, failed
-    "r1 ready": (
-        ready(R1),
-        (
-            [up(R1)],
-            [up(R1), started(ENDPOINT[R0], ENDPOINT[R1])],
-            [up(R1), ONE_UP],
-            *(__, __, [health("healthy", R1)], __, __, __),
-        ),
-    ),
-    "r1 failed": (
-        broke(R1),
-        (
-            [down(R1)],
-            [down(R1), started(ENDPOINT[R0], status="degraded")],
-            [down(R1), failed()],
-            [down(R1)],
-            [down(R1), failed()],
-            [down(R1)],
-            *(__, __, __),
-        ),
-    ),
-    "r1 ended": (
-        ended(R1),
-        (
-            STOPPED_BY_HAND,
-            [*STOPPED_BY_HAND, started(ENDPOINT[R0], status="degraded")],
-            [*STOPPED_BY_HAND, failed(ASKED_ENDED, "STOPPED")],
-            STOPPED_BY_HAND,
-            [*STOPPED_BY_HAND, failed(ASKED_ENDED, "STOPPED")],
-            STOPPED_BY_HAND,
-            [gone(R1)],
-            [gone(R1), STOPPED],
-            [gone(R1)],
-        ),
-    ),
-    "r0 ended": (
-        ended(R0),
-        (
-            [down(R0, ASKED_ENDED, "STOPPED"), gone(R0)],
-            [down(R0, ASKED_ENDED, "STOPPED"), gone(R0)],
-            [gone(R0)],
-            [down(R0, ASKED_ENDED, "STOPPED"), gone(R0)],
-            [gone(R0)],
-            [down(R0, ASKED_ENDED, "STOPPED"), gone(R0)],
-            [gone(R0)],
-            __,
-            [gone(R0)],
-        ),
-    ),
-    "r0 unhealthy": (
-        sick(R0),
-        (__, [health("unhealthy", R0)], __, [health("unhealthy", R0)], __, __, __, __, __),
-    ),
-    "r0 healthy": (well(R0), (__, __, __, __, __, [health("healthy", R0)], __, __, __)),
-    "timed out": (
-        late(),
-        ([LATE_2], [down(R1, LATE_1.error, "TIMEOUT"), LATE_UP], [LATE_2], __, __, __, __, __, __),
-    ),
-    "delete": (u.DeleteService(service_id=SVC), (Conflict,) * 9),
-    "r0 again": (ready(R0), ([up(R0)], __, __, __, __, [health("healthy", R0)], __, [stray(R0)], __)),
+    "the start has timed out": (late(), {"starting": [LATE]}),
+    "the start of another run has timed out": (late(2), {}),
+    "the stop has timed out": (late(stopping=True), {"stopping": [HANGS], "stopping, to sleep": [HANGS]}),
+    "the stop of another run has timed out": (late(2, stopping=True), {}),
 }
 
 
-def cases(table: dict[str, Any], statuses: dict[str, list[Event]]) -> list[Any]:
-    return [
-        pytest.param(command, statuses[status], outcome, id=f"{name}, {status}")
-        for name, (command, outcomes) in table.items()
-        for status, outcome in zip(statuses, outcomes, strict=True)
-    ]
+@pytest.mark.parametrize("status", STATUSES)
+@pytest.mark.parametrize("asked", DECIDED)
+def test_a_command_in_a_status_comes_to(asked: str, status: str) -> None:
+    command, outcomes = DECIDED[asked]
+    assert decided(Given(SERVICE, STATUSES[status]), command) == outcomes.get(status, __)
 
 
-@pytest.mark.parametrize(("command", "events", "expected"), cases(DECIDED, STATUSES))
-def test_one_replica_a_command_in_a_status_comes_to(command: Any, events: list[Event], expected: Any) -> None:
-    assert decided(Given(SERVICE, events), command) == expected
+@pytest.mark.parametrize("status", STATUSES)
+@pytest.mark.parametrize("asked", DECIDED)
+def test_asking_again_changes_nothing(asked: str, status: str) -> None:
+    command, outcomes = DECIDED[asked]
+    given = Given(SERVICE, STATUSES[status])
+    if not isinstance(outcomes.get(status, __), type) and asked != "delete":
+        given.then(command)
+        assert given.when(command) == __
 
 
-@pytest.mark.parametrize(("command", "events", "expected"), cases(TWO_DECIDED, TWO_STATUSES))
-def test_two_replicas_a_command_in_a_status_comes_to(command: Any, events: list[Event], expected: Any) -> None:
-    assert decided(Given(SERVICE, events), command) == expected
-
-
-def test_no_status_and_no_command_is_missing_in_the_tables() -> None:
-    seen = {status: Given(SERVICE, events).world.get(f"service/{SVC}") for status, events in STATUSES.items()}
-    for status, service in seen.items():
+def test_no_status_and_no_command_is_missing_in_the_table() -> None:
+    for status, events in STATUSES.items():
+        service = Given(SERVICE, events).world.get(f"service/{SVC}")
         assert (service.status if service else "nothing") == status.partition(",")[0]
-    assert set(get_args(u.ServiceStatus)) <= set(seen)
-    prepared = {u.CreateService, u.StartService}  # these reach the decider as Register and BeginStart
-    assert {type(command) for command, _ in DECIDED.values()} | prepared == {*SERVICE.commands, *SERVICE.internal}
+        assert service is None or service.asleep == (status == "stopped, asleep")
+    assert {status.partition(",")[0] for status in STATUSES} == {"nothing", *get_args(u.ServiceStatus)}
+    assert {status for _, outcomes in DECIDED.values() for status in outcomes} <= set(STATUSES)
+    prepared = {u.CreateService, u.StartService, u.ScaleService}  # these reach the decider as Register, Begin...
+    news = {kind for kind in SERVICE.internal if "process_id" in kind.model_fields}  # see test_replicas.py
+    assert {type(command) for command, _ in DECIDED.values()} | prepared | news == {
+        *SERVICE.commands,
+        *SERVICE.internal,
+    }
 
 
-END, RUN = state.EndReplica(SVC, R0, force=False), state.RunReplica(SVC, R0, 0, 1)
-CALLED_FOR: dict[str, list[Any]] = {
-    "nothing": [],
-    "created": [],
-    "starting": [state.Expire(SVC, 1, NOON + 60), RUN],
-    "running": [],
-    "degraded": [],
-    "stopping": [END],
-    "stopped": [],
-    "failed": [END],
-    "failed, gone": [],
-}
+# --- stories that the table does not tell -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("status", "events"), STATUSES.items())
-def test_what_a_status_calls_for_is(status: str, events: list[Event]) -> None:
-    def asked(events: list[Event]) -> list[Any]:
-        return [effect for service in Given(SERVICE, events).world.values() for effect in todo(service)]
-
-    assert asked(events) == CALLED_FOR[status]
-    if events:  # a stray is sent away from any status
-        sent_away = state.EndReplica(SVC, STRAY, force=False)
-        assert set(asked([*events, stray()])) == {*CALLED_FOR[status], sent_away}
-        assert asked([*events, stray(), gone(STRAY, -1)]) == CALLED_FOR[status]
-
-
-def test_a_start_asks_only_for_the_replicas_that_nobody_has_heard_of() -> None:
-    (service,) = Given(SERVICE, [*TWO, progress(R0)]).world.values()
-    assert list(todo(service)) == [state.Expire(SVC, 1, NOON + 60), state.RunReplica(SVC, R1, 1, 1)]
-
-
-def test_a_new_run_first_sends_away_what_is_left_of_the_last() -> None:
-    given = Given(SERVICE, STATUSES["failed"])
-    given.then(begin())
-    (service,) = given.world.values()
-    assert service.present() == (f"{SVC}-r0-2", R0)
-    assert (service.error, service.error_code) == ("", "")
-    assert set(todo(service)) == {END, state.Expire(SVC, 2, NOON + 60), state.RunReplica(SVC, f"{SVC}-r0-2", 0, 2)}
-    assert given.then(ended(R0)) == [gone(R0, -1)]
-    assert given.when(ready(R0)) == [stray(R0)]  # it has come back from the dead: away with it
-    assert given.when(ready(f"{SVC}-r0-2"))[-1] == started("http://n:9")
-
-
-def test_a_replica_that_was_started_again_behind_our_back_is_sent_away() -> None:
-    given = Given(SERVICE, [*BOTH, down(R0), gone(R0)])
-    assert given.then(ready(R0)) == [stray(R0)]
-    (service,) = given.world.values()
-    assert list(todo(service)) == [state.EndReplica(SVC, R0, force=False)]
-    given.then(u.StopService(service_id=SVC))
-    assert given.then(ended(R1)) == [gone(R1)]
-    assert given.then(ended(R0)) == [gone(R0), STOPPED]
-
-
-def test_a_start_settles_when_the_only_replica_left_is_well_again() -> None:
-    given = Given(SERVICE, [*TWO, up(R0), health("unhealthy", R0), down(R1)])
-    assert given.then(well(R0)) == [health("healthy", R0), started(ENDPOINT[R0], status="degraded")]
-    assert given.then(well(R0)) == []
+def test_a_start_that_was_in_time_for_some_goes_on_with_them_and_tries_the_others_anew() -> None:
+    given = Given(SERVICE, [*TWO, progress(R1), up(R0)])
+    error = "1 of 2 replicas were not ready in time; last heard: loading"
+    at = NOON + 40
+    assert given.then(late(), at=at) == [
+        down(R1, error, "TIMEOUT", at=at),
+        another(f"{R1}-1", f"TIMEOUT: {error}", restarts=1, not_before=at + 0.517, deadline=at + 60.517),
+        started(ENDPOINT[R0], status="degraded", duration=60.0),
+    ]
+    assert given.when(late()) == []
 
 
 def test_a_start_does_not_settle_on_a_replica_that_does_not_answer() -> None:
-    given = Given(SERVICE, [*TWO, up(R0), health("unhealthy", R0)])
-    assert given.then(broke(R1)) == [down(R1)]
-    assert given.when(late())[-1] == failed(
-        "2 of 2 replicas were not ready in time; last heard: the engine domain has not answered", "TIMEOUT"
-    )
+    given = Given(SERVICE, [*TWO, up(R0), health("unhealthy", R0), down(R1, code="MODEL_INVALID")])
+    assert given.when(late()) == [
+        failed("2 of 2 replicas were not ready in time; last heard: the engine domain has not answered", "TIMEOUT")
+    ]
 
 
-def test_a_service_that_has_stopped_has_no_replicas() -> None:
-    (service,) = Given(SERVICE, STATUSES["stopped"]).world.values()
-    assert (service.members, service.present()) == ((), ())
-
-
-def test_a_forced_stop_forces_whatever_is_left() -> None:
-    (service,) = Given(SERVICE, [*BOTH, stop(), gone(R0), stop(force=True)]).world.values()
-    assert list(todo(service)) == [state.EndReplica(SVC, R1, force=True)]
-
-
-def test_a_stop_waits_for_strays_too() -> None:
-    given = Given(SERVICE, [*STATUSES["stopping"], stray()])
-    assert given.then(ended(R0)) == [gone(R0)]
-    assert given.then(ended(STRAY)) == [gone(STRAY, -1), STOPPED]
-
-
-def test_a_start_that_came_late_says_what_was_heard_last() -> None:
-    event, _ = Given(SERVICE, [*TWO, progress(R1), up(R0)]).when(late())
-    assert isinstance(event, u.ReplicaFailed)
-    assert event.error == "1 of 2 replicas were not ready in time; last heard: loading"
+def test_what_was_given_up_before_a_start_timed_out_stays_given_up() -> None:
+    given = Given(SERVICE, [created(replicas=3), requested(3), up(R0), down(R1, code="MODEL_INVALID"), progress(R2)])
+    events = given.then(late())
+    assert [event.process_id for event in events if isinstance(event, u.ReplicaRequested)] == [f"{R2}-1"]
+    assert events[-1] == started(ENDPOINT[R0], status="degraded", duration=0)
 
 
 def test_the_duration_of_a_start_is_counted_from_its_request() -> None:
-    *_, event = Given(SERVICE, STATUSES["starting"]).when(ready(), at=NOON + 2.5)
-    assert isinstance(event, u.ServiceStarted)
-    assert event.duration == 2.5
+    *_, event = Given(SERVICE, ONE).when(ready(), at=BEFORE + 2.5)
+    assert event == started(ENDPOINT[R0], duration=2.5)
+
+
+def test_a_start_has_the_time_that_was_asked_for() -> None:
+    (event,) = Given(SERVICE, [created()]).when(begin().model_copy(update={"timeout": 7.0}))
+    assert event == msgspec.structs.replace(requested(), timeout=7.0, deadline=NOON + 7)
+
+
+def test_a_new_run_first_sends_away_what_is_left_of_the_last() -> None:
+    given = Given(SERVICE, [*UP, down(code="MODEL_INVALID"), failed()])
+    given.then(begin())
+    (service,) = given.world.values()
+    assert service.present() == (f"{SVC}-r0-2", R0)
+    assert (service.error, service.error_code, service.launches) == ("", "", 0)
+    assert given.then(ended(R0)) == [gone(R0)]
+    assert given.when(ready(R0)) == [stray(R0)]  # it has come back from the dead: away with it
+    assert given.when(ready(f"{SVC}-r0-2"))[-1] == started("http://n:9", duration=0)
+
+
+def test_a_stop_waits_for_strays_too() -> None:
+    given = Given(SERVICE, [*UP, stop(), stray()])
+    assert given.then(ended(R0)) == [gone(R0)]
+    assert given.then(ended(f"{SVC}-r0-9")) == [gone(f"{SVC}-r0-9", -1), STOPPED]
+
+
+def test_of_a_service_that_has_stopped_nothing_is_there_but_it_is_known_what_was() -> None:
+    (service,) = Given(SERVICE, STATUSES["stopped"]).world.values()
+    assert (service.present(), service.answering()) == ((), ())
+    assert [(member.process_id, member.status) for member in service.members] == [(R0, "ended"), (R1, "ended")]
+
+
+def test_a_stop_of_what_was_on_its_way_to_sleep_lets_nothing_wake_it() -> None:
+    given = Given(SERVICE, STATUSES["stopping, to sleep"])
+    given.then(ask_stop())
+    given.then(ended(R0))
+    assert given.then(ended(R1)) == [gone(R1), STOPPED]
+    (service,) = given.world.values()
+    assert not service.asleep
+
+
+# --- how many replicas --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bounds", "wanted", "expected"),
+    [
+        (None, 0, 1),
+        (None, 1, 1),
+        (None, 7, 7),
+        ((0, 4), 0, 1),
+        ((0, 4), 4, 4),
+        ((0, 4), 5, 4),
+        ((2, 4), 0, 2),
+        ((2, 4), 1, 2),
+        ((2, 4), 3, 3),
+    ],
+)
+def test_a_service_that_is_awake_has_replicas_within_its_bounds(
+    bounds: tuple[int, int] | None, wanted: int, expected: int
+) -> None:
+    autoscale = None if bounds is None else {"min": bounds[0], "max": bounds[1], "target_concurrency": 4.0}
+    assert within(created(autoscale=autoscale), wanted) == expected
+    (event,) = Given(SERVICE, [created(autoscale=autoscale, replicas=wanted)]).when(begin())
+    assert event == requested(expected)
+
+
+@pytest.mark.parametrize("replicas", [1, 5])
+def test_a_number_beyond_its_bounds_asked_of_a_sleeping_service_is_not_asked_for_again_when_it_is_awake(
+    replicas: int,
+) -> None:
+    bounds = {"min": 2.0, "max": 3.0, "target_concurrency": 4.0}
+    given = Given(SERVICE, [created(replicas=2, autoscale=bounds), *STATUSES["stopped, asleep"][1:]])
+    given.then(scale(replicas, start=begin()))
+    assert given.when(scale(replicas, start=begin())) == []
+
+
+# --- making room --------------------------------------------------------------------------------------------------
+
+FOR_A = stop(reason=f"made room for {SVC}", asleep=True, made_room_for=SVC)
+MADE_ROOM = of_another([FOR_A])[0]
+assert isinstance(MADE_ROOM, u.StopRequested)
+MADE_ROOM = msgspec.structs.replace(MADE_ROOM, reason=f"made room for {SVC}", made_room_for=SVC)
+PERSISTENT = [created(replicas=2, persistent=True), *BOTH[1:]]
+MAKES_ROOM: dict[str, tuple[list[Event], list[Event]]] = {
+    # what has happened to the other service, what the start adds to its own events
+    **{status: (events, []) for status, events in STATUSES.items() if not status.startswith(("running", "degraded"))},
+    "running": (BOTH, [MADE_ROOM]),
+    "degraded, one waits": (WAITING, [MADE_ROOM]),
+    "degraded, one given up": (GIVEN_UP, [MADE_ROOM]),
+    "running, persistent": (PERSISTENT, []),
+}
+
+
+@pytest.mark.parametrize(("events", "expected"), MAKES_ROOM.values(), ids=MAKES_ROOM)
+def test_an_idle_service_goes_to_sleep_in_the_decision_that_needs_its_memory(
+    events: list[Event], expected: list[Event]
+) -> None:
+    given = Given(SERVICE, [created(), *of_another(events)])
+    assert given.when(begin(makes_room=(OTHER,))) == [requested(), *expected]
+    given = Given(SERVICE, [*UP, *of_another(events)])
+    assert given.when(scale(2, makes_room=(OTHER,))) == [scaled(1, 2), another(f"{R1}-1", "requested"), *expected]
+
+
+def test_every_status_is_in_the_table_of_making_room() -> None:
+    assert set(STATUSES) <= set(MAKES_ROOM)
+
+
+def test_as_many_services_as_are_named_make_room_in_their_order() -> None:
+    third = "svc-c"
+    given = Given(SERVICE, [created(), *of_another(BOTH), *of_another(BOTH, third)])
+    events = given.then(begin(makes_room=(third, OTHER)))
+    assert events == [requested(), msgspec.structs.replace(MADE_ROOM, service_id=third), MADE_ROOM]
+    assert given.when(begin(makes_room=(third, OTHER))) == []
+
+
+def test_nobody_makes_room_for_what_is_refused() -> None:
+    given = Given(SERVICE, [*STATUSES["stopping"], *of_another(BOTH)])
+    with pytest.raises(Conflict):
+        given.when(begin(makes_room=(OTHER,)))
+
+
+def test_nobody_makes_room_for_what_runs_already() -> None:
+    given = Given(SERVICE, [*UP, *of_another(BOTH)])
+    assert given.when(begin(makes_room=(OTHER,))) == []
+    assert given.when(scale(1, makes_room=(OTHER,))) == []
+
+
+def test_who_made_room_is_asleep_when_it_has_ended_and_says_for_whom() -> None:
+    given = Given(SERVICE, [created(), *of_another(UP)])
+    given.then(begin(makes_room=(OTHER,)))
+    events = given.then(i.RecordReplicaEnded(service_id=OTHER, process_id=f"{OTHER}-r0-1"))
+    assert events[-1] == u.ServiceStopped(service_id=OTHER, reason=f"made room for {SVC}")
+    assert given.world[f"service/{OTHER}"].asleep
 
 
 # --- names --------------------------------------------------------------------------------------------------------
@@ -481,6 +479,7 @@ def test_the_id_of_a_service_is_made_of_its_name(name: str, ident: str) -> None:
         {"config": {"slots": 1}},
         {"idle_timeout": 5},
         {"autoscale": {"min": 0, "max": 2, "target_concurrency": 4}},
+        {"priority": 6},
     ],
 )
 def test_a_name_that_means_something_else_is_a_conflict_that_says_what(other: dict[str, Any]) -> None:
@@ -504,80 +503,226 @@ def test_a_second_service_of_a_model_gets_a_name_of_its_own(name: str) -> None:
     assert len(first.name) <= 50
 
 
+@pytest.mark.parametrize(
+    ("command", "message", "details"),
+    [
+        (begin(), "svc-a is stopping; start it when it has stopped", {"reason": "STOPPING"}),
+        (ASK_DELETE, "svc-a is stopping; stop it first", {"reason": "RUNNING", "status": "stopping"}),
+    ],
+)
+def test_a_refusal_says_what_to_do(command: Command[Any], message: str, details: dict[str, Any]) -> None:
+    with pytest.raises(Conflict) as refused:
+        Given(SERVICE, STATUSES["stopping"]).when(command)
+    assert (refused.value.message, refused.value.details) == (message, details)
+
+
+def test_a_service_that_is_being_cleared_away_is_deleted_when_asked_again() -> None:
+    given = Given(SERVICE, [*UP, down(code="MODEL_INVALID"), failed()])
+    with pytest.raises(Conflict, match="it is being cleared away; ask again"):
+        given.when(ASK_DELETE)
+    given.then(ended(R0))
+    assert given.when(ASK_DELETE) == [DELETED]
+
+
 # --- what holds of anything ---------------------------------------------------------------------------------------
 
-processes = st.sampled_from([f"{SVC}-r{replica}-{run}" for replica in (0, 1) for run in (1, 2, 3)])
-asked_by_people = st.one_of(
-    st.builds(begin, st.sampled_from(["toy", "toy", ""])),
-    st.builds(u.StopService, service_id=st.just(SVC), force=st.booleans()),
-    st.builds(u.DeleteService, service_id=st.just(SVC)),
-    st.builds(register, replicas=st.sampled_from([1, 2])),
+CODES = ["DIED", "MODEL_INVALID", "INSUFFICIENT_MEMORY", "PREEMPTED", "TIMEOUT", "UNRESPONSIVE", "REBOOTED"]
+DECLARED: dict[type[Command[Any]], type[Command[Any]]] = {
+    i.Register: u.CreateService,
+    i.BeginStart: u.StartService,
+    i.BeginScale: u.ScaleService,
+}
+LATER = [0.0, 0.1, 3.0, 15.0, 70.0]  # seconds
+BOUNDS = {"min": 0.0, "max": 3.0, "target_concurrency": 4.0}
+abouts = st.builds(
+    created,
+    replicas=st.just(2),
+    persistent=st.booleans(),
+    idle_timeout=st.sampled_from([0.0, 60.0]),
+    autoscale=st.sampled_from([None, BOUNDS]),
 )
-news = st.one_of(
-    st.builds(came, processes, st.sampled_from(["loading", "creating", "failed"])),
-    st.builds(ready, processes),
-    st.builds(ready, processes),
-    st.builds(sick, processes),
-    st.builds(well, processes),
-    st.builds(broke, processes, ended=st.booleans()),
-    st.builds(ended, processes),
-    st.builds(late, st.integers(1, 3)),
+# what is looked at may begin anywhere in a life
+lives = st.builds(
+    lambda about, events: [about, *events[1:]], abouts, st.sampled_from([e for e in STATUSES.values() if e])
 )
-DECLARED: dict[type[Command[Any]], type[Command[Any]]] = {u.BeginStart: u.StartService, u.Register: u.CreateService}
-replicas = st.sampled_from([1, 2])
+steps = st.lists(st.tuples(st.integers(0, 15), st.integers(0, 11), st.sampled_from(LATER)), max_size=40)
 
 
-def true_of_any(service: Service) -> None:
+def command(service: Service | None, what: int, which: int) -> Command[Any]:
+    """Return one of all commands; news is of a process that the service knows, or has known, or never knew."""
+    run = service.run if service else 1
+    known = service.present() if service else ()
+    processes = [*known, *known, R0, f"{SVC}-r0-{run}-{which}", f"{SVC}-r1-{run}"]
+    process = processes[which % len(processes)]
+    one = which % 2 == 0
+    match what:
+        case 0 | 1:
+            return begin("" if which == 0 else "toy")
+        case 2 | 3:
+            return scale(which % 5, start=begin() if which > 5 else None)
+        case 4:
+            return ask_stop(force=one)
+        case 5:
+            return ASK_SLEEP
+        case 6:
+            return ASK_DELETE if which < 3 else register(replicas=2)
+        case 7:
+            return late(run + which // 8, stopping=one)
+        case 8:
+            return came(process, ["loading", "creating", "failed"][which % 3])
+        case 9 | 10 | 11:
+            return ready(process)
+        case 12:
+            return sick(process) if one else well(process)
+        case 13 | 14:
+            return broke(process, CODES[(which * 5 + what) % len(CODES)], gone=which % 3 == 0)
+        case _:
+            return ended(process, "restart" if which % 3 == 0 else "requested")
+
+
+def check(service: Service) -> None:
     """Check what no service may ever be."""
     effects = list(todo(service))
     ends = {effect.process_id for effect in effects if isinstance(effect, state.EndReplica)}
+    limits = {effect.process_id for effect in effects if isinstance(effect, state.ExpireReplica)}
+    silent = {effect.process_id for effect in effects if isinstance(effect, state.ReplaceSilent)}
+    expires = [effect for effect in effects if isinstance(effect, state.Expire)]
+    runs = [effect for effect in effects if isinstance(effect, state.RunReplica)]
+    assert len(set(service.present())) == len(service.present())
+    assert len(effects) == len(set(effects))
+    assert not {effect.replica for effect in runs} & {process.replica for process in service.leaving}
+    if service.runs:
+        assert len(service.members) == service.wanted > 0
+        assert len({member.replica for member in service.members}) == service.wanted
+        assert any(member.hopeful for member in service.members), "nobody would ever mend it"
+        # one that somebody restarts is unhealthy too, but not silent
+        assert silent == {m.process_id for m in service.members if m.status == "unhealthy" and m.silent_since}
+        on_the_way = {m.process_id for m in service.members if m.status in lifecycle.ON_THE_WAY}
+        assert on_the_way == limits or expires, "it could wait for ever"
+        assert not ends & on_the_way
+    else:
+        assert ends == set(service.present())
+        assert not runs
+        assert not silent
     match service.status:
         case "created" | "stopped":
-            assert ends == set(service.present())  # nobody but strays, and those are sent away
-            assert service.members == ()
-        case "failed" | "stopping":
-            assert ends == set(service.present())
+            assert all(member.status == "ended" for member in service.members)
+            assert not expires
         case "running":
-            assert service.members
             assert service.answering() == service.members
         case "degraded":
-            assert any(member.status in ("running", "unhealthy") for member in service.members)
             assert len(service.answering()) < len(service.members)
-        case "starting":
-            assert any(isinstance(effect, state.Expire) for effect in effects)
-    if service.status in ("starting", "stopping"):
-        assert effects
-    assert len(set(service.present())) == len(service.present())
+        case "starting" | "stopping":
+            assert len(expires) == 1
+            assert service.present()
 
 
-@given(replicas, st.lists(st.one_of(asked_by_people, news, news), max_size=40))
+@settings(deadline=None, max_examples=300)
+@given(lives, steps)
 def test_any_commands_are_decided_or_refused_as_declared_and_leave_nothing_impossible(
-    count: int, asked: list[Command[Any]]
+    life: list[Event], asked: list[tuple[int, int, float]]
 ) -> None:
-    given = Given(SERVICE, [created(replicas=count)])
-    for command in asked:
-        outcome = decided(given, command)
+    given, at = Given(SERVICE, life), NOON
+    processes: list[str] = []
+    for number, (what, which, later) in enumerate(asked):
+        at += later
+        asking = command(given.world.get(f"service/{SVC}"), what, which)
+        outcome = decided(given, asking, at=at)
         if isinstance(outcome, type):
-            assert issubclass(outcome, DECLARED.get(type(command), type(command)).spec.errors)
+            assert issubclass(outcome, DECLARED.get(type(asking), type(asking)).spec.errors)
             continue
-        given.then(command)
-        if not isinstance(command, u.DeleteService):
-            assert given.when(command) == [], "asking again changes nothing"
+        events = given.then(asking, at=at, request_id=str(number))
+        if not isinstance(asking, u.DeleteService):
+            assert given.when(asking, at=at, request_id=str(number)) == [], "asking again changes nothing"
+        processes += [event.process_id for event in events if isinstance(event, u.ReplicaRequested)]
         for service in given.world.values():
-            true_of_any(service)
+            check(service)
+        if any(isinstance(event, u.StartRequested | u.ServiceDeleted) for event in events):
+            processes = []
+    assert len(set(processes)) == len(processes), "no process is another's again"
 
 
-@given(replicas, st.lists(st.one_of(asked_by_people, news), max_size=30), st.integers(0, 60))
-def test_folding_a_prefix_and_then_the_rest_is_folding_the_whole(count: int, asked: list[Any], cut: int) -> None:
-    given = Given(SERVICE, [created(replicas=count)])
-    events: list[Event] = [created(replicas=count)]
-    for command in asked:
-        if not isinstance(decided(given, command), type):
-            events += given.then(command)
+@settings(deadline=None)
+@given(lives, steps, st.integers(0, 60))
+def test_folding_a_prefix_and_then_the_rest_is_folding_the_whole(
+    life: list[Event], asked: list[tuple[int, int, float]], cut: int
+) -> None:
+    given, at = Given(SERVICE, life), NOON
+    events = list(life)
+    for what, which, later in asked:
+        at += later
+        asking = command(given.world.get(f"service/{SVC}"), what, which)
+        if not isinstance(decided(given, asking, at=at), type):
+            events += given.then(asking, at=at)
     half = Given(SERVICE, events[:cut])
     for event in events[cut:]:
         half.fold(event)
     assert half.world == Given(SERVICE, events).world == given.world
+
+
+processes = st.builds(
+    lambda replica, run, launch: f"{SVC}-r{replica}-{run}{f'-{launch}' if launch else ''}",
+    st.integers(0, 2),
+    st.integers(1, 2),
+    st.integers(0, 2),
+)
+numbers = st.integers(0, 3)
+anything: dict[type[Event], st.SearchStrategy[Any]] = {
+    u.ServiceCreated: st.builds(created, replicas=st.integers(1, 3)),
+    u.StartRequested: st.builds(requested, st.integers(1, 3), st.integers(1, 2)),
+    u.ReplicaRequested: st.builds(another, processes, st.just("again"), restarts=numbers),
+    u.ReplicaLeaving: st.builds(leaving, processes),
+    u.ReplicaProgress: st.builds(progress, processes),
+    u.ReplicaStarted: st.builds(up, processes),
+    u.ReplicaHealthChanged: st.builds(health, st.sampled_from(["healthy", "unhealthy"]), processes),
+    u.ReplicaFailed: st.builds(down, processes, code=st.sampled_from(CODES), attempt=numbers),
+    u.ReplicaEnded: st.builds(gone, processes),
+    u.StrayFound: st.builds(stray, processes),
+    u.ServiceStarted: st.builds(started, status=st.sampled_from(["running", "degraded"])),
+    u.ServiceScaled: st.builds(scaled, numbers, numbers),
+    u.ServiceFailed: st.builds(failed),
+    u.StopRequested: st.builds(stop, st.booleans(), asleep=st.booleans()),
+    u.ServiceStopped: st.just(STOPPED),
+    u.ServiceDeleted: st.just(DELETED),
+}
+
+
+def test_every_event_type_is_among_anything() -> None:
+    assert set(anything) == set(u.EVENTS)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(st.one_of(*anything.values()), max_size=40))
+def test_folding_never_raises_and_what_the_tables_do_not_allow_changes_nothing(events: list[Event]) -> None:
+    given = Given(SERVICE, [created()])
+    for event in events:
+        before = given.world.get(f"service/{SVC}")
+        given.fold(event)
+        after = given.world.get(f"service/{SVC}")
+        if before is None or after is None or isinstance(event, u.ServiceCreated):
+            continue
+        list(todo(after))
+        table = lifecycle.SERVICE.get(type(event))
+        if table is not None and before.status not in table:
+            assert after == before
+        elif table is not None:
+            to = table[before.status]
+            assert after.status in ((to, "degraded") if to == "running" else (to,))
+        else:
+            assert after.status == before.status or {after.status, before.status} == {"running", "degraded"}
+        if (replicas := lifecycle.REPLICA.get(type(event))) is not None:
+            for was, now in zip(before.members, after.members, strict=True):
+                if was.process_id != of_process(event) or was.status not in replicas:
+                    assert now == was
+                else:
+                    assert now.status in (was.status, replicas[was.status])
+
+
+def of_process(event: Any) -> str:
+    return str(event.process_id)
+
+
+# --- with an engine domain that does as it is asked ---------------------------------------------------------------
 
 
 class Engines:
@@ -597,39 +742,42 @@ class Engines:
             self.alive.discard(process_id)
             self.news.append(ended(process_id, reason))
 
-    def die(self, process_id: str) -> None:
+    def die(self, process_id: str, code: str) -> None:
         if process_id in self.alive:
-            self.news.append(broke(process_id))
-            self.end(process_id, "DIED")
+            self.news.append(broke(process_id, code))
+            self.end(process_id, code)
 
 
-ACTS = ["start", "stop", "delete", "perform", "perform", "hear", "hear", "die", "restart"]
-steps = st.lists(
-    st.tuples(
-        st.sampled_from(ACTS),
-        st.integers(0, 5),
-    ),
-    max_size=60,
+ACTS = [
+    *("start", "start", "stop", "sleep", "more", "fewer", "none", "delete"),
+    *("perform", "perform", "perform", "perform", "hear", "hear", "hear", "die", "break", "hang", "restart"),
+]
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.builds(created, replicas=st.integers(1, 3), persistent=st.booleans()),
+    st.lists(st.tuples(st.sampled_from(ACTS), st.integers(0, 5)), max_size=60),
 )
-
-
-@given(replicas, steps)
 def test_whatever_happens_when_all_has_settled_only_the_answering_replicas_live(
-    count: int, steps: list[tuple[str, int]]
+    about: u.ServiceCreated, acts: list[tuple[str, int]]
 ) -> None:
-    given, engines = Given(SERVICE, [created(replicas=count)]), Engines()
+    given, engines = Given(SERVICE, [about]), Engines()
 
     def effects() -> list[Any]:
         found = [effect for service in given.world.values() for effect in todo(service)]
-        return [effect for effect in found if not isinstance(effect, state.Expire)]
+        return [effect for effect in found if not isinstance(effect, state.Expire | state.ExpireReplica)]
 
     def perform(effect: Any) -> None:
-        if isinstance(effect, state.RunReplica):
-            engines.run(effect.process_id)
-            return
-        engines.end(effect.process_id)
-        hear_all()  # an end is only reported when all earlier news of it is in
-        given.then(ended(effect.process_id))
+        match effect:
+            case state.RunReplica(process_id=process_id):
+                engines.run(process_id)
+            case state.ReplaceSilent(process_id=process_id):
+                given.then(broke(process_id, "UNRESPONSIVE"))
+            case state.EndReplica(process_id=process_id):
+                engines.end(process_id)
+                hear_all()  # an end is only reported when all earlier news of it is in
+                given.then(ended(process_id))
 
     def hear_all() -> None:
         while engines.news:
@@ -639,27 +787,43 @@ def test_whatever_happens_when_all_has_settled_only_the_answering_replicas_live(
         ordered = sorted(choices, key=str)
         return ordered[which % len(ordered)] if ordered else None
 
-    for step, which in steps:
-        match step:
-            case "start" | "stop" | "delete":
-                asked = {
-                    "start": begin(),
-                    "stop": u.StopService(service_id=SVC),
-                    "delete": u.DeleteService(service_id=SVC),
-                }[step]
-                if not isinstance(decided(given, asked), type):
-                    given.then(asked)
-            case "perform" if effect := one(effects(), which):
-                perform(effect)
-            case "hear" if engines.news:
-                given.then(engines.news.pop(0))
-            case "die" if victim := one(engines.alive, which):
-                engines.die(victim)
-            case "restart" if victim := one(engines.alive, which):
+    def ask(what: str) -> None:
+        asked: dict[str, Command[Any]] = {
+            "start": begin(),
+            "stop": ask_stop(),
+            "sleep": ASK_SLEEP,
+            "more": scale(3, start=begin()),
+            "fewer": scale(1, start=begin()),
+            "none": scale(0),
+            "delete": ASK_DELETE,
+        }
+        if not isinstance(decided(given, asked[what]), type):
+            given.then(asked[what])
+
+    for act, which in acts:
+        victim = one(engines.alive, which)
+        match act:
+            case "perform":
+                if effect := one(effects(), which):
+                    perform(effect)
+            case "hear":
+                if engines.news:
+                    given.then(engines.news.pop(0))
+            case "die" | "break" | "hang" | "restart" if victim is None:
+                pass
+            case "die":
+                engines.die(victim, "DIED")
+            case "break":
+                engines.die(victim, "MODEL_INVALID")
+            case "hang":
+                engines.news.append(sick(victim))
+            case "restart":
                 engines.end(victim, "restart")
                 engines.run(victim)
+            case _:
+                ask(act)
         for service in given.world.values():
-            true_of_any(service)
+            check(service)
     for _ in range(20):
         hear_all()
         for effect in effects():
@@ -668,3 +832,5 @@ def test_whatever_happens_when_all_has_settled_only_the_answering_replicas_live(
     assert engines.news == []
     answering = {member.process_id for service in given.world.values() for member in service.answering()}
     assert engines.alive == answering
+    for service in given.world.values():
+        assert service.status not in ("starting", "stopping")

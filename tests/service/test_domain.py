@@ -14,11 +14,22 @@ import pytest
 
 from aima_core.bus import Client
 from aima_core.call import IDEMPOTENCY_KEY
-from aima_core.errors import Conflict, ExecutionFailed, NotFound, Timeout, ValidationFailed
+from aima_core.errors import (
+    AimaError,
+    Conflict,
+    EngineNotRunning,
+    ExecutionFailed,
+    InsufficientResources,
+    NotFound,
+    Timeout,
+    Unavailable,
+    ValidationFailed,
+)
 from aima_core.testing import serving, until
 from services.engine.domain import ENGINE
+from services.inference.domain import INFERENCE
 from services.service.domain import SERVICE
-from tests.toys import Machine, ask, events, machine, made_again, memory, model_view, refused, shelf, types
+from tests.toys import PROCESSOR, Machine, ask, events, machine, made_again, memory, model_view, refused, shelf, types
 
 MODELS = shelf(
     model_view("Toy", path="/models/toy.gguf", trained_for=10),
@@ -26,8 +37,8 @@ MODELS = shelf(
     model_view("Coming", status="pulling"),
 )
 MEMORY = memory(10_000)
-PEERS = (MODELS, MEMORY, ENGINE)
-ALL = (*PEERS, SERVICE)
+PEERS = (MODELS, MEMORY, PROCESSOR, ENGINE)
+ALL = (*PEERS, SERVICE, INFERENCE)
 SLOW = {"delay_start": 60.0}
 
 
@@ -37,9 +48,12 @@ async def site(tmp_path: Path) -> AsyncIterator[Machine]:
         yield found
 
 
+QUICK = {"AIMA_SERVICE_GRACE": "0.5", "AIMA_SERVICE_CALM": "2"}
+
+
 @pytest.fixture
 async def client(site: Machine) -> AsyncIterator[Client]:
-    async with serving(*ALL, settings=site.settings(*ALL)) as client:
+    async with serving(*ALL, settings=site.settings(*ALL, **QUICK)) as client:
         yield client
 
 
@@ -114,7 +128,7 @@ async def test_a_service_is_created_once_under_its_name(client: Client) -> None:
 async def test_two_replicas_are_started_shown_and_stopped(client: Client, site: Machine) -> None:
     await create(client, replicas=2, config={"slots": 2})
     first, second = (f"http://127.0.0.1:{port}" for port in site.ports[:2])
-    why = "toy on cpu: llm in gguf, preferred among llamacpp, toy"
+    why = "toy on cpu: llm in gguf, preferred among llamacpp, toy; no GPU with 0 MiB free"
     assert await start(client) == {"success": True, "status": "running", "message": why}
     view = await get(client)
     assert sorted(view["endpoints"]) == [first, second]
@@ -164,27 +178,42 @@ async def test_a_start_that_fails_says_why_and_may_be_tried_again(client: Client
     for run in (1, 2):
         error = await refused(client, "service.start", service_id="svc-a")
         assert isinstance(error, ExecutionFailed)
-        assert (error.reason, error.message) == ("BOOM", "it went boom, no fuel")
+        assert (error.reason, error.message) == ("BOOM", "it went boom, no fuel (4 times in a row)")
         await stop(client)
         assert (await types(client, "service/svc-a")).count("failed") == run
     shown = await ask(client, "service.status", service_id="svc-a")
     assert (shown["status"], shown["health"], shown["summary"]) == (
         "failed",
         "unhealthy",
-        "BOOM: it went boom, no fuel",
+        "BOOM: it went boom, no fuel (4 times in a row); when that is mended: aima call service.start service_id=svc-a",
     )
+    (replica,) = shown["replicas"]
+    tries = [f"svc-a-r0-2{'' if launch == 0 else f'-{launch}'}" for launch in range(4)]
+    assert [past["process_id"] for past in replica["attempts"]] == tries
+    assert {past["error"] for past in replica["attempts"]} == {"it went boom, no fuel"}
+    logs = (await ask(client, "service.logs", service_id="svc-a", tail=1))["logs"]
+    assert [line.partition(":")[0] for line in logs] == tries
     assert await site.living() == []
     await create(client, "b", config={"slots": 9})
     bad = await refused(client, "service.start", service_id="svc-b")
     assert bad.message == "toy: config.slots: a whole number of at least 1 and at most 8"
 
 
-async def test_replicas_that_do_not_fit_into_memory_leave_the_service_degraded(client: Client, site: Machine) -> None:
-    await create(client, replicas=3, config={"context_length": 1000, "slots": 2})  # 5100 bytes each
-    assert (await start(client))["status"] == "degraded"
-    shown = await ask(client, "service.status", service_id="svc-a")
-    assert sorted(replica["error"] or "" for replica in shown["replicas"]) == ["", *["200 bytes are missing"] * 2]
+async def test_what_the_engine_s_log_says_is_hopeless_is_not_tried_again(client: Client) -> None:
+    await create(client, config={"fail_with": "out of memory"})
+    error = await refused(client, "service.start", service_id="svc-a")
+    assert (type(error), error.reason) == (InsufficientResources, "OUT_OF_MEMORY")
+    assert (await types(client, "service/svc-a")).count("replica_failed") == 1
     await stop(client)
+
+
+async def test_replicas_that_do_not_all_fit_into_memory_are_refused_as_a_whole(client: Client, site: Machine) -> None:
+    await create(client, replicas=3, config={"context_length": 1000, "slots": 2})  # 5100 bytes each
+    error = await refused(client, "service.start", service_id="svc-a")
+    assert isinstance(error, InsufficientResources)
+    assert (error.message, error.details["missing"]) == ("svc-a: 5300 bytes are missing", 5300)
+    assert await types(client, "service/svc-a") == ["created"]
+    assert await site.living() == []
 
 
 async def test_what_cannot_be_started_is_refused_at_once_and_records_nothing(client: Client) -> None:
@@ -233,40 +262,227 @@ async def test_a_service_is_stopped_from_every_status(client: Client, site: Mach
     assert "stray_found" not in await types(client, "service/svc-a")
 
 
-async def test_a_replica_that_dies_degrades_its_service_and_the_last_fails_it(client: Client, site: Machine) -> None:
+async def test_a_replica_that_dies_is_replaced_and_its_end_stays_readable(client: Client, site: Machine) -> None:
     await create(client, replicas=2)
     await start(client)
     os.kill(await pid_of(site, "svc-a-r0-1"), signal.SIGKILL)
     await becomes(client, "degraded")
-    view = await get(client)
-    assert (view["active_replicas"], len(view["endpoints"])) == (1, 1)
-    shown = await ask(client, "service.status", service_id="svc-a")
-    died = "svc-a-r0-1: the engine's process died (signal 9)"
-    assert shown["summary"] == f"1 of 2 replicas answer; {died}"
-    assert (await start(client))["message"] == "it is degraded already"
-    degraded = await ask(client, "service.list", status="degraded")
-    assert ([item["id"] for item in degraded["services"]], degraded["total"]) == (["svc-a"], 1)
-    os.kill(await pid_of(site, "svc-a-r1-1"), signal.SIGKILL)
-    await becomes(client, "failed")
-    view = await get(client)
-    assert (view["error"], view["error_code"]) == ("the engine's process died (signal 9)", "DIED")
+    await becomes(client, "running")
+    assert [handle.instance for handle in await site.living()] == ["svc-a-r0-1-1", "svc-a-r1-1"]
+    first, _ = (await ask(client, "service.status", service_id="svc-a"))["replicas"]
+    assert (first["process_id"], first["restarts"], first["error_code"]) == ("svc-a-r0-1-1", 1, "DIED")
+    (past,) = first["attempts"]
+    assert (past["process_id"], past["error"]) == ("svc-a-r0-1", "the engine's process died (signal 9)")
+    for process_id in ("svc-a-r0-1-1", "svc-a-r1-1"):  # the last one, too, comes back
+        os.kill(await pid_of(site, process_id), signal.SIGKILL)
+    await becomes(client, "degraded")
+    await becomes(client, "running")
+    assert "failed" not in await types(client, "service/svc-a")
+    logged = (await ask(client, "service.logs", service_id="svc-a", tail=1))["logs"]
+    assert "svc-a-r0-1" in {line.partition(":")[0] for line in logged}
     await stop(client)
     await free_of_slots(client)
-    assert (await start(client))["status"] == "running"
-    assert (await get(client))["error"] is None
+    assert await site.living() == []
+
+
+async def test_a_replica_that_keeps_dying_is_tried_again_ever_later(client: Client) -> None:
+    await create(client, config={"die_after": 0.3})
+    await start(client, wait=False)
+
+    async def failures() -> list[dict[str, Any]]:
+        log = await events(client, "service", "service/svc-a")
+        return [event["data"] for event in log if event["type"] == "service.replica_requested"]
+
+    async def three() -> bool:
+        return len(await failures()) >= 3
+
+    await until(three)
+    log = await events(client, "service", "service/svc-a")
+    at = {e["data"]["process_id"]: e["data"]["at"] for e in log if e["type"] == "service.replica_failed"}
+    requested = (await failures())[:3]
+    before = ["svc-a-r0-1", "svc-a-r0-1-1", "svc-a-r0-1-2"]
+    waits = [event["not_before"] - at[process] for event, process in zip(requested, before, strict=True)]
+    for wait, least in zip(waits, (0.5, 1.0, 2.0), strict=True):
+        assert least <= wait <= least * 1.26
+    summary = (await ask(client, "service.status", service_id="svc-a"))["summary"]
+    assert "0 of 1 replicas answer" in summary
+    assert "died" in summary
     await stop(client)
 
 
-async def test_a_replica_that_hangs_is_no_longer_counted_on_until_it_answers(client: Client, site: Machine) -> None:
+async def test_a_replica_that_hangs_is_left_out_and_replaced_when_it_stays_silent(
+    client: Client, site: Machine
+) -> None:
     await create(client)
     await start(client)
-    pid = await pid_of(site, "svc-a-r0-1")
-    os.kill(pid, signal.SIGSTOP)
+    hung = await pid_of(site, "svc-a-r0-1")
+    os.kill(hung, signal.SIGSTOP)
     await becomes(client, "degraded")
     assert (await get(client))["endpoints"] == []
-    os.kill(pid, signal.SIGCONT)
     await becomes(client, "running")
+    assert [handle.instance for handle in await site.living()] == ["svc-a-r0-1-1"]
+    failed = next(e for e in await events(client, "service") if e["type"] == "service.replica_failed")
+    assert failed["data"]["error_code"] == "UNRESPONSIVE"
     await stop(client)
+
+
+async def test_a_replica_that_answers_again_within_the_grace_is_kept(site: Machine) -> None:
+    async with serving(*ALL, settings=site.settings(*ALL, AIMA_SERVICE_GRACE="60")) as client:
+        await create(client)
+        await start(client)
+        pid = await pid_of(site, "svc-a-r0-1")
+        os.kill(pid, signal.SIGSTOP)
+        await becomes(client, "degraded")
+        os.kill(pid, signal.SIGCONT)
+        await becomes(client, "running")
+        assert await pid_of(site, "svc-a-r0-1") == pid
+        assert "replica_failed" not in await types(client, "service/svc-a")
+        await stop(client)
+
+
+async def test_the_number_of_replicas_follows_what_is_asked(client: Client, site: Machine) -> None:
+    async def scale(replicas: int) -> Any:
+        return await ask(client, "service.scale", service_id="svc-a", replicas=replicas)
+
+    async def answering(count: int) -> bool:
+        view = await get(client)
+        return (view["active_replicas"], view["replicas"], view["status"]) == (count, count, "running")
+
+    await create(client)
+    await scale(2)  # from the next start on
+    assert await site.living() == []
+    await start(client)
+    assert await answering(2)
+    await scale(3)
+    await until(lambda: answering(3))
+    await scale(3)
+    await scale(1)
+    await until(lambda: answering(1))
+    await until(lambda: _one_lives(site))
+    refusal = await refused(client, "service.scale", service_id="svc-a", replicas=100)
+    assert isinstance(refusal, InsufficientResources)
+    assert await answering(1)
+    await scale(0)
+    await becomes(client, "stopped")
+    view = await get(client)
+    assert (view["asleep"], view["replicas"]) == (True, 0)
+    assert await site.living() == []
+    await free_of_slots(client)
+    await scale(2)  # what sleeps is woken by it
+    await becomes(client, "running")
+    assert await answering(2)
+    log = await events(client, "service", "service/svc-a")
+    steps = [(e["data"]["old_replicas"], e["data"]["replicas"]) for e in log if e["type"] == "service.scaled"]
+    assert steps == [(1, 2), (2, 3), (3, 1), (1, 0), (0, 2)]
+    await stop(client)
+
+
+async def _one_lives(site: Machine) -> bool:
+    return len(await site.living()) == 1
+
+
+async def chat(client: Client, model: str = "a", text: str = "hello", **more: Any) -> str:
+    asked = {"model": model, "messages": [{"role": "user", "content": text}]} | more
+    return str((await ask(client, "inference.chat", **asked))["content"])
+
+
+async def test_an_idle_service_sleeps_and_the_next_request_wakes_it(client: Client, site: Machine) -> None:
+    await create(client, idle_timeout=1)
+    await start(client)
+    assert "hello" in await chat(client)
+    await becomes(client, "stopped")
+    shown = await ask(client, "service.status", service_id="svc-a")
+    assert shown["summary"] == "asleep (no request for 1 s); the next request wakes it"
+    assert await site.living() == []
+    await free_of_slots(client)
+    impatient = await refused(
+        client, "inference.chat", model="a", messages=[{"role": "user", "content": "x"}], wait=False
+    )
+    assert (type(impatient), impatient.reason) == (Unavailable, "LOADING")
+    assert impatient.details["retry_after"] >= 1
+    assert "good morning" in await chat(client, text="good morning")
+    assert (await types(client, "service/svc-a")).count("start_requested") == 2
+    await stop(client)
+    gone = await refused(client, "inference.chat", model="a", messages=[{"role": "user", "content": "x"}])
+    assert isinstance(gone, EngineNotRunning)
+
+
+async def test_the_service_that_was_idle_longest_makes_room(client: Client, site: Machine) -> None:
+    heavy = {"context_length": 1000, "slots": 1}  # 3100 bytes each of the 10,000 there are
+    for name, more in (("a", {}), ("b", {}), ("c", {"persistent": True}), ("d", {}), ("e", {"priority": 1})):
+        await create(client, name, config=heavy, **more)
+    for name in ("a", "b", "c"):
+        await start(client, f"svc-{name}")
+    await chat(client, "a")  # now b is the one that was idle longest
+    assert (await start(client, "svc-d"))["status"] == "running"
+    assert [await status(client, f"svc-{name}") for name in "abcd"] == ["running", "stopped", "running", "running"]
+    shown = await ask(client, "service.status", service_id="svc-b")
+    assert shown["summary"] == "asleep (made room for svc-d); the next request wakes it"
+    refusal = await refused(client, "service.start", service_id="svc-e")  # less important than all that run
+    assert isinstance(refusal, InsufficientResources)
+    for name in "acd":
+        await stop(client, f"svc-{name}")
+
+
+async def test_what_is_under_way_is_finished_before_a_replica_ends(client: Client, site: Machine) -> None:
+    await create(client, config={"sleep_per_request": 1.0})
+    await start(client)
+    asked = asyncio.create_task(chat(client, text="take your time"))
+    await until(lambda: _outstanding(client, 1))
+    await stop(client)
+    assert "take your time" in await asked
+    await start(client)
+    asked = asyncio.create_task(chat(client, text="never mind"))
+    await until(lambda: _outstanding(client, 1))
+    await stop(client, force=True)
+    with pytest.raises(AimaError):
+        await asked
+
+
+async def _outstanding(client: Client, count: int) -> bool:
+    (load,) = (await ask(client, "inference.load", service_id="svc-a"))["services"]
+    return bool(load["outstanding"] == count)
+
+
+async def test_replicas_follow_the_load_within_their_bounds(client: Client, site: Machine) -> None:
+    await create(
+        client,
+        config={"sleep_per_request": 0.5, "slots": 2},
+        autoscale={"min": 1, "max": 2, "target_concurrency": 1.0},
+    )
+    await start(client)
+    busy = True
+
+    async def keep_asking() -> None:
+        while busy:
+            await chat(client, text="more")
+
+    callers = [asyncio.create_task(keep_asking()) for _ in range(3)]
+    await until(lambda: _replicas(client, 2))
+    busy = False
+    await asyncio.gather(*callers)
+    await until(lambda: _replicas(client, 1))
+    scaled = [e["data"] for e in await events(client, "service") if e["type"] == "service.scaled"]
+    assert [(event["old_replicas"], event["replicas"]) for event in scaled] == [(1, 2), (2, 1)]
+    assert "of which each replica shall have 1" in scaled[0]["reason"]
+    await stop(client)
+
+
+async def _replicas(client: Client, count: int) -> bool:
+    view = await get(client)
+    return (view["active_replicas"], view["status"]) == (count, "running")
+
+
+async def test_a_caller_s_own_deadline_ends_a_start_and_nothing_is_left_of_it(client: Client, site: Machine) -> None:
+    await create(client, config=SLOW)
+    begun = asyncio.get_running_loop().time()
+    error = await refused(client, "service.start", within=2, service_id="svc-a")
+    assert isinstance(error, Timeout)
+    assert asyncio.get_running_loop().time() - begun < 10
+    assert await status(client) == "failed"
+    await stop(client)
+    assert await site.living() == []
+    await free_of_slots(client)
 
 
 async def test_a_replica_that_somebody_else_restarts_is_the_service_s_own_again(client: Client, site: Machine) -> None:
@@ -363,8 +579,13 @@ async def test_a_start_goes_on_where_a_restarted_domain_finds_it(site: Machine) 
             assert len(await site.living()) == 2
             os.kill(await pid_of(site, "svc-a-r1-1"), signal.SIGKILL)
         async with serving(SERVICE, settings=settings) as client:
-            await becomes(client, "degraded")  # news of the time when nobody listened
+            await until(lambda: _lives(site, "svc-a-r1-1-1"))  # news of the time when nobody listened
+            await becomes(client, "running")
             await stop(client)
+
+
+async def _lives(site: Machine, process_id: str) -> bool:
+    return process_id in [handle.instance for handle in await site.living()]
 
 
 async def test_tables_made_again_from_the_log_are_the_live_ones(site: Machine) -> None:

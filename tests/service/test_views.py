@@ -1,9 +1,9 @@
-"""What the read table holds after each event, what a status says, and what the commands answer."""
+"""What the read table holds after each event, what is shown of a service, and what the commands answer."""
 
 from __future__ import annotations
 
 import sqlite3
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -12,37 +12,64 @@ from aima_core.errors import AimaError
 from aima_core.records import Meta, Recorded
 from aima_core.testing import NOON, Given
 from aima_core.units import Command, Event, Success
+from services.inference import units as inference
+from services.service import internal as i
 from services.service import units as u
 from services.service import views
 from services.service.domain import SERVICE
 from services.service.state import Service
-from tests.service.test_decider import (
+from tests.service.given import (
+    ASK_DELETE,
+    ASK_SLEEP,
+    BEFORE,
     BOTH,
+    BROKEN,
     DELETED,
     ENDPOINT,
+    GIVEN_UP,
+    ONE,
+    OTHER,
     R0,
     R1,
-    STATUSES,
+    REBOOT,
     STOPPED,
     SVC,
     TWO,
     UP,
+    WAITING,
+    again,
+    another,
+    ask_stop,
     begin,
+    broke,
+    came,
     created,
     down,
+    ended,
     failed,
     gone,
     health,
+    late,
+    leaving,
+    of_another,
     progress,
+    ready,
     register,
     requested,
+    scale,
+    scaled,
+    sick,
+    sleep,
     started,
     stop,
+    stopped,
     stray,
     up,
 )
 
-AT = [f"2026-01-01T12:00:0{second}.000000Z" for second in range(8)]
+# --- the read table -----------------------------------------------------------------------------------------------
+
+AT = [f"2026-01-01T12:00:0{second}.000000Z" for second in range(10)]
 
 
 def row(status: str, at: int) -> tuple[str, ...]:
@@ -51,16 +78,19 @@ def row(status: str, at: int) -> tuple[str, ...]:
 
 AFTER: dict[type[Event], tuple[list[Event], list[tuple[str, ...]]]] = {
     u.ServiceCreated: ([created()], [row("created", 0)]),
-    u.StartRequested: ([created(), requested()], [row("starting", 1)]),
-    u.ReplicaProgress: ([created(), requested(), progress()], [row("starting", 1)]),
-    u.ReplicaStarted: ([created(), requested(), up()], [row("starting", 1)]),
+    u.StartRequested: (ONE, [row("starting", 1)]),
+    u.ReplicaProgress: ([*ONE, progress()], [row("starting", 1)]),
+    u.ReplicaStarted: ([*ONE, up()], [row("starting", 1)]),
     u.ServiceStarted: (UP, [row("running", 3)]),
     u.ReplicaHealthChanged: ([*UP, health("unhealthy")], [row("running", 3)]),
     u.ReplicaFailed: ([*UP, down()], [row("running", 3)]),
+    u.ReplicaRequested: ([*UP, down(), again(f"{R0}-1", 1, 0.5)], [row("running", 3)]),
+    u.ServiceScaled: ([*UP, scaled(1, 2)], [row("running", 3)]),
+    u.ReplicaLeaving: ([*UP, leaving(R0)], [row("running", 3)]),
     u.ServiceFailed: ([*UP, down(), failed()], [row("failed", 5)]),
     u.StopRequested: ([*UP, stop()], [row("stopping", 4)]),
     u.ReplicaEnded: ([*UP, stop(), gone()], [row("stopping", 4)]),
-    u.ServiceStopped: ([*UP, stop(), gone(), STOPPED], [row("stopped", 6)]),
+    u.ServiceStopped: ([*UP, sleep(), gone(), STOPPED], [row("stopped", 6)]),
     u.StrayFound: ([created(), stray()], [row("created", 0)]),
     u.ServiceDeleted: ([created(), DELETED], []),
 }
@@ -98,70 +128,239 @@ def service(events: list[Event]) -> Service:
     return found
 
 
-# --- views --------------------------------------------------------------------------------------------------------
+# --- a service ----------------------------------------------------------------------------------------------------
 
-
-def test_a_service_is_shown_with_all_that_is_known_of_it() -> None:
-    shown = views.service_view(service([*BOTH, down(R0), health("healthy", R1)])).model_dump()
-    assert shown == {
-        "id": SVC,
-        "name": "a",
-        "model_id": "m",
-        "model_name": "M",
-        "model_type": "llm",
-        "status": "degraded",
-        "replicas": 2,
-        "active_replicas": 1,
-        "resource_class": "medium",
-        "engine": "toy",
-        "device": "auto",
-        "persistent": False,
-        "port": None,
-        "config": {},
-        "endpoints": [ENDPOINT[R1]],
-        "error": None,
-        "error_code": None,
-        "reason": "it fits",
-        "metrics": None,
-    }
-
-
-def test_a_service_that_was_never_started_shows_what_was_asked_for() -> None:
-    shown = views.service_view(service([created(engine="other", replicas=3, port=20000, config={"slots": 2})]))
-    assert (shown.engine, shown.replicas, shown.active_replicas) == ("other", 3, 0)
-    assert (shown.port, shown.config, shown.reason, shown.endpoints) == (20000, {"slots": 2}, "", [])
-
-
-SUMMARIES: dict[str, tuple[list[Event], str, str, str]] = {
-    "created": (
-        [created()],
-        *("created", "none", f"not started yet; start it with: aima call service.start service_id={SVC}"),
-    ),
-    "asked": (TWO, "starting", "starting", f"0 of 2 replicas answer; {R0}: asked for"),
-    "starting": ([*TWO, up(R0), progress(R1)], "starting", "starting", f"1 of 2 replicas answer; {R1}: loading"),
-    "running": (BOTH, "running", "healthy", "2 of 2 replicas answer"),
-    "one died": ([*BOTH, down(R1)], "degraded", "degraded", f"1 of 2 replicas answer; {R1}: it broke"),
-    "one hangs": (
-        [*BOTH, health("unhealthy", R0)],
-        *("degraded", "degraded", f"1 of 2 replicas answer; {R0}: it does not answer its health check"),
-    ),
-    "stopping": ([*BOTH, stop(), gone(R0)], "stopping", "stopping", "waiting for 1 processes to end"),
-    "stopped": (
-        STATUSES["stopped"],
-        *("stopped", "none", f"stopped; start it with: aima call service.start service_id={SVC}"),
-    ),
-    "failed": (STATUSES["failed"], "failed", "unhealthy", "DIED: it broke"),
+BOUNDS = {"min": 0.0, "max": 3.0, "target_concurrency": 4.0}
+SHOWN: dict[str, Any] = {
+    "id": SVC,
+    "name": "a",
+    "model_id": "m",
+    "model_name": "M",
+    "model_type": "llm",
+    "status": "degraded",
+    "replicas": 2,
+    "active_replicas": 1,
+    "asleep": False,
+    "resource_class": "medium",
+    "engine": "toy",
+    "device": "cpu",
+    "persistent": False,
+    "priority": 5,
+    "idle_timeout": 0.0,
+    "autoscale": None,
+    "port": None,
+    "config": {},
+    "endpoints": [ENDPOINT[R0]],
+    "error": None,
+    "error_code": None,
+    "reason": "it fits",
+    "metrics": None,
 }
 
 
-@pytest.mark.parametrize(("events", "status", "health", "summary"), SUMMARIES.values(), ids=SUMMARIES)
-def test_a_status_says_in_one_line(events: list[Event], status: str, health: str, summary: str) -> None:
-    shown = views.status_view(service(events))
-    assert (shown.status, shown.health, shown.summary) == (status, health, summary)
+def test_a_service_is_shown_with_all_that_is_known_of_it() -> None:
+    assert views.service_view(service(GIVEN_UP)).model_dump() == SHOWN
+
+
+def test_a_service_that_has_failed_says_why() -> None:
+    shown = views.service_view(service(BROKEN)).model_dump()
+    assert shown == SHOWN | {
+        "status": "failed",
+        "active_replicas": 0,
+        "endpoints": [],
+        "error": "it broke",
+        "error_code": "MODEL_INVALID",
+    }
+
+
+def test_a_service_that_sleeps_says_so() -> None:
+    events = [created(idle_timeout=60, autoscale=BOUNDS), *UP[1:], sleep(), gone(), stopped("no request for 60 s")]
+    assert views.service_view(service(events)).model_dump() == SHOWN | {
+        "status": "stopped",
+        "replicas": 1,
+        "active_replicas": 0,
+        "asleep": True,
+        "idle_timeout": 60.0,
+        "autoscale": {"min": 0, "max": 3, "target_concurrency": 4.0},
+        "endpoints": [],
+    }
+    assert not views.service_view(service([*UP, stop(), gone(), STOPPED])).asleep
+
+
+def test_a_service_that_was_never_started_shows_what_was_asked_for() -> None:
+    asked: dict[str, Any] = {"engine": "other", "replicas": 3, "port": 20000, "config": {"slots": 2}}
+    asked |= {"persistent": True, "priority": 9}
+    shown = views.service_view(service([created(device="gpu", resource_class="large", **asked)])).model_dump()
+    assert shown == SHOWN | asked | {
+        "status": "created",
+        "device": "gpu",
+        "resource_class": "large",
+        "active_replicas": 0,
+        "endpoints": [],
+        "reason": "",
+    }
+
+
+def test_the_figures_of_a_service_are_those_of_the_inference_domain() -> None:
+    figures = {
+        "requests_per_second": 1.5,
+        "latency_p50": 0.25,
+        "latency_p99": 2.5,
+        "time_to_first_token_p50": 0.05,
+        "time_to_first_token_p99": None,
+        "total_requests": 90,
+        "error_rate": 0.1,
+        "tokens_per_second": 12.5,
+        "outstanding": 3,
+        "queued": 2,
+    }
+    more = {"failed": 9, "prompt_tokens": 5, "completion_tokens": 7, "service_id": SVC, "refused": 4, "replicas": []}
+    found = views.metrics(inference.ServiceMetrics.model_validate(figures | more))
+    assert found.model_dump() == figures
+    assert views.service_view(service(UP), found).metrics == found
+
+
+# --- its status ---------------------------------------------------------------------------------------------------
+
+START = f"aima call service.start service_id={SVC}"
+FIRST_0, FIRST, SECOND = f"{R0}-1", f"{R1}-1", f"{R1}-2"
+EVICTED = again(FIRST, 1, 0.5, "PREEMPTED: it broke", at=NOON + 2)
+NO_ROOM = down(R1, "4 GiB are missing", "INSUFFICIENT_MEMORY")
+FOUR_TIMES = [
+    *BOTH,
+    *(event for n in range(1, 4) for event in (down(R1 if n == 1 else f"{R1}-{n - 1}"), again(f"{R1}-{n}", n, 0.5))),
+    *(down(f"{R1}-3"), gone(f"{R1}-3")),
+]
+SUMMARIES: dict[str, tuple[list[Event], str, str, str, str | None]] = {
+    # what has happened: status, health, the line, the error
+    "created": ([created()], "created", "none", f"not started yet; start it with: {START}", None),
+    "asked": (TWO, "starting", "starting", f"0 of 2 replicas answer; {R0}: asked for", None),
+    "starting": ([*TWO, up(R0), progress(R1)], "starting", "starting", f"1 of 2 replicas answer; {R1}: loading", None),
+    "starting, who has come least far": (
+        [*TWO, progress(R0)],
+        *("starting", "starting", f"0 of 2 replicas answer; {R1}: asked for", None),
+    ),
+    "starting, one is tried again": (
+        [*TWO, up(R0), down(R1), again(FIRST, 1, 0.5, by=NOON + 40), progress(FIRST)],
+        *("starting", "starting", f"1 of 2 replicas answer; {FIRST}: loading (before: DIED: it broke)", "it broke"),
+    ),
+    "running": (BOTH, "running", "healthy", "2 of 2 replicas answer", None),
+    "waiting for the next try": (
+        [*BOTH, down(R1), again(FIRST, 1, 7.4)],
+        *("degraded", "degraded"),
+        "1 of 2 replicas answer; replica 1 is started again in 7 s, for the 1. time, after DIED: it broke",
+        "it broke",
+    ),
+    "waiting, its time has come": (
+        [*BOTH, down(R1, at=BEFORE), again(FIRST, 2, 0.5, at=BEFORE)],
+        *("degraded", "degraded"),
+        "1 of 2 replicas answer; replica 1 is started again in 0 s, for the 2. time, after DIED: it broke",
+        "it broke",
+    ),
+    "evicted": (
+        [*BOTH, down(R1, code="PREEMPTED"), EVICTED],
+        *("degraded", "degraded"),
+        "1 of 2 replicas answer; replica 1 is started again in 2 s, for the 1. time, after PREEMPTED: it broke",
+        "it broke",
+    ),
+    "waiting for memory": (
+        [*BOTH, NO_ROOM, again(FIRST, 1, 64.0, "INSUFFICIENT_MEMORY: 4 GiB are missing")],
+        *("degraded", "degraded"),
+        "1 of 2 replicas answer; replica 1 is started again in 64 s, for the 1. time, after "
+        "INSUFFICIENT_MEMORY: 4 GiB are missing",
+        "4 GiB are missing",
+    ),
+    "given up at once": (
+        GIVEN_UP,
+        *("degraded", "degraded"),
+        f"1 of 2 replicas answer; {R1}: MODEL_INVALID: it broke; given up after 1 tries; try again: {START}",
+        "it broke",
+    ),
+    "given up, and not gone yet": (
+        GIVEN_UP[:-1],
+        *("degraded", "degraded"),
+        f"1 of 2 replicas answer; {R1}: MODEL_INVALID: it broke; given up after 1 tries; try again: {START}",
+        "it broke",
+    ),
+    "given up after four tries": (
+        FOUR_TIMES,
+        *("degraded", "degraded"),
+        f"1 of 2 replicas answer; {R1}-3: DIED: it broke; given up after 4 tries; try again: {START}",
+        "it broke",
+    ),
+    "given up before hung": (
+        [*GIVEN_UP, health("unhealthy", R0)],
+        *("degraded", "unhealthy"),
+        f"0 of 2 replicas answer; {R1}: MODEL_INVALID: it broke; given up after 1 tries; try again: {START}",
+        "it broke",
+    ),
+    "hung": (
+        [*BOTH, health("unhealthy", R0)],
+        *("degraded", "degraded", f"1 of 2 replicas answer; {R0} does not answer its health check", None),
+    ),
+    "hung before waiting": (
+        [*WAITING, health("unhealthy", R0)],
+        *("degraded", "unhealthy", f"0 of 2 replicas answer; {R0} does not answer its health check", "it broke"),
+    ),
+    "back, and its failure forgotten": (
+        [*BOTH, down(R1), again(FIRST, 1, 0.5), up(FIRST)],
+        *("running", "healthy", "2 of 2 replicas answer", None),
+    ),
+    "stopping": (
+        [*BOTH, stop(), gone(R0)],
+        *("stopping", "stopping", "waiting for 1 processes to end (requested)", None),
+    ),
+    "to sleep": (
+        [*BOTH, sleep()],
+        *("stopping", "stopping", "waiting for 2 processes to end (no request for 60 s)", None),
+    ),
+    "stopped": ([*UP, stop(), gone(), STOPPED], "stopped", "none", f"stopped; start it with: {START}", None),
+    "stopped by a reboot": (
+        [*UP, stop(force=True, reason=REBOOT), gone(), stopped(REBOOT)],
+        *("stopped", "none", f"stopped ({REBOOT}); start it with: {START}", None),
+    ),
+    "asleep": (
+        [*UP, sleep(), gone(), stopped("no request for 60 s")],
+        *("stopped", "none", "asleep (no request for 60 s); the next request wakes it", None),
+    ),
+    "asleep, a replica had failed long before": (
+        [*UP, down(), gone(), again(FIRST_0, 1, 0.5), up(FIRST_0), sleep(), gone(FIRST_0), stopped()],
+        *("stopped", "none", "asleep (no request for 60 s); the next request wakes it", None),
+    ),
+    "asleep for another": (
+        [*UP, stop(reason=f"made room for {OTHER}", asleep=True, made_room_for=OTHER), gone(), stopped()],
+        *("stopped", "none", f"asleep (made room for {OTHER}); the next request wakes it", None),
+    ),
+    "failed": (
+        BROKEN,
+        *("failed", "unhealthy", f"MODEL_INVALID: it broke; when that is mended: {START}", "it broke"),
+    ),
+    "a stop that took too long": (
+        [*UP, stop(), failed(f"{R0} did not end in time; still trying", "STOP_TIMEOUT")],
+        *("failed", "unhealthy"),
+        f"STOP_TIMEOUT: {R0} did not end in time; still trying; when that is mended: {START}",
+        f"{R0} did not end in time; still trying",
+    ),
+}
+
+
+@pytest.mark.parametrize(("events", "status", "health", "summary", "error"), SUMMARIES.values(), ids=SUMMARIES)
+def test_a_status_says_in_one_line(
+    events: list[Event], status: str, health: str, summary: str, error: str | None
+) -> None:
+    shown = views.status_view(service(events), {}, NOON)
+    assert (shown.id, shown.status, shown.health, shown.summary, shown.error) == (SVC, status, health, summary, error)
+
+
+def test_every_status_has_its_line() -> None:
+    assert {status for _, status, *_ in SUMMARIES.values()} == set(get_args(u.ServiceStatus))
+
+
+AT_BEFORE, RETRY = "2026-01-01T11:59:40.000000Z", "2026-01-01T11:59:40.500000Z"
 
 
 def test_a_status_shows_each_replica() -> None:
-    shown = views.status_view(service([*TWO, up(R0), progress(R1)]))
+    shown = views.status_view(service(WAITING), {R0: 123, R1: 456}, NOON)
     assert [replica.model_dump() for replica in shown.replicas] == [
         {
             "replica": 0,
@@ -173,98 +372,200 @@ def test_a_status_shows_each_replica() -> None:
             "progress": 100.0,
             "message": "",
             "error": None,
+            "error_code": None,
             "restarts": 0,
+            "retry_at": None,
+            "memory_bytes": 123,
+            "attempts": [],
         },
         {
             "replica": 1,
-            "process_id": R1,
+            "process_id": FIRST,
             "node": "",
             "endpoint": "",
-            "status": "starting",
-            "phase": "loading",
-            "progress": 40.0,
-            "message": "loading",
-            "error": None,
-            "restarts": 0,
+            "status": "waiting",
+            "phase": "",
+            "progress": 0.0,
+            "message": "",
+            "error": "it broke",
+            "error_code": "DIED",
+            "restarts": 1,
+            "retry_at": RETRY,
+            "memory_bytes": None,
+            "attempts": [{"process_id": R1, "at": AT_BEFORE, "error": "it broke", "error_code": "DIED"}],
         },
     ]
 
 
+def test_a_replica_shows_how_far_it_is_and_how_its_earlier_processes_ended() -> None:
+    events = [*WAITING, progress(FIRST), down(FIRST, "boom", "BOOM", 2), again(SECOND, 2, 1.0), progress(SECOND)]
+    shown = views.status_view(service(events), {}, NOON).replicas[1]
+    assert (shown.status, shown.phase, shown.progress, shown.message) == ("starting", "loading", 40.0, "loading")
+    assert (shown.error, shown.error_code, shown.restarts, shown.retry_at) == ("boom", "BOOM", 2, None)
+    assert [(past.process_id, past.error_code) for past in shown.attempts] == [(R1, "DIED"), (FIRST, "BOOM")]
+
+
+LOGGED: dict[str, tuple[list[Event], list[str]]] = {
+    "created": ([created()], []),
+    "running": (BOTH, [R0, R1]),
+    "one is tried again": (WAITING, [R0, R1, FIRST]),
+    "one was given up": (GIVEN_UP, [R0, R1]),
+    "failed": (BROKEN, [R0, R1]),
+    "stopped": ([*BOTH, stop(), gone(R0), gone(R1), STOPPED], [R0, R1]),
+    "four times": (FOUR_TIMES, [R0, R1, f"{R1}-1", f"{R1}-2", f"{R1}-3"]),
+}
+
+
+@pytest.mark.parametrize(("events", "expected"), LOGGED.values(), ids=LOGGED)
+def test_the_logs_that_tell_how_it_fares_are_of(events: list[Event], expected: list[str]) -> None:
+    assert views.logged(service(events)) == expected
+
+
 # --- answers of commands ------------------------------------------------------------------------------------------
 
-STOP = u.StopService(service_id=SVC)
-WAITS = None
+STOP, WAITS = ask_stop(), None
+AGAIN = another(FIRST, "started again")
+MADE_ROOM = of_another([sleep()])[0]
 
 
 def outcome(status: u.ServiceStatus, message: str) -> u.StartOutcome:
     return u.StartOutcome(success=True, status=status, message=message)
 
 
-def start(wait: bool = True) -> u.BeginStart:
-    return begin().model_copy(update={"wait": wait})
+def start(wait: bool = True) -> i.BeginStart:
+    return begin(wait=wait)
 
 
 ANSWERS: dict[str, tuple[Command[Any], list[Event], list[Event], Any]] = {
     # command, what had happened before, what has happened since it was decided, the answer
     "create": (register(), [], [created()], u.ServiceRef(service_id=SVC)),
     "create again": (register(), [created()], [], u.ServiceRef(service_id=SVC)),
-    "create another": (
-        register(named=False),
-        [created()],
-        [created("a-1")],
-        u.ServiceRef(service_id="svc-a-1"),
-    ),
+    "create another": (register(named=False), [created()], [created("a-1")], u.ServiceRef(service_id="svc-a-1")),
     "start": (start(), [created()], [requested()], WAITS),
     "start, not waiting": (start(False), [created()], [requested()], outcome("starting", "it fits")),
+    "start, one of two up": (start(), [created(replicas=2)], [requested(2), up(R0)], WAITS),
+    "start, one is tried again": (
+        start(),
+        [created(replicas=2)],
+        [requested(2), down(R0), again(f"{R0}-1", 1, 0.5)],
+        WAITS,
+    ),
     "start, up": (start(), [created()], UP[1:], outcome("running", "it fits")),
     "start, partly up": (
         start(),
         [created(replicas=2)],
-        [*TWO[1:], down(R0), up(R1), started(ENDPOINT[R1], status="degraded")],
+        [*TWO[1:], down(R0, code="MODEL_INVALID"), up(R1), started(ENDPOINT[R1], status="degraded")],
         outcome("degraded", "it fits"),
     ),
-    "start, up already": (start(), UP, [], outcome("running", "it is running already")),
-    "start, degraded already": (
+    "start, another made room": (start(), [created(), *of_another(UP)], [requested(), MADE_ROOM], WAITS),
+    "start, another made room, up": (
         start(),
-        [*BOTH, down(R0)],
-        [],
-        outcome("degraded", "it is degraded already"),
+        [created(), *of_another(UP)],
+        [requested(), MADE_ROOM, up(), started(ENDPOINT[R0])],
+        outcome("running", "it fits"),
     ),
-    "start, under way": (start(), [created(), requested()], [], WAITS),
-    "start, under way, not waiting": (
-        start(False),
-        [created(), requested()],
-        [],
-        outcome("starting", "it is starting already"),
+    "start, another that made room has failed": (
+        start(),
+        [created(), *of_another(UP)],
+        [requested(), MADE_ROOM, *of_another([failed()])],
+        WAITS,
     ),
-    "start, failed": (start(), [created()], [requested(), down(), failed()], "ExecutionFailed DIED"),
-    "start, late": (start(), [created()], [requested(), failed("x", "TIMEOUT")], "Timeout TIMEOUT"),
+    "start, up already": (start(), UP, [], outcome("running", "it is running already")),
+    "start, up already, not waiting": (start(False), UP, [], outcome("running", "it is running already")),
+    "start, degraded already": (start(), WAITING, [], outcome("degraded", "it is degraded already")),
+    "start, what was given up is tried again": (
+        start(),
+        GIVEN_UP,
+        [AGAIN],
+        outcome("degraded", "1 of its 2 replicas are started again"),
+    ),
+    "start, under way": (start(), ONE, [], WAITS),
+    "start, under way, not waiting": (start(False), ONE, [], outcome("starting", "it is starting already")),
+    "start, under way, up": (
+        start(),
+        ONE,
+        [up(), started(ENDPOINT[R0])],
+        outcome("running", "it is running already"),
+    ),
+    "start, failed": (
+        start(),
+        [created()],
+        [requested(), down(code="MODEL_INVALID"), failed(code="MODEL_INVALID")],
+        "ExecutionFailed MODEL_INVALID it broke",
+    ),
+    "start, failed, and gone since": (
+        start(),
+        [created()],
+        [requested(), down(), failed(), gone(), requested(run=2)],
+        "ExecutionFailed DIED it broke",
+    ),
+    "start, late": (start(), [created()], [requested(), failed("x", "TIMEOUT")], "Timeout TIMEOUT x"),
     "start, no memory": (
         start(),
         [created()],
         [requested(), failed("x", "OUT_OF_MEMORY")],
-        "InsufficientResources OUT_OF_MEMORY",
+        "InsufficientResources OUT_OF_MEMORY x",
     ),
-    "start, no slot": (
+    "start, no room": (
         start(),
         [created()],
         [requested(), failed("x", "INSUFFICIENT_MEMORY")],
-        "InsufficientResources INSUFFICIENT_MEMORY",
+        "InsufficientResources INSUFFICIENT_MEMORY x",
     ),
-    "start, failed before we looked": (start(), STATUSES["failed"], [], "ExecutionFailed DIED"),
-    "start, stopped": (start(), [created()], [requested(), stop()], "ExecutionFailed STOPPED"),
-    "start, stopped before we looked": (start(), STATUSES["stopped"], [], "ExecutionFailed STOPPED"),
-    "start, deleted": (start(), [created()], [DELETED], "ExecutionFailed DELETED"),
+    "start, failed before we looked": (start(), BROKEN, [], "ExecutionFailed MODEL_INVALID it broke"),
+    "start, stopped": (
+        start(),
+        [created()],
+        [requested(), stop()],
+        "ExecutionFailed STOPPED the service was stopped while it started",
+    ),
+    "start, stopped, and started by another": (
+        start(),
+        [created()],
+        [requested(), stop(), STOPPED, requested(run=2)],
+        "ExecutionFailed STOPPED the service was stopped while it started",
+    ),
+    "start, stopped before we looked": (
+        start(),
+        [*UP, stop(), gone(), STOPPED],
+        [],
+        "ExecutionFailed STOPPED the service was stopped while it started",
+    ),
+    "start, deleted": (start(), [created()], [DELETED], "ExecutionFailed DELETED the service was deleted"),
     "stop": (STOP, UP, [stop()], WAITS),
     "stop, gone": (STOP, UP, [stop(), gone(), STOPPED], Success()),
     "stop, one of two gone": (STOP, BOTH, [stop(), gone(R0)], WAITS),
     "stop, nothing there": (STOP, [created()], [], Success()),
-    "stop, failed and not yet gone": (STOP, STATUSES["failed"], [], WAITS),
-    "stop, failed and gone": (STOP, STATUSES["failed"], [gone()], Success()),
-    "stop, a stray is left": (STOP, [*STATUSES["stopped"], stray()], [], WAITS),
-    "stop, started anew by another": (STOP, STATUSES["stopped"], [requested(run=2)], Success()),
+    "stop, asleep": (STOP, [*UP, sleep(), gone(), stopped()], [stop(), STOPPED], Success()),
+    "stop, failed and not yet gone": (STOP, BROKEN, [], WAITS),
+    "stop, failed and gone": (STOP, BROKEN, [gone(R0), gone(R1)], Success()),
+    "stop, took too long": (STOP, UP, [stop(), failed(code="STOP_TIMEOUT")], WAITS),
+    "stop, took too long, gone at last": (STOP, UP, [stop(), failed(code="STOP_TIMEOUT"), gone()], Success()),
+    "stop, a stray is left": (STOP, [*UP, stop(), gone(), STOPPED, stray()], [], WAITS),
+    "stop, started anew by another": (STOP, [*UP, stop(), gone(), STOPPED], [requested(run=2)], Success()),
+    "stop, up again by another": (
+        STOP,
+        [*UP, stop(), gone(), STOPPED],
+        [requested(run=2), up(f"{SVC}-r0-2"), started("http://n:9")],
+        Success(),
+    ),
+    "stop, degraded again by another": (
+        STOP,
+        [*UP, stop(), gone(), STOPPED],
+        [requested(2, run=2), up(f"{SVC}-r0-2"), down(f"{SVC}-r1-2"), started("http://n:9", status="degraded")],
+        Success(),
+    ),
     "stop, deleted": (STOP, [created()], [DELETED], Success()),
-    "delete": (u.DeleteService(service_id=SVC), [created()], [DELETED], Success()),
+    "delete": (ASK_DELETE, [created()], [DELETED], Success()),
+    "scale": (scale(2), UP, [scaled(1, 2), another(FIRST, "requested")], Success()),
+    "scale, to sleep": (scale(0), UP, [scaled(1, 0), sleep()], Success()),
+    "put to sleep": (ASK_SLEEP, UP, [sleep()], Success()),
+    "timed out": (late(), ONE, [failed(code="TIMEOUT")], Success()),
+    "progress": (came(), ONE, [progress()], Success()),
+    "ready": (ready(), ONE, [up(), started(ENDPOINT[R0])], Success()),
+    "unhealthy": (sick(), UP, [health("unhealthy")], Success()),
+    "broken": (broke(), UP, [down(), again(f"{R0}-1", 1, 0.5)], Success()),
+    "ended": (ended(), [*UP, stop()], [gone(), STOPPED], Success()),
 }
 
 
@@ -272,9 +573,14 @@ def answer(world: World[Service], command: Command[Any], since: list[Event]) -> 
     try:
         return views.reply(world, command, since)
     except AimaError as error:
-        return f"{type(error).__name__} {error.reason}"
+        return f"{type(error).__name__} {error.reason} {error.message}"
 
 
 @pytest.mark.parametrize(("command", "before", "since", "expected"), ANSWERS.values(), ids=ANSWERS)
 def test_the_answer_is(command: Command[Any], before: list[Event], since: list[Event], expected: Any) -> None:
     assert answer(Given(SERVICE, [*before, *since]).world, command, since) == expected
+
+
+def test_every_command_has_an_answer() -> None:
+    prepared = {u.CreateService, u.StartService, u.ScaleService}  # these come as Register, BeginStart, BeginScale
+    assert {type(command) for command, *_ in ANSWERS.values()} | prepared == {*SERVICE.commands, *SERVICE.internal}

@@ -1,6 +1,6 @@
 """A stand-in for an engine: speaks enough of OpenAI's API, needs no model, fails on request.
 
-    python engine.py --port 8000 --model NAME [--delay-start 2] [--die-after 5] [--fail-with MESSAGE] ...
+    python engine.py --port 8000 --model NAME [--delay-start 2] [--die-after 5] [--fail-with MESSAGE] [--hold-mib 9] ...
 
 Only the standard library, so that it starts in a tenth of a second. Every answer is derived from the request, so
 that a test can tell which request it belongs to.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import mmap
 import os
 import signal
 import sys
@@ -20,6 +21,8 @@ from typing import Any
 
 OPTIONS = argparse.Namespace()
 CREATED = 1_700_000_000
+HELD: list[mmap.mmap] = []
+LOOKS: list[str] = []
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -27,7 +30,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path == "/health":
-            self.answer(200, {"status": "ok"})
+            look = len(LOOKS)
+            LOOKS.append(OPTIONS.health[look : look + 1])
+            self.answer(503 if LOOKS[look] == "-" else 200, {"looks": look + 1})
         elif self.path == "/v1/models":
             self.answer(200, {"object": "list", "data": [{"id": OPTIONS.model, "object": "model", "owned_by": "aima"}]})
         else:
@@ -42,6 +47,9 @@ class Handler(BaseHTTPRequestHandler):
         if request.get("model") not in (None, OPTIONS.model):
             return self.refuse(404, f"the model {request['model']} does not exist")
         match self.path:
+            case "/hold":
+                hold(int(request["mib"]))
+                return self.answer(200, {})
             case "/v1/chat/completions":
                 asked = str(request.get("messages", [{}])[-1].get("content", ""))
                 return self.complete(request, asked, "chat.completion")
@@ -116,6 +124,17 @@ class Handler(BaseHTTPRequestHandler):
         sys.stderr.write(f"{self.command} {self.path}\n")
 
 
+def hold(mib: int) -> None:
+    """Let go of what is held, and hold so much memory."""
+    while HELD:
+        HELD.pop().close()
+    if mib:
+        held = mmap.mmap(-1, mib * 2**20)
+        for _ in range(mib):
+            held.write(b"\1" * 2**20)
+        HELD.append(held)
+
+
 class Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
@@ -132,7 +151,10 @@ def main() -> int:
     parser.add_argument("--sleep-per-request", type=float, default=0.0, help="seconds before each answer")
     parser.add_argument("--token-delay", type=float, default=0.0, help="seconds before each token")
     parser.add_argument("--tokens", type=int, default=8, help="tokens of an answer")
+    parser.add_argument("--hold-mib", type=int, default=0, help="memory to hold; POST /hold changes it")
+    parser.add_argument("--health", default="", help="such as +--+: how the first looks go; the later ones are well")
     parser.parse_args(namespace=OPTIONS)
+    hold(OPTIONS.hold_mib)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     if OPTIONS.die_after is not None:
         timer = threading.Timer(OPTIONS.die_after, lambda: os._exit(9))

@@ -11,6 +11,8 @@
  *   NVML_MUTE         every reading answers "unknown error"
  *   NVML_USER         setting a limit is not permitted
  *   NVML_NO_LIMIT     the part has no limit of power
+ *   NVML_BUS          bits of the memory's bus (6144)
+ *   NVML_CLOCK        how high the memory is clocked at most, MHz (3201)
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -58,6 +60,12 @@ int nvmlDeviceGetUUID(device_t d, char *uuid, unsigned int length) {
 int nvmlDeviceGetArchitecture(device_t d, unsigned int *architecture) { *architecture = 9; return reading(d); }
 int nvmlDeviceGetCudaComputeCapability(device_t d, int *major, int *minor) { *major = 9; *minor = 0; return reading(d); }
 int nvmlDeviceGetNumGpuCores(device_t d, unsigned int *cores) { *cores = 16896; return reading(d); }
+int nvmlDeviceGetMemoryBusWidth(device_t d, unsigned int *bits) { *bits = number("NVML_BUS", 6144); return reading(d); }
+int nvmlDeviceGetMaxClockInfo(device_t d, unsigned int clock, unsigned int *mhz) {
+    enum { CLOCK_MEM = 2 };
+    *mhz = number("NVML_CLOCK", 3201);
+    return clock == CLOCK_MEM ? reading(d) : INVALID;
+}
 int nvmlDeviceGetMemoryInfo(device_t d, memory_t *memory) {
     const char *kind = set("NVML_MEMORY") ? set("NVML_MEMORY") : "own";
     if (!strcmp(kind, "not-supported")) return lost(d) ? GPU_IS_LOST : NOT_SUPPORTED;

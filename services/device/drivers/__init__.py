@@ -24,6 +24,8 @@ class Found(msgspec.Struct, frozen=True):
     cores: int | None = None
     """Logical processors that this process may use, or shader cores."""
     uuid: str | None = None
+    memory_bandwidth: int | None = None
+    """Bytes per second that can be read of the memory; None where it cannot be told."""
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -49,7 +51,10 @@ class Probe(Protocol):
     """One way to look at devices. Synchronous and quick (milliseconds); a caller in an event loop uses a thread."""
 
     def detect(self) -> list[Found]:
-        """Return the devices that are there. None is a normal answer; nothing is raised."""
+        """Return the devices that are there. None is a normal answer; nothing is raised.
+
+        The first look may take some tenths of a second, to measure.
+        """
 
     def sample(self, device_id: str) -> Sample:
         """Return the readings of a device that `detect` has returned. Raises NotFound for any other."""

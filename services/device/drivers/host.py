@@ -13,7 +13,7 @@ import psutil
 
 from aima_core import cgroup
 from aima_core.errors import Conflict, NotFound
-from services.device.drivers import Found, Sample
+from services.device.drivers import Found, Sample, bandwidth
 
 VENDORS = {
     "GenuineIntel": "Intel",
@@ -46,9 +46,13 @@ class HostProbe:
         self._lock = threading.Lock()  # samples may come from different threads
         self._busy, self._passed = _cpu_seconds()
         self._load = 0.0
+        self._bandwidth: int | None = None
 
     def detect(self) -> list[Found]:
-        """Return the cpu and the disk."""
+        """Return the cpu and the disk. The memory is measured once: later on, engines are busy with it."""
+        if self._bandwidth is None:
+            total, used = self._memory()
+            self._bandwidth = bandwidth.measure(_usable_cores() or 1, total - used)
         return [self._find_cpu(), self._find_disk()]
 
     def sample(self, device_id: str) -> Sample:
@@ -81,6 +85,7 @@ class HostProbe:
             memory=self._memory()[0],
             capabilities=[name for name in CAPABILITIES if name in flags],
             cores=_usable_cores(),
+            memory_bandwidth=self._bandwidth,
         )
 
     def _find_disk(self) -> Found:

@@ -149,7 +149,14 @@ class NvidiaProbe:
             ],
             cores=self._read(nvml.nvmlDeviceGetNumGpuCores, handle),
             uuid=uuid,
+            memory_bandwidth=self._bandwidth(handle),
         )
+
+    def _bandwidth(self, handle: Any) -> int | None:
+        """Return the bytes per second of its memory: the width of the bus, twice per clock (double data rate)."""
+        bits = self._read(self._nvml.nvmlDeviceGetMemoryBusWidth, handle)
+        megahertz = self._read(self._nvml.nvmlDeviceGetMaxClockInfo, handle, self._nvml.NVML_CLOCK_MEM)
+        return bits // 8 * megahertz * 1_000_000 * 2 if bits and megahertz else None
 
     def _memory(self, handle: Any, found: Found) -> tuple[int | None, int]:
         """Return (used, total) bytes: of its own, or the machine's where cpu and gpu share it."""

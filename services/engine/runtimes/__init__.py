@@ -94,5 +94,8 @@ class Runtime(Protocol):
         ...
 
     async def stats(self, handle: Handle) -> Stats:
-        """Return what the program uses now; the CPU since the last call, or since its start. Zeros when it is gone."""
+        """Return what the program uses now; the CPU over the last second or more, at first since its start.
+
+        Zeros when it is gone.
+        """
         ...

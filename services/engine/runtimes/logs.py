@@ -24,6 +24,8 @@ PARTIAL = 20
 truncated between them it would be a line cut in two. What ends without a newline is taken as it is after that."""
 FORGET_AFTER = 7 * 24 * 3600.0
 """Seconds after its last line until the log of an instance that no longer lives is removed."""
+KEPT = 200
+"""Instances that no longer live whose logs are kept; each attempt to start a replica is one more."""
 
 
 class LogFiles:
@@ -45,16 +47,24 @@ class LogFiles:
             raise
         return descriptor
 
-    def rotate(self, living: Collection[str]) -> None:
-        """Move aside what has grown too large; remove what is long over. Raises OSError, with nothing lost."""
+    def rotate(self) -> None:
+        """Move aside what has grown too large. Raises OSError, with nothing lost."""
         for path in sorted(self._folder.glob("*.log")):
-            status = path.stat()
-            if status.st_size > self._max_bytes:
+            if path.stat().st_size > self._max_bytes:
                 with self._moving:
                     self._rotate(path)
-            elif path.stem not in living and time.time() - status.st_mtime > FORGET_AFTER:
+
+    def forget(self, living: Collection[str]) -> None:
+        """Remove the logs of what does not live any more: what is long over, and all but the newest. Raises OSError."""
+        ended = [(path.stat().st_mtime, path) for path in self._folder.glob("*.log") if path.stem not in living]
+        for number, (written, path) in enumerate(sorted(ended, reverse=True)):
+            if number >= KEPT or time.time() - written > FORGET_AFTER:
                 for old in self._folder.glob(f"{path.name}*"):
                     old.unlink(missing_ok=True)
+
+    def has(self, instance: str) -> bool:
+        """Return whether there is a log of the instance."""
+        return self._path(instance).exists()
 
     def _rotate(self, path: Path) -> None:
         copy = path.with_name(f"{path.name}.new")

@@ -25,6 +25,8 @@ from services.engine.runtimes.logs import LogFiles
 
 LEFTOVERS = 2.0
 """Seconds that what a program started may outlive it before it is killed."""
+WINDOW = 1.0
+"""Seconds at least over which CPU is measured: in a shorter time the kernel's hundredths tell nothing."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 
@@ -37,7 +39,9 @@ class ProcessRuntime:
         self._run = folder / "run"
         self._logs = LogFiles(folder / "logs", log_bytes, log_files)
         self._children = Children()
-        self._used: dict[Handle, tuple[float, float]] = {}  # the last look: when, and CPU seconds until then
+        self._used: dict[
+            Handle, tuple[float, float, float]
+        ] = {}  # the last look: when, CPU seconds until then, percent
 
     async def start(self, spec: LaunchSpec) -> Handle:
         """Return the instance's living program; start it only when there is none."""
@@ -89,9 +93,11 @@ class ProcessRuntime:
         return await asyncio.to_thread(self._stats, handle)
 
     async def rotate(self) -> None:
-        """Keep the logs within their size and leave no zombie. Call it every few seconds. Raises OSError."""
-        living = await asyncio.to_thread(self._living)
-        await asyncio.to_thread(self._logs.rotate, living.keys())
+        """Keep the logs within their size and number and leave no zombie. Call it every few seconds. Raises OSError."""
+        await asyncio.to_thread(self._logs.rotate)
+        living = await asyncio.to_thread(self._forget)
+        for gone in set(self._used) - living:
+            self._used.pop(gone, None)
 
     # What follows blocks, for milliseconds, and runs in threads.
 
@@ -160,6 +166,16 @@ class ProcessRuntime:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
+    def _forget(self) -> set[Handle]:
+        """Remove the files of what has ended long ago; return what lives."""
+        with self._one_at_a_time():  # a start must not lose the files that it has just made
+            living = self._living()
+            self._logs.forget(living.keys())
+            for record in self._run.glob("*.json"):
+                if record.stem not in living and not self._logs.has(record.stem):
+                    record.unlink(missing_ok=True)
+        return set(living.values())
+
     def _record(self, instance: str) -> Path:
         return self._run / f"{instance}.json"
 
@@ -195,6 +211,7 @@ class ProcessRuntime:
     def _stats(self, handle: Handle) -> Stats:
         process = marks.living(handle, self._owner)
         if process is None:
+            self._used.pop(handle, None)
             return Stats(memory_bytes=0, cpu_percent=0.0)
         memory, seconds, now = 0, 0.0, time.time()
         for one in marks.family(process):
@@ -202,7 +219,9 @@ class ProcessRuntime:
                 memory += one.memory_info().rss
                 times = one.cpu_times()
                 seconds += times.user + times.system
-        since, before = self._used.get(handle, (handle.started_at, 0.0))
-        self._used[handle] = (now, seconds)
-        # A child that ended takes its seconds along, which must not look like negative work.
-        return Stats(memory, round(max(0.0, 100 * (seconds - before) / max(now - since, 0.01)), 1))
+        since, before, percent = self._used.get(handle, (handle.started_at, 0.0, None))
+        if percent is None or now - since >= WINDOW:
+            # A child that ended takes its seconds along, which must not look like negative work.
+            percent = round(max(0.0, 100 * (seconds - before) / max(now - since, 0.01)), 1)
+            self._used[handle] = (now, seconds, percent)
+        return Stats(memory, percent)

@@ -1,0 +1,238 @@
+"""A service's replicas and the requests under way on them: the state, and how events change it. Pure."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+import msgspec
+
+from aima_core.domain import Effect
+from services.inference import units as u
+
+_BLAMED = frozenset({"ENGINE_GONE", "ENGINE_FAILED", "BAD_ANSWER", "EXECUTION_FAILED"})
+_TOLERATED = 3  # failures in a row that open a breaker
+_FIRST_OPEN, _LAST_OPEN = 5.0, 60.0  # seconds that it stays open; doubled each time that a trial fails
+_REMEMBERED = 1000  # settled requests that may be settled again in the same way
+
+
+class Breaker(msgspec.Struct, frozen=True):
+    """Keeps requests from a replica that fails them. Closed, then open for a while, then half open: one may try.
+
+    `failures` in a row, `openings` since the last answer, `open_until` in Unix seconds, `trial`: the one that tries.
+    """
+
+    failures: int = 0
+    openings: int = 0
+    open_until: float = 0.0
+    trial: str = ""
+
+    def state(self, at: float) -> u.BreakerState:
+        """Return how it stands."""
+        if not self.openings:
+            return "closed"
+        return "open" if at < self.open_until else "half_open"
+
+    def lets_through(self, at: float) -> bool:
+        """Whether one more request may go to the replica."""
+        return not self.openings or (at >= self.open_until and not self.trial)
+
+    def started(self, request_id: str) -> Breaker:
+        """Return it after a request has begun: one that was let through an opened breaker is its trial."""
+        return msgspec.structs.replace(self, trial=request_id) if self.openings else self
+
+    def ended(self, request_id: str, code: str, at: float) -> Breaker:
+        """Return it after a request has ended; an empty code says that it was answered."""
+        if not code:
+            return Breaker()
+        trial = "" if self.trial == request_id else self.trial
+        if code not in _BLAMED:
+            return msgspec.structs.replace(self, trial=trial)
+        failures = self.failures + 1
+        if failures < _TOLERATED or at < self.open_until:  # those that began before it opened say nothing new
+            return Breaker(failures, self.openings, self.open_until, trial)
+        stays = min(_FIRST_OPEN * 2.0 ** min(self.openings, 10), _LAST_OPEN)
+        return Breaker(failures, self.openings + 1, at + stays, trial)
+
+
+class Route(msgspec.Struct, frozen=True):
+    """A replica, and whether it answers its health check. `slots`: requests that it takes at once, 0 for any number."""
+
+    process_id: str
+    endpoint: str
+    served_model: str
+    dialect: str
+    tools: bool
+    healthy: bool = True
+    slots: int = 0
+    engine: str = ""
+    device: str = ""
+    breaker: Breaker = Breaker()
+
+
+class Pool(msgspec.Struct, frozen=True):
+    """A service, its replicas and the requests under way on them.
+
+    `added` while the service is registered; logs of older releases do not say so, they have only its routes.
+    `by_process` counts the requests of each process, also of those that get no more; `settled` has the latest ones
+    that have ended, each with its outcome; `last_used` in Unix seconds.
+    """
+
+    service_id: str
+    service_name: str = ""
+    model_id: str = ""
+    model_name: str = ""
+    type: str = ""
+    routes: tuple[Route, ...] = ()
+    requests: dict[str, u.RequestStarted] = {}
+    added: bool = False
+    phase: u.Phase = "stopped"
+    error: str = ""
+    error_code: str = ""
+    by_process: dict[str, int] = {}
+    refused: int = 0
+    last_used: float | None = None
+    settled: tuple[str, ...] = ()
+
+    def serves(self, name: str) -> bool:
+        """Whether a caller who says `name` means this service, or its model."""
+        return name in (self.service_id, self.service_name, self.model_id, self.model_name)
+
+    def outstanding(self, process_id: str) -> int:
+        """How many requests are under way on a replica."""
+        return self.by_process.get(process_id, 0)
+
+    def has_room(self, route: Route) -> bool:
+        """Whether a replica takes one more."""
+        return not route.slots or self.outstanding(route.process_id) < route.slots
+
+    def route(self, process_id: str) -> Route | None:
+        """Return a replica that requests may go to."""
+        return next((route for route in self.routes if route.process_id == process_id), None)
+
+    def has_settled(self, request_id: str, outcome: u.Outcome) -> bool:
+        """Whether the request has ended like that lately."""
+        return _settled(request_id, outcome) in self.settled
+
+
+class Sweep(Effect, frozen=True):
+    """Fail requests that nobody settles in time."""
+
+    service_id: str
+
+
+def evolve(pool: Pool | None, event: u.Events) -> Pool | None:
+    """Return the pool after the event, None when nothing of it is left. Never raises."""
+    pool = _after(pool or Pool(event.service_id), event)
+    return pool if pool.added or pool.routes or pool.requests else None
+
+
+def _after(pool: Pool, event: u.Events) -> Pool:
+    replace = msgspec.structs.replace
+    match event:
+        case u.ServiceAdded():
+            return replace(_named(pool, event, added=True), refused=0)
+        case u.ServiceRemoved():
+            return replace(pool, added=False, phase="stopped")
+        case u.PhaseChanged(phase=phase, error=error, error_code=code):
+            return replace(pool, phase=phase, error=error, error_code=code)
+        case u.RouteAdded():
+            route = Route(
+                event.process_id,
+                event.endpoint,
+                event.served_model,
+                event.dialect,
+                event.tools,
+                slots=event.slots,
+                engine=event.engine,
+                device=event.device,
+            )
+            pool = _named(pool, event, added=pool.added)
+            return replace(pool, routes=(*pool.routes, route), phase=pool.phase if pool.added else "running")
+        case u.RouteChanged(process_id=process_id, healthy=healthy):
+            routes = tuple(
+                replace(route, healthy=healthy) if route.process_id == process_id else route for route in pool.routes
+            )
+            return replace(pool, routes=routes)
+        case u.RouteRemoved(process_id=process_id):
+            left = tuple(route for route in pool.routes if route.process_id != process_id)
+            return replace(pool, routes=left, phase=pool.phase if pool.added or left else "stopped")
+        case u.RequestStarted():
+            return _started(pool, event)
+        case u.RequestCompleted():
+            return _ended(pool, event, "")
+        case u.RequestFailed():
+            return _ended(pool, event, event.error_code)
+        case u.RequestsRefused(count=count):
+            return replace(pool, refused=pool.refused + count)
+        case _:
+            assert_never(event)
+
+
+def _named(pool: Pool, event: u.ServiceAdded | u.RouteAdded, *, added: bool) -> Pool:
+    return msgspec.structs.replace(
+        pool,
+        service_name=event.service_name,
+        model_id=event.model_id,
+        model_name=event.model_name,
+        type=event.type,
+        added=added,
+    )
+
+
+def _started(pool: Pool, event: u.RequestStarted) -> Pool:
+    process_id = event.process_id
+    route = pool.route(process_id)
+    return msgspec.structs.replace(
+        pool,
+        routes=_with(pool.routes, process_id, route.breaker.started(event.request_id)) if route else pool.routes,
+        requests={**pool.requests, event.request_id: event},
+        by_process={**pool.by_process, process_id: pool.outstanding(process_id) + 1},
+        last_used=max(pool.last_used or 0.0, event.started_at),
+    )
+
+
+def _ended(pool: Pool, event: u.RequestCompleted | u.RequestFailed, code: str) -> Pool:
+    requests = dict(pool.requests)
+    started = requests.pop(event.request_id, None)
+    if started is None:
+        return pool
+    process_id, at = started.process_id, started.started_at + event.duration
+    by_process = {**pool.by_process, process_id: pool.outstanding(process_id) - 1}
+    if not by_process[process_id]:
+        del by_process[process_id]
+    route = pool.route(process_id)
+    return msgspec.structs.replace(
+        pool,
+        routes=_with(pool.routes, process_id, route.breaker.ended(event.request_id, code, at))
+        if route
+        else pool.routes,
+        requests=requests,
+        by_process=by_process,
+        last_used=max(pool.last_used or 0.0, at),
+        settled=(*pool.settled, _settled(event.request_id, outcome_of(code)))[-_REMEMBERED:],
+    )
+
+
+def _with(routes: tuple[Route, ...], process_id: str, breaker: Breaker) -> tuple[Route, ...]:
+    return tuple(
+        msgspec.structs.replace(route, breaker=breaker)
+        if route.process_id == process_id and route.breaker != breaker
+        else route
+        for route in routes
+    )
+
+
+def outcome_of(code: str) -> u.Outcome:
+    """Return what a request came to that ended with this error code; an empty one says that it was answered."""
+    if not code:
+        return "completed"
+    return "cancelled" if code == "CANCELLED" else "failed"
+
+
+def _settled(request_id: str, outcome: u.Outcome) -> str:
+    return f"{request_id} {outcome}"
+
+
+def todo(pool: Pool) -> list[Sweep]:
+    """Return what must be happening outside: somebody looks after the leases."""
+    return [Sweep(pool.service_id)] if pool.requests else []

@@ -1,0 +1,123 @@
+"""Commands of the service domain to itself: what a caller's command becomes, and what comes of its effects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from aima_core.units import Command, Success
+from services.service.units import Device, Health, ResourceClass, ServiceRef, StartOutcome
+
+
+class Register(Command[ServiceRef], unit="service.register"):
+    """A CreateService with the model's facts. `named` tells whether the caller chose the name."""
+
+    name: str
+    named: bool
+    model_id: str
+    model_name: str
+    model_type: str
+    engine: str
+    device: Device
+    resource_class: ResourceClass
+    replicas: int
+    persistent: bool
+    port: int | None
+    config: dict[str, Any]
+    idle_timeout: float
+    autoscale: dict[str, float] | None
+    priority: int = 5
+
+
+class BeginStart(Command[StartOutcome], unit="service.begin_start", stream="service_id"):
+    """A StartService with the engine and the device that were chosen, and why.
+
+    Per replica `memory` in bytes and `gpu_fraction` of one GPU. `makes_room` are the idle services that have to go to
+    sleep for it.
+    """
+
+    service_id: str
+    wait: bool
+    timeout: float
+    engine: str = ""
+    device: str = ""
+    config: dict[str, Any] = Field(default_factory=dict)
+    reason: str = ""
+    tools: bool = False
+    memory: int = 0
+    gpu_fraction: float = 0.0
+    slots: int = 0
+    makes_room: tuple[str, ...] = ()
+
+
+class BeginScale(Command[Success], unit="service.begin_scale", stream="service_id"):
+    """A ScaleService, or a change of the number that the load asks for. `start` when it has to be woken for it."""
+
+    service_id: str
+    replicas: int
+    reason: str
+    start: BeginStart | None = None
+    makes_room: tuple[str, ...] = ()
+
+
+class PutToSleep(Command[Success], unit="service.put_to_sleep", stream="service_id"):
+    """The service has had no request for long enough, or another one needs its memory."""
+
+    service_id: str
+    reason: str
+
+
+class RecordReplicaProgress(Command[Success], unit="service.record_replica_progress", stream="service_id"):
+    """A replica has come further."""
+
+    service_id: str
+    process_id: str
+    phase: str
+    message: str
+    progress: float
+
+
+class RecordReplicaReady(Command[Success], unit="service.record_replica_ready", stream="service_id"):
+    """A replica answers."""
+
+    service_id: str
+    process_id: str
+    endpoint: str
+    node: str
+    served_model: str
+    dialect: str
+
+
+class RecordReplicaHealth(Command[Success], unit="service.record_replica_health", stream="service_id"):
+    """A replica has begun or ceased to answer."""
+
+    service_id: str
+    process_id: str
+    status: Health
+
+
+class RecordReplicaFailed(Command[Success], unit="service.record_replica_failed", stream="service_id"):
+    """A replica did not start, or has died. `ended` when there is no process to wait for."""
+
+    service_id: str
+    process_id: str
+    error: str
+    error_code: str
+    ended: bool = False
+
+
+class RecordReplicaEnded(Command[Success], unit="service.record_replica_ended", stream="service_id"):
+    """Nothing is left of a replica's process."""
+
+    service_id: str
+    process_id: str
+    reason: str = ""
+
+
+class RecordTimedOut(Command[Success], unit="service.record_timed_out", stream="service_id"):
+    """The deadline of a start or of a stop has come."""
+
+    service_id: str
+    run: int
+    stopping: bool = False

@@ -1,0 +1,103 @@
+"""Looks at the load of the services once a second: scales those that follow it, puts idle ones to sleep."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from aima_core.domain import Context
+from aima_core.errors import AimaError, InsufficientResources
+from aima_core.logs import logger
+from services.inference import units as inference
+from services.service import internal as i
+from services.service.placing import Placing, last_used
+from services.service.scaling import SLEEPS_AFTER, Bounds, Scaler
+from services.service.state import Service
+
+_LOOK = 1.0  # seconds between looks
+_ASK = 2.0  # seconds for a question that a peer answers from memory
+
+
+class Keeper:
+    """What was seen of each service's load, and what it asks for. Forgotten with the process: then it looks anew."""
+
+    def __init__(self, context: Context[Service], placing: Placing) -> None:
+        self._context = context
+        self._placing = placing
+        self._scalers: dict[str, Scaler] = {}
+
+    async def keep(self) -> None:
+        """Look for as long as the process lives."""
+        while True:
+            await asyncio.sleep(_LOOK)
+            kept = [service for service in self._context.world.values() if _is_kept(service)]
+            for gone in self._scalers.keys() - {service.id for service in kept}:
+                del self._scalers[gone]
+            if not kept:
+                continue
+            try:
+                load = await self._context.peers.call(inference.GetLoad(), timeout=_ASK)
+            except AimaError:
+                continue  # nothing is known, so nothing changes
+            seen = {found.service_id: found for found in load.services}
+            for service in kept:
+                await self._see_to(service, seen.get(service.id))
+
+    async def _see_to(self, service: Service, load: inference.ServiceLoad | None) -> None:
+        now, requests = time.time(), load.outstanding + load.queued if load else 0
+        patience = _sleeps_after(service)
+        if patience and not requests and now - max(last_used(service, load), _started(service)) >= patience:
+            await self._record(i.PutToSleep(service_id=service.id, reason=f"no request for {patience:g} s"))
+        elif bounds := _bounds(service):
+            scaler = self._scalers.setdefault(service.id, Scaler(self._context.settings.calm))
+            wanted = scaler.look(now, requests, service.wanted, bounds)
+            if wanted != service.wanted:
+                reason = f"{requests} requests, of which each replica shall have {bounds.target:g}"
+                await self._scale(service, wanted, reason)
+
+    async def _scale(self, service: Service, wanted: int, reason: str) -> None:
+        """Scale as far as there is memory for."""
+        assert service.start
+        makes_room: tuple[str, ...] = ()
+        while wanted > service.wanted:
+            more, start = wanted - service.wanted, service.start
+            try:
+                makes_room = await self._placing.room(service, more, start.memory, start.gpu_fraction)
+                break
+            except InsufficientResources as error:
+                logger.warning("no room to scale", service_id=service.id, replicas=wanted, error=error.message)
+                wanted -= 1
+            except AimaError:
+                return
+        if wanted != service.wanted:
+            scale = i.BeginScale(service_id=service.id, replicas=wanted, reason=reason, makes_room=makes_room)
+            await self._record(scale)
+
+    async def _record(self, command: i.PutToSleep | i.BeginScale) -> None:
+        try:
+            await self._context.record(command)
+        except AimaError as error:
+            logger.warning("not as the load asks", service_id=command.service_id, error=error.message)
+
+
+def _is_kept(service: Service) -> bool:
+    return service.status in ("running", "degraded") and bool(_sleeps_after(service) or _bounds(service))
+
+
+def _sleeps_after(service: Service) -> float:
+    """Return the seconds without a request after which the service sleeps, 0 for never."""
+    autoscale = service.about.autoscale
+    may_sleep = autoscale is not None and autoscale["min"] == 0
+    return service.about.idle_timeout or (SLEEPS_AFTER if may_sleep else 0.0)
+
+
+def _bounds(service: Service) -> Bounds | None:
+    autoscale = service.about.autoscale
+    if autoscale is None:
+        return None
+    return Bounds(int(autoscale["min"]), int(autoscale["max"]), autoscale["target_concurrency"])
+
+
+def _started(service: Service) -> float:
+    """Return when the present start was asked for: what came up since may not have been used yet."""
+    return service.start.deadline - service.start.timeout if service.start else 0.0

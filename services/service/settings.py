@@ -1,0 +1,22 @@
+"""Settings of the service domain."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from aima_core.settings import Section
+
+
+class ServiceSettings(Section):
+    """`[service]`"""
+
+    drain: float = Field(30, ge=0, le=30, description="Seconds that a leaving replica gets to finish its requests.")
+    grace: float = Field(
+        10,
+        ge=0,
+        le=3600,
+        description="Seconds that a replica may be silent, from when that is noticed, until replaced.",
+    )
+    calm: float = Field(
+        60, ge=0, le=86_400, description="Seconds that fewer replicas must suffice until an autoscaled service shrinks."
+    )

@@ -1,0 +1,23 @@
+"""What an engine domain that has ended since has left in its log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from aima_core.log import Log
+from aima_core.records import Codec
+from aima_core.runner import Runner
+from aima_core.testing import call
+from aima_core.units import Command
+from services.engine.domain import ENGINE
+
+
+async def recorded(folder: Path, command: Command[Any], *, at: float) -> None:
+    """Let a command have been decided then (Unix seconds) by a process that ended before it acted."""
+    log = await Log.open(folder, "engine", Codec(ENGINE.events))
+    runner = Runner(ENGINE, log, "test")
+    await runner.open()
+    await runner.run(command, call(at=at))
+    await runner.close()
+    await log.close()
