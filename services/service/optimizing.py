@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-
 from aima_core.domain import Context
-from aima_core.errors import AimaError, Conflict, InsufficientResources
+from aima_core.errors import Conflict, InsufficientResources
 from services.device import units as device
 from services.engine import units as engine
-from services.inference import units as inference
 from services.model import units as model
 from services.resource import units as resource
 from services.service import units as u
+from services.service.placing import Placing
 from services.service.recommend import Expected, Plan, expect, recommend
 from services.service.selection import RESOURCE_TABLE, Wish, choose
 from services.service.state import Service
@@ -22,8 +20,9 @@ _ASK = 2.0  # seconds for a question that a peer answers from memory
 class Optimizer:
     """Answers `service.recommend`."""
 
-    def __init__(self, context: Context[Service]) -> None:
+    def __init__(self, context: Context[Service], placing: Placing) -> None:
         self._peers = context.peers
+        self._placing = placing
 
     async def recommend(self, model_id: str, hint: u.Hint) -> u.Recommendation:
         """Return how to serve the model. Raises NotFound for the model, Conflict when nothing serves it."""
@@ -32,9 +31,7 @@ class Optimizer:
         engines = (await peers.call(engine.ListEngines(type=found.type, limit=1000))).items
         devices = (await peers.call(device.ListDevices(limit=1000))).items
         budget = await peers.call(resource.GetBudget(), timeout=_ASK)
-        speeds: list[inference.Speed] = []
-        with contextlib.suppress(AimaError):  # without history it is an estimate
-            speeds = (await peers.call(inference.GetSpeeds(model_id=found.id), timeout=_ASK)).speeds
+        speeds = await self._placing.speeds(found.id)
         plans: list[tuple[Plan, Expected]] = []
         refusal: Conflict | InsufficientResources | None = None
         for name in RESOURCE_TABLE:

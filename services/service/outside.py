@@ -27,6 +27,7 @@ from services.service.optimizing import Optimizer
 from services.service.placing import Placing, until_there_is_room
 
 _STOP_TIMEOUT = 10.0  # seconds that an engine gets to end by itself
+_ENDS = 5.0  # seconds in which most engines have ended; a domain that dies over it is asked again
 _CATCH_UP = 2.0  # seconds that the engine domain gets to say what it knows
 _ASK = 3.0  # seconds for a request that a peer answers at once; one that dies over it is asked again
 _GLANCE = 1.0  # seconds for what only adds to an answer
@@ -43,7 +44,7 @@ class ServiceOutside(Outside[state.Service]):
         self._asking: dict[str, asyncio.Task[engine.Started]] = {}
         self._placing = Placing(context)
         self._keeper = Keeper(context, self._placing)
-        self._optimizer = Optimizer(context)
+        self._optimizer = Optimizer(context, self._placing)
 
     async def close(self) -> None:
         """Ask no more."""
@@ -211,7 +212,7 @@ class ServiceOutside(Outside[state.Service]):
             await self._drained(effect.service_id, effect.process_id)
         asked = engine.StopEngine(name=effect.process_id, force=effect.force, timeout=_STOP_TIMEOUT)
         with contextlib.suppress(NotFound):  # the engine domain has never heard of it
-            await self.context.peers.call(asked)
+            await self.context.peers.call(asked, timeout=_ENDS)  # asked again: it joins the stop that is under way
         await self.context.caught_up("engine")  # or its older news, coming late, would look like a stray
         return [i.RecordReplicaEnded(service_id=effect.service_id, process_id=effect.process_id)]
 

@@ -53,7 +53,7 @@ class Placing:
         engines = await peers.call(engine.ListEngines(type=found.type, limit=1000))
         devices = await peers.call(device.ListDevices(limit=1000))
         wish = Wish(about.engine, about.device, about.resource_class, about.config, replicas)  # type: ignore[arg-type]
-        choice = choose(found, engines.items, devices.items, wish)
+        choice = choose(found, engines.items, devices.items, wish, await self.speeds(found.id))
         return i.BeginStart(
             service_id=service.id,
             wait=wait,
@@ -68,6 +68,13 @@ class Placing:
             slots=await self._slots(choice),
             makes_room=await self.room(service, replicas, choice.memory, choice.gpu_fraction),
         )
+
+    async def speeds(self, model_id: str) -> list[inference.Speed]:
+        """Return what was measured of a model; nothing when nobody can tell."""
+        try:
+            return (await self._peers.call(inference.GetSpeeds(model_id=model_id), timeout=_ASK)).speeds
+        except AimaError:
+            return []
 
     async def room(self, service: Service, replicas: int, memory: int, gpu_fraction: float) -> tuple[str, ...]:
         """Return the idle services that have to make room for so many replicas more, none when they fit as it is.

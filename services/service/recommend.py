@@ -99,7 +99,7 @@ def recommend(hint: u.Hint, plans: Sequence[tuple[Plan, Expected]], room: int, g
     choice = plan.choice
     replicas = gpus if hint == "throughput" and choice.device == "gpu" and gpus else 1
     taken = choice.memory * replicas
-    short = "" if choice.memory <= room else f"; {(taken - room) / 2**20:.0f} MiB more than is free now"
+    short = "" if taken <= room else f"; {(taken - room) / 2**20:.0f} MiB more than is free now"
     return u.Recommendation(
         resource_class=plan.resource_class,
         replicas=replicas,

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from aima_core.errors import Conflict, InsufficientResources
 from services.device.units import DeviceItem
 from services.engine.units import EngineView
+from services.inference.units import Speed
 from services.model.units import ModelView
 from services.service import units as u
 
@@ -56,11 +57,18 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose(found: ModelView, engines: Sequence[EngineView], devices: Sequence[DeviceItem], wish: Wish) -> Choice:
+def choose(
+    found: ModelView,
+    engines: Sequence[EngineView],
+    devices: Sequence[DeviceItem],
+    wish: Wish,
+    speeds: Sequence[Speed] = (),
+) -> Choice:
     """Return the engine, the device and what the replica takes; raise Conflict or InsufficientResources.
 
     Of the engines that are installed and read the model's format, on the devices that they run on and that have the
-    memory, the preference of the manifests decides, then the GPU, then the name.
+    memory, the one decides that was measured fastest, if all were measured with this model; else the preference of the
+    manifests, then the GPU, then the name.
     """
     fit = [
         engine
@@ -69,7 +77,7 @@ def choose(found: ModelView, engines: Sequence[EngineView], devices: Sequence[De
     ]
     cores = next((device.cores for device in devices if device.type == "cpu" and device.cores), None)
     gpus = [device for device in devices if device.type == "gpu"]
-    choices: list[tuple[tuple[int, bool, str], Choice]] = []
+    choices: list[Choice] = []
     crowded = 0
     for engine in fit:
         config = options(found, engine, wish, cores)
@@ -78,17 +86,20 @@ def choose(found: ModelView, engines: Sequence[EngineView], devices: Sequence[De
             if not engine.installed or wish.device not in ("auto", device):
                 continue
             if device != "gpu":
-                choices.append((_rank(engine, device), Choice(engine, device, config, need, 0.0, "")))
+                choices.append(Choice(engine, device, config, need, 0.0, ""))
             elif gpu := max((gpu for gpu in gpus if _free(gpu) >= need), key=_free, default=None):
                 fraction = min(1.0, math.ceil(100 * need / max(gpu.memory, 1)) / 100)
                 host = found.requirements.overhead
-                choices.append((_rank(engine, device), Choice(engine, device, config, host, fraction, "")))
+                choices.append(Choice(engine, device, config, host, fraction, ""))
             else:
                 crowded = max(crowded, need)
     if not choices:
         raise _nothing_fits(found, fit, gpus, wish, crowded)
-    best = max(choices, key=lambda choice: choice[0])[1]
-    return best._replace(reason=_why(found, best, [choice.engine.name for _, choice in choices], wish, crowded))
+    measured = [_measured(choice, speeds) for choice in choices]
+    known = len(choices) > 1 and all(measured)
+    ranks = [(speed if known else 0.0, *_rank(choice)) for choice, speed in zip(choices, measured, strict=True)]
+    best = choices[ranks.index(max(ranks))]
+    return best._replace(reason=_why(found, best, choices, wish, crowded, known=known))
 
 
 def options(found: ModelView, engine: EngineView, wish: Wish, cores: int | None) -> dict[str, Any]:
@@ -109,16 +120,24 @@ def memory_of(found: ModelView, config: Mapping[str, Any]) -> int:
     return found.requirements.memory(int(config.get("context_length") or 0) * int(config.get("slots") or 1))
 
 
-def _rank(engine: EngineView, device: str) -> tuple[int, bool, str]:
-    return engine.preference.get(device, 0), device == "gpu", engine.name
+def _measured(choice: Choice, speeds: Sequence[Speed]) -> float:
+    """Return the tokens per second that a request was given by this engine on this device, 0 when that is not known."""
+    same = [speed for speed in speeds if (speed.engine, speed.device) == (choice.engine.name, choice.device)]
+    return min(same, key=lambda speed: speed.concurrency).tokens_per_second if same else 0.0
+
+
+def _rank(choice: Choice) -> tuple[int, bool, str]:
+    return choice.engine.preference.get(choice.device, 0), choice.device == "gpu", choice.engine.name
 
 
 def _free(gpu: DeviceItem) -> int:
     return gpu.memory if gpu.memory_free is None else gpu.memory_free
 
 
-def _why(found: ModelView, best: Choice, names: Sequence[str], wish: Wish, crowded: int) -> str:
-    asked = "asked for" if wish.engine else f"preferred among {', '.join(sorted(set(names)))}"
+def _why(found: ModelView, best: Choice, choices: Sequence[Choice], wish: Wish, crowded: int, *, known: bool) -> str:
+    names = ", ".join(sorted({choice.engine.name for choice in choices}))
+    how = "measured fastest" if known else "preferred"
+    asked = "asked for" if wish.engine else f"{how} among {names}"
     no_gpu = f"; no GPU with {crowded / _MIB:.0f} MiB free" if crowded and best.device != "gpu" else ""
     return f"{best.engine.name} on {best.device}: {found.type} in {found.format}, {asked}{no_gpu}"
 

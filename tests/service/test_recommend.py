@@ -182,6 +182,11 @@ ON_GPU = [
     plan("large", "gpu", memory=20, together=300, alone=100),
     *PLANS,
 ]
+UNKNOWN = [
+    plan("small", memory=100, together=0, alone=0),
+    plan("medium", memory=200, together=0, alone=0),
+    plan("large", memory=400, together=0, alone=0),
+]
 RECOMMENDED: dict[str, tuple[u.Hint, list[tuple[Plan, Expected]], int, int, tuple[Any, ...]]] = {
     # hint, plans, room in MiB, GPUs: class, device, replicas, together, alone, MiB
     "latency": ("latency", PLANS, 1000, 0, ("medium", "cpu", 1, 30.0, 20.0, 200)),  # the smaller of two that are alike
@@ -190,10 +195,16 @@ RECOMMENDED: dict[str, tuple[u.Hint, list[tuple[Plan, Expected]], int, int, tupl
     "latency, little room": ("latency", PLANS, 150, 0, ("small", "cpu", 1, 10.0, 10.0, 100)),
     "throughput, little room": ("throughput", PLANS, 399, 0, ("medium", "cpu", 1, 30.0, 20.0, 200)),
     "throughput, just enough room": ("throughput", PLANS, 400, 0, ("large", "cpu", 1, 50.0, 20.0, 400)),
-    "latency, a GPU": ("latency", ON_GPU, 1000, 1, ("small", "gpu", 1, 100.0, 100.0, 20)),
+    "latency, a GPU: of two that are alike the one with more cores": (
+        *("latency", ON_GPU, 1000, 1),
+        ("large", "gpu", 1, 300.0, 100.0, 20),
+    ),
     "throughput, a GPU": ("throughput", ON_GPU, 1000, 1, ("large", "gpu", 1, 300.0, 100.0, 20)),
     "throughput, three GPUs": ("throughput", ON_GPU, 1000, 3, ("large", "gpu", 3, 900.0, 100.0, 60)),
-    "latency, three GPUs": ("latency", ON_GPU, 1000, 3, ("small", "gpu", 1, 100.0, 100.0, 20)),
+    "latency, three GPUs": ("latency", ON_GPU, 1000, 3, ("large", "gpu", 1, 300.0, 100.0, 20)),
+    "latency, nothing is known": ("latency", UNKNOWN, 1000, 0, ("medium", "cpu", 1, 0.0, 0.0, 200)),
+    "throughput, nothing is known": ("throughput", UNKNOWN, 1000, 0, ("medium", "cpu", 1, 0.0, 0.0, 200)),
+    "economy, nothing is known": ("economy", UNKNOWN[1:], 1000, 0, ("medium", "cpu", 1, 0.0, 0.0, 200)),
     "economy, three GPUs: of two that take as little the quicker": (
         *("economy", ON_GPU, 1000, 3),
         ("large", "gpu", 1, 300.0, 100.0, 20),

@@ -108,6 +108,10 @@ NEWS: dict[str, tuple[Command[Any], tuple[Any, ...]]] = {
         came(N, "creating", "creating"),
         (*([[progress(N, "creating", "creating")]] * 2), __, __, __, __, [stray(N)]),
     ),
+    "progress, only the phase is new": (
+        came(N, "loading", "creating"),
+        (*([[progress(N, "loading", "creating")]] * 3), __, __, __, [stray(N)]),
+    ),
     "progress, on its way down": (came(N, "failed"), (*([[progress(N, "failed")]] * 3), __, __, __, __)),
     "ready": (ready(N), ([up(N)], [up(N)], [up(N)], __, [health("healthy", N)], __, [stray(N)])),
     "unhealthy": (sick(N), (__, __, __, [health("unhealthy", N)], __, __, __)),
@@ -183,6 +187,7 @@ def test_after_a_reboot_nothing_is_left_when_the_last_process_is_known_to_be_gon
     assert Given(SERVICE, UP).when(broke(R0, "REBOOTED", gone=True)) == [
         *(down(code="REBOOTED"), gone(), stopping(), stopped(REBOOT)),
     ]
+    assert Given(SERVICE, UP).when(broke(R0, "REBOOTED")) == [down(code="REBOOTED"), stopping()]
     given = Given(SERVICE, BOTH)
     assert given.then(broke(R0, "REBOOTED", gone=True)) == [down(code="REBOOTED"), gone(), stopping()]
     assert given.then(broke(R1, "REBOOTED", gone=True)) == [gone(R1), stopped(REBOOT)]
@@ -452,11 +457,13 @@ def test_of_its_failures_the_last_five_are_kept() -> None:
 
 
 def test_a_replica_that_was_given_up_and_is_started_again_by_somebody_counts_from_nothing() -> None:
-    given = Given(SERVICE, GIVEN_UP)
-    assert given.then(begin()) == [another(f"{R1}-1", "started again")]
+    never = [*TWO, up(R0), down(R1), started(ENDPOINT[R0], status="degraded")]
+    given = Given(SERVICE, [*never, again(f"{R1}-1", 1, 0.5), down(f"{R1}-1", attempt=2)])
+    assert given.then(begin()) == [another(f"{R1}-2", "started again")]
     (service,) = given.world.values()
     member = service.members[1]
     assert (member.status, member.restarts, member.streak, member.unanswered) == ("asked", 0, 0, 0)
+    assert [failure.process_id for failure in member.failures] == [R1, f"{R1}-1"]
     assert given.then(begin()) == []
 
 
@@ -516,6 +523,12 @@ def test_new_replicas_take_the_lowest_numbers_that_are_free() -> None:
     assert given.then(scale(4)) == [
         *(scaled(2, 4), another(f"{R0}-1", "requested"), another(f"{SVC}-r3-1-2", "requested")),
     ]
+
+
+def test_no_more_replicas_come_than_are_wanted_whatever_their_numbers() -> None:
+    given = Given(SERVICE, [*THREE, health("unhealthy", R0), health("unhealthy", R1)])
+    assert given.then(scale(1)) == [scaled(3, 1), leaving(R1), leaving(R0)]
+    assert given.then(scale(2)) == [scaled(1, 2), another(f"{R0}-1", "requested")]
 
 
 def test_a_service_runs_fully_again_when_the_replica_leaves_that_did_not_answer() -> None:
@@ -609,6 +622,14 @@ CALLED_FOR: dict[str, tuple[list[Event], set[Any]]] = {
         {KILL_ENDS, end(R0, force=True), end(R1, force=True)},
     ),
     "to sleep": ([*UP, sleep()], {STOP_ENDS, end(R0, drain=True)}),
+    "stopping, one was silent before it was replaced": (
+        [*HUNG, down(R1, code="UNRESPONSIVE"), PORT_TAKEN, gone(R1), up(N), stop()],
+        {STOP_ENDS, end(R0, drain=True), end(N, drain=True)},
+    ),
+    "a forced stop that took too long is still forced": (
+        [*BOTH, stop(force=True), failed(code="STOP_TIMEOUT")],
+        {end(R0, force=True), end(R1, force=True)},
+    ),
     "a stop that took too long": ([*BOTH, stop(), failed(code="STOP_TIMEOUT")], {end(R0), end(R1)}),
     "stopped": ([*UP, stop(), gone(R0), STOPPED], set()),
     "stopped, a stray": ([*UP, stop(), gone(R0), STOPPED, stray()], {end(STRAY)}),
@@ -639,6 +660,11 @@ def test_a_replica_that_is_to_answer_some_day_has_a_deadline(status: str) -> Non
     assert [effect for effect in todo(service) if isinstance(effect, state.ExpireReplica)] == [
         expire(N, NOON + 60 if status == "asked" else NOON + 40.5)
     ]
+
+
+def test_a_replica_that_answers_again_is_not_silent_any_more() -> None:
+    service = service_of([*HUNG, health("healthy", R1, at=NOON + 3)])
+    assert (service.members[1].answers, service.members[1].silent_since) == (True, 0.0)
 
 
 def service_of(events: list[Event]) -> Service:

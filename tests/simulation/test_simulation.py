@@ -28,7 +28,7 @@ from tests.simulation.world import NODE, Job, World
 
 T = TypeVar("T")
 NAMES = ("a", "b", "c", "d")
-DIRECT = ("eng-toy-1", "eng-toy-2")
+_LOOKS = 6  # effects that are tried until one has come further: most only watch
 APPS = ("app-1", "app-2")
 NEEDS = {"a": (1_500, 0.0), "b": (2_500, 0.0), "c": (3_000, 0.4), "d": (4_000, 0.0)}  # bytes and GPUs of a replica
 
@@ -39,16 +39,16 @@ class Chaos:
     def __init__(self, world: World) -> None:
         self.world, self.rng, self.machine = world, world.rng, world.machine
         self._steps: dict[Callable[[], None], float] = {
-            self.hear: 30,
-            self.arrive: 14,
-            self.perform: 34,
+            self.hear: 20,
+            self.arrive: 16,
+            self.perform: 25,
             self.pass_time: 8,
-            self.call: 9,
+            self.call: 20,
             self.die_over_an_effect: 0.3,
             self.crash: 0.3,
             self.restart: 3,
-            self.kill: 1.0,
-            self.freeze: 0.7,
+            self.kill: 0.7,
+            self.freeze: 0.5,
             self.thaw: 0.7,
             self.stick: 0.2,
             self.fill_memory: 0.4,
@@ -78,11 +78,12 @@ class Chaos:
             world.arrive(request)
 
     def perform(self) -> None:
-        if job := self._job():
-            self.world.perform(job)
+        for _ in range(_LOOKS):
+            if (job := self._job()) and self.world.perform(job):
+                return
 
     def pass_time(self) -> None:
-        seconds = self.rng.choices((0.01, 0.1, 1, 5, 20, 120), (4, 4, 4, 3, 2, 1))[0]
+        seconds = self.rng.choices((0.01, 0.1, 1, 5, 20, 120), (5, 5, 5, 2, 1, 0.3))[0]
         self.world.trace.append((self.world.now, "time passes:", seconds))
         self.world.pass_time(seconds)
 
@@ -124,7 +125,7 @@ class Chaos:
             process.frozen_at, process.stuck = min(process.frozen_at, self.world.now), True
 
     def fill_memory(self) -> None:
-        self.machine.taken = self.rng.choice((0, 0, 3_000, 8_000, 14_000))
+        self.machine.taken = self.rng.choice((0, 0, 0, 3_000, 8_000, 14_000))
         used = 100 * (1 - self.machine.available / self.machine.memory)
         if self.world.sides["resource"].up:
             self.world.run("resource", resource.RecordPressure(used_percent=used))
@@ -141,13 +142,13 @@ class Chaos:
         if service is None:
             return self._send("service", self._register(name))
         made: list[tuple[float, Callable[[], tuple[str, Command[Any]] | None]]] = [
-            (4, lambda: ("service", self._start(service, within(service.about, service.wanted)))),
+            (8, lambda: ("service", self._start(service, within(service.about, service.wanted)))),
             (1.2, lambda: ("service", u.StopService(service_id=service.id, force=rng.random() < 0.3))),
             (3, lambda: ("service", self._scale(service, rng.choice((0, 1, 1, 2, 2, 3))))),
             (0.7, lambda: ("service", i.PutToSleep(service_id=service.id, reason="idle"))),
             (0.7, lambda: ("service", u.DeleteService(service_id=service.id))),
             (0.3, lambda: ("service", self._register(name))),
-            (1, lambda: ("engine", self._direct(rng.choice(DIRECT)))),
+            (1, lambda: ("engine", self._direct())),
             (0.8, lambda: ("engine", engine.StopEngine(name=self._instance(), force=rng.random() < 0.3, timeout=5))),
             (1, lambda: ("engine", engine.RestartEngine(name=self._instance()))),
             (0.2, lambda: ("engine", self._install())),
@@ -177,7 +178,7 @@ class Chaos:
             resource_class="small",
             replicas=self.rng.choice((1, 1, 2, 3)),
             persistent=self.rng.random() < 0.4,
-            port=self.rng.choice((None, None, 9_010, 9_011)),
+            port=self.rng.choice((None, None, None, 9_010, 9_011)),
             config={},
             idle_timeout=self.rng.choice((0, 60)),
             autoscale=autoscale,
@@ -227,12 +228,14 @@ class Chaos:
         ]
         return tuple(idle[: self.rng.randint(0, 2)])
 
-    def _direct(self, ident: str) -> engine.BeginStart:
+    def _direct(self) -> engine.BeginStart:
+        there = [found.id for found in self.world.instances if found.start and not found.start.service_id]
+        ident = self.rng.choice([*there[:2], f"eng-toy-{self.rng.randrange(10**6)}"])
         port = self.rng.choice((None, None, 9_010, 9_012))
         return self.world.begin_engine(ident, port=port, priority=self.rng.choice((3, 6)), wait=True)
 
     def _instance(self) -> str:
-        return self.rng.choice([*DIRECT, *(found.id for found in self.world.instances), "toy"])
+        return self.rng.choice([*(found.id for found in self.world.instances), "toy"])
 
     def _install(self) -> engine.BeginInstall:
         present = self.rng.random() < 0.3

@@ -104,7 +104,7 @@ class Machine:
 
     def __init__(self, rng: Random) -> None:
         self.rng, self.kind = rng, False
-        self.memory, self.reserve, self.taken, self.boot = 16_000, 1_000, 0, 1
+        self.memory, self.reserve, self.taken, self.boot = rng.choice((12_000, 20_000, 40_000)), 1_000, 0, 1
         self.processes: dict[str, Process] = {}
         self.left: dict[str, str] = {}
         """What the logs of those that have died explain."""
@@ -525,17 +525,22 @@ class World:
         return job is not None and not (self.is_wanted(job) and job.request is request)
 
     def is_left_out(self, request: Request) -> bool:
-        """Tell of a request whether it would leave what nobody ever clears away: known, and left out of the simulation.
+        """Tell of a request whether it would leave what nobody clears away: known, and left out of the simulation.
 
-        A slot is released when its instance ends, a stray is ended by its service; what begins after that is nobody's.
+        A slot is released when its instance ends, a stray is ended by its service: what begins after that is nobody's.
+        And an end is taken for that of a later instance with the same id, if the resource domain hears of it late.
         """
-        ident = getattr(request.command, "service_id", "")
-        if isinstance(request.command, DeleteService):
+        command, ident = request.command, getattr(request.command, "service_id", "")
+        if isinstance(command, DeleteService):
             begun = [other for other in self.requests if other.side == "engine"]
             strays = [found for found in self.instances if found.start and found.start.service_id == ident]
             return bool(strays) or any(getattr(other.command, "service_id", "") == ident for other in begun)
-        unknown = request.side == "engine" and f"service/{ident}" not in self.sides["service"].states
-        return self.is_late(request) and (request.side == "resource" or unknown)
+        if isinstance(command, engine.BeginStart):
+            unheard = self.sides["engine"].log[self.sides["resource"].cursors["engine"] :]
+            unknown = ident != "" and f"service/{ident}" not in self.sides["service"].states
+            ended = [record.event for record in unheard if isinstance(record.event, engine.EngineStopped)]
+            return unknown or any(event.process_id == command.process_id for event in ended)
+        return request.side == "resource" and self.is_late(request)
 
     def arrive(self, request: Request) -> None:
         """Let a command come to where it was sent."""

@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,9 @@ PATIENT = 40.0  # seconds; the machine is shared, and a restart backs off
 class System:
     """`aima up` on a data folder."""
 
-    def __init__(self, data: Path, environ: dict[str, str] | None = None) -> None:
+    def __init__(self, data: Path, environ: dict[str, str] | None = None, prefix: Sequence[str] = ()) -> None:
         self.data = data
+        self._prefix = prefix
         first = _free_ports()
         own = {"AIMA_DATA": str(data), "AIMA_NODE": "test", "AIMA_ENGINE_PORT_MIN": str(first)}
         kept = {key: value for key, value in os.environ.items() if not key.startswith("AIMA_")}
@@ -44,7 +45,10 @@ class System:
         self.data.mkdir(parents=True, exist_ok=True)
         with (self.data / "up.log").open("ab") as log:
             self._up = subprocess.Popen(  # noqa: ASYNC220 (a fork, and nothing else waits)
-                [sys.executable, "-m", "services.cli.main", "up", "--quiet"], env=self.environ, stderr=log, stdout=log
+                [*self._prefix, sys.executable, "-m", "services.cli.main", "up", "--quiet"],
+                env=self.environ,
+                stderr=log,
+                stdout=log,
             )
         await until((self.data / "nats.url").exists, within=PATIENT)
         nc = await connect((self.data / "nats.url").read_text().strip(), "test")
@@ -58,11 +62,18 @@ class System:
             await self.ask("engine.stop", name="llamacpp", force=True)
         if self._client:
             await self._client.nc.close()
-        self._up.send_signal(signal.SIGTERM)
+        self.up.send_signal(signal.SIGTERM)
         code = await asyncio.to_thread(self._up.wait, PATIENT)
         for process in self.engines().values():
             process.kill()
         return code
+
+    @property
+    def up(self) -> psutil.Process:
+        """The process of `aima up`, below what it was started through."""
+        assert self._up
+        started = psutil.Process(self._up.pid)
+        return started.children()[0] if self._prefix else started
 
     @property
     def client(self) -> Client:
@@ -102,6 +113,14 @@ class System:
         pids = self.pids()
         for name in names:
             os.kill(pids[name], signal.SIGKILL)
+
+    async def crash(self) -> None:
+        """Kill `aima up` itself, and with a namespace of processes all that is in it, as a power cut would."""
+        assert self._up
+        await self.client.nc.close()
+        self.up.kill()
+        await asyncio.to_thread(self._up.wait, PATIENT)
+        (self.data / "nats.url").unlink()
 
     async def when(self, event: str) -> None:
         """Return as soon as the bus says that an event of this type has happened."""
