@@ -39,9 +39,9 @@ def decide(world: World[Service], command: Command[Any], call: Call) -> list[Eve
         case _ if service is None:
             return []
         case i.BeginStart():
-            return [*_start(service, command, call), *_make_room(world, command.makes_room, service, call)]
+            return _with_room(world, service, command.makes_room, _start(service, command, call), call)
         case i.BeginScale():
-            return [*_scale(service, command, call), *_make_room(world, command.makes_room, service, call)]
+            return _with_room(world, service, command.makes_room, _scale(service, command, call), call)
         case u.StopService(force=force):
             return _stop(service, call, force=force)
         case i.PutToSleep(reason=reason):
@@ -108,10 +108,11 @@ def within(about: u.ServiceCreated, wanted: int) -> int:
 
 
 def _scale(service: Service, command: i.BeginScale, call: Call) -> list[Event]:
-    wanted, old = command.replicas, service.wanted
+    wanted = within(service.about, command.replicas) if command.replicas else 0
+    old = service.wanted
     if wanted == old and not (service.asleep and wanted):
         return []
-    scaled: list[Event] = [] if wanted == old else [_scaled(service, command)]
+    scaled: list[Event] = [] if wanted == old else [_scaled(service, wanted, command.reason)]
     if service.asleep and wanted:
         if command.start is None:  # it has fallen asleep only since the engine would have been chosen
             raise Conflict(f"{service.id} was just going to sleep; ask again", reason="STOPPING")
@@ -123,10 +124,8 @@ def _scale(service: Service, command: i.BeginScale, call: Call) -> list[Event]:
     return [*scaled, *replicas.resized(service, wanted, command.reason, call)]
 
 
-def _scaled(service: Service, command: i.BeginScale) -> u.ServiceScaled:
-    return u.ServiceScaled(
-        service_id=service.id, old_replicas=service.wanted, replicas=command.replicas, reason=command.reason
-    )
+def _scaled(service: Service, wanted: int, reason: str) -> u.ServiceScaled:
+    return u.ServiceScaled(service_id=service.id, old_replicas=service.wanted, replicas=wanted, reason=reason)
 
 
 def _stop(service: Service, call: Call, *, force: bool) -> list[Event]:
@@ -135,18 +134,23 @@ def _stop(service: Service, call: Call, *, force: bool) -> list[Event]:
         return []
     if not (service.runs or under_way or service.asleep):
         return []
-    return replicas.end(service, call, reason="requested", force=force)
+    forced = service.stop is not None and service.stop.force and under_way
+    return replicas.end(service, call, reason="requested", force=force or forced)
 
 
 def _sleep(service: Service, call: Call, reason: str, made_room_for: str = "") -> list[Event]:
     return replicas.end(service, call, reason=reason, asleep=True, made_room_for=made_room_for)
 
 
-def _make_room(world: World[Service], idle: Sequence[str], needy: Service, call: Call) -> list[Event]:
-    """Put the idle services to sleep whose memory the needy one gets; one that has a new task meanwhile stays."""
+def _with_room(
+    world: World[Service], needy: Service, idle: Sequence[str], events: list[Event], call: Call
+) -> list[Event]:
+    """Add to what happens to a service that others go to sleep for it; one that has a new task meanwhile stays."""
+    if not events:
+        return []
     found = (world.get(f"service/{ident}") for ident in idle)
     reason = f"made room for {needy.id}"
-    return [
+    return events + [
         event
         for service in found
         if service and service.status in ("running", "degraded") and not service.about.persistent

@@ -30,9 +30,12 @@ NO_ROOM = frozenset({*REFUSALS, "PREEMPTED"})
 """Error codes of a replica that nothing is wrong with: there is no memory for it now."""
 
 
-def streak(failures: int, answered_at: float, at: float) -> int:
-    """Return how many failures in a row this one makes, `failures` being those before; times in Unix seconds."""
-    return 1 if answered_at and at - answered_at >= RECOVERED else failures + 1
+def streak(failures: int, answered_at: float, until: float) -> int:
+    """Return how many failures in a row this one makes, `failures` being those before.
+
+    It has answered since `answered_at` (0 for never) `until` it failed or fell silent; Unix seconds.
+    """
+    return 1 if answered_at and until - answered_at >= RECOVERED else failures + 1
 
 
 def delay(failures: int, seed: str) -> float:

@@ -148,9 +148,10 @@ class ServiceOutside(Outside[state.Service]):
             return scale
         if service.asleep and replicas:
             timeout = u.StartService.model_fields["timeout"].default
-            start = await self._placing.start(service, replicas=replicas, wait=False, timeout=timeout)
+            awake = within(service.about, replicas)
+            start = await self._placing.start(service, replicas=awake, wait=False, timeout=timeout)
             return scale.model_copy(update={"start": start, "makes_room": start.makes_room})
-        more = replicas - len(service.members)
+        more = within(service.about, replicas) - len(service.members)
         if not service.runs or more <= 0 or service.start is None:
             return scale
         room = await self._placing.room(service, more, service.start.memory, service.start.gpu_fraction)

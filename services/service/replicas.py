@@ -72,12 +72,15 @@ def requested(
 
 
 def resized(service: Service, wanted: int, reason: str, call: Call) -> list[Event]:
-    """Return what brings a service that runs to so many replicas: those that do not answer leave first."""
+    """Return what brings a service that runs to so many replicas: those that do not answer leave first.
+
+    Of them those that were given up first: one that is on its way may yet answer.
+    """
     present = {member.replica for member in service.members}
     if wanted >= len(present):
         new = [number for number in range(wanted) if number not in present][: wanted - len(present)]
         return requested(service, [(number, 0) for number in new], reason, call)
-    surplus = sorted(service.members, key=lambda member: (member.answers, -member.replica))[: len(present) - wanted]
+    surplus = sorted(service.members, key=lambda m: (m.answers, m.hopeful, -m.replica))[: len(present) - wanted]
     leaving: list[Event] = [u.ReplicaLeaving(**_of(service, member), reason=reason) for member in surplus]
     kept = [member for member in service.members if member not in surplus]
     return [*leaving, *_settle(service, kept, call, of=wanted)]
@@ -99,7 +102,11 @@ def late(service: Service, waiting: Sequence[Member], error: str, call: Call) ->
         )
         for member in lost
     ]
-    again = [(member.replica, member.restarts + 1) for member in lost]
+    again = [
+        (member.replica, member.restarts + 1)
+        for member in lost
+        if not healing.given_up("TIMEOUT", member.unanswered + 1, starting=True)
+    ]
     at = call.at + healing.delay(1, call.request_id)
     return [
         *failed,
@@ -143,7 +150,7 @@ def _failed(service: Service, member: Member, error: str, code: str, call: Call,
     gone: list[Event] = [u.ReplicaEnded(**_of(service, member))] if ended else []
     if not member.hopeful:
         return gone
-    streak = healing.streak(member.streak, member.answered_at, call.at)
+    streak = healing.streak(member.streak, member.answered_at, member.silent_since or call.at)
     failed = u.ReplicaFailed(**_of(service, member), error=error, error_code=code, attempt=streak, at=call.at)
     events = [failed, *gone]
     if code == REBOOTED and not service.about.persistent:

@@ -92,7 +92,7 @@ def choose(
                 host = found.requirements.overhead
                 choices.append(Choice(engine, device, config, host, fraction, ""))
             else:
-                crowded = max(crowded, need)
+                crowded = min(crowded or need, need)
     if not choices:
         raise _nothing_fits(found, fit, gpus, wish, crowded)
     measured = [_measured(choice, speeds) for choice in choices]

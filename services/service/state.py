@@ -182,7 +182,7 @@ class Expire(Effect, frozen=True):
 
 def todo(service: Service) -> Iterable[Effect]:
     """Return what must be asked of the engine domain, and what must not take longer than it may. Empty at rest."""
-    force = service.stop is not None and service.stop.force and service.status == "stopping"
+    force = service.stop is not None and service.stop.force
     effects: list[Effect] = [
         EndReplica(service.id, process.process_id, process.drain and not force, process.force or force)
         for process in service.over()
@@ -234,12 +234,13 @@ def _after(service: Service, event: u.Events) -> Service:
             return _requested(service, event)
         case u.ReplicaRequested():
             return _replaced(service, event)
-        case u.ReplicaLeaving(process_id=process_id) | u.StrayFound(process_id=process_id):
+        case u.ReplicaLeaving(process_id=process_id):
             member = service.member(process_id)
             members = tuple(other for other in service.members if other is not member)
-            process = _leaving(member, drain=member.answers) if member else Leaving(process_id)
-            gone = member is not None and member.status == "ended"
-            return replace(service, members=members, leaving=service.leaving if gone else (*service.leaving, process))
+            going = (_leaving(member, drain=True),) if member and member.status != "ended" else ()
+            return replace(service, members=members, leaving=(*service.leaving, *going))
+        case u.StrayFound(process_id=process_id):
+            return replace(service, leaving=(*service.leaving, Leaving(process_id)))
         case u.ReplicaProgress(phase=phase, message=message, progress=progress):
             return _change(service, event, phase=phase, message=message, progress=progress)
         case u.ReplicaStarted(endpoint=endpoint, node=node, at=at):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from aima_core.errors import (
     Conflict,
@@ -38,6 +38,12 @@ class Autoscale(BaseModel):
     min: int = Field(0, ge=0, le=100, description="Least replicas.")
     max: int = Field(1, ge=1, le=100, description="Most replicas.")
     target_concurrency: float = Field(4, gt=0, le=1000, description="Outstanding requests per replica.")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Autoscale:
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) is above max ({self.max})")
+        return self
 
 
 # --- events -------------------------------------------------------------------------------------------------------
@@ -474,7 +480,9 @@ class ScaleService(
     events=(ServiceScaled, ReplicaRequested, ReplicaLeaving, StopRequested),
     examples=({"service_id": "svc-chat", "replicas": 2}, {"service_id": "svc-chat", "replicas": 0}),
 ):
-    """Let the service have so many replicas from now on. 0 puts it to sleep: the next request wakes it.
+    """Let the service have so many replicas from now on, within its own bounds if it follows the load.
+
+    0 puts it to sleep: the next request wakes it.
 
     Answers when it is decided: that there is memory for all of them is seen to before.
     A service that is stopped stays so, and has them from its next start on.

@@ -63,7 +63,7 @@ def reply(world: World[Service], command: Command[Any], events: Sequence[Event])
         case u.StopService(service_id=ident):
             service = world.get(f"service/{ident}")
             down = service is None or (service.status != "stopping" and not service.present())
-            return Success() if down or (service and service.status in ("starting", "running")) else None
+            return Success() if down or (service and service.runs) else None
         case _:
             return Success()
 
@@ -145,7 +145,7 @@ def status_view(service: Service, used: Mapping[str, int], now: float) -> u.Stat
         status=service.status,
         health=_health(service),
         summary=_summary(service, now),
-        error=service.error or next((m.failure.error for m in service.members if m.failure and not m.answers), None),
+        error=service.error or _present_error(service),
         replicas=[_replica(member, used.get(member.process_id)) for member in service.members],
     )
 
@@ -179,6 +179,12 @@ def _replica(member: Member, used: int | None) -> u.Replica:
             for past in member.failures
         ],
     )
+
+
+def _present_error(service: Service) -> str | None:
+    """Return what keeps a replica from answering now."""
+    failures = (member.failure for member in service.members if service.runs and not member.answers)
+    return next((failure.error for failure in failures if failure), None)
 
 
 _HEALTH: Mapping[u.ServiceStatus, str] = {

@@ -182,6 +182,10 @@ ON_GPU = [
     plan("large", "gpu", memory=20, together=300, alone=100),
     *PLANS,
 ]
+ALIKE = [
+    plan("medium", memory=100, together=30, alone=10),
+    plan("large", memory=100, together=50, alone=9),
+]
 UNKNOWN = [
     plan("small", memory=100, together=0, alone=0),
     plan("medium", memory=200, together=0, alone=0),
@@ -192,6 +196,7 @@ RECOMMENDED: dict[str, tuple[u.Hint, list[tuple[Plan, Expected]], int, int, tupl
     "latency": ("latency", PLANS, 1000, 0, ("medium", "cpu", 1, 30.0, 20.0, 200)),  # the smaller of two that are alike
     "throughput": ("throughput", PLANS, 1000, 0, ("large", "cpu", 1, 50.0, 20.0, 400)),
     "economy": ("economy", PLANS, 1000, 0, ("small", "cpu", 1, 10.0, 10.0, 100)),
+    "economy: of two that take as little the quicker": ("economy", ALIKE, 1000, 0, ("large", "cpu", 1, 50.0, 9.0, 100)),
     "latency, little room": ("latency", PLANS, 150, 0, ("small", "cpu", 1, 10.0, 10.0, 100)),
     "throughput, little room": ("throughput", PLANS, 399, 0, ("medium", "cpu", 1, 30.0, 20.0, 200)),
     "throughput, just enough room": ("throughput", PLANS, 400, 0, ("large", "cpu", 1, 50.0, 20.0, 400)),

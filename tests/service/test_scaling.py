@@ -91,6 +91,7 @@ CASES: dict[str, tuple[int, tuple[tuple[int, int], ...], list[tuple[float, int]]
     "one look that takes all begins the minute anew": (3, ((30, 4), (1, 12), (60, 4)), []),
     "a minute after the look that took all": (3, ((30, 4), (1, 12), (61, 4)), [(91.0, 1)]),
     "after it went down it takes a minute again": (3, ((61, 8), (61, 4)), [(60.0, 2), (121.0, 1)]),
+    "what was seen before it went down counts no more": (3, ((1, 8), (121, 4)), [(60.0, 2), (121.0, 1)]),
     "after it went up it takes a minute": (1, ((2, 8), (61, 0)), [(1.0, 2), (62.0, 1)]),
     "it never goes below one": (2, ((500, 0),), [(60.0, 1)]),
     "down to its bounds when somebody set more": (9, ((61, 100),), [(60.0, 5)]),

@@ -152,6 +152,10 @@ CHOSEN: dict[str, tuple[list[EngineView], list[DeviceItem], Wish, Chosen]] = {
         *([engine("a", 1), engine("b", 9, installed=False, devices=BOTH)], CPU, wish()),
         ("a", "cpu", 248, 0.0, "a on cpu: llm in gguf, preferred among a"),
     ),
+    "a GPU that is too small for another engine only": (
+        *([engine("a", gpu=9, devices=BOTH), engine("b", gpu=1, devices="gpu", options=[])], [gpu(200)], wish()),
+        ("b", "gpu", 20, 0.6, "b on gpu: llm in gguf, preferred among a, b"),
+    ),
     "more context takes more": (
         *([engine("a")], CPU, wish(size="large")),
         ("a", "cpu", 4216, 0.0, "a on cpu: llm in gguf, preferred among a"),

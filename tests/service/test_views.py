@@ -525,6 +525,12 @@ ANSWERS: dict[str, tuple[Command[Any], list[Event], list[Event], Any]] = {
         [requested(), stop(), STOPPED, requested(run=2)],
         "ExecutionFailed STOPPED the service was stopped while it started",
     ),
+    "start, stopped, which took too long": (
+        start(),
+        [created()],
+        [requested(), stop(), failed("x", "STOP_TIMEOUT")],
+        "ExecutionFailed STOPPED the service was stopped while it started",
+    ),
     "start, stopped before we looked": (
         start(),
         [*UP, stop(), gone(), STOPPED],

@@ -41,7 +41,7 @@ PORTS = range(9000, 9040)
 PATIENCE = 3.0  # seconds until who has asked a peer asks again
 GRACE, DRAIN = 10.0, 30.0  # the service domain's settings
 _MISSED = 15.0  # seconds of silence until an engine counts as unhealthy
-_SAVED = 100  # lines of the story of a run that are kept
+_SAVED = 120  # lines of the story of a run that are kept
 
 
 @dataclass(eq=False)
@@ -134,7 +134,7 @@ class Machine:
             process.dies_at = now + self.rng.choice((0.05, 2, 40))
             process.code = self.rng.choice(("", "", "OUT_OF_MEMORY"))
         elif ill > 0.70:
-            process.ready_at = now + 5_000  # it hangs
+            process.ready_at = inf  # it hangs
         self.processes[process.id] = process
         return process
 
@@ -312,12 +312,11 @@ class Outside:
         elif job.stage < 2:
             world.run("engine", engine.StopEngine(name=process_id, force=effect.force, timeout=10))
             job.stage, job.since = 2, world.now
-        elif job.stage == 2 and f"engine/{process_id}" not in peer.states:
+        if job.stage == 2 and f"engine/{process_id}" not in peer.states:
             job.stage, job.target = 3, len(peer.log)
         elif job.stage == 2:
-            job.stage = 2 if world.now < job.since + 60 else 1
-            job.wake = job.since + 60
-        elif own.cursors["engine"] >= job.target:
+            job.stage = 2 if world.now < job.since + 60 else 1  # asked again: the answer had its time
+        elif job.stage == 3 and own.cursors["engine"] >= job.target:
             job.done = True
             return [i.RecordReplicaEnded(service_id=effect.service_id, process_id=process_id)]
         return []
@@ -454,9 +453,7 @@ class Outside:
 class World:
     """The domains, the machine, what is on its way between them, and the time."""
 
-    outside: type[Outside] = Outside
-
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, outside: type[Outside] = Outside) -> None:
         self.seed, self.rng, self.now = seed, Random(seed), NOON
         self.trace: deque[tuple[float, str, object]] = deque(maxlen=_SAVED)
         self.sides = {one.name: Side(one, self.trace) for one in (SERVICE, ENGINE, RESOURCE, INFERENCE)}
@@ -464,7 +461,7 @@ class World:
         self.requests: list[Request] = []
         self.asking: dict[tuple[str, str], Request] = {}
         """What a domain's process has last asked for on behalf of an instance."""
-        self.performer = self.outside(self)
+        self.outside = outside(self)
         about = {"memory": self.machine.memory, "system_reserve": self.machine.reserve, "storage": 1}
         self.run("resource", resource.RecordCapacity(**about))
         self.run("resource", resource.RecordAccelerator(node=NODE, device_id="gpu-0", present=True))
@@ -533,7 +530,13 @@ class World:
         command, ident = request.command, getattr(request.command, "service_id", "")
         if isinstance(command, DeleteService):
             begun = [other for other in self.requests if other.side == "engine"]
-            strays = [found for found in self.instances if found.start and found.start.service_id == ident]
+            known = self.sides["service"].states.get(f"service/{ident}")
+            present = known.present() if known else ()
+            strays = [
+                found.id
+                for found in self.instances
+                if found.start and found.start.service_id == ident and found.id not in present
+            ]
             return bool(strays) or any(getattr(other.command, "service_id", "") == ident for other in begun)
         if isinstance(command, engine.BeginStart):
             unheard = self.sides["engine"].log[self.sides["resource"].cursors["engine"] :]
@@ -569,7 +572,7 @@ class World:
     def perform(self, job: Job, *, dies: bool = False) -> bool:
         """Do a step of an effect; its domain may die before it can record it. Tell whether it has come further."""
         before = job.mark()
-        commands = self.performer.step(job)
+        commands = self.outside.step(job)
         if commands or job.mark() != before:
             self.trace.append((self.now, f"{job.side} performs", job.effect))
         if dies:
@@ -614,11 +617,9 @@ class World:
 
     # --- coming to rest ---------------------------------------------------------------------------------------
 
-    def settle(self, longest: float = 20_000.0) -> None:
+    def settle(self, longest: float = 2_000.0) -> None:
         """Let nothing more go wrong until nothing is left to do; no later than `longest` seconds from now."""
         self.machine.kind, began = True, self.now
-        for process in self.machine.processes.values():
-            process.stuck = False
         for name in [name for name, side in self.sides.items() if not side.up]:
             self.restart(name)
         while True:
@@ -633,6 +634,11 @@ class World:
             assert until < began + longest, f"not at rest after {longest:g} s: {[job.effect for job in waking]}"
             self.pass_time(until - self.now)
         self.machine.kind = False
+
+    def loosen(self) -> None:
+        """Let every process be one that can be killed."""
+        for process in self.machine.processes.values():
+            process.stuck = False
 
     def _further(self) -> bool:
         """Let everything happen that can happen now; tell whether anything has."""
