@@ -37,7 +37,7 @@ format: setup-dev                    ## put the code into shape
 	$(BIN)/ruff check --fix .
 
 chaos: setup-dev                     ## kill what runs at random for five minutes, under load, and hold it against the truth
-	$(BIN)/python -m tests.system.chaos $(if $(SECONDS_),--seconds $(SECONDS_))
+	$(BIN)/python -m tests.system.chaos $(if $(DURATION),--seconds $(DURATION))
 
 bench: setup-dev                     ## figures beside limits measured in the same run
 	$(BIN)/python -m benchmarks

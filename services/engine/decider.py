@@ -35,6 +35,8 @@ def decide(world: World[State], command: Command[Any], call: Call) -> list[Event
             return [_stop(state, call, force, timeout) for state in _named(world, name) if _may_stop(state, force)]
         case u.RestartEngine(name=name):
             return _restart(_named(world, name), name, call)
+        case u.RecordOrphan():
+            return _orphan(world, command)
         case _:
             return _recorded(world.get(f"engine/{getattr(command, 'process_id', '')}"), command, call)
 
@@ -115,7 +117,8 @@ def _recorded(state: State | None, command: Command[Any], call: Call) -> list[Ev
     ident: dict[str, Any] = {"process_id": state.id, "service_id": start.service_id, "run": state.run}
     match command, state.status:
         case u.RecordProgress(phase=phase, message=message, progress=progress), "starting":
-            return [u.StartProgress(**ident, phase=phase, message=message, progress=progress)]
+            come = u.StartProgress(**ident, phase=phase, message=message, progress=progress)
+            return [come] if _further(come, state.progress) else []
         case u.RecordReady(), "starting":
             ready = u.StartProgress(**ident, phase="ready", message="the engine answers", progress=100)
             return [ready, _started(start, command, call.node)]
@@ -141,6 +144,18 @@ def _recorded(state: State | None, command: Command[Any], call: Call) -> list[Ev
             return [gone, next_run] if again else [gone]
         case _:
             return []
+
+
+def _further(come: u.StartProgress, known: u.StartProgress | None) -> bool:
+    """Return whether it is news: a start that is tried again goes through its first steps again."""
+    return known is None or (come != known and come.progress >= known.progress)
+
+
+def _orphan(world: World[State], orphan: u.RecordOrphan) -> list[Event]:
+    """Let those know who count on it: a service that believes it to run, whoever holds its memory."""
+    if f"engine/{orphan.process_id}" in world:
+        return []
+    return [u.EngineStopped(**orphan.model_dump(), reason=u.ORPHAN, exit_code=None)]
 
 
 def _started(start: u.StartRequested, ready: u.RecordReady, node: str) -> u.EngineStarted:

@@ -34,6 +34,7 @@ ENGINE = Domain(
         u.RecordHealth,
         u.RecordFailed,
         u.RecordOverdue,
+        u.RecordOrphan,
         u.RecordGone,
     ),
     queries=(u.GetEngine, u.ListEngines, u.GetFeatures, u.GetLogs),

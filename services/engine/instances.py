@@ -24,6 +24,7 @@ MISSES = 3
 """Looks in a row that an engine may miss before it counts as unhealthy: a pause of a second or two is none."""
 _TAIL = 200  # lines of log in which the reason of a death is looked for
 _ASK = 3.0  # seconds for the resource domain, which answers at once; one that dies over it is asked again
+_ORPHAN = 5.0  # seconds that a program which the log does not know gets to end by itself
 _SETTLE = 0.5  # seconds in which the slot of a run that has just ended is given back
 
 T = TypeVar("T")
@@ -90,6 +91,32 @@ class Instances:
         exit_code = await self._runtime.stop(handle, effect.timeout, effect.force) if handle else None
         return [u.RecordGone(process_id=effect.process_id, run=effect.run, exit_code=exit_code)]
 
+    async def expire(self, process_id: str, run: int) -> Commands:
+        """Return what a start has come to by its deadline: it may have become ready while we were away."""
+        found = self._context.world.get(f"engine/{process_id}")
+        if found is None or found.start is None or found.run != run:
+            return []
+        start, manifest = found.start, self._manifests.get(found.start.name)
+        if manifest and await healthy(start.endpoint, manifest.health.path, manifest.health.timeout):
+            handle = await self._runtime.find(process_id)
+            if handle:
+                return [await self._ready(manifest, start, handle)]
+        return [_failed(start, "the engine was not ready in time", "TIMEOUT")]
+
+    async def end_orphan(self, handle: Handle) -> None:
+        """End a program that the log does not know, and let those know who believe it to run."""
+        notes = await self._runtime.notes(handle)
+        run = notes.get("run", "")
+        orphan = u.RecordOrphan(
+            process_id=handle.instance,
+            name=notes.get("name", ""),
+            service_id=notes.get("service", ""),
+            run=int(run) if run.isdecimal() else 0,
+        )
+        # First, or our death between the two would leave it untold. Nobody hears of it before it is gone and we serve.
+        await self._context.record(orphan)
+        await self._runtime.stop(handle, _ORPHAN, False)
+
     # --- steps ----------------------------------------------------------------------------------------------
 
     async def _reserve(self, start: u.StartRequested) -> None:
@@ -119,7 +146,9 @@ class Instances:
             model_type=start.model_type or None,
         )
         env = {**Package(self._context.folder, manifest).environment(), **env}
-        return await self._whole(start, self._runtime.start(LaunchSpec(start.process_id, argv, env)))
+        notes = {"name": start.name, "service": start.service_id, "run": str(start.run)}
+        spec = LaunchSpec(start.process_id, argv, env, notes=notes)
+        return await self._whole(start, self._runtime.start(spec))
 
     async def _whole(self, start: u.StartRequested, step: Coroutine[Any, Any, T]) -> T:
         """Do a step that a stop must not cut in two: half of it is a slot or a process that nobody gives back."""
@@ -143,19 +172,22 @@ class Instances:
         try:
             while not death.done():
                 if await healthy(endpoint, manifest.health.path, manifest.health.timeout) and not death.done():
-                    return u.RecordReady(
-                        process_id=start.process_id,
-                        run=start.run,
-                        served_model=await served_model(endpoint, start.model_name),
-                        dialect=manifest.dialect,
-                        pid=handle.pid,
-                        pid_started_at=handle.started_at,
-                        boot=self._boot,
-                    )
+                    return await self._ready(manifest, start, handle)
                 await asyncio.wait((death,), timeout=_LOADING)
             return self._died(manifest, start, death.result(), "START_FAILED")
         finally:
             death.cancel()
+
+    async def _ready(self, manifest: Manifest, start: u.StartRequested, handle: Handle) -> u.RecordReady:
+        return u.RecordReady(
+            process_id=start.process_id,
+            run=start.run,
+            served_model=await served_model(start.endpoint, start.model_name),
+            dialect=manifest.dialect,
+            pid=handle.pid,
+            pid_started_at=handle.started_at,
+            boot=self._boot,
+        )
 
     async def _look_until(self, death: asyncio.Task[int | None], manifest: Manifest, start: u.StartRequested) -> None:
         endpoint = start.endpoint

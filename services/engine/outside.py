@@ -55,7 +55,7 @@ class EngineOutside(Outside[state.State]):
         for handle in await self.runtime.list():
             if handle.instance not in known:
                 logger.warning("ending an orphan", process_id=handle.instance, pid=handle.pid)
-                await self.runtime.stop(handle, 5, False)
+                await self.instances.end_orphan(handle)
 
     async def prepare(self, command: Command[Any], call: Call) -> Command[Any]:
         """Look up what deciding needs: the manifest, the model, the memory it takes, ports that are free."""
@@ -96,8 +96,7 @@ class EngineOutside(Outside[state.State]):
         """Return what comes of a deadline that has come."""
         match effect:
             case state.Expire(process_id=ident, run=run):
-                late = "the engine was not ready in time"
-                return [u.RecordFailed(process_id=ident, run=run, error=late, error_code="TIMEOUT")]
+                return await self.instances.expire(ident, run)
             case state.ExpireStop(process_id=ident, run=run):
                 # we may have been away when it came, and the process may be gone since: End is about to say so
                 there = await self.runtime.find(ident)

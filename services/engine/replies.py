@@ -24,7 +24,9 @@ def reply(world: World[State], command: Command[Any], events: Sequence[Event]) -
         case u.StopEngine(name=name):
             asked = {event.process_id for event in events if isinstance(event, u.StopRequested)}
             gone = {event.process_id for event in events if isinstance(event, u.EngineStopped)}
-            present = {state.id for state in world.values() if state.start and name in (state.id, state.start.name)}
+            # not those that were started since: nobody has asked for their end
+            ending = [state for state in world.values() if state.start and state.status in ("stopping", "error")]
+            present = {state.id for state in ending if state.start and name in (state.id, state.start.name)}
             return None if (asked or present) & present - gone else Success()
         case _:
             return Success()

@@ -17,10 +17,14 @@ _ASK = 3.0  # seconds for the resource domain, which answers at once; one that i
 
 
 class Pace(NamedTuple):
-    """Seconds between two looks, and until a slot is lowered: the first requests have come by then."""
+    """Seconds between two looks, until a slot is lowered, and from a refusal until it is asked for again.
+
+    By the time it is lowered the first requests have come.
+    """
 
     every: float
     lower_after: float
+    ask_again: float = 60.0
 
 
 PACE = Pace(every=5.0, lower_after=10.0)
@@ -46,14 +50,16 @@ def _with_margin(used: int) -> int:
 async def keep_settled(context: Context[State], runtime: Runtime, found: State, pace: Pace) -> NoReturn:
     """Look at what the instance uses until we are cancelled.
 
-    What the slot says is asked of the resource domain first: we may have settled it before we were restarted.
+    What the slot says is asked of the resource domain first: we may have settled it before we were restarted. A raise
+    that is refused is told once and asked for again every minute or so: others end, and there is room then.
     """
     assert found.start
     assert found.started
     handle = Handle(found.id, found.started.pid, found.started.pid_started_at)
     slot_id = resource.slot_of(f"{found.id}-{found.run}")
     clock = asyncio.get_running_loop().time
-    began, peak, refused = clock(), 0, False
+    began, peak, refused_at = clock(), 0, float("-inf")
+    told = False
     limit: int | None = None
     while True:
         used = (await runtime.stats(handle)).memory_bytes
@@ -62,14 +68,14 @@ async def keep_settled(context: Context[State], runtime: Runtime, found: State, 
             limit = await _limit(context, slot_id) if limit is None else limit
             due = clock() - began >= pace.lower_after
             wanted = settled(limit, found.start.memory, used, peak, due) if limit is not None and used else None
-            if wanted is not None:
+            if wanted is not None and clock() - refused_at >= pace.ask_again:
                 await context.peers.call(resource.UpdateSlot(slot_id=slot_id, memory_limit=wanted), timeout=_ASK)
                 limit = wanted
         except InsufficientResources as error:
-            limit = wanted  # not asked for again, unless it comes to use even more
-            if not refused:
+            refused_at = clock()
+            if not told:
                 logger.warning("an instance uses more than it may have", process_id=found.id, error=error.message)
-            refused = True
+            told = True
         except AimaError as error:
             logger.debug("a slot is not settled; trying again", process_id=found.id, error=error.message)
         await asyncio.sleep(pace.every)

@@ -92,8 +92,8 @@ async def _of_model(context: Context[State], manifest: Manifest, command: u.Star
 
 def _memory(manifest: Manifest, command: u.StartEngine, found: model.ModelView) -> int:
     """Return the bytes that the instance will take with the context and the slots it is started with."""
-    needs, tokens = found.requirements, 0
+    tokens = 0
     if {"context_length", "slots"} <= manifest.options.keys():
         chosen = [command.config.get(name, manifest.options[name].value()) for name in ("context_length", "slots")]
         tokens = int(chosen[0] or 0) * int(chosen[1] or 1)
-    return needs.weights + needs.kv_bytes_per_token * tokens + needs.overhead
+    return found.requirements.memory(tokens)

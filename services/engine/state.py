@@ -30,6 +30,7 @@ class State(msgspec.Struct, frozen=True):
     id: str
     status: Status
     start: u.StartRequested | None = None
+    progress: u.StartProgress | None = None
     started: u.EngineStarted | None = None
     stop: u.StopRequested | None = None
     health: str = ""
@@ -119,13 +120,13 @@ def evolve(state: State | None, event: u.Events) -> State | None:
             return State(event.name, "error", error=event.error, error_code=event.error_code)
         case u.StartRequested():
             return State(event.process_id, "starting", start=event)
-        case u.StartProgress():
-            return state
         case u.EngineStopped():
             return None
     if state is None:
         return None
     match event:
+        case u.StartProgress():
+            return msgspec.structs.replace(state, progress=event)
         case u.EngineStarted():
             return msgspec.structs.replace(state, status="running", started=event, health="healthy")
         case u.HealthChanged():

@@ -27,6 +27,8 @@ _REFUSALS: Mapping[str, type[AimaError]] = {
 }
 STOP_TIMEOUT = "STOP_TIMEOUT"
 """The error code of an instance that does not end."""
+ORPHAN = "orphan"
+"""The reason of the end of a program of ours that the log did not know: we end it when we begin."""
 
 
 def refusal(error: str, error_code: str, **details: Any) -> AimaError:
@@ -192,7 +194,7 @@ class StopRequested(Event, unit="engine.stop_requested", stream="process_id", fr
 
 
 class EngineStopped(Event, unit="engine.stopped", stream="process_id", frozen=True, kw_only=True):
-    """The instance's process is gone, and nothing of it is left. `reason`: requested, restart, or an error code."""
+    """The instance's process is gone, and nothing of it is left. `reason`: requested, restart, orphan, an error code."""
 
     process_id: str
     name: str
@@ -515,6 +517,15 @@ class RecordOverdue(Command[Success], unit="engine.record_overdue", stream="proc
     """The deadline of a stop has come, and the process is still there."""
 
     process_id: str
+    run: int
+
+
+class RecordOrphan(Command[Success], unit="engine.record_orphan", stream="process_id"):
+    """A program of ours that the log does not know is being ended. What was not noted with it is empty, or run 0."""
+
+    process_id: str
+    name: str
+    service_id: str
     run: int
 
 

@@ -59,6 +59,10 @@ class Admission:
         """Return how many wait for a service, be it for others too."""
         return sum(len(line) for services, line in self._lines.items() if service_id in services)
 
+    def longest(self, services: Services) -> int:
+        """Return how many wait for that of these services for which the most do."""
+        return max((self.queued(ident) for ident in services), default=0)
+
     def ahead(self, services: Services) -> bool:
         """Whether anybody waits whom a newcomer to one of these services would overtake."""
         return any(not waiter.passing for other, line in self._lines.items() if other & services for waiter in line)
@@ -95,13 +99,17 @@ class Admission:
         for services in sorted(self._lines, key=lambda services: self._lines[services][0].number):
             self._wake(services)
 
-    def refuse(self, service_id: str, error: AimaError) -> None:
-        """End the waiting of everybody who waits for a service."""
+    def refuse(self, service_id: str, error: AimaError, other: Callable[[str], bool]) -> None:
+        """End the waiting of everybody who waits for a service and for no `other` that may still take them."""
         for services, line in self._lines.items():
-            if service_id in services:
+            if _needs(services, service_id, other):
                 for waiter in line:
                     waiter.error = from_body(error.body())  # one for each: raising marks an exception
                     waiter.turn.set()
+
+    def needs(self, service_id: str, other: Callable[[str], bool]) -> bool:
+        """Whether anybody waits for a service and for no `other`."""
+        return any(_needs(services, service_id, other) for services in self._lines)
 
     def ended(self, service_id: str) -> None:
         """Note that a request has come to its end: that is what those who wait hope for."""
@@ -117,9 +125,8 @@ class Admission:
         ends = [end for ident in services for end in self._ends.get(ident, ()) if end > now - _LOOKED_AT]
         if not ends:
             return 1
-        waiting = max(self.queued(ident) for ident in services)
         rate = len(ends) / max(now - min(ends), 1.0)
-        return min(max(ceil(waiting / rate), 1), _LONGEST)
+        return min(max(ceil(self.longest(services) / rate), 1), _LONGEST)
 
     @contextlib.contextmanager
     def _waiting(self, services: Services, waiter: Waiter) -> Iterator[Waiter]:
@@ -142,3 +149,7 @@ class Admission:
             waiter.turn.set()
             if not waiter.passing:
                 return
+
+
+def _needs(services: Services, service_id: str, other: Callable[[str], bool]) -> bool:
+    return service_id in services and not any(other(ident) for ident in services - {service_id})

@@ -1,9 +1,10 @@
 """The inference domain, assembled: read this first.
 
 `state.py` knows the services, their replicas and the requests under way; `routing.py` says where one may go,
-`decider.py` what happens to it. `placing.py` lets it wait for its turn (`admission.py`) and wakes the service that it
-needs (`waking.py`); `outside.py` carries it, in the dialects that engines speak (`openai.py`), as each kind of request
-asks it (`tasks.py`). `views.py` counts and measures, `figures.py` tells what that comes to.
+`decider.py` what happens to it. `placing.py` lets it wait for its turn (`admission.py`), wakes the service that it
+needs (`waking.py`) or turns it away (`refusals.py`); `outside.py` carries it, in the dialects that engines speak
+(`openai.py`), as each kind of request asks it (`tasks.py`). `views.py` counts and measures, `figures.py` tells what
+that comes to.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ INFERENCE = Domain(
             service.ServiceStarted,
             service.ServiceFailed,
             service.StopRequested,
+            service.ServiceStopped,
             service.ServiceDeleted,
         )
     },

@@ -30,12 +30,14 @@ from services.inference import internal as i
 from services.inference import units as u
 from services.inference.placing import Asked, Placing
 from services.inference.state import Pool, Route, Sweep
-from services.inference.tasks import TASKS, Task
+from services.inference.tasks import TASKS, Send, Task
 from services.service import units as service
 
 _LOOK = 1.0  # seconds between looks for leases that have expired
 _HEAR = 1.0  # seconds that the service domain gets to say what it knows
 _TRIES = 3  # of a request, as long as no replica has answered anything
+_EARLY = 0.02  # seconds before its deadline at which a request ends: the core, at the deadline, knows less of why
+_SILENT = 5.0  # seconds without a word for which an engine is blamed; less than that was the caller's impatience
 
 
 class InferenceOutside(Outside[Pool]):
@@ -80,7 +82,8 @@ class InferenceOutside(Outside[Pool]):
         while True:
             pool = self.context.world.get(f"inference/{effect.service_id}")
             for request in list(pool.requests.values()) if pool else ():
-                if request.expires_at <= time.time():
+                carried = _LOOK if request.holder else 0.0  # whoever carries it knows better how it ended
+                if request.expires_at + carried <= time.time():
                     await self._expired(request, "the lease was not settled in time", "TIMEOUT")
             await asyncio.sleep(_LOOK)
 
@@ -88,14 +91,17 @@ class InferenceOutside(Outside[Pool]):
         """Give a lease, or carry a request; either ends by its deadline, also when nobody listens any more."""
         asked = self._asked(command, call)
         try:
-            async with asyncio.timeout(_left(command, call)) as clock:
+            left = asked.deadline - time.time()
+            async with asyncio.timeout(left - min(_EARLY, left / 10)) as clock:
                 if isinstance(command, u.LeaseModel):
-                    return await self._lease(asked)
+                    return await self._lease(asked, parts)
                 return await self._request(asked, TASKS[type(command)], command, parts)
         except TimeoutError:
             if not clock.expired():
                 raise
-            raise Timeout(f"{command.spec.name} took longer than asked") from None
+            refusal = self._placing.unwoken(asked)
+            why = f": {refusal.message}" if refusal else ""
+            raise Timeout(f"{command.spec.name} took longer than asked{why}") from None
 
     async def answer(self, query: Query[Any]) -> View:
         """Answer a query."""
@@ -116,20 +122,22 @@ class InferenceOutside(Outside[Pool]):
     # --- a request ------------------------------------------------------------------------------------------
 
     def _asked(self, command: Any, call: Call) -> Asked:
+        deadline = call.deadline or call.at + command.spec.timeout
         if isinstance(command, u.LeaseModel):
             types = (command.type,) if command.type else ()
-            return Asked(command.model, types, lambda: command.timeout, command.wait)
+            return Asked(command.model, types, lambda: command.timeout, deadline, command.wait)
         return Asked(
             command.model,
             TASKS[type(command)].types,
-            lambda: max(_left(command, call), 0.001),
+            lambda: max(deadline - time.time(), 0.001),
+            deadline,
             getattr(command, "wait", True),
             self._holder,
             bool(getattr(command, "tools", None)),
         )
 
-    async def _lease(self, asked: Asked) -> u.Lease:
-        started, route = await self._placing.place(asked, self._placing.admission.number())
+    async def _lease(self, asked: Asked, parts: Parts) -> u.Lease:
+        started, route = await self._placing.place(asked, self._placing.admission.number(), parts)
         return u.Lease(
             request_id=started.request_id,
             endpoint=route.endpoint,
@@ -142,9 +150,9 @@ class InferenceOutside(Outside[Pool]):
         """Get a replica, ask its engine, settle. Another replica is tried only before the first byte."""
         number, avoid = self._placing.admission.number(), ""
         for attempt in range(1, _TRIES + 1):
-            started, route = await self._placing.place(asked, number, avoid=avoid)
+            started, route = await self._placing.place(asked, number, parts, avoid=avoid)
             try:
-                return await self._carry(started, route, task, command, parts)
+                return await self._carry(asked, started, route, task, command, parts)
             except openai.Broken as broken:
                 if broken.begun or attempt == _TRIES:
                     raise Unavailable(
@@ -153,23 +161,19 @@ class InferenceOutside(Outside[Pool]):
                 avoid = started.process_id
         raise AssertionError("the last attempt returns or raises")
 
-    async def _carry(self, lease: u.RequestStarted, route: Route, task: Task, command: Any, parts: Parts) -> View:
+    async def _carry(
+        self, asked: Asked, lease: u.RequestStarted, route: Route, task: Task, command: Any, parts: Parts
+    ) -> View:
         """Ask the engine and settle, whatever happens."""
-        begun = time.monotonic()
-        first: list[float] = []
-
-        async def send(part: dict[str, Any]) -> None:
-            if not first:
-                first.append(round(time.monotonic() - begun, 6))
-            await parts.send(part)
-
+        begun, send = time.monotonic(), Send(parts.send) if parts.wanted else None
         try:
             if task.run is None or route.dialect != "openai":
                 raise ExecutionFailed(f"{route.dialect} engines are not asked for this yet", reason="NO_DIALECT")
-            view, usage = await task.run(self._http, route, command, lease, send if parts.wanted else None)
+            view, usage = await task.run(self._http, route, command, lease, send)
         except asyncio.CancelledError:
-            gone = asyncio.create_task(self._settle(lease, "cancelled", error="the caller has gone, or its time is up"))
-            await asyncio.shield(gone)
+            silent = asked.late() and not (send and send.heard)
+            said = _unanswered(time.monotonic() - begun) if silent else _CALLED_OFF
+            await self._placing.finish(self._settle(lease, **said))
             raise
         except openai.Broken:
             await self._settle(lease, "failed", error="the engine went away", error_code="ENGINE_GONE")
@@ -180,9 +184,8 @@ class InferenceOutside(Outside[Pool]):
         except Exception:
             await self._settle(lease, "failed", error="INTERNAL_ERROR", error_code="INTERNAL_ERROR")
             raise
-        await self._settle(
-            lease, "completed", usage=u.TokensUsed(**usage), time_to_first_token=first[0] if first else None
-        )
+        first = send.first if send else None
+        await self._settle(lease, "completed", usage=u.TokensUsed(**usage), time_to_first_token=first)
         return view
 
     async def _settle(self, lease: u.RequestStarted, outcome: u.Outcome, **said: Any) -> None:
@@ -238,9 +241,13 @@ class InferenceOutside(Outside[Pool]):
         return u.Voices(voices=list(found.values()))
 
 
-def _left(command: Command[Any], call: Call) -> float:
-    """Return the seconds until the call's deadline."""
-    return (call.deadline or call.at + command.spec.timeout) - time.time()
+_CALLED_OFF: dict[str, Any] = {"outcome": "cancelled", "error": "the caller has gone, or its time is up"}
+
+
+def _unanswered(seconds: float) -> dict[str, Any]:
+    """Return how a request is settled of which its engine has said nothing for so long, until the deadline."""
+    code = "NO_ANSWER" if seconds >= _SILENT else "TIMEOUT"
+    return {"outcome": "failed", "error": "the engine said nothing before the deadline", "error_code": code}
 
 
 def _code(error: AimaError) -> str:
@@ -293,7 +300,10 @@ def react(recorded: Recorded) -> Sequence[Command[Any]]:
             return [i.RecordPhase(service_id=ident, phase="running")]
         case service.ServiceFailed(service_id=ident, error=error, error_code=code):
             return [i.RecordPhase(service_id=ident, phase="failed", error=error, error_code=code)]
-        case service.StopRequested(service_id=ident, asleep=asleep):
+        case (
+            service.StopRequested(service_id=ident, asleep=asleep)
+            | service.ServiceStopped(service_id=ident, asleep=asleep)
+        ):
             return [i.RecordPhase(service_id=ident, phase="asleep" if asleep else "stopped")]
         case service.ServiceDeleted(service_id=ident):
             return [i.RecordRemoved(service_id=ident)]

@@ -7,37 +7,46 @@ import contextlib
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from aima_core.domain import Context
-from aima_core.errors import AimaError, NotFound, Timeout, Unavailable
+from aima_core.domain import Context, Parts
+from aima_core.errors import AimaError, NotFound, Timeout, Unavailable, ValidationFailed
 from services.inference import internal as i
 from services.inference import units as u
 from services.inference.admission import QUEUE_FULL, Admission, Services
+from services.inference.refusals import Refusals
 from services.inference.routing import BUSY, LOADING, choose, fitting, hopeful, sleeper
 from services.inference.state import Pool, Route
 from services.inference.waking import Waking
 from services.model import units as model
-from services.service import units as service
 
 _TICK = 1.0  # seconds; a breaker's time passes without an event
 _CATCH_UP = 2.0  # seconds that a peer gets to say what it knows
-_GLANCE = 1.0  # seconds that the service domain gets to tell how far a start is
 _AVOIDED = 0.5  # seconds in which a request does not go back to the only replica, which has just failed it
+_TELL = 2.0  # seconds between the parts that say what is waited for
+_LATE = 0.05  # seconds before its deadline from which a request that is called off counts as late: clocks differ
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A request that wants a replica. `timeout` tells how many seconds it may take from now on."""
+    """A request that wants a replica. `timeout` tells how many seconds it may take from the moment it has one.
+
+    `deadline` in Unix seconds; with `wait` it waits until then.
+    """
 
     model: str
     types: tuple[str, ...]
     timeout: Callable[[], float]
+    deadline: float
     wait: bool
     holder: str = ""
     needs_tools: bool = False
+
+    def late(self) -> bool:
+        """Whether its time is up: if not, who calls it off is its caller."""
+        return time.time() >= self.deadline - _LATE
 
     def begin(self, *, request_id: str = "", avoid: str = "", strictly: bool = False) -> i.BeginRequest:
         """Return the command that gives it one."""
@@ -53,52 +62,71 @@ class Asked:
         )
 
 
+@dataclass
+class _Placed:
+    """A request on its way. `waits`: in a line, or it has been told to; not while it tries."""
+
+    asked: Asked
+    services: Services
+    begin: Callable[[], i.BeginRequest]
+    waits: bool
+
+
 class Placing:
     """Requests on their way to a replica."""
 
     def __init__(self, context: Context[Pool]) -> None:
         self._context = context
         self.admission = Admission(context.settings.queue)
-        self._waking = Waking(context.peers, context.node, self.admission, self._asleep)
+        self._waking = Waking(context.peers, context.node, self.admission, self._pool)
         self._beginning: Counter[Services] = Counter()  # requests that are decided and being committed
-        self._refused: Counter[str] = Counter()
+        self._refusals = Refusals(context, self.admission, self._waking)
+        self._finishing: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
         """Wake nobody any more, and record what is not recorded yet."""
         await self._waking.close()
-        await self._record_refused()
+        await asyncio.gather(*self._finishing, return_exceptions=True)
+        await self._refusals.record()
 
-    async def place(self, asked: Asked, number: int, *, avoid: str = "") -> tuple[u.RequestStarted, Route]:
+    async def place(
+        self, asked: Asked, number: int, parts: Parts, *, avoid: str = ""
+    ) -> tuple[u.RequestStarted, Route]:
         """Return the request as it has begun, and its replica. `avoid` is the one that has just failed it.
 
         Raises Unavailable with BUSY, LOADING or QUEUE_FULL and `retry_after` when it shall come back later.
         """
         await self.known(asked.model, wait=asked.wait)
-        pools = self._fitting(asked)
-        services, begin = frozenset(pool.service_id for pool in pools), self._begin(asked, avoid)
-
-        async def place() -> tuple[u.RequestStarted, Route]:
-            self._beginning[services] += 1
-            try:
-                return await self._started(begin())
-            except Unavailable as refusal:
-                if refusal.reason == LOADING and (ident := sleeper(self._fitting(asked))):
-                    self._waking.wake(ident)
-                raise
-            finally:
-                self._beginning[services] -= 1
-
+        services = frozenset(pool.service_id for pool in self._fitting(asked))
+        one = _Placed(asked, services, self._begin(asked, avoid), self.admission.ahead(services))
         try:
-            if asked.wait:
-                return await self.admission.admit(services, place, number, again=bool(avoid))
-            if self.admission.ahead(services):
-                choose(self._context.world, begin(), time.time())  # raises what the others wait for
-                raise Unavailable(f"others wait for {asked.model} already", reason=BUSY)
-            return await place()
-        except Unavailable as refusal:
+            return await self._place(one, number, parts, again=bool(avoid))
+        except asyncio.CancelledError:
+            if one.waits and asked.late():  # a caller who has gone has not been refused
+                self._refusals.count(services)
+            raise
+        except (NotFound, ValidationFailed):
+            raise
+        except AimaError as refusal:
+            if one.waits:
+                self._refusals.count(services)
             if refusal.reason not in (BUSY, LOADING, QUEUE_FULL):
                 raise
-            raise await self._turned_away(asked, services, refusal) from None
+            beginning = sum(count for others, count in self._beginning.items() if others & services)
+            pools = self._fitting(asked)
+            raise await self._refusals.explained(refusal, asked.model, services, pools, beginning) from None
+
+    async def finish(self, work: Coroutine[Any, Any, None]) -> None:
+        """Wait for what has to be done even if whoever waits is cancelled once more."""
+        task = asyncio.create_task(work)
+        self._finishing.add(task)
+        task.add_done_callback(self._finishing.discard)
+        await asyncio.shield(task)
+
+    def unwoken(self, asked: Asked) -> AimaError | None:
+        """Return why the service that a request needs is not woken; None when that is not what it waits for."""
+        pools = self._fitting(asked)
+        return self._waking.refusal(pools) if sleeper(pools) else None
 
     async def known(self, name: str, *, wait: bool) -> None:
         """Take in what the service domain has said until now; raise NotFound for a name that still means nothing.
@@ -134,9 +162,60 @@ class Placing:
         while True:
             await asyncio.sleep(_TICK)
             self.admission.wake()
-            await self._record_refused()
+            await self._refusals.record()
 
     # --- one request ----------------------------------------------------------------------------------------
+
+    async def _place(self, one: _Placed, number: int, parts: Parts, *, again: bool) -> tuple[u.RequestStarted, Route]:
+        async def place() -> tuple[u.RequestStarted, Route]:
+            waited, one.waits = one.waits, False
+            self._beginning[one.services] += 1
+            try:
+                return await self._started(one.begin())
+            except Unavailable as refusal:
+                one.waits = waited or refusal.reason in (BUSY, LOADING)
+                if refusal.reason == LOADING and (ident := sleeper(self._fitting(one.asked), self._waking.refused())):
+                    self._waking.wake(ident)
+                raise
+            finally:
+                self._beginning[one.services] -= 1
+
+        if one.asked.wait:
+            with self._telling(one, parts):
+                return await self.admission.admit(one.services, place, number, again=again)
+        if self.admission.ahead(one.services):
+            choose(self._context.world, one.begin(), time.time())  # raises what the others wait for
+            raise Unavailable(f"others wait for {one.asked.model} already", reason=BUSY)
+        return await place()
+
+    @contextlib.contextmanager
+    def _telling(self, one: _Placed, parts: Parts) -> Iterator[None]:
+        """Tell a caller who wants parts what its request waits for; that one has gone is noticed by that.
+
+        Ends without awaiting anything: a request that has begun must not be lost to a cancellation here.
+        """
+
+        async def tell() -> None:
+            while True:
+                await asyncio.sleep(_TELL)
+                await parts.send(
+                    {"waiting": {"reason": self._reason(one), "queued": self.admission.longest(one.services)}}
+                )
+
+        task = asyncio.create_task(tell()) if parts.wanted else None
+        try:
+            yield
+        finally:
+            if task:
+                task.cancel()
+
+    def _reason(self, one: _Placed) -> str:
+        """Return what a request waits for; one for which there is room waits for those before it."""
+        try:
+            choose(self._context.world, one.begin(), time.time())
+        except AimaError as refusal:
+            return LOADING if refusal.reason == LOADING else BUSY
+        return BUSY
 
     def _begin(self, asked: Asked, avoid: str) -> Callable[[], i.BeginRequest]:
         """Return what makes the command of each try: for a moment strict about what to avoid, unless that is gone."""
@@ -161,12 +240,11 @@ class Placing:
             records = await self._context.record(begin)
         except asyncio.CancelledError:
             # it may be under way by now, and nobody else would hear of it
-            back = asyncio.create_task(self._give_back(begin.request_id, "cancelled"))
-            await asyncio.shield(back)
+            await self.finish(self._give_back(begin.request_id, "cancelled"))
             raise
         started = records[0].event
         assert isinstance(started, u.RequestStarted)
-        pool = self._context.world.get(started.stream)
+        pool = self._pool(started.service_id)
         route = pool.route(started.process_id) if pool else None
         if route is None:
             await self._give_back(begin.request_id, "failed", error_code="ROUTE_GONE")
@@ -183,44 +261,5 @@ class Placing:
     def _routes(self, asked: Asked) -> list[tuple[str, bool]]:
         return [(route.process_id, route.healthy) for pool in self._fitting(asked) for route in pool.routes]
 
-    def _asleep(self, service_id: str) -> bool:
-        pool = self._context.world.get(f"inference/{service_id}")
-        return pool is not None and pool.phase == "asleep"
-
-    # --- turning away ---------------------------------------------------------------------------------------
-
-    async def _turned_away(self, asked: Asked, services: Services, refusal: Unavailable) -> Unavailable:
-        """Count a refusal, and return it with what helps to come back."""
-        self._refused[min(services)] += 1
-        pools = self._fitting(asked)
-        details: dict[str, Any] = {
-            "retry_after": self.admission.retry_after(services),
-            "queued": max(self.admission.queued(ident) for ident in services),
-            "outstanding": sum(len(pool.requests) for pool in pools)
-            + sum(count for others, count in self._beginning.items() if others & services),
-        }
-        if refusal.reason == LOADING:
-            details |= await self._progress(pools)
-        return Unavailable(refusal.message, reason=refusal.reason, model=asked.model, **details)
-
-    async def _progress(self, pools: list[Pool]) -> dict[str, Any]:
-        """Tell how far a service is on its way, as well as that can be learned quickly; `progress` in percent."""
-        pool = next((pool for pool in pools if pool.phase == "starting"), pools[0]) if pools else None
-        told: dict[str, Any] = {"phase": pool.phase if pool else "stopped", "progress": None, "message": ""}
-        if pool is None:
-            return told
-        with contextlib.suppress(AimaError):
-            status = await self._context.peers.call(service.GetStatus(service_id=pool.service_id), timeout=_GLANCE)
-            told["message"] = status.summary
-            if status.replicas:
-                first = max(status.replicas, key=lambda replica: replica.progress)
-                told |= {
-                    "phase": first.phase or pool.phase,
-                    "progress": first.progress,
-                    "message": first.message or status.summary,
-                }
-        return told
-
-    async def _record_refused(self) -> None:
-        for ident in list(self._refused):
-            await self._context.record(i.RecordRefused(service_id=ident, count=self._refused.pop(ident)))
+    def _pool(self, service_id: str) -> Pool | None:
+        return self._context.world.get(f"inference/{service_id}")

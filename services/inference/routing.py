@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from aima_core.domain import World
 from aima_core.errors import AimaError, EngineNotRunning, Unavailable, ValidationFailed
@@ -54,15 +54,23 @@ def fitting(pools: Iterable[Pool], name: str, types: Sequence[str]) -> list[Pool
 
 def hopeful(pool: Pool) -> bool:
     """Whether the service will have a replica by itself, or when it is asked for."""
-    return pool.phase in ("starting", "running", "asleep")
+    return coming(pool) or pool.phase == "asleep"
 
 
-def sleeper(pools: Iterable[Pool]) -> str | None:
-    """Return the service to wake for a request that could go to any of these; None while another is on its way."""
-    phases = {pool.service_id: pool.phase for pool in pools}
-    if "starting" in phases.values() or "running" in phases.values():
+def coming(pool: Pool) -> bool:
+    """Whether the service has replicas, or is on its way to have some."""
+    return pool.phase in ("starting", "running")
+
+
+def sleeper(pools: Collection[Pool], refused: Collection[str] = ()) -> str | None:
+    """Return the service to wake for a request that could go to any of these; None while another is on its way.
+
+    One that has just been `refused` is asked again only if there is no other.
+    """
+    if any(coming(pool) for pool in pools):
         return None
-    return next((ident for ident, phase in phases.items() if phase == "asleep"), None)
+    asleep = [pool.service_id for pool in pools if pool.phase == "asleep"]
+    return next((ident for ident in asleep if ident not in refused), asleep[0] if asleep else None)
 
 
 def _burden(choice: tuple[Pool, Route]) -> float:

@@ -9,22 +9,25 @@ import msgspec
 from aima_core.domain import Effect
 from services.inference import units as u
 
-_BLAMED = frozenset({"ENGINE_GONE", "ENGINE_FAILED", "BAD_ANSWER", "EXECUTION_FAILED"})
+_BLAMED = frozenset({"ENGINE_GONE", "ENGINE_FAILED", "BAD_ANSWER", "EXECUTION_FAILED", "NO_ANSWER"})
 _TOLERATED = 3  # failures in a row that open a breaker
 _FIRST_OPEN, _LAST_OPEN = 5.0, 60.0  # seconds that it stays open; doubled each time that a trial fails
+_TRIED = _LAST_OPEN  # seconds for which a trial keeps others away: a lease may take an hour
 _REMEMBERED = 1000  # settled requests that may be settled again in the same way
 
 
 class Breaker(msgspec.Struct, frozen=True):
     """Keeps requests from a replica that fails them. Closed, then open for a while, then half open: one may try.
 
-    `failures` in a row, `openings` since the last answer, `open_until` in Unix seconds, `trial`: the one that tries.
+    `failures` in a row, `openings` since the last answer, `open_until` in Unix seconds, `trial`: the one that tries,
+    since `trial_at`.
     """
 
     failures: int = 0
     openings: int = 0
     open_until: float = 0.0
     trial: str = ""
+    trial_at: float = 0.0
 
     def state(self, at: float) -> u.BreakerState:
         """Return how it stands."""
@@ -34,24 +37,26 @@ class Breaker(msgspec.Struct, frozen=True):
 
     def lets_through(self, at: float) -> bool:
         """Whether one more request may go to the replica."""
-        return not self.openings or (at >= self.open_until and not self.trial)
+        if not self.openings:
+            return True
+        return at >= self.open_until and (not self.trial or at >= self.trial_at + _TRIED)
 
-    def started(self, request_id: str) -> Breaker:
+    def started(self, request_id: str, at: float) -> Breaker:
         """Return it after a request has begun: one that was let through an opened breaker is its trial."""
-        return msgspec.structs.replace(self, trial=request_id) if self.openings else self
+        return msgspec.structs.replace(self, trial=request_id, trial_at=at) if self.openings else self
 
     def ended(self, request_id: str, code: str, at: float) -> Breaker:
         """Return it after a request has ended; an empty code says that it was answered."""
         if not code:
             return Breaker()
-        trial = "" if self.trial == request_id else self.trial
+        trial, since = ("", 0.0) if self.trial == request_id else (self.trial, self.trial_at)
         if code not in _BLAMED:
-            return msgspec.structs.replace(self, trial=trial)
+            return msgspec.structs.replace(self, trial=trial, trial_at=since)
         failures = self.failures + 1
         if failures < _TOLERATED or at < self.open_until:  # those that began before it opened say nothing new
-            return Breaker(failures, self.openings, self.open_until, trial)
+            return Breaker(failures, self.openings, self.open_until, trial, since)
         stays = min(_FIRST_OPEN * 2.0 ** min(self.openings, 10), _LAST_OPEN)
-        return Breaker(failures, self.openings + 1, at + stays, trial)
+        return Breaker(failures, self.openings + 1, at + stays, trial, since)
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -184,7 +189,9 @@ def _started(pool: Pool, event: u.RequestStarted) -> Pool:
     route = pool.route(process_id)
     return msgspec.structs.replace(
         pool,
-        routes=_with(pool.routes, process_id, route.breaker.started(event.request_id)) if route else pool.routes,
+        routes=_with(pool.routes, process_id, route.breaker.started(event.request_id, event.started_at))
+        if route
+        else pool.routes,
         requests={**pool.requests, event.request_id: event},
         by_process={**pool.by_process, process_id: pool.outstanding(process_id) + 1},
         last_used=max(pool.last_used or 0.0, event.started_at),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -15,10 +16,26 @@ from services.inference import openai
 from services.inference import units as u
 from services.inference.state import Route
 
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-Run = Callable[[httpx2.AsyncClient, Route, Any, u.RequestStarted, Send | None], Awaitable[tuple[View, dict[str, int]]]]
-
 _LOCAL = {"model", "stream", "wait"}  # fields that are ours to fill in
+
+
+class Send:
+    """Passes the parts of an answer on. `heard`: the engine has said something; `first`: seconds until a part."""
+
+    def __init__(self, send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
+        self._send = send
+        self._begun = time.monotonic()
+        self.heard = False
+        self.first: float | None = None
+
+    async def __call__(self, part: dict[str, Any]) -> None:
+        """Send a part."""
+        if self.first is None:
+            self.first = round(time.monotonic() - self._begun, 6)
+        await self._send(part)
+
+
+Run = Callable[[httpx2.AsyncClient, Route, Any, u.RequestStarted, Send | None], Awaitable[tuple[View, dict[str, int]]]]
 
 
 @dataclass(frozen=True)
@@ -44,6 +61,7 @@ async def _chat(
     else:
         async with aclosing(openai.stream(http, url, body | _STREAMED)) as chunks:
             async for chunk in chunks:
+                send.heard = True
                 tokens = chunk.usage or tokens
                 for choice in chunk.choices[:1]:
                     delta = choice.delta or openai.Delta()
@@ -79,6 +97,7 @@ async def _complete(
     else:
         async with aclosing(openai.stream(http, url, body | _STREAMED)) as chunks:
             async for chunk in chunks:
+                send.heard = True
                 tokens = chunk.usage or tokens
                 for choice in chunk.choices[:1]:
                     finish = choice.finish_reason or finish

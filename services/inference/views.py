@@ -21,6 +21,7 @@ _LEAST_SECONDS = 1e-6  # times are kept in microseconds; a clock that was set ba
 _LEAST_TOKENS = 8  # of an answer whose speed is worth knowing
 
 TABLES = {
+    "services": "CREATE TABLE services (service_id TEXT NOT NULL PRIMARY KEY) WITHOUT ROWID",
     "replicas": """CREATE TABLE replicas (
         service_id TEXT NOT NULL, process_id TEXT NOT NULL, PRIMARY KEY (service_id, process_id)) WITHOUT ROWID""",
     "usage": """CREATE TABLE usage (
@@ -40,21 +41,25 @@ TABLES = {
         concurrency INTEGER NOT NULL, requests INTEGER NOT NULL, completion_tokens INTEGER NOT NULL,
         seconds REAL NOT NULL, PRIMARY KEY (model_id, engine, device, slots, concurrency)) WITHOUT ROWID""",
 }
-# A request may end on a replica that gets no more of them: then it belongs to the rest.
-_ADD_USAGE = """INSERT INTO usage VALUES (
-    ?1, coalesce((SELECT process_id FROM replicas WHERE service_id = ?1 AND process_id = ?2), ''), ?3, ?4, ?5, ?6, ?7)
+# A request may end on a replica that gets no more of them: then it belongs to the rest. One that ends when its
+# service is no more belongs to nothing.
+_ADD_USAGE = """INSERT INTO usage
+    SELECT ?1, coalesce((SELECT process_id FROM replicas WHERE service_id = ?1 AND process_id = ?2), ''),
+    ?3, ?4, ?5, ?6, ?7 FROM services WHERE service_id = ?1
     ON CONFLICT (service_id, process_id) DO UPDATE SET
     requests = requests + excluded.requests, failed = failed + excluded.failed, refused = refused + excluded.refused,
     prompt_tokens = prompt_tokens + excluded.prompt_tokens,
     completion_tokens = completion_tokens + excluded.completion_tokens"""
-_ADD_SECOND = """INSERT INTO seconds VALUES (
-    ?1, coalesce((SELECT process_id FROM replicas WHERE service_id = ?1 AND process_id = ?2), ''), ?3, ?4, ?5, ?6, ?7)
+_ADD_SECOND = """INSERT INTO seconds
+    SELECT ?1, coalesce((SELECT process_id FROM replicas WHERE service_id = ?1 AND process_id = ?2), ''),
+    ?3, ?4, ?5, ?6, ?7 FROM services WHERE service_id = ?1
     ON CONFLICT (service_id, process_id, slot) DO UPDATE SET epoch = excluded.epoch,
     requests = iif(epoch = excluded.epoch, requests, 0) + excluded.requests,
     failed = iif(epoch = excluded.epoch, failed, 0) + excluded.failed,
     completion_tokens = iif(epoch = excluded.epoch, completion_tokens, 0) + excluded.completion_tokens"""
-_ADD_LATENCY = """INSERT INTO sketches VALUES (
-    ?1, coalesce((SELECT process_id FROM replicas WHERE service_id = ?1 AND process_id = ?2), ''), ?3, ?4, ?5, ?6, 1)
+_ADD_LATENCY = """INSERT INTO sketches
+    SELECT ?1, coalesce((SELECT process_id FROM replicas WHERE service_id = ?1 AND process_id = ?2), ''),
+    ?3, ?4, ?5, ?6, 1 FROM services WHERE service_id = ?1
     ON CONFLICT (service_id, process_id, metric, slot, bucket) DO UPDATE SET epoch = excluded.epoch,
     count = iif(epoch = excluded.epoch, count, 0) + excluded.count"""
 _ADD_SPEED = """INSERT INTO speeds VALUES (?, ?, ?, ?, ?, 1, ?, ?)
@@ -95,6 +100,7 @@ _FORGET = (
     "DELETE FROM seconds WHERE service_id = ?",
     "DELETE FROM sketches WHERE service_id = ?",
 )
+_KNOW = "INSERT OR IGNORE INTO services VALUES (?)"
 
 
 def project(recorded: Recorded) -> Iterable[Statement]:
@@ -105,10 +111,14 @@ def project(recorded: Recorded) -> Iterable[Statement]:
     """
     at = recorded.recorded_at
     match recorded.event:
-        case u.ServiceAdded(service_id=ident) | u.ServiceRemoved(service_id=ident):
-            for sql in _FORGET:
+        case u.ServiceAdded(service_id=ident):
+            for sql in (*_FORGET, _KNOW):
+                yield sql, (ident,)
+        case u.ServiceRemoved(service_id=ident):
+            for sql in (*_FORGET, "DELETE FROM services WHERE service_id = ?"):
                 yield sql, (ident,)
         case u.RouteAdded(service_id=ident, process_id=process_id):
+            yield _KNOW, (ident,)  # logs of older releases do not say that a service was added
             yield "INSERT OR IGNORE INTO replicas VALUES (?, ?)", (ident, process_id)
         case u.RouteRemoved(service_id=ident, process_id=process_id):
             for sql in _LEAVE:

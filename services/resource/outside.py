@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from aima_core.call import Call
 from aima_core.domain import Outside
+from aima_core.errors import AimaError
 from aima_core.records import Recorded
 from aima_core.units import Command, Query, View
 from services.device.units import DeviceDetected, DeviceRemoved
@@ -17,6 +19,7 @@ from services.resource import units as u
 from services.resource.decider import State, held, machine_at, slot_at
 from services.resource.room import Facts
 
+_HEAR = 1.0  # seconds that the engine domain gets to say what has ended
 LEAST_RESERVE = 512 * 2**20  # bytes; a small machine, too, needs memory for everything that is not ours
 
 
@@ -42,6 +45,7 @@ class ResourceOutside(Outside[State]):
         """Add to an Allocate what the system could give now."""
         if not isinstance(command, u.Allocate):
             return command
+        await self._hear()
         facts = await self._facts()
         return u.DecideAllocation(**command.model_dump(), available=facts.available)
 
@@ -66,7 +70,14 @@ class ResourceOutside(Outside[State]):
         """Keep looking at the machine."""
         return (self._keep_looking,)
 
+    async def _hear(self) -> None:
+        """Take in which engines have ended: their memory is free, and a slot of theirs is not one of a later start."""
+        with contextlib.suppress(AimaError, TimeoutError):
+            async with asyncio.timeout(_HEAR):
+                await self.context.caught_up("engine")
+
     async def _can_allocate(self, query: u.AskCanAllocate) -> u.CanAllocate:
+        await self._hear()
         facts, world = await self._facts(), self.context.world
         leaving = [slot for slot_id in set(query.freeing) if (slot := slot_at(world, slot_id))]
         staying = [slot for slot in held(world) if slot not in leaving]

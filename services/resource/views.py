@@ -94,7 +94,11 @@ def budget(machine: Row, slots: Sequence[Row]) -> u.Budget:
 
 
 def need_of(query: u.AskCanAllocate, facts: Facts, leaving: Sequence[Slot]) -> Need:
-    """Return what is asked for in all, on a machine that has back what those hold who are about to leave."""
+    """Return what is asked for in all, on a machine that has back what those hold who are about to leave.
+
+    What the system has then is an upper bound: weights that are mapped from a file count as used by their slot and as
+    available to the system, so that what is allocated later may still be refused as SYSTEM_MEMORY_LOW.
+    """
     return Need(
         memory=query.count * query.memory_bytes,
         gpu_fraction=query.count * query.gpu_fraction,

@@ -13,7 +13,7 @@ from aima_core.units import Command, Event
 from services.service import internal as i
 from services.service import replicas
 from services.service import units as u
-from services.service.state import Service
+from services.service.state import Member, Service
 
 _ABOUT = (
     *("model_id", "engine", "device", "resource_class", "replicas", "persistent", "port", "config"),
@@ -84,7 +84,7 @@ def _start(service: Service, command: i.BeginStart, call: Call) -> list[Event]:
         case "stopping":
             raise Conflict(f"{service.id} is stopping; start it when it has stopped", reason="STOPPING")
         case "degraded":
-            lost = [member for member in service.members if not member.hopeful]
+            lost = [member for member in service.members if not member.hopeful or member.status == "waiting"]
             return replicas.requested(service, [(member.replica, 0) for member in lost], "started again", call)
         case _:
             return []
@@ -108,6 +108,8 @@ def within(about: u.ServiceCreated, wanted: int) -> int:
 
 
 def _scale(service: Service, command: i.BeginScale, call: Call) -> list[Event]:
+    if command.by_load and service.status not in ("running", "degraded"):
+        return []  # it has been stopped since somebody looked
     wanted = within(service.about, command.replicas) if command.replicas else 0
     old = service.wanted
     if wanted == old and not (service.asleep and wanted):
@@ -132,10 +134,15 @@ def _stop(service: Service, call: Call, *, force: bool) -> list[Event]:
     under_way = service.status == "stopping" and service.stop is not None
     if under_way and service.stop and (service.stop.force or not force) and not service.stop.asleep:
         return []
-    if not (service.runs or under_way or service.asleep):
+    late = service.error_code == replicas.STOP_TIMEOUT and service.stop is not None and service.stop.asleep
+    if not (service.runs or under_way or service.asleep or late):
         return []
-    forced = service.stop is not None and service.stop.force and under_way
-    return replicas.end(service, call, reason="requested", force=force or forced)
+    if not under_way or service.stop is None:
+        return replicas.end(service, call, reason="requested", force=force)
+    going = service.stop
+    return replicas.end(
+        service, call, reason="requested", force=force or going.force, made_room_for=going.made_room_for
+    )
 
 
 def _sleep(service: Service, call: Call, reason: str, made_room_for: str = "") -> list[Event]:
@@ -145,7 +152,7 @@ def _sleep(service: Service, call: Call, reason: str, made_room_for: str = "") -
 def _with_room(
     world: World[Service], needy: Service, idle: Sequence[str], events: list[Event], call: Call
 ) -> list[Event]:
-    """Add to what happens to a service that others go to sleep for it; one that has a new task meanwhile stays."""
+    """Add to what happens to a service that idle ones go to sleep for it, unless they are on their way down by now."""
     if not events:
         return []
     found = (world.get(f"service/{ident}") for ident in idle)
@@ -158,15 +165,20 @@ def _with_room(
     ]
 
 
+def _last_heard(member: Member) -> str:
+    return member.message or (f"{member.failure.error_code}: {member.failure.error}" if member.failure else "")
+
+
 def _timed_out(service: Service, run: int, call: Call, *, stopping: bool) -> list[Event]:
     if service.run != run or service.status != ("stopping" if stopping else "starting"):
         return []
     if stopping:
         error = f"{', '.join(service.present())} did not end in time; still trying"
-        return [u.ServiceFailed(service_id=service.id, error=error, error_code="STOP_TIMEOUT")]
+        return [u.ServiceFailed(service_id=service.id, error=error, error_code=replicas.STOP_TIMEOUT)]
     waiting = [member for member in service.members if not member.answers]
-    last = next((member.message for member in waiting if member.message), "the engine domain has not answered")
-    error = f"{len(waiting)} of {len(service.members)} replicas were not ready in time; last heard: {last}"
+    last = next(filter(None, map(_last_heard, waiting)), "the engine domain has not answered")
+    given = f"{service.start.timeout:.3g} s" if service.start else "time"
+    error = f"{len(waiting)} of {len(service.members)} replicas were not ready within {given}; last heard: {last}"
     if not service.answering():
         return [u.ServiceFailed(service_id=service.id, error=error, error_code="TIMEOUT")]
     return replicas.late(service, waiting, error, call)

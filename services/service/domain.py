@@ -17,7 +17,8 @@ from services.service import units as u
 from services.service.decider import decide
 from services.service.outside import ServiceOutside, react
 from services.service.settings import ServiceSettings
-from services.service.state import Service, evolve, todo
+from services.service.state import Service, evolve
+from services.service.todo import todo
 from services.service.views import TABLES, project, reply
 
 SERVICE = Domain(

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from aima_core.units import Command, Success
-from services.service.units import Device, Health, ResourceClass, ServiceRef, StartOutcome
+from services.service.units import Device, Health, ResourceClass, ScaleOutcome, ServiceRef, StartOutcome
 
 
 class Register(Command[ServiceRef], unit="service.register"):
@@ -51,12 +51,13 @@ class BeginStart(Command[StartOutcome], unit="service.begin_start", stream="serv
     makes_room: tuple[str, ...] = ()
 
 
-class BeginScale(Command[Success], unit="service.begin_scale", stream="service_id"):
-    """A ScaleService, or a change of the number that the load asks for. `start` when it has to be woken for it."""
+class BeginScale(Command[ScaleOutcome], unit="service.begin_scale", stream="service_id"):
+    """A ScaleService, or with `by_load` a change that the load asks for. `start` when it has to be woken for it."""
 
     service_id: str
     replicas: int
     reason: str
+    by_load: bool = False
     start: BeginStart | None = None
     makes_room: tuple[str, ...] = ()
 

@@ -1,20 +1,25 @@
-"""Looks at the load of the services once a second: scales those that follow it, puts idle ones to sleep."""
+"""Looks at the services once a second: scales those that follow their load, puts idle ones to sleep, ends strays."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import time
 
 from aima_core.domain import Context
-from aima_core.errors import AimaError, InsufficientResources
+from aima_core.errors import AimaError
 from aima_core.logs import logger
+from services.engine import units as engine
 from services.inference import units as inference
 from services.service import internal as i
-from services.service.placing import Placing, last_used
+from services.service.placing import Need, Placing, last_used
 from services.service.scaling import SLEEPS_AFTER, Bounds, Scaler
 from services.service.state import Service
 
 _LOOK = 1.0  # seconds between looks
+_FULL = 30.0  # seconds for which a service that could not grow is left as it is
+_STRAYS = 30  # looks between those at instances of services that are no more
 _ASK = 2.0  # seconds for a question that a peer answers from memory
 
 
@@ -25,11 +30,14 @@ class Keeper:
         self._context = context
         self._placing = placing
         self._scalers: dict[str, Scaler] = {}
+        self._full_until: dict[str, float] = {}
 
     async def keep(self) -> None:
         """Look for as long as the process lives."""
-        while True:
+        for look in itertools.count(1):
             await asyncio.sleep(_LOOK)
+            if look % _STRAYS == 0:
+                await self._end_strays()
             kept = [service for service in self._context.world.values() if _is_kept(service)]
             for gone in self._scalers.keys() - {service.id for service in kept}:
                 del self._scalers[gone]
@@ -53,25 +61,34 @@ class Keeper:
             wanted = scaler.look(now, requests, service.wanted, bounds)
             if wanted != service.wanted:
                 reason = f"{requests} requests, of which each replica shall have {bounds.target:g}"
-                await self._scale(service, wanted, reason)
+                await self._scale(service, wanted, reason, now)
 
-    async def _scale(self, service: Service, wanted: int, reason: str) -> None:
-        """Scale as far as there is memory for."""
-        assert service.start
-        makes_room: tuple[str, ...] = ()
-        while wanted > service.wanted:
-            more, start = wanted - service.wanted, service.start
-            try:
-                makes_room = await self._placing.room(service, more, start.memory, start.gpu_fraction)
-                break
-            except InsufficientResources as error:
-                logger.warning("no room to scale", service_id=service.id, replicas=wanted, error=error.message)
-                wanted -= 1
-            except AimaError:
+    async def _scale(self, service: Service, wanted: int, reason: str, now: float) -> None:
+        """Scale as far as there is free memory: for load alone nobody has to make room."""
+        if wanted > service.wanted and service.start:
+            if now < self._full_until.get(service.id, 0.0):
                 return
+            need = Need(service.start.memory, service.start.gpu_fraction)
+            try:
+                room = await self._placing.fit(service, wanted - service.wanted, need)
+            except AimaError:
+                return  # nothing is known, so nothing changes
+            if service.wanted + room < wanted:
+                self._full_until[service.id] = now + _FULL
+                logger.warning("no room to scale", service_id=service.id, wanted=wanted, room=service.wanted + room)
+                wanted = service.wanted + room
         if wanted != service.wanted:
-            scale = i.BeginScale(service_id=service.id, replicas=wanted, reason=reason, makes_room=makes_room)
-            await self._record(scale)
+            await self._record(i.BeginScale(service_id=service.id, replicas=wanted, reason=reason, by_load=True))
+
+    async def _end_strays(self) -> None:
+        """End instances that run for services that are no more: one was started in the last moment of its service."""
+        with contextlib.suppress(AimaError):
+            engines = await self._context.peers.call(engine.ListEngines(limit=1000), timeout=_ASK)
+            for instance in [instance for found in engines.items for instance in found.instances]:
+                gone = f"service/{instance.service_id}" not in self._context.world
+                if instance.service_id and gone and instance.status in ("starting", "running"):
+                    logger.warning("ending a stray", process_id=instance.process_id)
+                    await self._context.peers.call(engine.StopEngine(name=instance.process_id), timeout=_ASK)
 
     async def _record(self, command: i.PutToSleep | i.BeginScale) -> None:
         try:

@@ -23,8 +23,9 @@ SERVICE: ServiceTable = {
         "degraded": "stopping",
         "stopping": "stopping",
         "stopped": "stopping",
+        "failed": "stopping",
     },
-    u.ServiceStopped: {"stopping": "stopped"},
+    u.ServiceStopped: {"stopping": "stopped", "failed": "stopped"},
     u.ServiceFailed: {"starting": "failed", "running": "failed", "degraded": "failed", "stopping": "failed"},
 }
 """A service that runs is `running` when every replica answers, else `degraded`; its replicas' events lead there."""

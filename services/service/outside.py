@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -12,7 +11,7 @@ import msgspec
 
 from aima_core.call import Call
 from aima_core.domain import Commands, Context, Outside
-from aima_core.errors import AimaError, NotFound, Timeout, Unavailable
+from aima_core.errors import AimaError, NotFound
 from aima_core.records import Recorded
 from aima_core.units import Command, Query, View
 from services.engine import units as engine
@@ -24,16 +23,11 @@ from services.service import units as u
 from services.service.decider import within
 from services.service.keeper import Keeper
 from services.service.optimizing import Optimizer
-from services.service.placing import Placing, until_there_is_room
+from services.service.performing import Performing
+from services.service.placing import Need, Placing
 
-_STOP_TIMEOUT = 10.0  # seconds that an engine gets to end by itself
-_ENDS = 5.0  # seconds in which most engines have ended; a domain that dies over it is asked again
-_CATCH_UP = 2.0  # seconds that the engine domain gets to say what it knows
-_ASK = 3.0  # seconds for a request that a peer answers at once; one that dies over it is asked again
 _GLANCE = 1.0  # seconds for what only adds to an answer
 _ANSWERING = 0.25  # seconds before its deadline at which a caller is told that its start has taken too long
-_LOOK = 0.2  # seconds between looks at the requests of a replica that is leaving
-_AWAY = 3.0  # seconds that the inference domain may be away until nobody waits for requests that it would know
 
 
 class ServiceOutside(Outside[state.Service]):
@@ -41,15 +35,14 @@ class ServiceOutside(Outside[state.Service]):
 
     def __init__(self, context: Context[state.Service]) -> None:
         super().__init__(context)
-        self._asking: dict[str, asyncio.Task[engine.Started]] = {}
         self._placing = Placing(context)
         self._keeper = Keeper(context, self._placing)
         self._optimizer = Optimizer(context, self._placing)
+        self._performing = Performing(context)
 
     async def close(self) -> None:
         """Ask no more."""
-        for asking in self._asking.values():
-            asking.cancel()
+        self._performing.close()
 
     def background(self) -> Iterable[Callable[[], Coroutine[Any, Any, None]]]:
         """Keep an eye on the load."""
@@ -68,23 +61,7 @@ class ServiceOutside(Outside[state.Service]):
 
     async def perform(self, effect: Any) -> Commands:
         """Do one effect."""
-        match effect:
-            case state.RunReplica():
-                return await self._run(effect)
-            case state.EndReplica():
-                return await self._end(effect)
-            case state.Expire(service_id=ident, run=run, at=at, stopping=stopping):
-                await self._until(at)
-                return [i.RecordTimedOut(service_id=ident, run=run, stopping=stopping)]
-            case state.ExpireReplica(service_id=ident, process_id=process_id, at=at):
-                await self._until(at)
-                return [_refused(ident, process_id, "the engine was not ready in time", "TIMEOUT")]
-            case state.ReplaceSilent(service_id=ident, process_id=process_id, since=since):
-                grace = self.context.settings.grace
-                await self._until(since + grace)
-                error = f"it has not answered its health check for more than {grace:g} s"
-                return [_refused(ident, process_id, error, state.UNRESPONSIVE)]
-        return await super().perform(effect)
+        return await self._performing.perform(effect)
 
     async def answer(self, query: Query[Any]) -> View:
         """Answer a query."""
@@ -138,7 +115,7 @@ class ServiceOutside(Outside[state.Service]):
         if service is None or service.runs or service.status == "stopping":
             return i.BeginStart(service_id=ident, wait=wait, timeout=timeout)
         replicas = within(service.about, service.wanted)
-        return await self._placing.start(service, replicas=replicas, wait=wait, timeout=timeout)
+        return await self._placing.start(service, replicas=replicas, wait=wait, timeout=timeout, gently=command.wake)
 
     async def _prepare_scale(self, command: u.ScaleService) -> i.BeginScale:
         ident, replicas = command.service_id, command.replicas
@@ -154,87 +131,8 @@ class ServiceOutside(Outside[state.Service]):
         more = within(service.about, replicas) - len(service.members)
         if not service.runs or more <= 0 or service.start is None:
             return scale
-        room = await self._placing.room(service, more, service.start.memory, service.start.gpu_fraction)
+        room = await self._placing.room(service, more, Need(service.start.memory, service.start.gpu_fraction))
         return scale.model_copy(update={"makes_room": room})
-
-    # --- effects --------------------------------------------------------------------------------------------
-
-    async def _until(self, at: float) -> None:
-        """Return at that time, with all taken in that the engine domain had recorded by then.
-
-        We may have been away, and all may have been well before.
-        """
-        await asyncio.sleep(max(at - time.time(), 0))
-        with contextlib.suppress(Unavailable, Timeout, TimeoutError):
-            async with asyncio.timeout(_CATCH_UP):
-                await self.context.caught_up("engine")
-
-    async def _run(self, effect: state.RunReplica) -> Commands:
-        """Ask for the instance under the id that is already in our log; a refusal becomes a fact of ours."""
-        await asyncio.sleep(max(effect.not_before - time.time(), 0))
-        await until_there_is_room(self.context, effect.service_id)
-        service = self._service(effect.service_id)
-        start, about = service.start, service.about
-        assert start
-        asked = engine.StartEngine(
-            name=start.engine,
-            model_id=about.model_id,
-            config=start.config,
-            process_id=effect.process_id,
-            service_id=service.id,
-            port=about.port + effect.replica if about.port else None,
-            memory_bytes=start.memory or None,
-            gpu_fraction=start.gpu_fraction,
-            priority=about.priority,
-            wait=False,
-            timeout=min(max(effect.deadline - time.time(), 1), 3600),
-        )
-        # not cut short by a stop: what is carried out after "it is gone" was recorded would be nobody's
-        asking = asyncio.create_task(self.context.peers.call(asked, timeout=_ASK))
-        self._asking[effect.process_id] = asking
-        asking.add_done_callback(lambda task: self._answered(effect.process_id, task))
-        try:
-            await asyncio.shield(asking)  # asking twice for one process_id starts one
-        except (Unavailable, Timeout):
-            raise  # asked again until the deadline
-        except AimaError as error:
-            return [_refused(effect.service_id, effect.process_id, error.message, error.reason, ended=True)]
-        return []
-
-    def _answered(self, process_id: str, asking: asyncio.Task[engine.Started]) -> None:
-        self._asking.pop(process_id, None)
-        if not asking.cancelled():
-            asking.exception()  # seen: whoever asked may have been called off
-
-    async def _end(self, effect: state.EndReplica) -> Commands:
-        if asking := self._asking.get(effect.process_id):
-            await asyncio.wait((asking,))
-        if effect.drain:
-            await self._drained(effect.service_id, effect.process_id)
-        asked = engine.StopEngine(name=effect.process_id, force=effect.force, timeout=_STOP_TIMEOUT)
-        with contextlib.suppress(NotFound):  # the engine domain has never heard of it
-            await self.context.peers.call(asked, timeout=_ENDS)  # asked again: it joins the stop that is under way
-        await self.context.caught_up("engine")  # or its older news, coming late, would look like a stray
-        return [i.RecordReplicaEnded(service_id=effect.service_id, process_id=effect.process_id)]
-
-    async def _drained(self, ident: str, process_id: str) -> None:
-        """Return when no request is under way on the process, or when it has had the time that it gets for them."""
-        until, away = time.monotonic() + self.context.settings.drain, 0.0
-        while time.monotonic() < until and away < _AWAY:
-            begun = time.monotonic()
-            try:
-                load = await self.context.peers.call(inference.GetLoad(service_id=ident), timeout=_GLANCE)
-            except NotFound:
-                return  # nobody has routed anything to it
-            except AimaError:
-                await asyncio.sleep(_LOOK)
-                away += time.monotonic() - begun
-                continue
-            away = 0.0
-            replicas = [replica for service in load.services for replica in service.replicas]
-            if not any(replica.process_id == process_id and replica.outstanding for replica in replicas):
-                return
-            await asyncio.sleep(_LOOK)
 
     # --- queries --------------------------------------------------------------------------------------------
 
@@ -289,10 +187,6 @@ class ServiceOutside(Outside[state.Service]):
                 continue
             lines += [f"{process_id}: {line}" for line in found.logs]
         return u.Logs(logs=lines)
-
-
-def _refused(ident: str, process_id: str, error: str, code: str, *, ended: bool = False) -> i.RecordReplicaFailed:
-    return i.RecordReplicaFailed(service_id=ident, process_id=process_id, error=error, error_code=code, ended=ended)
 
 
 def react(recorded: Recorded) -> Sequence[Command[Any]]:

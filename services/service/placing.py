@@ -7,7 +7,8 @@ important; services that are persistent or have work never do. The resource doma
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import time
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from aima_core.domain import Context
@@ -22,16 +23,17 @@ from services.service.selection import Choice, Wish, choose
 from services.service.state import Service
 
 _ASK = 2.0  # seconds for a question that a peer answers from memory
+_RESIDENCE = 10.0  # seconds for which a service that was used keeps its memory from those that a request wakes
+_REASONS = {"accelerator": "INSUFFICIENT_ACCELERATORS", "system": "SYSTEM_MEMORY_LOW"}  # by what is lacking
 _MOST_FREED = 100  # slots that the resource domain takes into one question
 _LOOK = 0.1  # seconds between looks at services that are going to sleep
 
 
-class _Idle(NamedTuple):
-    """A service that could go to sleep; ordered by who goes first."""
+class Need(NamedTuple):
+    """What one replica takes: `memory` in bytes of main memory, and a part of one GPU."""
 
-    priority: int
-    last_used: float
-    service: Service
+    memory: int
+    gpu_fraction: float
 
 
 class Placing:
@@ -41,7 +43,9 @@ class Placing:
         self._world = context.world
         self._peers = context.peers
 
-    async def start(self, service: Service, *, replicas: int, wait: bool, timeout: float) -> i.BeginStart:
+    async def start(
+        self, service: Service, *, replicas: int, wait: bool, timeout: float, gently: bool = False
+    ) -> i.BeginStart:
         """Return the start of a service with all that is to be decided. Raises what speaks against it."""
         about, peers = service.about, self._peers
         found = await peers.call(model.GetModel(model_id=about.model_id))
@@ -66,7 +70,7 @@ class Placing:
             memory=choice.memory,
             gpu_fraction=choice.gpu_fraction,
             slots=await self._slots(choice),
-            makes_room=await self.room(service, replicas, choice.memory, choice.gpu_fraction),
+            makes_room=await self.room(service, replicas, Need(choice.memory, choice.gpu_fraction), gently=gently),
         )
 
     async def speeds(self, model_id: str) -> list[inference.Speed]:
@@ -76,54 +80,78 @@ class Placing:
         except AimaError:
             return []
 
-    async def room(self, service: Service, replicas: int, memory: int, gpu_fraction: float) -> tuple[str, ...]:
+    async def room(self, service: Service, replicas: int, need: Need, *, gently: bool = False) -> tuple[str, ...]:
         """Return the idle services that have to make room for so many replicas more, none when they fit as it is.
 
+        With `gently` those that were just used stay, or two services that are asked for in turn would chase each other.
         Raises InsufficientResources that says what is missing and who holds it.
         """
-        priority = service.about.priority
-
-        async def ask(freeing: Iterable[str]) -> resource.CanAllocate:
-            question = resource.AskCanAllocate(
-                memory_bytes=memory,
-                gpu_fraction=gpu_fraction,
-                count=replicas,
-                priority=priority,
-                freeing=list(freeing),
-            )
-            return await self._peers.call(question, timeout=_ASK)
-
-        answer = await ask(())
+        answer = await self._ask(service, replicas, need)
         if answer.can_allocate and not answer.would_preempt:
             return ()
-        going: list[str] = []
-        freed: list[str] = []
         slots = await self._slots_by_process()
-        for _, _, idle in await self._idle(service):
-            going.append(idle.id)
-            freed += [slot for process in idle.present() for slot in slots.get(process, ())]
-            if len(freed) > _MOST_FREED:
-                break
-            better = await ask(freed)
-            if better.can_allocate and not better.would_preempt:
-                return tuple(going)
+        idle = {
+            found.id: [slot for process in found.present() for slot in slots.get(process, ())]
+            for found in await self._idle(service, _RESIDENCE if gently else 0.0)
+        }
+        going: list[str] = []
+        for ident in [ident for ident, held in idle.items() if held]:
+            going.append(ident)
+            if await self._suffices(service, replicas, need, idle, going):
+                return await self._spared(service, replicas, need, idle, going)
         if answer.can_allocate:  # by taking it from somebody less important, who is not idle
             return ()
-        raise InsufficientResources(
-            f"{service.id}: {answer.reason}",
-            reason={"accelerator": "INSUFFICIENT_ACCELERATORS", "system": "SYSTEM_MEMORY_LOW"}.get(
-                answer.lacking or "", "INSUFFICIENT_MEMORY"
-            ),
-            requested=answer.requested,
-            available=answer.available,
-            missing=answer.missing,
-            holders=[holder.model_dump() for holder in answer.holders],
+        raise _insufficient(service, answer)
+
+    async def fit(self, service: Service, replicas: int, need: Need) -> int:
+        """Return how many of so many replicas there is free memory for, with nobody making room."""
+        fits, beyond = 0, replicas + 1
+        while beyond - fits > 1:
+            count = beyond - 1 if fits == 0 and beyond == replicas + 1 else (fits + beyond) // 2
+            answer = await self._ask(service, count, need)
+            if answer.can_allocate and not answer.would_preempt:
+                fits = count
+            else:
+                beyond = count
+        return fits
+
+    async def _ask(
+        self, service: Service, replicas: int, need: Need, freeing: Sequence[str] = ()
+    ) -> resource.CanAllocate:
+        question = resource.AskCanAllocate(
+            memory_bytes=need.memory,
+            gpu_fraction=need.gpu_fraction,
+            count=replicas,
+            priority=service.about.priority,
+            freeing=list(freeing),
         )
+        return await self._peers.call(question, timeout=_ASK)
+
+    async def _suffices(
+        self, service: Service, replicas: int, need: Need, held: Mapping[str, list[str]], going: Sequence[str]
+    ) -> bool:
+        freed = [slot for ident in going for slot in held[ident]]
+        if len(freed) > _MOST_FREED:
+            return False
+        answer = await self._ask(service, replicas, need, freed)
+        return answer.can_allocate and not answer.would_preempt
+
+    async def _spared(
+        self, service: Service, replicas: int, need: Need, held: Mapping[str, list[str]], going: Sequence[str]
+    ) -> tuple[str, ...]:
+        """Leave out those without whom it is enough: one that goes late may have more than all before it."""
+        kept = list(going)
+        for ident in going[:-1]:
+            others = [other for other in kept if other != ident]
+            if await self._suffices(service, replicas, need, held, others):
+                kept = others
+        return tuple(kept)
 
     async def _slots(self, choice: Choice) -> int:
         """Return how many requests a replica works on at once."""
-        if "slots" in choice.config:
-            return int(choice.config["slots"])
+        slots = choice.config.get("slots")
+        if isinstance(slots, int):
+            return slots
         return (await self._peers.call(engine.GetFeatures(name=choice.engine.name), timeout=_ASK)).max_concurrent
 
     async def _slots_by_process(self) -> dict[str, list[str]]:
@@ -134,8 +162,11 @@ class Placing:
             found.setdefault(slot.name.rpartition("-")[0], []).append(slot.slot_id)
         return found
 
-    async def _idle(self, needy: Service) -> list[_Idle]:
-        """Return the services without any request that are no more important, the first to go first."""
+    async def _idle(self, needy: Service, residence: float) -> list[Service]:
+        """Return the services without any request that are no more important, the first to go first.
+
+        `residence`: seconds for which those that were used stay.
+        """
         candidates = [
             service
             for service in self._world.values()
@@ -150,15 +181,26 @@ class Placing:
             load = await self._peers.call(inference.GetLoad(), timeout=_ASK)
         except AimaError:  # who has work is not known, so nobody may be sent to sleep
             return []
-        seen = {found.service_id: found for found in load.services}
-        return sorted(
-            (
-                _Idle(service.about.priority, last_used(service, seen.get(service.id)), service)
-                for service in candidates
-                if (found := seen.get(service.id)) is None or not (found.outstanding or found.queued)
-            ),
-            key=lambda idle: idle[:2],
-        )
+        seen, now = {found.service_id: found for found in load.services}, time.time()
+        used = {service.id: last_used(service, seen.get(service.id)) for service in candidates}
+        idle = [
+            service
+            for service in candidates
+            if ((found := seen.get(service.id)) is None or not (found.outstanding or found.queued))
+            and used[service.id] + residence <= now
+        ]
+        return sorted(idle, key=lambda service: (service.about.priority, used[service.id]))
+
+
+def _insufficient(service: Service, answer: resource.CanAllocate) -> InsufficientResources:
+    return InsufficientResources(
+        f"{service.id}: {answer.reason}",
+        reason=_REASONS.get(answer.lacking or "", "INSUFFICIENT_MEMORY"),
+        requested=answer.requested,
+        available=answer.available,
+        missing=answer.missing,
+        holders=[holder.model_dump() for holder in answer.holders],
+    )
 
 
 def last_used(service: Service, load: inference.ServiceLoad | None) -> float:

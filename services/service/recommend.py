@@ -49,19 +49,22 @@ def expect(found: ModelView, choice: Choice, devices: Sequence[DeviceItem], spee
 
 
 def _measured(choice: Choice, speeds: Sequence[Speed]) -> Expected:
-    """Go by the requests that had no more company than this replica would give them, with as many slots if there are.
+    """Go by the requests that had no more company than this replica would give them.
 
-    More at once than was ever seen is taken from one request's speed and the gain of company.
+    What was measured with other slots counts too, but is said to be; company that was never seen is estimated.
     """
     slots = int(choice.config.get("slots") or 1)
-    here = [speed for speed in speeds if speed.slots == slots] or speeds
-    alone = min(here, key=lambda speed: speed.concurrency).tokens_per_second
-    seen = [speed for speed in here if speed.concurrency <= slots]
-    together = max((speed.concurrency * speed.tokens_per_second for speed in seen), default=0.0)
-    if slots > max((speed.concurrency for speed in seen), default=0):
+    own = [speed for speed in speeds if speed.slots == slots]
+    least = min(speed.concurrency for speed in own or speeds)
+    alone = max(speed.tokens_per_second for speed in own or speeds if speed.concurrency == least)
+    full = any(speed.concurrency == slots for speed in own)
+    seen = [speed for speed in (own if full else speeds) if speed.concurrency <= slots]
+    together = max((speed.concurrency * speed.tokens_per_second for speed in seen), default=alone)
+    if slots > 1 and all(speed.concurrency == 1 for speed in speeds):
         together = max(together, alone * (1 + _GAIN.get(choice.device, 0.0) * (slots - 1)))
-    count = sum(speed.requests for speed in here)
-    return Expected(round(together, 1), round(alone, 1), "measured", f"measured on {count} requests here")
+    count = sum(speed.requests for speed in own or speeds)
+    how = "" if own else f" with other than {slots} slots"
+    return Expected(round(together, 1), round(alone, 1), "measured", f"measured on {count} requests here{how}")
 
 
 def _roofline(found: ModelView, choice: Choice, devices: Sequence[DeviceItem]) -> Expected:

@@ -14,8 +14,11 @@ from services.service.state import UNRESPONSIVE, Member, Service, process_of
 
 REBOOTED = "REBOOTED"
 """Error code of the engine domain for a process that went with the machine."""
+STOP_TIMEOUT = "STOP_TIMEOUT"
+"""Error code of a service whose processes have not ended in time; when they have, it is stopped after all."""
 DRAIN = 30.0
 """Seconds that a replica gets to finish the requests it has."""
+_ATTEMPT = 300.0  # seconds that a process gets to answer at the least, however soon the first caller wanted it
 _STOPPED_BY, _KILLED_BY = DRAIN + 30, 30.0  # seconds until a stop that has not come to its end counts as failed
 
 
@@ -42,7 +45,7 @@ def decide(service: Service, command: Command[Any], call: Call) -> list[Event]:
             if code == "TIMEOUT" and member.answers:
                 return []  # in the last moment
             return _failed(service, member, error, code, call, ended=ended)
-        case i.RecordReplicaEnded(reason="restart") if member.status in ("running", "unhealthy"):
+        case i.RecordReplicaEnded(reason="restart") if member.hopeful:
             return _health(service, member, "unhealthy", call, restarting=True)
         case i.RecordReplicaEnded(reason=reason):
             return _failed(service, member, f"the engine was stopped ({reason})", "STOPPED", call, ended=True)
@@ -64,7 +67,7 @@ def requested(
             process_id=process_of(service.id, service.run, replica, service.launches + nth),
             restarts=restarts,
             not_before=not_before,
-            deadline=start.deadline if by_start else begin + start.timeout,
+            deadline=start.deadline if by_start else begin + max(start.timeout, _ATTEMPT),
             reason=reason,
         )
         for nth, (replica, restarts) in enumerate(wanted, 1)
@@ -90,7 +93,13 @@ def end(service: Service, call: Call, *, reason: str, force: bool = False, **mor
     """Return what ends the service: at once, when nothing of it is there."""
     deadline = call.at + (_KILLED_BY if force else _STOPPED_BY)
     stopping = u.StopRequested(service_id=service.id, force=force, reason=reason, deadline=deadline, **more)
-    return [stopping] if service.present() else [stopping, u.ServiceStopped(service_id=service.id, reason=reason)]
+    return [stopping] if service.present() else [stopping, _stopped(service.id, stopping)]
+
+
+def _stopped(service_id: str, stop: u.StopRequested | None) -> u.ServiceStopped:
+    if stop is None:
+        return u.ServiceStopped(service_id=service_id, reason="requested")
+    return u.ServiceStopped(service_id=service_id, reason=stop.reason, asleep=stop.asleep)
 
 
 def late(service: Service, waiting: Sequence[Member], error: str, call: Call) -> list[Event]:
@@ -105,7 +114,7 @@ def late(service: Service, waiting: Sequence[Member], error: str, call: Call) ->
     again = [
         (member.replica, member.restarts + 1)
         for member in lost
-        if not healing.given_up("TIMEOUT", member.unanswered + 1, starting=True)
+        if not healing.given_up("TIMEOUT", member.unanswered + 1, proven=member.proven)
     ]
     at = call.at + healing.delay(1, call.request_id)
     return [
@@ -139,7 +148,7 @@ def _ready(service: Service, member: Member, command: i.RecordReplicaReady, call
 
 def _health(service: Service, member: Member, status: u.Health, call: Call, *, restarting: bool = False) -> list[Event]:
     if member.status != {"healthy": "unhealthy", "unhealthy": "running"}[status]:
-        return []
+        return []  # it is so already, or still on its way
     # one that somebody restarts is not silent: the engine domain tells how long it may take
     changed = u.ReplicaHealthChanged(**_of(service, member), status=status, at=0.0 if restarting else call.at)
     also = member.endpoint if status == "healthy" else ""
@@ -155,9 +164,9 @@ def _failed(service: Service, member: Member, error: str, code: str, call: Call,
     events = [failed, *gone]
     if code == REBOOTED and not service.about.persistent:
         last = ended and set(service.present()) == {member.process_id}
-        stopping = end(service, call, reason="the machine was restarted", force=True, asleep=_may_sleep(service))
-        stopped = u.ServiceStopped(service_id=service.id, reason="the machine was restarted")
-        return [*events, *stopping, stopped] if last else [*events, *stopping]
+        (stop,) = end(service, call, reason="the machine was restarted", force=True, asleep=_may_sleep(service))
+        assert isinstance(stop, u.StopRequested)
+        return [*events, stop, _stopped(service.id, stop)] if last else [*events, stop]
     return [*events, *_after_failure(service, member, error, code, streak, call)]
 
 
@@ -166,9 +175,9 @@ def _after_failure(service: Service, member: Member, error: str, code: str, stre
     others = _others(service, member)
     unanswered = member.unanswered + (not member.answered_at)
     wait = 0.0 if code == REBOOTED else healing.delay(streak, f"{call.request_id}/{member.process_id}")
-    starting, start = service.status == "starting", service.start
-    late = starting and start is not None and call.at + wait >= start.deadline
-    if not late and not healing.given_up(code, unanswered, starting=starting):
+    start = service.start
+    late = service.status == "starting" and start is not None and call.at + wait >= start.deadline
+    if not late and not healing.given_up(code, unanswered, proven=member.proven):
         return requested(service, [(member.replica, member.restarts + 1)], f"{code}: {error}", call, call.at + wait)
     if any(other.hopeful for other in others):
         return _settle(service, others, call)
@@ -188,10 +197,9 @@ def _late_news(service: Service, member: Member | None, command: Command[Any], p
             leaving = next((process.replica for process in service.leaving if process.process_id == process_id), -1)
             replica = member.replica if member else leaving
             ended: list[Event] = [u.ReplicaEnded(service_id=service.id, replica=replica, process_id=process_id)]
-            if service.status != "stopping" or service.present() != (process_id,):
-                return ended
-            reason = service.stop.reason if service.stop else "requested"
-            return [*ended, u.ServiceStopped(service_id=service.id, reason=reason)]
+            going = service.status == "stopping" or service.error_code == STOP_TIMEOUT
+            last = going and service.present() == (process_id,)
+            return [*ended, _stopped(service.id, service.stop)] if last else ended
         case i.RecordReplicaProgress(phase="failed"):
             return []
         case i.RecordReplicaProgress() | i.RecordReplicaReady() if process_id not in service.present():

@@ -117,7 +117,12 @@ def options(found: ModelView, engine: EngineView, wish: Wish, cores: int | None)
 
 def memory_of(found: ModelView, config: Mapping[str, Any]) -> int:
     """Return the bytes that a replica takes with these options, on whichever device."""
-    return found.requirements.memory(int(config.get("context_length") or 0) * int(config.get("slots") or 1))
+    return found.requirements.memory(_whole(config.get("context_length"), 0) * _whole(config.get("slots"), 1))
+
+
+def _whole(value: object, default: int) -> int:
+    """Return an option as a number; what is none is for the engine domain to refuse, by its name."""
+    return value if isinstance(value, int) and value > 0 else default
 
 
 def _measured(choice: Choice, speeds: Sequence[Speed]) -> float:

@@ -1,13 +1,11 @@
-"""What a service is, what an event makes of it, and what it calls for outside. Pure; the statuses: lifecycle.py."""
+"""What a service is, and what an event makes of it. Pure; the statuses stand in lifecycle.py."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, assert_never
 
 import msgspec
 
-from aima_core.domain import Effect
 from services.service import healing, lifecycle
 from services.service import units as u
 
@@ -28,7 +26,8 @@ class Failure(msgspec.Struct, frozen=True):
 class Member(msgspec.Struct, frozen=True):
     """A replica of the current run, in its present process. Times in Unix seconds, 0 for never.
 
-    `streak` counts its failures in a row, `unanswered` the last processes of it that never answered.
+    `streak` counts its failures in a row, `unanswered` the last processes of it that never answered; `proven` once one
+    has.
     """
 
     replica: int
@@ -46,6 +45,7 @@ class Member(msgspec.Struct, frozen=True):
     restarts: int = 0
     streak: int = 0
     unanswered: int = 0
+    proven: bool = False
     failures: tuple[Failure, ...] = ()
 
     @property
@@ -133,87 +133,6 @@ def process_of(service_id: str, run: int, replica: int, launch: int = 0) -> str:
     return f"{service_id}-r{replica}-{run}{f'-{launch}' if launch else ''}"
 
 
-# --- effects ------------------------------------------------------------------------------------------------------
-
-
-class RunReplica(Effect, frozen=True):
-    """Ask the engine domain for the instance, not before and to answer until (Unix seconds)."""
-
-    service_id: str
-    process_id: str
-    replica: int
-    not_before: float
-    deadline: float
-
-
-class EndReplica(Effect, frozen=True):
-    """See that the instance is gone, and with `drain` that its requests are answered before."""
-
-    service_id: str
-    process_id: str
-    drain: bool
-    force: bool
-
-
-class ReplaceSilent(Effect, frozen=True):
-    """Give a replica up that does not begin to answer again; silent since (Unix seconds)."""
-
-    service_id: str
-    process_id: str
-    since: float
-
-
-class ExpireReplica(Effect, frozen=True):
-    """Fail a replica that does not answer by its deadline (Unix seconds)."""
-
-    service_id: str
-    process_id: str
-    at: float
-
-
-class Expire(Effect, frozen=True):
-    """Fail the start, or the stop, when its deadline (Unix seconds) has come."""
-
-    service_id: str
-    run: int
-    at: float
-    stopping: bool
-
-
-def todo(service: Service) -> Iterable[Effect]:
-    """Return what must be asked of the engine domain, and what must not take longer than it may. Empty at rest."""
-    force = service.stop is not None and service.stop.force
-    effects: list[Effect] = [
-        EndReplica(service.id, process.process_id, process.drain and not force, process.force or force)
-        for process in service.over()
-    ]
-    if service.status == "stopping" and service.stop and service.stop.deadline:
-        effects.append(Expire(service.id, service.run, service.stop.deadline, stopping=True))
-    if service.status == "starting" and service.start:
-        effects.append(Expire(service.id, service.run, service.start.deadline, stopping=False))
-    if service.runs:
-        # its port and its memory are free only when the process before it is gone
-        taken = {process.replica for process in service.leaving}
-        for member in service.members:
-            effects += _for_member(service, member, free=member.replica not in taken)
-    return effects
-
-
-def _for_member(service: Service, member: Member, *, free: bool) -> Iterable[Effect]:
-    ident, process_id = service.id, member.process_id
-    if member.status == "unhealthy" and member.silent_since:
-        yield ReplaceSilent(ident, process_id, member.silent_since)
-    if member.status not in lifecycle.ON_THE_WAY:
-        return
-    if service.status != "starting":
-        yield ExpireReplica(ident, process_id, member.deadline)
-    if free and member.status != "starting":
-        yield RunReplica(ident, process_id, member.replica, member.not_before, member.deadline)
-
-
-# --- evolve -------------------------------------------------------------------------------------------------------
-
-
 def evolve(service: Service | None, event: u.Events) -> Service | None:
     """Return the service after the event. Never raises; what its status does not allow changes nothing."""
     if isinstance(event, u.ServiceCreated):
@@ -244,7 +163,7 @@ def _after(service: Service, event: u.Events) -> Service:
         case u.ReplicaProgress(phase=phase, message=message, progress=progress):
             return _change(service, event, phase=phase, message=message, progress=progress)
         case u.ReplicaStarted(endpoint=endpoint, node=node, at=at):
-            ready: dict[str, Any] = {"phase": "ready", "progress": 100.0, "message": ""}
+            ready: dict[str, Any] = {"phase": "ready", "progress": 100.0, "message": "", "proven": True}
             return _change(service, event, endpoint=endpoint, node=node, answered_at=at, unanswered=0, **ready)
         case u.ReplicaHealthChanged(status=status, at=at):
             return _change(service, event, status=status, silent_since=at if status == "unhealthy" else 0.0)
@@ -259,8 +178,10 @@ def _after(service: Service, event: u.Events) -> Service:
             return replace(service, error=error, error_code=code)
         case u.StopRequested():
             return replace(service, stop=event)
-        case u.ServiceStarted() | u.ServiceStopped() | u.ServiceCreated() | u.ServiceDeleted():
-            return service  # who was there stays readable: why it failed, where its log is
+        case u.ServiceStopped():  # who was there stays readable: why it failed, where its log is
+            return replace(service, error="", error_code="")
+        case u.ServiceStarted() | u.ServiceCreated() | u.ServiceDeleted():
+            return service
         case _:
             assert_never(event)
 
@@ -291,6 +212,7 @@ def _replaced(service: Service, event: u.ReplicaRequested) -> Service:
         restarts=event.restarts,
         streak=before.streak if before and again else 0,
         unanswered=before.unanswered if before and again else 0,
+        proven=before is not None and before.proven,
         failures=before.failures if before else (),
     )
     if before is None:

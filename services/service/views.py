@@ -60,6 +60,8 @@ def reply(world: World[Service], command: Command[Any], events: Sequence[Event])
         case i.BeginStart(service_id=ident, wait=wait):
             own = [event for event in events if event.stream == f"service/{ident}"]  # others may have made room
             return _started(world.get(f"service/{ident}"), wait, own)
+        case i.BeginScale(service_id=ident):
+            return _scaled(world.get(f"service/{ident}"), command.replicas)
         case u.StopService(service_id=ident):
             service = world.get(f"service/{ident}")
             down = service is None or (service.status != "stopping" and not service.present())
@@ -91,6 +93,21 @@ def _started(service: Service | None, wait: bool, events: Sequence[Event]) -> Vi
     else:
         message = f"it is {service.status} already"
     return u.StartOutcome(success=True, status=service.status, message=message)
+
+
+def _scaled(service: Service | None, asked: int) -> u.ScaleOutcome:
+    if service is None:
+        raise ExecutionFailed("the service was deleted", reason="DELETED")
+    wanted = service.wanted
+    bounds = "; its autoscale bounds allow no other" if wanted != asked else ""
+    match service.status:
+        case "created" | "failed" | "stopped" if wanted and not service.asleep:
+            message = f"{wanted} replicas from its next start on{bounds}"
+        case _ if not wanted:
+            message = "asleep: the next request wakes it, with one replica"
+        case _:
+            message = f"{wanted} replicas{bounds}"
+    return u.ScaleOutcome(success=True, replicas=wanted, message=message)
 
 
 # --- views --------------------------------------------------------------------------------------------------------
@@ -235,12 +252,15 @@ def _progress(service: Service, now: float) -> str:
             told = f"{why}; given up after {worst.restarts + 1} tries; try again: aima call service.start"
             return f"{answering}; {worst.process_id}: {told} service_id={service.id}"
         case "unhealthy":
-            return f"{answering}; {worst.process_id} does not answer its health check"
+            silent_for = (
+                f" for {now - worst.silent_since:.0f} s and is replaced unless it does" if worst.silent_since else ""
+            )
+            return f"{answering}; {worst.process_id} does not answer its health check{silent_for}"
         case "waiting":
             wait = max(0.0, worst.not_before - now)
             return (
-                f"{answering}; replica {worst.replica} is started again in {wait:.0f} s, for the "
-                f"{worst.restarts}. time, after {why}"
+                f"{answering}; replica {worst.replica} is started again in {wait:.0f} s "
+                f"(restart {worst.restarts}), after {why}"
             )
         case _:
             after = f" (before: {why})" if why else ""

@@ -4,6 +4,8 @@ import mmap
 import os
 import platform
 import shutil
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -52,6 +54,37 @@ def test_a_bandwidth_is_measured_in_an_eighth_of_what_is_available_or_not_at_all
     assert measured is not None
     assert measured > 0
     assert bandwidth.measure(cores, bandwidth.SHARE * bandwidth.LEAST - 1) is None
+
+
+ROOT = Path(__file__).parents[2]
+IN_LITTLE_ROOM = """
+import resource, sys, threading
+from pathlib import Path
+from services.device.drivers import bandwidth
+stack, room = (int(mib) * 2**20 for mib in sys.argv[1:])
+threading.stack_size(stack)
+used = next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if "VmSize" in line)
+resource.setrlimit(resource.RLIMIT_AS, (used * 1024 + room, resource.RLIM_INFINITY))
+print(bandwidth.measure(4, 2**40))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there does the system keep to the limit")
+@pytest.mark.parametrize(
+    ("stack", "room"),
+    [
+        pytest.param(1, 2 * 128 + 64, id="memory for two of four"),
+        pytest.param(1, 64, id="memory for none"),
+        pytest.param(256, 256 + 128 + 128, id="a stack for the first thread only"),
+    ],
+)
+def test_a_system_that_has_no_memory_or_no_thread_after_all_is_not_measured(stack: int, room: int) -> None:
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "libs")]), "MALLOC_ARENA_MAX": "1"}
+    command = [sys.executable, "-c", IN_LITTLE_ROOM, str(stack), str(room)]
+    began = time.monotonic()
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "None\n", "")
+    assert time.monotonic() - began < bandwidth.PATIENCE  # nobody has waited for what does not come
 
 
 def test_the_disk_is_the_one_of_the_data_folder_even_before_it_is_there(tmp_path: Path) -> None:

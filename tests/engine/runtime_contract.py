@@ -43,6 +43,14 @@ class RuntimeContract:
         assert await runtime.find("eng-a") is None
         assert await runtime.list() == []
 
+    async def test_what_was_noted_with_a_program_is_found_again_for_as_long_as_it_lives(self, runtime: Runtime) -> None:
+        notes = {"run": "2", "service": "svc-a", "name": ""}
+        handle = await runtime.start(LaunchSpec("eng-a", programs.OBEDIENT, notes=notes))
+        plain = await runtime.start(LaunchSpec("eng-b", programs.OBEDIENT))
+        assert (await runtime.notes(handle), await runtime.notes(plain)) == (notes, {})
+        await runtime.stop(handle, timeout=20, force=True)
+        assert await runtime.notes(handle) == {}
+
     async def test_starting_again_returns_the_one_that_runs(self, runtime: Runtime) -> None:
         first = await runtime.start(LaunchSpec("eng-a", programs.OBEDIENT))
         assert await runtime.start(LaunchSpec("eng-a", programs.STUBBORN)) == first

@@ -175,6 +175,10 @@ DECIDED: dict[str, tuple[Command[Any], tuple[Any, ...]]] = {
         ),
     ),
     "gone, other run": (u.RecordGone(process_id=ID, run=2), _8),
+    "orphan": (
+        u.RecordOrphan(process_id=ID, name="toy", service_id="svc-a", run=1),
+        ([stopped("orphan", None)], __, __, __, __, __, __, __),
+    ),
 }
 
 # --- the package of an engine, in every status --------------------------------------------------------------------
@@ -280,6 +284,23 @@ def test_an_instance_that_was_late_to_end_may_be_restarted_and_has_another_deadl
     assert state.ExpireStop(ID, 1, NOON + 160) in todo(given.world[f"engine/{ID}"])
     gone, again = given.then(u.RecordGone(process_id=ID, run=1))
     assert (gone.unit, again) == ("engine.stopped", requested(run=2))
+
+
+def test_a_start_that_is_tried_again_tells_only_how_much_further_it_has_come() -> None:
+    given = Given(ENGINE, STATUSES["starting"])
+
+    def tell(message: str, percent: float, run: int = 1) -> list[Event]:
+        told = {"phase": "loading", "message": message, "progress": percent}
+        return given.then(u.RecordProgress.model_validate({"process_id": ID, "run": run} | told))
+
+    assert tell("reserved", 10) == [progress("loading", "reserved", 10)]
+    assert tell("reserved", 10) == []
+    assert tell("process 42", 40) == [progress("loading", "process 42", 40)]
+    assert (tell("reserved", 10), tell("process 42", 40)) == ([], [])
+    assert tell("process 43", 40) == [progress("loading", "process 43", 40)]
+    given.then(u.RestartEngine(name=ID))
+    given.then(u.RecordGone(process_id=ID, run=1))
+    assert tell("reserved", 10, run=2) == [progress("loading", "reserved", 10, run=2)]
 
 
 def test_the_boot_that_an_instance_was_ready_in_is_kept() -> None:
@@ -389,6 +410,14 @@ commands = st.one_of(
         dialect=st.just("openai"),
         pid=st.just(1),
         pid_started_at=st.just(0.5),
+    ),
+    st.builds(
+        u.RecordProgress,
+        process_id=ids,
+        run=runs,
+        phase=st.just("loading"),
+        message=st.sampled_from(["m", "n"]),
+        progress=st.sampled_from([10, 40]),
     ),
     st.builds(u.RecordHealth, process_id=ids, run=runs, status=st.sampled_from(["healthy", "unhealthy"])),
     st.builds(u.RecordFailed, process_id=ids, run=runs, error=st.just("e"), error_code=st.just("DIED")),

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from aima_core.errors import (
 from aima_core.testing import NOON, serving, until
 from services.engine import units as u
 from services.engine.domain import ENGINE
+from services.engine.http import healthy
 from services.engine.outside import EngineOutside
 from services.engine.runtimes import LaunchSpec
 from services.engine.state import State
@@ -338,6 +340,76 @@ async def test_the_domain_comes_back_to_the_same_instances_and_ends_those_it_doe
             assert (await instance(client))["run"] == 1
             assert await types(client, "engine/eng-a") == UP
             await stop(client)
+
+
+async def test_who_counts_on_a_program_that_the_log_does_not_know_hears_of_its_end(site: Machine) -> None:
+    async with serving(MODELS, MEMORY, settings=site.settings(MODELS, MEMORY)) as client:
+        settings = site.settings(ENGINE)
+        async with serving(ENGINE, settings=settings):
+            await start(client, service_id="svc-a")
+            await ask(client, "engine.restart", name="eng-a")
+
+            async def one_slot() -> bool:
+                return await slots(client) == {"eng-a-2": 1120}
+
+            await until(one_slot)
+        for file in (site.folder / "engine").glob("log.db*"):
+            file.unlink()
+        stranger = await site.runtime().start(
+            LaunchSpec("eng-unknown", OBEDIENT)
+        )  # as older releases did, without notes
+        async with serving(ENGINE, settings=settings):
+            ended = {"exit_code": None, "reason": "orphan"}
+            assert [event["data"] for event in await events(client, "engine")] == [
+                {"process_id": "eng-a", "name": "toy", "service_id": "svc-a", "run": 2, **ended},
+                {"process_id": "eng-unknown", "name": "", "service_id": "", "run": 0, **ended},
+            ]
+            assert await site.living() == []
+            await site.runtime().wait(stranger)
+            await free_of_slots(client)
+            await start(client)  # the id is free, too
+            await stop(client)
+            await free_of_slots(client)
+
+
+async def test_what_became_ready_while_we_were_away_is_ready_even_when_its_deadline_has_passed(site: Machine) -> None:
+    asked: dict[str, Any] = {
+        "model_id": "toy",
+        "model_name": "Toy",
+        "model_path": "/models/toy.gguf",
+        "model_type": "llm",
+    }
+    begun = u.BeginStart(
+        **asked,
+        process_id="eng-a",
+        name="toy",
+        type="llm",
+        runtime="process",
+        service_id="svc-a",
+        config={},
+        host="127.0.0.1",
+        port=None,
+        free_ports=tuple(site.ports),
+        memory=1000,
+        priority=5,
+        wait=False,
+        timeout=60,
+    )
+    await recorded(site.folder / "engine", begun, at=NOON)
+    argv = (sys.executable, "-S", str(STAND_IN), f"--port={site.ports[0]}", "--model=Toy")
+    handle = await site.runtime().start(LaunchSpec("eng-a", argv))
+    await until(lambda: healthy(f"http://127.0.0.1:{site.ports[0]}", "/health", 5))
+    async with serving(
+        ENGINE, settings=site.settings(ENGINE)
+    ) as client:  # no resource domain: a launch comes to nothing
+
+        async def running() -> bool:
+            return (await instance(client))["status"] == "running"
+
+        await until(running)
+        assert (await instance(client))["pid"] == handle.pid
+        assert await types(client, "engine/eng-a") == ["start_requested", "start_progress", "started"]
+        await stop(client)
 
 
 async def test_what_is_gone_after_another_boot_was_ended_by_it_and_otherwise_has_died(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -13,13 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aima_core.bus import Client
+from aima_core.call import Call
 from aima_core.domain import Domain
 from aima_core.testing import serving, until
+from aima_core.units import Command
 from services.engine.domain import ENGINE
 from services.engine.outside import EngineOutside
 from services.engine.settling import Pace, settled
 from services.engine.state import State
+from services.resource import units as resource
 from services.resource.domain import RESOURCE
+from services.resource.outside import ResourceOutside
 from tests.toys import MANIFEST, Machine, ask, events, machine
 
 MIB = 2**20
@@ -65,9 +72,9 @@ def test_a_slot_never_says_less_than_is_used_and_goes_down_once_at_most(
     assert lowered <= 1
 
 
-def settling(every: float, lower_after: float) -> Domain[State]:
+def settling(every: float, lower_after: float, ask_again: float = 0.2) -> Domain[State]:
     """Return the engine domain, quicker."""
-    pace = Pace(every, lower_after)
+    pace = Pace(every, lower_after, ask_again)
     return replace(ENGINE, outside=lambda context: EngineOutside(context, pace=pace))
 
 
@@ -204,8 +211,30 @@ async def test_a_raise_that_is_refused_is_told_once_and_ends_nothing(
         await until(told)
         assert await limits(client) == [100]
         await ask(client, "resource.release", slot_id="slot-rest")
-        await hold(endpoint, 240)  # more than was refused: asked for again
-        assert (await raised(client, 240))[-1] < 340
+        assert (await raised(client, 120))[-1] < 220  # it uses no more than it did: what was refused is asked for again
         assert told() == 1
         (instance,) = (await ask(client, "engine.get", name="greedy"))["instances"]
         assert (instance["status"], instance["health"]) == ("running", "healthy")
+
+
+async def test_a_raise_that_is_refused_is_asked_for_again_after_a_while_and_not_at_every_look(site: Machine) -> None:
+    asked: list[float] = []
+
+    class Noted(ResourceOutside):
+        async def prepare(self, command: Command[Any], call: Call) -> Command[Any]:
+            if isinstance(command, resource.UpdateSlot):
+                asked.append(time.monotonic())
+            return await super().prepare(command, call)
+
+    noting, engine = replace(RESOURCE, outside=Noted), settling(0.01, NEVER, ask_again=0.4)
+    async with serving(noting, engine, settings=site.settings(noting, engine)) as client:
+        endpoint = await start(client, site, memory=100 * MIB, hold=10)
+        await ask(client, "resource.allocate", name="rest", type="system_service", memory_bytes=1)
+        rest = (await ask(client, "resource.budget"))["total"] - 100 * MIB
+        await ask(client, "resource.update_slot", slot_id="slot-rest", memory_limit=rest)
+        asked.clear()
+        await hold(endpoint, 120)
+        await until(lambda: len(asked) == 4)
+        assert all(later - earlier >= 0.4 for earlier, later in pairwise(asked))
+        assert await limits(client) == [100]
+        await ask(client, "engine.stop", name="greedy", force=True)

@@ -60,6 +60,11 @@ class Desk:
         return place
 
 
+def nobody(_: str) -> bool:
+    """Tell that no other service may take those who wait."""
+    return False
+
+
 async def settled() -> None:
     """Let everything run that can."""
     for _ in range(50):
@@ -200,7 +205,7 @@ async def test_a_refusal_reaches_everybody_who_waits_for_the_service() -> None:
     told = [desk.ask("1"), desk.ask("2", A | B)]
     other = desk.ask("3", B)
     await settled()
-    desk.admission.refuse("svc-a", Unavailable("no memory", reason="INSUFFICIENT_MEMORY", missing=5))
+    desk.admission.refuse("svc-a", Unavailable("no memory", reason="INSUFFICIENT_MEMORY", missing=5), nobody)
     for task in told:
         with pytest.raises(Unavailable) as refused:
             await task
@@ -210,6 +215,22 @@ async def test_a_refusal_reaches_everybody_who_waits_for_the_service() -> None:
         )
     desk.free("svc-b")
     assert await other == "svc-b"
+
+
+async def test_a_refusal_ends_no_waiting_for_another_service_that_may_still_do() -> None:
+    desk = Desk(a=0, b=0)
+    told, either, other = desk.ask("1"), desk.ask("2", A | B), desk.ask("3", B)
+    await settled()
+    assert desk.admission.needs("svc-a", lambda ident: ident == "svc-b")  # the first
+    desk.admission.refuse("svc-a", Unavailable("no memory"), lambda ident: ident == "svc-b")
+    with pytest.raises(Unavailable):
+        await told
+    assert not desk.admission.needs("svc-a", lambda ident: ident == "svc-b")
+    assert desk.admission.needs("svc-a", nobody)
+    assert not desk.admission.needs("svc-c", nobody)
+    desk.room["svc-b"] = 2
+    desk.admission.wake()
+    assert [await either, await other] == ["svc-b", "svc-b"]
 
 
 async def test_whoever_is_refused_hears_when_those_who_wait_will_be_served() -> None:

@@ -17,6 +17,7 @@ from services.inference import internal as i
 from services.inference import units as u
 from services.inference.decider import reply
 from services.inference.domain import INFERENCE
+from services.inference.routing import sleeper
 from services.inference.state import Pool, Sweep, todo
 from services.inference.tasks import TASKS
 
@@ -372,6 +373,23 @@ def test_a_request_remembers_what_it_runs_on_and_beside_how_many() -> None:
     assert event == begun(**now)
     copied: dict[str, Any] = {"concurrency": 2, "engine": "toy", "device": "gpu", "slots": 4}
     assert given.when(settle("completed")) == [done(**copied)]
+
+
+SLEEPERS: dict[str, tuple[dict[str, u.Phase], set[str], str | None]] = {
+    "nothing": ({}, set(), None),
+    "none": ({"a": "stopped", "b": "failed"}, set(), None),
+    "the first": ({"a": "stopped", "b": "asleep", "c": "asleep"}, set(), "b"),
+    "none while another starts": ({"a": "asleep", "b": "starting"}, set(), None),
+    "none while another runs": ({"a": "asleep", "b": "running"}, set(), None),
+    "the next, as one was refused": ({"a": "asleep", "b": "asleep"}, {"a"}, "b"),
+    "the only one, although it was refused": ({"a": "asleep", "b": "stopped"}, {"a"}, "a"),
+    "the first, as all were refused": ({"a": "asleep", "b": "asleep"}, {"a", "b"}, "a"),
+}
+
+
+@pytest.mark.parametrize(("phases", "refused", "expected"), SLEEPERS.values(), ids=SLEEPERS)
+def test_the_service_to_wake_is(phases: dict[str, u.Phase], refused: set[str], expected: str | None) -> None:
+    assert sleeper([Pool(ident, phase=phase) for ident, phase in phases.items()], refused) == expected
 
 
 REFUSALS: dict[str, tuple[list[Event], Command[Any], str, dict[str, Any]]] = {

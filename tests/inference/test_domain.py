@@ -248,15 +248,21 @@ async def test_a_caller_who_goes_away_or_whose_time_is_up_stops_the_engine(clien
     await until(lambda: not connected(engine))
     late = await refused(client, "inference.chat", within=0.5, **asked("good day"))
     assert isinstance(late, Timeout)
-    assert (await ended(client, "request_failed"))["error_code"] == "CANCELLED"
+    slow = await ended(client, "request_failed")
+    assert (slow["error"], slow["error_code"]) == ("the engine said nothing before the deadline", "TIMEOUT")
+    await until(lambda: not connected(engine))
+    cut = client.stream("inference.chat", asked("good day"), timeout=0.5)
+    with pytest.raises(Timeout):
+        [_ async for _ in cut]
+    assert (await ended(client, "request_failed"))["error_code"] == "CANCELLED"  # it had begun to answer
     await until(lambda: not connected(engine))
     assert await served(client) == {
         "service_id": "svc-a",
         "name": "a",
         "replicas": 1,
         "outstanding": 0,
-        "requests": 2,
-        "failed": 2,
+        "requests": 3,
+        "failed": 3,
         "prompt_tokens": 0,
         "completion_tokens": 0,
     }

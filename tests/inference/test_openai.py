@@ -14,7 +14,7 @@ from aima_core.errors import AimaError, ExecutionFailed, RateLimited, Unavailabl
 from services.inference import openai
 from services.inference import units as u
 from services.inference.state import Route
-from services.inference.tasks import TASKS
+from services.inference.tasks import TASKS, Send
 from tests.inference.conftest import Saying, Start
 from tests.inference.test_decider import begun
 
@@ -54,7 +54,7 @@ async def run(http: httpx2.AsyncClient, endpoint: str, command: Any, *, parts: b
 
     carry = TASKS[type(command)].run
     assert carry
-    view, usage = await carry(http, route, command, begun(), send if parts else None)
+    view, usage = await carry(http, route, command, begun(), Send(send) if parts else None)
     return view, usage, sent
 
 

@@ -127,7 +127,7 @@ def trouble(*codes: str, at: float = NOON, breaker: Breaker | None = None) -> Br
     """Return a breaker after requests that began and ended so, one after another."""
     breaker = breaker or Breaker()
     for code in codes:
-        breaker = breaker.started("r").ended("r", code, at)
+        breaker = breaker.started("r", at).ended("r", code, at)
     return breaker
 
 
@@ -137,6 +137,7 @@ STANDS: dict[str, tuple[tuple[str, ...], str]] = {
     "two in a row": ((GONE, GONE), "closed"),
     "three in a row": ((GONE, "ENGINE_FAILED", "BAD_ANSWER"), "open"),
     "of leases, too": (("EXECUTION_FAILED",) * 3, "open"),
+    "three that it has said nothing of": (("NO_ANSWER",) * 3, "open"),
     "an answer between them": ((GONE, GONE, "", GONE, GONE), "closed"),
     "one that blames nobody between them": ((GONE, GONE, "ENGINE_REFUSED", GONE), "open"),
     "only such that blame nobody": (("ENGINE_REFUSED", "CANCELLED", "TIMEOUT", "INTERNAL_ERROR"), "closed"),
@@ -160,11 +161,33 @@ def test_it_stays_open_for_5_seconds_and_twice_as_long_each_time_that_a_trial_fa
 
 
 def test_half_open_one_request_at_a_time_may_try() -> None:
-    breaker = trouble(GONE, GONE, GONE).started("t")
+    breaker = trouble(GONE, GONE, GONE).started("t", NOON + 5)
     assert not breaker.lets_through(NOON + 9)
     assert not breaker.ended("an older one", "CANCELLED", NOON + 6).lets_through(NOON + 9)
     again = breaker.ended("t", "CANCELLED", NOON + 6)
     assert (again.state(NOON + 6), again.lets_through(NOON + 6)) == ("half_open", True)
+    assert (again.trial, again.trial_at) == ("", 0.0)
+
+
+def test_a_trial_keeps_others_away_for_a_minute_however_long_it_takes() -> None:
+    breaker = trouble(GONE, GONE, GONE).started("a lease of an hour", NOON + 5)
+    assert not breaker.lets_through(NOON + 64.99)
+    assert breaker.lets_through(NOON + 65)
+    second = breaker.started("another", NOON + 65)
+    assert not second.lets_through(NOON + 124.99)
+    overtaken = second.ended("a lease of an hour", "CANCELLED", NOON + 70)
+    assert (overtaken.trial, overtaken.lets_through(NOON + 124.99)) == ("another", False)
+    failed_late = second.ended("a lease of an hour", GONE, NOON + 70)
+    assert (failed_late.trial, failed_late.trial_at, failed_late.open_until) == ("another", NOON + 65, NOON + 80)
+    assert second.ended("a lease of an hour", "", NOON + 70) == Breaker()
+
+
+def test_the_time_of_a_trial_is_that_of_the_request() -> None:
+    events: list[Event] = [added()]
+    for number in range(3):
+        events += [begun(str(number)), failed("", GONE, request_id=str(number))]
+    (pool,) = Given(INFERENCE, [*events, begun("lease", started_at=NOON + 5, expires_at=NOON + 3605)]).world.values()
+    assert (pool.routes[0].breaker.trial, pool.routes[0].breaker.trial_at) == ("lease", NOON + 5)
 
 
 def test_those_that_were_under_way_as_it_opened_do_not_open_it_for_longer() -> None:
@@ -185,11 +208,11 @@ def test_whatever_happens_a_breaker_opens_after_three_failures_and_closes_with_a
     for number, (after, code) in enumerate(happened):
         at += after
         if breaker.lets_through(at):
-            breaker = breaker.started(str(number))
+            breaker = breaker.started(str(number), at)
             assert breaker.state(at) == "closed" or not breaker.lets_through(at)
         breaker = breaker.ended(str(number), code, at)
         row = 0 if code == "" else row + (code == GONE)
         assert (breaker.state(at) == "closed") == (row < 3)
         assert breaker.open_until <= at + 60
-        assert breaker.lets_through(at + 60) or breaker.trial
+        assert breaker.lets_through(at + 60)
         assert breaker.failures == row

@@ -58,16 +58,31 @@ P0, REST = (SVC, "p0"), (SVC, "")
 REFUSED = u.RequestsRefused(service_id=SVC, count=2)
 TWO_SECONDS, HALF_A_SECOND = 35, -34  # buckets, of which each begins 2 % above the one before
 HOUR = 3600.0  # seconds
+GONE = u.ServiceRemoved(service_id=SVC)
+KNOWN: Tables = {"services": [(SVC,)]}
 AFTER: dict[str, tuple[list[Any], Tables]] = {
-    "service added": ([service()], {}),
-    "service added, of an id that was another's": ([failed("x", "Y"), REFUSED, done(1, 2), service()], {}),
-    "service removed": ([service(), failed("x", "Y"), REFUSED, done(), u.ServiceRemoved(service_id=SVC)], {}),
-    "phase changed": ([service(), phase("running")], {}),
-    "route added": ([added(), added()], {"replicas": [P0]}),
-    "route changed": ([added(), changed(False)], {"replicas": [P0]}),
+    "service added": ([service()], KNOWN),
+    "service added, of an id that was another's": (
+        [added(), failed("x", "Y"), REFUSED, done(1, 2), removed(), service()],
+        KNOWN,
+    ),
+    "service removed": ([service(), failed("x", "Y"), REFUSED, done(), GONE], {}),
+    "service removed, with requests under way": (
+        [service(), added(), done(), GONE, removed(), failed("x", "Y"), REFUSED, done(1, 2, 0.5)],
+        {},
+    ),
+    "service removed and added": (
+        [service(), GONE, done(), service(), REFUSED],
+        {**KNOWN, "usage": [(*REST, 0, 0, 2, 0, 0)]},
+    ),
+    "of a service that nobody knows": ([begun(), failed("x", "Y"), REFUSED, done(1, 2, 0.5)], {}),
+    "phase changed": ([service(), phase("running")], KNOWN),
+    "route added": ([added(), added()], {**KNOWN, "replicas": [P0]}),
+    "route changed": ([added(), changed(False)], {**KNOWN, "replicas": [P0]}),
     "route removed": (
         [added(), done(1, 2, 0.5), (failed("x", "Y"), NOON + 1), removed()],
         {
+            **KNOWN,
             "usage": [(*REST, 2, 1, 0, 1, 2)],
             "seconds": [(*REST, 0, T, 1, 0, 2), (*REST, 1, T + 1, 1, 1, 0)],
             "sketches": [
@@ -83,6 +98,7 @@ AFTER: dict[str, tuple[list[Any], Tables]] = {
             *(removed("p1"), removed(), removed("p2")),
         ],
         {
+            **KNOWN,
             "usage": [(*REST, 4, 0, 0, 0, 0)],
             "seconds": [(*REST, 0, T, 3, 0, 0)],
             "sketches": [(*REST, "duration", 0, PERIOD, TWO_SECONDS, 3)],
@@ -91,6 +107,7 @@ AFTER: dict[str, tuple[list[Any], Tables]] = {
     "routes removed, the one that was used an hour before first": (
         [added(), added("p1"), (done(), NOON - HOUR + 16), done(process_id="p1"), removed(), removed("p1")],
         {
+            **KNOWN,
             "usage": [(*REST, 2, 0, 0, 0, 0)],
             "seconds": [(*REST, 0, T, 1, 0, 0)],
             "sketches": [(*REST, "duration", 0, PERIOD, TWO_SECONDS, 1)],
@@ -99,15 +116,17 @@ AFTER: dict[str, tuple[list[Any], Tables]] = {
     "ended on a replica that is gone": (
         [added(), removed(), failed("x", "Y"), done(1, 2)],
         {
+            **KNOWN,
             "usage": [(*REST, 2, 1, 0, 1, 2)],
             "seconds": [(*REST, 0, T, 2, 1, 2)],
             "sketches": [(*REST, "duration", 0, PERIOD, TWO_SECONDS, 1)],
         },
     ),
-    "request started": ([added(), begun()], {"replicas": [P0]}),
+    "request started": ([added(), begun()], {**KNOWN, "replicas": [P0]}),
     "request completed": (
         [added(), done(3, 4, 0.5), done(10, 20)],
         {
+            **KNOWN,
             "replicas": [P0],
             "usage": [(*P0, 2, 0, 0, 13, 24)],
             "seconds": [(*P0, 0, T, 2, 0, 24)],
@@ -120,6 +139,7 @@ AFTER: dict[str, tuple[list[Any], Tables]] = {
     "request completed, a turn of the rings later": (
         [added(), done(3, 4), done(3, 4), (done(1, 1), NOON + 60 * 64)],
         {
+            **KNOWN,
             "replicas": [P0],
             "usage": [(*P0, 3, 0, 0, 7, 9)],
             "seconds": [(*P0, 0, T + 60 * 64, 1, 0, 1)],
@@ -128,6 +148,7 @@ AFTER: dict[str, tuple[list[Any], Tables]] = {
     ),
     "request completed, on something known": (
         [
+            service(),
             done(1, 8, 0.5, engine="toy", device="gpu", slots=4, concurrency=2),
             done(1, 16, engine="toy", device="gpu", slots=4, concurrency=2),
             done(1, 9, engine="toy", device="gpu", slots=4, concurrency=3),
@@ -135,6 +156,7 @@ AFTER: dict[str, tuple[list[Any], Tables]] = {
             done(1, 9, 2.0, engine="toy", device="gpu", slots=4, concurrency=3),
         ],
         {
+            **KNOWN,
             "usage": [(*REST, 5, 0, 0, 5, 49)],
             "seconds": [(*REST, 0, T, 5, 0, 49)],
             "sketches": [
@@ -146,8 +168,9 @@ AFTER: dict[str, tuple[list[Any], Tables]] = {
         },
     ),
     "request completed, in no time": (
-        [done(duration=0.0), done(duration=-1.0)],
+        [service(), done(duration=0.0), done(duration=-1.0)],
         {
+            **KNOWN,
             "usage": [(*REST, 2, 0, 0, 0, 0)],
             "seconds": [(*REST, 0, T, 2, 0, 0)],
             "sketches": [(*REST, "duration", 0, PERIOD, -690, 2)],
@@ -155,9 +178,9 @@ AFTER: dict[str, tuple[list[Any], Tables]] = {
     ),
     "request failed": (
         [added(), failed("x", "Y")],
-        {"replicas": [P0], "usage": [(*P0, 1, 1, 0, 0, 0)], "seconds": [(*P0, 0, T, 1, 1, 0)]},
+        {**KNOWN, "replicas": [P0], "usage": [(*P0, 1, 1, 0, 0, 0)], "seconds": [(*P0, 0, T, 1, 1, 0)]},
     ),
-    "requests refused": ([added(), REFUSED, REFUSED], {"replicas": [P0], "usage": [(*REST, 0, 0, 4, 0, 0)]}),
+    "requests refused": ([added(), REFUSED, REFUSED], {**KNOWN, "replicas": [P0], "usage": [(*REST, 0, 0, 4, 0, 0)]}),
 }
 
 
@@ -431,7 +454,7 @@ START = service_units.StartRequested(
     tools=False,
 )
 UP = service_units.ServiceStarted(service_id=SVC, replicas=1, endpoints=[], duration=1, status="running")
-GONE = [i.RecordNoRoute(service_id=SVC, process_id="p0")]
+LEFT = [i.RecordNoRoute(service_id=SVC, process_id="p0")]
 
 
 def to(phase: u.Phase, **why: str) -> list[Any]:
@@ -456,9 +479,9 @@ NEWS: dict[str, tuple[Event, list[Any]]] = {
         service_units.ReplicaHealthChanged(**OF, status="unhealthy"),
         [i.RecordHealth(service_id=SVC, process_id="p0", healthy=False)],
     ),
-    "leaving": (service_units.ReplicaLeaving(**OF, reason="r"), GONE),
-    "replica failed": (service_units.ReplicaFailed(**OF, error="e", error_code="E", attempt=1), GONE),
-    "ended": (service_units.ReplicaEnded(**OF), GONE),
+    "leaving": (service_units.ReplicaLeaving(**OF, reason="r"), LEFT),
+    "replica failed": (service_units.ReplicaFailed(**OF, error="e", error_code="E", attempt=1), LEFT),
+    "ended": (service_units.ReplicaEnded(**OF), LEFT),
     "started": (UP, to("running")),
     "failed": (
         service_units.ServiceFailed(service_id=SVC, error="e", error_code="E"),

@@ -252,18 +252,46 @@ async def test_who_does_not_want_to_wait_is_told_at_once_that_all_are_busy(site:
         await shows(client, refused=3)
 
 
-async def test_who_goes_away_or_runs_out_of_time_while_waiting_leaves_no_trace(site: Machine, gated: Gated) -> None:
+async def test_who_runs_out_of_time_while_waiting_has_been_refused_and_who_goes_away_has_not(
+    site: Machine, gated: Gated
+) -> None:
     gate = await gated()
     async with running(site) as client:
         await runs(client, gate.endpoint)
         held = chat(client)
         await shows(client, outstanding=1)
         late = await refused(client, "inference.chat", within=0.3, **asked("x"))
-        assert isinstance(late, Timeout)
-        await shows(client, queued=0, outstanding=1)
+        assert (type(late), late.message) == (Timeout, "inference.chat took longer than asked")
+        await shows(client, queued=0, outstanding=1, refused=1)
+        leaving = client.stream("inference.chat", asked("x"), timeout=60)
+        assert await anext(leaving) == {"waiting": {"reason": "BUSY", "queued": 1}}
+        await shows(client, queued=1)
+        await leaving.aclose()  # type: ignore[attr-defined]  # it is a generator
+        await shows(client, queued=0, outstanding=1, refused=1)
         gate.all("answer")
         await held
         assert kinds(await log(client)) == [("request_started", "p0"), ("request_completed", "p0")]
+        assert (await metrics(client))["refused"] == 1
+
+
+async def test_who_wants_parts_is_told_what_a_request_or_a_lease_waits_for_and_then_the_answer(
+    site: Machine, gated: Gated
+) -> None:
+    gate = await gated()
+    async with running(site) as client:
+        await starts(client)
+        answers = client.stream("inference.chat", asked("x"), timeout=20)
+        leases = client.stream("inference.lease", {"model": "a", "wait": True}, timeout=20)
+        first, second = await asyncio.gather(anext(answers), anext(leases))
+        assert first == second == {"waiting": {"reason": "LOADING", "queued": 2}}
+        assert await anext(answers) == first
+        await runs(client, gate.endpoint, slots=2)
+        gate.all("hang up")
+        with pytest.raises(Unavailable):  # its engine speaks no streams, but it has got there
+            [_ async for _ in answers]
+        *parts, lease = [part async for part in leases]
+        assert lease.data["endpoint"] == gate.endpoint
+        assert parts in ([], [first])
 
 
 async def test_whenever_callers_give_up_no_request_of_theirs_is_left_under_way(site: Machine, gated: Gated) -> None:
@@ -366,6 +394,7 @@ async def test_a_service_that_fails_tells_those_who_wait_for_it(site: Machine) -
         assert await shows(client, queued=0, phase="failed")
         late = await refused(client, "inference.chat", **asked("x"))
         assert isinstance(late, EngineNotRunning)
+        await shows(client, refused=3)  # those who have waited
         (model,) = (await ask(client, "inference.models"))["models"]
         assert (model["id"], model["status"]) == ("toy", "unavailable")
 
@@ -414,14 +443,80 @@ async def test_also_who_does_not_want_to_wait_wakes_it(site: Machine) -> None:
 
 
 async def test_a_service_that_cannot_be_woken_tells_all_who_wait_why(site: Machine) -> None:
-    crier = Crier(InsufficientResources("5 bytes are missing", reason="INSUFFICIENT_MEMORY", missing=5))
+    crier = Crier(EngineNotRunning("no engine takes this format", reason="NO_ENGINE", format="x"))
     async with running(site, crier) as client:
         await sleeps(client)
         for task in [chat(client) for _ in range(3)]:
-            with pytest.raises(InsufficientResources) as told:
+            with pytest.raises(EngineNotRunning) as told:
                 await task
-            assert told.value.details == {"reason": "INSUFFICIENT_MEMORY", "missing": 5}
-        assert await shows(client, queued=0)
+            assert told.value.details == {"reason": "NO_ENGINE", "format": "x"}
+        assert await shows(client, queued=0, refused=3)
+
+
+async def test_where_one_service_cannot_be_woken_the_next_is(site: Machine, gated: Gated) -> None:
+    gate, crier = await gated(), Crier(EngineNotRunning("no engine"), EngineNotRunning("no engine"))
+    gate.all("answer")
+    async with running(site, crier) as client:
+        await cry(client, "created", **CREATED | {"service_id": "svc-b", "name": "b"})
+        for ident in ("svc-a", "svc-b"):
+            await cry(client, "stop_requested", force=False, asleep=True, service_id=ident)
+        await shows(client, phase="asleep")
+        both, own = chat(client), chat(client, model="a")
+        for task in (both, own):
+            with pytest.raises(EngineNotRunning):
+                await task
+        assert sorted(crier.started) == ["svc-a", "svc-b"]
+        await asyncio.sleep(0)
+        task = chat(client)
+        await until(lambda: len(crier.started) == 3)
+        await runs(client, gate.endpoint)
+        assert (await task)["content"] == "yes"
+
+
+async def test_a_service_that_another_may_stand_in_for_ends_nobodys_waiting(site: Machine, gated: Gated) -> None:
+    gate, crier = await gated(), Crier(EngineNotRunning("no engine"))
+    gate.all("answer")
+    async with running(site, crier) as client:
+        await cry(client, "created", **CREATED | {"service_id": "svc-b", "name": "b"})
+        for ident in ("svc-a", "svc-b"):
+            await cry(client, "stop_requested", force=False, asleep=True, service_id=ident)
+        await shows(client, phase="asleep")
+        task = chat(client)
+        await until(lambda: crier.started == ["svc-a", "svc-b"])
+        await up(client, gate.endpoint, "q0", service_id="svc-b", service_name="b")
+        assert (await task)["content"] == "yes"
+
+
+FULL = InsufficientResources("5 bytes are missing", reason="INSUFFICIENT_MEMORY", missing=5)
+
+
+async def test_a_service_for_which_there_is_no_room_is_asked_for_until_there_is(site: Machine, gated: Gated) -> None:
+    gate, crier = await gated(), Crier(FULL, FULL)
+    gate.all("answer")
+    async with running(site, crier) as client:
+        await sleeps(client)
+        tasks = [chat(client), chat(client)]
+        await until(lambda: crier.started == ["svc-a"] * 3)
+        await runs(client, gate.endpoint)
+        assert [answer["content"] for answer in await asyncio.gather(*tasks)] == ["yes", "yes"]
+        await shows(client, refused=0)
+
+
+async def test_who_gets_no_room_in_time_or_does_not_want_to_wait_is_told_what_is_missing(site: Machine) -> None:
+    crier = Crier(*[FULL] * 20)
+    async with running(site, crier) as client:
+        await sleeps(client)
+        error = await refused(client, "inference.chat", **asked("x", wait=False))
+        assert (type(error), error.reason) == (Unavailable, "LOADING")
+        assert (error.details["phase"], error.details["message"]) == ("asleep", "5 bytes are missing")
+        assert crier.started == ["svc-a"]  # nobody waits
+        late = await refused(client, "inference.chat", within=1.5, **asked("x"))
+        assert (type(late), late.message) == (Timeout, "inference.chat took longer than asked: 5 bytes are missing")
+        await shows(client, queued=0, refused=2)
+        asked_for = len(crier.started)
+        assert asked_for == 3
+        await asyncio.sleep(1.5)
+        assert len(crier.started) == asked_for  # no more, now that nobody waits
 
 
 async def test_it_is_asked_until_it_answers_while_somebody_waits(site: Machine, gated: Gated) -> None:
@@ -469,6 +564,26 @@ async def test_three_failures_in_a_row_keep_requests_away_until_one_may_try(site
 async def _closed_log(site: Machine) -> list[tuple[str, dict[str, Any]]]:
     async with serving(INFERENCE, settings=settings(site, INFERENCE)) as client:
         return await log(client)
+
+
+async def test_an_engine_that_says_nothing_is_blamed_and_an_impatient_caller_is_not(
+    site: Machine, gated: Gated
+) -> None:
+    gate = await gated()
+    async with running(site) as client:
+        await runs(client, gate.endpoint, slots=0)
+        await shows(client, phase="running")
+        for task in [chat(client, within=0.3) for _ in range(3)]:
+            with pytest.raises(Timeout):
+                await task
+        await breaker(client, "closed")
+        for task in [chat(client, within=5.3) for _ in range(3)]:
+            with pytest.raises(Timeout):
+                await task
+        await breaker(client, "open")
+        codes = [data["error_code"] for kind, data in await log(client) if kind == "request_failed"]
+        assert codes == ["TIMEOUT"] * 3 + ["NO_ANSWER"] * 3
+        assert (await metrics(client))["refused"] == 0
 
 
 async def test_a_request_that_the_engine_refuses_blames_nobody(site: Machine, saying: Any) -> None:

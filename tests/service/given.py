@@ -24,6 +24,7 @@ STRAY = f"{SVC}-r0-9"
 ENDPOINT = {R0: "http://n:1", R1: "http://n:2", R2: "http://n:3"}
 BEFORE = NOON - 20.0
 TIMEOUT = 60.0  # seconds, of every start here
+ATTEMPT = 300.0  # seconds that a process gets outside of a start
 REBOOT = "the machine was restarted"
 
 # --- commands -----------------------------------------------------------------------------------------------------
@@ -65,8 +66,12 @@ def begin(engine: str = "toy", *, wait: bool = True, makes_room: tuple[str, ...]
     )
 
 
-def scale(replicas: int, *, start: i.BeginStart | None = None, makes_room: tuple[str, ...] = ()) -> i.BeginScale:
-    return i.BeginScale(service_id=SVC, replicas=replicas, reason="requested", start=start, makes_room=makes_room)
+def scale(
+    replicas: int, *, start: i.BeginStart | None = None, makes_room: tuple[str, ...] = (), by_load: bool = False
+) -> i.BeginScale:
+    return i.BeginScale(
+        service_id=SVC, replicas=replicas, reason="requested", by_load=by_load, start=start, makes_room=makes_room
+    )
 
 
 def ask_stop(force: bool = False) -> u.StopService:
@@ -147,7 +152,7 @@ def of(process_id: str) -> dict[str, Any]:
 
 
 def another(
-    process_id: str, reason: str, *, restarts: int = 0, not_before: float = 0.0, deadline: float = NOON + TIMEOUT
+    process_id: str, reason: str, *, restarts: int = 0, not_before: float = 0.0, deadline: float = NOON + ATTEMPT
 ) -> u.ReplicaRequested:
     return u.ReplicaRequested(
         **of(process_id), restarts=restarts, not_before=not_before, deadline=deadline, reason=reason
@@ -157,8 +162,8 @@ def another(
 def again(
     process_id: str, restarts: int, wait: float, reason: str = "DIED: it broke", *, at: float = NOON, by: float = 0.0
 ) -> u.ReplicaRequested:
-    """A process in place of one that failed at that time; it has a start's timeout, or until `by`."""
-    return another(process_id, reason, restarts=restarts, not_before=at + wait, deadline=by or at + wait + TIMEOUT)
+    """A process in place of one that failed at that time; it has five minutes, or until `by`."""
+    return another(process_id, reason, restarts=restarts, not_before=at + wait, deadline=by or at + wait + ATTEMPT)
 
 
 def leaving(process_id: str, reason: str = "requested") -> u.ReplicaLeaving:
@@ -224,8 +229,8 @@ def sleep(reason: str = "no request for 60 s", *, at: float = NOON) -> u.StopReq
     return stop(reason=reason, asleep=True, at=at)
 
 
-def stopped(reason: str = "requested") -> u.ServiceStopped:
-    return u.ServiceStopped(service_id=SVC, reason=reason)
+def stopped(reason: str = "requested", *, asleep: bool = False) -> u.ServiceStopped:
+    return u.ServiceStopped(service_id=SVC, reason=reason, asleep=asleep)
 
 
 def stray(process_id: str = STRAY) -> u.StrayFound:

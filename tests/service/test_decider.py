@@ -13,11 +13,13 @@ from aima_core.errors import Conflict, NotFound
 from aima_core.testing import NOON, Given
 from aima_core.units import Command, Event
 from services.service import internal as i
-from services.service import lifecycle, state
+from services.service import lifecycle
+from services.service import todo as effects
 from services.service import units as u
 from services.service.decider import id_of, within
 from services.service.domain import SERVICE
-from services.service.state import Service, todo
+from services.service.state import Service
+from services.service.todo import todo
 from tests.service.given import (
     ASK_DELETE,
     ASK_SLEEP,
@@ -81,14 +83,15 @@ STATUSES: dict[str, list[Event]] = {
     "stopping": [*BOTH, stop(at=BEFORE)],
     "stopping, to sleep": [*BOTH, sleep(at=BEFORE)],
     "stopped": [*BOTH, stop(at=BEFORE), gone(R0), gone(R1), STOPPED],
-    "stopped, asleep": [*BOTH, sleep(at=BEFORE), gone(R0), gone(R1), stopped(IDLE)],
+    "stopped, asleep": [*BOTH, sleep(at=BEFORE), gone(R0), gone(R1), stopped(IDLE, asleep=True)],
     "failed": [*BROKEN, gone(R0), gone(R1)],
     "failed, being cleared away": BROKEN,
 }
 __: list[Event] = []
 FIRST, ANEW = [requested(2)], [requested(2, run=2)]
 R1_AGAIN = [another(f"{R1}-1", "started again")]
-LATE = failed("2 of 2 replicas were not ready in time; last heard: the engine domain has not answered", "TIMEOUT")
+R1_SOONER = [another(f"{R1}-2", "started again")]  # it waits for its next try: now it does not
+LATE = failed("2 of 2 replicas were not ready within 60 s; last heard: the engine domain has not answered", "TIMEOUT")
 HANGS = failed(f"{R0}, {R1} did not end in time; still trying", "STOP_TIMEOUT")
 MORE, FEWER = scaled(2, 3), scaled(2, 1)
 MORE_AT_ONCE = [MORE, another(f"{R2}-1", "requested")]
@@ -106,6 +109,7 @@ DECIDED: dict[str, tuple[Command[Any], dict[str, Any]]] = {
         {
             "nothing": NotFound,
             "created": FIRST,
+            "degraded, one waits": R1_SOONER,
             "degraded, one given up": R1_AGAIN,
             "stopping": Conflict,
             "stopping, to sleep": Conflict,
@@ -120,6 +124,7 @@ DECIDED: dict[str, tuple[Command[Any], dict[str, Any]]] = {
         {
             "nothing": NotFound,
             "created": Conflict,
+            "degraded, one waits": R1_SOONER,
             "degraded, one given up": R1_AGAIN,
             "stopping": Conflict,
             "stopping, to sleep": Conflict,
@@ -161,6 +166,24 @@ DECIDED: dict[str, tuple[Command[Any], dict[str, Any]]] = {
             "stopped, asleep": [MORE, requested(3, run=2)],
             "failed": [MORE],
             "failed, being cleared away": [MORE],
+        },
+    ),
+    "more, by load": (
+        scale(3, by_load=True),
+        {
+            "nothing": NotFound,
+            "running": MORE_AT_ONCE,
+            "degraded, one waits": [MORE, another(f"{R2}-2", "requested")],
+            "degraded, one given up": MORE_AT_ONCE,
+        },
+    ),
+    "fewer, by load": (
+        scale(1, by_load=True),
+        {
+            "nothing": NotFound,
+            "running": [FEWER, leaving(R1)],
+            "degraded, one waits": [FEWER, leaving(f"{R1}-1")],
+            "degraded, one given up": [FEWER, leaving(R1)],
         },
     ),
     "fewer": (
@@ -289,11 +312,11 @@ def test_no_status_and_no_command_is_missing_in_the_table() -> None:
 
 def test_a_start_that_was_in_time_for_some_goes_on_with_them_and_tries_the_others_anew() -> None:
     given = Given(SERVICE, [*TWO, progress(R1), up(R0)])
-    error = "1 of 2 replicas were not ready in time; last heard: loading"
+    error = "1 of 2 replicas were not ready within 60 s; last heard: loading"
     at = NOON + 40
     assert given.then(late(), at=at) == [
         down(R1, error, "TIMEOUT", at=at),
-        another(f"{R1}-1", f"TIMEOUT: {error}", restarts=1, not_before=at + 0.517, deadline=at + 60.517),
+        another(f"{R1}-1", f"TIMEOUT: {error}", restarts=1, not_before=at + 0.517, deadline=at + 300.517),
         started(ENDPOINT[R0], status="degraded", duration=60.0),
     ]
     assert given.when(late()) == []
@@ -302,7 +325,7 @@ def test_a_start_that_was_in_time_for_some_goes_on_with_them_and_tries_the_other
 def test_a_start_does_not_settle_on_a_replica_that_does_not_answer() -> None:
     given = Given(SERVICE, [*TWO, up(R0), health("unhealthy", R0), down(R1, code="MODEL_INVALID")])
     assert given.when(late()) == [
-        failed("2 of 2 replicas were not ready in time; last heard: the engine domain has not answered", "TIMEOUT")
+        failed("2 of 2 replicas were not ready within 60 s; last heard: MODEL_INVALID: it broke", "TIMEOUT")
     ]
 
 
@@ -353,6 +376,48 @@ def test_a_stop_of_what_was_on_its_way_to_sleep_lets_nothing_wake_it() -> None:
     assert given.then(ended(R1)) == [gone(R1), STOPPED]
     (service,) = given.world.values()
     assert not service.asleep
+
+
+@pytest.mark.parametrize(
+    ("going", "force", "expected"),
+    [
+        (stop(asleep=True, made_room_for=OTHER), False, stop(made_room_for=OTHER)),
+        (stop(asleep=True, made_room_for=OTHER), True, stop(force=True, made_room_for=OTHER)),
+        (stop(force=True, asleep=True), False, stop(force=True)),
+        (stop(force=True, asleep=True, made_room_for=OTHER), False, stop(force=True, made_room_for=OTHER)),
+    ],
+)
+def test_a_stop_on_top_of_another_keeps_its_force_and_for_whom_it_makes_room(
+    going: Event, force: bool, expected: Event
+) -> None:
+    given = Given(SERVICE, [*UP, going])
+    assert given.then(ask_stop(force)) == [expected]
+    assert given.when(ask_stop(force)) == []
+
+
+@pytest.mark.parametrize(("going", "asleep"), [(stop(), False), (sleep(), True)])
+def test_a_stop_that_took_too_long_ends_when_the_last_process_does(going: u.StopRequested, asleep: bool) -> None:
+    given = Given(SERVICE, [*BOTH, going])
+    assert given.then(late(stopping=True)) == [HANGS]
+    assert given.then(ended(R0)) == [gone(R0)]
+    (service,) = given.world.values()
+    assert (service.status, service.error_code, service.asleep) == ("failed", "STOP_TIMEOUT", False)
+    assert given.then(ended(R1)) == [gone(R1), stopped(going.reason, asleep=asleep)]
+    (service,) = given.world.values()
+    assert (service.status, service.error, service.error_code, service.asleep) == ("stopped", "", "", asleep)
+
+
+@pytest.mark.parametrize(
+    ("events", "last"),
+    [
+        ([*ONE, down(code="PREEMPTED"), gone(), another(f"{R0}-1", "again", restarts=1)], "PREEMPTED: it broke"),
+        ([*ONE, down(), another(f"{R0}-1", "again", restarts=1), progress(f"{R0}-1")], "loading"),
+        (ONE, "the engine domain has not answered"),
+    ],
+)
+def test_a_start_that_has_timed_out_tells_what_was_last_heard_of_a_replica(events: list[Event], last: str) -> None:
+    error = f"1 of 1 replicas were not ready within 60 s; last heard: {last}"
+    assert Given(SERVICE, events).when(late(), at=NOON + 40) == [failed(error, "TIMEOUT")]
 
 
 # --- how many replicas --------------------------------------------------------------------------------------------
@@ -446,7 +511,7 @@ def test_who_made_room_is_asleep_when_it_has_ended_and_says_for_whom() -> None:
     given = Given(SERVICE, [created(), *of_another(UP)])
     given.then(begin(makes_room=(OTHER,)))
     events = given.then(i.RecordReplicaEnded(service_id=OTHER, process_id=f"{OTHER}-r0-1"))
-    assert events[-1] == u.ServiceStopped(service_id=OTHER, reason=f"made room for {SVC}")
+    assert events[-1] == u.ServiceStopped(service_id=OTHER, reason=f"made room for {SVC}", asleep=True)
     assert given.world[f"service/{OTHER}"].asleep
 
 
@@ -582,14 +647,14 @@ def command(service: Service | None, what: int, which: int) -> Command[Any]:
 
 def check(service: Service) -> None:
     """Check what no service may ever be."""
-    effects = list(todo(service))
-    ends = {effect.process_id for effect in effects if isinstance(effect, state.EndReplica)}
-    limits = {effect.process_id for effect in effects if isinstance(effect, state.ExpireReplica)}
-    silent = {effect.process_id for effect in effects if isinstance(effect, state.ReplaceSilent)}
-    expires = [effect for effect in effects if isinstance(effect, state.Expire)]
-    runs = [effect for effect in effects if isinstance(effect, state.RunReplica)]
+    wanted = list(todo(service))
+    ends = {effect.process_id for effect in wanted if isinstance(effect, effects.EndReplica)}
+    limits = {effect.process_id for effect in wanted if isinstance(effect, effects.ExpireReplica)}
+    silent = {effect.process_id for effect in wanted if isinstance(effect, effects.ReplaceSilent)}
+    expires = [effect for effect in wanted if isinstance(effect, effects.Expire)]
+    runs = [effect for effect in wanted if isinstance(effect, effects.RunReplica)]
     assert len(set(service.present())) == len(service.present())
-    assert len(effects) == len(set(effects))
+    assert len(wanted) == len(set(wanted))
     assert not {effect.replica for effect in runs} & {process.replica for process in service.leaving}
     if service.runs:
         assert len(service.members) == service.wanted > 0
@@ -764,17 +829,17 @@ def test_whatever_happens_when_all_has_settled_only_the_answering_replicas_live(
 ) -> None:
     given, engines = Given(SERVICE, [about]), Engines()
 
-    def effects() -> list[Any]:
+    def called_for() -> list[Any]:
         found = [effect for service in given.world.values() for effect in todo(service)]
-        return [effect for effect in found if not isinstance(effect, state.Expire | state.ExpireReplica)]
+        return [effect for effect in found if not isinstance(effect, effects.Expire | effects.ExpireReplica)]
 
     def perform(effect: Any) -> None:
         match effect:
-            case state.RunReplica(process_id=process_id):
+            case effects.RunReplica(process_id=process_id):
                 engines.run(process_id)
-            case state.ReplaceSilent(process_id=process_id):
+            case effects.ReplaceSilent(process_id=process_id):
                 given.then(broke(process_id, "UNRESPONSIVE"))
-            case state.EndReplica(process_id=process_id):
+            case effects.EndReplica(process_id=process_id):
                 engines.end(process_id)
                 hear_all()  # an end is only reported when all earlier news of it is in
                 given.then(ended(process_id))
@@ -804,7 +869,7 @@ def test_whatever_happens_when_all_has_settled_only_the_answering_replicas_live(
         victim = one(engines.alive, which)
         match act:
             case "perform":
-                if effect := one(effects(), which):
+                if effect := one(called_for(), which):
                     perform(effect)
             case "hear":
                 if engines.news:
@@ -826,9 +891,9 @@ def test_whatever_happens_when_all_has_settled_only_the_answering_replicas_live(
             check(service)
     for _ in range(20):
         hear_all()
-        for effect in effects():
+        for effect in called_for():
             perform(effect)
-    assert effects() == []
+    assert called_for() == []
     assert engines.news == []
     answering = {member.process_id for service in given.world.values() for member in service.answering()}
     assert engines.alive == answering

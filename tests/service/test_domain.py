@@ -162,7 +162,7 @@ async def test_a_start_that_is_late_fails_leaves_nothing_and_may_be_tried_again(
     await create(client, config=SLOW)
     error = await refused(client, "service.start", service_id="svc-a", timeout=1)
     assert isinstance(error, Timeout)
-    assert error.message.startswith("1 of 1 replicas were not ready in time; last heard: process ")
+    assert error.message.startswith("1 of 1 replicas were not ready within 1 s; last heard: process ")
     await stop(client)  # answers when nothing is left
     assert await site.living() == []
     assert await status(client) == "failed"

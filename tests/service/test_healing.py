@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import ANY
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +14,7 @@ from services.resource.units import REFUSALS
 from services.service import healing
 from services.service import units as u
 from services.service.domain import SERVICE
-from tests.service.given import ENDPOINT, R0, R1, TWO, broke, late, progress, ready, started, up
+from tests.service.given import BOTH, ENDPOINT, R0, R1, TWO, broke, down, late, progress, ready, started, up
 
 seeds = st.text(max_size=30)
 
@@ -82,38 +84,40 @@ def test_failures_in_a_row_begin_anew_after_ten_seconds_of_answering(
 # --- giving up ----------------------------------------------------------------------------------------------------
 
 ONCE = ("DIED", "START_FAILED", "TIMEOUT", "UNRESPONSIVE", "STOPPED", "REBOOTED", "SOMETHING_NEW", "")
-HOPELESS = (
-    *("OUT_OF_MEMORY", "MODEL_INVALID", "MODEL_MISSING", "MODEL_UNSUPPORTED", "MODEL_NOT_FOUND", "MODEL_NOT_READY"),
-    *("MISSING_LIBRARY", "LAUNCH_FAILED", "ENGINE_NOT_FOUND", "ENGINE_UNFIT", "VALIDATION_ERROR"),
+HOPELESS = ("OUT_OF_MEMORY", "MODEL_INVALID")
+ASKED_WRONGLY = (
+    *("MODEL_MISSING", "MODEL_UNSUPPORTED", "MODEL_NOT_FOUND", "MODEL_NOT_READY", "MISSING_LIBRARY"),
+    *("LAUNCH_FAILED", "ENGINE_NOT_FOUND", "ENGINE_UNFIT", "VALIDATION_ERROR"),
 )
 NO_ROOM = ("INSUFFICIENT_MEMORY", "SYSTEM_MEMORY_LOW", "NO_ACCELERATOR", "INSUFFICIENT_ACCELERATORS", "PREEMPTED")
+GIVEN_UP: dict[tuple[str, ...], dict[int, tuple[bool, bool]]] = {
+    # after so many processes that never answered: one that has never answered, one that once has
+    ONCE: {0: (False, False), 1: (False, False), 3: (False, False), 4: (True, False), 100: (True, False)},
+    HOPELESS: {0: (True, True), 1: (True, True), 4: (True, True)},
+    ASKED_WRONGLY: {0: (True, False), 1: (True, False), 4: (True, False)},
+    NO_ROOM: {0: (False, False), 4: (False, False), 100: (False, False)},
+}
 
 
-@pytest.mark.parametrize("starting", [True, False])
-@pytest.mark.parametrize(("unanswered", "expected"), [(0, False), (1, False), (3, False), (4, True), (5, True)])
-@pytest.mark.parametrize("code", ONCE)
-def test_what_may_pass_is_tried_four_times(code: str, unanswered: int, expected: bool, starting: bool) -> None:
-    assert healing.given_up(code, unanswered, starting=starting) is expected
-
-
-@pytest.mark.parametrize("starting", [True, False])
-@pytest.mark.parametrize("code", HOPELESS)
-def test_what_would_fail_in_the_same_way_is_not_tried_again(code: str, starting: bool) -> None:
-    assert healing.given_up(code, 0, starting=starting)
-
-
-@pytest.mark.parametrize("unanswered", [0, 4, 100])
-@pytest.mark.parametrize("code", NO_ROOM)
-def test_who_runs_waits_for_room_and_who_starts_is_told_at_once(code: str, unanswered: int) -> None:
-    assert healing.given_up(code, unanswered, starting=True)
-    assert not healing.given_up(code, unanswered, starting=False)
+@pytest.mark.parametrize(
+    ("code", "unanswered", "expected"),
+    [
+        (code, unanswered, expected)
+        for codes, table in GIVEN_UP.items()
+        for code in codes
+        for unanswered, expected in table.items()
+    ],
+)
+def test_whether_a_replica_is_given_up(code: str, unanswered: int, expected: tuple[bool, bool]) -> None:
+    assert tuple(healing.given_up(code, unanswered, proven=proven) for proven in (False, True)) == expected
 
 
 def test_every_code_that_is_known_is_in_a_table() -> None:
     assert set(HOPELESS) == healing.HOPELESS
+    assert set(ASKED_WRONGLY) == healing.ASKED_WRONGLY
     assert set(NO_ROOM) == healing.NO_ROOM
     assert set(REFUSALS) < healing.NO_ROOM
-    assert not healing.HOPELESS & healing.NO_ROOM
+    assert len({*HOPELESS, *ASKED_WRONGLY, *NO_ROOM}) == len((*HOPELESS, *ASKED_WRONGLY, *NO_ROOM))
 
 
 # --- through the rules of the service -----------------------------------------------------------------------------
@@ -162,19 +166,44 @@ def test_a_replica_of_a_service_that_runs_waits_for_room_as_long_as_it_takes(cod
 
 
 @settings(deadline=None)
-@given(st.lists(st.sampled_from(MAY_PASS), min_size=20, max_size=20), st.sets(st.integers(0, 19), min_size=1))
-def test_a_replica_that_has_answered_once_has_all_its_tries_again(codes: list[str], answers: set[int]) -> None:
-    given, present, unanswered = Given(SERVICE, RUNS_ALREADY), R1, 0
-    for number, code in enumerate(codes):
-        unanswered += 1
-        if number in answers:
+@given(st.lists(st.sampled_from([*MAY_PASS, *ASKED_WRONGLY, *NO_ROOM]), min_size=10, max_size=20), st.integers(0, 3))
+def test_a_replica_that_has_answered_once_is_never_given_up(codes: list[str], answers: int) -> None:
+    given, present = Given(SERVICE, RUNS_ALREADY), R1
+    for number in range(answers + 1):
+        if number == answers:
             given.then(ready(present))
-            unanswered = 0
-        new = processes(given.then(broke(present, "DIED" if number in answers else code)))
-        assert bool(new) == (unanswered < 4)
-        if not new:
-            return
-        (present,) = new
+        (present,) = processes(given.then(broke(present)))
+    for code in codes:
+        (present,) = processes(given.then(broke(present, code)))
+    assert given.then(broke(present, "MODEL_INVALID")) == [down(present, code="MODEL_INVALID", attempt=ANY)]
+
+
+def test_a_replica_that_has_answered_once_is_started_again_less_and_less_often() -> None:
+    given, present, at = Given(SERVICE, BOTH), R1, NOON
+    waits: list[int] = []
+    for _ in range(10):
+        (event,) = (event for event in given.then(broke(present), at=at) if isinstance(event, u.ReplicaRequested))
+        waits.append(int(event.not_before - at))
+        assert event.deadline == event.not_before + 300
+        present, at = event.process_id, event.not_before
+    assert waits[:7] == [0, 1, 2, 4, 9, 18, 37]
+    assert all(60 <= wait <= 75 for wait in waits[7:])
+
+
+def test_a_start_for_which_there_is_no_room_waits_for_it_until_its_deadline() -> None:
+    given, present, at = Given(SERVICE, TWO), R1, NOON
+    waits: list[float] = []
+    while new := [
+        event
+        for event in given.then(broke(present, "INSUFFICIENT_MEMORY"), at=at)
+        if isinstance(event, u.ReplicaRequested)
+    ]:
+        assert new[0].deadline == NOON + 40
+        present, at = new[0].process_id, new[0].not_before
+        waits.append(at - NOON)
+    assert [int(wait) for wait in waits] == [0, 1, 3, 8, 17, 36]
+    (service,) = given.world.values()
+    assert (service.status, [member.status for member in service.members]) == ("starting", ["asked", "failed"])
 
 
 def test_a_start_that_takes_too_long_does_not_give_a_replica_more_tries_than_it_has() -> None:

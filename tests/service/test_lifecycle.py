@@ -45,7 +45,7 @@ AFTER: dict[str, set[str]] = {
     "degraded": {"running", "stopping", "failed"},
     "stopping": {"stopped", "failed"},
     "stopped": {"starting", "stopping"},
-    "failed": {"starting"},
+    "failed": {"starting", "stopped", "stopping"},
 }
 AFTER_REPLICA: dict[str, set[str]] = {
     "asked": {"starting", "running", "failed", "ended"},

@@ -136,7 +136,7 @@ MEASURED: dict[str, tuple[Choice, list[Speed], Expected]] = {
     "others when there are none": (
         choice(**CONFIG),
         [speed(20, 1, slots=8), speed(10, 4, slots=8), speed(9, 8, slots=8)],
-        Expected(40.0, 20.0, "measured", "measured on 9 requests here"),
+        Expected(40.0, 20.0, "measured", "measured on 9 requests here with other than 4 slots"),
     ),
     "in company only": (
         choice(**CONFIG),

@@ -10,9 +10,11 @@ import pytest
 from aima_core.testing import NOON, Given
 from aima_core.units import Command, Event
 from services.service import lifecycle, state
+from services.service import todo as effects
 from services.service import units as u
 from services.service.domain import SERVICE
-from services.service.state import Service, todo
+from services.service.state import Service
+from services.service.todo import todo
 from tests.service.given import (
     BEFORE,
     BOTH,
@@ -99,7 +101,7 @@ def stopping(force: bool = True, asleep: bool = False) -> u.StopRequested:
     return stop(force=force, reason=REBOOT, asleep=asleep)
 
 
-BY_HAND, BY_RESTART = "the engine was stopped (requested)", "the engine was stopped (restart)"
+BY_HAND = "the engine was stopped (requested)"
 REBOOTED: tuple[list[Event], ...] = tuple([fails("REBOOTED", attempt), stopping()] for attempt in (1, 2, 2, 1, 1))
 NEWS: dict[str, tuple[Command[Any], tuple[Any, ...]]] = {
     #  asked, waiting, starting, running, unhealthy, failed, ended
@@ -121,19 +123,15 @@ NEWS: dict[str, tuple[Command[Any], tuple[Any, ...]]] = {
     "did not start": (broke(N, "START_FAILED"), (*replaced("START_FAILED"), __, __)),
     "out of memory": (broke(N, "OUT_OF_MEMORY"), (*given_up("OUT_OF_MEMORY"), __, __)),
     "model invalid": (broke(N, "MODEL_INVALID"), (*given_up("MODEL_INVALID"), __, __)),
+    "model missing": (broke(N, "MODEL_MISSING"), (*replaced("MODEL_MISSING"), __, __)),  # it has answered before
     "no room": (broke(N, "INSUFFICIENT_MEMORY"), (*replaced("INSUFFICIENT_MEMORY"), __, __)),
     "evicted": (broke(N, "PREEMPTED"), (*replaced("PREEMPTED"), __, __)),
     "not in time": (broke(N, "TIMEOUT"), (*replaced("TIMEOUT")[:3], __, replaced("TIMEOUT")[4], __, __)),
     "silent": (broke(N, "UNRESPONSIVE"), (__, __, __, __, replaced("UNRESPONSIVE")[4], __, __)),
     "rebooted": (broke(N, "REBOOTED"), (*REBOOTED, __, __)),
     "ended": (ended(N), (*replaced("STOPPED", ended=True, error=BY_HAND), [gone(N)], __)),
-    "restarted": (
-        ended(N, "restart"),
-        (
-            *replaced("STOPPED", ended=True, error=BY_RESTART)[:3],
-            *([health("unhealthy", N, at=0.0)], __, [gone(N)], __),  # at 0: it is not silent, it is being started
-        ),
-    ),
+    # at 0: it is not silent, it is being started
+    "restarted": (ended(N, "restart"), (__, __, __, [health("unhealthy", N, at=0.0)], __, [gone(N)], __)),
 }
 
 
@@ -187,6 +185,9 @@ def test_after_a_reboot_nothing_is_left_when_the_last_process_is_known_to_be_gon
     assert Given(SERVICE, UP).when(broke(R0, "REBOOTED", gone=True)) == [
         *(down(code="REBOOTED"), gone(), stopping(), stopped(REBOOT)),
     ]
+    assert Given(SERVICE, [created(idle_timeout=60.0), *UP[1:]]).when(broke(R0, "REBOOTED", gone=True)) == [
+        *(down(code="REBOOTED"), gone(), stopping(asleep=True), stopped(REBOOT, asleep=True)),
+    ]
     assert Given(SERVICE, UP).when(broke(R0, "REBOOTED")) == [down(code="REBOOTED"), stopping()]
     given = Given(SERVICE, BOTH)
     assert given.then(broke(R0, "REBOOTED", gone=True)) == [down(code="REBOOTED"), gone(), stopping()]
@@ -233,14 +234,26 @@ IN_SITUATION: dict[str, dict[str, tuple[Command[Any], list[Event]]]] = {
         "ready": (ready(R1), [up(R1)]),
         "died": (broke(R1), dies("DIED", anew("DIED", by=NOON + 40))),
         "model invalid": (broke(R1, "MODEL_INVALID"), dies("MODEL_INVALID")),
-        "no room": (broke(R1, "INSUFFICIENT_MEMORY"), dies("INSUFFICIENT_MEMORY")),
-        "evicted": (broke(R1, "PREEMPTED"), dies("PREEMPTED")),
+        "model missing": (broke(R1, "MODEL_MISSING"), dies("MODEL_MISSING")),
+        "no room": (
+            broke(R1, "INSUFFICIENT_MEMORY"),
+            dies("INSUFFICIENT_MEMORY", anew("INSUFFICIENT_MEMORY", by=NOON + 40)),
+        ),
+        "evicted": (broke(R1, "PREEMPTED"), dies("PREEMPTED", anew("PREEMPTED", by=NOON + 40))),
     },
     "starting, the other is up": {
         "ready": (ready(R1), [up(R1), BOTH_UP]),
         "died": (broke(R1), dies("DIED", anew("DIED", by=NOON + 40))),
         "model invalid": (broke(R1, "MODEL_INVALID"), dies("MODEL_INVALID", R0_UP)),
-        "no room": (broke(R1, "SYSTEM_MEMORY_LOW"), dies("SYSTEM_MEMORY_LOW", R0_UP)),
+        "model missing": (broke(R1, "MODEL_MISSING"), dies("MODEL_MISSING", R0_UP)),
+        "no room": (
+            broke(R1, "SYSTEM_MEMORY_LOW"),
+            dies("SYSTEM_MEMORY_LOW", anew("SYSTEM_MEMORY_LOW", by=NOON + 40)),
+        ),
+        "the other lacks its model now": (
+            broke(R0, "MODEL_MISSING"),
+            [down(R0, code="MODEL_MISSING"), again(f"{R0}-1", 1, 0.533, "MODEL_MISSING: it broke", by=NOON + 40)],
+        ),
         "the other is silent": (sick(R0), [health("unhealthy", R0)]),
         "the other died": (broke(R0), [down(R0), again(f"{R0}-1", 1, 0.533, by=NOON + 40)]),
     },
@@ -248,7 +261,8 @@ IN_SITUATION: dict[str, dict[str, tuple[Command[Any], list[Event]]]] = {
         "ready": (ready(R1), [up(R1), R1_UP]),
         "died": (broke(R1), dies("DIED", anew("DIED", by=NOON + 40))),
         "model invalid": (broke(R1, "MODEL_INVALID"), dies("MODEL_INVALID", over("MODEL_INVALID"))),
-        "no room": (broke(R1, "NO_ACCELERATOR"), dies("NO_ACCELERATOR", over("NO_ACCELERATOR"))),
+        "model missing": (broke(R1, "MODEL_MISSING"), dies("MODEL_MISSING", over("MODEL_MISSING"))),
+        "no room": (broke(R1, "NO_ACCELERATOR"), dies("NO_ACCELERATOR", anew("NO_ACCELERATOR", by=NOON + 40))),
     },
     "starting, the other is silent": {
         "ready": (ready(R1), [up(R1), R1_UP]),
@@ -257,6 +271,7 @@ IN_SITUATION: dict[str, dict[str, tuple[Command[Any], list[Event]]]] = {
     },
     "starting, late": {
         "died": (broke(R1), dies("DIED")),
+        "no room": (broke(R1, "PREEMPTED"), dies("PREEMPTED")),
         "ready": (ready(R1), [up(R1)]),
     },
     "starting, late, the other is up": {
@@ -264,6 +279,7 @@ IN_SITUATION: dict[str, dict[str, tuple[Command[Any], list[Event]]]] = {
     },
     "starting, late, the other was given up": {
         "died": (broke(R1), dies("DIED", over("DIED"))),
+        "no room": (broke(R1, "PREEMPTED"), dies("PREEMPTED", over("PREEMPTED"))),
     },
     "running": {
         "died": (broke(R1), dies("DIED", anew("DIED"))),
@@ -317,6 +333,9 @@ DOWN: dict[str, list[Event]] = {
     "stopping": [*UP, stop()],
     "stopping, gone already": [*BOTH, stop(), gone(R0)],
     "stopping, to sleep": [*UP, sleep()],
+    "took too long to stop": [*UP, stop(), failed(code="STOP_TIMEOUT")],
+    "took too long to stop, another is there": [*BOTH, stop(), failed(code="STOP_TIMEOUT")],
+    "took too long to go to sleep": [*UP, sleep(), failed(code="STOP_TIMEOUT")],
     "stopped": [*UP, stop(), gone(), STOPPED],
     "failed": [*UP, down(code="MODEL_INVALID"), failed()],
     "failed, gone": [*UP, down(code="MODEL_INVALID"), failed(), gone()],
@@ -325,7 +344,7 @@ DOWN: dict[str, list[Event]] = {
     "of an earlier process, gone": [*UP, down(), gone(), again(f"{R0}-1", 1, 0.5)],
     "leaving": [created(replicas=2), *BOTH[1:], scaled(2, 1), leaving(R0)],
 }
-FOUND = [stray(R0)]
+FOUND, ASLEEP = [stray(R0)], stopped("no request for 60 s", asleep=True)
 FAILED_NOW = [down(code="MODEL_INVALID"), failed(code="MODEL_INVALID")]
 LATE_NEWS: dict[str, dict[str, tuple[Any, ...]]] = {
     # progress, on its way down, ready, unhealthy, failed, failed and nothing is left, ended
@@ -354,7 +373,13 @@ LATE_NEWS: dict[str, dict[str, tuple[Any, ...]]] = {
         R0: (FOUND, __, FOUND, __, __, __, __),
         R1: (__, __, __, __, __, [gone(R1), STOPPED], [gone(R1), STOPPED]),
     },
-    "stopping, to sleep": {R0: (__, __, __, __, __, *([[gone(), stopped("no request for 60 s")]] * 2))},
+    "stopping, to sleep": {R0: (__, __, __, __, __, *([[gone(), ASLEEP]] * 2))},
+    "took too long to stop": {
+        R0: (__, __, __, __, __, [gone(), STOPPED], [gone(), STOPPED]),
+        STRAY: ([stray()], __, [stray()], __, __, __, __),
+    },
+    "took too long to stop, another is there": {R0: (__, __, __, __, __, [gone()], [gone()])},
+    "took too long to go to sleep": {R0: (__, __, __, __, __, [gone(), ASLEEP], [gone(), ASLEEP])},
     "stopped": {R0: (FOUND, __, FOUND, __, __, __, __)},
     "failed": {R0: (__, __, __, __, __, [gone()], [gone()])},
     "failed, gone": {R0: (FOUND, __, FOUND, __, __, __, __)},
@@ -409,7 +434,7 @@ def test_a_process_that_turns_up_when_it_was_gone_is_sent_away_and_nothing_else_
     (before,) = given.world.values()
     assert given.then(ready(R0)) == [stray(R0)]
     (service,) = given.world.values()
-    assert state.EndReplica(SVC, R0, drain=False, force=False) in todo(service)
+    assert effects.EndReplica(SVC, R0, drain=False, force=False) in todo(service)
     assert (service.members, service.status) == (before.members, before.status)
     assert given.then(ready(R0)) == []
     given.then(ended(R0))
@@ -438,6 +463,8 @@ def test_the_time_in_which_a_replica_was_silent_is_not_time_in_which_it_answered
     first = f"{R0}-1"
     silent = ((5, ready(first)), (6, sick(first)), (16, broke(first, "UNRESPONSIVE")))
     assert attempts((0, broke(R0)), *silent) == [1, 2]
+    long_after = ((5, ready(first)), (15, sick(first)), (25, broke(first, "UNRESPONSIVE")))
+    assert attempts((0, broke(R0)), *long_after) == [1, 1]
 
 
 def test_a_replica_keeps_the_memory_of_its_failures_and_its_place() -> None:
@@ -465,6 +492,17 @@ def test_a_replica_that_was_given_up_and_is_started_again_by_somebody_counts_fro
     assert (member.status, member.restarts, member.streak, member.unanswered) == ("asked", 0, 0, 0)
     assert [failure.process_id for failure in member.failures] == [R1, f"{R1}-1"]
     assert given.then(begin()) == []
+
+
+def test_that_a_replica_has_answered_is_known_of_all_its_processes_in_the_run_and_of_none_in_the_next() -> None:
+    lived = [*BOTH, down(R1), gone(R1), again(N, 1, 0.5)]
+    assert [member.proven for member in service_of(TWO).members] == [False, False]
+    assert [member.proven for member in service_of(lived).members] == [True, True]
+    assert [member.proven for member in service_of([*GIVEN_UP, another(N, "started again")]).members] == [True, True]
+    assert [member.proven for member in service_of([*lived, scaled(2, 3), another(R2, "requested")]).members] == [
+        *(True, True, False),
+    ]
+    assert [member.proven for member in service_of([*BROKEN, requested(2, run=2)]).members] == [False, False]
 
 
 def test_processes_that_are_asked_for_together_have_names_of_their_own() -> None:
@@ -539,20 +577,20 @@ def test_a_service_runs_fully_again_when_the_replica_leaves_that_did_not_answer(
 # --- what is called for outside -----------------------------------------------------------------------------------
 
 
-def run(process_id: str, replica: int, *, not_before: float = 0.0, deadline: float = NOON + 40) -> state.RunReplica:
-    return state.RunReplica(SVC, process_id, replica, not_before, deadline)
+def run(process_id: str, replica: int, *, not_before: float = 0.0, deadline: float = NOON + 40) -> effects.RunReplica:
+    return effects.RunReplica(SVC, process_id, replica, not_before, deadline)
 
 
-def end(process_id: str, *, drain: bool = False, force: bool = False) -> state.EndReplica:
-    return state.EndReplica(SVC, process_id, drain, force)
+def end(process_id: str, *, drain: bool = False, force: bool = False) -> effects.EndReplica:
+    return effects.EndReplica(SVC, process_id, drain, force)
 
 
-def expire(process_id: str, at: float = NOON + 60.5) -> state.ExpireReplica:
-    return state.ExpireReplica(SVC, process_id, at)
+def expire(process_id: str, at: float = NOON + 300.5) -> effects.ExpireReplica:
+    return effects.ExpireReplica(SVC, process_id, at)
 
 
-START_ENDS = state.Expire(SVC, 1, NOON + 40, stopping=False)
-STOP_ENDS, KILL_ENDS = (state.Expire(SVC, 1, NOON + seconds, stopping=True) for seconds in (60, 30))
+START_ENDS = effects.Expire(SVC, 1, NOON + 40, stopping=False)
+STOP_ENDS, KILL_ENDS = (effects.Expire(SVC, 1, NOON + seconds, stopping=True) for seconds in (60, 30))
 HUNG = [*BOTH, health("unhealthy", R1)]
 PORT_TAKEN = again(N, 1, 0.5)
 CALLED_FOR: dict[str, tuple[list[Event], set[Any]]] = {
@@ -567,23 +605,23 @@ CALLED_FOR: dict[str, tuple[list[Event], set[Any]]] = {
     ),
     "a start after a failure": (
         [*UP, down(code="MODEL_INVALID"), failed(), requested(run=2)],
-        {end(R0), state.Expire(SVC, 2, NOON + 60, stopping=False)},
+        {end(R0), effects.Expire(SVC, 2, NOON + 60, stopping=False)},
     ),
     "a start after a failure, all is gone": (
         [*UP, down(code="MODEL_INVALID"), failed(), requested(run=2), gone(R0)],
-        {state.Expire(SVC, 2, NOON + 60, stopping=False), run(f"{SVC}-r0-2", 0, deadline=NOON + 60)},
+        {effects.Expire(SVC, 2, NOON + 60, stopping=False), run(f"{SVC}-r0-2", 0, deadline=NOON + 60)},
     ),
     "running": (BOTH, set()),
     "one died, and is not gone yet": ([*BOTH, down(R1), PORT_TAKEN], {end(R1), expire(N)}),
     "one died": (
         [*BOTH, down(R1), PORT_TAKEN, gone(R1)],
-        {expire(N), run(N, 1, not_before=NOON + 0.5, deadline=NOON + 60.5)},
+        {expire(N), run(N, 1, not_before=NOON + 0.5, deadline=NOON + 300.5)},
     ),
     "one died, another is on its way": ([*BOTH, down(R1), PORT_TAKEN, gone(R1), progress(N)], {expire(N)}),
     "one died and is up again": ([*BOTH, down(R1), PORT_TAKEN, gone(R1), up(N)], set()),
     "one was given up": ([*BOTH, down(R1, code="MODEL_INVALID")], {end(R1)}),
     "one was given up and is gone": (GIVEN_UP, set()),
-    "one is silent": (HUNG, {state.ReplaceSilent(SVC, R1, NOON)}),
+    "one is silent": (HUNG, {effects.ReplaceSilent(SVC, R1, NOON)}),
     "one is being restarted": ([*BOTH, health("unhealthy", R1, at=0.0)], set()),
     "one was silent": ([*HUNG, health("healthy", R1, at=NOON + 3)], set()),
     "one is replaced because it was silent": (
@@ -593,13 +631,13 @@ CALLED_FOR: dict[str, tuple[list[Event], set[Any]]] = {
     "one was silent and given up": ([*HUNG, down(R1, code="UNRESPONSIVE")], {end(R1, force=True)}),
     "one more": (
         [*UP, scaled(1, 2), another(f"{R1}-1", "requested")],
-        {expire(f"{R1}-1", NOON + 60), run(f"{R1}-1", 1, deadline=NOON + 60)},
+        {expire(f"{R1}-1", NOON + 300), run(f"{R1}-1", 1, deadline=NOON + 300)},
     ),
     "one fewer": ([*BOTH, scaled(2, 1), leaving(R1)], {end(R1, drain=True)}),
     "one fewer, that is silent": ([*HUNG, scaled(2, 1), leaving(R1)], {end(R1)}),
     "one fewer, and one more again": (
         [*BOTH, scaled(2, 1), leaving(R1), scaled(1, 2), another(f"{R1}-1", "requested")],
-        {end(R1, drain=True), expire(f"{R1}-1", NOON + 60)},
+        {end(R1, drain=True), expire(f"{R1}-1", NOON + 300)},
     ),
     "one fewer, that was gone": ([*GIVEN_UP, scaled(2, 1), leaving(R1)], set()),
     "a stray": ([*BOTH, stray()], {end(STRAY)}),
@@ -630,10 +668,14 @@ CALLED_FOR: dict[str, tuple[list[Event], set[Any]]] = {
         [*BOTH, stop(force=True), failed(code="STOP_TIMEOUT")],
         {end(R0, force=True), end(R1, force=True)},
     ),
+    "a stop that took too long, all is gone": (
+        [*UP, stop(), failed(code="STOP_TIMEOUT"), gone(R0), STOPPED],
+        set(),
+    ),
     "a stop that took too long": ([*BOTH, stop(), failed(code="STOP_TIMEOUT")], {end(R0), end(R1)}),
     "stopped": ([*UP, stop(), gone(R0), STOPPED], set()),
     "stopped, a stray": ([*UP, stop(), gone(R0), STOPPED, stray()], {end(STRAY)}),
-    "asleep": ([*UP, sleep(), gone(R0), stopped()], set()),
+    "asleep": ([*UP, sleep(), gone(R0), ASLEEP], set()),
     "failed": (BROKEN, {end(R0), end(R1)}),
     "failed, one did not answer": ([*TWO, down(R0), failed()], {end(R0), end(R1)}),
     "failed, all is gone": ([*BROKEN, gone(R0), gone(R1)], set()),
@@ -642,23 +684,23 @@ CALLED_FOR: dict[str, tuple[list[Event], set[Any]]] = {
 
 @pytest.mark.parametrize(("events", "expected"), CALLED_FOR.values(), ids=CALLED_FOR)
 def test_what_has_happened_calls_for(events: list[Event], expected: set[Any]) -> None:
-    effects = [effect for service in Given(SERVICE, events).world.values() for effect in todo(service)]
-    assert set(effects) == expected
-    assert len(effects) == len(expected)
+    found = [effect for service in Given(SERVICE, events).world.values() for effect in todo(service)]
+    assert set(found) == expected
+    assert len(found) == len(expected)
 
 
 def test_every_kind_of_effect_is_called_for() -> None:
-    kinds = {type(effect) for _, effects in CALLED_FOR.values() for effect in effects}
+    kinds = {type(effect) for _, called_for in CALLED_FOR.values() for effect in called_for}
     assert kinds == {
-        *(state.RunReplica, state.EndReplica, state.ReplaceSilent, state.ExpireReplica, state.Expire),
+        *(effects.RunReplica, effects.EndReplica, effects.ReplaceSilent, effects.ExpireReplica, effects.Expire),
     }
 
 
 @pytest.mark.parametrize("status", lifecycle.ON_THE_WAY)
 def test_a_replica_that_is_to_answer_some_day_has_a_deadline(status: str) -> None:
     (service,) = Given(SERVICE, STATUSES[status]).world.values()
-    assert [effect for effect in todo(service) if isinstance(effect, state.ExpireReplica)] == [
-        expire(N, NOON + 60 if status == "asked" else NOON + 40.5)
+    assert [effect for effect in todo(service) if isinstance(effect, effects.ExpireReplica)] == [
+        expire(N, NOON + 300 if status == "asked" else NOON + 280.5)
     ]
 
 
@@ -674,4 +716,4 @@ def service_of(events: list[Event]) -> Service:
 
 def test_a_silent_replica_counts_from_when_it_fell_silent() -> None:
     events = [*HUNG, health("healthy", R1, at=NOON + 3), health("unhealthy", R1, at=NOON + 7)]
-    assert list(todo(service_of(events))) == [state.ReplaceSilent(SVC, R1, NOON + 7)]
+    assert list(todo(service_of(events))) == [effects.ReplaceSilent(SVC, R1, NOON + 7)]

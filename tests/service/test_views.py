@@ -213,8 +213,9 @@ def test_the_figures_of_a_service_are_those_of_the_inference_domain() -> None:
         "tokens_per_second": 12.5,
         "outstanding": 3,
         "queued": 2,
+        "refused": 4,
     }
-    more = {"failed": 9, "prompt_tokens": 5, "completion_tokens": 7, "service_id": SVC, "refused": 4, "replicas": []}
+    more = {"failed": 9, "prompt_tokens": 5, "completion_tokens": 7, "service_id": SVC, "replicas": []}
     found = views.metrics(inference.ServiceMetrics.model_validate(figures | more))
     assert found.model_dump() == figures
     assert views.service_view(service(UP), found).metrics == found
@@ -248,25 +249,25 @@ SUMMARIES: dict[str, tuple[list[Event], str, str, str, str | None]] = {
     "waiting for the next try": (
         [*BOTH, down(R1), again(FIRST, 1, 7.4)],
         *("degraded", "degraded"),
-        "1 of 2 replicas answer; replica 1 is started again in 7 s, for the 1. time, after DIED: it broke",
+        "1 of 2 replicas answer; replica 1 is started again in 7 s (restart 1), after DIED: it broke",
         "it broke",
     ),
     "waiting, its time has come": (
         [*BOTH, down(R1, at=BEFORE), again(FIRST, 2, 0.5, at=BEFORE)],
         *("degraded", "degraded"),
-        "1 of 2 replicas answer; replica 1 is started again in 0 s, for the 2. time, after DIED: it broke",
+        "1 of 2 replicas answer; replica 1 is started again in 0 s (restart 2), after DIED: it broke",
         "it broke",
     ),
     "evicted": (
         [*BOTH, down(R1, code="PREEMPTED"), EVICTED],
         *("degraded", "degraded"),
-        "1 of 2 replicas answer; replica 1 is started again in 2 s, for the 1. time, after PREEMPTED: it broke",
+        "1 of 2 replicas answer; replica 1 is started again in 2 s (restart 1), after PREEMPTED: it broke",
         "it broke",
     ),
     "waiting for memory": (
         [*BOTH, NO_ROOM, again(FIRST, 1, 64.0, "INSUFFICIENT_MEMORY: 4 GiB are missing")],
         *("degraded", "degraded"),
-        "1 of 2 replicas answer; replica 1 is started again in 64 s, for the 1. time, after "
+        "1 of 2 replicas answer; replica 1 is started again in 64 s (restart 1), after "
         "INSUFFICIENT_MEMORY: 4 GiB are missing",
         "4 GiB are missing",
     ),
@@ -296,11 +297,21 @@ SUMMARIES: dict[str, tuple[list[Event], str, str, str, str | None]] = {
     ),
     "hung": (
         [*BOTH, health("unhealthy", R0)],
-        *("degraded", "degraded", f"1 of 2 replicas answer; {R0} does not answer its health check", None),
+        *(
+            "degraded",
+            "degraded",
+            f"1 of 2 replicas answer; {R0} does not answer its health check for 0 s and is replaced unless it does",
+            None,
+        ),
     ),
     "hung before waiting": (
         [*WAITING, health("unhealthy", R0)],
-        *("degraded", "unhealthy", f"0 of 2 replicas answer; {R0} does not answer its health check", "it broke"),
+        *(
+            "degraded",
+            "unhealthy",
+            f"0 of 2 replicas answer; {R0} does not answer its health check for 0 s and is replaced unless it does",
+            "it broke",
+        ),
     ),
     "back, and its failure forgotten": (
         [*BOTH, down(R1), again(FIRST, 1, 0.5), up(FIRST)],
@@ -436,6 +447,10 @@ def start(wait: bool = True) -> i.BeginStart:
     return begin(wait=wait)
 
 
+def scales(replicas: int, message: str) -> u.ScaleOutcome:
+    return u.ScaleOutcome(success=True, replicas=replicas, message=message)
+
+
 ANSWERS: dict[str, tuple[Command[Any], list[Event], list[Event], Any]] = {
     # command, what had happened before, what has happened since it was decided, the answer
     "create": (register(), [], [created()], u.ServiceRef(service_id=SVC)),
@@ -563,8 +578,14 @@ ANSWERS: dict[str, tuple[Command[Any], list[Event], list[Event], Any]] = {
     ),
     "stop, deleted": (STOP, [created()], [DELETED], Success()),
     "delete": (ASK_DELETE, [created()], [DELETED], Success()),
-    "scale": (scale(2), UP, [scaled(1, 2), another(FIRST, "requested")], Success()),
-    "scale, to sleep": (scale(0), UP, [scaled(1, 0), sleep()], Success()),
+    "scale": (scale(2), UP, [scaled(1, 2), another(FIRST, "requested")], scales(2, "2 replicas")),
+    "scale, to sleep": (
+        scale(0),
+        UP,
+        [scaled(1, 0), sleep()],
+        scales(0, "asleep: the next request wakes it, with one replica"),
+    ),
+    "scale, stopped": (scale(2), [created()], [scaled(1, 2)], scales(2, "2 replicas from its next start on")),
     "put to sleep": (ASK_SLEEP, UP, [sleep()], Success()),
     "timed out": (late(), ONE, [failed(code="TIMEOUT")], Success()),
     "progress": (came(), ONE, [progress()], Success()),

@@ -11,6 +11,8 @@ from math import inf
 from typing import Any, TypeVar
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from aima_core.errors import AimaError
 from aima_core.units import Command
@@ -23,9 +25,10 @@ from services.resource.decider import held, machine_at
 from services.resource.room import Need, Slot, room_for
 from services.service import internal as i
 from services.service import state as ss
+from services.service import todo as effects
 from services.service import units as u
 from services.service.decider import within
-from tests.simulation.world import NODE, Job, World
+from tests.simulation.world import NODE, Job, Outside, World
 
 T = TypeVar("T")
 NAMES = ("a", "b", "c", "d")
@@ -40,15 +43,15 @@ class Chaos:
     def __init__(self, world: World) -> None:
         self.world, self.rng, self.machine = world, world.rng, world.machine
         self._steps: dict[Callable[[], None], float] = {
-            self.hear: 20,
+            self.hear: 24,
             self.arrive: 16,
-            self.perform: 25,
+            self.perform: 32,
             self.pass_time: 8,
-            self.call: 20,
+            self.call: 12,
             self.die_over_an_effect: 0.3,
             self.crash: 0.3,
             self.restart: 3,
-            self.kill: 0.7,
+            self.kill: 1.2,
             self.freeze: 0.5,
             self.thaw: 0.7,
             self.stick: 0.2,
@@ -126,7 +129,7 @@ class Chaos:
             process.frozen_at, process.stuck = min(process.frozen_at, self.world.now), True
 
     def fill_memory(self) -> None:
-        self.machine.taken = self.rng.choice((0, 0, 0, 3_000, 8_000, 14_000))
+        self.machine.taken = self.rng.choice((0, 0, 0, 0, 8_000, 30_000))
         used = 100 * (1 - self.machine.available / self.machine.memory)
         if self.world.sides["resource"].up:
             self.world.run("resource", resource.RecordPressure(used_percent=used))
@@ -179,7 +182,7 @@ class Chaos:
             resource_class="small",
             replicas=self.rng.choice((1, 1, 2, 3)),
             persistent=self.rng.random() < 0.4,
-            port=self.rng.choice((None, None, None, 9_010, 9_011)),
+            port=self.rng.choice((None, None, None, None, 9_010, 9_011)),
             config={},
             idle_timeout=self.rng.choice((0, 60)),
             autoscale=autoscale,
@@ -187,7 +190,7 @@ class Chaos:
         )
 
     def _start(self, service: ss.Service, replicas: int) -> i.BeginStart:
-        timeout = self.rng.choice((5.0, 60.0, 300.0))
+        timeout = self.rng.choice((5.0, 60.0, 300.0, 300.0))
         if service.runs or service.status == "stopping":
             return i.BeginStart(service_id=service.id, wait=True, timeout=timeout)
         memory, gpu_fraction = NEEDS[service.about.name]
@@ -232,11 +235,12 @@ class Chaos:
     def _direct(self) -> engine.BeginStart:
         there = [found.id for found in self.world.instances if found.start and not found.start.service_id]
         ident = self.rng.choice([*there[:2], f"eng-toy-{self.rng.randrange(10**6)}"])
-        port = self.rng.choice((None, None, 9_010, 9_012))
+        port = self.rng.choice((None, None, None, 9_012))
         return self.world.begin_engine(ident, port=port, priority=self.rng.choice((3, 6)), wait=True)
 
     def _instance(self) -> str:
-        return self.rng.choice([*(found.id for found in self.world.instances), "toy"])
+        there = [found.id for found in self.world.instances]
+        return self.rng.choice(there) if there and self.rng.random() < 0.95 else "toy"
 
     def _install(self) -> engine.BeginInstall:
         present = self.rng.random() < 0.3
@@ -287,8 +291,9 @@ def always(world: World) -> None:
         assert found.start
         ident = found.start.service_id
         if ident and found.status == "running" and found.id not in untold:
-            service = world.sides["service"].states.get(f"service/{ident}")
-            assert service and found.id in service.present(), f"{ident} does not know of {found.id}"
+            owner: ss.Service | None = world.sides["service"].states.get(f"service/{ident}")
+            assert owner, f"nobody has {found.id} any more"
+            assert found.id in owner.present(), f"{ident} does not know of {found.id}"
 
 
 def _routes(world: World) -> set[str]:
@@ -314,7 +319,7 @@ def _agrees(service: ss.Service) -> None:
             assert statuses <= {"ended"}, f"{service.id} is {service.status} with replicas {statuses}"
         case "starting":
             assert there == service.wanted > 0
-            assert any(member.status in ("asked", "waiting", "starting") for member in service.members)
+            assert any(member.hopeful and not member.answers for member in service.members)
         case "running":
             assert answering == there == service.wanted > 0, f"{service.id} runs with {answering} of {there}"
         case "degraded":
@@ -357,7 +362,7 @@ def _slots(world: World) -> set[str]:
     found = [
         one for one in world.sides["resource"].states.values() if isinstance(one, Slot) and one.slot_id not in apps
     ]
-    assert all(slot.status == "active" for slot in found), f"a slot is nobody's memory: {found}"
+    assert all(slot.status == "active" for slot in found), f"slots that are taken from the living: {found}"
     return {slot.slot_id for slot in found}
 
 
@@ -413,7 +418,7 @@ def test_ten_thousand_random_steps_leave_nothing_behind(seed: int) -> None:
     assert {u.ServiceStarted, u.ServiceStopped, u.ReplicaLeaving, u.StrayFound, resource.Preempted} <= happened
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_three_hundred_random_steps_leave_nothing_behind_whatever_the_seed(seed: int) -> None:
     simulate(World(seed), 300, rest_every=100)
@@ -446,15 +451,24 @@ class Blind(Outside):
 class Hasty(Outside):
     """Takes a replica for gone that has only been asked to end."""
 
-    def end_replica(self, job: Job, effect: ss.EndReplica) -> Sequence[Command[Any]]:
+    def end_replica(self, job: Job, effect: effects.EndReplica) -> Sequence[Command[Any]]:
         job.done = True
         return [i.RecordReplicaEnded(service_id=effect.service_id, process_id=effect.process_id)]
 
 
+def found_out(make: Callable[[int], World]) -> str:
+    """Return how one of a few runs has failed; empty if none has."""
+    for seed in range(1, 9):
+        try:
+            simulate(make(seed), 2_000)
+        except AssertionError as error:
+            return str(error)
+    return ""
+
+
 @pytest.mark.parametrize("broken", [Unending, Silent, Blind, Hasty])
 def test_an_outside_that_does_not_do_what_it_says_is_found_out(broken: type[Outside]) -> None:
-    with pytest.raises(AssertionError, match="seed 1"):
-        simulate(World(1, broken), 2_000)
+    assert found_out(lambda seed: World(seed, broken))
 
 
 class Forgetful(World):
@@ -469,8 +483,7 @@ class Forgetful(World):
 
 
 def test_a_slot_that_nobody_releases_is_found_out() -> None:
-    with pytest.raises(AssertionError, match="slots"):
-        simulate(Forgetful(1), 2_000)
+    assert found_out(Forgetful)
 
 
 def test_a_failure_tells_its_seed_and_what_happened_before() -> None:

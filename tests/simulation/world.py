@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
 from random import Random
@@ -32,6 +32,7 @@ from services.resource import units as resource
 from services.resource.domain import RESOURCE
 from services.service import internal as i
 from services.service import state as ss
+from services.service import todo as effects
 from services.service.domain import SERVICE
 from services.service.healing import NO_ROOM
 from services.service.units import DeleteService
@@ -40,6 +41,7 @@ NODE = "node"
 PORTS = range(9000, 9040)
 PATIENCE = 3.0  # seconds until who has asked a peer asks again
 GRACE, DRAIN = 10.0, 30.0  # the service domain's settings
+CATCH_UP = 5.0  # seconds that the engine domain gets to say what it knows
 _MISSED = 15.0  # seconds of silence until an engine counts as unhealthy
 _SAVED = 120  # lines of the story of a run that are kept
 
@@ -85,7 +87,7 @@ class Waiter:
 
 @dataclass(eq=False)
 class Process:
-    """A process of an engine. It listens from `ready_at`, and dies by itself at `dies_at`, leaving `code` in its log."""
+    """A process of an engine. It listens from `ready_at`, and dies by itself at `dies_at`, with `code` in its log."""
 
     id: str
     run: int
@@ -104,7 +106,7 @@ class Machine:
 
     def __init__(self, rng: Random) -> None:
         self.rng, self.kind = rng, False
-        self.memory, self.reserve, self.taken, self.boot = rng.choice((12_000, 20_000, 40_000)), 1_000, 0, 1
+        self.memory, self.reserve, self.taken, self.boot = rng.choice((15_000, 30_000, 60_000)), 1_000, 0, 1
         self.processes: dict[str, Process] = {}
         self.left: dict[str, str] = {}
         """What the logs of those that have died explain."""
@@ -233,16 +235,16 @@ class Outside:
         """Do the next step of an effect."""
         job.wake, effect, now = inf, job.effect, self.world.now
         match effect:
-            case ss.RunReplica():
+            case effects.RunReplica():
                 return self.run_replica(job, effect)
-            case ss.EndReplica():
+            case effects.EndReplica():
                 return self.end_replica(job, effect)
-            case ss.Expire(service_id=ident, run=run, at=at, stopping=stopping):
+            case effects.Expire(service_id=ident, run=run, at=at, stopping=stopping):
                 late: Command[Any] = i.RecordTimedOut(service_id=ident, run=run, stopping=stopping)
                 return self._at(job, at, late)
-            case ss.ExpireReplica(service_id=ident, process_id=process_id, at=at):
+            case effects.ExpireReplica(service_id=ident, process_id=process_id, at=at):
                 return self._at(job, at, _refused(ident, process_id, "TIMEOUT"))
-            case ss.ReplaceSilent(service_id=ident, process_id=process_id, since=since):
+            case effects.ReplaceSilent(service_id=ident, process_id=process_id, since=since):
                 return self._at(job, since + GRACE, _refused(ident, process_id, ss.UNRESPONSIVE))
             case es.Launch():
                 return self.launch(job, effect)
@@ -273,7 +275,7 @@ class Outside:
 
     # --- of a service -----------------------------------------------------------------------------------------
 
-    def run_replica(self, job: Job, effect: ss.RunReplica) -> Sequence[Command[Any]]:
+    def run_replica(self, job: Job, effect: effects.RunReplica) -> Sequence[Command[Any]]:
         """Ask for an instance; a refusal becomes a fact."""
         world = self.world
         if world.now < effect.not_before:
@@ -295,11 +297,11 @@ class Outside:
             return []
         refusal = self._answer(job)
         job.done = job.request is not None and job.request.answered
-        if refusal is None:
+        if refusal is None or refusal.reason == "BUSY":  # it was started, and has failed: the news is on its way
             return []
         return [_refused(effect.service_id, effect.process_id, refusal.reason, ended=True)]
 
-    def end_replica(self, job: Job, effect: ss.EndReplica) -> Sequence[Command[Any]]:
+    def end_replica(self, job: Job, effect: effects.EndReplica) -> Sequence[Command[Any]]:
         """Stop the instance; it has ended when the engine domain says so and its older news is taken in."""
         world, process_id = self.world, effect.process_id
         if (until := world.asks_until("service", process_id)) > world.now:
@@ -316,12 +318,12 @@ class Outside:
             job.stage, job.target = 3, len(peer.log)
         elif job.stage == 2:
             job.stage = 2 if world.now < job.since + 60 else 1  # asked again: the answer had its time
-        elif job.stage == 3 and own.cursors["engine"] >= job.target:
+        if job.stage == 3 and own.cursors["engine"] >= job.target:
             job.done = True
             return [i.RecordReplicaEnded(service_id=effect.service_id, process_id=process_id)]
         return []
 
-    def _carries(self, effect: ss.EndReplica, job: Job) -> bool:
+    def _carries(self, effect: effects.EndReplica, job: Job) -> bool:
         peer = self.world.sides["inference"]
         if not peer.up:
             return self.world.now < job.since + PATIENCE
@@ -334,10 +336,12 @@ class Outside:
         if world.now < at:
             return _until(job, at)
         if job.stage == 0:
-            job.stage, job.since, job.target = 1, world.now, len(peer.log)
-        caught_up = world.sides["service"].cursors["engine"] >= job.target
-        if peer.up and not caught_up and world.now < job.since + 2:
-            return _until(job, job.since + 2)
+            job.stage, job.since = 1, world.now
+        if job.stage == 1 and peer.up:
+            job.stage, job.target = 2, len(peer.log)
+        caught_up = job.stage == 2 and world.sides["service"].cursors["engine"] >= job.target
+        if not caught_up and world.now < job.since + CATCH_UP:
+            return _until(job, job.since + CATCH_UP)
         job.done = True
         return [late]
 
@@ -345,7 +349,8 @@ class Outside:
 
     def launch(self, job: Job, effect: es.Launch) -> Sequence[Command[Any]]:
         """Reserve memory, start the process, wait until it listens or has died."""
-        world, ident = self.world, {"process_id": effect.process_id, "run": effect.run}
+        world: World = self.world
+        ident: dict[str, Any] = {"process_id": effect.process_id, "run": effect.run}
         begun: engine.StartRequested = world.state(f"engine/{effect.process_id}").start
         if job.stage in (0, 1):
             return self._reserve(job, begun)
@@ -375,7 +380,7 @@ class Outside:
             job.request = self.world.asking["engine", begun.process_id] = self.world.ask("resource", slot, job)
             return []
         refusal = self._answer(job)
-        ident = {"process_id": begun.process_id, "run": begun.run}
+        ident: dict[str, Any] = {"process_id": begun.process_id, "run": begun.run}
         if isinstance(refusal, InsufficientResources):
             job.stage, job.done, job.request, job.since = 1, job.stage == 1, None, self.world.now
             no_room = engine.RecordFailed(**ident, error=refusal.message, error_code=refusal.reason)
@@ -499,12 +504,13 @@ class World:
 
     # --- doing ------------------------------------------------------------------------------------------------
 
-    def run(self, side: str, command: Command[Any], *, refusable: bool = False, caller: bool = False) -> None:
-        """Let a domain decide; only what a caller asks may be refused."""
+    def run(self, side: str, command: Command[Any], *, refusable: bool = False) -> None:
+        """Let a domain decide what it has found out itself; that is not refused."""
         try:
-            self.sides[side].run(command, self.now, caller=caller)
+            self.sides[side].run(command, self.now)
         except AimaError as error:
-            assert refusable or caller, f"{side} refuses its own {command.spec.name}: {error}"
+            if not refusable:
+                raise AssertionError(f"{side} refuses its own {command.spec.name}: {error}") from error
 
     def ask(self, side: str, command: Command[Any], job: Job | None = None) -> Request:
         """Send a command on its way to a domain."""
@@ -512,7 +518,7 @@ class World:
         return self.requests[-1]
 
     def asks_until(self, side: str, process_id: str) -> float:
-        """Return until when a domain's process waits for what it has asked for an instance; a past time if it does not."""
+        """Return until when a domain's process waits for what it has asked for an instance; 0 if it does not."""
         request = self.asking.get((side, process_id))
         return request.at + PATIENCE if request and not request.answered else 0.0
 
@@ -567,7 +573,9 @@ class World:
                 self.trace.append((self.now, f"{follower} hears", recorded.event))
                 for command in side.domain.react(recorded):
                     self.run(follower, command)
-                return
+                break
+        for job in [job for job in self.jobs() if isinstance(job.effect, effects.EndReplica) and job.stage == 3]:
+            self.perform(job)  # who waits for news sees at once that it has come
 
     def perform(self, job: Job, *, dies: bool = False) -> bool:
         """Do a step of an effect; its domain may die before it can record it. Tell whether it has come further."""
@@ -659,11 +667,13 @@ class World:
         return not job.done and any(job in jobs.values() for jobs in self.sides[job.side].jobs.values())
 
     def _hungry(self, job: Job) -> bool:
-        """Tell whether an effect is that of a replica that waits for memory: it is tried again and again."""
-        if not isinstance(job.effect, ss.RunReplica | ss.ExpireReplica):
+        """Tell whether an effect is that of a replica that is tried for ever: it has answered, or lacks memory."""
+        if not isinstance(job.effect, effects.RunReplica | effects.ExpireReplica):
             return False
         member = self.state(f"service/{job.effect.service_id}").member(job.effect.process_id)
-        return bool(member and member.status == "waiting" and member.failure and member.failure.error_code in NO_ROOM)
+        if member is None or member.status != "waiting" or member.failure is None:
+            return False
+        return member.proven or member.failure.error_code in NO_ROOM
 
     def begin_engine(self, process_id: str, **about: Any) -> engine.BeginStart:
         """Return what the engine domain makes of a StartEngine."""
@@ -700,7 +710,8 @@ def _told(about: object) -> str:
     return str(about)
 
 
-def _until(job: Job, at: float) -> Iterable[Any]:
+def _until(job: Job, at: float) -> Sequence[Command[Any]]:
+    """Look again at that time; nothing is to be recorded until then."""
     job.wake = at
     return ()
 

@@ -192,7 +192,7 @@ def main() -> int:
     except AssertionError as error:
         print(f"FAILED: {error}\nthe logs are in {folder}", flush=True)
         return 1
-    print("\n".join(figures.lines()), flush=True)
+    print("\n".join([*figures.lines(), "passed: nothing lost, orphaned, hung or untrue"]), flush=True)
     shutil.rmtree(folder)
     return 0
 

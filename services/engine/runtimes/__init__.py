@@ -20,13 +20,15 @@ class LaunchSpec(msgspec.Struct, frozen=True):
     """What to run: `argv` as it is given to the kernel (no shell), `env` beside what the machine needs anyway.
 
     `instance` is the identity, such as `eng-llamacpp-7f3a`: letters, digits, `.`, `_`, `-`, at most 120.
-    `cwd` is the working folder, by default the runtime's own.
+    `cwd` is the working folder, by default the runtime's own. `notes` are found again with the program, for as long as
+    it lives; names in lower case, no secrets.
     """
 
     instance: str
     argv: tuple[str, ...]
     env: dict[str, str] = msgspec.field(default_factory=dict)
     cwd: str | None = None
+    notes: dict[str, str] = msgspec.field(default_factory=dict)
 
     def __repr__(self) -> str:
         # A value of the environment may be a secret, and what has a repr ends up in a log some day.
@@ -74,6 +76,10 @@ class Runtime(Protocol):
 
     async def list(self) -> Handles:
         """Return every living instance of this AIMA, ordered by instance; never another AIMA's."""
+        ...
+
+    async def notes(self, handle: Handle) -> dict[str, str]:
+        """Return the notes that the program was started with; empty when it is gone."""
         ...
 
     async def stop(self, handle: Handle, timeout: float, force: bool) -> int | None:

@@ -15,6 +15,7 @@ from services.engine.runtimes import Handle
 
 INSTANCE = "AIMA_INSTANCE"
 OWNER = "AIMA_OWNER"
+NOTE = "AIMA_NOTE_"
 
 CLOCK_STEP = 2.0
 """Seconds. Start times are counted from the boot time, which the kernel rounds and shifts when the clock is set."""
@@ -47,6 +48,17 @@ def marked(owner: str) -> dict[str, list[psutil.Process]]:
         if marks.get(OWNER) == owner and (instance := marks.get(INSTANCE)):
             found.setdefault(instance, []).append(process)
     return found
+
+
+def noted(notes: dict[str, str]) -> dict[str, str]:
+    """Return notes as they stand in an environment."""
+    return {f"{NOTE}{name.upper()}": value for name, value in notes.items()}
+
+
+def notes(process: psutil.Process) -> dict[str, str]:
+    """Return the notes that the process was started with."""
+    found = environment(process).items()
+    return {name.removeprefix(NOTE).lower(): value for name, value in found if name.startswith(NOTE)}
 
 
 def head(processes: list[psutil.Process], recorded: int | None) -> psutil.Process | None:

@@ -60,6 +60,10 @@ class ProcessRuntime:
         """Return every living instance of this AIMA, ordered by instance."""
         return [handle for _, handle in sorted((await asyncio.to_thread(self._living)).items())]
 
+    async def notes(self, handle: Handle) -> dict[str, str]:
+        """Return the notes that the program was started with; empty when it is gone."""
+        return await asyncio.to_thread(self._notes, handle)
+
     async def wait(self, handle: Handle) -> int | None:
         """Return when the program has died: its exit code, None when it is no child of this process."""
         # Watched before the look, so that the pid cannot pass to another process unseen.
@@ -104,6 +108,10 @@ class ProcessRuntime:
     def _lives(self, handle: Handle) -> bool:
         return marks.living(handle, self._owner) is not None
 
+    def _notes(self, handle: Handle) -> dict[str, str]:
+        process = marks.living(handle, self._owner)
+        return marks.notes(process) if process else {}
+
     def _living(self) -> dict[str, Handle]:
         self._children.reap()
         heads = {
@@ -144,7 +152,7 @@ class ProcessRuntime:
         began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         output = self._logs.open(spec.instance, f"{START_LINE}{spec.instance} at {began}")
         try:
-            own = spec.env | {marks.INSTANCE: spec.instance, marks.OWNER: self._owner}
+            own = spec.env | marks.noted(spec.notes) | {marks.INSTANCE: spec.instance, marks.OWNER: self._owner}
             pid = spawn(spec.argv, inherited() | own, spec.cwd or self._folder, output)
         finally:
             os.close(output)
