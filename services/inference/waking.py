@@ -91,9 +91,10 @@ class Waking:
                     return
                 if full:
                     self._refused(service_id, refusal)
-                if not (self._asleep(service_id) and self._admission.needs(service_id, self._coming)):
+                if self._wanted(service_id):
+                    await asyncio.sleep(_ROOM if full else _AGAIN)
+                if not self._wanted(service_id):
                     return
-                await asyncio.sleep(_ROOM if full else _AGAIN)
             else:
                 self._refusals.pop(service_id, None)
                 with contextlib.suppress(TimeoutError):
@@ -123,6 +124,9 @@ class Waking:
     def _asleep(self, service_id: str) -> bool:
         pool = self._pool(service_id)
         return pool is not None and pool.phase == "asleep"
+
+    def _wanted(self, service_id: str) -> bool:
+        return self._asleep(service_id) and self._admission.needs(service_id, self._coming)
 
     def _coming(self, service_id: str) -> bool:
         pool = self._pool(service_id)

@@ -489,6 +489,8 @@ NEWS: dict[str, tuple[Event, list[Any]]] = {
     ),
     "to be stopped": (service_units.StopRequested(service_id=SVC, force=False), to("stopped")),
     "to sleep": (service_units.StopRequested(service_id=SVC, force=False, asleep=True), to("asleep")),
+    "stopped": (service_units.ServiceStopped(service_id=SVC, reason="requested"), to("stopped")),
+    "asleep": (service_units.ServiceStopped(service_id=SVC, reason="idle", asleep=True), to("asleep")),
     "deleted": (service_units.ServiceDeleted(service_id=SVC), [i.RecordRemoved(service_id=SVC)]),
 }
 

@@ -271,7 +271,8 @@ async def test_who_runs_out_of_time_while_waiting_has_been_refused_and_who_goes_
         gate.all("answer")
         await held
         assert kinds(await log(client)) == [("request_started", "p0"), ("request_completed", "p0")]
-        assert (await metrics(client))["refused"] == 1
+    live, _ = await made_again(site, INFERENCE)  # by its end it has recorded all that it counted
+    assert sum(row[4] for row in live["usage"]) == 1
 
 
 async def test_who_wants_parts_is_told_what_a_request_or_a_lease_waits_for_and_then_the_answer(
@@ -461,12 +462,9 @@ async def test_where_one_service_cannot_be_woken_the_next_is(site: Machine, gate
         for ident in ("svc-a", "svc-b"):
             await cry(client, "stop_requested", force=False, asleep=True, service_id=ident)
         await shows(client, phase="asleep")
-        both, own = chat(client), chat(client, model="a")
-        for task in (both, own):
-            with pytest.raises(EngineNotRunning):
-                await task
-        assert sorted(crier.started) == ["svc-a", "svc-b"]
-        await asyncio.sleep(0)
+        with pytest.raises(EngineNotRunning):
+            await chat(client)
+        assert crier.started == ["svc-a", "svc-b"]
         task = chat(client)
         await until(lambda: len(crier.started) == 3)
         await runs(client, gate.endpoint)
@@ -514,9 +512,8 @@ async def test_who_gets_no_room_in_time_or_does_not_want_to_wait_is_told_what_is
         assert (type(late), late.message) == (Timeout, "inference.chat took longer than asked: 5 bytes are missing")
         await shows(client, queued=0, refused=2)
         asked_for = len(crier.started)
-        assert asked_for == 3
-        await asyncio.sleep(1.5)
-        assert len(crier.started) == asked_for  # no more, now that nobody waits
+        await until(lambda: not any(task.get_name() == "wake svc-a" for task in asyncio.all_tasks()))
+        assert len(crier.started) == asked_for > 1  # no more, now that nobody waits
 
 
 async def test_it_is_asked_until_it_answers_while_somebody_waits(site: Machine, gated: Gated) -> None:
