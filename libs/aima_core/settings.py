@@ -37,6 +37,9 @@ class NatsSettings(Section):
     """Where the bus is."""
 
     url: str = Field("", description="URL of a NATS server; empty: the one that `aima up` runs.")
+    port: int = Field(
+        0, ge=0, le=65535, description="Port of the one that `aima up` runs; 0: 4222 or the next free one."
+    )
 
 
 class LogSettings(Section):

@@ -51,7 +51,10 @@ def up(
     try:
         with claim(settings.data) as claimed:
             bus = foreign or nats_server.start(
-                settings.data / "nats", None, settings.data / "nats" / "server.log", die_with_parent=True
+                settings.data / "nats",
+                settings.nats.port or None,
+                settings.data / "nats" / "server.log",
+                die_with_parent=True,
             )
             url = bus if isinstance(bus, str) else bus.url
             os.environ["AIMA_NATS_URL"] = url

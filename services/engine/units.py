@@ -194,7 +194,7 @@ class StopRequested(Event, unit="engine.stop_requested", stream="process_id", fr
 
 
 class EngineStopped(Event, unit="engine.stopped", stream="process_id", frozen=True, kw_only=True):
-    """The instance's process is gone, and nothing of it is left. `reason`: requested, restart, orphan, an error code."""
+    """The instance's process is gone, and nothing of it is left. `reason`: requested, restart, orphan, or an error."""
 
     process_id: str
     name: str

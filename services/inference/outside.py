@@ -37,7 +37,9 @@ _LOOK = 1.0  # seconds between looks for leases that have expired
 _HEAR = 1.0  # seconds that the service domain gets to say what it knows
 _TRIES = 3  # of a request, as long as no replica has answered anything
 _EARLY = 0.02  # seconds before its deadline at which a request ends: the core, at the deadline, knows less of why
-_SILENT = 5.0  # seconds without a word for which an engine is blamed; less than that was the caller's impatience
+# Seconds without a word for which an engine is blamed; less than that was the caller's impatience. An answer that is
+# not streamed comes as a whole, and a long one takes its time.
+_SILENT, _SILENT_WHOLE = 5.0, 60.0
 
 
 class InferenceOutside(Outside[Pool]):
@@ -172,7 +174,8 @@ class InferenceOutside(Outside[Pool]):
             view, usage = await task.run(self._http, route, command, lease, send)
         except asyncio.CancelledError:
             silent = asked.late() and not (send and send.heard)
-            said = _unanswered(time.monotonic() - begun) if silent else _CALLED_OFF
+            patience = _SILENT if send else _SILENT_WHOLE
+            said = _unanswered(time.monotonic() - begun, patience) if silent else _CALLED_OFF
             await self._placing.finish(self._settle(lease, **said))
             raise
         except openai.Broken:
@@ -244,9 +247,9 @@ class InferenceOutside(Outside[Pool]):
 _CALLED_OFF: dict[str, Any] = {"outcome": "cancelled", "error": "the caller has gone, or its time is up"}
 
 
-def _unanswered(seconds: float) -> dict[str, Any]:
+def _unanswered(seconds: float, patience: float) -> dict[str, Any]:
     """Return how a request is settled of which its engine has said nothing for so long, until the deadline."""
-    code = "NO_ANSWER" if seconds >= _SILENT else "TIMEOUT"
+    code = "NO_ANSWER" if seconds >= patience else "TIMEOUT"
     return {"outcome": "failed", "error": "the engine said nothing before the deadline", "error_code": code}
 
 

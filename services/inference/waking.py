@@ -84,7 +84,7 @@ class Waking:
             try:
                 await self._peers.call(service.StartService(service_id=service_id, wait=False, wake=True), timeout=_ASK)
             except AimaError as refusal:
-                full = isinstance(refusal, InsufficientResources)
+                full = isinstance(refusal, InsufficientResources) and refusal.reason != "NO_GPU"
                 if not (full or _passes(refusal)):
                     logger.warning("service not woken", service=service_id, error=refusal.message)
                     self._refused(service_id, refusal)

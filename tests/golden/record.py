@@ -1,6 +1,6 @@
 """Writes the golden logs of a release from recorded runs: what every later release must decode and fold.
 
-    python -m pytest tests --basetemp=RUNS && python -m tests.golden.record RUNS 0.1.0
+    python -m pytest tests --basetemp=RUNS && python -m tests.golden.record RUNS 0.2.0
 
 Of all logs under RUNS it keeps, for each domain, the few that hold every type of event that occurred. A file that
 exists is never written again: a release does not change.

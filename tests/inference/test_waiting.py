@@ -574,7 +574,7 @@ async def test_an_engine_that_says_nothing_is_blamed_and_an_impatient_caller_is_
             with pytest.raises(Timeout):
                 await task
         await breaker(client, "closed")
-        for task in [chat(client, within=5.3) for _ in range(3)]:
+        for task in [chat(client, within=5.3, stream=True) for _ in range(3)]:
             with pytest.raises(Timeout):
                 await task
         await breaker(client, "open")

@@ -34,9 +34,11 @@ class System:
         self.data = data
         self._prefix = prefix
         first = _free_ports()
-        own = {"AIMA_DATA": str(data), "AIMA_NODE": "test", "AIMA_ENGINE_PORT_MIN": str(first)}
+        # a bus of its own: on a port that others take too, they would meet while it is being restarted
+        ports = {"AIMA_ENGINE_PORT_MIN": str(first), "AIMA_NATS_PORT": str(first + 39)}
+        own = {"AIMA_DATA": str(data), "AIMA_NODE": "test"} | ports
         kept = {key: value for key, value in os.environ.items() if not key.startswith("AIMA_")}
-        self.environ = kept | own | {"AIMA_ENGINE_PORT_MAX": str(first + 40)} | (environ or {})
+        self.environ = kept | own | {"AIMA_ENGINE_PORT_MAX": str(first + 38)} | (environ or {})
         self._up: subprocess.Popen[bytes] | None = None
         self._client: Client | None = None
 
