@@ -215,12 +215,13 @@ def _replaced(service: Service, event: u.ReplicaRequested) -> Service:
         proven=before is not None and before.proven,
         failures=before.failures if before else (),
     )
+    # a stray under that id is taken for the replica it would be
+    leaving = tuple(process for process in service.leaving if process.process_id != event.process_id)
     if before is None:
-        members, leaving = (*service.members, after), service.leaving
+        members = (*service.members, after)
     else:
         members = tuple(after if member is before else member for member in service.members)
-        gone = before.status == "ended"
-        leaving = service.leaving if gone else (*service.leaving, _leaving(before, drain=False))
+        leaving = leaving if before.status == "ended" else (*leaving, _leaving(before, drain=False))
     return msgspec.structs.replace(service, members=members, leaving=leaving, launches=service.launches + 1)
 
 

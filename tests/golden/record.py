@@ -8,6 +8,7 @@ exists is never written again: a release does not change.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 import sys
@@ -44,16 +45,16 @@ def main(runs: Path, version: str) -> int:
 
 def _read(file: Path, runs: Path) -> Events:
     """Return a log's events, without the folders of the machine that recorded them."""
-    connection = sqlite3.connect(f"file:{file}?mode=ro", uri=True)
     try:
-        rows = connection.execute("SELECT type, data FROM events ORDER BY position").fetchall()
+        with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as connection:
+            rows = connection.execute("SELECT type, data FROM events ORDER BY position").fetchall()
     except sqlite3.Error:
         return []  # a test broke it on purpose
-    finally:
-        connection.close()
     here = {str(runs): "/runs", sys.prefix: "/venv", sys.base_prefix: "/python", str(HERE.parents[1]): "/aima"}
     events = []
     for kind, data in rows:
+        if not isinstance(data, bytes):
+            return []  # so did this one
         text = bytes(data).decode(errors="replace")
         for folder, name in here.items():
             text = text.replace(folder, name)
