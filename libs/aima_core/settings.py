@@ -104,7 +104,7 @@ def load(
     data = Path(general.data).expanduser().absolute()
     nats = checked.pop("nats")
     if not nats.url:
-        nats = NatsSettings(url=_url_in_use(data))
+        nats = nats.model_copy(update={"url": _url_in_use(data)})
     return Settings(data=data, node=general.node, nats=nats, log=checked.pop("log"), sections=checked)
 
 

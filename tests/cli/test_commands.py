@@ -50,6 +50,23 @@ def test_without_a_bus_every_command_says_so_at_once(words: list[str], tmp_path:
     assert time.monotonic() - begun < 30
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nonsense"], "No such command 'nonsense'."),
+        (["call"], "Missing argument 'unit'."),
+        (["call", "service.list", "--nope"], "No such option: --nope"),
+        (["chat", "--max-tokens", "0"], "Invalid value for '--max-tokens'"),
+        (["status", "-o", "xml"], "Invalid value for '-o'"),
+    ],
+)
+def test_what_is_mistyped_is_named_in_a_line(words: list[str], said: str, tmp_path: Path) -> None:
+    done = run(*words, data=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_for_a_program_the_error_is_the_document(tmp_path: Path) -> None:
     ended = run("status", "-o", "json", data=tmp_path, AIMA_NATS_URL="nats://127.0.0.1:9")
     assert ended.returncode == 1
@@ -126,6 +143,10 @@ async def test_a_session_at_the_command_line(tmp_path: Path, smollm2: Path) -> N
         again = await aima(one, "chat", "--max-tokens", "4", stdin="Hello\nAnd now?\n")
         assert again.returncode == 0
         assert len(again.stdout.strip().splitlines()) >= 2
+        slept = await good("call", "service.scale", "service_id=svc-chat", "replicas=0")
+        assert slept["message"] == "asleep: the next request wakes it, with one replica"
+        woken = await aima(one, "chat", "Hello", "--max-tokens", "4")
+        assert (woken.returncode, bool(woken.stdout.strip())) == (0, True), woken
         events = await good("events", "--type", "service")
         assert events[0]["type"] == "service.created"
         assert {event["type"].split(".")[0] for event in events} == {"service"}

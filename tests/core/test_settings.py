@@ -67,6 +67,11 @@ def test_the_server_in_use_is_found_in_the_data_folder(tmp_path: Path) -> None:
     assert read(tmp_path, AIMA_NATS_URL="nats://env:1").nats.url == "nats://env:1"
 
 
+def test_the_port_of_our_own_server_is_kept_beside_the_url_in_use(tmp_path: Path) -> None:
+    assert read(tmp_path, "[nats]\nport = 4333\n").nats.port == 4333
+    assert read(tmp_path, AIMA_NATS_PORT="4334").nats.port == 4334
+
+
 def test_a_url_that_somebody_chose_is_told_from_the_one_that_is_ours(tmp_path: Path) -> None:
     environ = {"AIMA_DATA": str(tmp_path)}
     assert chosen_url(environ) == ""
