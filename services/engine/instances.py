@@ -70,7 +70,7 @@ class Instances:
         assert start
         handle = await self._runtime.find(process_id)
         if handle is None and found.started and self._boot and found.started.boot not in ("", self._boot):
-            return [_failed(start, "the machine was restarted", "REBOOTED")]
+            return [_failed(start, "the machine was restarted", u.REBOOTED)]
         if handle is None:
             return [self._died(self._manifests.get(start.name), start, None, "DIED")]
         death = asyncio.create_task(self._runtime.wait(handle))

@@ -25,6 +25,8 @@ _REFUSALS: Mapping[str, type[AimaError]] = {
     "OUT_OF_MEMORY": InsufficientResources,
     **dict.fromkeys(resource.REFUSALS, InsufficientResources),
 }
+REBOOTED = "REBOOTED"
+"""Error code of an instance that went with the machine."""
 STOP_TIMEOUT = "STOP_TIMEOUT"
 """The error code of an instance that does not end."""
 ORPHAN = "orphan"

@@ -13,6 +13,7 @@ from aima_core.units import Command, Event
 from services.service import internal as i
 from services.service import replicas
 from services.service import units as u
+from services.service.scaling import within
 from services.service.state import Member, Service
 
 _ABOUT = (
@@ -100,13 +101,6 @@ def _requested(service: Service, command: i.BeginStart, call: Call, wanted: int)
     )
 
 
-def within(about: u.ServiceCreated, wanted: int) -> int:
-    """Return how many replicas a service that is awake has, of those wanted: one at least, within its own bounds."""
-    if about.autoscale is None:
-        return max(wanted, 1)
-    return int(min(max(wanted, about.autoscale["min"], 1), max(about.autoscale["max"], 1)))
-
-
 def _scale(service: Service, command: i.BeginScale, call: Call) -> list[Event]:
     if command.by_load and service.status not in ("running", "degraded"):
         return []  # it has been stopped since somebody looked
@@ -122,7 +116,7 @@ def _scale(service: Service, command: i.BeginScale, call: Call) -> list[Event]:
     if not service.runs:
         return scaled
     if wanted == 0:
-        return [*scaled, *_sleep(service, call, command.reason)]
+        return [*scaled, *_sleep(service, call, "scaled to 0")]
     return [*scaled, *replicas.resized(service, wanted, command.reason, call)]
 
 

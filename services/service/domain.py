@@ -3,8 +3,8 @@
 A service is a model behind a name. `lifecycle.py` has its statuses as tables, `state.py` what it is and what it calls
 for, `decider.py` what may happen to it at somebody's request, `replicas.py` what happens to its replicas, `healing.py`
 when they are started again. `selection.py` chooses engine and device, `scaling.py` the number of replicas,
-`recommend.py` says what would be best. `outside.py` asks the engine domain for the replicas and hears how they fare,
-with `placing.py` finding room for them and `keeper.py` watching their load.
+`recommend.py` says what would be best. `outside.py` is all that awaits: `start_facts.py` and `room.py` look up what a
+start needs, `performing.py` asks the engine domain for the replicas, `keeper.py` watches their load.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from services.service import internal as i
 from services.service import units as u
 from services.service.decider import decide
 from services.service.outside import ServiceOutside, react
+from services.service.replies import reply
 from services.service.settings import ServiceSettings
 from services.service.state import Service, evolve
 from services.service.todo import todo
-from services.service.views import TABLES, project, reply
+from services.service.views import TABLES, project
 
 SERVICE = Domain(
     name="service",

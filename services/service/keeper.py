@@ -13,8 +13,8 @@ from aima_core.logs import logger
 from services.engine import units as engine
 from services.inference import units as inference
 from services.service import internal as i
-from services.service.placing import Need, Placing, last_used
-from services.service.scaling import SLEEPS_AFTER, Bounds, Scaler
+from services.service.room import Need, Room, last_used
+from services.service.scaling import Scaler, bounds_of, sleeps_after
 from services.service.state import Service
 
 _LOOK = 1.0  # seconds between looks
@@ -26,9 +26,9 @@ _ASK = 2.0  # seconds for a question that a peer answers from memory
 class Keeper:
     """What was seen of each service's load, and what it asks for. Forgotten with the process: then it looks anew."""
 
-    def __init__(self, context: Context[Service], placing: Placing) -> None:
+    def __init__(self, context: Context[Service], room: Room) -> None:
         self._context = context
-        self._placing = placing
+        self._room = room
         self._scalers: dict[str, Scaler] = {}
         self._full_until: dict[str, float] = {}
 
@@ -41,6 +41,7 @@ class Keeper:
             kept = [service for service in self._context.world.values() if _is_kept(service)]
             for gone in self._scalers.keys() - {service.id for service in kept}:
                 del self._scalers[gone]
+                self._full_until.pop(gone, None)
             if not kept:
                 continue
             try:
@@ -53,10 +54,10 @@ class Keeper:
 
     async def _see_to(self, service: Service, load: inference.ServiceLoad | None) -> None:
         now, requests = time.time(), load.outstanding + load.queued if load else 0
-        patience = _sleeps_after(service)
+        patience = sleeps_after(service.about)
         if patience and not requests and now - max(last_used(service, load), _started(service)) >= patience:
             await self._record(i.PutToSleep(service_id=service.id, reason=f"no request for {patience:g} s"))
-        elif bounds := _bounds(service):
+        elif bounds := bounds_of(service.about):
             scaler = self._scalers.setdefault(service.id, Scaler(self._context.settings.calm))
             wanted = scaler.look(now, requests, service.wanted, bounds)
             if wanted != service.wanted:
@@ -70,13 +71,13 @@ class Keeper:
                 return
             need = Need(service.start.memory, service.start.gpu_fraction)
             try:
-                room = await self._placing.fit(service, wanted - service.wanted, need)
+                fits = await self._room.fit(service, wanted - service.wanted, need)
             except AimaError:
                 return  # nothing is known, so nothing changes
-            if service.wanted + room < wanted:
+            if service.wanted + fits < wanted:
                 self._full_until[service.id] = now + _FULL
-                logger.warning("no room to scale", service_id=service.id, wanted=wanted, room=service.wanted + room)
-                wanted = service.wanted + room
+                logger.warning("no room to scale", service_id=service.id, wanted=wanted, possible=service.wanted + fits)
+                wanted = service.wanted + fits
         if wanted != service.wanted:
             await self._record(i.BeginScale(service_id=service.id, replicas=wanted, reason=reason, by_load=True))
 
@@ -98,21 +99,8 @@ class Keeper:
 
 
 def _is_kept(service: Service) -> bool:
-    return service.status in ("running", "degraded") and bool(_sleeps_after(service) or _bounds(service))
-
-
-def _sleeps_after(service: Service) -> float:
-    """Return the seconds without a request after which the service sleeps, 0 for never."""
-    autoscale = service.about.autoscale
-    may_sleep = autoscale is not None and autoscale["min"] == 0
-    return service.about.idle_timeout or (SLEEPS_AFTER if may_sleep else 0.0)
-
-
-def _bounds(service: Service) -> Bounds | None:
-    autoscale = service.about.autoscale
-    if autoscale is None:
-        return None
-    return Bounds(int(autoscale["min"]), int(autoscale["max"]), autoscale["target_concurrency"])
+    about = service.about
+    return service.status in ("running", "degraded") and bool(sleeps_after(about) or bounds_of(about))
 
 
 def _started(service: Service) -> float:

@@ -9,9 +9,10 @@ from services.engine import units as engine
 from services.model import units as model
 from services.resource import units as resource
 from services.service import units as u
-from services.service.placing import Placing
 from services.service.recommend import Expected, Plan, expect, recommend
-from services.service.selection import RESOURCE_TABLE, Wish, choose
+from services.service.resource_table import RESOURCE_TABLE
+from services.service.selection import Wish, choose
+from services.service.start_facts import StartFacts
 from services.service.state import Service
 
 _ASK = 2.0  # seconds for a question that a peer answers from memory
@@ -20,9 +21,9 @@ _ASK = 2.0  # seconds for a question that a peer answers from memory
 class Optimizer:
     """Answers `service.recommend`."""
 
-    def __init__(self, context: Context[Service], placing: Placing) -> None:
+    def __init__(self, context: Context[Service], facts: StartFacts) -> None:
         self._peers = context.peers
-        self._placing = placing
+        self._facts = facts
 
     async def recommend(self, model_id: str, hint: u.Hint) -> u.Recommendation:
         """Return how to serve the model. Raises NotFound for the model, Conflict when nothing serves it."""
@@ -31,7 +32,7 @@ class Optimizer:
         engines = (await peers.call(engine.ListEngines(type=found.type, limit=1000))).items
         devices = (await peers.call(device.ListDevices(limit=1000))).items
         budget = await peers.call(resource.GetBudget(), timeout=_ASK)
-        speeds = await self._placing.speeds(found.id)
+        speeds = await self._facts.speeds(found.id)
         plans: list[tuple[Plan, Expected]] = []
         refusal: Conflict | InsufficientResources | None = None
         for name in RESOURCE_TABLE:

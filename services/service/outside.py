@@ -20,11 +20,12 @@ from services.model import units as model
 from services.service import internal as i
 from services.service import state, views
 from services.service import units as u
-from services.service.decider import within
 from services.service.keeper import Keeper
 from services.service.optimizing import Optimizer
 from services.service.performing import Performing
-from services.service.placing import Need, Placing
+from services.service.room import Need, Room
+from services.service.scaling import within
+from services.service.start_facts import StartFacts
 
 _GLANCE = 1.0  # seconds for what only adds to an answer
 _ANSWERING = 0.25  # seconds before its deadline at which a caller is told that its start has taken too long
@@ -35,9 +36,10 @@ class ServiceOutside(Outside[state.Service]):
 
     def __init__(self, context: Context[state.Service]) -> None:
         super().__init__(context)
-        self._placing = Placing(context)
-        self._keeper = Keeper(context, self._placing)
-        self._optimizer = Optimizer(context, self._placing)
+        self._room = Room(context)
+        self._facts = StartFacts(context, self._room)
+        self._keeper = Keeper(context, self._room)
+        self._optimizer = Optimizer(context, self._facts)
         self._performing = Performing(context)
 
     async def close(self) -> None:
@@ -115,7 +117,7 @@ class ServiceOutside(Outside[state.Service]):
         if service is None or service.runs or service.status == "stopping":
             return i.BeginStart(service_id=ident, wait=wait, timeout=timeout)
         replicas = within(service.about, service.wanted)
-        return await self._placing.start(service, replicas=replicas, wait=wait, timeout=timeout, gently=command.wake)
+        return await self._facts.of(service, replicas=replicas, wait=wait, timeout=timeout, gently=command.wake)
 
     async def _prepare_scale(self, command: u.ScaleService) -> i.BeginScale:
         ident, replicas = command.service_id, command.replicas
@@ -126,12 +128,12 @@ class ServiceOutside(Outside[state.Service]):
         if service.asleep and replicas:
             timeout = u.StartService.model_fields["timeout"].default
             awake = within(service.about, replicas)
-            start = await self._placing.start(service, replicas=awake, wait=False, timeout=timeout)
+            start = await self._facts.of(service, replicas=awake, wait=False, timeout=timeout)
             return scale.model_copy(update={"start": start, "makes_room": start.makes_room})
         more = within(service.about, replicas) - len(service.members)
         if not service.runs or more <= 0 or service.start is None:
             return scale
-        room = await self._placing.room(service, more, Need(service.start.memory, service.start.gpu_fraction))
+        room = await self._room.made(service, more, Need(service.start.memory, service.start.gpu_fraction))
         return scale.model_copy(update={"makes_room": room})
 
     # --- queries --------------------------------------------------------------------------------------------

@@ -14,14 +14,13 @@ from services.inference import units as inference
 from services.service import internal as i
 from services.service import state
 from services.service import todo as t
-from services.service.placing import until_there_is_room
 
 _STOP_TIMEOUT = 10.0  # seconds that an engine gets to end by itself
 _ENDS = 5.0  # seconds in which most engines have ended; a domain that dies over it is asked again
 _CATCH_UP = 5.0  # seconds that the engine domain gets to say what it knows
 _ASK = 3.0  # seconds for a request that a peer answers at once; one that dies over it is asked again
 _GLANCE = 1.0  # seconds for what only adds to an answer
-_LOOK = 0.2  # seconds between looks at the requests of a replica that is leaving
+_LOOK = 0.2  # seconds between looks at what others are about to finish
 _AWAY = 3.0  # seconds that the inference domain may be away until nobody waits for requests that it would know
 
 
@@ -70,10 +69,18 @@ class Performing:
                         return await self.context.caught_up("engine")
                     await asyncio.sleep(_LOOK)
 
+    async def _until_there_is_room(self, service_id: str) -> None:
+        """Return when no service is on its way to sleep for this one any more."""
+        while True:
+            leaving = [service for service in self.context.world.values() if service.status == "stopping"]
+            if not any(service.stop and service.stop.made_room_for == service_id for service in leaving):
+                return
+            await asyncio.sleep(_LOOK)
+
     async def _run(self, effect: t.RunReplica) -> Commands:
         """Ask for the instance under the id that is already in our log; a refusal becomes a fact of ours."""
         await asyncio.sleep(max(effect.not_before - time.time(), 0))
-        await until_there_is_room(self.context, effect.service_id)
+        await self._until_there_is_room(effect.service_id)
         service = self.context.world[f"service/{effect.service_id}"]
         start, about = service.start, service.about
         assert start

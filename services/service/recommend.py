@@ -15,7 +15,8 @@ from services.device.units import DeviceItem
 from services.inference.units import Speed
 from services.model.units import ModelView
 from services.service import units as u
-from services.service.selection import RESOURCE_TABLE, Choice
+from services.service.resource_table import RESOURCE_TABLE
+from services.service.selection import Choice
 
 _FILLED = 0.5  # of its context that a request fills on average while it is answered
 _GAIN = {"gpu": 0.6, "cpu": 0.1}  # of a request's speed that each further one at once adds to the sum

@@ -7,19 +7,19 @@ from typing import Any
 
 from aima_core.call import Call
 from aima_core.units import Command, Event
+from services.engine import units as engine
 from services.service import healing, lifecycle
 from services.service import internal as i
 from services.service import units as u
+from services.service.scaling import sleeps_after
 from services.service.state import UNRESPONSIVE, Member, Service, process_of
 
-REBOOTED = "REBOOTED"
-"""Error code of the engine domain for a process that went with the machine."""
 STOP_TIMEOUT = "STOP_TIMEOUT"
 """Error code of a service whose processes have not ended in time; when they have, it is stopped after all."""
-DRAIN = 30.0
-"""Seconds that a replica gets to finish the requests it has."""
+LONGEST_DRAIN = 30.0
+"""Seconds that a replica may get, at the most, to finish the requests it has."""
 _ATTEMPT = 300.0  # seconds that a process gets to answer at the least, however soon the first caller wanted it
-_STOPPED_BY, _KILLED_BY = DRAIN + 30, 30.0  # seconds until a stop that has not come to its end counts as failed
+_STOPPED_BY, _KILLED_BY = LONGEST_DRAIN + 30, 30.0  # seconds until a stop that has not come to its end counts as failed
 
 
 def decide(service: Service, command: Command[Any], call: Call) -> list[Event]:
@@ -114,7 +114,7 @@ def late(service: Service, waiting: Sequence[Member], error: str, call: Call) ->
     again = [
         (member.replica, member.restarts + 1)
         for member in lost
-        if not healing.given_up("TIMEOUT", member.unanswered + 1, proven=member.proven)
+        if not healing.given_up("TIMEOUT", member.unanswered_after("TIMEOUT"), proven=member.proven)
     ]
     at = call.at + healing.delay(1, call.request_id)
     return [
@@ -162,9 +162,11 @@ def _failed(service: Service, member: Member, error: str, code: str, call: Call,
     streak = healing.streak(member.streak, member.answered_at, member.silent_since or call.at)
     failed = u.ReplicaFailed(**_of(service, member), error=error, error_code=code, attempt=streak, at=call.at)
     events = [failed, *gone]
-    if code == REBOOTED and not service.about.persistent:
+    if code == engine.REBOOTED and not service.about.persistent:
         last = ended and set(service.present()) == {member.process_id}
-        (stop,) = end(service, call, reason="the machine was restarted", force=True, asleep=_may_sleep(service))
+        (stop,) = end(
+            service, call, reason="the machine was restarted", force=True, asleep=sleeps_after(service.about) > 0
+        )
         assert isinstance(stop, u.StopRequested)
         return [*events, stop, _stopped(service.id, stop)] if last else [*events, stop]
     return [*events, *_after_failure(service, member, error, code, streak, call)]
@@ -173,8 +175,8 @@ def _failed(service: Service, member: Member, error: str, code: str, call: Call,
 def _after_failure(service: Service, member: Member, error: str, code: str, streak: int, call: Call) -> Sequence[Event]:
     """Start the replica again, or give it up; a service without one that may ever answer has failed."""
     others = _others(service, member)
-    unanswered = member.unanswered + (not member.answered_at)
-    wait = 0.0 if code == REBOOTED else healing.delay(streak, f"{call.request_id}/{member.process_id}")
+    unanswered = member.unanswered_after(code)
+    wait = 0.0 if code == engine.REBOOTED else healing.delay(streak, f"{call.request_id}/{member.process_id}")
     start = service.start
     late = service.status == "starting" and start is not None and call.at + wait >= start.deadline
     if not late and not healing.given_up(code, unanswered, proven=member.proven):
@@ -183,11 +185,6 @@ def _after_failure(service: Service, member: Member, error: str, code: str, stre
         return _settle(service, others, call)
     times = f" ({unanswered} times in a row)" if unanswered >= healing.ATTEMPTS else ""
     return [u.ServiceFailed(service_id=service.id, error=f"{error}{times}", error_code=code)]
-
-
-def _may_sleep(service: Service) -> bool:
-    autoscale = service.about.autoscale
-    return service.about.idle_timeout > 0 or (autoscale is not None and autoscale["min"] == 0)
 
 
 def _late_news(service: Service, member: Member | None, command: Command[Any], process_id: str) -> list[Event]:

@@ -1,4 +1,6 @@
-"""How many replicas the load asks for, without flapping. Pure: whoever looks says when, and what was seen.
+"""How many replicas a service may have, and how many its load asks for, without flapping.
+
+Pure but for what a Scaler remembers: whoever looks says when, and what was seen.
 
 Up after two looks in a row that ask for more, to the smaller of the two numbers; down only after everything that was
 seen for a while asked for fewer, to the largest of these. Between the two lies the hysteresis: a load that wavers
@@ -11,9 +13,10 @@ import math
 from collections import deque
 from typing import NamedTuple
 
+from services.service import units as u
+
 _UP_LOOKS = 2  # looks in a row that have to ask for more
-SLEEPS_AFTER = 300.0
-"""Seconds without a request until a service with `min` 0 and no idle_timeout of its own goes to sleep."""
+_SLEEPS_AFTER = 300.0  # seconds without a request, for a service with `min` 0 and no idle_timeout of its own
 
 
 class Bounds(NamedTuple):
@@ -22,6 +25,24 @@ class Bounds(NamedTuple):
     least: int
     most: int
     target: float
+
+
+def bounds_of(about: u.ServiceCreated) -> Bounds | None:
+    """Return the bounds of a service, None when its number does not follow the load."""
+    given = about.autoscale
+    return Bounds(int(given["min"]), int(given["max"]), given["target_concurrency"]) if given else None
+
+
+def within(about: u.ServiceCreated, wanted: int) -> int:
+    """Return how many replicas a service that is awake has, of those wanted: one at least, within its own bounds."""
+    bounds = bounds_of(about)
+    return max(1, bounds.least, min(bounds.most, wanted)) if bounds else max(1, wanted)
+
+
+def sleeps_after(about: u.ServiceCreated) -> float:
+    """Return the seconds without a request after which a service goes to sleep, 0 for never."""
+    bounds = bounds_of(about)
+    return about.idle_timeout or (_SLEEPS_AFTER if bounds and bounds.least == 0 else 0.0)
 
 
 def asked_for(requests: int, bounds: Bounds) -> int:

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
-
-import yaml
-from pydantic import BaseModel, ConfigDict, Field
 
 from aima_core.errors import Conflict, InsufficientResources
 from services.device.units import DeviceItem
@@ -16,24 +12,9 @@ from services.engine.units import EngineView
 from services.inference.units import Speed
 from services.model.units import ModelView
 from services.service import units as u
+from services.service.resource_table import RESOURCE_TABLE
 
 _MIB = 2**20
-
-
-class Share(BaseModel):
-    """What a resource class means; see resource_table.yaml."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    context_length: int = Field(ge=128)
-    slots: int = Field(ge=1)
-    cores: float = Field(gt=0, le=1)
-
-
-RESOURCE_TABLE: Mapping[str, Share] = {
-    name: Share.model_validate(share)
-    for name, share in yaml.safe_load(Path(__file__).with_name("resource_table.yaml").read_text()).items()
-}
 
 
 class Wish(NamedTuple):

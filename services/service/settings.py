@@ -5,12 +5,15 @@ from __future__ import annotations
 from pydantic import Field
 
 from aima_core.settings import Section
+from services.service.replicas import LONGEST_DRAIN
 
 
 class ServiceSettings(Section):
     """`[service]`"""
 
-    drain: float = Field(30, ge=0, le=30, description="Seconds that a leaving replica gets to finish its requests.")
+    drain: float = Field(
+        30, ge=0, le=LONGEST_DRAIN, description="Seconds that a leaving replica gets to finish its requests."
+    )
     grace: float = Field(
         10,
         ge=0,

@@ -63,6 +63,10 @@ class Member(msgspec.Struct, frozen=True):
         """Its last failure, of whichever of its processes."""
         return self.failures[-1] if self.failures else None
 
+    def unanswered_after(self, code: str) -> int:
+        """Return how many processes in a row have never answered when this one fails so; want of room is no fault."""
+        return self.unanswered + (not self.answered_at and code not in healing.NO_ROOM)
+
 
 class Leaving(msgspec.Struct, frozen=True):
     """A process that shall be gone. With `drain` it finishes its requests first; `replica` is -1 for a stray."""
@@ -235,7 +239,7 @@ def _failed(service: Service, event: u.ReplicaFailed) -> Service:
         event,
         phase="failed",
         streak=event.attempt,
-        unanswered=member.unanswered + (not member.answered_at and event.error_code not in healing.NO_ROOM),
+        unanswered=member.unanswered_after(event.error_code),
         failures=(*member.failures, failure)[-_REMEMBERED:],
     )
 

@@ -16,8 +16,9 @@ from services.service import internal as i
 from services.service import lifecycle
 from services.service import todo as effects
 from services.service import units as u
-from services.service.decider import id_of, within
+from services.service.decider import id_of
 from services.service.domain import SERVICE
+from services.service.scaling import within
 from services.service.state import Service
 from services.service.todo import todo
 from tests.service.given import (
@@ -95,7 +96,7 @@ LATE = failed("2 of 2 replicas were not ready within 60 s; last heard: the engin
 HANGS = failed(f"{R0}, {R1} did not end in time; still trying", "STOP_TIMEOUT")
 MORE, FEWER = scaled(2, 3), scaled(2, 1)
 MORE_AT_ONCE = [MORE, another(f"{R2}-1", "requested")]
-TO_SLEEP = [scaled(2, 0), sleep("requested")]
+TO_SLEEP = [scaled(2, 0), sleep("scaled to 0")]
 
 DECIDED: dict[str, tuple[Command[Any], dict[str, Any]]] = {
     # each is tried in every status; where none is named, nothing happens

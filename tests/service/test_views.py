@@ -17,6 +17,7 @@ from services.service import internal as i
 from services.service import units as u
 from services.service import views
 from services.service.domain import SERVICE
+from services.service.replies import reply
 from services.service.state import Service
 from tests.service.given import (
     ASK_DELETE,
@@ -598,7 +599,7 @@ ANSWERS: dict[str, tuple[Command[Any], list[Event], list[Event], Any]] = {
 
 def answer(world: World[Service], command: Command[Any], since: list[Event]) -> Any:
     try:
-        return views.reply(world, command, since)
+        return reply(world, command, since)
     except AimaError as error:
         return f"{type(error).__name__} {error.reason} {error.message}"
 

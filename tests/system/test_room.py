@@ -32,7 +32,7 @@ async def test_memory_goes_to_sleep_to_whoever_needs_it_and_back(tmp_path: Path,
         await until(lambda: not aima.engines(), within=PATIENT)
         assert _resident(aima) == 0
         await until(lambda: _holds(aima, 0), within=PATIENT)
-        assert await _summary(aima, "svc-a") == "asleep (requested); the next request wakes it"
+        assert await _summary(aima, "svc-a") == "asleep (scaled to 0); the next request wakes it"
         assert (await _chat(aima, "a"))["content"]
         assert list(aima.engines()) == ["svc-a-r0-2"]
 

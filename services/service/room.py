@@ -1,32 +1,25 @@
-"""What deciding a start or a larger number of replicas needs to know: what they run on, and whether there is room.
+"""Whether there is memory for more replicas, and who makes room for them when there is none.
 
-When there is none, the services that have been idle longest make room, if that is enough and they are no more
-important; services that are persistent or have work never do. The resource domain has the last word on memory.
+The services that have been idle longest do, if that is enough and they are no more important; services that are
+persistent or have work never do. The resource domain has the last word on memory.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from aima_core.domain import Context
-from aima_core.errors import AimaError, Conflict, InsufficientResources
-from services.device import units as device
-from services.engine import units as engine
+from aima_core.errors import AimaError, InsufficientResources
 from services.inference import units as inference
-from services.model import units as model
 from services.resource import units as resource
-from services.service import internal as i
-from services.service.selection import Choice, Wish, choose
 from services.service.state import Service
 
 _ASK = 2.0  # seconds for a question that a peer answers from memory
 _RESIDENCE = 10.0  # seconds for which a service that was used keeps its memory from those that a request wakes
 _REASONS = {"accelerator": "INSUFFICIENT_ACCELERATORS", "system": "SYSTEM_MEMORY_LOW"}  # by what is lacking
 _MOST_FREED = 100  # slots that the resource domain takes into one question
-_LOOK = 0.1  # seconds between looks at services that are going to sleep
 
 
 class Need(NamedTuple):
@@ -36,58 +29,21 @@ class Need(NamedTuple):
     gpu_fraction: float
 
 
-class Placing:
-    """Looks things up; changes nothing."""
+class Room:
+    """Looks for room; changes nothing."""
 
     def __init__(self, context: Context[Service]) -> None:
         self._world = context.world
         self._peers = context.peers
 
-    async def start(
-        self, service: Service, *, replicas: int, wait: bool, timeout: float, gently: bool = False
-    ) -> i.BeginStart:
-        """Return the start of a service with all that is to be decided. Raises what speaks against it."""
-        about, peers = service.about, self._peers
-        found = await peers.call(model.GetModel(model_id=about.model_id))
-        if found.status != "ready":
-            raise Conflict(
-                f"model {found.id} is {found.status}: {found.error or 'wait until it is ready'}",
-                reason="MODEL_NOT_READY",
-            )
-        engines = await peers.call(engine.ListEngines(type=found.type, limit=1000))
-        devices = await peers.call(device.ListDevices(limit=1000))
-        wish = Wish(about.engine, about.device, about.resource_class, about.config, replicas)  # type: ignore[arg-type]
-        choice = choose(found, engines.items, devices.items, wish, await self.speeds(found.id))
-        return i.BeginStart(
-            service_id=service.id,
-            wait=wait,
-            timeout=timeout,
-            engine=choice.engine.name,
-            device=choice.device,
-            config=choice.config,
-            reason=choice.reason,
-            tools=found.tools and "tools" in choice.engine.capabilities,
-            memory=choice.memory,
-            gpu_fraction=choice.gpu_fraction,
-            slots=await self._slots(choice),
-            makes_room=await self.room(service, replicas, Need(choice.memory, choice.gpu_fraction), gently=gently),
-        )
-
-    async def speeds(self, model_id: str) -> list[inference.Speed]:
-        """Return what was measured of a model; nothing when nobody can tell."""
-        try:
-            return (await self._peers.call(inference.GetSpeeds(model_id=model_id), timeout=_ASK)).speeds
-        except AimaError:
-            return []
-
-    async def room(self, service: Service, replicas: int, need: Need, *, gently: bool = False) -> tuple[str, ...]:
+    async def made(self, service: Service, replicas: int, need: Need, *, gently: bool = False) -> tuple[str, ...]:
         """Return the idle services that have to make room for so many replicas more, none when they fit as it is.
 
         With `gently` those that were just used stay, or two services that are asked for in turn would chase each other.
         Raises InsufficientResources that says what is missing and who holds it.
         """
         answer = await self._ask(service, replicas, need)
-        if answer.can_allocate and not answer.would_preempt:
+        if _is_free(answer):
             return ()
         slots = await self._slots_by_process()
         idle = {
@@ -105,11 +61,12 @@ class Placing:
 
     async def fit(self, service: Service, replicas: int, need: Need) -> int:
         """Return how many of so many replicas there is free memory for, with nobody making room."""
-        fits, beyond = 0, replicas + 1
+        if _is_free(await self._ask(service, replicas, need)):
+            return replicas
+        fits, beyond = 0, replicas
         while beyond - fits > 1:
-            count = beyond - 1 if fits == 0 and beyond == replicas + 1 else (fits + beyond) // 2
-            answer = await self._ask(service, count, need)
-            if answer.can_allocate and not answer.would_preempt:
+            count = (fits + beyond) // 2
+            if _is_free(await self._ask(service, count, need)):
                 fits = count
             else:
                 beyond = count
@@ -133,8 +90,7 @@ class Placing:
         freed = [slot for ident in going for slot in held[ident]]
         if len(freed) > _MOST_FREED:
             return False
-        answer = await self._ask(service, replicas, need, freed)
-        return answer.can_allocate and not answer.would_preempt
+        return _is_free(await self._ask(service, replicas, need, freed))
 
     async def _spared(
         self, service: Service, replicas: int, need: Need, held: Mapping[str, list[str]], going: Sequence[str]
@@ -146,13 +102,6 @@ class Placing:
             if await self._suffices(service, replicas, need, held, others):
                 kept = others
         return tuple(kept)
-
-    async def _slots(self, choice: Choice) -> int:
-        """Return how many requests a replica works on at once."""
-        slots = choice.config.get("slots")
-        if isinstance(slots, int):
-            return slots
-        return (await self._peers.call(engine.GetFeatures(name=choice.engine.name), timeout=_ASK)).max_concurrent
 
     async def _slots_by_process(self) -> dict[str, list[str]]:
         """Return the ids of the resource domain's slots by the process that holds them: it names one after each run."""
@@ -192,6 +141,11 @@ class Placing:
         return sorted(idle, key=lambda service: (service.about.priority, used[service.id]))
 
 
+def _is_free(answer: resource.CanAllocate) -> bool:
+    """Whether there is room without anybody making it."""
+    return answer.can_allocate and not answer.would_preempt
+
+
 def _insufficient(service: Service, answer: resource.CanAllocate) -> InsufficientResources:
     return InsufficientResources(
         f"{service.id}: {answer.reason}",
@@ -207,12 +161,3 @@ def last_used(service: Service, load: inference.ServiceLoad | None) -> float:
     """Return when the service last had a request, or else began to answer; Unix seconds."""
     began = max((member.answered_at for member in service.members), default=0.0)
     return max(began, (load.last_used if load else None) or 0.0)
-
-
-async def until_there_is_room(context: Context[Service], service_id: str) -> None:
-    """Return when no service is on its way to sleep for this one any more."""
-    while True:
-        leaving = [service for service in context.world.values() if service.status == "stopping"]
-        if not any(service.stop and service.stop.made_room_for == service_id for service in leaving):
-            return
-        await asyncio.sleep(_LOOK)
