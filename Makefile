@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+COMPILE = $(BIN)/pip-compile -q --no-header --generate-hashes --allow-unsafe --strip-extras --no-annotate
 
 .PHONY: setup setup-dev run test check format chaos bench docs lock clean
 
@@ -47,11 +48,9 @@ docs: setup                          ## write docs/units.md and the pictures in 
 	$(BIN)/python -m services.cli.state_docs
 
 lock: setup-dev                      ## resolve the dependencies anew, with hashes and without index addresses
-	$(BIN)/pip-compile -q --no-header --generate-hashes --allow-unsafe --strip-extras --no-annotate --no-emit-options \
-		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --extra build -o requirements.txt pyproject.toml
-	$(BIN)/pip-compile -q --no-header --generate-hashes --allow-unsafe --strip-extras --no-annotate --no-emit-options \
-		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --extra build --extra dev \
-		-c requirements.txt -o requirements-dev.txt pyproject.toml
+	$(COMPILE) --extra build -o requirements.txt pyproject.toml
+	$(COMPILE) --extra build --extra dev -c requirements.txt -o requirements-dev.txt pyproject.toml
+	sed -i '/^-/d' requirements.txt requirements-dev.txt
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis

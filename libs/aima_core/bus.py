@@ -26,6 +26,8 @@ _CONNECT_TIMEOUT = 2  # seconds for one attempt
 _RECONNECT = 0.2  # seconds between attempts to come back
 _GRACE = 0.5  # seconds that a caller waits beyond the deadline it sent, so that the callee's own error arrives
 
+_SUCCESS = b'{"success":true,'  # how an envelope of ours begins that holds an answer
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -110,6 +112,20 @@ class Client:
 
         Raises UnitNotFound or Unavailable at once when nobody serves it, Timeout after `timeout` seconds.
         """
+        return _open(await self._request(unit, data, timeout, headers))
+
+    async def envelope(
+        self, unit: str, data: Mapping[str, Any], *, timeout: float, headers: Mapping[str, str] | None = None
+    ) -> bytes:
+        """Return the answer of one unit in its envelope, as it came; raises what `ask` raises."""
+        reply = await self._request(unit, data, timeout, headers)
+        if not reply.startswith(_SUCCESS):
+            _open(reply)
+        return reply
+
+    async def _request(
+        self, unit: str, data: Mapping[str, Any] | bytes, timeout: float, headers: Mapping[str, str] | None
+    ) -> bytes:
         payload = data if isinstance(data, bytes) else _encode(data)
         sent = {calls.TIMEOUT: f"{timeout:.3f}", **(headers or {})}
         try:
@@ -122,7 +138,8 @@ class Client:
             raise PayloadTooLarge(f"the input of {unit} is larger than the bus carries", unit=unit) from None
         except (nats.errors.Error, OSError) as error:
             raise Unavailable(f"the bus does not answer: {error}", reason="NO_NATS") from error
-        return _open(message.data)
+        reply: bytes = message.data
+        return reply
 
     async def stream(
         self, unit: str, data: Mapping[str, Any], *, timeout: float, headers: Mapping[str, str] | None = None

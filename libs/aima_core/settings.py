@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from aima_core.errors import InvalidRequest, ValidationFailed
 
 DEFAULT_URL = "nats://127.0.0.1:4222"
+_ALIASES = {"AIMA_API_KEYS": "AIMA_GATEWAY_API_KEYS"}  # names that people know by heart
 _NODE = re.compile(r"[^A-Za-z0-9-]+")
 
 
@@ -146,7 +147,7 @@ def _read(file: Path) -> tuple[str, dict[str, Any]]:
 def _overlay(table: dict[str, Any], known: Mapping[str, type[Section]], environ: Mapping[str, str]) -> dict[str, Any]:
     merged = {key: dict(value) if isinstance(value, dict) else value for key, value in table.items()}
     for name, value in environ.items():
-        section, _, key = name.removeprefix("AIMA_").lower().partition("_")
+        section, _, key = _ALIASES.get(name, name).removeprefix("AIMA_").lower().partition("_")
         if not name.startswith("AIMA_") or value == "":
             continue
         if not key and section in General.model_fields:

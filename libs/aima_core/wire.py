@@ -101,6 +101,7 @@ class Endpoints:
     async def open(self, version: str) -> None:
         """Subscribe every unit, describe each in its metadata, and answer $SRV.PING, INFO and STATS (ADR-32)."""
         name = self._domain.name
+        resources = [{"uri": resource.uri, "about": resource.about} for resource in self._domain.resources]
         await self._nc.subscribe(f"{self._control}.*", cb=self._on_control)
         self._service = await add_service(
             self._nc,
@@ -108,7 +109,7 @@ class Endpoints:
                 name=name,
                 version=version,
                 description=self._domain.about,
-                metadata={"node": self._node},
+                metadata={"node": self._node, "resources": _encode(resources).decode()},
                 queue_group=name,
             ),
         )

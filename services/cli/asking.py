@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from aima_core.bus import Answer, Client, connect
 from aima_core.errors import InvalidRequest, Timeout, UnitNotFound, ValidationFailed
 from aima_core.settings import Settings, load
-from services.cli import values
+from aima_core.words import build
 from services.cli.show import err
 
 _CONNECT = 2.0  # seconds
@@ -76,7 +76,7 @@ def read_input(words: Sequence[str], given: str | None, schema: Mapping[str, Any
         raise InvalidRequest(f"the input is not JSON: {error}", reason="NOT_DECODABLE") from error
     if not isinstance(data, dict):
         raise InvalidRequest("the input has to be a JSON object", reason="NOT_DECODABLE")
-    return {**data, **values.build([word for word in words if not word.startswith("@")], schema)}
+    return {**data, **build([word for word in words if not word.startswith("@")], schema)}
 
 
 async def ask(

@@ -36,9 +36,10 @@ class System:
         first = _free_ports()
         # a bus of its own: on a port that others take too, they would meet while it is being restarted
         ports = {"AIMA_ENGINE_PORT_MIN": str(first), "AIMA_NATS_PORT": str(first + 39)}
+        ports |= {"AIMA_GATEWAY_ADDR": f"127.0.0.1:{first + 38}"}
         own = {"AIMA_DATA": str(data), "AIMA_NODE": "test"} | ports
         kept = {key: value for key, value in os.environ.items() if not key.startswith("AIMA_")}
-        self.environ = kept | own | {"AIMA_ENGINE_PORT_MAX": str(first + 38)} | (environ or {})
+        self.environ = kept | own | {"AIMA_ENGINE_PORT_MAX": str(first + 37)} | (environ or {})
         self._up: subprocess.Popen[bytes] | None = None
         self._client: Client | None = None
 

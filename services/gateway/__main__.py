@@ -1,0 +1,7 @@
+"""The gateway as a process of its own: `python -m services.gateway`."""
+
+from aima_core.main import main
+from services.gateway.domain import GATEWAY
+
+if __name__ == "__main__":
+    main(GATEWAY)

@@ -1,0 +1,137 @@
+"""Who may do what at a door. Pure: a table of who asks, what is asked, and how the doors are set.
+
+The risk is the unit's own, as its domain tells it on the bus, never anything that a client sends:
+
+    asked                       nobody known                    a key
+    a query                     when queries are open           when a scope reaches it
+    a command                   when keys are not required      when a scope reaches it
+    whatever is of high risk    never                           when a scope reaches it
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from aima_core.directory import UnitInfo
+from aima_core.errors import Forbidden, NotFound, Unauthorized
+from services.gateway.state import Key
+
+PREFIX = "aima_"  # a key is aima_<id without "key-">_<secret>
+_RISKS = ("low", "medium", "high")
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Who asks. `name` stands in the events; `key_id` is empty for somebody without a key of ours."""
+
+    name: str = ""
+    key_id: str = ""
+    scopes: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    requests_per_minute: int = 0
+    tokens_per_day: int = 0
+
+    @property
+    def known(self) -> bool:
+        """Whether a key was shown."""
+        return bool(self.name)
+
+    def reaches(self, domain: str, risk: str) -> bool:
+        """Whether a scope reaches units of a domain that have this risk."""
+        for scope in self.scopes:
+            where, _, highest = scope.partition(":")
+            if where in ("*", domain) and _RISKS.index(risk if risk in _RISKS else "high") <= _RISKS.index(highest):
+                return True
+        return False
+
+    def may_use(self, *names: str) -> bool:
+        """Whether a model that goes by any of these names is one that the key may use."""
+        return not self.models or any(name in self.models for name in names)
+
+
+NOBODY = Principal()
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How the doors are set. `required`: commands need a key. `static`: names of keys from the settings, by hash."""
+
+    required: bool
+    open_queries: bool = True
+    static: Mapping[str, str] = field(default_factory=dict)
+
+    def permit(self, who: Principal, unit: UnitInfo) -> None:
+        """Return when somebody may ask a unit; raise Unauthorized without a key, Forbidden with one."""
+        if who.known:
+            if not who.reaches(unit.domain, unit.risk):
+                raise Forbidden(
+                    f"the key {who.name} does not reach {unit.name}; that needs the scope {unit.domain}:{unit.risk}",
+                    reason="SCOPE",
+                    unit=unit.name,
+                    needed=f"{unit.domain}:{unit.risk}",
+                )
+            return
+        open_ = unit.risk != "high" and (not self.required or (unit.kind == "query" and self.open_queries))
+        if not open_:
+            why = "has high risk and" if unit.risk == "high" else ""
+            raise Unauthorized(
+                f"{unit.name} {why} needs a key: aima keys create NAME; send it as Authorization: Bearer KEY".replace(
+                    "  ", " "
+                ),
+                reason="KEY_NEEDED",
+                unit=unit.name,
+            )
+
+    def permit_model(self, who: Principal, *names: str) -> None:
+        """Return when somebody may use a model; to others it is not there."""
+        if not who.may_use(*names):
+            raise NotFound(f"there is no model {names[0]}", reason="MODEL_NOT_FOUND", model=names[0])
+
+    def identify(self, token: str, keys: Mapping[str, Key], at: float) -> Principal:
+        """Return who shows a token; somebody unknown may pass as nobody unless keys are required.
+
+        Raises Unauthorized for a key of ours that is not, or no longer, good: that is never meant.
+        """
+        if not token:
+            return NOBODY
+        digest = hash_of(token)
+        for known, name in self.static.items():
+            if hmac.compare_digest(known, digest):
+                return Principal(name=name, key_id=f"static-{known[:8]}", scopes=("*:high",))
+        if token.startswith(PREFIX):
+            ident, _, secret = token.removeprefix(PREFIX).partition("_")
+            key = keys.get(f"gateway/key-{ident}")
+            # compared even if there is no such key, so that the time it takes tells nothing of it
+            good = hmac.compare_digest(key.hash if key else "", hash_of(secret))
+            if not key or not good:
+                raise Unauthorized("the key is not one of ours, or has been revoked", reason="KEY_UNKNOWN")
+            if key.expired(at):
+                raise Unauthorized(f"the key {key.name} has expired", reason="KEY_EXPIRED")
+            return Principal(
+                name=key.name,
+                key_id=key.id,
+                scopes=key.scopes,
+                models=key.models,
+                requests_per_minute=key.requests_per_minute,
+                tokens_per_day=key.tokens_per_day,
+            )
+        if self.required:
+            raise Unauthorized("the key is not one of ours", reason="KEY_UNKNOWN")
+        return NOBODY  # clients of other APIs always send something
+
+
+def hash_of(secret: str) -> str:
+    """Return what is kept of a secret of 256 random bits: SHA-256 in hex, which at that length needs no salt."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def static_keys(given: Iterable[str]) -> dict[str, str]:
+    """Return names by hash of keys in the settings, each a `name:secret` or just a secret."""
+    found = {}
+    for number, entry in enumerate(given, 1):
+        name, colon, secret = entry.partition(":")
+        found[hash_of(secret if colon else entry)] = name if colon else f"settings-{number}"
+    return found

@@ -1,0 +1,82 @@
+"""How an error of ours looks at each door: in our own envelope, or in the shape that an API's clients know. Pure.
+
+Sources: the OpenAI, Anthropic and Ollama API references, each on errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+
+from aima_core.errors import AimaError, InvalidRequest
+
+_OPENAI_TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error"} | {
+    404: "invalid_request_error",
+    429: "rate_limit_error",
+}
+_ANTHROPIC_TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error"} | {
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+_encode = msgspec.json.Encoder(enc_hook=str).encode
+
+
+class HttpRefusal(InvalidRequest):
+    """What HTTP itself refuses: a method, a media type, a host. `status` is its own."""
+
+    def __init__(self, status: int, message: str, reason: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message, reason=reason)
+        self.http_status = status
+        self.headers = dict(headers or {})
+
+
+def status_of(error: AimaError) -> int:
+    """Return the HTTP status of an error."""
+    return error.http_status if isinstance(error, HttpRefusal) else error.status
+
+
+def body_of(error: AimaError, path: str, request_id: str) -> dict[str, Any]:
+    """Return the error as the door at this path tells it."""
+    if path.startswith("/v1/messages"):
+        kind = _ANTHROPIC_TYPES.get(status_of(error), "invalid_request_error" if error.status < 500 else "api_error")
+        told = {"type": kind, "message": error.message, "details": error.body()}
+        return {"type": "error", "error": told, "request_id": request_id}
+    if path.startswith("/v1/"):
+        fields = error.details.get("fields") or [{}]
+        return {
+            "error": {
+                "message": error.message,
+                "type": _OPENAI_TYPES.get(
+                    status_of(error), "invalid_request_error" if error.status < 500 else "server_error"
+                ),
+                "param": fields[0].get("field") or ("model" if error.reason == "MODEL_NOT_FOUND" else None),
+                "code": error.reason.lower(),
+                "details": error.body(),
+            }
+        }
+    if path.startswith("/api/") and not path.startswith("/api/v2") and path.count("/") == 2:
+        return {"error": error.message, "details": error.body()}
+    return {"success": False, "error": error.body(), "meta": {"request_id": request_id}}
+
+
+def failure(error: AimaError, path: str, request_id: str) -> Response:
+    """Return the answer that tells an error."""
+    headers = dict(error.headers) if isinstance(error, HttpRefusal) else {}
+    if isinstance(retry := error.details.get("retry_after"), int | float):
+        headers["Retry-After"] = str(max(1, round(retry)))
+    if error.status == 401:
+        headers["WWW-Authenticate"] = 'Bearer realm="aima"'
+    return json(body_of(error, path, request_id), status=status_of(error), headers=headers)
+
+
+def json(data: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Return an answer in JSON; bytes are JSON already."""
+    content = data if isinstance(data, bytes) else _encode(data)
+    return Response(content, status, headers, "application/json")

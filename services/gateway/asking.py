@@ -1,0 +1,96 @@
+"""Asking a unit on somebody's behalf: what every door does, whatever it speaks."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from aima_core import call as calls
+from aima_core.bus import Answer, Client
+from aima_core.call import new_trace
+from aima_core.directory import Directory, UnitInfo
+from aima_core.errors import InvalidRequest
+from services.gateway.access import NOBODY, Policy, Principal
+
+_LONGEST = 86_400.0  # seconds; what the bus takes as a deadline
+_CARRIED = (calls.EXPECTED_VERSION, calls.DRY_RUN, calls.CAUSATION_ID, calls.CORRELATION_ID)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks, from where, and what travels beside the input. `headers` are those of the bus."""
+
+    principal: Principal = NOBODY
+    address: str = ""
+    request_id: str = ""
+    timeout: float | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def for_bus(self) -> dict[str, str]:
+        """Return the headers of a request on the bus."""
+        return {
+            calls.REQUEST_ID: self.request_id,
+            calls.TRACEPARENT: new_trace(),
+            **({calls.PRINCIPAL: self.principal.name} if self.principal.known else {}),
+            **self.headers,
+        }
+
+
+def caller_from(principal: Principal, address: str, given: Mapping[str, str]) -> Caller:
+    """Return who asks, from the headers of an HTTP request; names are lower case. Raises InvalidRequest."""
+    headers = {name: given[name.lower()] for name in _CARRIED if name.lower() in given}
+    if trace := given.get(calls.TRACEPARENT):
+        headers[calls.TRACEPARENT] = trace
+    if key := given.get("idempotency-key") or given.get(calls.IDEMPOTENCY_KEY.lower()):
+        headers[calls.IDEMPOTENCY_KEY] = own_key(principal, key)
+    request_id = given.get("x-request-id") or given.get(calls.REQUEST_ID.lower()) or calls.token(8)
+    return Caller(principal, address, request_id[:200], read_timeout(given.get(calls.TIMEOUT.lower(), "")), headers)
+
+
+def own_key(principal: Principal, key: str) -> str:
+    """Return an idempotency key that nobody else's can be the same as."""
+    return f"{principal.key_id}/{key}" if principal.known else key
+
+
+def read_timeout(text: str) -> float | None:
+    """Return seconds; raise InvalidRequest for what is no time to wait."""
+    if not text:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= _LONGEST:
+        raise InvalidRequest(f"the timeout must be above 0 and at most {_LONGEST:g} seconds", header=calls.TIMEOUT)
+    return seconds
+
+
+class Asking:
+    """Asks units for callers, after having seen that they may."""
+
+    def __init__(self, client: Client, directory: Directory, policy: Policy) -> None:
+        self.client = client
+        self.directory = directory
+        self.policy = policy
+
+    async def permitted(self, caller: Caller, name: str, data: Mapping[str, Any]) -> UnitInfo:
+        """Return the unit of this name; raise UnitNotFound, Unauthorized, Forbidden, or NotFound for a model."""
+        unit = await self.directory.find(name)
+        self.policy.permit(caller.principal, unit)
+        if isinstance(model := data.get("model"), str):
+            self.policy.permit_model(caller.principal, model)
+        return unit
+
+    async def envelope(self, caller: Caller, name: str, data: Mapping[str, Any]) -> bytes:
+        """Return a unit's answer in its envelope, as it came; raise the error that it replied with."""
+        unit = await self.permitted(caller, name, data)
+        timeout = caller.timeout or min(unit.patience(data), _LONGEST)
+        return await self.client.envelope(name, data, timeout=timeout, headers=caller.for_bus())
+
+    async def stream(self, caller: Caller, name: str, data: Mapping[str, Any]) -> AsyncIterator[Any | Answer]:
+        """Yield the parts of a unit's answer, last of all the Answer itself."""
+        unit = await self.permitted(caller, name, data)
+        timeout = caller.timeout or min(unit.patience(data), _LONGEST)
+        async for part in self.client.stream(name, data, timeout=timeout, headers=caller.for_bus()):
+            yield part

@@ -1,0 +1,105 @@
+"""What may happen to keys: decide and reply. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from aima_core.call import Call, timestamp
+from aima_core.domain import World
+from aima_core.errors import Conflict, NotFound, RateLimited
+from aima_core.units import Command, Event, Success, View
+from services.gateway import internal as i
+from services.gateway import units as u
+from services.gateway.state import DAY, Key
+
+
+def decide(world: World[Key], command: Command[Any], call: Call) -> list[Event]:
+    """Return what happens; nothing when it already is as asked.
+
+    Raises Conflict (the name is taken), NotFound, RateLimited with QUOTA_EXCEEDED.
+    """
+    match command:
+        case i.RecordKey():
+            return _create(world, command, call)
+        case u.RevokeKey(key_id=ident):
+            _key(world, ident)
+            return [u.KeyRevoked(key_id=ident)]
+        case i.ReserveTokens():
+            return _reserve(_key(world, command.key_id), command, call)
+        case i.SettleTokens():
+            key = world.get(f"gateway/{command.key_id}")
+            if key is None or command.request_id not in key.reserved:
+                return []
+            return [u.TokensSettled(key_id=key.id, request_id=command.request_id, tokens=command.tokens)]
+    raise TypeError(command)
+
+
+def reply(world: World[Key], command: Command[Any], events: Sequence[Event]) -> View | None:  # noqa: ARG001 (the core's)
+    """Return the answer: nothing here takes longer than its decision."""
+    match command, events:
+        case i.RecordKey(), [u.KeyCreated() as made]:
+            return u.NewKey(key_id=made.key_id, key="", expires_at=_time(made.expires_at))
+    return Success(success=True)
+
+
+def view(key: Key, at: float) -> u.KeyView:
+    """Return the key as it is shown."""
+    return u.KeyView(
+        id=key.id,
+        name=key.name,
+        scopes=list(key.scopes),
+        models=list(key.models),
+        created_at=timestamp(key.created_at),
+        expires_at=_time(key.expires_at),
+        expired=key.expired(at),
+        requests_per_minute=key.requests_per_minute,
+        tokens_per_day=key.tokens_per_day,
+        tokens_today=key.spent(at),
+    )
+
+
+def _create(world: World[Key], command: i.RecordKey, call: Call) -> list[Event]:
+    if any(key.name == command.name for key in world.values()):
+        raise Conflict(f"there is a key named {command.name} already; revoke that first", reason="NAME_TAKEN")
+    return [
+        u.KeyCreated(
+            key_id=command.key_id,
+            name=command.name,
+            hash=command.hash,
+            scopes=command.scopes,
+            models=command.models,
+            created_at=call.at,
+            expires_at=call.at + command.expires_in if command.expires_in else 0.0,
+            requests_per_minute=command.requests_per_minute,
+            tokens_per_day=command.tokens_per_day,
+        )
+    ]
+
+
+def _reserve(key: Key, command: i.ReserveTokens, call: Call) -> list[Event]:
+    if not key.tokens_per_day or command.request_id in key.reserved:
+        return []
+    spent = key.spent(call.at)
+    if spent + command.tokens > key.tokens_per_day:
+        raise RateLimited(
+            f"the key {key.name} has {max(key.tokens_per_day - spent, 0)} of its {key.tokens_per_day} tokens of today"
+            f" left, and this request may need {command.tokens}",
+            reason="QUOTA_EXCEEDED",
+            limit=key.tokens_per_day,
+            spent=spent,
+            needed=command.tokens,
+            retry_after=int(DAY - call.at % DAY) + 1,
+        )
+    return [u.TokensReserved(key_id=key.id, request_id=command.request_id, tokens=command.tokens, at=call.at)]
+
+
+def _key(world: World[Key], ident: str) -> Key:
+    key = world.get(f"gateway/{ident}")
+    if key is None:
+        raise NotFound(f"there is no key {ident}", reason="KEY_NOT_FOUND", key_id=ident)
+    return key
+
+
+def _time(at: float) -> str | None:
+    return timestamp(at) if at else None

@@ -1,0 +1,134 @@
+"""Everything of the gateway that awaits: the server with its doors, and the making of keys."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
+
+from starlette.types import ASGIApp
+
+from aima_core.call import Call, timestamp
+from aima_core.directory import Directory
+from aima_core.domain import Context, Outside, Parts
+from aima_core.errors import Unauthorized
+from aima_core.logs import logger
+from aima_core.units import Command, Query, View
+from services.gateway import internal as i
+from services.gateway import units as u
+from services.gateway.access import PREFIX, Policy, hash_of, static_keys
+from services.gateway.app import assemble
+from services.gateway.asking import Asking
+from services.gateway.decider import view
+from services.gateway.gate import hosts_of
+from services.gateway.metrics import Metrics
+from services.gateway.native import Native
+from services.gateway.operations import Operations
+from services.gateway.server import Http, Listening, listen
+from services.gateway.settings import GatewaySettings
+from services.gateway.state import Key
+
+_URL = "gateway.url"  # in the data folder: where the doors are
+
+
+class GatewayOutside(Outside[Key]):
+    """The gateway's side of the world."""
+
+    flows = (u.CreateKey,)
+
+    def __init__(self, context: Context[Key]) -> None:
+        super().__init__(context)
+        self._url = context.folder.parent / _URL
+        self._directory = Directory(context.peers.client.nc)
+        self._open = contextlib.AsyncExitStack()
+
+    async def open(self) -> None:
+        """Learn what is on the bus, and open the doors."""
+        await self._settle_all()
+        await self._directory.open()
+        self._open.push_async_callback(self._directory.close)
+        listening = listen(self.context.settings)
+        self._policy = _policy(self.context.settings, listening)
+        server = Http(self._app(listening), listening, self.context.settings)
+        await server.open()
+        self._open.push_async_callback(server.close)
+        self._url.write_text(f"{listening.url}\n")
+        self._open.callback(self._url.unlink, missing_ok=True)
+        logger.info("doors open", url=listening.url)
+
+    async def close(self) -> None:
+        """Let those in who are in, then close the doors."""
+        await self._open.aclose()
+
+    def background(self) -> Iterable[Callable[[], Coroutine[Any, Any, None]]]:
+        """Keep up with what is on the bus."""
+        return (self._directory.run,)
+
+    async def prepare(self, command: Command[Any], call: Call) -> Command[Any]:  # noqa: ARG002 (the core's)
+        """Return what the making of a key begins with, for its dry run."""
+        return _record(command, hash_="") if isinstance(command, u.CreateKey) else command
+
+    async def flow(self, command: Command[Any], call: Call, parts: Parts) -> View:  # noqa: ARG002 (the core's)
+        """Make a key: its secret is told to who asked, and to nobody and nothing else."""
+        assert isinstance(command, u.CreateKey)
+        secret = secrets.token_urlsafe(32)
+        (record,) = await self.context.record(_record(command, hash_of(secret)))
+        assert isinstance(record.event, u.KeyCreated)
+        ident = record.event.key_id
+        expires = timestamp(record.event.expires_at) if record.event.expires_at else None
+        return u.NewKey(key_id=ident, key=f"{PREFIX}{ident.removeprefix('key-')}_{secret}", expires_at=expires)
+
+    async def answer(self, query: Query[Any]) -> View:
+        """Answer a query."""
+        match query:
+            case u.ListKeys(limit=limit, offset=offset):
+                keys = sorted(self.context.world.values(), key=lambda key: key.created_at)
+                shown = [view(key, time.time()) for key in keys[offset : offset + limit]]
+                return u.Keys(keys=shown, total=len(keys))
+            case u.Identify(key=token):
+                who = self._policy.identify(token, self.context.world, time.time())
+                if not who.known:
+                    raise Unauthorized("the key is not one of ours", reason="KEY_UNKNOWN")
+                return u.Identity(name=who.name, key_id=who.key_id, scopes=list(who.scopes), models=list(who.models))
+        return await super().answer(query)
+
+    def _app(self, listening: Listening) -> ASGIApp:
+        settings, metrics = self.context.settings, Metrics()
+        asking = Asking(self.context.peers.client, self._directory, self._policy)
+        operations = Operations(asking)
+        self._open.push_async_callback(operations.close)
+        routes = [
+            *metrics.routes(),
+            *Native(asking, operations, settings.body_limit).routes(),
+        ]
+        hosts = hosts_of(listening.host, settings.hosts)
+        return assemble(routes, settings, self._policy, self.context.world, hosts, metrics)
+
+    async def _settle_all(self) -> None:
+        """Count what an earlier life of this process had reserved as used: nobody is left who knows better."""
+        for key in list(self.context.world.values()):
+            for request_id, tokens in key.reserved.items():
+                await self.context.record(i.SettleTokens(key_id=key.id, request_id=request_id, tokens=tokens))
+
+
+def _policy(settings: GatewaySettings, listening: Listening) -> Policy:
+    return Policy(
+        required=settings.auth == "required" or (settings.auth == "auto" and not listening.local),
+        open_queries=settings.open_queries,
+        static=static_keys(key.get_secret_value() for key in settings.api_keys),
+    )
+
+
+def _record(command: u.CreateKey, hash_: str) -> i.RecordKey:
+    return i.RecordKey(
+        key_id=f"key-{secrets.token_hex(4)}",
+        name=command.name,
+        hash=hash_,
+        scopes=tuple(command.scopes),
+        models=tuple(command.models),
+        expires_in=command.expires_in,
+        requests_per_minute=command.requests_per_minute,
+        tokens_per_day=command.tokens_per_day,
+    )
