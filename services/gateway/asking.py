@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,29 +28,38 @@ class Caller:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def for_bus(self) -> dict[str, str]:
-        """Return the headers of a request on the bus."""
+        """Return the headers of the request on the bus that this one comes to."""
+        return {**self.on_behalf(), calls.REQUEST_ID: self.request_id, **self.headers}
+
+    def on_behalf(self) -> dict[str, str]:
+        """Return the headers of one of several requests on the bus that this one leads to."""
         return {
-            calls.REQUEST_ID: self.request_id,
-            calls.TRACEPARENT: new_trace(),
+            calls.CORRELATION_ID: self.request_id,
+            calls.TRACEPARENT: self.headers.get(calls.TRACEPARENT) or new_trace(),
             **({calls.PRINCIPAL: self.principal.name} if self.principal.known else {}),
-            **self.headers,
         }
 
 
 def caller_from(principal: Principal, address: str, given: Mapping[str, str]) -> Caller:
     """Return who asks, from the headers of an HTTP request; names are lower case. Raises InvalidRequest."""
-    headers = {name: given[name.lower()] for name in _CARRIED if name.lower() in given}
-    if trace := given.get(calls.TRACEPARENT):
-        headers[calls.TRACEPARENT] = trace
-    if key := given.get("idempotency-key") or given.get(calls.IDEMPOTENCY_KEY.lower()):
+    headers = {name: _text(given, name) for name in (*_CARRIED, calls.TRACEPARENT) if name.lower() in given}
+    if key := _text(given, "Idempotency-Key") or _text(given, calls.IDEMPOTENCY_KEY):
         headers[calls.IDEMPOTENCY_KEY] = own_key(principal, key)
-    request_id = given.get("x-request-id") or given.get(calls.REQUEST_ID.lower()) or calls.token(8)
-    return Caller(principal, address, request_id[:200], read_timeout(given.get(calls.TIMEOUT.lower(), "")), headers)
+    request_id = _text(given, "X-Request-Id") or _text(given, calls.REQUEST_ID) or calls.token(8)
+    return Caller(principal, address, request_id[:200], read_timeout(_text(given, calls.TIMEOUT)), headers)
 
 
 def own_key(principal: Principal, key: str) -> str:
     """Return an idempotency key that nobody else's can be the same as."""
-    return f"{principal.key_id}/{key}" if principal.known else key
+    return f"{principal.key_id or 'nobody'}/{key}"
+
+
+def _text(given: Mapping[str, str], name: str) -> str:
+    """Return a header that is carried on; raise InvalidRequest for one that another protocol could not carry."""
+    text = given.get(name.lower(), "")
+    if not (text.isascii() and text.isprintable()):
+        raise InvalidRequest(f"{name} may have printable ASCII characters only", header=name)
+    return text
 
 
 def read_timeout(text: str) -> float | None:
@@ -88,7 +97,7 @@ class Asking:
         timeout = caller.timeout or min(unit.patience(data), _LONGEST)
         return await self.client.envelope(name, data, timeout=timeout, headers=caller.for_bus())
 
-    async def stream(self, caller: Caller, name: str, data: Mapping[str, Any]) -> AsyncIterator[Any | Answer]:
+    async def stream(self, caller: Caller, name: str, data: Mapping[str, Any]) -> AsyncGenerator[Any | Answer]:
         """Yield the parts of a unit's answer, last of all the Answer itself."""
         unit = await self.permitted(caller, name, data)
         timeout = caller.timeout or min(unit.patience(data), _LONGEST)

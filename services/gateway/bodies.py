@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl, unquote
 
 import msgspec
 from starlette.requests import Request
 
-from aima_core.errors import InvalidRequest, PayloadTooLarge
+from aima_core.errors import InvalidRequest, PayloadTooLarge, ValidationFailed
 from services.gateway.answers import HttpRefusal
 
+T = TypeVar("T")
 _JSON = ("application/json", "text/json")
+_MOST_PAIRS = 1000  # of a query string; no unit has that many fields
+
+
+def query_of(request: Request) -> list[tuple[str, str]]:
+    """Return the pairs of the query string; raise InvalidRequest for what is not UTF-8, or far too much."""
+    text = request.scope["query_string"].decode("latin-1")
+    try:
+        return parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_MOST_PAIRS)
+    except ValueError as error:
+        raise InvalidRequest(f"the query string cannot be read: {error}", reason="NOT_DECODABLE") from None
+
+
+def segments_of(request: Request, prefix: str) -> list[str]:
+    """Return the parts of the path behind a prefix; a slash that is encoded is part of one. Raises InvalidRequest."""
+    raw: str = request.scope["raw_path"].decode("latin-1")
+    try:
+        return [unquote(part, errors="strict") for part in raw.removeprefix(f"{prefix}/").split("/")]
+    except ValueError:
+        raise InvalidRequest("the path is not UTF-8", reason="NOT_DECODABLE") from None
 
 
 async def read(request: Request, limit: int) -> bytes:
@@ -27,17 +48,21 @@ async def read(request: Request, limit: int) -> bytes:
     return b"".join(blocks)
 
 
-async def read_object(request: Request, limit: int) -> dict[str, Any]:
-    """Return the body as a JSON object; an empty body is an empty one."""
+async def read_json(request: Request, limit: int) -> bytes:
+    """Return the body, of which the client says that it is JSON, or says nothing."""
     data = await read(request, limit)
-    if not data:
-        return {}
     media = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if media not in _JSON and not media.endswith("+json"):
+    if data and media not in _JSON and not media.endswith("+json"):
         raise HttpRefusal(
             415, f"the body has to be JSON (Content-Type: application/json), not {media}", "UNSUPPORTED_MEDIA_TYPE"
         )
-    return decode_object(data)
+    return data
+
+
+async def read_object(request: Request, limit: int) -> dict[str, Any]:
+    """Return the body as a JSON object; an empty body is an empty one."""
+    data = await read_json(request, limit)
+    return decode_object(data) if data else {}
 
 
 def decode_object(data: bytes) -> dict[str, Any]:
@@ -46,6 +71,32 @@ def decode_object(data: bytes) -> dict[str, Any]:
         return msgspec.json.decode(data, type=dict[str, Any])
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InvalidRequest(f"the body is not a JSON object: {error}", reason="NOT_DECODABLE") from None
+
+
+def decode(data: bytes, kind: type[T]) -> T:
+    """Return JSON text as a struct; raise ValidationFailed with the field that is wrong, or InvalidRequest."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError as error:
+        raise refusal(error) from None
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise InvalidRequest(f"the body is not JSON: {error}", reason="NOT_DECODABLE") from None
+
+
+def convert(data: Any, kind: type[T]) -> T:
+    """Return decoded JSON as a struct; raise ValidationFailed with the field that is wrong."""
+    try:
+        return msgspec.convert(data, kind)
+    except msgspec.ValidationError as error:
+        raise refusal(error) from None
+
+
+def refusal(error: msgspec.ValidationError) -> ValidationFailed:
+    """Return what msgspec found as an error of ours: "Expected `int`, got `str` - at `$.max_tokens`"."""
+    expected, _, where = str(error).partition(" - at `$")
+    named = expected.split("`")
+    field = where.strip("`.") or (named[1] if len(named) > 1 and "field" in expected else "(body)")
+    return ValidationFailed(f"{field}: {expected}", fields=[{"field": field, "expected": expected}])
 
 
 def _too_large(limit: int) -> PayloadTooLarge:

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import msgspec
-from starlette.requests import Request
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from aima_core import call as calls
 from aima_core.bus import Answer
-from aima_core.directory import UnitInfo
+from aima_core.directory import DomainInfo, UnitInfo
 from aima_core.errors import AimaError, InvalidRequest, NotFound, ValidationFailed
 from aima_core.words import read_query
 from services.gateway import bodies, rest, sse
-from services.gateway.answers import HttpRefusal, body_of, json
+from services.gateway.answers import body_of, json
 from services.gateway.asking import Asking, Caller, own_key, read_timeout
+from services.gateway.doors import door, door_of_any
 from services.gateway.gate import caller_of
 from services.gateway.operations import Operations
+from services.gateway.rest import Found
+from services.gateway.waiting import unless_gone
 
 PREFIX = "/api/v2"
-_METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD"]
+_LONGEST_NAME = 100  # characters of a unit's name; looking for the nearest to a longer one costs more than it is worth
+_QUICK = 30.0  # seconds: work that may take longer is given up when who asked for it has gone
 
 
 class Options(msgspec.Struct, forbid_unknown_fields=True, rename={"asynchronous": "async"}):
@@ -34,14 +40,14 @@ class Options(msgspec.Struct, forbid_unknown_fields=True, rename={"asynchronous"
     stream: bool = False
     dry_run: bool = False
     trace_id: Annotated[str, msgspec.Meta(pattern=r"^(?!0{32})[0-9a-f]{32}$")] | None = None
-    idempotency_key: Annotated[str, msgspec.Meta(min_length=1, max_length=120)] | None = None
+    idempotency_key: Annotated[str, msgspec.Meta(min_length=1, max_length=120, pattern=r"^[ -~]+$")] | None = None
     expected_version: Annotated[int, msgspec.Meta(ge=0, le=2**53)] | None = None
 
 
 class Execute(msgspec.Struct, forbid_unknown_fields=True):
     """The body of `/api/v2/execute`."""
 
-    unit: str
+    unit: Annotated[str, msgspec.Meta(min_length=1, max_length=_LONGEST_NAME)]
     type: Literal["command", "query"] | None = None
     input: dict[str, Any] = {}
     options: Options = msgspec.field(default_factory=Options)
@@ -54,23 +60,25 @@ class Native:
         self._asking = asking
         self._operations = operations
         self._limit = body_limit
+        self._units: rest.Units = {}
+        self._table = rest.Table(self._units)
 
     def routes(self) -> list[Route]:
         """Return the routes; the last ones take whatever the others leave."""
         return [
-            Route(f"{PREFIX}/execute", self.execute, methods=["POST"]),
-            Route(f"{PREFIX}/command/{{unit}}", self.named, methods=["POST"]),
-            Route(f"{PREFIX}/query/{{unit}}", self.named, methods=["GET", "POST"]),
-            Route(f"{PREFIX}/units", self.units, methods=["GET"]),
-            Route(f"{PREFIX}/schema/{{unit}}", self.schema, methods=["GET"]),
+            door(f"{PREFIX}/execute", {"POST": self.execute}),
+            door(f"{PREFIX}/command/{{unit}}", {"POST": self.named}),
+            door(f"{PREFIX}/query/{{unit}}", {"GET": self.named, "POST": self.named}),
+            door(f"{PREFIX}/units", {"GET": self.units}),
+            door(f"{PREFIX}/schema/{{unit}}", {"GET": self.schema}),
             *self._operations.routes(),
-            Route(f"{PREFIX}/{{path:path}}", self.rest, methods=_METHODS),
-            Route("/api/{domain}/{action}", self.alias, methods=_METHODS),
+            door_of_any(f"{PREFIX}/{{path:path}}", self.rest),
+            door_of_any("/api/{domain}/{action}", self.alias),
         ]
 
     async def execute(self, request: Request) -> Response:
         """Ask the unit that the body names."""
-        asked = _execute(await bodies.read_object(request, self._limit))
+        asked = bodies.convert(await bodies.read_object(request, self._limit), Execute)
         unit = await self._asking.directory.find(asked.unit)
         if asked.type not in (None, unit.kind):
             raise InvalidRequest(
@@ -81,23 +89,24 @@ class Native:
     async def named(self, request: Request) -> Response:
         """Ask the unit that the path names."""
         kind = request.url.path.removeprefix(PREFIX).split("/")[1]
-        unit = await self._asking.directory.find(request.path_params["unit"])
+        unit = await self._unit(request)
         if kind != unit.kind:
             raise InvalidRequest(f"{unit.name} is a {unit.kind}, not a {kind}", reason="WRONG_TYPE", unit=unit.name)
         return await self._ask(request, unit, await self._input(request, unit, {}))
 
     async def rest(self, request: Request) -> Response:
         """Ask the unit that method and path mean together."""
-        segments = request.path_params["path"].split("/")
-        return await self._found(request, segments)
+        return await self._found(request, bodies.segments_of(request, PREFIX))
 
     async def alias(self, request: Request) -> Response:
         """Ask a unit by domain and action: `/api/model/list`."""
-        return await self._found(request, [request.path_params["domain"], request.path_params["action"]])
+        return await self._found(request, bodies.segments_of(request, "/api"))
 
     async def units(self, request: Request) -> Response:
-        """List the units that are on the bus, as far as the caller may ask them."""
+        """List the units that are on the bus, as far as the caller may ask them; `full`: all that they say."""
         domain = request.query_params.get("domain")
+        if request.query_params.get("full") == "true":
+            return json({"domains": await self._domains(caller_of(request.state), domain)})
         found = [
             unit
             for unit in self._asking.directory.units.values()
@@ -107,37 +116,42 @@ class Native:
 
     async def schema(self, request: Request) -> Response:
         """Describe one unit with its JSON Schemas."""
-        return json(await self._asking.directory.find(request.path_params["unit"]))
+        return json(await self._unit(request))
 
     # --- one request ----------------------------------------------------------------------------------------
 
+    async def _unit(self, request: Request) -> UnitInfo:
+        return await self._asking.directory.find(request.path_params["unit"][:_LONGEST_NAME])
+
+    def _resolve(self, method: str, segments: list[str]) -> Found:
+        if self._units is not self._asking.directory.units:
+            self._units = self._asking.directory.units
+            self._table = rest.Table(self._units)
+        return self._table.resolve(method, segments)
+
     async def _found(self, request: Request, segments: list[str]) -> Response:
-        directory = self._asking.directory
         method = "GET" if request.method == "HEAD" else request.method
-        found = rest.resolve(method, segments, directory.units)
+        found = self._resolve(method, segments)
         if found.unit is None and not found.allowed:
-            await directory.look()  # a domain may have come this very moment
-            found = rest.resolve(method, segments, directory.units)
+            await self._asking.directory.look()  # a domain may have come this very moment
+            found = self._resolve(method, segments)
         if found.unit is None:
             if not found.allowed:
                 raise NotFound(f"there is nothing at {request.url.path}; {PREFIX}/units lists what there is")
-            allow = ", ".join(sorted(found.allowed | {"OPTIONS"} | ({"HEAD"} if "GET" in found.allowed else set())))
-            if method == "OPTIONS":
-                return Response(status_code=204, headers={"Allow": allow})
-            raise HttpRefusal(405, f"{request.url.path} takes {allow}", "METHOD_NOT_ALLOWED", {"Allow": allow})
+            raise HTTPException(405, headers={"Allow": ", ".join(_allow(found.allowed))})
         return await self._ask(request, found.unit, await self._input(request, found.unit, found.given))
 
     async def _input(self, request: Request, unit: UnitInfo, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the unit's input: query string and body, and what stands in the path, which nothing contradicts."""
-        data = {
-            **read_query(request.query_params.multi_items(), unit.input),
-            **await bodies.read_object(request, self._limit),
-        }
-        for name, value in given.items():
-            if data.get(name, value) != value:
-                told = {"field": name, "expected": f"{value}, as in the path"}
-                raise ValidationFailed(f"{name}: the path says {value}, the input something else", fields=[told])
-        return {**data, **given}
+        asked = read_query(bodies.query_of(request), unit.input)
+        data = await bodies.read_object(request, self._limit)
+        inside = read_query(list(given.items()), unit.input)
+        for where, told in (("query string", asked), ("path", inside)):
+            for name, value in told.items():
+                if data.setdefault(name, value) != value:
+                    fault = {"field": name, "expected": f"what the {where} says, or nothing"}
+                    raise ValidationFailed(f"{name}: the {where} says something else", fields=[fault])
+        return data
 
     async def _ask(
         self, request: Request, unit: UnitInfo, data: Mapping[str, Any], options: Options | None = None
@@ -147,32 +161,57 @@ class Native:
         if options.asynchronous:
             return await self._operations.begin(caller, unit.name, data)
         if options.stream or "text/event-stream" in request.headers.get("accept", ""):
-            return await sse.answer(self._stream(caller, unit.name, data))
-        return json(await self._asking.envelope(caller, unit.name, data))
+            return await sse.answer_once_begun(self._stream(caller, unit.name, data))
+        if unit.timeout <= _QUICK:
+            return json(await self._asking.envelope(caller, unit.name, data))
+        return await self._patiently(request, caller, unit.name, data)
+
+    async def _patiently(self, request: Request, caller: Caller, name: str, data: Mapping[str, Any]) -> Response:
+        """Answer when the unit has; asked with parts, it learns that nobody waits any more, and gives up."""
+        answers: list[Response] = []
+
+        async def ask() -> None:
+            async for part in self._asking.stream(caller, name, data):
+                if isinstance(part, Answer):
+                    answers.append(json({"success": True, "data": part.data, "meta": part.meta}))
+
+        await unless_gone(request.receive, ask())
+        if not answers:
+            raise ClientDisconnect
+        return answers[0]
 
     async def _stream(self, caller: Caller, name: str, data: Mapping[str, Any]) -> AsyncIterator[bytes]:
         """Yield the parts of an answer and then the answer, or its error, as server-sent events."""
+        begun = False
         try:
-            async for part in self._asking.stream(caller, name, data):
-                if isinstance(part, Answer):
-                    yield sse.event({"success": True, "data": part.data, "meta": part.meta}, kind="result")
-                else:
-                    yield sse.event(part, kind="part")
+            async with contextlib.aclosing(self._asking.stream(caller, name, data)) as parts:
+                async for part in parts:
+                    begun = True
+                    if isinstance(part, Answer):
+                        yield sse.event({"success": True, "data": part.data, "meta": part.meta}, kind="result")
+                    else:
+                        yield sse.event(part, kind="part")
         except AimaError as error:
+            if not begun:
+                raise
             yield sse.event(body_of(error, PREFIX, caller.request_id), kind="error")
+
+    async def _domains(self, caller: Caller, name: str | None) -> list[DomainInfo]:
+        """Return the domains with those of their units that the caller may ask."""
+        directory = self._asking.directory
+        if name and name not in directory.domains:
+            await directory.look()  # it may have come this very moment
+        return [
+            msgspec.structs.replace(
+                info, units={key: unit for key, unit in info.units.items() if self._visible(caller, unit)}
+            )
+            for info in directory.domains.values()
+            if name in (None, info.name)
+        ]
 
     def _visible(self, caller: Caller, unit: UnitInfo) -> bool:
         who = caller.principal
         return not who.known or who.reaches(unit.domain, unit.risk)
-
-
-def _execute(body: dict[str, Any]) -> Execute:
-    try:
-        return msgspec.convert(body, Execute)
-    except msgspec.ValidationError as error:
-        text, _, where = str(error).partition(" - at `$")
-        field = where.strip("`.") or (text.split("`")[1] if "`" in text else "body")
-        raise ValidationFailed(f"{field}: {text}", fields=[{"field": field, "expected": text}]) from None
 
 
 def _with(caller: Caller, options: Options) -> Caller:
@@ -188,6 +227,10 @@ def _with(caller: Caller, options: Options) -> Caller:
         headers[calls.EXPECTED_VERSION] = str(options.expected_version)
     timeout = read_timeout(str(options.timeout)) if options.timeout else caller.timeout
     return replace(caller, headers=headers, timeout=timeout)
+
+
+def _allow(methods: frozenset[str]) -> list[str]:
+    return sorted(methods | ({"HEAD"} if "GET" in methods else set()))
 
 
 def _brief(unit: UnitInfo, units: rest.Units) -> dict[str, Any]:

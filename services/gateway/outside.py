@@ -21,11 +21,17 @@ from services.gateway import units as u
 from services.gateway.access import PREFIX, Policy, hash_of, static_keys
 from services.gateway.app import assemble
 from services.gateway.asking import Asking
+from services.gateway.carrying import Carrier
 from services.gateway.decider import view
+from services.gateway.documents import Documents
+from services.gateway.following import Events, EventTail
 from services.gateway.gate import hosts_of
+from services.gateway.health import Health
 from services.gateway.metrics import Metrics
 from services.gateway.native import Native
+from services.gateway.openai_api import OpenAI
 from services.gateway.operations import Operations
+from services.gateway.resources import Resources, Watching
 from services.gateway.server import Http, Listening, listen
 from services.gateway.settings import GatewaySettings
 from services.gateway.state import Key
@@ -42,6 +48,8 @@ class GatewayOutside(Outside[Key]):
         super().__init__(context)
         self._url = context.folder.parent / _URL
         self._directory = Directory(context.peers.client.nc)
+        self._tail = EventTail(context.peers.client.nc)
+        self._watching = Watching(context.peers.client.nc)
         self._open = contextlib.AsyncExitStack()
 
     async def open(self) -> None:
@@ -52,8 +60,12 @@ class GatewayOutside(Outside[Key]):
         listening = listen(self.context.settings)
         self._policy = _policy(self.context.settings, listening)
         server = Http(self._app(listening), listening, self.context.settings)
+        await self._mcp.open()
         await server.open()
         self._open.push_async_callback(server.close)
+        self._open.push_async_callback(self._mcp.close)  # before the server: it would wait for open streams
+        self._open.callback(self._tail.close)
+        self._open.callback(self._watching.close)
         self._url.write_text(f"{listening.url}\n")
         self._open.callback(self._url.unlink, missing_ok=True)
         logger.info("doors open", url=listening.url)
@@ -64,7 +76,7 @@ class GatewayOutside(Outside[Key]):
 
     def background(self) -> Iterable[Callable[[], Coroutine[Any, Any, None]]]:
         """Keep up with what is on the bus."""
-        return (self._directory.run,)
+        return (self._directory.run, self._tail.run, self._watching.run)
 
     async def prepare(self, command: Command[Any], call: Call) -> Command[Any]:  # noqa: ARG002 (the core's)
         """Return what the making of a key begins with, for its dry run."""
@@ -95,16 +107,34 @@ class GatewayOutside(Outside[Key]):
         return await super().answer(query)
 
     def _app(self, listening: Listening) -> ASGIApp:
+        from services.gateway.mcp_http import McpDoor  # the SDK takes half a second that only this process should pay
+
         settings, metrics = self.context.settings, Metrics()
         asking = Asking(self.context.peers.client, self._directory, self._policy)
         operations = Operations(asking)
         self._open.push_async_callback(operations.close)
+        carrier = Carrier(asking, self._reserve, self._settle)
+        self._open.push_async_callback(carrier.close)
+        self._mcp = McpDoor(asking, self._watching.changes, settings.body_limit)
+        native = Native(asking, operations, settings.body_limit)
         routes = [
             *metrics.routes(),
-            *Native(asking, operations, settings.body_limit).routes(),
+            self._mcp.route(),
+            *OpenAI(asking, carrier, settings.body_limit).routes(),
+            *Health(self.context.peers.client.nc, self._directory).routes(),
+            *Documents(self._directory, self._policy).routes(),
+            *Events(self._tail, self._policy, metrics).routes(),
+            *Resources(asking, self._watching, metrics, native.rest).routes(),
+            *native.routes(),
         ]
         hosts = hosts_of(listening.host, settings.hosts)
         return assemble(routes, settings, self._policy, self.context.world, hosts, metrics)
+
+    async def _reserve(self, key_id: str, request_id: str, tokens: int) -> None:
+        await self.context.record(i.ReserveTokens(key_id=key_id, request_id=request_id, tokens=tokens))
+
+    async def _settle(self, key_id: str, request_id: str, tokens: int) -> None:
+        await self.context.record(i.SettleTokens(key_id=key_id, request_id=request_id, tokens=tokens))
 
     async def _settle_all(self) -> None:
         """Count what an earlier life of this process had reserved as used: nobody is left who knows better."""

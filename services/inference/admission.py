@@ -12,7 +12,7 @@ import itertools
 import time
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from math import ceil
 from operator import attrgetter
 from typing import TypeVar
@@ -67,10 +67,18 @@ class Admission:
         """Whether anybody waits whom a newcomer to one of these services would overtake."""
         return any(not waiter.passing for other, line in self._lines.items() if other & services for waiter in line)
 
-    async def admit(self, services: Services, place: Place[T], number: int, *, again: bool = False) -> T:
+    async def admit(
+        self,
+        services: Services,
+        place: Place[T],
+        number: int,
+        worth_it: Sequence[str] = (BUSY, LOADING),
+        *,
+        again: bool = False,
+    ) -> T:
         """Return what `place` does as soon as it is the request's turn and there is room; at once if nobody waits.
 
-        `place` raises Unavailable with BUSY or LOADING while it has to wait; whatever else it raises ends the waiting.
+        `place` raises Unavailable with a reason that is `worth_it` to wait; whatever else it raises ends the waiting.
         Raises Unavailable with QUEUE_FULL for a newcomer that finds the line full. Who tries `again` has its old place.
         """
         tried = again or not self.ahead(services)
@@ -78,7 +86,7 @@ class Admission:
             try:
                 return await place()
             except Unavailable as refusal:
-                if refusal.reason not in (BUSY, LOADING):
+                if refusal.reason not in worth_it:
                     raise
         with self._waiting(services, Waiter(number, again)) as waiter:
             if not tried and self._lines[services][0] is waiter:
@@ -91,7 +99,7 @@ class Admission:
                 try:
                     return await place()
                 except Unavailable as refusal:
-                    if refusal.reason not in (BUSY, LOADING):
+                    if refusal.reason not in worth_it:
                         raise
 
     def wake(self) -> None:

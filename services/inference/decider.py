@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from aima_core.call import Call
+from aima_core.call import Call, timestamp
 from aima_core.domain import World
 from aima_core.errors import NotFound
-from aima_core.units import Command, Event, Success
+from aima_core.units import Command, Event, Success, View
 from services.inference import internal as i
 from services.inference import units as u
 from services.inference.routing import choose
@@ -28,6 +28,10 @@ def decide(world: World[Pool], command: Command[Any], call: Call) -> list[Event]
             return [_started(pool, route, command, _ident(world, command, call), call)]
         case u.Settle(request_id=request_id):
             return _settle(world, request_id, command, call)
+        case u.Renew(request_id=request_id, timeout=timeout):
+            request = _under_way(world, request_id).requests[request_id]
+            until = call.at + timeout
+            return [u.LeaseRenewed(request_id=request_id, service_id=request.service_id, expires_at=until)]
     found = world.get(f"inference/{command.service_id}")  # type: ignore[attr-defined]  # every other command has one
     match command:
         case i.RecordService():
@@ -93,12 +97,10 @@ def _started(pool: Pool, route: Route, command: i.BeginRequest, ident: str, call
 
 def _settle(world: World[Pool], request_id: str, command: u.Settle, call: Call) -> list[Event]:
     code = _code(command)
-    pool = next((pool for pool in world.values() if request_id in pool.requests), None)
-    if pool is None:
-        if any(pool.has_settled(request_id, outcome_of(code)) for pool in world.values()):
-            return []
-        raise NotFound(f"no request {request_id} is under way; it was settled, or its lease has expired")
-    started = pool.requests[request_id]
+    under_way = any(request_id in pool.requests for pool in world.values())
+    if not under_way and any(pool.has_settled(request_id, outcome_of(code)) for pool in world.values()):
+        return []
+    started = _under_way(world, request_id).requests[request_id]
     if code:
         return [_failed(started, command.error or f"the request was {command.outcome}", code, call)]
     usage = command.usage or u.TokensUsed()
@@ -119,6 +121,13 @@ def _settle(world: World[Pool], request_id: str, command: u.Settle, call: Call) 
             slots=started.slots,
         )
     ]
+
+
+def _under_way(world: World[Pool], request_id: str) -> Pool:
+    pool = next((pool for pool in world.values() if request_id in pool.requests), None)
+    if pool is None:
+        raise NotFound(f"no request {request_id} is under way; it was settled, or its lease has expired")
+    return pool
 
 
 def _code(command: u.Settle) -> str:
@@ -145,6 +154,9 @@ def _failed(started: u.RequestStarted, error: str, code: str, call: Call) -> Eve
     )
 
 
-def reply(world: World[Pool], command: Command[Any], events: Sequence[Event]) -> Success:  # noqa: ARG001 (the core's)
+def reply(world: World[Pool], command: Command[Any], events: Sequence[Event]) -> View:  # noqa: ARG001 (the core's)
     """Return the command's answer: what has more to say is a flow."""
+    match events:
+        case [u.LeaseRenewed(expires_at=expires_at)]:
+            return u.Renewed(expires_at=timestamp(expires_at))
     return Success()

@@ -28,7 +28,7 @@ INFERENCE = Domain(
     about="Requests to running models. Routes each request to a healthy replica of the model's service.",
     state=Pool,
     events=u.EVENTS,
-    commands=(*TASKS, u.LeaseModel, u.Settle),
+    commands=(*TASKS, u.LeaseModel, u.Renew, u.Settle),
     internal=(
         i.BeginRequest,
         i.RecordExpired,

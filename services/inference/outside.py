@@ -96,7 +96,7 @@ class InferenceOutside(Outside[Pool]):
             left = asked.deadline - time.time()
             async with asyncio.timeout(left - min(_EARLY, left / 10)) as clock:
                 if isinstance(command, u.LeaseModel):
-                    return await self._lease(asked, parts)
+                    return await self._lease(asked, command.avoid or "", parts)
                 return await self._request(asked, TASKS[type(command)], command, parts)
         except TimeoutError:
             if not clock.expired():
@@ -126,8 +126,17 @@ class InferenceOutside(Outside[Pool]):
     def _asked(self, command: Any, call: Call) -> Asked:
         deadline = call.deadline or call.at + command.spec.timeout
         if isinstance(command, u.LeaseModel):
-            types = (command.type,) if command.type else ()
-            return Asked(command.model, types, lambda: command.timeout, deadline, command.wait)
+            types = tuple(command.type.split(",")) if command.type else ()
+            return Asked(
+                command.model,
+                types,
+                lambda: command.timeout,
+                deadline,
+                command.wait,
+                queue=command.queue,
+                needs_tools=command.tools,
+                probe=command.probe,
+            )
         return Asked(
             command.model,
             TASKS[type(command)].types,
@@ -138,14 +147,16 @@ class InferenceOutside(Outside[Pool]):
             bool(getattr(command, "tools", None)),
         )
 
-    async def _lease(self, asked: Asked, parts: Parts) -> u.Lease:
-        started, route = await self._placing.place(asked, self._placing.admission.number(), parts)
+    async def _lease(self, asked: Asked, avoid: str, parts: Parts) -> u.Lease:
+        started, route = await self._placing.place(asked, self._placing.admission.number(), parts, avoid=avoid)
         return u.Lease(
             request_id=started.request_id,
             endpoint=route.endpoint,
             model=route.served_model,
             dialect=route.dialect,
             expires_at=timestamp(started.expires_at),
+            process_id=started.process_id,
+            model_id=started.model,
         )
 
     async def _request(self, asked: Asked, task: Task, command: Command[Any], parts: Parts) -> View:

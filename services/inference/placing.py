@@ -33,7 +33,7 @@ _LATE = 0.05  # seconds before its deadline from which a request that is called 
 class Asked:
     """A request that wants a replica. `timeout` tells how many seconds it may take from the moment it has one.
 
-    `deadline` in Unix seconds; with `wait` it waits until then.
+    `deadline` in Unix seconds; with `wait` it waits until then, with `queue` unless the model is loading.
     """
 
     model: str
@@ -43,6 +43,8 @@ class Asked:
     wait: bool
     holder: str = ""
     needs_tools: bool = False
+    queue: bool = False
+    probe: bool = False
 
     def late(self) -> bool:
         """Whether its time is up: if not, who calls it off is its caller."""
@@ -108,7 +110,7 @@ class Placing:
         except (NotFound, ValidationFailed):
             raise
         except AimaError as refusal:
-            if one.waits:
+            if one.waits and not asked.probe:
                 self._refusals.count(services)
             if refusal.reason not in (BUSY, LOADING, QUEUE_FULL):
                 raise
@@ -180,9 +182,10 @@ class Placing:
             finally:
                 self._beginning[one.services] -= 1
 
-        if one.asked.wait:
+        if one.asked.wait or one.asked.queue:
+            worth_it = (BUSY, LOADING) if one.asked.wait else (BUSY,)
             with self._telling(one, parts):
-                return await self.admission.admit(one.services, place, number, again=again)
+                return await self.admission.admit(one.services, place, number, worth_it, again=again)
         if self.admission.ahead(one.services):
             choose(self._context.world, one.begin(), time.time())  # raises what the others wait for
             raise Unavailable(f"others wait for {one.asked.model} already", reason=BUSY)

@@ -163,6 +163,10 @@ def _after(pool: Pool, event: u.Events) -> Pool:
             return replace(pool, routes=left, phase=pool.phase if pool.added or left else "stopped")
         case u.RequestStarted():
             return _started(pool, event)
+        case u.LeaseRenewed(request_id=request_id, expires_at=expires_at):
+            known = pool.requests.get(request_id)
+            renewed = {request_id: replace(known, expires_at=expires_at)} if known else {}
+            return replace(pool, requests={**pool.requests, **renewed})
         case u.RequestCompleted():
             return _ended(pool, event, "")
         case u.RequestFailed():

@@ -115,6 +115,14 @@ class RequestStarted(Event, unit="inference.request_started", stream="service_id
     slots: int = 0
 
 
+class LeaseRenewed(Event, unit="inference.lease_renewed", stream="service_id", frozen=True, kw_only=True):
+    """A request that is carried by somebody else goes on; it has to be settled by then, in Unix seconds."""
+
+    request_id: str
+    service_id: str
+    expires_at: float
+
+
 class RequestCompleted(Event, unit="inference.request_completed", stream="service_id", frozen=True, kw_only=True):
     """A request was answered. `duration` and `time_to_first_token` in seconds; the last four as it was started."""
 
@@ -161,6 +169,7 @@ Events = (
     | RouteChanged
     | RouteRemoved
     | RequestStarted
+    | LeaseRenewed
     | RequestCompleted
     | RequestFailed
     | RequestsRefused
@@ -281,6 +290,14 @@ class Lease(View):
     endpoint: str = Field(description="Base URL of the engine.")
     model: str = Field(description="The model's name as the engine knows it.")
     dialect: str
+    expires_at: str
+    process_id: str = Field(description="The replica.")
+    model_id: str = Field(description="Id of the model.")
+
+
+class Renewed(View):
+    """Until when a lease has to be settled now."""
+
     expires_at: str
 
 
@@ -602,10 +619,31 @@ class LeaseModel(
     """Get a replica to stream from by oneself: the one with the fewest requests under way. Settle it afterwards."""
 
     model: ModelRef
-    type: str | None = Field(None, max_length=20, description="Type of model that is needed, such as llm.")
+    type: str | None = Field(
+        None, max_length=60, description="Type of model that is needed, such as llm; one of several: llm,vlm."
+    )
     expected_tokens: int | None = Field(None, ge=1, description="How long the answer may become.")
-    timeout: float = Field(300, gt=0, le=3600, description="Seconds until it has to be settled.")
+    timeout: float = Field(300, gt=0, le=3600, description="Seconds until it has to be settled or renewed.")
     wait: Waiting = False
+    queue: bool = Field(False, description="Whether to wait for a model that is busy, though not for one that loads.")
+    avoid: str | None = Field(
+        None, max_length=120, description="Replica that has just failed this request; taken only if there is no other."
+    )
+    tools: bool = Field(False, description="Whether the model has to be one that can call tools.")
+    probe: bool = Field(False, description="Do not count a refusal: who asks is going to wait, in the next request.")
+
+
+class Renew(
+    Command[Renewed],
+    unit="inference.renew",
+    errors=(NotFound,),
+    events=(LeaseRenewed,),
+    examples=({"request_id": "req-7f3a09c1", "timeout": 120},),
+):
+    """Say that a lease is still in use, so that it is not given up."""
+
+    request_id: str = Field(min_length=1, max_length=60, description="Of the lease.")
+    timeout: float = Field(300, gt=0, le=3600, description="Seconds from now until it has to be settled or renewed.")
 
 
 class Settle(

@@ -1,0 +1,151 @@
+"""Asking an engine over HTTP, and passing on what it says block by block.
+
+Tokens are too many for a client that does more: parsing is httptools' (the parser of Node.js), and a block goes on as
+it came. A connection for each request: llama.cpp closes idle ones just as they are used again, and opening one on the
+same machine takes a fraction of a millisecond; closing it is also what stops an engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import cast
+from urllib.parse import urlsplit
+
+import httptools
+
+_CONNECT = 5.0  # seconds
+_FULL = 1024 * 1024  # bytes read ahead of whoever reads slowly; then the engine has to wait
+
+
+class Broken(Exception):
+    """The engine went away; `begun` tells whether it had answered anything."""
+
+    def __init__(self, begun: bool) -> None:
+        super().__init__("the engine went away")
+        self.begun = begun
+
+
+class Reply(asyncio.Protocol):
+    """An engine's answer as it comes. `status` and `headers` (lower case) are there once `ask` has returned it."""
+
+    def __init__(self, request: bytes) -> None:
+        self._request = request
+        self._parser = httptools.HttpResponseParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._blocks: list[bytes] = []
+        self._size = 0
+        self._told_length = False
+        self._headed = self._ended = self._lost = False
+        self._moved = asyncio.Event()
+        self.status = 0
+        self.headers: dict[str, str] = {}
+
+    async def read(self) -> bytes:
+        """Return what has come since the last time, empty at the end. Raises Broken when it breaks off."""
+        while not self._blocks:
+            if self._ended:
+                return b""
+            if self._lost:
+                raise Broken(begun=True)
+            await self._wait()
+        blocks, self._blocks, self._size = self._blocks, [], 0
+        if self._transport and not self._lost:
+            self._transport.resume_reading()
+        return blocks[0] if len(blocks) == 1 else b"".join(blocks)
+
+    async def whole(self) -> bytes:
+        """Return all of it. Raises Broken when it breaks off."""
+        blocks = []
+        while block := await self.read():
+            blocks.append(block)
+        return b"".join(blocks)
+
+    async def head(self) -> None:
+        """Return as soon as status and headers are there. Raises Broken when they never come."""
+        while not self._headed:
+            if self._lost:
+                raise Broken(begun=False)
+            await self._wait()
+
+    def close(self) -> None:
+        """Let go; an engine that is still answering notices, and stops."""
+        if self._transport:
+            self._transport.abort()
+
+    async def _wait(self) -> None:
+        self._moved.clear()
+        await self._moved.wait()
+
+    # --- what the event loop calls ----------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Ask."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's derive from nothing
+        self._transport.write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what has come."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            self._lost = True
+            self.close()
+        if self._size > _FULL and self._transport:
+            self._transport.pause_reading()
+        self._moved.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Take note; an answer that did not say how long it is ends like this."""
+        if self._headed and not self._told_length and exc is None:
+            self._ended = True
+        self._lost = True
+        self._moved.set()
+
+    # --- what the parser calls --------------------------------------------------------------------------------
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header."""
+        key = name.decode("latin-1").lower()
+        self.headers[key] = value.decode("latin-1")
+        self._told_length = self._told_length or key in ("content-length", "transfer-encoding")
+
+    def on_headers_complete(self) -> None:
+        """Note the status."""
+        self.status = self._parser.get_status_code()
+        self._headed = True
+
+    def on_body(self, body: bytes) -> None:
+        """Keep a block."""
+        self._blocks.append(body)
+        self._size += len(body)
+
+    def on_message_complete(self) -> None:
+        """Note the end."""
+        self._ended = True
+
+
+async def ask(url: str, body: bytes, headers: Mapping[str, str]) -> Reply:
+    """Post to an engine; return its answer with status and headers. Raises Broken when it cannot be reached."""
+    parts = urlsplit(url)
+    lines = [
+        f"POST {parts.path} HTTP/1.1",
+        f"Host: {parts.netloc}",
+        "Connection: close",
+        f"Content-Length: {len(body)}",
+        *(f"{name}: {value}" for name, value in headers.items()),
+    ]
+    request = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
+    reply = Reply(request)
+    try:
+        async with asyncio.timeout(_CONNECT):
+            loop = asyncio.get_running_loop()
+            await loop.create_connection(lambda: reply, parts.hostname or "", parts.port or 80)
+    except (OSError, TimeoutError):
+        raise Broken(begun=False) from None
+    try:
+        await reply.head()
+    except BaseException:
+        reply.close()
+        raise
+    return reply
