@@ -76,6 +76,10 @@ def begun(request_id: str = "req-1", process_id: str = "p0", ident: str = SVC, *
     return u.RequestStarted(**(started | other))
 
 
+def renewed() -> u.LeaseRenewed:
+    return u.LeaseRenewed(request_id="req-1", service_id=SVC, expires_at=NOON + 120)
+
+
 def done(prompt: int = 0, completion: int = 0, first: float | None = None, **other: Any) -> u.RequestCompleted:
     said: dict[str, Any] = {
         "request_id": "req-1",
@@ -230,6 +234,8 @@ DECIDED: dict[str, tuple[Command[Any], dict[str, Any]]] = {
         ends(failed("the request was failed", "ENGINE_GONE")),
     ),
     "settle, another": (u.Settle(request_id="x", outcome="completed"), at(POOLS, NONE)),
+    "renew": (u.Renew(request_id="req-1", timeout=120), ends(renewed())),
+    "renew, another": (u.Renew(request_id="x"), at(POOLS, NONE)),
     "expired": (
         i.RecordExpired(service_id=SVC, request_id="req-1", error="late", error_code="TIMEOUT"),
         where(ENDS, [failed("late", "TIMEOUT")]),

@@ -282,7 +282,10 @@ async def test_a_lease_is_settled_once_or_expires(client: Client) -> None:
     assert await ask(client, "inference.settle", **said) == {"success": True}
     otherwise = said | {"outcome": "failed"}
     assert isinstance(await refused(client, "inference.settle", **otherwise), NotFound)
-    short = await ask(client, "inference.lease", model="Toy", timeout=0.1)
+    kept = await ask(client, "inference.lease", model="Toy", timeout=0.5)
+    renewal = await ask(client, "inference.renew", request_id=kept["request_id"], timeout=600)
+    assert renewal["expires_at"] > kept["expires_at"]
+    short = await ask(client, "inference.lease", model="Toy", timeout=0.6)
     expired = await ended(client, "request_failed")
     assert (expired["request_id"], expired["error_code"]) == (short["request_id"], "TIMEOUT")
     assert expired["error"] == "the lease was not settled in time"
@@ -293,7 +296,7 @@ async def test_a_lease_is_settled_once_or_expires(client: Client) -> None:
     )
     assert [event["type"] for event in json.loads(planned.data)["data"]["events"]] == ["inference.request_started"]
     counts = await served(client)
-    assert (counts["outstanding"], counts["requests"], counts["failed"]) == (0, 2, 1)
+    assert (counts["outstanding"], counts["requests"], counts["failed"]) == (1, 2, 1)  # what was renewed is still there
 
 
 async def test_after_a_restart_the_leases_of_others_still_stand_and_our_own_requests_have_failed(

@@ -14,7 +14,7 @@ from aima_core.units import Event
 from services.inference import units as u
 from services.inference.domain import INFERENCE
 from services.inference.state import Breaker, Pool, Route
-from tests.inference.test_decider import SVC, added, begun, changed, done, failed, phase, removed, service
+from tests.inference.test_decider import SVC, added, begun, changed, done, failed, phase, removed, renewed, service
 
 ROUTE = Route("p0", "http://p0", "served", "openai", tools=False)
 NAMED: dict[str, Any] = {"service_id": SVC, "service_name": "a", "model_id": "m", "model_name": "M", "type": "llm"}
@@ -76,6 +76,19 @@ AFTER: dict[type[Event], list[tuple[list[Event], Pool | None]]] = {
                 last_used=NOON - 2,
             ),
         ),
+    ],
+    u.LeaseRenewed: [
+        (
+            [service(), begun(), renewed()],
+            Pool(
+                **NAMED,
+                added=True,
+                requests={"req-1": begun(expires_at=NOON + 120)},
+                by_process={"p0": 1},
+                last_used=NOON - 2,
+            ),
+        ),
+        ([service(), renewed()], Pool(**NAMED, added=True)),
     ],
     u.RequestCompleted: [
         ([service(), begun(), done()], Pool(**NAMED, added=True, **ENDED)),

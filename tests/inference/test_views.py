@@ -20,7 +20,19 @@ from services.inference import units as u
 from services.inference.domain import INFERENCE
 from services.inference.outside import react
 from services.service import units as service_units
-from tests.inference.test_decider import SVC, added, begun, changed, done, failed, phase, record, removed, service
+from tests.inference.test_decider import (
+    SVC,
+    added,
+    begun,
+    changed,
+    done,
+    failed,
+    phase,
+    record,
+    removed,
+    renewed,
+    service,
+)
 
 T, PERIOD = 1_767_268_800, 5_890_896  # noon: the first second and the first period of both rings
 Tables = dict[str, list[tuple[Any, ...]]]
@@ -62,6 +74,7 @@ GONE = u.ServiceRemoved(service_id=SVC)
 KNOWN: Tables = {"services": [(SVC,)]}
 AFTER: dict[str, tuple[list[Any], Tables]] = {
     "service added": ([service()], KNOWN),
+    "a lease renewed": ([service(), renewed()], KNOWN),
     "service added, of an id that was another's": (
         [added(), failed("x", "Y"), REFUSED, done(1, 2), removed(), service()],
         KNOWN,

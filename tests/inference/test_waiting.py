@@ -348,6 +348,40 @@ async def test_a_lease_is_waited_for_planned_and_given_once_for_a_key(site: Mach
         await shows(client, queued=0, outstanding=2)
 
 
+async def test_a_lease_that_only_probes_is_no_refusal_and_one_that_queues_waits_for_a_busy_model(
+    site: Machine, gated: Gated
+) -> None:
+    gate = await gated()
+    async with running(site) as client:
+        await runs(client, gate.endpoint)
+        held = chat(client)
+        await shows(client, outstanding=1)
+        assert (await refused(client, "inference.lease", model="Toy", probe=True)).reason == "BUSY"
+        queueing = asyncio.create_task(ask(client, "inference.lease", model="Toy", type="vlm,llm", queue=True))
+        await shows(client, queued=1)
+        gate.all("answer")
+        await held
+        assert (await queueing)["process_id"] == "p0"
+        await shows(client, queued=0, outstanding=1, refused=0)
+
+
+async def test_a_lease_that_queues_does_not_wait_for_a_model_that_is_loading(site: Machine) -> None:
+    async with running(site) as client:
+        await starts(client)
+        assert (await refused(client, "inference.lease", model="Toy", queue=True)).reason == "LOADING"
+        await shows(client, queued=0, refused=1)
+
+
+async def test_a_lease_avoids_the_replica_that_has_just_failed_it_while_there_is_another(site: Machine) -> None:
+    async with running(site) as client:
+        await runs(client, "http://127.0.0.1:9", "http://127.0.0.1:10", slots=0)
+        await shows(client, phase="running")
+        for avoided, other in (("p0", "p1"), ("p1", "p0")):
+            for _ in range(2):  # also where the other one has more to do
+                given = await ask(client, "inference.lease", model="Toy", avoid=avoided)
+                assert given["process_id"] == other
+
+
 # --- loading ------------------------------------------------------------------------------------------------------
 
 
