@@ -11,6 +11,7 @@ from aima_core.call import Call
 from aima_core.domain import World
 from aima_core.errors import NotFound
 from aima_core.units import Command, Event, Success, View
+from services.device import internal as i
 from services.device import units as u
 
 _KINDS: tuple[u.DeviceType, ...] = ("gpu", "cpu", "disk")  # what matters most to inference first
@@ -29,22 +30,22 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
 def decide(world: World[State], command: Command[Any], call: Call) -> list[Event]:
     """Return what happens; nothing when it already is as asked. Raises NotFound for a device that is not there."""
     match command:
-        case u.RecordDevices(found=found):
+        case i.RecordDevices(found=found):
             return _found(world, found, call.node)
         case u.SetPowerLimit(device_id=device_id, limit_watts=watts):  # only planned: outside.py carries it out
             before = device_at(world, device_id).power_limit
             return [] if before == watts else [_limit(device_id, watts, before)]
-        case u.RecordPowerLimit(device_id=device_id, limit_watts=watts, previous_watts=previous):
+        case i.RecordPowerLimit(device_id=device_id, limit_watts=watts, previous_watts=previous):
             known = device_at(world, device_id).power_limit
             if known == watts and abs(previous - watts) < _SAME_WATTS:
                 return []
             return [_limit(device_id, watts, previous)]
-        case u.RecordHealth(device_id=device_id, status=status, issues=issues):
+        case i.RecordHealth(device_id=device_id, status=status, issues=issues):
             before_status = device_at(world, device_id).status
             if status == before_status:
                 return []
             return [u.HealthChanged(device_id=device_id, old_status=before_status, new_status=status, issues=issues)]
-        case u.RecordAlert():
+        case i.RecordAlert():
             device_at(world, command.device_id)
             return [
                 u.MetricsAlert(
@@ -76,7 +77,7 @@ def evolve(state: State | None, event: u.Events) -> State | None:
 
 def reply(world: World[State], command: Command[Any], events: Sequence[Event]) -> View | None:  # noqa: ARG001 (the core's)
     """Return the answer: nothing here takes longer than its decision."""
-    if not isinstance(command, u.RecordDevices):
+    if not isinstance(command, i.RecordDevices):
         return Success(success=True)
     devices = [
         u.DeviceView(id=d.id, name=d.name, vendor=d.vendor, type=d.type, memory=d.memory) for d in in_order(world)
@@ -118,7 +119,7 @@ def in_order(world: World[State]) -> list[u.Device]:
     return sorted(devices, key=lambda d: (_KINDS.index(d.type), len(d.id), d.id))  # gpu-10 comes behind gpu-9
 
 
-def _found(world: World[State], found: Iterable[u.FoundDevice], node: str) -> list[Event]:
+def _found(world: World[State], found: Iterable[i.FoundDevice], node: str) -> list[Event]:
     events: list[Event] = []
     there: set[str] = set()
     for one in found:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from aima_core.domain import Domain
 from aima_core.units import Resource
 from services.device import decider, outside, views
+from services.device import internal as i
 from services.device import units as u
 from services.device.settings import DeviceSettings
 
@@ -14,7 +15,7 @@ DEVICE: Domain[decider.State] = Domain(
     state=decider.State,
     events=u.EVENTS,
     commands=(u.Detect, u.SetPowerLimit),
-    internal=(u.RecordDevices, u.RecordHealth, u.RecordAlert, u.RecordPowerLimit),
+    internal=(i.RecordDevices, i.RecordHealth, i.RecordAlert, i.RecordPowerLimit),
     queries=(u.GetInfo, u.ListDevices, u.GetMetrics, u.GetHealth),
     resources=(
         Resource(

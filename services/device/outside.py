@@ -15,6 +15,7 @@ from aima_core.domain import Context, Outside, Parts
 from aima_core.errors import AimaError
 from aima_core.logs import logger
 from aima_core.units import Command, Query, Success, View
+from services.device import internal as i
 from services.device import units as u
 from services.device import views
 from services.device.decider import State, chosen, device_at, in_order, not_found
@@ -57,7 +58,7 @@ class DeviceOutside(Outside[State]):
         probe = self._by_device[command.device_id]
         before = await asyncio.to_thread(probe.set_power_limit, command.device_id, command.limit_watts)
         await self.context.record(
-            u.RecordPowerLimit(device_id=command.device_id, limit_watts=command.limit_watts, previous_watts=before)
+            i.RecordPowerLimit(device_id=command.device_id, limit_watts=command.limit_watts, previous_watts=before)
         )
         return Success(success=True)
 
@@ -87,13 +88,13 @@ class DeviceOutside(Outside[State]):
         """Keep sampling."""
         return (self._keep_sampling,)
 
-    async def _detect(self) -> u.RecordDevices:
+    async def _detect(self) -> i.RecordDevices:
         found: dict[str, Found] = {}
         for probe in self._probes:
             for one in await asyncio.to_thread(probe.detect):
                 found[one.id] = one
                 self._by_device[one.id] = probe
-        return u.RecordDevices(found=tuple(u.FoundDevice(**msgspec.structs.asdict(one)) for one in found.values()))
+        return i.RecordDevices(found=tuple(i.FoundDevice(**msgspec.structs.asdict(one)) for one in found.values()))
 
     async def _keep_sampling(self) -> None:
         while True:
@@ -129,9 +130,9 @@ class DeviceOutside(Outside[State]):
         status, issues, alerts = watch.take(_found(state.device), sample)
         for alert in alerts:
             await self.context.record(
-                u.RecordAlert(device_id=device_id, metric=alert.metric, value=alert.value, threshold=alert.threshold)
+                i.RecordAlert(device_id=device_id, metric=alert.metric, value=alert.value, threshold=alert.threshold)
             )
-        await self.context.record(u.RecordHealth(device_id=device_id, status=status, issues=tuple(issues)))
+        await self.context.record(i.RecordHealth(device_id=device_id, status=status, issues=tuple(issues)))
         return watch
 
 

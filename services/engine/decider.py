@@ -11,6 +11,7 @@ from aima_core.call import Call
 from aima_core.domain import World
 from aima_core.errors import Conflict, NotFound, Unavailable
 from aima_core.units import Command, Event
+from services.engine import internal as i
 from services.engine import units as u
 from services.engine.state import State
 
@@ -22,26 +23,26 @@ _ABOUT = ("name", "model_id", "model_path")  # what nobody may get another of th
 def decide(world: World[State], command: Command[Any], call: Call) -> list[Event]:
     """Return what happens; nothing when it already is as asked, or when the news is of an earlier run."""
     match command:
-        case u.BeginInstall():
+        case i.BeginInstall():
             return _install(world, command, call)
-        case u.RecordInstalled(name=name, version=version, path=path):
+        case i.RecordInstalled(name=name, version=version, path=path):
             return [u.EngineInstalled(name=name, version=version, path=path)] if _installing(world, name) else []
-        case u.RecordInstallFailed(name=name, error=error, error_code=code):
+        case i.RecordInstallFailed(name=name, error=error, error_code=code):
             failed = u.InstallFailed(name=name, error=error, error_code=code)
             return [failed] if _installing(world, name) else []
-        case u.BeginStart():
+        case i.BeginStart():
             return _begin(world, command, call)
         case u.StopEngine(name=name, force=force, timeout=timeout):
             return [_stop(state, call, force, timeout) for state in _named(world, name) if _may_stop(state, force)]
         case u.RestartEngine(name=name):
             return _restart(_named(world, name), name, call)
-        case u.RecordOrphan():
+        case i.RecordOrphan():
             return _orphan(world, command)
         case _:
             return _recorded(world.get(f"engine/{getattr(command, 'process_id', '')}"), command, call)
 
 
-def _install(world: World[State], command: u.BeginInstall, call: Call) -> list[Event]:
+def _install(world: World[State], command: i.BeginInstall, call: Call) -> list[Event]:
     known = world.get(f"engine/{command.name}")
     if known and known.status == "installing":
         return []
@@ -55,7 +56,7 @@ def _install(world: World[State], command: u.BeginInstall, call: Call) -> list[E
     return [u.InstallRequested(name=command.name, version=command.version, deadline=call.at + _INSTALL)]
 
 
-def _begin(world: World[State], command: u.BeginStart, call: Call) -> list[Event]:
+def _begin(world: World[State], command: i.BeginStart, call: Call) -> list[Event]:
     known = world.get(f"engine/{command.process_id}")
     if known and known.start and known.status in ("starting", "running"):
         if other := [field for field in _ABOUT if getattr(known.start, field) != getattr(command, field)]:
@@ -79,7 +80,7 @@ def _begin(world: World[State], command: u.BeginStart, call: Call) -> list[Event
     ]
 
 
-def _port(world: World[State], command: u.BeginStart) -> int:
+def _port(world: World[State], command: i.BeginStart) -> int:
     """Return a port that no instance of ours holds and that was free a moment ago."""
     holders = {state.start.port: state.id for state in world.values() if state.start}
     wanted = command.port
@@ -116,27 +117,27 @@ def _recorded(state: State | None, command: Command[Any], call: Call) -> list[Ev
     start = state.start
     ident: dict[str, Any] = {"process_id": state.id, "service_id": start.service_id, "run": state.run}
     match command, state.status:
-        case u.RecordProgress(phase=phase, message=message, progress=progress), "starting":
+        case i.RecordProgress(phase=phase, message=message, progress=progress), "starting":
             come = u.StartProgress(**ident, phase=phase, message=message, progress=progress)
             return [come] if _further(come, state.progress) else []
-        case u.RecordReady(), "starting":
+        case i.RecordReady(), "starting":
             ready = u.StartProgress(**ident, phase="ready", message="the engine answers", progress=100)
             return [ready, _started(start, command, call.node)]
-        case u.RecordHealth(status=status), "running" if status != state.health:
+        case i.RecordHealth(status=status), "running" if status != state.health:
             return [
                 u.HealthChanged(**ident, name=start.name, old_status=state.health, new_status=status),
             ]
-        case u.RecordFailed(error=error, error_code=code), "starting" | "running":
+        case i.RecordFailed(error=error, error_code=code), "starting" | "running":
             failed: list[Event] = [u.EngineError(**ident, name=start.name, error=error, error_code=code)]
             if state.status == "starting":
                 failed.insert(0, u.StartProgress(**ident, phase="failed", message=error, progress=100))
             return failed
-        case u.RecordOverdue(), "stopping":
+        case i.RecordOverdue(), "stopping":
             assert state.stop
             seconds = _patience(state.stop.force, state.stop.timeout)
             late = f"its process has not ended within {seconds:g} s"
             return [u.EngineError(**ident, name=start.name, error=late, error_code=u.STOP_TIMEOUT)]
-        case u.RecordGone(exit_code=exit_code), "stopping" | "error":
+        case i.RecordGone(exit_code=exit_code), "stopping" | "error":
             again = _restarts(state)
             reason = state.error_code or ("restart" if again else "requested")
             gone = u.EngineStopped(**ident, name=start.name, reason=reason, exit_code=exit_code)
@@ -151,14 +152,14 @@ def _further(come: u.StartProgress, known: u.StartProgress | None) -> bool:
     return known is None or (come != known and come.progress >= known.progress)
 
 
-def _orphan(world: World[State], orphan: u.RecordOrphan) -> list[Event]:
+def _orphan(world: World[State], orphan: i.RecordOrphan) -> list[Event]:
     """Let those know who count on it: a service that believes it to run, whoever holds its memory."""
     if f"engine/{orphan.process_id}" in world:
         return []
     return [u.EngineStopped(**orphan.model_dump(), reason=u.ORPHAN, exit_code=None)]
 
 
-def _started(start: u.StartRequested, ready: u.RecordReady, node: str) -> u.EngineStarted:
+def _started(start: u.StartRequested, ready: i.RecordReady, node: str) -> u.EngineStarted:
     return u.EngineStarted(
         process_id=start.process_id,
         name=start.name,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from aima_core.domain import Domain
 from aima_core.units import Resource
+from services.engine import internal as i
 from services.engine import units as u
 from services.engine.decider import decide
 from services.engine.manifest import load_manifests
@@ -25,17 +26,17 @@ ENGINE = Domain(
     events=u.EVENTS,
     commands=(u.InstallEngine, u.StartEngine, u.StopEngine, u.RestartEngine),
     internal=(
-        u.BeginInstall,
-        u.BeginStart,
-        u.RecordInstalled,
-        u.RecordInstallFailed,
-        u.RecordProgress,
-        u.RecordReady,
-        u.RecordHealth,
-        u.RecordFailed,
-        u.RecordOverdue,
-        u.RecordOrphan,
-        u.RecordGone,
+        i.BeginInstall,
+        i.BeginStart,
+        i.RecordInstalled,
+        i.RecordInstallFailed,
+        i.RecordProgress,
+        i.RecordReady,
+        i.RecordHealth,
+        i.RecordFailed,
+        i.RecordOverdue,
+        i.RecordOrphan,
+        i.RecordGone,
     ),
     queries=(u.GetEngine, u.ListEngines, u.GetFeatures, u.GetLogs),
     resources=(

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from aima_core.domain import Commands, Context
 from aima_core.errors import AimaError, InsufficientResources
 from aima_core.units import Command
+from services.engine import internal as i
 from services.engine import state
 from services.engine import units as u
 from services.engine.http import healthy, served_model
@@ -89,7 +90,7 @@ class Instances:
             await asyncio.wait(unfinished)
         handle = await self._runtime.find(effect.process_id)
         exit_code = await self._runtime.stop(handle, effect.timeout, effect.force) if handle else None
-        return [u.RecordGone(process_id=effect.process_id, run=effect.run, exit_code=exit_code)]
+        return [i.RecordGone(process_id=effect.process_id, run=effect.run, exit_code=exit_code)]
 
     async def expire(self, process_id: str, run: int) -> Commands:
         """Return what a start has come to by its deadline: it may have become ready while we were away."""
@@ -107,7 +108,7 @@ class Instances:
         """End a program that the log does not know, and let those know who believe it to run."""
         notes = await self._runtime.notes(handle)
         run = notes.get("run", "")
-        orphan = u.RecordOrphan(
+        orphan = i.RecordOrphan(
             process_id=handle.instance,
             name=notes.get("name", ""),
             service_id=notes.get("service", ""),
@@ -178,8 +179,8 @@ class Instances:
         finally:
             death.cancel()
 
-    async def _ready(self, manifest: Manifest, start: u.StartRequested, handle: Handle) -> u.RecordReady:
-        return u.RecordReady(
+    async def _ready(self, manifest: Manifest, start: u.StartRequested, handle: Handle) -> i.RecordReady:
+        return i.RecordReady(
             process_id=start.process_id,
             run=start.run,
             served_model=await served_model(start.endpoint, start.model_name),
@@ -197,18 +198,18 @@ class Instances:
             found = self._context.world.get(f"engine/{start.process_id}")
             seen: u.Health = "unhealthy" if misses >= MISSES else "healthy"
             if found and misses in (0, MISSES) and seen != found.health and not death.done():
-                await self._context.record(u.RecordHealth(process_id=start.process_id, run=start.run, status=seen))
+                await self._context.record(i.RecordHealth(process_id=start.process_id, run=start.run, status=seen))
 
     async def _progress(self, start: u.StartRequested, phase: u.Phase, message: str, progress: float) -> None:
         await self._context.record(
-            u.RecordProgress(
+            i.RecordProgress(
                 process_id=start.process_id, run=start.run, phase=phase, message=message, progress=progress
             )
         )
 
     def _died(
         self, manifest: Manifest | None, start: u.StartRequested, exit_code: int | None, code: str
-    ) -> u.RecordFailed:
+    ) -> i.RecordFailed:
         lines = self._runtime.logs(start.process_id, _TAIL)
         told = explain(manifest, lines) if manifest else None
         how = "" if exit_code is None else f" (signal {-exit_code})" if exit_code < 0 else f" (exit code {exit_code})"
@@ -216,5 +217,5 @@ class Instances:
         return _failed(start, message, error_code)
 
 
-def _failed(start: u.StartRequested, error: str, code: str) -> u.RecordFailed:
-    return u.RecordFailed(process_id=start.process_id, run=start.run, error=error, error_code=code)
+def _failed(start: u.StartRequested, error: str, code: str) -> i.RecordFailed:
+    return i.RecordFailed(process_id=start.process_id, run=start.run, error=error, error_code=code)

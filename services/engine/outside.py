@@ -17,6 +17,7 @@ from aima_core.errors import AimaError, NotFound
 from aima_core.logs import logger
 from aima_core.records import Recorded
 from aima_core.units import Command, Query, View
+from services.engine import internal as i
 from services.engine import state, views
 from services.engine import units as u
 from services.engine.install import Package
@@ -67,7 +68,7 @@ class EngineOutside(Outside[state.State]):
                 found = await asyncio.to_thread(self._package(manifest).find)
                 present = found is not None and version in (None, found[1])
                 path, have = found if found else ("", "")
-                return u.BeginInstall(name=name, version=version or "", present=present, path=path, have=have)
+                return i.BeginInstall(name=name, version=version or "", present=present, path=path, have=have)
             case u.StopEngine(name=name) | u.RestartEngine(name=name) if name not in self.manifests:
                 if not await self._row(name):
                     raise NotFound(f"there is no engine or instance {name}", reason="INSTANCE_NOT_FOUND")
@@ -100,10 +101,10 @@ class EngineOutside(Outside[state.State]):
             case state.ExpireStop(process_id=ident, run=run):
                 # we may have been away when it came, and the process may be gone since: End is about to say so
                 there = await self.runtime.find(ident)
-                return [u.RecordOverdue(process_id=ident, run=run)] if there else []
+                return [i.RecordOverdue(process_id=ident, run=run)] if there else []
             case state.ExpireInstall(name=name):
                 late = "the package was not there in time"
-                return [u.RecordInstallFailed(name=name, error=late, error_code="TIMEOUT")]
+                return [i.RecordInstallFailed(name=name, error=late, error_code="TIMEOUT")]
 
     def background(self) -> Iterable[Callable[[], Coroutine[Any, Any, None]]]:
         """Keep the logs of the instances short."""
@@ -140,11 +141,11 @@ class EngineOutside(Outside[state.State]):
             if found is None or version not in ("", found[1]):
                 found = await package.install(version)
         except AimaError as error:
-            return u.RecordInstallFailed(name=name, error=error.message, error_code=error.reason)
+            return i.RecordInstallFailed(name=name, error=error.message, error_code=error.reason)
         except OSError as error:
             told = f"{error.filename or self.context.folder}: {error.strerror}"
-            return u.RecordInstallFailed(name=name, error=told, error_code="INSTALL_FAILED")
-        return u.RecordInstalled(name=name, version=found[1], path=found[0])
+            return i.RecordInstallFailed(name=name, error=told, error_code="INSTALL_FAILED")
+        return i.RecordInstalled(name=name, version=found[1], path=found[0])
 
     def _package(self, manifest: Manifest) -> Package:
         return Package(self.context.folder, manifest)
@@ -195,7 +196,7 @@ def react(recorded: Recorded) -> Sequence[Command[Any]]:
             if not process_id or not run.isdecimal():
                 return []  # not a slot of ours
             return [
-                u.RecordFailed(
+                i.RecordFailed(
                     process_id=process_id, run=int(run), error=f"its memory was given to {by}", error_code="PREEMPTED"
                 )
             ]

@@ -8,6 +8,7 @@ from typing import Any
 from aima_core.domain import World
 from aima_core.errors import ExecutionFailed
 from aima_core.units import Command, Event, Success, View
+from services.engine import internal as i
 from services.engine import units as u
 from services.engine.state import State
 
@@ -15,9 +16,9 @@ from services.engine.state import State
 def reply(world: World[State], command: Command[Any], events: Sequence[Event]) -> View | None:
     """Return the command's answer; None while it is not settled. Raises what a start or an install came to instead."""
     match command:
-        case u.BeginInstall(name=name):
+        case i.BeginInstall(name=name):
             return _installed(world.get(f"engine/{name}"), events)
-        case u.BeginStart(process_id=process_id, wait=wait):
+        case i.BeginStart(process_id=process_id, wait=wait):
             return _started(world.get(f"engine/{process_id}"), process_id, wait, events)
         case u.RestartEngine():
             return _restarted(world, command.name, events)

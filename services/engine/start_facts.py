@@ -9,6 +9,7 @@ from typing import Any
 from aima_core.call import Call
 from aima_core.domain import Context
 from aima_core.errors import Conflict, NotFound, ValidationFailed
+from services.engine import internal as i
 from services.engine import ports
 from services.engine import units as u
 from services.engine.manifest import render
@@ -21,14 +22,14 @@ _UNKNOWN_SHARE = 4  # a file that nobody has looked into: a quarter of its size 
 
 async def prepare_start(
     context: Context[State], manifest: Manifest, command: u.StartEngine, call: Call
-) -> u.BeginStart:
+) -> i.BeginStart:
     """Return the start with all its facts; refuse what cannot be served, or a config that the engine does not take."""
     settings = context.settings
     host, wanted = settings.host, command.port
     render(manifest, python="", model_path="", model_name="", port=0, host=host, config=command.config)
     facts = await _of_path(command) if command.model_path is not None else await _of_model(context, manifest, command)
     candidates = (wanted,) if wanted else range(settings.port_min, settings.port_max + 1)
-    return u.BeginStart(
+    return i.BeginStart(
         process_id=command.process_id or call.new_id(f"eng-{command.name.replace('_', '-')}"),
         name=command.name,
         type=manifest.type,

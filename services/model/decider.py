@@ -9,6 +9,7 @@ from aima_core.call import Call
 from aima_core.domain import World
 from aima_core.errors import Conflict, NotFound
 from aima_core.units import Command, Event
+from services.model import internal as i
 from services.model import names
 from services.model import units as u
 from services.model.state import State
@@ -19,16 +20,16 @@ def decide(world: World[State], command: Command[Any], call: Call) -> list[Event
     match command:
         case u.PullModel():
             return _pull(world, command, call)
-        case u.Register():
+        case i.Register():
             return _register(world, command)
-        case u.BeginDelete():
+        case i.BeginDelete():
             return _delete(find(world, command.model_id), command)
         case u.VerifyModel():
             return _verify(find(world, command.model_id), command)
-        case u.RecordRemoved(model_id=model_id):
+        case i.RecordRemoved(model_id=model_id):
             state = world.get(f"model/{model_id}")
             return [u.FilesRemoved(model_id=model_id)] if state and state.status == "removing" else []
-        case u.RecordProgress() | u.RecordPulled() | u.RecordPullFailed() | u.RecordVerified():
+        case i.RecordProgress() | i.RecordPulled() | i.RecordPullFailed() | i.RecordVerified():
             state = world.get(f"model/{command.model_id}")
             return _recorded(world, state, command, call) if state and state.run == command.run else []
         case _:
@@ -58,7 +59,7 @@ def pulled(world: World[State], command: u.PullModel) -> State | None:
     return None
 
 
-def registered(world: World[State], command: u.Register) -> State | None:
+def registered(world: World[State], command: i.Register) -> State | None:
     """Return the model that is already as the command asks."""
     for state in world.values():
         wanted = not command.named or command.names[0] in (state.name, state.id)
@@ -96,7 +97,7 @@ def _pull(world: World[State], command: u.PullModel, call: Call) -> list[Event]:
     ]
 
 
-def _register(world: World[State], command: u.Register) -> list[Event]:
+def _register(world: World[State], command: i.Register) -> list[Event]:
     if registered(world, command):
         return []
     for name in command.names:
@@ -123,7 +124,7 @@ def _register(world: World[State], command: u.Register) -> list[Event]:
     return [u.ModelImported(model_id=model_id, path=command.path), created] if command.imported else [created]
 
 
-def _delete(state: State, command: u.BeginDelete) -> list[Event]:
+def _delete(state: State, command: i.BeginDelete) -> list[Event]:
     if command.services and not command.force:
         raise Conflict(
             f"{state.id} is used by {', '.join(command.services)}; delete those first, or force it",
@@ -153,22 +154,22 @@ def _verify(state: State, command: u.VerifyModel) -> list[Event]:
 def _recorded(world: World[State], state: State, command: Command[Any], call: Call) -> list[Event]:
     """Decide what our own effects report of the run that is under way."""
     match command, state.status:
-        case u.RecordProgress(bytes_done=done, bytes_total=total), "pulling":
+        case i.RecordProgress(bytes_done=done, bytes_total=total), "pulling":
             progress = round(min(100.0, 100 * done / total), 1) if total else 0.0
             about = {field: getattr(command, field) for field in ("status", "bytes_done", "bytes_total", "speed")}
             return [u.PullProgress(model_id=state.id, progress=progress, run=state.run, **about)]
-        case u.RecordPulled(), "pulling":
+        case i.RecordPulled(), "pulling":
             return list(_completed(world, state, command, call))
-        case u.RecordPullFailed(), "pulling":
+        case i.RecordPullFailed(), "pulling":
             about = {field: getattr(command, field) for field in ("error", "error_code", "code", "details")}
             return [u.PullFailed(model_id=state.id, run=state.run, **about)]
-        case u.RecordVerified(issues=issues, intact=intact), "verifying":
+        case i.RecordVerified(issues=issues, intact=intact), "verifying":
             return [u.ModelVerified(model_id=state.id, valid=not issues, issues=list(issues), intact=intact)]
         case _:
             return []
 
 
-def _completed(world: World[State], state: State, command: u.RecordPulled, call: Call) -> Iterator[Event]:
+def _completed(world: World[State], state: State, command: i.RecordPulled, call: Call) -> Iterator[Event]:
     assert state.pull
     duration = max(0.0, round(call.at - state.pull.started_at, 3))
     size, checksum = command.size, command.checksum

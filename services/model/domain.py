@@ -5,6 +5,7 @@ from __future__ import annotations
 from aima_core.domain import Domain
 from aima_core.units import Event, Resource
 from services.model import decider, replies, state, views
+from services.model import internal as i
 from services.model import units as u
 from services.model.outside import ModelOutside
 from services.model.settings import ModelSettings
@@ -22,13 +23,13 @@ MODEL = Domain(
     events=u.EVENTS,
     commands=(u.CreateModel, u.DeleteModel, u.PullModel, u.ImportModel, u.VerifyModel),
     internal=(
-        u.Register,
-        u.BeginDelete,
-        u.RecordProgress,
-        u.RecordPulled,
-        u.RecordPullFailed,
-        u.RecordVerified,
-        u.RecordRemoved,
+        i.Register,
+        i.BeginDelete,
+        i.RecordProgress,
+        i.RecordPulled,
+        i.RecordPullFailed,
+        i.RecordVerified,
+        i.RecordRemoved,
     ),
     queries=(u.GetModel, u.ListModels, u.SearchModels, u.EstimateResources),
     resources=(

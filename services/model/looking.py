@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from aima_core.errors import AimaError, InvalidRequest, NotFound, ValidationFailed
+from services.model import internal as i
 from services.model import names
 from services.model import units as u
 from services.model.checksum import checksum
@@ -22,14 +23,14 @@ def facts_of(file: ModelFile) -> u.Facts:
     return {key: value for key, value in said.items() if key not in _BESIDE_THE_FACTS and value is not None}
 
 
-def as_created(command: u.CreateModel) -> u.Register:
+def as_created(command: u.CreateModel) -> i.Register:
     """Return the command with what deciding needs to know of its files.
 
     Raises ValidationFailed and NotFound naming the field `path`, `type` or `format`.
     """
     source = command.source or "local"
     if command.path is None:
-        return u.Register(
+        return i.Register(
             names=(command.name,),
             named=True,
             imported=False,
@@ -47,7 +48,7 @@ def as_created(command: u.CreateModel) -> u.Register:
     return _register(path, file, (command.name,), command.type, source, named=True, imported=False)
 
 
-def as_imported(command: u.ImportModel) -> u.Register:
+def as_imported(command: u.ImportModel) -> i.Register:
     """Return the command with what the files say. Raises as `as_created` does."""
     if not command.auto_detect and command.type is None:
         raise _refused("type", "give the type, or let it be detected", "TYPE_NEEDED")
@@ -98,14 +99,14 @@ def _look(given: str) -> tuple[Path, ModelFile]:
 
 def _register(
     path: Path, file: ModelFile, wished: Sequence[str], kind: str, source: str, *, named: bool, imported: bool
-) -> u.Register:
+) -> i.Register:
     try:
         digest = checksum(path)
     except OSError as fault:
         raise InvalidRequest(
             f"{path} cannot be read: {fault.strerror}", reason="NOT_READABLE", field="path", path=str(path)
         ) from fault
-    return u.Register(
+    return i.Register(
         names=tuple(dict.fromkeys(wished)),
         named=named,
         imported=imported,

@@ -14,6 +14,7 @@ from aima_core.errors import AimaError, Conflict, NotFound, Unavailable, UnitNot
 from aima_core.reader import Row
 from aima_core.units import Command, Query, View
 from services.model import files, looking, views
+from services.model import internal as i
 from services.model import units as u
 from services.model.decider import known
 from services.model.pulling import pull
@@ -50,7 +51,7 @@ class ModelOutside(Outside[State]):
             case u.DeleteModel():
                 model_id = self._id(command.model_id)
                 services = () if command.force else await self._users(model_id)
-                return u.BeginDelete(model_id=model_id, force=command.force, services=services)
+                return i.BeginDelete(model_id=model_id, force=command.force, services=services)
             case _:
                 return command
 
@@ -65,11 +66,11 @@ class ModelOutside(Outside[State]):
                 case Verify(path=path, size=size, checksum=checksum, expected=expected):
                     issues, intact = await in_thread(looking.issues_of, Path(path), size, checksum, expected)
                     return [
-                        u.RecordVerified(model_id=effect.model_id, run=effect.run, issues=issues, intact=intact),
+                        i.RecordVerified(model_id=effect.model_id, run=effect.run, issues=issues, intact=intact),
                     ]
                 case Remove(model_id=model_id):
                     await in_thread(files.discard, folder, model_id)
-                    return [u.RecordRemoved(model_id=model_id)]
+                    return [i.RecordRemoved(model_id=model_id)]
                 case _:
                     raise TypeError(effect)
 

@@ -12,7 +12,7 @@ from aima_core.errors import AimaError, InternalError, RateLimited, Timeout, Una
 from aima_core.logs import logger
 from aima_core.units import Command
 from services.model import files, names
-from services.model import units as u
+from services.model import internal as i
 from services.model.checksum import checksum
 from services.model.formats import inspect, loadable
 from services.model.looking import facts_of
@@ -31,7 +31,7 @@ Record = Callable[[Command[Any]], Awaitable[object]]
 
 async def pull(
     root: Path, effect: Pull, settings: ModelSettings, record: Record
-) -> u.RecordPulled | u.RecordPullFailed:
+) -> i.RecordPulled | i.RecordPullFailed:
     """Have the model where it stays; on failure nothing of it is left. Cancelled, what is there so far is kept."""
     left = effect.started_at + settings.pull_timeout - time.time()
     try:
@@ -48,7 +48,7 @@ async def pull(
     except Exception:
         logger.error("pull broke", model_id=effect.model_id, exc_info=True)
         return await _failed(root, effect, InternalError("internal error"))
-    return u.RecordPulled(
+    return i.RecordPulled(
         model_id=effect.model_id,
         run=effect.run,
         name=found.name,
@@ -97,12 +97,12 @@ def _look(got: Pulled, folder: Path, effect: Pull) -> files.Arrived:
     )
 
 
-async def _failed(root: Path, effect: Pull, error: AimaError) -> u.RecordPullFailed:
+async def _failed(root: Path, effect: Pull, error: AimaError) -> i.RecordPullFailed:
     try:
         await in_thread(files.discard_pull, root, effect.model_id)
     except AimaError as left:
         logger.error("what is left of a pull cannot be removed", model_id=effect.model_id, error=left.message)
-    return u.RecordPullFailed(
+    return i.RecordPullFailed(
         model_id=effect.model_id,
         run=effect.run,
         error=error.message,
@@ -138,7 +138,7 @@ class Steps:
     async def _say(self, status: str, now: float) -> None:
         done, total = self._so_far
         begun, before = self._begun or (now, done)
-        command = u.RecordProgress(
+        command = i.RecordProgress(
             model_id=self._effect.model_id,
             run=self._effect.run,
             status=status,

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 from aima_core.domain import World
 from aima_core.errors import Conflict, from_body
 from aima_core.units import Command, Event, Success, View
+from services.model import internal as i
 from services.model import units as u
 from services.model.decider import find, pulled, registered
 from services.model.state import State
@@ -18,12 +19,12 @@ def reply(world: World[State], command: Command[Any], events: Sequence[Event]) -
     match command:
         case u.PullModel():
             return _pulled(world, command, events)
-        case u.Register():
+        case i.Register():
             created = next((event for event in events if isinstance(event, u.ModelCreated)), None)
             state = registered(world, command)
             model_id = created.model_id if created else state.id if state else ""
             return u.ModelRef(model_id=model_id)
-        case u.BeginDelete(model_id=model_id):
+        case i.BeginDelete(model_id=model_id):
             return None if _removing(world.get(f"model/{model_id}")) else Success()
         case u.VerifyModel(model_id=model_id):
             return _verified(find(world, model_id), events)

@@ -11,6 +11,7 @@ from aima_core.call import Call
 from aima_core.domain import World
 from aima_core.errors import Conflict, NotFound
 from aima_core.units import Command, Event, Success, View
+from services.resource import internal as i
 from services.resource import units as u
 from services.resource.room import Machine, Need, Slot, room_for
 
@@ -26,24 +27,24 @@ def decide(world: World[State], command: Command[Any], call: Call) -> list[Event
     Raises InsufficientResources, Conflict (the name is taken by a slot of another size), NotFound (update only).
     """
     match command:
-        case u.DecideAllocation():
+        case i.DecideAllocation():
             return _allocate(world, command, call)
         case u.Release(slot_id=slot_id):
             return [u.Released(slot_id=slot_id)] if slot_at(world, slot_id) else []
         case u.UpdateSlot():
             return _update(world, command, call)
-        case u.RecordCapacity(memory=memory, system_reserve=reserve, storage=storage):
+        case i.RecordCapacity(memory=memory, system_reserve=reserve, storage=storage):
             before = machine_at(world, call.node)
             after = msgspec.structs.replace(before, memory=memory, system_reserve=reserve, storage=storage)
             return _capacity(before, after)
-        case u.RecordAccelerator(node=node, device_id=device_id, present=present) if node == call.node:
+        case i.RecordAccelerator(node=node, device_id=device_id, present=present) if node == call.node:
             before = machine_at(world, node)
             others = [gpu for gpu in before.gpus if gpu != device_id]
             gpus = tuple(sorted([*others, device_id] if present else others))
             return _capacity(before, msgspec.structs.replace(before, gpus=gpus))
-        case u.RecordAccelerator():
+        case i.RecordAccelerator():
             return []
-        case u.RecordPressure(used_percent=used):
+        case i.RecordPressure(used_percent=used):
             return _pressure(machine_at(world, call.node), used)
     raise TypeError(command)
 
@@ -119,7 +120,7 @@ def _level(used_percent: float) -> u.Pressure:
     return [level for level, threshold in THRESHOLDS if used_percent >= threshold][-1]
 
 
-def _allocate(world: World[State], command: u.DecideAllocation, call: Call) -> list[Event]:
+def _allocate(world: World[State], command: i.DecideAllocation, call: Call) -> list[Event]:
     slot = slot_at(world, command.slot_id)
     if slot is not None and slot.status != "preempted":
         if (slot.asked, slot.gpu_fraction) == (command.memory_bytes, command.gpu_fraction):

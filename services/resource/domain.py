@@ -7,6 +7,7 @@ from aima_core.units import Resource
 from services.device.units import DeviceDetected, DeviceRemoved
 from services.engine.units import EngineStopped
 from services.resource import decider, outside, views
+from services.resource import internal as i
 from services.resource import units as u
 from services.resource.settings import ResourceSettings
 
@@ -16,7 +17,7 @@ RESOURCE: Domain[decider.State] = Domain(
     state=decider.State,  # type: ignore[arg-type]  # a union, told apart by its tag, decodes as one type does
     events=u.EVENTS,
     commands=(u.Allocate, u.Release, u.UpdateSlot),
-    internal=(u.DecideAllocation, u.RecordCapacity, u.RecordAccelerator, u.RecordPressure),
+    internal=(i.DecideAllocation, i.RecordCapacity, i.RecordAccelerator, i.RecordPressure),
     queries=(u.GetStatus, u.GetBudget, u.ListAllocations, u.AskCanAllocate),
     resources=(
         Resource(

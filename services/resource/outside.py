@@ -14,6 +14,7 @@ from aima_core.records import Recorded
 from aima_core.units import Command, Query, View
 from services.device.units import DeviceDetected, DeviceRemoved
 from services.engine.units import EngineStopped
+from services.resource import internal as i
 from services.resource import machine, views
 from services.resource import units as u
 from services.resource.decider import State, held, machine_at, slot_at
@@ -29,9 +30,9 @@ def react(recorded: Recorded) -> Iterable[Command[Any]]:
         case EngineStopped(process_id=process_id, run=run):
             yield u.Release(slot_id=u.slot_of(f"{process_id}-{run}"))
         case DeviceDetected(device=device) if device.type == "gpu":
-            yield u.RecordAccelerator(node=device.node, device_id=device.id, present=True)
+            yield i.RecordAccelerator(node=device.node, device_id=device.id, present=True)
         case DeviceRemoved(device_id=device_id):
-            yield u.RecordAccelerator(node=recorded.meta.node, device_id=device_id, present=False)
+            yield i.RecordAccelerator(node=recorded.meta.node, device_id=device_id, present=False)
 
 
 class ResourceOutside(Outside[State]):
@@ -47,7 +48,7 @@ class ResourceOutside(Outside[State]):
             return command
         await self._hear()
         facts = await self._facts()
-        return u.DecideAllocation(**command.model_dump(), available=facts.available)
+        return i.DecideAllocation(**command.model_dump(), available=facts.available)
 
     async def answer(self, query: Query[Any]) -> View:
         """Answer from the read tables and the machine."""
@@ -91,8 +92,8 @@ class ResourceOutside(Outside[State]):
     async def _look(self) -> None:
         facts = await self._facts()
         kept = machine.reserve(facts.memory, self.context.settings.reserve, LEAST_RESERVE)
-        await self.context.record(u.RecordCapacity(memory=facts.memory, system_reserve=kept, storage=facts.storage))
-        await self.context.record(u.RecordPressure(used_percent=facts.used_percent))
+        await self.context.record(i.RecordCapacity(memory=facts.memory, system_reserve=kept, storage=facts.storage))
+        await self.context.record(i.RecordPressure(used_percent=facts.used_percent))
 
     async def _facts(self) -> Facts:
         return await asyncio.to_thread(machine.read, self.context.folder)  # a disk may be far away and slow

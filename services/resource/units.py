@@ -270,34 +270,3 @@ class AskCanAllocate(Query[CanAllocate], unit="resource.can_allocate", examples=
     freeing: list[SlotId] = Field(
         [], max_length=100, description="Slots that are about to be released: the answer is as if they were."
     )
-
-
-# --- internal: what only the outside knows ------------------------------------------------------------------------
-
-
-class DecideAllocation(Allocate, unit="resource.decide_allocation", stream="slot_id"):
-    """An Allocate with what deciding needs to know of the machine."""
-
-    available: int = Field(ge=0, description="Bytes that the system could give right now.")
-
-
-class RecordCapacity(Command[Success], unit="resource.record_capacity"):
-    """The machine has so much; bytes."""
-
-    memory: int = Field(ge=0)
-    system_reserve: int = Field(ge=0)
-    storage: int = Field(ge=0)
-
-
-class RecordAccelerator(Command[Success], unit="resource.record_accelerator"):
-    """A GPU is there, or is there no more. Those of other nodes are none of our business."""
-
-    node: str
-    device_id: str
-    present: bool
-
-
-class RecordPressure(Command[Success], unit="resource.record_pressure"):
-    """So much memory is in use, percent of the machine's."""
-
-    used_percent: float = Field(ge=0, le=100)

@@ -16,6 +16,7 @@ from aima_core.records import Codec, Meta, Recorded
 from aima_core.runner import Runner
 from aima_core.testing import NOON, Given, call
 from aima_core.units import Command, Event
+from services.device import internal as i
 from services.device import units as u
 from services.device import views
 from services.device.decider import State, chosen, in_order
@@ -23,7 +24,7 @@ from services.device.domain import DEVICE
 from services.device.drivers import Found, Sample
 from services.device.watch import Watch
 
-CPU = u.FoundDevice(
+CPU = i.FoundDevice(
     id="test-cpu-0",
     name="Ryzen",
     vendor="AMD",
@@ -34,17 +35,17 @@ CPU = u.FoundDevice(
     cores=8,
     memory_bandwidth=40_000,
 )
-GPU = u.FoundDevice(
+GPU = i.FoundDevice(
     id="test-gpu-0", name="H200", vendor="NVIDIA", type="gpu", architecture="hopper", memory=141, uuid="GPU-1"
 )
-DISK = u.FoundDevice(id="test-disk-0", name="/dev/vda", vendor="unknown", type="disk", architecture="ext4", memory=1000)
+DISK = i.FoundDevice(id="test-disk-0", name="/dev/vda", vendor="unknown", type="disk", architecture="ext4", memory=1000)
 
 
-def device(found: u.FoundDevice, **changed: Any) -> u.Device:
+def device(found: i.FoundDevice, **changed: Any) -> u.Device:
     return u.Device(**{**found.model_dump(), "node": "test", **changed})
 
 
-def detected(found: u.FoundDevice, **changed: Any) -> u.DeviceDetected:
+def detected(found: i.FoundDevice, **changed: Any) -> u.DeviceDetected:
     return u.DeviceDetected(device_id=found.id, device=device(found, **changed))
 
 
@@ -75,18 +76,18 @@ STATES: dict[str, list[Event]] = {
 }
 REMOVED = [u.DeviceRemoved(device_id="test-gpu-0")]
 LARGER = GPU.model_copy(update={"memory": 192})
-ALERT = u.RecordAlert(device_id="test-gpu-0", metric="temperature", value=91, threshold=90)
+ALERT = i.RecordAlert(device_id="test-gpu-0", metric="temperature", value=91, threshold=90)
 ALERTED = [u.MetricsAlert(device_id="test-gpu-0", metric="temperature", value=91, threshold=90)]
 __: list[Event] = []
 NO = NotFound
 DECIDED: dict[str, tuple[Command[Any], tuple[Any, ...]]] = {
     # command, and what it comes to when the GPU is: absent, new, healthy, hot, limited, removed
-    "found": (u.RecordDevices(found=(GPU,)), ([detected(GPU)], __, __, __, __, [detected(GPU)])),
-    "found twice": (u.RecordDevices(found=(GPU, GPU)), ([detected(GPU)], __, __, __, __, [detected(GPU)])),
-    "found larger": (u.RecordDevices(found=(LARGER,)), ([detected(LARGER)],) * 6),
-    "nothing found": (u.RecordDevices(found=()), (__, REMOVED, REMOVED, REMOVED, REMOVED, __)),
+    "found": (i.RecordDevices(found=(GPU,)), ([detected(GPU)], __, __, __, __, [detected(GPU)])),
+    "found twice": (i.RecordDevices(found=(GPU, GPU)), ([detected(GPU)], __, __, __, __, [detected(GPU)])),
+    "found larger": (i.RecordDevices(found=(LARGER,)), ([detected(LARGER)],) * 6),
+    "nothing found": (i.RecordDevices(found=()), (__, REMOVED, REMOVED, REMOVED, REMOVED, __)),
     "healthy": (
-        u.RecordHealth(device_id="test-gpu-0", status="healthy"),
+        i.RecordHealth(device_id="test-gpu-0", status="healthy"),
         (
             NO,
             [health("unknown", "healthy")],
@@ -97,7 +98,7 @@ DECIDED: dict[str, tuple[Command[Any], tuple[Any, ...]]] = {
         ),
     ),
     "warm": (
-        u.RecordHealth(device_id="test-gpu-0", status="warning", issues=("warm",)),
+        i.RecordHealth(device_id="test-gpu-0", status="warning", issues=("warm",)),
         (
             NO,
             [health("unknown", "warning", "warm")],
@@ -109,11 +110,11 @@ DECIDED: dict[str, tuple[Command[Any], tuple[Any, ...]]] = {
     ),
     "alert": (ALERT, (NO, ALERTED, ALERTED, ALERTED, ALERTED, NO)),
     "limit was 700, is 300": (
-        u.RecordPowerLimit(device_id="test-gpu-0", limit_watts=300, previous_watts=700),
+        i.RecordPowerLimit(device_id="test-gpu-0", limit_watts=300, previous_watts=700),
         (NO, [limit(300, 700)], [limit(300, 700)], [limit(300, 700)], [limit(300, 700)], NO),
     ),
     "limit was 300 already": (
-        u.RecordPowerLimit(device_id="test-gpu-0", limit_watts=300, previous_watts=300.0004),
+        i.RecordPowerLimit(device_id="test-gpu-0", limit_watts=300, previous_watts=300.0004),
         (NO, [limit(300, 300.0004)], [limit(300, 300.0004)], [limit(300, 300.0004)], __, NO),
     ),
     "plan of 300": (
@@ -159,19 +160,19 @@ def test_a_bandwidth_that_is_measured_a_little_differently_is_the_same(
     known: int | None, measured: int | None, recorded: int | None
 ) -> None:
     given = Given(DEVICE, [detected(CPU, memory_bandwidth=known)])
-    events = given.when(u.RecordDevices(found=(CPU.model_copy(update={"memory_bandwidth": measured}),)))
+    events = given.when(i.RecordDevices(found=(CPU.model_copy(update={"memory_bandwidth": measured}),)))
     assert events == ([] if recorded == known else [detected(CPU, memory_bandwidth=recorded)])
 
 
 def test_what_else_has_changed_is_recorded_with_the_bandwidth_that_was_known() -> None:
     given = Given(DEVICE, [detected(CPU)])
     found = CPU.model_copy(update={"memory_bandwidth": 41_000, "cores": 16})
-    assert given.when(u.RecordDevices(found=(found,))) == [detected(CPU, cores=16)]
+    assert given.when(i.RecordDevices(found=(found,))) == [detected(CPU, cores=16)]
 
 
 def test_detecting_lists_what_is_there_gpus_first() -> None:
     ninth, tenth = (GPU.model_copy(update={"id": f"test-gpu-{n}"}) for n in (9, 10))
-    command = u.RecordDevices(found=(CPU, DISK, tenth, ninth))
+    command = i.RecordDevices(found=(CPU, DISK, tenth, ninth))
     given = Given(DEVICE)
     assert [event.stream for event in given.then(command)] == [
         "device/test-cpu-0",
@@ -209,9 +210,9 @@ watts = st.sampled_from([200.0, 300.0])
 # alerts are not among them: each is the news of another moment, and watch.py sees to it that a crossing is one
 found = st.lists(st.sampled_from([CPU, GPU, LARGER, DISK]), max_size=4, unique_by=lambda device: device.id)
 commands = st.one_of(
-    st.builds(u.RecordDevices, found=found.map(tuple)),
-    st.builds(u.RecordHealth, device_id=ids, status=st.sampled_from(["healthy", "warning", "critical", "unknown"])),
-    st.builds(lambda i, w: u.RecordPowerLimit(device_id=i, limit_watts=w, previous_watts=w), ids, watts),
+    st.builds(i.RecordDevices, found=found.map(tuple)),
+    st.builds(i.RecordHealth, device_id=ids, status=st.sampled_from(["healthy", "warning", "critical", "unknown"])),
+    st.builds(lambda i, w: i.RecordPowerLimit(device_id=i, limit_watts=w, previous_watts=w), ids, watts),
     st.builds(u.SetPowerLimit, device_id=ids, limit_watts=watts),
 )
 
@@ -362,11 +363,11 @@ async def test_a_rebuilt_table_and_states_are_those_that_were_live(tmp_path: Pat
         return rows, dict(runner.committed)
 
     for command in (
-        u.RecordDevices(found=(CPU, GPU, DISK)),
-        u.RecordHealth(device_id="test-gpu-0", status="critical", issues=("hot",)),
+        i.RecordDevices(found=(CPU, GPU, DISK)),
+        i.RecordHealth(device_id="test-gpu-0", status="critical", issues=("hot",)),
         ALERT,
-        u.RecordPowerLimit(device_id="test-gpu-0", limit_watts=300, previous_watts=700),
-        u.RecordDevices(found=(CPU, LARGER)),
+        i.RecordPowerLimit(device_id="test-gpu-0", limit_watts=300, previous_watts=700),
+        i.RecordDevices(found=(CPU, LARGER)),
     ):
         await runner.run(command, call())
     live = await everything()

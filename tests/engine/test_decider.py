@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from aima_core.errors import AimaError, Conflict, NotFound, Unavailable
 from aima_core.testing import NOON, Given
 from aima_core.units import Command, Event
+from services.engine import internal as i
 from services.engine import state
 from services.engine import units as u
 from services.engine.domain import ENGINE
@@ -21,7 +22,7 @@ ID = "eng-1"
 PORTS = (18100, 18101, 18102)
 
 
-def begin(ident: str = ID, **other: Any) -> u.BeginStart:
+def begin(ident: str = ID, **other: Any) -> i.BeginStart:
     asked: dict[str, Any] = {
         "process_id": ident,
         "name": "toy",
@@ -41,7 +42,7 @@ def begin(ident: str = ID, **other: Any) -> u.BeginStart:
         "wait": True,
         "timeout": 60,
     }
-    return u.BeginStart(**(asked | other))
+    return i.BeginStart(**(asked | other))
 
 
 def requested(ident: str = ID, *, run: int = 1, port: int = 18100, **other: Any) -> u.StartRequested:
@@ -102,16 +103,16 @@ def health(old: str, new: u.Health) -> u.HealthChanged:
     return u.HealthChanged(process_id=ID, name="toy", old_status=old, new_status=new, service_id="svc-a", run=1)
 
 
-def ready(run: int) -> u.RecordReady:
-    return u.RecordReady(process_id=ID, run=run, served_model="M", dialect="openai", pid=42, pid_started_at=7.5)
+def ready(run: int) -> i.RecordReady:
+    return i.RecordReady(process_id=ID, run=run, served_model="M", dialect="openai", pid=42, pid_started_at=7.5)
 
 
-def come(run: int) -> u.RecordProgress:
-    return u.RecordProgress(process_id=ID, run=run, phase="loading", message="loading", progress=40)
+def come(run: int) -> i.RecordProgress:
+    return i.RecordProgress(process_id=ID, run=run, phase="loading", message="loading", progress=40)
 
 
-def broke(run: int) -> u.RecordFailed:
-    return u.RecordFailed(process_id=ID, run=run, error="it broke", error_code="DIED")
+def broke(run: int) -> i.RecordFailed:
+    return i.RecordFailed(process_id=ID, run=run, error="it broke", error_code="DIED")
 
 
 def decided(given: Given[State], command: Command[Any]) -> list[Event] | type[AimaError]:
@@ -158,25 +159,25 @@ DECIDED: dict[str, tuple[Command[Any], tuple[Any, ...]]] = {
     "ready": (ready(1), (__, READY, __, __, __, __, __, __)),
     "ready, other run": (ready(2), _8),
     "unhealthy": (
-        u.RecordHealth(process_id=ID, run=1, status="unhealthy"),
+        i.RecordHealth(process_id=ID, run=1, status="unhealthy"),
         (__, __, [health("healthy", "unhealthy")], __, __, __, __, __),
     ),
-    "healthy": (u.RecordHealth(process_id=ID, run=1, status="healthy"), _8),
-    "unhealthy, other run": (u.RecordHealth(process_id=ID, run=0, status="unhealthy"), _8),
+    "healthy": (i.RecordHealth(process_id=ID, run=1, status="healthy"), _8),
+    "unhealthy, other run": (i.RecordHealth(process_id=ID, run=0, status="unhealthy"), _8),
     "failed": (broke(1), (__, FAILED, [failed()], __, __, __, __, __)),
     "failed, other run": (broke(2), _8),
-    "overdue": (u.RecordOverdue(process_id=ID, run=1), (__, __, __, __, [late()], [late()], __, __)),
-    "overdue, other run": (u.RecordOverdue(process_id=ID, run=2), _8),
+    "overdue": (i.RecordOverdue(process_id=ID, run=1), (__, __, __, __, [late()], [late()], __, __)),
+    "overdue, other run": (i.RecordOverdue(process_id=ID, run=2), _8),
     "gone": (
-        u.RecordGone(process_id=ID, run=1, exit_code=0),
+        i.RecordGone(process_id=ID, run=1, exit_code=0),
         (
             *(__, __, __, [stopped("DIED")], [stopped("requested")], [stopped("restart"), requested(run=2)]),
             *([stopped("STOP_TIMEOUT")], [stopped("STOP_TIMEOUT")]),
         ),
     ),
-    "gone, other run": (u.RecordGone(process_id=ID, run=2), _8),
+    "gone, other run": (i.RecordGone(process_id=ID, run=2), _8),
     "orphan": (
-        u.RecordOrphan(process_id=ID, name="toy", service_id="svc-a", run=1),
+        i.RecordOrphan(process_id=ID, name="toy", service_id="svc-a", run=1),
         ([stopped("orphan", None)], __, __, __, __, __, __, __),
     ),
 }
@@ -194,8 +195,8 @@ PACKAGES: dict[str, list[Event]] = {
 }
 
 
-def install(version: str = "", *, have: str = "", present: bool = False) -> u.BeginInstall:
-    return u.BeginInstall(name="toy", version=version, present=present, path="/p" if have else "", have=have)
+def install(version: str = "", *, have: str = "", present: bool = False) -> i.BeginInstall:
+    return i.BeginInstall(name="toy", version=version, present=present, path="/p" if have else "", have=have)
 
 
 NEWER = [u.InstallRequested(name="toy", version="2.0", deadline=NOON + 900)]
@@ -206,9 +207,9 @@ PACKAGE_DECIDED: dict[str, tuple[Command[Any], tuple[Any, ...]]] = {
     "install another": (install("2.0", have="1.0"), (NEWER, __, NEWER, NEWER)),
     "install, it is there": (install(have="1.0", present=True), ([INSTALLED], __, __, [INSTALLED])),
     "install, another is there": (install(have="1.1", present=True), (OTHER, __, OTHER, OTHER)),
-    "it is there": (u.RecordInstalled(name="toy", version="1.0", path="/p"), (__, [INSTALLED], __, __)),
+    "it is there": (i.RecordInstalled(name="toy", version="1.0", path="/p"), (__, [INSTALLED], __, __)),
     "it cannot be had": (
-        u.RecordInstallFailed(name="toy", error="no such package", error_code="INSTALL_FAILED"),
+        i.RecordInstallFailed(name="toy", error="no such package", error_code="INSTALL_FAILED"),
         (__, [NOT_INSTALLED], __, __),
     ),
 }
@@ -266,7 +267,7 @@ def test_a_forced_stop_calls_for_force() -> None:
         state.End(ID, 1, force=True, timeout=1),
         state.ExpireStop(ID, 1, NOON + 30),
     ]
-    (error,) = given.when(u.RecordOverdue(process_id=ID, run=1))
+    (error,) = given.when(i.RecordOverdue(process_id=ID, run=1))
     assert isinstance(error, u.EngineError)
     assert error.error == "its process has not ended within 30 s"
 
@@ -282,7 +283,7 @@ def test_an_instance_that_was_late_to_end_may_be_restarted_and_has_another_deadl
     given = Given(ENGINE, STATUSES["late to restart"])
     given.then(u.RestartEngine(name=ID), at=NOON + 100)
     assert state.ExpireStop(ID, 1, NOON + 160) in todo(given.world[f"engine/{ID}"])
-    gone, again = given.then(u.RecordGone(process_id=ID, run=1))
+    gone, again = given.then(i.RecordGone(process_id=ID, run=1))
     assert (gone.unit, again) == ("engine.stopped", requested(run=2))
 
 
@@ -291,7 +292,7 @@ def test_a_start_that_is_tried_again_tells_only_how_much_further_it_has_come() -
 
     def tell(message: str, percent: float, run: int = 1) -> list[Event]:
         told = {"phase": "loading", "message": message, "progress": percent}
-        return given.then(u.RecordProgress.model_validate({"process_id": ID, "run": run} | told))
+        return given.then(i.RecordProgress.model_validate({"process_id": ID, "run": run} | told))
 
     assert tell("reserved", 10) == [progress("loading", "reserved", 10)]
     assert tell("reserved", 10) == []
@@ -299,7 +300,7 @@ def test_a_start_that_is_tried_again_tells_only_how_much_further_it_has_come() -
     assert (tell("reserved", 10), tell("process 42", 40)) == ([], [])
     assert tell("process 43", 40) == [progress("loading", "process 43", 40)]
     given.then(u.RestartEngine(name=ID))
-    given.then(u.RecordGone(process_id=ID, run=1))
+    given.then(i.RecordGone(process_id=ID, run=1))
     assert tell("reserved", 10, run=2) == [progress("loading", "reserved", 10, run=2)]
 
 
@@ -310,30 +311,30 @@ def test_the_boot_that_an_instance_was_ready_in_is_kept() -> None:
 
 def test_an_instance_that_has_been_restarted_is_in_its_second_run_on_the_same_port() -> None:
     given = Given(ENGINE, STATUSES["to restart"])
-    gone, again = given.then(u.RecordGone(process_id=ID, run=1, exit_code=None), at=NOON + 100)
+    gone, again = given.then(i.RecordGone(process_id=ID, run=1, exit_code=None), at=NOON + 100)
     assert gone == stopped("restart", None)
     assert again == msgspec.structs.replace(requested(run=2), deadline=NOON + 160)
     assert given.when(ready(1)) == []
     assert given.when(ready(2))[-1] == started(run=2)
-    assert given.when(u.RecordGone(process_id=ID, run=1)) == []
+    assert given.when(i.RecordGone(process_id=ID, run=1)) == []
 
 
 def test_a_stop_during_a_restart_makes_it_a_stop() -> None:
     given = Given(ENGINE, STATUSES["to restart"])
     given.then(u.StopEngine(name=ID))
-    assert given.then(u.RecordGone(process_id=ID, run=1)) == [stopped("requested", None)]
+    assert given.then(i.RecordGone(process_id=ID, run=1)) == [stopped("requested", None)]
     assert given.world == {}
 
 
 def test_what_an_instance_was_before_does_not_stick_to_its_next_run() -> None:
     given = Given(ENGINE, [requested(), started(), failed(), stop(restart=True)])
-    given.then(u.RecordGone(process_id=ID, run=1))
+    given.then(i.RecordGone(process_id=ID, run=1))
     assert given.world[f"engine/{ID}"] == State(ID, "starting", start=requested(run=2))
 
 
 def test_health_that_is_back_is_news_once() -> None:
     given = Given(ENGINE, [*STATUSES["running"], health("healthy", "unhealthy")])
-    back = u.RecordHealth(process_id=ID, run=1, status="healthy")
+    back = i.RecordHealth(process_id=ID, run=1, status="healthy")
     assert given.then(back) == [health("unhealthy", "healthy")]
     assert given.then(back) == []
 
@@ -350,7 +351,7 @@ def test_an_engine_of_two_instances_is_stopped_whole_and_not_restarted_by_its_na
 # --- ports --------------------------------------------------------------------------------------------------------
 
 
-def port_of(given: Given[State], command: u.BeginStart) -> int:
+def port_of(given: Given[State], command: i.BeginStart) -> int:
     (event,) = given.when(command)
     assert isinstance(event, u.StartRequested)
     return event.port
@@ -403,7 +404,7 @@ commands = st.one_of(
     st.builds(u.StopEngine, name=names, force=st.booleans()),
     st.builds(u.RestartEngine, name=names),
     st.builds(
-        u.RecordReady,
+        i.RecordReady,
         process_id=ids,
         run=runs,
         served_model=st.just("M"),
@@ -412,29 +413,29 @@ commands = st.one_of(
         pid_started_at=st.just(0.5),
     ),
     st.builds(
-        u.RecordProgress,
+        i.RecordProgress,
         process_id=ids,
         run=runs,
         phase=st.just("loading"),
         message=st.sampled_from(["m", "n"]),
         progress=st.sampled_from([10, 40]),
     ),
-    st.builds(u.RecordHealth, process_id=ids, run=runs, status=st.sampled_from(["healthy", "unhealthy"])),
-    st.builds(u.RecordFailed, process_id=ids, run=runs, error=st.just("e"), error_code=st.just("DIED")),
-    st.builds(u.RecordOverdue, process_id=ids, run=runs),
-    st.builds(u.RecordGone, process_id=ids, run=runs, exit_code=st.none()),
+    st.builds(i.RecordHealth, process_id=ids, run=runs, status=st.sampled_from(["healthy", "unhealthy"])),
+    st.builds(i.RecordFailed, process_id=ids, run=runs, error=st.just("e"), error_code=st.just("DIED")),
+    st.builds(i.RecordOverdue, process_id=ids, run=runs),
+    st.builds(i.RecordGone, process_id=ids, run=runs, exit_code=st.none()),
     st.builds(
-        u.BeginInstall,
+        i.BeginInstall,
         name=st.just("toy"),
         version=st.sampled_from(["", "2"]),
         present=st.booleans(),
         path=st.just("/p"),
         have=st.just("1"),
     ),
-    st.builds(u.RecordInstalled, name=st.just("toy"), version=st.just("1"), path=st.just("/p")),
-    st.builds(u.RecordInstallFailed, name=st.just("toy"), error=st.just("e"), error_code=st.just("X")),
+    st.builds(i.RecordInstalled, name=st.just("toy"), version=st.just("1"), path=st.just("/p")),
+    st.builds(i.RecordInstallFailed, name=st.just("toy"), error=st.just("e"), error_code=st.just("X")),
 )
-DECLARED: dict[type[Command[Any]], type[Command[Any]]] = {u.BeginStart: u.StartEngine, u.BeginInstall: u.InstallEngine}
+DECLARED: dict[type[Command[Any]], type[Command[Any]]] = {i.BeginStart: u.StartEngine, i.BeginInstall: u.InstallEngine}
 
 
 @given(st.lists(commands, max_size=30))

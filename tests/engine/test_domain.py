@@ -29,6 +29,7 @@ from aima_core.errors import (
     ValidationFailed,
 )
 from aima_core.testing import NOON, serving, until
+from services.engine import internal as i
 from services.engine import units as u
 from services.engine.domain import ENGINE
 from services.engine.http import healthy
@@ -379,7 +380,7 @@ async def test_what_became_ready_while_we_were_away_is_ready_even_when_its_deadl
         "model_path": "/models/toy.gguf",
         "model_type": "llm",
     }
-    begun = u.BeginStart(
+    begun = i.BeginStart(
         **asked,
         process_id="eng-a",
         name="toy",

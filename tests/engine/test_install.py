@@ -13,7 +13,7 @@ import pytest
 from aima_core.bus import Client
 from aima_core.errors import ExecutionFailed
 from aima_core.testing import serving, until
-from services.engine import units as u
+from services.engine import internal as i
 from services.engine.domain import ENGINE
 from services.engine.install import Package
 from services.engine.manifest_schema import Manifest
@@ -73,7 +73,7 @@ async def test_an_installation_that_is_late_has_failed_and_pip_is_ended(
         monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{silent.getsockname()[1]}/simple")
         async with machine(tmp_path) as site:
             (site.folder / "engine" / "manifests" / "missing.yaml").write_text(MISSING)
-            begin = u.BeginInstall(name="missing", version="", present=False, path="", have="")
+            begin = i.BeginInstall(name="missing", version="", present=False, path="", have="")
             await recorded(site.folder / "engine", begin, at=time.time() - 898)  # two seconds are left of 900
             async with serving(ENGINE, settings=site.settings(ENGINE)) as client:
 

@@ -10,6 +10,7 @@ from aima_core.domain import World
 from aima_core.errors import AimaError, ExecutionFailed, InsufficientResources, Timeout
 from aima_core.testing import Given
 from aima_core.units import Command, Event, Success
+from services.engine import internal as i
 from services.engine import units as u
 from services.engine.domain import ENGINE
 from services.engine.replies import reply
@@ -144,7 +145,7 @@ ANSWERS: dict[str, tuple[Command[Any], list[Event], list[Event], Any]] = {
         [],
         "ExecutionFailed INSTALL_FAILED",
     ),
-    "news": (u.RecordGone(process_id=ID, run=1), [], [], Success()),
+    "news": (i.RecordGone(process_id=ID, run=1), [], [], Success()),
 }
 
 

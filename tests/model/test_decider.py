@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from aima_core.errors import AimaError, Conflict, ExecutionFailed, NotFound
 from aima_core.testing import NOON, Given
 from aima_core.units import Command, Event, Success
+from services.model import internal as i
 from services.model import names
 from services.model import units as u
 from services.model.domain import MODEL
@@ -74,7 +75,7 @@ HISTORIES: dict[str, tuple[Event, ...]] = {
 }
 
 PULL = u.PullModel(source="huggingface", repo=REPO)
-CREATE = u.Register(
+CREATE = i.Register(
     names=(ID,),
     named=True,
     imported=False,
@@ -97,7 +98,7 @@ IMPORT = CREATE.model_copy(
         "facts": FACTS,
     }
 )
-ARRIVED = u.RecordPulled(
+ARRIVED = i.RecordPulled(
     model_id=ID,
     run=1,
     name="Tiny Llama",
@@ -108,7 +109,7 @@ ARRIVED = u.RecordPulled(
     checksum=DIGEST,
     facts=FACTS,
 )
-GONE_WRONG = u.RecordPullFailed(
+GONE_WRONG = i.RecordPullFailed(
     model_id=ID,
     run=1,
     error="the hub has no maker/tiny",
@@ -116,8 +117,8 @@ GONE_WRONG = u.RecordPullFailed(
     code="NOT_FOUND",
     details={"reason": "REPO_NOT_FOUND"},
 )
-FURTHER = u.RecordProgress(model_id=ID, run=1, status="downloading", bytes_done=25, bytes_total=100, speed=12.5)
-FOUND_GOOD = u.RecordVerified(model_id=ID, run=2, issues=(), intact=True)
+FURTHER = i.RecordProgress(model_id=ID, run=1, status="downloading", bytes_done=25, bytes_total=100, speed=12.5)
+FOUND_GOOD = i.RecordVerified(model_id=ID, run=2, issues=(), intact=True)
 COMMANDS: dict[str, Command[Any]] = {
     "pull": PULL,
     "create": CREATE,
@@ -125,9 +126,9 @@ COMMANDS: dict[str, Command[Any]] = {
     "import": IMPORT,
     "import changed": IMPORT.model_copy(update={"checksum": OTHER_DIGEST}),
     "import, unnamed": IMPORT.model_copy(update={"named": False, "names": ("Some", "tiny")}),
-    "delete": u.BeginDelete(model_id=ID, force=False, services=()),
-    "delete, in use": u.BeginDelete(model_id=ID, force=False, services=("svc-1", "svc-2")),
-    "delete by force": u.BeginDelete(model_id=ID, force=True, services=("svc-1",)),
+    "delete": i.BeginDelete(model_id=ID, force=False, services=()),
+    "delete, in use": i.BeginDelete(model_id=ID, force=False, services=("svc-1", "svc-2")),
+    "delete by force": i.BeginDelete(model_id=ID, force=True, services=("svc-1",)),
     "verify": u.VerifyModel(model_id=ID),
     "verify against": u.VerifyModel(model_id=ID, checksum="b" * 64),
     "progress": FURTHER,
@@ -135,7 +136,7 @@ COMMANDS: dict[str, Command[Any]] = {
     "failed": GONE_WRONG,
     "verified": FOUND_GOOD,
     "damaged": FOUND_GOOD.model_copy(update={"issues": ("missing: it",), "intact": False}),
-    "removed": u.RecordRemoved(model_id=ID),
+    "removed": i.RecordRemoved(model_id=ID),
     "progress of 9": FURTHER.model_copy(update={"run": 9}),
     "pulled of 9": ARRIVED.model_copy(update={"run": 9}),
     "failed of 9": GONE_WRONG.model_copy(update={"run": 9}),
@@ -427,7 +428,7 @@ def test_whatever_is_asked_the_registry_makes_sense_and_asking_again_changes_not
         except Conflict as refusal:
             assert refusal.reason == "ALREADY_PULLING"  # noqa: PT017
         except NotFound:
-            assert isinstance(command, u.BeginDelete)
+            assert isinstance(command, i.BeginDelete)
         assert model.world == before
         called = [state.name for state in model.world.values()]
         assert len(set(called)) == len(called), "two models of one name"

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from aima_core.errors import AimaError, Conflict, InsufficientResources, NotFound
 from aima_core.testing import NOON, Given, call
 from aima_core.units import Command, Event
+from services.resource import internal as i
 from services.resource import units as u
 from services.resource.decider import HYSTERESIS, THRESHOLDS, State, held, machine_at, pressure_of
 from services.resource.domain import RESOURCE
@@ -23,8 +24,8 @@ CAPACITY = u.CapacityChanged(
 )
 
 
-def ask(name: str, memory: int, priority: int = 5, gpu: float = 0, available: int = 100 * GB) -> u.DecideAllocation:
-    return u.DecideAllocation(
+def ask(name: str, memory: int, priority: int = 5, gpu: float = 0, available: int = 100 * GB) -> i.DecideAllocation:
+    return i.DecideAllocation(
         name=name,
         type="inference_native",
         memory_bytes=memory,
@@ -173,7 +174,7 @@ def test_an_update_beyond_the_budget_preempts_nobody() -> None:
 
 # --- who makes room -----------------------------------------------------------------------------------------------
 
-ROOM: dict[str, tuple[list[Event], u.DecideAllocation, Any]] = {
+ROOM: dict[str, tuple[list[Event], i.DecideAllocation, Any]] = {
     "it fits": ([allocated("a", 5 * GB, 1)], ask("new", 5 * GB), []),
     "one byte too much": ([allocated("a", 5 * GB, 5)], ask("new", 5 * GB + 1), "INSUFFICIENT_MEMORY"),
     "lower priority makes room": ([allocated("a", 5 * GB, 4)], ask("new", 5 * GB + 1), ["a"]),
@@ -227,7 +228,7 @@ ROOM: dict[str, tuple[list[Event], u.DecideAllocation, Any]] = {
 
 
 @pytest.mark.parametrize(("events", "command", "expected"), ROOM.values(), ids=ROOM)
-def test_room_is_made_by(events: list[Event], command: u.DecideAllocation, expected: Any) -> None:
+def test_room_is_made_by(events: list[Event], command: i.DecideAllocation, expected: Any) -> None:
     given = machine(*events)
     if isinstance(expected, str):
         with pytest.raises(InsufficientResources) as refusal:
@@ -302,7 +303,7 @@ def test_the_owner_is_who_asked_and_else_what_caused_it() -> None:
 
 def test_capacity_is_recorded_when_it_changes() -> None:
     given = Given[State](RESOURCE)
-    record = u.RecordCapacity(memory=8 * GB, system_reserve=GB, storage=50 * GB)
+    record = i.RecordCapacity(memory=8 * GB, system_reserve=GB, storage=50 * GB)
     event = u.CapacityChanged(node="test", memory=8 * GB, system_reserve=GB, storage=50 * GB, accelerators=0)
     assert given.then(record) == [event]
     assert given.then(record) == []
@@ -310,10 +311,10 @@ def test_capacity_is_recorded_when_it_changes() -> None:
 
 def test_gpus_are_counted_once_and_only_those_of_this_machine() -> None:
     given = Given[State](RESOURCE)
-    given.then(u.RecordCapacity(memory=8, system_reserve=1, storage=5))
+    given.then(i.RecordCapacity(memory=8, system_reserve=1, storage=5))
 
     def heard(device_id: str, present: bool = True, node: str = "test") -> list[int]:
-        events = given.then(u.RecordAccelerator(node=node, device_id=device_id, present=present))
+        events = given.then(i.RecordAccelerator(node=node, device_id=device_id, present=present))
         return [event.accelerators for event in events if isinstance(event, u.CapacityChanged)]
 
     assert heard("test-gpu-0") == [1]
@@ -356,7 +357,7 @@ def test_pressure_is_warned_of_once_per_crossing() -> None:
     given = machine()
     seen = []
     for used in (60, 71, 69, 71, 86, 99, 94, 92, 50, 50):
-        for event in given.then(u.RecordPressure(used_percent=used)):
+        for event in given.then(i.RecordPressure(used_percent=used)):
             assert isinstance(event, u.PressureWarning)
             seen.append((used, event.pressure, event.threshold))
     assert seen == [(71, "medium", 70), (86, "high", 85), (99, "critical", 95), (92, "high", 95), (50, "low", 70)]
@@ -364,8 +365,8 @@ def test_pressure_is_warned_of_once_per_crossing() -> None:
 
 def test_a_change_of_capacity_is_no_crossing() -> None:
     given = machine(u.PressureWarning(node="test", pressure="high", threshold=85))
-    given.then(u.RecordCapacity(memory=12 * GB, system_reserve=GB, storage=100 * GB))
-    assert given.when(u.RecordPressure(used_percent=86)) == []
+    given.then(i.RecordCapacity(memory=12 * GB, system_reserve=GB, storage=100 * GB))
+    assert given.when(i.RecordPressure(used_percent=86)) == []
 
 
 def test_an_allocation_that_finds_memory_tight_says_so() -> None:
@@ -396,7 +397,7 @@ commands = st.one_of(
         memory_limit=st.none() | sizes,
         status=st.none() | st.sampled_from(["active", "idle", "preempted"]),
     ),
-    st.builds(u.RecordPressure, used_percent=st.floats(0, 100)),
+    st.builds(i.RecordPressure, used_percent=st.floats(0, 100)),
 )
 
 
@@ -433,7 +434,7 @@ def test_what_is_held_is_never_above_the_budget(asked: list[Command[Any]]) -> No
 
 
 capacities = st.builds(
-    u.RecordCapacity, memory=st.sampled_from([5 * GB, 11 * GB]), system_reserve=st.just(GB), storage=st.just(100 * GB)
+    i.RecordCapacity, memory=st.sampled_from([5 * GB, 11 * GB]), system_reserve=st.just(GB), storage=st.just(100 * GB)
 )
 
 
@@ -445,7 +446,7 @@ def test_a_machine_that_shrinks_takes_nobodys_slot_and_gives_nothing_beyond_it(a
         if isinstance(decided(given, command), type):
             continue
         given.then(command)
-        if isinstance(command, u.RecordCapacity):
+        if isinstance(command, i.RecordCapacity):
             assert reserved(given) == before
         assert reserved(given) <= max(machine_at(given.world, "test").budget, before)
 
@@ -472,7 +473,7 @@ def test_a_slot_has_one_holder_at_a_time_and_a_refusal_changes_nothing(asked: li
 
 @given(st.lists(commands, max_size=20), st.builds(ask, st.just("new"), sizes, st.integers(0, 4)), st.integers(0, 20))
 def test_a_refusal_names_the_bytes_that_are_missing_and_whoever_holds_any(
-    asked: list[Any], new: u.DecideAllocation, available: int
+    asked: list[Any], new: i.DecideAllocation, available: int
 ) -> None:
     given = machine()
     for command in asked:
@@ -490,7 +491,7 @@ def test_a_refusal_names_the_bytes_that_are_missing_and_whoever_holds_any(
 
 
 @given(st.lists(st.one_of(st.builds(ask, names, sizes, st.integers(0, 9)), names), max_size=40))
-def test_the_memory_of_a_slot_that_had_to_go_is_given_to_one_only(asked: list[u.DecideAllocation | str]) -> None:
+def test_the_memory_of_a_slot_that_had_to_go_is_given_to_one_only(asked: list[i.DecideAllocation | str]) -> None:
     """Every slot is in use from its first moment; one that was preempted is until its holder has ended."""
     given = machine()
     for step in asked:
@@ -516,7 +517,7 @@ def test_pressure_is_news_exactly_when_its_level_changes(readings: list[float]) 
     at = dict(THRESHOLDS)
     for used in readings:
         before = machine_at(given.world, "test").pressure
-        events = given.then(u.RecordPressure(used_percent=used))
+        events = given.then(i.RecordPressure(used_percent=used))
         after = machine_at(given.world, "test").pressure
         assert [event.pressure for event in events if isinstance(event, u.PressureWarning)] == (
             [after] if after != before else []
@@ -527,7 +528,7 @@ def test_pressure_is_news_exactly_when_its_level_changes(readings: list[float]) 
         # it only changes where a threshold has been crossed: reached on the way up, left by two points on the way down
         if levels.index(after) < levels.index(before):
             assert used + HYSTERESIS < at[before]
-        assert given.when(u.RecordPressure(used_percent=used)) == []
+        assert given.when(i.RecordPressure(used_percent=used)) == []
 
 
 @given(st.lists(commands, max_size=30), st.integers(0, 60))
@@ -544,7 +545,7 @@ def test_folding_a_prefix_and_then_the_rest_is_folding_the_whole(asked: list[Com
 
 
 @given(st.lists(commands, max_size=20), st.builds(ask, st.just("new"), sizes, st.integers(0, 4)))
-def test_nobody_makes_room_who_could_be_spared_or_has_the_priority(asked: list[Any], new: u.DecideAllocation) -> None:
+def test_nobody_makes_room_who_could_be_spared_or_has_the_priority(asked: list[Any], new: i.DecideAllocation) -> None:
     given = machine()
     for command in asked:
         if not isinstance(decided(given, command), type):

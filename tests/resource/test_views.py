@@ -14,6 +14,7 @@ from aima_core.records import Codec, Meta, Recorded
 from aima_core.runner import Runner
 from aima_core.testing import NOON, call
 from aima_core.units import Event
+from services.resource import internal as i
 from services.resource import units as u
 from services.resource import views
 from services.resource.domain import RESOURCE
@@ -115,13 +116,13 @@ async def test_rebuilt_tables_and_states_are_those_that_were_live(tmp_path: Path
 
     wide: dict[str, Any] = {"type": "docker_container", "gpu_fraction": 0.5, "available": 20 * GB}
     for command in (
-        u.RecordCapacity(memory=11 * GB, system_reserve=GB, storage=100 * GB),
-        u.RecordAccelerator(node="test", device_id="test-gpu-0", present=True),
-        u.DecideAllocation(name="a", memory_bytes=6 * GB, priority=1, **wide),
-        u.DecideAllocation(name="b", memory_bytes=5 * GB, priority=9, **wide),
-        u.DecideAllocation(name="c", memory_bytes=1 * GB, priority=9, **wide),
+        i.RecordCapacity(memory=11 * GB, system_reserve=GB, storage=100 * GB),
+        i.RecordAccelerator(node="test", device_id="test-gpu-0", present=True),
+        i.DecideAllocation(name="a", memory_bytes=6 * GB, priority=1, **wide),
+        i.DecideAllocation(name="b", memory_bytes=5 * GB, priority=9, **wide),
+        i.DecideAllocation(name="c", memory_bytes=1 * GB, priority=9, **wide),
         u.UpdateSlot(slot_id="slot-b", memory_limit=2 * GB, status="idle"),
-        u.RecordPressure(used_percent=90),
+        i.RecordPressure(used_percent=90),
         u.Release(slot_id="slot-c"),
     ):
         await runner.run(command, call())

@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 
 from aima_core.errors import AimaError
 from aima_core.units import Command
+from services.engine import internal as ei
 from services.engine import state as es
 from services.engine import units as engine
 from services.inference import internal
 from services.inference import units as inference
+from services.resource import internal as ri
 from services.resource import units as resource
 from services.resource.decider import held, machine_at
 from services.resource.room import Need, Slot, room_for
@@ -132,7 +134,7 @@ class Chaos:
         self.machine.taken = self.rng.choice((0, 0, 0, 0, 8_000, 30_000))
         used = 100 * (1 - self.machine.available / self.machine.memory)
         if self.world.sides["resource"].up:
-            self.world.run("resource", resource.RecordPressure(used_percent=used))
+            self.world.run("resource", ri.RecordPressure(used_percent=used))
 
     def reboot(self) -> None:
         self.world.reboot()
@@ -232,7 +234,7 @@ class Chaos:
         ]
         return tuple(idle[: self.rng.randint(0, 2)])
 
-    def _direct(self) -> engine.BeginStart:
+    def _direct(self) -> ei.BeginStart:
         there = [found.id for found in self.world.instances if found.start and not found.start.service_id]
         ident = self.rng.choice([*there[:2], f"eng-toy-{self.rng.randrange(10**6)}"])
         port = self.rng.choice((None, None, None, 9_012))
@@ -242,9 +244,9 @@ class Chaos:
         there = [found.id for found in self.world.instances]
         return self.rng.choice(there) if there and self.rng.random() < 0.95 else "toy"
 
-    def _install(self) -> engine.BeginInstall:
+    def _install(self) -> ei.BeginInstall:
         present = self.rng.random() < 0.3
-        return engine.BeginInstall(name="toy", version="1", present=present, path="/1", have="1")
+        return ei.BeginInstall(name="toy", version="1", present=present, path="/1", have="1")
 
     def _request(self, service: ss.Service) -> internal.BeginRequest:
         holder = self.rng.choice(("", "life-1"))
@@ -429,7 +431,7 @@ class Unending(Outside):
 
     def end(self, job: Job, effect: es.End) -> Sequence[Command[Any]]:
         job.done = True
-        return [engine.RecordGone(process_id=effect.process_id, run=effect.run)]
+        return [ei.RecordGone(process_id=effect.process_id, run=effect.run)]
 
 
 class Silent(Outside):

@@ -22,12 +22,14 @@ from aima_core.errors import AimaError, InsufficientResources, Timeout, Unavaila
 from aima_core.records import Codec, Meta, Recorded
 from aima_core.testing import NOON
 from aima_core.units import Command, Event
+from services.engine import internal as ei
 from services.engine import state as es
 from services.engine import units as engine
 from services.engine.domain import ENGINE
 from services.inference import internal
 from services.inference import state as ps
 from services.inference.domain import INFERENCE
+from services.resource import internal as ri
 from services.resource import units as resource
 from services.resource.domain import RESOURCE
 from services.service import internal as i
@@ -255,14 +257,14 @@ class Outside:
             case es.End():
                 return self.end(job, effect)
             case es.Expire(process_id=ident, run=run, at=at) if self._come(job, at):
-                return [engine.RecordFailed(process_id=ident, run=run, error="late", error_code="TIMEOUT")]
+                return [ei.RecordFailed(process_id=ident, run=run, error="late", error_code="TIMEOUT")]
             case es.ExpireStop(process_id=ident, run=run, at=at) if self._come(job, at):
                 there = ident in self.machine.processes
-                return [engine.RecordOverdue(process_id=ident, run=run)] if there else []
+                return [ei.RecordOverdue(process_id=ident, run=run)] if there else []
             case es.ExpireInstall(name=name, at=at) if self._come(job, at):
-                return [engine.RecordInstallFailed(name=name, error="late", error_code="TIMEOUT")]
+                return [ei.RecordInstallFailed(name=name, error="late", error_code="TIMEOUT")]
             case es.Install(name=name) if self._come(job, job.since + 20):
-                return [engine.RecordInstalled(name=name, version="1", path="/1")]
+                return [ei.RecordInstalled(name=name, version="1", path="/1")]
             case ps.Sweep(service_id=ident):
                 requests = self.world.state(f"inference/{ident}").requests.values()
                 job.wake = min(request.expires_at for request in requests)
@@ -358,18 +360,18 @@ class Outside:
             job.stage = 3
             if self.machine.start(begun, world.now) is None:
                 job.done = True
-                return [engine.RecordFailed(**ident, error="it cannot be started", error_code="LAUNCH_FAILED")]
-            return [engine.RecordProgress(**ident, phase="loading", message="loading", progress=40)]
+                return [ei.RecordFailed(**ident, error="it cannot be started", error_code="LAUNCH_FAILED")]
+            return [ei.RecordProgress(**ident, phase="loading", message="loading", progress=40)]
         process = self.machine.processes.get(effect.process_id)
         if process is None:
             job.done = True
             code = self.machine.left.get(effect.process_id) or "START_FAILED"
-            return [engine.RecordFailed(**ident, error="it died", error_code=code)]
+            return [ei.RecordFailed(**ident, error="it died", error_code=code)]
         if world.now < process.ready_at or process.frozen_at < inf:
             return _until(job, min(process.dies_at, process.ready_at if process.frozen_at == inf else inf))
         job.done = True
         facts: dict[str, Any] = {"served_model": "m", "dialect": "openai", "pid": 1, "pid_started_at": world.now}
-        return [engine.RecordReady(**ident, **facts, boot=str(self.machine.boot))]
+        return [ei.RecordReady(**ident, **facts, boot=str(self.machine.boot))]
 
     def _reserve(self, job: Job, begun: engine.StartRequested) -> Sequence[Command[Any]]:
         if job.stage == 1 and self.world.now < job.since + 0.5:
@@ -383,12 +385,12 @@ class Outside:
         ident: dict[str, Any] = {"process_id": begun.process_id, "run": begun.run}
         if isinstance(refusal, InsufficientResources):
             job.stage, job.done, job.request, job.since = 1, job.stage == 1, None, self.world.now
-            no_room = engine.RecordFailed(**ident, error=refusal.message, error_code=refusal.reason)
+            no_room = ei.RecordFailed(**ident, error=refusal.message, error_code=refusal.reason)
             return [no_room] if job.done else []
         if refusal is not None or job.request is None or not job.request.answered:
             return []
         job.stage = 2
-        return [engine.RecordProgress(**ident, phase="creating", message="reserved", progress=10)]
+        return [ei.RecordProgress(**ident, phase="creating", message="reserved", progress=10)]
 
     def watch(self, job: Job, effect: es.Watch) -> Sequence[Command[Any]]:
         """Notice that the process is gone, or that it is silent."""
@@ -398,14 +400,14 @@ class Outside:
             job.done = True
             code = self.machine.left.get(ident) or "DIED"
             code = "REBOOTED" if found.started.boot != str(self.machine.boot) else code
-            return [engine.RecordFailed(process_id=ident, run=effect.run, error="it died", error_code=code)]
+            return [ei.RecordFailed(process_id=ident, run=effect.run, error="it died", error_code=code)]
         silent = self.world.now >= process.frozen_at + _MISSED
         job.wake = inf if silent else min(process.dies_at, process.frozen_at + _MISSED)
         health: engine.Health = "unhealthy" if silent else "healthy"
         wavers = process.frozen_at < inf and not silent
         if found.health == health or wavers:
             return []
-        return [engine.RecordHealth(process_id=ident, run=effect.run, status=health)]
+        return [ei.RecordHealth(process_id=ident, run=effect.run, status=health)]
 
     def settle(self, job: Job, effect: es.Settle) -> Sequence[Command[Any]]:
         """Set the slot to what the process really uses."""
@@ -434,7 +436,7 @@ class Outside:
             return []
         self.machine.end(effect.process_id)
         job.done = True
-        return [engine.RecordGone(process_id=effect.process_id, run=effect.run)]
+        return [ei.RecordGone(process_id=effect.process_id, run=effect.run)]
 
     # --- waiting ----------------------------------------------------------------------------------------------
 
@@ -468,8 +470,8 @@ class World:
         """What a domain's process has last asked for on behalf of an instance."""
         self.outside = outside(self)
         about = {"memory": self.machine.memory, "system_reserve": self.machine.reserve, "storage": 1}
-        self.run("resource", resource.RecordCapacity(**about))
-        self.run("resource", resource.RecordAccelerator(node=NODE, device_id="gpu-0", present=True))
+        self.run("resource", ri.RecordCapacity(**about))
+        self.run("resource", ri.RecordAccelerator(node=NODE, device_id="gpu-0", present=True))
 
     # --- looking ----------------------------------------------------------------------------------------------
 
@@ -544,7 +546,7 @@ class World:
                 if found.start and found.start.service_id == ident and found.id not in present
             ]
             return bool(strays) or any(getattr(other.command, "service_id", "") == ident for other in begun)
-        if isinstance(command, engine.BeginStart):
+        if isinstance(command, ei.BeginStart):
             unheard = self.sides["engine"].log[self.sides["resource"].cursors["engine"] :]
             unknown = ident != "" and f"service/{ident}" not in self.sides["service"].states
             ended = [record.event for record in unheard if isinstance(record.event, engine.EngineStopped)]
@@ -675,7 +677,7 @@ class World:
             return False
         return member.proven or member.failure.error_code in NO_ROOM
 
-    def begin_engine(self, process_id: str, **about: Any) -> engine.BeginStart:
+    def begin_engine(self, process_id: str, **about: Any) -> ei.BeginStart:
         """Return what the engine domain makes of a StartEngine."""
         usual: dict[str, Any] = {
             **{"name": "toy", "type": "native", "runtime": "process", "service_id": "", "port": None, "wait": False},
@@ -684,11 +686,11 @@ class World:
         }
         wanted = about.get("port")
         ports = [port for port in self.machine.free_ports(self.now) if wanted in (None, port)]
-        return engine.BeginStart(process_id=process_id, free_ports=tuple(ports), **(usual | about))
+        return ei.BeginStart(process_id=process_id, free_ports=tuple(ports), **(usual | about))
 
-    def allocate(self, name: str, memory: int, gpu_fraction: float, priority: int) -> resource.DecideAllocation:
+    def allocate(self, name: str, memory: int, gpu_fraction: float, priority: int) -> ri.DecideAllocation:
         """Return what the resource domain makes of an Allocate."""
-        return resource.DecideAllocation(
+        return ri.DecideAllocation(
             name=name,
             type="inference_native",
             memory_bytes=memory,

@@ -1,0 +1,122 @@
+"""Commands of the engine domain to itself: what an install or a start begins with, and what came of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aima_core.units import Command, Success
+from services.engine.units import Health, Installed, Phase, Started
+
+
+class BeginInstall(Command[Installed], unit="engine.begin_install", stream="name"):
+    """An InstallEngine with what is there already: `have` is the version found, `present` whether that will do."""
+
+    name: str
+    version: str
+    present: bool
+    path: str
+    have: str
+
+
+class BeginStart(Command[Started], unit="engine.begin_start", stream="process_id"):
+    """A StartEngine with all that deciding needs to know: the model's facts, and ports that were free a moment ago."""
+
+    process_id: str
+    name: str
+    type: str
+    runtime: str
+    service_id: str
+    model_id: str
+    model_name: str
+    model_path: str
+    model_type: str
+    config: dict[str, Any]
+    host: str
+    address: str = ""
+    port: int | None
+    free_ports: tuple[int, ...]
+    memory: int
+    gpu_fraction: float = 0.0
+    priority: int
+    wait: bool
+    timeout: float
+
+
+class RecordInstalled(Command[Success], unit="engine.record_installed", stream="name"):
+    """The package is there."""
+
+    name: str
+    version: str
+    path: str
+
+
+class RecordInstallFailed(Command[Success], unit="engine.record_install_failed", stream="name"):
+    """The package could not be had."""
+
+    name: str
+    error: str
+    error_code: str
+
+
+class RecordProgress(Command[Success], unit="engine.record_progress", stream="process_id"):
+    """A start has come further."""
+
+    process_id: str
+    run: int
+    phase: Phase
+    message: str
+    progress: float
+
+
+class RecordReady(Command[Success], unit="engine.record_ready", stream="process_id"):
+    """The instance answers."""
+
+    process_id: str
+    run: int
+    served_model: str
+    dialect: str
+    pid: int
+    pid_started_at: float
+    boot: str = ""
+
+
+class RecordHealth(Command[Success], unit="engine.record_health", stream="process_id"):
+    """The instance has begun or ceased to answer."""
+
+    process_id: str
+    run: int
+    status: Health
+
+
+class RecordFailed(Command[Success], unit="engine.record_failed", stream="process_id"):
+    """The start has failed, or the process has died."""
+
+    process_id: str
+    run: int
+    error: str
+    error_code: str
+    exit_code: int | None = None
+
+
+class RecordOverdue(Command[Success], unit="engine.record_overdue", stream="process_id"):
+    """The deadline of a stop has come, and the process is still there."""
+
+    process_id: str
+    run: int
+
+
+class RecordOrphan(Command[Success], unit="engine.record_orphan", stream="process_id"):
+    """A program of ours that the log does not know is being ended. What was not noted with it is empty, or run 0."""
+
+    process_id: str
+    name: str
+    service_id: str
+    run: int
+
+
+class RecordGone(Command[Success], unit="engine.record_gone", stream="process_id"):
+    """The process is gone."""
+
+    process_id: str
+    run: int
+    exit_code: int | None = None
