@@ -8,17 +8,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from typing import Any
 
 import msgspec
 import nats.errors
+from nats.aio.client import DEFAULT_INBOX_PREFIX
 from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 
 from aima_core import call as calls
+from aima_core.bus_user import BusUser
 from aima_core.call import Call, current_call
-from aima_core.errors import AimaError, InternalError, PayloadTooLarge, Timeout, Unavailable, UnitNotFound, from_body
+from aima_core.connection import Connection
+from aima_core.errors import (
+    AimaError,
+    InternalError,
+    PayloadTooLarge,
+    Timeout,
+    Unauthorized,
+    Unavailable,
+    UnitNotFound,
+    from_body,
+)
 from aima_core.logs import logger
 from aima_core.units import Out, Unit
 
@@ -31,20 +43,13 @@ _SUCCESS = b'{"success":true,'  # how an envelope of ours begins that holds an a
 _encode = msgspec.json.Encoder().encode
 
 
-class _Bus(Nats):
-    """nats-py, whose reading task would end over header bytes that are none, and leave the process deaf."""
+async def connect(url: str, name: str, *, user: BusUser | None = None, wait: float = 10.0) -> Nats:
+    """Connect, as a user where there is one; keep trying for `wait` seconds. Once connected, reconnect for ever.
 
-    async def _process_headers(self, headers: Any) -> dict[str, str] | None:
-        try:
-            return await super()._process_headers(headers)
-        except (ValueError, IndexError):
-            return {calls.MALFORMED: "true"}
-
-
-async def connect(url: str, name: str, *, wait: float = 10.0) -> Nats:
-    """Connect; keep trying for `wait` seconds, then raise Unavailable. Once connected, reconnect for ever."""
+    Raises Unavailable when nobody answers, Unauthorized when the server does not take us for the user.
+    """
     until = time.monotonic() + wait
-    client = _Bus()
+    client = Connection(user)
 
     async def disconnected() -> None:
         if not client.is_closed:
@@ -63,19 +68,21 @@ async def connect(url: str, name: str, *, wait: float = 10.0) -> Nats:
                     ping_interval=10,
                     max_outstanding_pings=2,
                     pending_size=32 * 1024 * 1024,
-                    error_cb=_on_error,
+                    error_cb=client.on_error,
                     disconnected_cb=disconnected,
                     reconnected_cb=_on_reconnect,
+                    user=user.name if user else None,
+                    password=user.password if user else None,
+                    inbox_prefix=user.inbox if user else DEFAULT_INBOX_PREFIX,
                 )
             return client
         except (TimeoutError, OSError, nats.errors.Error) as error:
             if time.monotonic() >= until:
+                if client.refused:
+                    who = f"does not take the password of {user.name}" if user else "wants to know who connects"
+                    raise Unauthorized(f"the bus {who}; docs/bus-users.md", reason="BUS_USER") from error
                 raise Unavailable(f"no NATS server answers at {url}", reason="NO_NATS", url=url) from error
             await asyncio.sleep(0.1)
-
-
-async def _on_error(error: Exception) -> None:
-    logger.debug("bus", error=repr(error))
 
 
 async def _on_reconnect() -> None:
@@ -129,7 +136,9 @@ class Client:
         payload = data if isinstance(data, bytes) else _encode(data)
         sent = {calls.TIMEOUT: f"{timeout:.3f}", **(headers or {})}
         try:
-            message = await self.nc.request(f"aima.{unit}", payload, timeout=timeout + _GRACE, headers=sent)
+            subject = f"aima.{unit}"
+            asked = self.nc.request(subject, payload, timeout=timeout + _GRACE, headers=sent)
+            message = await self._answer(subject, asked)
         except nats.errors.NoRespondersError:
             raise await self._nobody(unit) from None
         except (TimeoutError, nats.errors.TimeoutError):
@@ -152,7 +161,7 @@ class Client:
         try:
             await self.nc.publish(f"aima.{unit}", _encode(data), reply=inbox, headers=sent)
             while True:
-                message = await self._next(subscription, until, unit, timeout)
+                message = await self._answer(f"aima.{unit}", self._next(subscription, until, unit, timeout))
                 if (message.headers or {}).get("Status") == "503":
                     raise await self._nobody(unit)
                 if calls.SEQ in (message.headers or {}) and calls.FINAL not in (message.headers or {}):
@@ -193,6 +202,9 @@ class Client:
             return found
         finally:
             await subscription.unsubscribe()
+
+    async def _answer(self, subject: str, answer: Coroutine[Any, Any, Msg]) -> Msg:
+        return await (self.nc.unless_denied(subject, answer) if isinstance(self.nc, Connection) else answer)
 
     async def _nobody(self, unit: str) -> AimaError:
         """Tell a unit that does not exist from a domain that is not running."""

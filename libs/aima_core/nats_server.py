@@ -23,7 +23,8 @@ from pathlib import Path
 
 from aima_core.errors import Unavailable
 
-HOST = "127.0.0.1"  # an embedded server asks nobody for a password, so it is reachable from this machine only
+HOST = "127.0.0.1"  # users or not, an embedded server is reachable from this machine only: it has no TLS
+USERS = "users.conf"  # in the server's folder: who may connect, and what for
 PREFERRED_PORT = 4222  # where every NATS tool looks first
 MAX_PAYLOAD = 16 * 2**20  # bytes; above AIMA's own limit of 8 MiB, so that a domain can answer PAYLOAD_TOO_LARGE itself
 MAX_MEMORY_STORE = 256 * 2**20  # bytes; the event copy and the resource bucket lie in files
@@ -59,8 +60,11 @@ def free_port(host: str = HOST, preferred: int = 0) -> int:
     raise Unavailable(f"no free port on {host}", reason="NO_FREE_PORT")
 
 
-def configuration(name: str, port: int, store: Path) -> str:
-    """Return the text of the server's configuration file; `store` is JetStream's folder."""
+def configuration(name: str, port: int, store: Path, users: bool = False) -> str:
+    """Return the text of the server's configuration file; `store` is JetStream's folder.
+
+    With `users`, only those of the file `users.conf` beside it may connect.
+    """
     return f"""\
 server_name: {_quoted(name)}
 listen: {_quoted(f"{HOST}:{port}")}
@@ -72,7 +76,7 @@ jetstream {{
   # an acknowledged event is on the disk, as it is in the log that it was copied from
   sync_interval: always
 }}
-"""
+""" + (f"include {_quoted(USERS)}\n" if users else "")
 
 
 class NatsServer:
@@ -80,8 +84,8 @@ class NatsServer:
 
     name = "nats-server"
 
-    def __init__(self, folder: Path, port: int, log: Path, die_with_parent: bool) -> None:
-        self.folder, self.port, self.log = folder.absolute(), port, log
+    def __init__(self, folder: Path, port: int, log: Path, die_with_parent: bool, users: bool = False) -> None:
+        self.folder, self.port, self.log, self.users = folder.absolute(), port, log, users
         self.url = f"nats://{HOST}:{port}"
         self.process: subprocess.Popen[bytes] | None = None
         self._die_with_parent = die_with_parent
@@ -99,7 +103,7 @@ class NatsServer:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         file = self.folder / "nats.conf"
-        file.write_text(configuration(self._server_name, self.port, self.folder / "jetstream"))
+        file.write_text(configuration(self._server_name, self.port, self.folder / "jetstream", self.users))
         before: Callable[[], None] | None = None
         if self._die_with_parent:
             before = functools.partial(end_with_parent, os.getpid(), signal.SIGTERM)
@@ -145,14 +149,15 @@ class NatsServer:
             self.process.wait()
 
 
-def start(folder: Path, port: int | None, log: Path, die_with_parent: bool) -> NatsServer:
+def start(folder: Path, port: int | None, log: Path, die_with_parent: bool, users: bool = False) -> NatsServer:
     """Start a nats-server that keeps its files in `folder` and return it once it answers.
 
-    `port` None means 4222 or the next free one. Raises Unavailable with the end of its log when it does not come up in
-    10 seconds; `details.reason` is PORT_IN_USE when somebody else has the port.
+    `port` None means 4222 or the next free one; `users` that `folder` has a `users.conf` to go by. Raises
+    Unavailable with the end of its log when it does not come up in 10 seconds; `details.reason` is PORT_IN_USE when
+    somebody else has the port.
     """
     for attempt in range(3):
-        server = NatsServer(folder, port or free_port(HOST, PREFERRED_PORT), log, die_with_parent)
+        server = NatsServer(folder, port or free_port(HOST, PREFERRED_PORT), log, die_with_parent, users)
         server.launch()
         try:
             _await_answer(server)

@@ -17,8 +17,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aima_core.errors import InvalidRequest, ValidationFailed
+from aima_core.toml_lines import Path as TomlPath
+from aima_core.toml_lines import line_of, lines
 
 DEFAULT_URL = "nats://127.0.0.1:4222"
+_URL_FILE = "nats.url"  # in the data folder: where the bus that `aima up` runs is
 _ALIASES = {"AIMA_API_KEYS": "AIMA_GATEWAY_API_KEYS"}  # names that people know by heart
 _NODE = re.compile(r"[^A-Za-z0-9-]+")
 
@@ -40,6 +43,13 @@ class NatsSettings(Section):
     url: str = Field("", description="URL of a NATS server; empty: the one that `aima up` runs.")
     port: int = Field(
         0, ge=0, le=65535, description="Port of the one that `aima up` runs; 0: 4222 or the next free one."
+    )
+    users: bool = Field(False, description="Whether the one that `aima up` runs asks who connects: docs/bus-users.md.")
+    user: str = Field(
+        "", pattern=r"^[A-Za-z0-9_-]*$", description="User to be on the bus; empty: the domain, or operator."
+    )
+    password_file: str = Field(
+        "", description="File with that user's password; empty: nats/users/ in the data folder, if it is there."
     )
 
 
@@ -65,13 +75,16 @@ CORE_SECTIONS: Mapping[str, type[Section]] = {"nats": NatsSettings, "log": LogSe
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings of a process."""
+    """All settings of a process. `file` need not be there."""
 
     data: Path
     node: str
     nats: NatsSettings
     log: LogSettings
     sections: Mapping[str, Section]
+    file: Path
+    origins: Mapping[str, str]
+    """Where each value that is not a default is from, by `section.key`: a variable's name, or file and line."""
 
     def of(self, domain: str) -> Any:
         """Return a domain's own section."""
@@ -90,38 +103,41 @@ def load(
     With `partial`, sections that are not among `sections` are somebody else's to check.
     """
     environ = os.environ if environ is None else environ
-    file = _file(path, environ)
-    text, table = _read(file)
+    given = _Given(_file(path, environ))
     known = {**CORE_SECTIONS, **sections}
-    merged = _overlay(table, known, environ)
-    for key in merged:
-        foreign = partial and isinstance(merged[key], dict)
+    given.overlay(environ, known)
+    for key, value in given.values.items():
+        foreign = partial and isinstance(value, dict)
         if key not in known and key not in General.model_fields and not foreign:
-            expected = sorted([*General.model_fields, *known])
-            raise _fault(file, _line(text, None, key), key, f"unknown; expected one of {', '.join(expected)}")
-    top = {k: v for k, v in merged.items() if k in General.model_fields}
-    general = _check(General, top, None, file, text, environ)
-    checked = {name: _check(model, merged.get(name, {}), name, file, text, environ) for name, model in known.items()}
+            raise given.fault((key,), f"unknown; expected one of {', '.join(sorted([*General.model_fields, *known]))}")
+    general = given.check(General)
+    checked: dict[str, Any] = {name: given.check(model, name) for name, model in known.items()}
     data = Path(general.data).expanduser().absolute()
-    nats = checked.pop("nats")
+    nats, log, origins = checked.pop("nats"), checked.pop("log"), given.origins()
     if not nats.url:
-        nats = nats.model_copy(update={"url": _url_in_use(data)})
-    return Settings(data=data, node=general.node, nats=nats, log=checked.pop("log"), sections=checked)
+        if in_use := _url_in_use(data):
+            origins["nats.url"] = str(data / _URL_FILE)
+        nats = nats.model_copy(update={"url": in_use or DEFAULT_URL})
+    return Settings(data, general.node, nats, log, checked, given.file, origins)
 
 
 def chosen_url(environ: Mapping[str, str] | None = None, path: Path | None = None) -> str:
     """Return the URL that the user named in the environment or the file, or nothing: then the server is ours to run."""
     environ = os.environ if environ is None else environ
-    _, table = _read(_file(path, environ))
-    nats = table.get("nats", {})
+    nats = _Given(_file(path, environ)).values.get("nats", {})
     return environ.get("AIMA_NATS_URL") or (str(nats.get("url", "")) if isinstance(nats, dict) else "")
+
+
+def variable(section: str, key: str) -> str:
+    """Return the name of the variable that sets a key; the section is empty for what stands outside any."""
+    return "_".join(filter(None, ("AIMA", section, key))).upper()
 
 
 def _url_in_use(data: Path) -> str:
     try:
-        return (data / "nats.url").read_text().strip() or DEFAULT_URL
+        return (data / _URL_FILE).read_text().strip()
     except OSError:
-        return DEFAULT_URL
+        return ""
 
 
 def _file(path: Path | None, environ: Mapping[str, str]) -> Path:
@@ -132,72 +148,78 @@ def _file(path: Path | None, environ: Mapping[str, str]) -> Path:
     return named or home / "config.toml"
 
 
-def _read(file: Path) -> tuple[str, dict[str, Any]]:
-    try:
-        text = file.read_text()
-        return text, tomllib.loads(text)
-    except (FileNotFoundError, NotADirectoryError):
-        return "", {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"{file}: cannot be read: {error}", reason="BAD_CONFIG", file=str(file)) from error
-    except tomllib.TOMLDecodeError as error:
-        raise InvalidRequest(f"{file}: not TOML: {error}", reason="BAD_CONFIG", file=str(file)) from error
+class _Given:
+    """What is set, and where: the file's values, with those of the environment over them."""
 
+    def __init__(self, file: Path) -> None:
+        """Read the file; one that is not there sets nothing. Raises InvalidRequest when it is not TOML."""
+        self.file = file
+        self._variables: dict[TomlPath, str] = {}
+        try:
+            text = file.read_text()
+            self.values = tomllib.loads(text)
+        except (FileNotFoundError, NotADirectoryError):
+            text, self.values = "", {}
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidRequest(f"{file}: cannot be read: {error}", reason="BAD_CONFIG", file=str(file)) from error
+        except tomllib.TOMLDecodeError as error:
+            raise InvalidRequest(f"{file}: not TOML: {error}", reason="BAD_CONFIG", file=str(file)) from error
+        self._lines = lines(text)
 
-def _overlay(table: dict[str, Any], known: Mapping[str, type[Section]], environ: Mapping[str, str]) -> dict[str, Any]:
-    merged = {key: dict(value) if isinstance(value, dict) else value for key, value in table.items()}
-    for name, value in environ.items():
-        section, _, key = _ALIASES.get(name, name).removeprefix("AIMA_").lower().partition("_")
-        if not name.startswith("AIMA_") or value == "":
-            continue
-        if not key and section in General.model_fields:
-            merged[section] = value
-        elif key and section in known:
-            if key not in known[section].model_fields:
-                expected = ", ".join(known[section].model_fields)
-                raise ValidationFailed(f"{name}: unknown; [{section}] has {expected}", reason="BAD_CONFIG", key=name)
-            inner = merged.setdefault(section, {})
-            if isinstance(inner, dict):
-                inner[key] = value
-    return merged
+    def overlay(self, environ: Mapping[str, str], known: Mapping[str, type[Section]]) -> None:
+        """Put the environment over the file; what is no section of `known` there is somebody else's."""
+        # aliases first: a name that says exactly what it means goes over them
+        for name in sorted(environ, key=lambda name: name not in _ALIASES):
+            section, _, key = _ALIASES.get(name, name).removeprefix("AIMA_").lower().partition("_")
+            if not name.startswith("AIMA_") or environ[name] == "":
+                continue
+            if not key and section in General.model_fields:
+                self.values[section] = environ[name]
+                self._variables[section,] = name
+            elif key and section in known:
+                self._set(section, key, name, environ[name], known[section])
 
+    def _set(self, section: str, key: str, name: str, value: str, model: type[Section]) -> None:
+        if key not in model.model_fields:
+            expected = ", ".join(model.model_fields)
+            raise ValidationFailed(f"{name}: unknown; [{section}] has {expected}", reason="BAD_CONFIG", key=name)
+        inner = self.values.setdefault(section, {})
+        if isinstance(inner, dict):
+            inner[key] = value
+            self._variables[section, key] = name
 
-def _check(
-    model: type[Section], values: Any, section: str | None, file: Path, text: str, environ: Mapping[str, str]
-) -> Any:
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        key = str(fault["loc"][0]) if fault["loc"] else ""
-        dotted = ".".join(filter(None, (section, key)))
-        expected = fault["msg"]
-        if fault["type"] == "extra_forbidden":
-            expected = f"unknown; expected one of {', '.join(model.model_fields)}"
-        variable = f"AIMA_{dotted.replace('.', '_').upper()}"
-        if environ.get(variable):
-            raise ValidationFailed(
-                f"{variable}: {dotted}: {expected}", reason="BAD_CONFIG", key=dotted, expected=expected
-            ) from None
-        raise _fault(file, _line(text, section, key), dotted, expected) from None
+    def check(self, model: type[Section], section: str = "") -> Any:
+        """Return a section, valid; raise ValidationFailed for the first thing that is wrong in it."""
+        if section:
+            values = self.values.get(section, {})
+        else:
+            values = {key: value for key, value in self.values.items() if key in model.model_fields}
+        try:
+            return model.model_validate(values)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            expected = first["msg"]
+            if first["type"] == "extra_forbidden":
+                expected = f"unknown; expected one of {', '.join(model.model_fields)}"
+            raise self.fault((*([section] if section else []), *first["loc"]), expected) from None
 
+    def fault(self, path: TomlPath, expected: str) -> ValidationFailed:
+        """Return the refusal of what stands at a path: in the environment if it is from there, else in the file."""
+        key = ".".join(map(str, path))
+        if name := self._variables.get(path[:2]):
+            return ValidationFailed(f"{name}: {key}: {expected}", reason="BAD_CONFIG", key=key, expected=expected)
+        line = line_of(self._lines, path)
+        where = f"{self.file}:{line}" if line else f"{self.file} or the environment"
+        return ValidationFailed(
+            f"{where}: {key}: {expected}",
+            reason="BAD_CONFIG",
+            file=str(self.file),
+            line=line,
+            key=key,
+            expected=expected,
+        )
 
-def _fault(file: Path, line: int | None, key: str, expected: str) -> ValidationFailed:
-    where = f"{file}:{line}" if line else f"{file} or the environment"
-    return ValidationFailed(
-        f"{where}: {key}: {expected}", reason="BAD_CONFIG", file=str(file), line=line, key=key, expected=expected
-    )
-
-
-def _line(text: str, section: str | None, key: str) -> int | None:
-    """Return the line that sets a key: tomllib keeps no positions, so look for it under its section's header."""
-    current: str | None = None
-    for number, line in enumerate(text.splitlines(), 1):
-        stripped = line.strip()
-        if header := re.match(r"\[+\s*([^\]]+?)\s*\]", stripped):
-            current = header.group(1).strip("\"'")
-            if section is None and current == key:
-                return number
-        elif key and current == section and re.match(rf"[\"']?{re.escape(key)}[\"']?\s*[=.]", stripped):
-            return number
-    return _line(text, None, section) if section else None  # `section = 5`, `section.key = 5`, an inline table
+    def origins(self) -> dict[str, str]:
+        """Return where each value is from, by `section.key`."""
+        found = {path: f"{self.file}:{line}" for path, line in self._lines.items()} | self._variables
+        return {".".join(map(str, path)): origin for path, origin in found.items()}

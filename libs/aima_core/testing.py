@@ -11,6 +11,7 @@ from typing import Any, Generic
 from nats.aio.client import Client as Nats
 
 from aima_core.bus import Client, connect
+from aima_core.bus_user import OPERATOR, bus_user
 from aima_core.call import Call
 from aima_core.domain import Domain, S
 from aima_core.process import Process
@@ -80,7 +81,7 @@ async def serving(*domains: Domain[Any], settings: Settings) -> AsyncIterator[Cl
             waiter = asyncio.create_task(event.wait())
             await asyncio.wait((waiter, task), return_when=asyncio.FIRST_COMPLETED)
             waiter.cancel()
-        nc: Nats = await connect(settings.nats.url, "test")
+        nc: Nats = await connect(settings.nats.url, "test", user=bus_user(settings, OPERATOR))
         try:
             yield Client(nc)
         finally:

@@ -1,13 +1,30 @@
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import Field, model_validator
 
 from aima_core.errors import AimaError
-from aima_core.settings import DEFAULT_URL, chosen_url, default_node, load
+from aima_core.settings import DEFAULT_URL, Section, chosen_url, default_node, load
 from tests.core.toy import CounterSettings
 
 SECTIONS = {"counter": CounterSettings}
+
+
+class Range(Section):
+    """Settings with parts, and with a rule between them."""
+
+    tags: tuple[str, ...] = ()
+    low: int = 0
+    high: int = 9
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Range:
+        if self.low > self.high:
+            raise ValueError("low is above high")
+        return self
 
 
 def read(folder: Path, text: str | None = None, **environ: str) -> Any:
@@ -107,6 +124,12 @@ def test_a_named_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         ("\ncounter = 5\n", 2, "counter", "Input should be a valid dictionary"),
         ("[[counter]]\nstep = 1\n", 1, "counter", "Input should be a valid dictionary"),
         ("counter.step = 0\n", 1, "counter.step", "Input should be greater than or equal to 1"),
+        ("counter.name = 'x'\ncounter.step = 0\n", 2, "counter.step", "Input should be greater than or equal to 1"),
+        ("\ncounter = { name = 'x', step = 0 }\n", 2, "counter.step", "Input should be greater than or equal to 1"),
+        ("[counter]\nstep = 1\n[counter.more]\nx = 1\n", 3, "counter.more", "unknown; expected one of step, name"),
+        ("[counter.more]\nx = 1\n", 1, "counter.more", "unknown; expected one of step, name"),
+        ('[counter]\nname = """\nstep = 0\n"""\nstep = 0\n', 5, "counter.step", "Input should be greater"),
+        ("[counter]\nname = [\n'a']\n", 2, "counter.name", "Input should be a valid string"),
     ],
 )
 def test_what_is_wrong_in_the_file_is_named_with_line_key_and_what_was_expected(
@@ -149,3 +172,49 @@ def test_what_is_wrong_in_the_environment_is_named_as_it_stands_there(tmp_path: 
 
 def test_a_value_of_the_environment_is_not_repeated(tmp_path: Path) -> None:
     assert "hunter2" not in str(fault(tmp_path, AIMA_COUNTER_STEP="hunter2").body())
+
+
+def test_a_value_with_parts_is_named_with_the_line_of_the_part(tmp_path: Path) -> None:
+    table = {
+        "[range]\ntags = [\n  'a',\n  1,\n]\n": (4, "range.tags.1"),
+        "[range]\nlow = 2\nhigh = 1\n": (1, "range"),  # the rule between them
+        "range.low = 2\nrange.high = 1\n": (1, "range"),
+    }
+    for text, where in table.items():
+        (tmp_path / "config.toml").write_text(text)
+        with pytest.raises(AimaError) as refusal:
+            load({"range": Range}, environ={"AIMA_DATA": str(tmp_path)})
+        assert (refusal.value.details["line"], refusal.value.details["key"]) == where
+
+
+def test_where_each_value_is_from_is_known(tmp_path: Path) -> None:
+    (tmp_path / "nats.url").write_text("nats://127.0.0.1:4999\n")
+    settings = read(tmp_path, "[counter]\n\nstep = 5\nname = 'x'\n", AIMA_COUNTER_NAME="y", AIMA_LOG_LEVEL="error")
+    file = tmp_path / "config.toml"
+    assert settings.file == file
+    assert settings.origins == {
+        "data": "AIMA_DATA",
+        "nats.url": str(tmp_path / "nats.url"),
+        "log.level": "AIMA_LOG_LEVEL",
+        "counter": f"{file}:1",
+        "counter.step": f"{file}:3",
+        "counter.name": "AIMA_COUNTER_NAME",
+    }
+
+
+class Keys(Section):
+    """Settings that go by a second name, too."""
+
+    api_keys: str = Field("", max_length=5)
+
+
+def test_a_second_name_of_a_variable_gives_way_to_the_first(tmp_path: Path) -> None:
+    def found(**environ: str) -> Any:
+        return load({"gateway": Keys}, environ={"AIMA_DATA": str(tmp_path), **environ})
+
+    assert found(AIMA_API_KEYS="a").of("gateway").api_keys == "a"
+    assert found(AIMA_API_KEYS="a").origins["gateway.api_keys"] == "AIMA_API_KEYS"
+    both = found(AIMA_GATEWAY_API_KEYS="b", AIMA_API_KEYS="a")
+    assert (both.of("gateway").api_keys, both.origins["gateway.api_keys"]) == ("b", "AIMA_GATEWAY_API_KEYS")
+    with pytest.raises(AimaError, match=r"^AIMA_API_KEYS: gateway\.api_keys: String should have at most 5 characters"):
+        found(AIMA_API_KEYS="too long")

@@ -17,9 +17,11 @@ from typing import Any
 import psutil
 
 from aima_core.bus import Client, connect
+from aima_core.bus_user import OPERATOR, bus_user
 from aima_core.errors import AimaError
 from aima_core.log import Log
 from aima_core.records import Codec
+from aima_core.settings import load
 from aima_core.testing import until
 from services.cli import domains
 
@@ -54,7 +56,8 @@ class System:
                 stdout=log,
             )
         await until((self.data / "nats.url").exists, within=PATIENT)
-        nc = await connect((self.data / "nats.url").read_text().strip(), "test")
+        settings = load({}, environ=self.environ, partial=True)
+        nc = await connect(settings.nats.url, "test", user=bus_user(settings, OPERATOR))
         self._client = Client(nc)
         await self.serving()
 
@@ -216,9 +219,9 @@ async def assert_logs_hold(data: Path) -> dict[str, int]:
 
 
 @contextlib.asynccontextmanager
-async def system(data: Path) -> AsyncIterator[System]:
+async def system(data: Path, environ: dict[str, str] | None = None) -> AsyncIterator[System]:
     """Run a whole AIMA for as long as the block lasts; afterwards nothing of it is left."""
-    running = System(data)
+    running = System(data, environ)
     await running.start()
     try:
         yield running
