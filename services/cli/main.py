@@ -1,7 +1,7 @@
 """The command line: `aima`. Each command stands in a file of its own; here they come together.
 
 Answers go to stdout and nothing else does; progress, hints and errors go to stderr. The exit code is 0 only on
-success.
+success. What is no command here is a domain's, made from what is on the bus: groups.py.
 """
 
 from __future__ import annotations
@@ -13,25 +13,43 @@ from typing import Any
 import typer
 
 from aima_core.errors import AimaError, InvalidRequest
-from services.cli import calls, chatting, events, first_run, overview, running, upkeep
+from services.cli import bus_users, calls, chatting, config, events, first_run, keys, mcp, overview, running, upkeep
+from services.cli.groups import Aima
+from services.cli.options import ApiKey, Config, Url
 from services.cli.show import Format, err, failure
 
 app = typer.Typer(
     name="aima",
+    cls=Aima,
     help="AIMA: inference infrastructure that AI agents run.",
+    epilog="Each domain on the bus is a command too: aima service --help. Mistyped words are refused with the nearest.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    suggest_commands=False,  # groups.py does, with the domains among them
 )
 app.command("up")(running.up)
 app.command("run")(running.run)
 app.command("status")(overview.status)
 app.command("units")(calls.units)
 app.command("call")(calls.call)
+app.command("exec", help="The same as call.")(calls.call)
 app.command("chat")(chatting.chat)
 app.command("events")(events.events)
+app.command("mcp")(mcp.mcp)
 app.command("first-run")(first_run.first_run)
+app.add_typer(keys.app, name="keys")
 app.add_typer(upkeep.app, name="log")
+app.add_typer(bus_users.app, name="bus")
+app.add_typer(config.app, name="config")
 app.command("version")(overview.version)
+
+
+@app.callback()
+def everywhere(url: Url = "", api_key: ApiKey = "", config: Config = None) -> None:
+    """AIMA: inference infrastructure that AI agents run."""
+    for name, value in (("AIMA_URL", url), ("AIMA_API_KEY", api_key), ("AIMA_CONFIG", str(config or ""))):
+        if value:
+            os.environ[name] = value  # where the command behind looks for what it is not told itself
 
 
 # typer carries a click of its own, and of its errors exports only the kinds of this one
@@ -41,14 +59,19 @@ _UsageError: Any = typer.BadParameter.__bases__[0]
 def main() -> None:
     """Run the command that was typed; say what went wrong, and exit with a code that says so too."""
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        sys.exit(app(prog_name="aima", standalone_mode=False) or 0)
     except typer.Abort:
         err.print("[dim]stopped[/]")
         sys.exit(130)
     except KeyboardInterrupt:
         sys.exit(130)
     except _UsageError as error:
-        error.show()
+        if near := getattr(error, "possibilities", None):
+            error.possibilities = near[:1]
+        if _wanted_format() is Format.TABLE:
+            error.show()
+        else:
+            failure(InvalidRequest(error.format_message(), reason="USAGE"), _wanted_format())
         sys.exit(error.exit_code)
     except AimaError as error:
         failure(error, _wanted_format())
@@ -61,10 +84,10 @@ def main() -> None:
 def _wanted_format() -> Format:
     """Return the format that the command line asked for, also when it failed before it was read."""
     words = sys.argv[1:]
-    for flag in ("-o", "--output"):
-        if flag in words[:-1]:
-            value = words[words.index(flag) + 1]
-            return Format(value) if value in list(Format) else Format.TABLE
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        value = {"-o": following, "--output": following}.get(word, word.removeprefix("--output=").removeprefix("-o"))
+        if word.startswith(("-o", "--output")) and value in list(Format):
+            return Format(value)
     return Format.TABLE
 
 

@@ -9,13 +9,16 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from aima_core import VERSION
-from aima_core.bus import Client
 from aima_core.errors import AimaError
 from services.cli import asking
+from services.cli.asking import Door, Reach, open_door
 from services.cli.domains import names
-from services.cli.options import Config, Output
-from services.cli.show import Format, document, out, rows
+from services.cli.options import ApiKey, Config, Output, Url
+from services.cli.show import Format, document, out
+from services.cli.tables import rows
 
 
 def version(output: Output = Format.TABLE) -> None:
@@ -26,21 +29,31 @@ def version(output: Output = Format.TABLE) -> None:
         document({"aima": VERSION, "python": platform.python_version()}, output)
 
 
-def status(output: Output = Format.TABLE, config: Config = None) -> None:
+def status(
+    output: Output = Format.TABLE,
+    url: Url = "",
+    api_key: ApiKey = "",
+    config: Config = None,
+) -> None:
     """Show the bus, the domains, the services and the memory."""
-    found = asyncio.run(_status(config))
+    reach = Reach(url, api_key, config)
+    found = asyncio.run(_status(reach))
     if output is not Format.TABLE:
         document(found, output)
         return
-    out.print(f"bus   [bold]{found['nats']}[/]   data [bold]{found['data']}[/]   node {found['node']}", highlight=False)
-    rows(found["domains"], ("domain", "state", "pid", "version"))
+    if url:
+        out.print(f"gateway [bold]{escape(url)}[/]", highlight=False)
+    else:
+        told = f"bus   [bold]{found['nats']}[/]   data [bold]{escape(found['data'])}[/]   node {found['node']}"
+        out.print(told, highlight=False)
+    rows(found["domains"], ("domain", "state", "version") if url else ("domain", "state", "pid", "version"))
     out.print()
     if found["error"]:
-        out.print(f"[red]the services are not known: {found['error']}[/]")
+        out.print(f"[red]the services are not known: {escape(found['error'])}[/]")
     elif found["services"]:
         rows(found["services"], ("id", "status", "model_id", "replicas", "active_replicas", "summary"))
     else:
-        out.print("[dim]no services; `aima call service.create model_id=...` makes one[/]")
+        out.print("[dim]no services; `aima service create --model-id ...` makes one[/]")
     if memory := found["memory"]:
         gib = {key: f"{value / 2**30:.1f}" for key, value in memory.items()}
         out.print(
@@ -50,27 +63,30 @@ def status(output: Output = Format.TABLE, config: Config = None) -> None:
         )
 
 
-async def _status(config: Any) -> dict[str, Any]:
-    settings = asking.settings(config)
-    running = _up(settings.data)
-    async with asking.bus(config) as client:
-        infos = {info["name"]: info for info in await client.discover()}
-        services, error = await _services(client)
-        resources = await _maybe(client, "resource.status", {})
-        summaries = [{**service, **await _summary(client, service["id"])} for service in services]
+async def _status(reach: Reach) -> dict[str, Any]:
+    """Return what is so; of a gateway's machine only what its units tell."""
+    async with open_door(reach) as door:
+        there = await door.domains()
+        services, error = await _services(door)
+        resources = await _maybe(door, "resource.status", {})
+        summaries = [{**service, **await _summary(door, service["id"])} for service in services]
+    settings = None if reach.url else asking.settings(reach.config)
+    running = _up(settings.data) if settings else {}
+    expected = () if reach.url else names()
     domains = [
         {
             "domain": name,
-            "state": "serving" if name in infos else "down",
+            "state": "serving" if name in there else "down",
             "pid": running.get("children", {}).get(name),
-            "version": infos[name]["version"] if name in infos else None,
+            "version": there[name].version if name in there else None,
         }
-        for name in sorted({*names(), *infos})
+        for name in sorted({*expected, *there})
     ]
     return {
-        "nats": settings.nats.url,
-        "data": str(settings.data),
-        "node": settings.node,
+        "gateway": reach.url or None,
+        "nats": settings.nats.url if settings else None,
+        "data": str(settings.data) if settings else None,
+        "node": settings.node if settings else None,
         "up": running.get("pid"),
         "domains": domains,
         "services": summaries,
@@ -80,22 +96,22 @@ async def _status(config: Any) -> dict[str, Any]:
     }
 
 
-async def _services(client: Client) -> tuple[list[dict[str, Any]], str | None]:
+async def _services(door: Door) -> tuple[list[dict[str, Any]], str | None]:
     try:
-        return (await client.ask("service.list", {"limit": 1000}, timeout=3)).data["services"], None
+        return (await door.ask("service.list", {"limit": 1000}, timeout=3)).data["services"], None
     except AimaError as error:
         return [], error.message
 
 
-async def _summary(client: Client, service_id: str) -> dict[str, Any]:
-    found = await _maybe(client, "service.status", {"service_id": service_id})
+async def _summary(door: Door, service_id: str) -> dict[str, Any]:
+    found = await _maybe(door, "service.status", {"service_id": service_id})
     return {"summary": found["summary"]} if found else {}
 
 
-async def _maybe(client: Client, unit: str, data: dict[str, Any]) -> dict[str, Any] | None:
+async def _maybe(door: Door, unit: str, data: dict[str, Any]) -> dict[str, Any] | None:
     """Return the answer, or None: a status is there to show what does not answer, too."""
     with contextlib.suppress(AimaError):
-        found: dict[str, Any] = (await client.ask(unit, data, timeout=3)).data
+        found: dict[str, Any] = (await door.ask(unit, data, timeout=3)).data
         return found
     return None
 

@@ -12,12 +12,13 @@ from typing import Annotated, Any
 import typer
 
 from aima_core import nats_server
+from aima_core.bus_user import password_file
 from aima_core.domain import Domain
 from aima_core.errors import NotFound, Unavailable
 from aima_core.main import main as serve
 from aima_core.settings import chosen_url, load
 from aima_core.wire import describe
-from services.cli import domains
+from services.cli import bus_users, domains
 from services.cli.claim import claim
 from services.cli.options import Config
 from services.cli.show import err
@@ -50,15 +51,19 @@ def up(
     foreign = chosen_url(path=config)
     try:
         with claim(settings.data) as claimed:
+            if settings.nats.users and not foreign:
+                bus_users.write(settings.data, loaded)
             bus = foreign or nats_server.start(
                 settings.data / "nats",
                 settings.nats.port or None,
                 settings.data / "nats" / "server.log",
                 die_with_parent=True,
+                users=settings.nats.users,
             )
             url = bus if isinstance(bus, str) else bus.url
             os.environ["AIMA_NATS_URL"] = url
-            runs = {name: partial(_child, domain, config) for name, domain in loaded.items()}
+            data = settings.data if settings.nats.users else None
+            runs = {name: partial(_child, domain, config, data) for name, domain in loaded.items()}
             for domain in loaded.values():
                 for unit in domain.units:
                     describe(unit)  # schemas are made once and shared by all
@@ -72,8 +77,11 @@ def up(
     raise typer.Exit(code)
 
 
-def _child(domain: Domain[Any], config: Path | None, ready: int, lifeline: int) -> None:
+def _child(domain: Domain[Any], config: Path | None, data: Path | None, ready: int, lifeline: int) -> None:
     gc.enable()
+    if data:  # a bus with users: each process is the one of its domain, whoever we may be
+        os.environ["AIMA_NATS_USER"] = domain.name
+        os.environ["AIMA_NATS_PASSWORD_FILE"] = str(password_file(data, domain.name))
     serve(domain, config=config, ready=ready, lifeline=lifeline)
 
 

@@ -1,0 +1,233 @@
+"""The flags of a unit, made from its schema, and the input that they spell. Pure.
+
+By the kind of a field:
+
+    --replicas 2                    a number, a text, one of several values
+    --wait / --no-wait              a boolean
+    --stop a --stop b               a list; also --stop '["a", "b"]'
+    --config.slots 2                into an object; also --config slots=2, --config '{"slots": 2}'
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+from aima_core.directory import UnitInfo
+from aima_core.errors import ValidationFailed
+from aima_core.words import typed
+from services.cli import schema
+
+RESERVED = frozenset({"--url", "--api-key", "--help"})  # what these mean is known before the unit is
+Kind = Literal["value", "switch", "list", "object"]
+
+_DOTTED = re.compile(r"(--[A-Za-z0-9_-]+)\.([^=]+)(?:=(.*))?", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One field of a unit as it is typed. `found` is its schema, `root` that of the whole input."""
+
+    field: str
+    name: str
+    kind: Kind
+    required: bool
+    found: schema.Schema
+    root: schema.Schema
+
+    @property
+    def takes(self) -> str:
+        """What is typed behind the flag, in few signs."""
+        each = schema.items(self.found, self.root) if self.kind == "list" else self.found
+        return schema.short(each or self.found, self.root)
+
+    @property
+    def description(self) -> str:
+        """What the field means."""
+        return str(self.found.get("description", "")).rstrip()
+
+    @property
+    def default(self) -> str:
+        """What the unit takes when the flag is left out, where it is worth saying."""
+        default = self.found.get("default")
+        return "" if default in (None, "", [], {}) else _text(default)
+
+
+def flags_of(unit: UnitInfo) -> list[Flag]:
+    """Return a flag for each field of a unit, those that it needs first."""
+    required = unit.input.get("required", ())
+    found = [
+        Flag(field, _name(field), _kind(each, unit.input), field in required, each, unit.input)
+        for field, told in unit.input.get("properties", {}).items()
+        for each in (told if isinstance(told, Mapping) else {},)  # `true` is a schema, too
+    ]
+    return sorted(found, key=lambda flag: not flag.required)
+
+
+def inner(flag: Flag) -> list[Flag]:
+    """Return the dotted flags that reach into an object, as far as its fields are known. `undotted` reads them."""
+    if flag.kind != "object":
+        return []
+    known = schema.properties(flag.found, flag.root)
+    return [
+        Flag(f"{flag.field}.{key}", f"{flag.name}.{key.replace('_', '-')}", "value", False, each, flag.root)
+        for key, each in known.items()
+    ]
+
+
+def undotted(words: Sequence[str], flags: Iterable[Flag]) -> list[str]:
+    """Return the words with `--config.slots 2` as `--config slots=2`; a value that has not been typed yet is left."""
+    objects = {flag.name: flag for flag in flags if flag.kind == "object"}
+    told: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        dotted = _DOTTED.fullmatch(word)
+        name = dotted[1].replace("_", "-") if dotted else ""
+        if word == "--":
+            return [*told, word, *rest]
+        if not dotted or name not in objects:
+            told.append(word)
+            continue
+        value = dotted[3] if dotted[3] is not None else next(rest, None)
+        told += [word] if value is None else [name, f"{_path(objects[name], dotted[2])}={value}"]
+    return told
+
+
+def read(flags: Iterable[Flag], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the input that was typed, by field; raise ValidationFailed that names each flag that is not right."""
+    data: dict[str, Any] = {}
+    wrong: list[tuple[Flag, str, str]] = []
+    for flag in flags:
+        value = given.get(flag.field)
+        if value is None or (flag.kind in ("list", "object") and not value):
+            if flag.required:
+                wrong.append((flag, flag.field, "required"))
+            continue
+        try:
+            data[flag.field] = _READ[flag.kind](flag, value)
+        except ValueError as error:
+            wrong.append((flag, flag.field, str(error)))
+            continue
+        faults = schema.faults(data[flag.field], flag.found, flag.root, flag.field)
+        wrong += [(flag, where, expected) for where, expected in faults]
+    if wrong:
+        raise _refusal(wrong, given)
+    return data
+
+
+def named(error: ValidationFailed, flags: Iterable[Flag]) -> ValidationFailed:
+    """Return a unit's refusal of its input for who has typed flags: with their names in place of the fields'."""
+    names = {flag.field: flag.name for flag in flags}
+    fields = [
+        {**fault, "field": names[head] + fault["field"][len(head) :]}
+        for fault in error.details.get("fields", ())
+        if (head := str(fault.get("field")).partition(".")[0]) in names
+    ]
+    if not fields:
+        return error
+    told = "; ".join(f"{fault['field']}: {fault['expected']}" for fault in fields)
+    return ValidationFailed(told, **{**error.details, "fields": fields})
+
+
+def _refusal(wrong: Sequence[tuple[Flag, str, str]], given: Mapping[str, Any]) -> ValidationFailed:
+    told = [_told(flag, where, expected, given.get(flag.field)) for flag, where, expected in wrong]
+    fields = [{"field": where, "expected": expected} for _, where, expected in wrong]
+    return ValidationFailed("; ".join(told), fields=fields)
+
+
+def _told(flag: Flag, where: str, expected: str, value: Any) -> str:
+    if expected == "required":
+        return f"{flag.name} is required: {flag.description or flag.takes}".rstrip(".")
+    # a text may be a secret, or long
+    free = "string" in schema.types(flag.found, flag.root) and not schema.choices(flag.found, flag.root)
+    got = "" if free or where != flag.field or not isinstance(value, str) else f", not {value}"
+    return f"{flag.name}{where[len(flag.field) :]}: expected {expected}{got}"
+
+
+def _name(field: str) -> str:
+    name = "--" + field.replace("_", "-")
+    return f"--field-{name[2:]}" if name in RESERVED else name
+
+
+def _kind(found: schema.Schema, root: schema.Schema) -> Kind:
+    kinds = schema.types(found, root) - {"null"}
+    if "array" in kinds:
+        return "list"
+    if kinds == {"boolean"}:
+        return "switch"
+    return "object" if kinds == {"object"} else "value"
+
+
+def _value(flag: Flag, text: str) -> Any:
+    return typed(text, flag.found, flag.root)
+
+
+def _list(flag: Flag, texts: Sequence[str]) -> Any:
+    each = schema.items(flag.found, flag.root)
+    if len(texts) == 1 and not texts[0].startswith("[") and "string" in schema.types(flag.found, flag.root):
+        return texts[0]  # a text, or a list of such
+    told: list[Any] = []
+    for text in texts:
+        told += _json(text, list) if text.startswith("[") else [typed(text, each, flag.root)]
+    return told
+
+
+def _object(flag: Flag, texts: Sequence[str]) -> dict[str, Any]:
+    told: dict[str, Any] = {}
+    for text in texts:
+        if text.startswith("{"):
+            told |= _json(text, dict)
+            continue
+        path, equals, value = text.partition("=")
+        if not equals or not path:
+            raise ValueError(f"{schema.expected(flag.found, flag.root)}, or key=value")
+        _put(told, path.split("."), value, flag)
+    return told
+
+
+def _path(flag: Flag, dotted: str) -> str:
+    """Return the way into an object, where its own fields may be typed with dashes."""
+    first, dot, rest = dotted.partition(".")
+    known = {key.replace("_", "-"): key for key in schema.properties(flag.found, flag.root)}
+    return known.get(first.replace("_", "-"), first) + dot + rest
+
+
+def _put(told: dict[str, Any], path: Sequence[str], text: str, flag: Flag) -> None:
+    """Set what a dotted path leads to, typed as the object's own schema says, if it says so much."""
+    found = flag.found
+    for part in path[:-1]:
+        told = told.setdefault(part, {})
+        if not isinstance(told, dict):
+            raise ValueError(f"{part} to be an object; it is a value already")
+        found = schema.properties(found, flag.root).get(part, {})
+    told[path[-1]] = typed(text, schema.properties(found, flag.root).get(path[-1], {}), flag.root)
+
+
+def _json(text: str, shape: type) -> Any:
+    try:
+        return msgspec.json.decode(text, type=shape)
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"JSON ({error})") from None
+
+
+def _switch(_: Flag, value: bool) -> bool:
+    return value
+
+
+_READ: Mapping[Kind, Callable[[Flag, Any], Any]] = {
+    "value": _value,
+    "switch": _switch,
+    "list": _list,
+    "object": _object,
+}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return " ".join(value)
+    return value if isinstance(value, str) else json.dumps(value)

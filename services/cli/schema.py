@@ -1,0 +1,219 @@
+"""What a field of a unit takes: in words for a person, and as a check before anything is sent. Pure.
+
+The check never refuses what the unit would take; of what it does not know, the unit is the judge.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+Schema = Mapping[str, Any]
+
+_ANY_SIZE = 2**53  # a bound beyond this only says that numbers are finite
+_NAMES = {"string": "text", "integer": "integer", "number": "number", "boolean": "true|false", "object": "object"}
+
+
+def alternatives(found: Schema | bool, root: Schema) -> list[Schema]:
+    """Return the schemas of which a value has to meet one, references followed."""
+    if isinstance(found, bool):
+        return [{}]  # `true` is a schema, too
+    if reference := found.get("$ref"):
+        return alternatives(root.get("$defs", {}).get(str(reference).rpartition("/")[2], {}), root)
+    options = found.get("anyOf") or found.get("oneOf")
+    return [each for option in options for each in alternatives(option, root)] if options else [found]
+
+
+def types(found: Schema, root: Schema) -> set[str]:
+    """Return the JSON types that a value may have; what has an enumeration is a text."""
+    kinds: set[str] = set()
+    for each in alternatives(found, root):
+        kind = each.get("type", "string" if "enum" in each or "const" in each else ())
+        kinds |= {kind} if isinstance(kind, str) else set(kind)
+    return kinds
+
+
+def choices(found: Schema, root: Schema) -> list[Any]:
+    """Return the values that there are, where they are enumerated."""
+    return [value for each in alternatives(found, root) for value in _values(each)]
+
+
+def items(found: Schema, root: Schema) -> Schema:
+    """Return what a list is made of, also where the list is one of several types."""
+    each: Schema = next((each["items"] for each in alternatives(found, root) if "items" in each), {})
+    return each
+
+
+def properties(found: Schema, root: Schema) -> Mapping[str, Schema]:
+    """Return the fields of an object, where they are known."""
+    known: Mapping[str, Schema] = next(
+        (each["properties"] for each in alternatives(found, root) if "properties" in each), {}
+    )
+    return known
+
+
+def short(found: Schema, root: Schema) -> str:
+    """Return a type in few signs: `integer 1..100`, `cpu|gpu`, `list of text`."""
+    told = [_short(each, root) for each in alternatives(found, root) if each.get("type") != "null"]
+    return " or ".join(dict.fromkeys(told)) or "anything"
+
+
+def expected(found: Schema, root: Schema) -> str:
+    """Return what a value has to be, as a sentence goes on: `a whole number from 1 to 100`."""
+    told = [_expected(each, root) for each in alternatives(found, root) if each.get("type") != "null"]
+    return ", or ".join(dict.fromkeys(told)) or "anything"
+
+
+def faults(value: Any, found: Schema, root: Schema, where: str) -> Iterator[tuple[str, str]]:
+    """Yield where a value is not as it has to be, and what is expected there."""
+    told: list[tuple[str, str]] = []
+    for each in alternatives(found, root):
+        here = list(_faults(value, each, root, where))
+        if not here:
+            return
+        if _is(value, each.get("type")) and not told:
+            told = here  # of several alternatives the one that was meant
+    yield from told or [(where, expected(found, root))]
+
+
+def _values(each: Schema) -> list[Any]:
+    return [each["const"]] if "const" in each else list(each.get("enum", ()))
+
+
+def _short(each: Schema, root: Schema) -> str:
+    if values := _values(each):
+        return "|".join(map(str, values))
+    kind = each.get("type")
+    if kind == "array":
+        return f"list of {short(each.get('items', {}), root)}"
+    bounds = _bounds(each)
+    return " ".join(filter(None, (_NAMES.get(str(kind), "anything"), bounds)))
+
+
+def _bounds(each: Schema) -> str:
+    least, most = each.get("minimum"), _most(each)
+    if least is not None and most is not None:
+        return f"{least}..{most}"
+    signs = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
+    return " ".join(f"{sign} {each[key]}" for key, sign in signs.items() if key in each and _told(each[key]))
+
+
+def _most(each: Schema) -> Any:
+    most = each.get("maximum")
+    return most if most is not None and _told(most) else None
+
+
+def _told(bound: Any) -> bool:
+    return bool(abs(bound) < _ANY_SIZE)
+
+
+def _expected(each: Schema, root: Schema) -> str:
+    if values := _values(each):
+        return f"one of {', '.join(map(str, values))}" if len(values) > 1 else str(values[0])
+    match each.get("type"):
+        case "integer":
+            return f"a whole number{_range(each)}"
+        case "number":
+            return f"a number{_range(each)}"
+        case "boolean":
+            return "true or false"
+        case "string":
+            return f"a text{_form(each)}"
+        case "array":
+            most = f" of at most {each['maxItems']}" if "maxItems" in each else ""
+            return f"a list{most}, each {expected(each.get('items', {}), root)}"
+        case "object":
+            known = each.get("properties")
+            return f"a JSON object with {', '.join(known)}" if known else "a JSON object"
+    return "anything"
+
+
+def _range(each: Schema) -> str:
+    least, most = each.get("minimum"), _most(each)
+    if least is not None and most is not None:
+        return f" from {least} to {most}"
+    words = {"exclusiveMinimum": "above", "minimum": "at least", "exclusiveMaximum": "below", "maximum": "at most"}
+    told = [f"{word} {each[key]}" for key, word in words.items() if key in each and _told(each[key])]
+    return f", {' and '.join(told)}" if told else ""
+
+
+def _form(each: Schema) -> str:
+    if pattern := each.get("pattern"):
+        such = f" such as {each['examples'][0]}" if each.get("examples") else ""
+        return f"{such} ({pattern})" if such else f" that matches {pattern}"
+    least, most = each.get("minLength"), each.get("maxLength")
+    if most is not None:
+        return f" of {least or 0} to {most} characters"
+    return f" of at least {least} characters" if least else ""
+
+
+def _is(value: Any, kind: Any) -> bool:
+    match kind:
+        case "string":
+            return isinstance(value, str)
+        case "integer":
+            return isinstance(value, int) and not isinstance(value, bool)
+        case "number":
+            return isinstance(value, int | float) and not isinstance(value, bool)
+        case "boolean":
+            return isinstance(value, bool)
+        case "null":
+            return value is None
+        case "array":
+            return isinstance(value, list)
+        case "object":
+            return isinstance(value, Mapping)
+    return True
+
+
+def _faults(value: Any, each: Schema, root: Schema, where: str) -> Iterator[tuple[str, str]]:
+    values = _values(each)
+    if not _is(value, each.get("type")) or (values and value not in values):
+        yield where, expected(each, root)
+    elif isinstance(value, str):
+        if not _well_formed(value, each):
+            yield where, expected(each, root)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        if not _within(value, each):
+            yield where, expected(each, root)
+    elif isinstance(value, list):
+        if not each.get("minItems", 0) <= len(value) <= each.get("maxItems", len(value)):
+            yield where, _expected(each, root)
+        for index, item in enumerate(value):
+            yield from faults(item, each.get("items", {}), root, f"{where}.{index}")
+    elif isinstance(value, Mapping):
+        yield from _object(value, each, root, where)
+
+
+def _within(value: float, each: Schema) -> bool:
+    return (
+        value >= each.get("minimum", value)
+        and value <= each.get("maximum", value)
+        and ("exclusiveMinimum" not in each or value > each["exclusiveMinimum"])
+        and ("exclusiveMaximum" not in each or value < each["exclusiveMaximum"])
+    )
+
+
+def _well_formed(value: str, each: Schema) -> bool:
+    if not each.get("minLength", 0) <= len(value) <= each.get("maxLength", len(value)):
+        return False
+    with contextlib.suppress(re.error):  # a pattern in a dialect that is not Python's
+        return "pattern" not in each or re.search(each["pattern"], value) is not None
+    return True
+
+
+def _object(value: Mapping[str, Any], each: Schema, root: Schema, where: str) -> Iterator[tuple[str, str]]:
+    known: Mapping[str, Schema] = each.get("properties", {})
+    for name in _missing(value, each):
+        yield f"{where}.{name}", f"{expected(known.get(name, {}), root)}, which is required"
+    for name, inner in value.items():
+        if name in known:
+            yield from faults(inner, known[name], root, f"{where}.{name}")
+        elif each.get("additionalProperties") is False:
+            yield f"{where}.{name}", f"one of {', '.join(known)}"
+
+
+def _missing(value: Mapping[str, Any], each: Schema) -> Sequence[str]:
+    return [name for name in each.get("required", ()) if name not in value]

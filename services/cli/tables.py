@@ -1,0 +1,167 @@
+"""Tables: which columns there are room for, which are left out, and that this is said."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.cells import cell_len
+from rich.markup import escape
+from rich.table import Table
+
+from aima_core.errors import ValidationFailed
+from services.cli.show import WIDE, err, out
+
+_GAP = 2  # cells between two columns
+_LONG = 32  # cells up to which a column is shown whole or not at all
+_SOUGHT = ("id", "name", "status", "replicas", "progress", "error")  # what people look for first
+_OF_EVENTS = ("recorded_at", "type", "data")
+_PART = 20  # cells that one with longer texts, which wrap, gets at least
+
+
+def answer(data: Any, columns: Sequence[str] = ()) -> None:
+    """Write what a unit has answered; all of it, and then ValidationFailed, when a column is not there."""
+    if not isinstance(data, Mapping):
+        out.print(data)
+        return
+    if columns:
+        try:
+            chosen = _chosen(data, columns)
+        except ValidationFailed:
+            answer(data)  # it may be the only time that it is told: the secret of a new key
+            raise
+        rows(chosen, columns)
+        return
+    lists = [(key, value) for key, value in data.items() if isinstance(value, list)]
+    scalars = {key: value for key, value in data.items() if not isinstance(value, list)}
+    if len(lists) == 1 and set(scalars) <= {"total"}:
+        rows(lists[0][1])
+        if scalars:
+            out.print(f"[dim]{scalars['total']} in all[/]")
+        return
+    table = Table(show_header=False, box=None, pad_edge=False)
+    nested: list[tuple[str, list[Any]]] = []
+    for key, value in data.items():
+        if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+            nested.append((key, value))
+        else:
+            table.add_row(f"[bold]{escape(key)}[/]", escape(cell(value)))
+    out.print(table)
+    for key, items in nested:
+        out.print(f"\n[bold]{escape(key)}[/]")
+        rows(items)
+
+
+def rows(items: Sequence[Any], columns: Sequence[str] = ()) -> None:
+    """Write a table of dicts, or a line for each of anything else.
+
+    Without columns, all that something stands in, as far as the terminal is wide; those left out are named on stderr.
+    """
+    if not items:
+        out.print("[dim]none[/]")
+        return
+    if not all(isinstance(item, Mapping) for item in items):
+        for item in items:
+            out.print(str(item), markup=False, highlight=False)
+        return
+    names = list(columns) or _in_use(items)
+    texts = {name: [cell(dig(item, name)) for item in items] for name in names}
+    widths = {name: max(cell_len(name), *map(_width, texts[name])) for name in names}
+    sought = _OF_EVENTS if _are_events(items) else _SOUGHT
+    shown = names if columns or WIDE else fitting(widths, out.width, sought)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in shown:
+        table.add_column(escape(name), min_width=_needed(widths[name]), overflow="fold")
+    for index in range(len(items)):
+        table.add_row(*(escape(texts[name][index]) for name in shown))
+    if WIDE:
+        out.width = max(out.width, sum(widths[name] + _GAP for name in shown))
+    out.print(table)
+    if left := [name for name in names if name not in shown]:
+        err.print(
+            f"[dim]no room for {', '.join(left)}; --columns {','.join(shown[:1] + left[:2])} chooses[/]",
+            highlight=False,
+        )
+
+
+def fitting(widths: Mapping[str, int], room: int, sought: Sequence[str] = _SOUGHT) -> list[str]:
+    """Return the columns, in their order, that there is room for, those sought before others; long texts wrap."""
+    wanted = sorted(widths, key=lambda name: sought.index(name) if name in sought else len(sought))
+    shown: list[str] = []
+    for name in wanted:
+        room -= _needed(widths[name]) + _GAP
+        if room + _GAP < 0 and len(shown) >= 2:
+            break
+        shown.append(name)
+    return [name for name in widths if name in shown]
+
+
+def _needed(width: int) -> int:
+    return width if width <= _LONG else _PART
+
+
+def dig(item: Mapping[str, Any], name: str) -> Any:
+    """Return what a column holds; `config.slots` reaches into an object."""
+    if name in item:
+        return item[name]
+    head, dot, rest = name.partition(".")
+    inner = item.get(head)
+    return dig(inner, rest) if dot and isinstance(inner, Mapping) else None
+
+
+def cell(value: Any) -> str:
+    """Return a value as it stands in a table."""
+    match value:
+        case None:
+            return ""
+        case str():
+            return value
+        case list() if not any(isinstance(item, Mapping | list) for item in value):
+            return ", ".join(map(str, value))
+        case Mapping() if not any(isinstance(item, Mapping | list) for item in value.values()):
+            return "  ".join(f"{key} {cell(item)}" for key, item in value.items() if item not in (None, ""))
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _in_use(items: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the columns that something stands in; those whose values are made of parts come last."""
+    names = list(dict.fromkeys(name for item in items for name in item))
+    values = {name: [item.get(name) for item in items] for name in names}
+    if _are_events(items):  # whose data says more than their envelopes
+        return [*_OF_EVENTS, *(name for name in names if name not in _OF_EVENTS)]
+    used = [name for name in names if any(value not in (None, "", [], {}) for value in values[name])] or names
+    return sorted(used, key=lambda name: any(isinstance(value, Mapping | list) for value in values[name]))
+
+
+def _are_events(items: Sequence[Mapping[str, Any]]) -> bool:
+    return {"stream", *_OF_EVENTS} <= set(items[0])
+
+
+def _width(text: str) -> int:
+    return max((cell_len(line) for line in text.splitlines()), default=0)
+
+
+def _chosen(data: Mapping[str, Any], columns: Sequence[str]) -> list[Mapping[str, Any]]:
+    """Return the rows that have these columns: a list in the answer, or the answer itself. Raises ValidationFailed."""
+    known: dict[str, None] = {}
+    for items in _tables(data):
+        there = dict.fromkeys(name for item in items for name in item)
+        if all(name in there or name.partition(".")[0] in there for name in columns):
+            return items
+        known |= there
+    strange = [name for name in columns if name.partition(".")[0] not in known]
+    near = [match for name in strange for match in difflib.get_close_matches(name, known, n=1)]
+    hint = f" Did you mean {', '.join(near)}?" if near else ""
+    raise ValidationFailed(
+        f"--columns: no {', '.join(strange or columns)} among {', '.join(known)}.{hint}",
+        fields=[{"field": "--columns", "expected": ", ".join(known)}],
+    )
+
+
+def _tables(data: Mapping[str, Any]) -> Iterator[list[Mapping[str, Any]]]:
+    for value in data.values():
+        if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+            yield value
+    yield [data]

@@ -1,0 +1,85 @@
+"""What the documents show of the command line is so: every line can be typed."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.core import TyperGroup
+from typer.testing import CliRunner
+
+from services.cli import flags, unit_commands
+from services.cli.main import app
+from services.cli.unit_call import read_input
+from services.cli.unit_commands import UnitCommand
+from services.gateway.rest import ident_of
+from tests.cli.conftest import Shell
+from tests.cli.described import every_unit
+
+pytestmark = pytest.mark.timeout(300)
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "cli.md").read_text()
+UNITS = {unit.name: unit for unit in every_unit()}
+
+
+def lines() -> Iterator[str]:
+    """Yield every command line that the documents show in a block of their own."""
+    for document in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        yield from re.findall(r"^    (aima .+)$", document.read_text(), re.MULTILINE)
+
+
+def context_of(words: list[str]) -> Any:
+    """Return the context of the command that the words name, with what they give it; nothing is run."""
+    context: Any = typer.main.get_command(app).make_context("aima", words)
+    while isinstance(context.command, TyperGroup) and (rest := [*context._protected_args, *context.args]):
+        name, command, rest = context.command.resolve_command(context, rest)
+        context = command.make_context(name, rest, parent=context)
+    return context
+
+
+@pytest.mark.parametrize("line", sorted(set(lines())))
+def test_every_command_line_in_the_documents_can_be_typed(
+    shell: Shell, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIMA_DATA", str(shell.one.data))
+    words = [word for word in shlex.split(line, comments=True)[1:] if not word.startswith(">")]
+    if "--url" in words:  # of a machine that is not there; what it would be asked is the same here
+        at = words.index("--url")
+        del words[at : at + 2]
+    if words[-1] == "--help" or "--install-completion" in words:
+        assert CliRunner().invoke(app, [*words[:-1], "--help"], prog_name="aima").exit_code == 0
+        return
+    context = context_of(words)
+    if isinstance(context.command, UnitCommand):
+        found, ident = context.command.fields, ident_of(words[0], UNITS)
+        flags.read(found, unit_commands.typed(found, ident, context.params))
+    elif context.info_name in ("call", "exec"):
+        unit = UNITS[context.params["unit"]]
+        data = read_input(context.params["words"] or [], context.params["given"], unit.input)
+        given = {flag.field: data.get(flag.field) for flag in flags.flags_of(unit)}
+        assert set(data) <= set(given), f"{unit.name} has no {set(data) - set(given)}"
+        assert all(given[field] is not None for field in unit.input.get("required", ())), unit.name
+
+
+def test_the_table_of_commands_says_what_they_say_of_themselves() -> None:
+    known = {command.name: command for command in typer.main.get_command(app).commands.values()}  # type: ignore[attr-defined]
+    rows = re.findall(r"^\| `aima ([a-z-]+)` \| (.+) \|$", PAGE, re.MULTILINE)
+    assert len(rows) >= 9
+    for name, said in rows:
+        assert said == " ".join((known[name].help or "").split()), name
+
+
+def test_every_option_that_all_units_take_is_documented() -> None:
+    for word in ("-o", "--output", "--columns", "-q", "--quiet", "--dry-run", "--timeout", "--deadline", "--key",
+                 "--idempotency-key", "--expect", "--expected-version", "--as", "--principal", "-y", "--yes", "--url",
+                 "--api-key"):  # fmt: skip
+        assert f"`{word}" in PAGE, word
+    (unit,) = [unit for unit in every_unit() if unit.name == "service.list"]
+    known = {word for param in unit_commands.command(unit, "", unit_commands.Reach()).params for word in param.opts}
+    assert {"--output", "--columns", "--deadline", "--principal", "--api-key"} <= known
