@@ -135,6 +135,7 @@ class Directory:
         self._client = Client(nc)
         self._processes: dict[str, DomainInfo] = {}
         self._seen: dict[str, float] = {}
+        self._whole: set[str] = set()  # processes that have said the same twice: one that begins answers half of it
         self._asking: set[asyncio.Task[None]] = set()
         self._inbox = ""
         self._looked_at = 0.0
@@ -209,7 +210,7 @@ class Directory:
             ident, name = str(pong["id"]), str(pong["name"])
         except (msgspec.MsgspecError, KeyError):
             return
-        if ident in self._processes:
+        if ident in self._whole:
             self._seen[ident] = time.monotonic()
         else:
             task = asyncio.create_task(self._ask(name, ident))
@@ -232,6 +233,9 @@ class Directory:
             for other, known in list(self._processes.items()):
                 if (known.name, known.node) == (info.name, info.node) and self._seen[other] < now - _MISSED:
                     del self._processes[other], self._seen[other]
+                    self._whole.discard(other)
+            if self._processes.get(info.id) == info:
+                self._whole.add(info.id)
             self._processes[info.id], self._seen[info.id] = info, now
         self._offer()
 
@@ -239,6 +243,7 @@ class Directory:
         gone = [ident for ident, at in self._seen.items() if at < time.monotonic() - _FORGOTTEN]
         for ident in gone:
             del self._processes[ident], self._seen[ident]
+            self._whole.discard(ident)
         if gone:
             self._offer()
 
