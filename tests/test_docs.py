@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from aima_core.settings import CORE_SECTIONS, General
 from aima_core.units import parse
 from services.cli import domains, state_docs, unit_docs
 
@@ -24,18 +23,6 @@ def test_the_unit_reference_is_what_make_docs_writes() -> None:
 def test_the_pictures_of_a_service_are_what_make_docs_draws() -> None:
     text = state_docs.FILE.read_text()
     assert text == state_docs.drawn(text)
-
-
-def test_every_setting_stands_in_the_readme_with_its_variable_and_meaning() -> None:
-    sections = {**CORE_SECTIONS, **{name: domains.load(name).settings for name in domains.names()}}
-    wanted = [("", General), *sections.items()]
-    for section, model in wanted:
-        for key, field in model.model_fields.items():
-            name = f"{section}.{key}" if section else key
-            variable = f"AIMA_{name.replace('.', '_').upper()}"
-            assert f"| `{name}` | `{variable}` |" in README, name
-            assert field.description
-            assert field.description in README, name
 
 
 def test_every_domain_and_unit_stands_in_the_readme() -> None:

@@ -16,12 +16,13 @@ import nats.js.errors
 from nats.aio.client import Client as Nats
 from nats.js.api import KeyValueConfig
 from nats.js.kv import KeyValue
+from pydantic import ValidationError
 
 from aima_core.domain import Domain, S
 from aima_core.errors import AimaError, NotFound
 from aima_core.logs import logger
 from aima_core.records import Recorded
-from aima_core.units import Query, View
+from aima_core.units import Query, Resource, View
 from aima_core.wire import encode_view
 
 BUCKET = "aima-resources"
@@ -44,7 +45,7 @@ class Resources(Generic[S]):
         for resource in self._domain.resources:
             fits, ident = resource.match(uri)
             if fits:
-                return await self._answer(resource.query(ident))
+                return await self._answer(_query(resource, ident, uri))
         known = ", ".join(resource.uri for resource in self._domain.resources)
         raise NotFound(f"{uri} is not an address of {self._domain.name}; those are {known}", uri=uri)
 
@@ -95,6 +96,14 @@ class Resources(Generic[S]):
             raise
         except Exception:  # a bug that one address runs into leaves the others alone
             logger.error("resource broke", key=key, exc_info=True)
+
+
+def _query(resource: Resource, ident: str | None, uri: str) -> Query[Any]:
+    """Return the query that reads an address; raise NotFound when its id is none that the query would take."""
+    try:
+        return resource.query(ident)
+    except ValidationError:
+        raise NotFound(f"there is nothing at {uri}", uri=uri) from None
 
 
 async def _bucket(js: Any) -> KeyValue:

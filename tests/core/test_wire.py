@@ -50,7 +50,10 @@ async def test_discovery_lists_every_unit_with_all_that_a_door_needs(tmp_path: P
         "counter",
         "0.2.0",
         "Counters, to try the core with.",
-        {"node": "test"},
+        {
+            "node": "test",
+            "resources": json.dumps([{"uri": "asms://counter/{id}", "about": "One counter."}], separators=(",", ":")),
+        },
     )
     endpoints = {endpoint["subject"]: endpoint for endpoint in info["endpoints"]}
     assert sorted(endpoints) == [
