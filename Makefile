@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 COMPILE = $(BIN)/pip-compile -q --no-header --generate-hashes --allow-unsafe --strip-extras --no-annotate
 
-.PHONY: setup setup-dev run test check format chaos bench docs lock clean
+.PHONY: setup setup-dev run test check format chaos bench docs proto lock clean
 
 setup: $(VENV)/.installed            ## create .venv with what running needs
 setup-dev: $(VENV)/.installed-dev    ## and what developing needs
@@ -46,10 +46,14 @@ bench: setup-dev                     ## figures beside limits measured in the sa
 docs: setup                          ## write docs/units.md and the pictures in docs/services.md anew from the code
 	$(BIN)/python -m services.cli.unit_docs > docs/units.md
 	$(BIN)/python -m services.cli.state_docs
+	$(BIN)/python -m services.cli.config_docs > docs/configuration.md
+
+proto: setup-dev                     ## make the messages of the gRPC door from their description
+	cd services/gateway/proto && ../../../$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. gateway.proto
 
 lock: setup-dev                      ## resolve the dependencies anew, with hashes and without index addresses
 	$(COMPILE) --extra build -o requirements.txt pyproject.toml
-	$(COMPILE) --extra build --extra dev -c requirements.txt -o requirements-dev.txt pyproject.toml
+	$(COMPILE) --extra build --extra grpc --extra dev -c requirements.txt -o requirements-dev.txt pyproject.toml
 	sed -i '/^-/d' requirements.txt requirements-dev.txt
 
 clean:

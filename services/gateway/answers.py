@@ -48,7 +48,7 @@ def body_of(error: AimaError, path: str, request_id: str) -> dict[str, Any]:
         kind = _ANTHROPIC_TYPES.get(status_of(error), "invalid_request_error" if error.status < 500 else "api_error")
         told = {"type": kind, "message": error.message, "details": error.body()}
         return {"type": "error", "error": told, "request_id": request_id}
-    if path.startswith("/v1/"):
+    if path.startswith("/v1/") or path == "/rerank":
         fields = error.details.get("fields") or [{}]
         return {
             "error": {

@@ -24,12 +24,13 @@ def assemble(
     settings: GatewaySettings,
     policy: Policy,
     keys: Mapping[str, Key],
+    rates: Rates,
     hosts: frozenset[str] | None,
     metrics: Metrics,
 ) -> ASGIApp:
     """Return the application: the gate around the routes, and around both what browsers ask beforehand."""
     router = Router(routes, default=_nothing, redirect_slashes=False)
-    app: ASGIApp = Gate(router, policy, keys, Rates(settings.requests_per_minute), hosts, metrics.seen)
+    app: ASGIApp = Gate(router, policy, keys, rates, hosts, metrics.seen)
     if settings.cors_origins:
         app = CORSMiddleware(
             app, settings.cors_origins, allow_methods=["*"], allow_headers=["*"], expose_headers=_EXPOSED

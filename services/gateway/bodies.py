@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote
 
@@ -35,17 +36,21 @@ def segments_of(request: Request, prefix: str) -> list[str]:
 
 
 async def read(request: Request, limit: int) -> bytes:
-    """Return the body; raise PayloadTooLarge before reading one that says how long it is, or as soon as it shows."""
+    """Return the body. Raises PayloadTooLarge."""
+    return b"".join([block async for block in blocks(request, limit)])
+
+
+async def blocks(request: Request, limit: int) -> AsyncIterator[bytes]:
+    """Yield the body as it comes; raise PayloadTooLarge at once when it says how long it is, or as soon as it shows."""
     told = request.headers.get("content-length", "")
     if told.isdecimal() and int(told) > limit:
         raise _too_large(limit)
-    blocks, size = [], 0
+    size = 0
     async for block in request.stream():
         size += len(block)
         if size > limit:
             raise _too_large(limit)
-        blocks.append(block)
-    return b"".join(blocks)
+        yield block
 
 
 async def read_json(request: Request, limit: int) -> bytes:
@@ -76,7 +81,7 @@ def decode_object(data: bytes) -> dict[str, Any]:
 def decode(data: bytes, kind: type[T]) -> T:
     """Return JSON text as a struct; raise ValidationFailed with the field that is wrong, or InvalidRequest."""
     try:
-        return msgspec.json.decode(data, type=kind)
+        return msgspec.json.decode(data.decode(), type=kind)  # of what it skips it would not see that it is UTF-8
     except msgspec.ValidationError as error:
         raise refusal(error) from None
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:

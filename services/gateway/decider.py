@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from aima_core.call import Call, timestamp
+from aima_core.call import Call
 from aima_core.domain import World
 from aima_core.errors import Conflict, NotFound, RateLimited
 from aima_core.units import Command, Event, Success, View
 from services.gateway import internal as i
 from services.gateway import units as u
+from services.gateway import views
 from services.gateway.state import DAY, Key
 
 
@@ -39,24 +40,8 @@ def reply(world: World[Key], command: Command[Any], events: Sequence[Event]) -> 
     """Return the answer: nothing here takes longer than its decision."""
     match command, events:
         case i.RecordKey(), [u.KeyCreated() as made]:
-            return u.NewKey(key_id=made.key_id, key="", expires_at=_time(made.expires_at))
+            return u.NewKey(key_id=made.key_id, key="", expires_at=views.time_of(made.expires_at))
     return Success(success=True)
-
-
-def view(key: Key, at: float) -> u.KeyView:
-    """Return the key as it is shown."""
-    return u.KeyView(
-        id=key.id,
-        name=key.name,
-        scopes=list(key.scopes),
-        models=list(key.models),
-        created_at=timestamp(key.created_at),
-        expires_at=_time(key.expires_at),
-        expired=key.expired(at),
-        requests_per_minute=key.requests_per_minute,
-        tokens_per_day=key.tokens_per_day,
-        tokens_today=key.spent(at),
-    )
 
 
 def _create(world: World[Key], command: i.RecordKey, call: Call) -> list[Event]:
@@ -99,7 +84,3 @@ def _key(world: World[Key], ident: str) -> Key:
     if key is None:
         raise NotFound(f"there is no key {ident}", reason="KEY_NOT_FOUND", key_id=ident)
     return key
-
-
-def _time(at: float) -> str | None:
-    return timestamp(at) if at else None

@@ -30,4 +30,5 @@ GATEWAY = Domain(
     reply=reply,
     outside=GatewayOutside,
     settings=GatewaySettings,
+    log_risk="high",  # as high as that of listing the keys
 )

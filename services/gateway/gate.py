@@ -7,20 +7,22 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from aima_core.errors import AimaError, InternalError, RateLimited
+from aima_core.call import token
+from aima_core.errors import AimaError, InternalError, Unauthorized
 from aima_core.logs import logger
-from services.gateway.access import NOBODY, Policy, Principal
-from services.gateway.answers import HttpRefusal, failure
+from services.gateway.access import NOBODY, Policy
+from services.gateway.answers import HttpRefusal, failure, status_of
 from services.gateway.asking import Caller, caller_from
 from services.gateway.limits import Rates
 from services.gateway.state import Key
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
-_OPEN = ("/health", "/docs", "/openapi.json")  # answered without a key, and to any number of requests
+_OPEN = ("/health", "/api/v2/health", "/docs", "/openapi.json")  # without a key, and as often as one likes
 
 
 class Gate:
@@ -50,7 +52,7 @@ class Gate:
             return
         begun, status = time.perf_counter(), 0
         path: str = scope["path"]
-        caller = Caller(request_id="")
+        caller = Caller(request_id=token(8))
         scope["app"] = self  # Starlette raises what it refuses, rather than answering in plain text
 
         async def sending(message: Message) -> None:
@@ -66,24 +68,30 @@ class Gate:
             await self._app(scope, receive, sending)
         except asyncio.CancelledError:
             raise
+        except ClientDisconnect:
+            logger.debug("a client has gone", path=path)
         except Exception as error:
             if status:  # it has begun to answer: cutting the connection is the only way left to say so
                 logger.warning("an answer was cut", path=path, error=repr(error))
                 raise
-            await failure(_ours(error, path), path, caller.request_id)(scope, receive, sending)
+            await _refusal(error, scope, caller.request_id)(scope, receive, sending)
         finally:
             self._seen(scope, status, time.perf_counter() - begun)
 
     def _admit(self, scope: Scope, path: str) -> Caller:
-        headers = Headers(scope=scope)
+        headers = _headers(scope)
         self._check_host(headers.get("host", ""))
         client = scope.get("client")
         address = client[0] if client else "unix"
-        token = _token(headers)
-        principal = NOBODY if path in _OPEN else self._policy.identify(token, self._keys, time.time())
+        if path in _OPEN:
+            return caller_from(NOBODY, address, headers)
+        try:
+            principal = self._policy.identify(_key(headers), self._keys, time.time())
+        except Unauthorized:
+            self._rates.check(NOBODY, address)  # who tries keys is slowed down like anybody without one
+            raise
         caller = caller_from(principal, address, headers)
-        if path not in _OPEN:
-            self._check_rate(principal, address)
+        self._rates.check(principal, address)
         return caller
 
     def _check_host(self, host: str) -> None:
@@ -98,11 +106,6 @@ class Gate:
                 "UNKNOWN_HOST",
             )
 
-    def _check_rate(self, principal: Principal, address: str) -> None:
-        wait = self._rates.take(principal.key_id or address, principal.requests_per_minute, known=principal.known)
-        if wait:
-            raise RateLimited("too many requests in a minute", reason="TOO_MANY_REQUESTS", retry_after=wait)
-
 
 def hosts_of(host: str, more: tuple[str, ...]) -> frozenset[str] | None:
     """Return the names that are answered to on an address; None when any is, because keys are what protects it."""
@@ -111,10 +114,23 @@ def hosts_of(host: str, more: tuple[str, ...]) -> frozenset[str] | None:
     return _LOOPBACK | {host, ""} | {name.lower() for name in more}
 
 
-def _token(headers: Headers) -> str:
+def _headers(scope: Scope) -> dict[str, str]:
+    """Return the headers by their names in lower case, of each the first: many are looked for in every request."""
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
+
+
+def _key(headers: Mapping[str, str]) -> str:
     """Return the key that a request shows: `Authorization: Bearer`, or `x-api-key` as Anthropic's clients do."""
-    scheme, _, token = headers.get("authorization", "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "").strip()
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "").strip()
+
+
+def _refusal(error: Exception, scope: Scope, request_id: str) -> Response:
+    """Return the answer to a request that no door has answered; OPTIONS only wants to know what a path takes."""
+    told = _ours(error, scope["path"])
+    if scope["method"] == "OPTIONS" and status_of(told) == 405 and isinstance(told, HttpRefusal):
+        return Response(status_code=204, headers=told.headers)
+    return failure(told, scope["path"], request_id)
 
 
 def _ours(error: Exception, path: str) -> AimaError:
@@ -123,7 +139,8 @@ def _ours(error: Exception, path: str) -> AimaError:
         case AimaError():
             return error
         case HTTPException(status_code=405):
-            allow = (error.headers or {}).get("Allow", "")
+            taken = (error.headers or {}).get("Allow", "").split(", ")
+            allow = ", ".join(sorted({*taken, "OPTIONS"}))
             return HttpRefusal(405, f"{path} takes {allow}", "METHOD_NOT_ALLOWED", {"Allow": allow})
         case HTTPException(status_code=404):
             return HttpRefusal(404, f"there is nothing at {path}; /openapi.json lists what there is", "NO_SUCH_PATH")

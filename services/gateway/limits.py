@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 
+from aima_core.errors import RateLimited
+from services.gateway.access import Principal
+
 _MOST = 100_000  # buckets that are kept; the one not used for longest goes first
 _BURST = 6  # a bucket holds a sixth of a minute's requests, at least one
 
@@ -15,6 +18,12 @@ class Rates:
     def __init__(self, default: int) -> None:
         self._default = default
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def check(self, principal: Principal, address: str) -> None:
+        """Count a request; raise RateLimited with `retry_after` when there have been too many."""
+        wait = self.take(principal.key_id or address, principal.requests_per_minute, known=principal.known)
+        if wait:
+            raise RateLimited("too many requests in a minute", reason="TOO_MANY_REQUESTS", retry_after=wait)
 
     def take(self, who: str, per_minute: int, *, known: bool) -> int:
         """Count a request; return 0 when it may go on, or else the seconds until the next one may."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -13,35 +12,23 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from aima_core import call as calls
 from aima_core.bus import Answer
 from aima_core.directory import DomainInfo, UnitInfo
 from aima_core.errors import AimaError, InvalidRequest, NotFound, ValidationFailed
 from aima_core.words import read_query
 from services.gateway import bodies, rest, sse
 from services.gateway.answers import body_of, json
-from services.gateway.asking import Asking, Caller, own_key, read_timeout
+from services.gateway.asking import Asking, Caller
 from services.gateway.doors import door, door_of_any
 from services.gateway.gate import caller_of
 from services.gateway.operations import Operations
+from services.gateway.options import Options, with_options
 from services.gateway.rest import Found
 from services.gateway.waiting import unless_gone
 
 PREFIX = "/api/v2"
 _LONGEST_NAME = 100  # characters of a unit's name; looking for the nearest to a longer one costs more than it is worth
 _QUICK = 30.0  # seconds: work that may take longer is given up when who asked for it has gone
-
-
-class Options(msgspec.Struct, forbid_unknown_fields=True, rename={"asynchronous": "async"}):
-    """How a unit is to be asked."""
-
-    timeout: Annotated[float, msgspec.Meta(gt=0, le=86_400)] | None = None
-    asynchronous: bool = False
-    stream: bool = False
-    dry_run: bool = False
-    trace_id: Annotated[str, msgspec.Meta(pattern=r"^(?!0{32})[0-9a-f]{32}$")] | None = None
-    idempotency_key: Annotated[str, msgspec.Meta(min_length=1, max_length=120, pattern=r"^[ -~]+$")] | None = None
-    expected_version: Annotated[int, msgspec.Meta(ge=0, le=2**53)] | None = None
 
 
 class Execute(msgspec.Struct, forbid_unknown_fields=True):
@@ -157,7 +144,7 @@ class Native:
         self, request: Request, unit: UnitInfo, data: Mapping[str, Any], options: Options | None = None
     ) -> Response:
         options = options or Options()
-        caller = _with(caller_of(request.state), options)
+        caller = with_options(caller_of(request.state), options)
         if options.asynchronous:
             return await self._operations.begin(caller, unit.name, data)
         if options.stream or "text/event-stream" in request.headers.get("accept", ""):
@@ -197,36 +184,22 @@ class Native:
             yield sse.event(body_of(error, PREFIX, caller.request_id), kind="error")
 
     async def _domains(self, caller: Caller, name: str | None) -> list[DomainInfo]:
-        """Return the domains with those of their units that the caller may ask."""
+        """Return the domains that answer, with those of their units that the caller may ask."""
         directory = self._asking.directory
         if name and name not in directory.domains:
             await directory.look()  # it may have come this very moment
+        away = directory.away()
         return [
             msgspec.structs.replace(
                 info, units={key: unit for key, unit in info.units.items() if self._visible(caller, unit)}
             )
             for info in directory.domains.values()
-            if name in (None, info.name)
+            if name in (None, info.name) and info.name not in away
         ]
 
     def _visible(self, caller: Caller, unit: UnitInfo) -> bool:
         who = caller.principal
         return not who.known or who.reaches(unit.domain, unit.risk)
-
-
-def _with(caller: Caller, options: Options) -> Caller:
-    """Return the caller with what the options of a body say; they come before the headers."""
-    headers = dict(caller.headers)
-    if options.dry_run:
-        headers[calls.DRY_RUN] = "true"
-    if options.trace_id:
-        headers[calls.TRACEPARENT] = f"00-{options.trace_id}-{calls.token(8)}-01"
-    if options.idempotency_key:
-        headers[calls.IDEMPOTENCY_KEY] = own_key(caller.principal, options.idempotency_key)
-    if options.expected_version is not None:
-        headers[calls.EXPECTED_VERSION] = str(options.expected_version)
-    timeout = read_timeout(str(options.timeout)) if options.timeout else caller.timeout
-    return replace(caller, headers=headers, timeout=timeout)
 
 
 def _allow(methods: frozenset[str]) -> list[str]:

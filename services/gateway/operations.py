@@ -6,7 +6,6 @@ In memory, for as long as the gateway lives; the events of the units are what is
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Literal
@@ -17,11 +16,13 @@ from starlette.routing import Route
 
 from aima_core.bus import Answer
 from aima_core.call import timestamp, token
+from aima_core.effects import end
 from aima_core.errors import AimaError, InternalError, NotFound, RateLimited
 from aima_core.logs import logger
 from services.gateway import sse
 from services.gateway.answers import json
 from services.gateway.asking import Asking, Caller
+from services.gateway.doors import door
 from services.gateway.gate import caller_of
 
 _BASE = "/api/v2/operations"
@@ -85,10 +86,9 @@ class Operations:
     def routes(self) -> list[Route]:
         """Return the routes."""
         return [
-            Route(_BASE, self.list, methods=["GET"]),
-            Route(f"{_BASE}/{{id}}", self.get, methods=["GET"]),
-            Route(f"{_BASE}/{{id}}", self.cancel, methods=["DELETE"]),
-            Route(f"{_BASE}/{{id}}/events", self.follow, methods=["GET"]),
+            door(_BASE, {"GET": self.list}),
+            door(f"{_BASE}/{{id}}", {"GET": self.get, "DELETE": self.cancel}),
+            door(f"{_BASE}/{{id}}/events", {"GET": self.follow}),
         ]
 
     async def begin(self, caller: Caller, unit: str, data: Mapping[str, Any]) -> Response:
@@ -125,17 +125,12 @@ class Operations:
         """Stop asking; nothing happens to one that has ended."""
         operation = self._own(request)
         if operation.task and operation.status == "running":
-            operation.task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await operation.task
+            await end([operation.task])
         return json({"success": True, "data": operation.view()})
 
     async def close(self) -> None:
         """Cancel all of them."""
-        tasks = [operation.task for operation in self._all.values() if operation.task]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(operation.task for operation in self._all.values() if operation.task)
 
     async def _run(self, operation: Operation, caller: Caller, data: Mapping[str, Any]) -> None:
         status: Status = "failed"

@@ -6,35 +6,44 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp
 
 from aima_core.call import Call, timestamp
 from aima_core.directory import Directory
 from aima_core.domain import Context, Outside, Parts
-from aima_core.errors import Unauthorized
+from aima_core.errors import Unauthorized, ValidationFailed
 from aima_core.logs import logger
 from aima_core.units import Command, Query, View
 from services.gateway import internal as i
 from services.gateway import units as u
+from services.gateway import views
 from services.gateway.access import PREFIX, Policy, hash_of, static_keys
+from services.gateway.anthropic_api import Anthropic
 from services.gateway.app import assemble
 from services.gateway.asking import Asking
 from services.gateway.carrying import Carrier
-from services.gateway.decider import view
 from services.gateway.documents import Documents
 from services.gateway.following import Events, EventTail
 from services.gateway.gate import hosts_of
 from services.gateway.health import Health
+from services.gateway.limits import Rates
 from services.gateway.metrics import Metrics
 from services.gateway.native import Native
+from services.gateway.ollama_api import Ollama
+from services.gateway.ollama_library import OllamaLibrary
 from services.gateway.openai_api import OpenAI
+from services.gateway.openai_media import Media
+from services.gateway.openai_responses import Responses
 from services.gateway.operations import Operations
 from services.gateway.resources import Resources, Watching
 from services.gateway.server import Http, Listening, listen
 from services.gateway.settings import GatewaySettings
 from services.gateway.state import Key
+
+if TYPE_CHECKING:
+    from services.gateway.grpc_api import GrpcDoor
 
 _URL = "gateway.url"  # in the data folder: where the doors are
 
@@ -51,6 +60,7 @@ class GatewayOutside(Outside[Key]):
         self._tail = EventTail(context.peers.client.nc)
         self._watching = Watching(context.peers.client.nc)
         self._open = contextlib.AsyncExitStack()
+        self._grpc: GrpcDoor | None = None
 
     async def open(self) -> None:
         """Learn what is on the bus, and open the doors."""
@@ -63,6 +73,9 @@ class GatewayOutside(Outside[Key]):
         await self._mcp.open()
         await server.open()
         self._open.push_async_callback(server.close)
+        if self._grpc:
+            await self._grpc.open()
+            self._open.push_async_callback(self._grpc.close)
         self._open.push_async_callback(self._mcp.close)  # before the server: it would wait for open streams
         self._open.callback(self._tail.close)
         self._open.callback(self._watching.close)
@@ -76,7 +89,7 @@ class GatewayOutside(Outside[Key]):
 
     def background(self) -> Iterable[Callable[[], Coroutine[Any, Any, None]]]:
         """Keep up with what is on the bus."""
-        return (self._directory.run, self._tail.run, self._watching.run)
+        return (self._directory.run, self._tail.run, self._tail.wake, self._watching.run)
 
     async def prepare(self, command: Command[Any], call: Call) -> Command[Any]:  # noqa: ARG002 (the core's)
         """Return what the making of a key begins with, for its dry run."""
@@ -95,10 +108,8 @@ class GatewayOutside(Outside[Key]):
     async def answer(self, query: Query[Any]) -> View:
         """Answer a query."""
         match query:
-            case u.ListKeys(limit=limit, offset=offset):
-                keys = sorted(self.context.world.values(), key=lambda key: key.created_at)
-                shown = [view(key, time.time()) for key in keys[offset : offset + limit]]
-                return u.Keys(keys=shown, total=len(keys))
+            case u.ListKeys():
+                return views.keys(self.context.world, query, time.time())
             case u.Identify(key=token):
                 who = self._policy.identify(token, self.context.world, time.time())
                 if not who.known:
@@ -117,18 +128,26 @@ class GatewayOutside(Outside[Key]):
         self._open.push_async_callback(carrier.close)
         self._mcp = McpDoor(asking, self._watching.changes, settings.body_limit)
         native = Native(asking, operations, settings.body_limit)
+        library = OllamaLibrary(asking, settings.body_limit)
         routes = [
             *metrics.routes(),
             self._mcp.route(),
             *OpenAI(asking, carrier, settings.body_limit).routes(),
+            *Responses(carrier, settings.body_limit).routes(),
+            *Media(asking, carrier, settings.body_limit, settings.upload_limit).routes(),
+            *Anthropic(carrier, settings.body_limit).routes(),
+            *library.routes(),
+            *Ollama(carrier, library.known_as, settings.body_limit).routes(),
             *Health(self.context.peers.client.nc, self._directory).routes(),
             *Documents(self._directory, self._policy).routes(),
             *Events(self._tail, self._policy, metrics).routes(),
             *Resources(asking, self._watching, metrics, native.rest).routes(),
             *native.routes(),
         ]
-        hosts = hosts_of(listening.host, settings.hosts)
-        return assemble(routes, settings, self._policy, self.context.world, hosts, metrics)
+        rates, hosts = Rates(settings.requests_per_minute), hosts_of(listening.host, settings.hosts)
+        if settings.grpc_addr:
+            self._grpc = _grpc_door(asking, self._policy, self.context.world, rates, self._watching.changes, settings)
+        return assemble(routes, settings, self._policy, self.context.world, rates, hosts, metrics)
 
     async def _reserve(self, key_id: str, request_id: str, tokens: int) -> None:
         await self.context.record(i.ReserveTokens(key_id=key_id, request_id=request_id, tokens=tokens))
@@ -141,6 +160,19 @@ class GatewayOutside(Outside[Key]):
         for key in list(self.context.world.values()):
             for request_id, tokens in key.reserved.items():
                 await self.context.record(i.SettleTokens(key_id=key.id, request_id=request_id, tokens=tokens))
+
+
+def _grpc_door(*parts: Any) -> GrpcDoor:
+    """Return the gRPC door. Raises ValidationFailed where the extra that it needs is not installed."""
+    try:
+        from services.gateway.grpc_api import GrpcDoor
+    except ImportError as error:
+        raise ValidationFailed(
+            f"gateway.grpc_addr needs the extra `grpc` ({error.name} is not installed): pip install 'aima[grpc]'",
+            reason="BAD_CONFIG",
+            key="gateway.grpc_addr",
+        ) from None
+    return GrpcDoor(*parts)
 
 
 def _policy(settings: GatewaySettings, listening: Listening) -> Policy:

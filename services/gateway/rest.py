@@ -44,7 +44,7 @@ class Found:
 def ident_of(domain: str, units: Units) -> str:
     """Return the field that names what a domain's units are about; empty when there is none."""
     own = [unit for unit in units.values() if unit.domain == domain]
-    if any(f"{domain}_id" in _fields(unit) for unit in own):
+    if any(f"{domain}_id" in fields_of(unit) for unit in own):
         return f"{domain}_id"
     getter = units.get(f"{domain}.get")
     required = _required(getter) if getter else []
@@ -63,14 +63,14 @@ def routes(unit: UnitInfo, units: Units) -> Iterator[Route]:
     """Yield all routes to a unit, the one to show first."""
     ident = ident_of(unit.domain, units)
     base = f"/{collection_of(unit.domain, units)}"
-    about = ident if ident in _fields(unit) else ""
+    about = ident if ident in fields_of(unit) else ""
     methods = ("GET", "POST") if unit.kind == "query" else ("POST",)
     match unit.action:
-        case "list":
+        case "list" if unit.kind == "query":
             yield Route("GET", base, unit)
         case "create":
             yield Route("POST", base, unit)
-        case "get" if about:
+        case "get" if about and unit.kind == "query":
             yield Route("GET", f"{base}/{{id}}", unit, about)
         case "delete" if about:
             yield Route("DELETE", f"{base}/{{id}}", unit, about)
@@ -81,34 +81,33 @@ def routes(unit: UnitInfo, units: Units) -> Iterator[Route]:
         yield Route(method, f"{base}/{unit.action}", unit)
 
 
-def resolve(method: str, segments: Sequence[str], units: Units) -> Found:
-    """Return what a request to `/api/v2/<segments>` means."""
-    if not 1 <= len(segments) <= 3 or not all(segments):
-        return Found()
-    domain = _domain(segments[0], units)
-    if domain is None:
-        return Found()
-    found: dict[str, tuple[UnitInfo, dict[str, Any]]] = {}
-    for unit in (unit for unit in units.values() if unit.domain == domain):
-        for route in routes(unit, units):
-            given = _match(route, segments[1:])
-            if given is None:
-                continue
-            if not given:  # a fixed path
-                found = {name: other for name, other in found.items() if not other[1]} | {route.method: (unit, given)}
-            elif not any(not other[1] for other in found.values()):
-                found[route.method] = (unit, given)
-    if method not in found:
-        return Found(allowed=frozenset(found))
-    unit, given = found[method]
-    return Found(unit, given)
+class Table:
+    """The routes of all units, to look a request up in: made once for each change of what is on the bus."""
 
+    def __init__(self, units: Units) -> None:
+        self._domains = {unit.domain for unit in units.values()}
+        self._routes: dict[str, list[Route]] = {}
+        for unit in units.values():
+            self._routes.setdefault(unit.domain, []).extend(routes(unit, units))
 
-def _domain(first: str, units: Units) -> str | None:
-    domains = {unit.domain for unit in units.values()}
-    if first in domains:
-        return first
-    return first[:-1] if first.endswith("s") and first[:-1] in domains else None
+    def resolve(self, method: str, segments: Sequence[str]) -> Found:
+        """Return what a request to `/api/v2/<segments>` means."""
+        if not 1 <= len(segments) <= 3 or not all(segments):
+            return Found()
+        matching = [
+            (route, given)
+            for route in self._routes.get(self._domain(segments[0]), ())
+            if (given := _match(route, segments[1:])) is not None
+        ]
+        fixed = [(route, given) for route, given in matching if not given]
+        found = {route.method: (route.unit, given) for route, given in reversed(fixed or matching)}
+        if method not in found:
+            return Found(allowed=frozenset(found))
+        unit, given = found[method]
+        return Found(unit, given)
+
+    def _domain(self, first: str) -> str:
+        return first if first in self._domains else first.removesuffix("s")
 
 
 def _match(route: Route, rest: Sequence[str]) -> dict[str, Any] | None:
@@ -125,10 +124,12 @@ def _match(route: Route, rest: Sequence[str]) -> dict[str, Any] | None:
     return given
 
 
-def _fields(unit: UnitInfo) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = unit.input.get("properties", {})
-    return found
+def fields_of(unit: UnitInfo) -> Mapping[str, Any]:
+    """Return the schemas of a unit's fields; whoever wrote the unit may have written anything there."""
+    found = unit.input.get("properties")
+    return found if isinstance(found, dict) else {}
 
 
 def _required(unit: UnitInfo) -> list[str]:
-    return list(unit.input.get("required", ()))
+    found = unit.input.get("required")
+    return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []

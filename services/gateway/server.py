@@ -110,7 +110,8 @@ class Http:
 def _tcp(host: str, ports: range) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for port in ports:
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        # asyncio turns Nagle's algorithm off, at 40 ms a request, only where a socket says that it is TCP's
+        sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             sock.bind((host, port))

@@ -27,6 +27,11 @@ class GatewaySettings(Section):
         description="host:port, or unix:/path; empty: 127.0.0.1:9090, or the next port that is free.",
     )
     socket: str = Field("", description="Path of a Unix socket to serve on as well.")
+    grpc_addr: str = Field(
+        "",
+        pattern=r"^(|unix:.+|(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5})$",
+        description="host:port for gRPC, which needs the extra `grpc`; empty: none.",
+    )
     tls_cert: str = Field("", description="File with the certificate chain (PEM); needs tls_key.")
     tls_key: str = Field("", description="File with the private key (PEM).")
     auth: Literal["auto", "required", "off"] = Field(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
-from starlette.responses import StreamingResponse
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from aima_core.effects import end
 
 QUIET = 15.0  # seconds after which a comment is sent, so that proxies and clients see that the connection lives
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the second keeps nginx from collecting them
@@ -23,36 +25,71 @@ def event(data: Any, *, kind: str = "", ident: str = "") -> bytes:
     return b"%bdata: %b\n\n" % (head.encode(), body)
 
 
-async def answer(events: AsyncIterator[bytes]) -> StreamingResponse:
-    """Return the response that sends these; what is wrong before the first one is still an ordinary error."""
-    return StreamingResponse(lively(events), headers=_HEADERS, media_type="text/event-stream")
+class Stream(Response):
+    """Sends events as they come, and a comment whenever there has been none for a while.
+
+    Ends with the last event, or when the client has gone: then whoever makes the events is cancelled.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncIterator[bytes], first: asyncio.Task[bytes] | None = None) -> None:
+        self.status_code = 200
+        self.background = None
+        self.init_headers(_HEADERS)
+        self._events = events
+        self._pending = first
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer."""
+        gone: asyncio.Task[None] | None = None
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            if scope["method"] != "HEAD":
+                gone = asyncio.create_task(_gone(receive))
+                await self._tell(gone, send)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            await end([task for task in (gone, self._pending) if task])
+            if close := getattr(self._events, "aclose", None):
+                await close()
+
+    async def _tell(self, gone: asyncio.Task[None], send: Send) -> None:
+        while not gone.done():
+            self._pending = self._pending or asyncio.create_task(_next(self._events))
+            await asyncio.wait((self._pending, gone), timeout=QUIET, return_when=asyncio.FIRST_COMPLETED)
+            found = b": quiet\n\n"
+            if self._pending.done():
+                done, self._pending = self._pending, None
+                try:
+                    found = done.result()
+                except StopAsyncIteration:
+                    return
+            await send({"type": "http.response.body", "body": found, "more_body": True})
 
 
-async def lively(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield the events, and a comment whenever there has been none for a while."""
-    pending: asyncio.Task[bytes] | None = None
+async def answer(events: AsyncIterator[bytes]) -> Stream:
+    """Return the response that sends these, beginning at once: there may be none for long."""
+    return Stream(events)
+
+
+async def answer_once_begun(events: AsyncIterator[bytes]) -> Stream:
+    """Return the response that sends these; what is raised before the first one is still an ordinary error."""
+    first = asyncio.create_task(_next(events))
     try:
-        while True:
-            pending = pending or asyncio.ensure_future(_next(events))
-            done, _ = await asyncio.wait((pending,), timeout=QUIET)
-            if not done:
-                yield b": quiet\n\n"
-                continue
-            try:
-                found = pending.result()
-            except StopAsyncIteration:
-                return
-            finally:
-                pending = None
-            yield found
-    finally:
-        if pending:
-            pending.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await pending
-        if close := getattr(events, "aclose", None):
-            await close()
+        done, _ = await asyncio.wait((first,), timeout=QUIET)
+    except asyncio.CancelledError:
+        await end([first])
+        raise
+    if done and (error := first.exception()) and not isinstance(error, StopAsyncIteration):
+        raise error
+    return Stream(events, first)
 
 
 async def _next(events: AsyncIterator[bytes]) -> bytes:
     return await anext(events)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

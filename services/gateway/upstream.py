@@ -8,7 +8,8 @@ same machine takes a fraction of a millisecond; closing it is also what stops an
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import cast
 from urllib.parse import urlsplit
 
@@ -16,6 +17,10 @@ import httptools
 
 _CONNECT = 5.0  # seconds
 _FULL = 1024 * 1024  # bytes read ahead of whoever reads slowly; then the engine has to wait
+_WRITTEN = 256 * 1024  # bytes of a large body that are handed to the transport at once, which keeps a copy
+
+Buffer = bytes | bytearray | memoryview
+Body = bytes | Sequence[Buffer]  # an upload stays in the blocks in which it came
 
 
 class Broken(Exception):
@@ -36,8 +41,8 @@ class Reply(asyncio.Protocol):
         self._blocks: list[bytes] = []
         self._size = 0
         self._told_length = False
-        self._headed = self._ended = self._lost = False
-        self._moved = asyncio.Event()
+        self._headed = self._ended = self._lost = self._full = False
+        self._waiter: asyncio.Future[None] | None = None
         self.status = 0
         self.headers: dict[str, str] = {}
 
@@ -68,14 +73,40 @@ class Reply(asyncio.Protocol):
                 raise Broken(begun=False)
             await self._wait()
 
+    async def ready(self) -> None:
+        """Return as soon as something of the body is there, or all of an empty one. Raises Broken when it breaks."""
+        while not self._blocks and not self._ended:
+            if self._lost:
+                raise Broken(begun=False)
+            await self._wait()
+
+    async def send(self, blocks: Sequence[Buffer]) -> None:
+        """Send the body, no faster than the engine takes it; one that has refused it gets no more of it."""
+        assert self._transport
+        for block in blocks:
+            view = memoryview(block)
+            for start in range(0, len(view), _WRITTEN):
+                while self._full and not self._refused():
+                    await self._wait()
+                if self._refused():
+                    return
+                self._transport.write(view[start : start + _WRITTEN])
+
     def close(self) -> None:
         """Let go; an engine that is still answering notices, and stops."""
         if self._transport:
             self._transport.abort()
 
+    def _refused(self) -> bool:
+        return self._lost or self.status >= 400
+
     async def _wait(self) -> None:
-        self._moved.clear()
-        await self._moved.wait()
+        self._waiter = asyncio.get_running_loop().create_future()
+        await self._waiter
+
+    def _wake(self) -> None:
+        if self._waiter and not self._waiter.done():
+            self._waiter.set_result(None)
 
     # --- what the event loop calls ----------------------------------------------------------------------------
 
@@ -93,14 +124,23 @@ class Reply(asyncio.Protocol):
             self.close()
         if self._size > _FULL and self._transport:
             self._transport.pause_reading()
-        self._moved.set()
+        self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Take note; an answer that did not say how long it is ends like this."""
         if self._headed and not self._told_length and exc is None:
             self._ended = True
         self._lost = True
-        self._moved.set()
+        self._wake()
+
+    def pause_writing(self) -> None:
+        """Take note: the engine takes no more for now."""
+        self._full = True
+
+    def resume_writing(self) -> None:
+        """Take note: it does again."""
+        self._full = False
+        self._wake()
 
     # --- what the parser calls --------------------------------------------------------------------------------
 
@@ -125,25 +165,33 @@ class Reply(asyncio.Protocol):
         self._ended = True
 
 
-async def ask(url: str, body: bytes, headers: Mapping[str, str]) -> Reply:
-    """Post to an engine; return its answer with status and headers. Raises Broken when it cannot be reached."""
+@lru_cache
+def _place(url: str) -> tuple[str, int, str]:
     parts = urlsplit(url)
+    return parts.hostname or "", parts.port or 80, parts.path
+
+
+async def ask(url: str, body: Body, headers: Mapping[str, str]) -> Reply:
+    """Post to an engine; return its answer with status and headers. Raises Broken when it cannot be reached."""
+    host, port, path = _place(url)
+    at_once, blocks = (body, ()) if isinstance(body, bytes) else (b"", body)
     lines = [
-        f"POST {parts.path} HTTP/1.1",
-        f"Host: {parts.netloc}",
+        f"POST {path} HTTP/1.1",
+        f"Host: {host}:{port}",
         "Connection: close",
-        f"Content-Length: {len(body)}",
+        f"Content-Length: {len(at_once) + sum(len(block) for block in blocks)}",
         *(f"{name}: {value}" for name, value in headers.items()),
     ]
-    request = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
+    request = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + at_once
     reply = Reply(request)
     try:
         async with asyncio.timeout(_CONNECT):
             loop = asyncio.get_running_loop()
-            await loop.create_connection(lambda: reply, parts.hostname or "", parts.port or 80)
+            await loop.create_connection(lambda: reply, host, port)
     except (OSError, TimeoutError):
         raise Broken(begun=False) from None
     try:
+        await reply.send(blocks)
         await reply.head()
     except BaseException:
         reply.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
@@ -14,51 +14,48 @@ from aima_core.errors import InvalidRequest
 from services.gateway.asking import Caller, read_timeout
 from services.gateway.gate import caller_of
 
+_PATIENCE = 600.0  # seconds until a model is loaded, when the client does not say
+
 
 @dataclass(frozen=True)
 class Patience:
-    """Whether a client waits for a model that is loading; `caller` has until when."""
+    """Who asks, and how many seconds it waits for a model that is loading."""
 
     caller: Caller
-    wait: bool
+    wait: float
 
 
 def patient(request: Request, *, wait: bool = False) -> Patience:
-    """Return what `Prefer: wait=60` (RFC 7240) asks for; a bare `wait` leaves the time to us."""
+    """Return what `Prefer: wait=60` (RFC 7240) asks for; a bare `wait`, or the argument, leaves the time to us."""
     caller = caller_of(request.state)
     for preference in request.headers.get("prefer", "").split(","):
-        name, _, value = preference.strip().partition("=")
-        if name.lower() == "wait":
+        name, _, value = preference.partition(";")[0].strip().partition("=")
+        if name.strip().lower() == "wait":
             try:
-                return Patience(replace(caller, timeout=read_timeout(value) or caller.timeout), True)
+                return Patience(caller, read_timeout(value.strip().strip('"')) or _PATIENCE)
             except InvalidRequest as error:
                 raise InvalidRequest(f"Prefer: wait: {error.message}", header="Prefer") from None
-    return Patience(caller, wait)
+    return Patience(caller, _PATIENCE if wait else 0.0)
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
     """Do the work; a client who goes away before its end cancels it. The request's body has been read."""
-    doing, going = asyncio.ensure_future(work), asyncio.ensure_future(_gone(receive))
-    try:
-        await asyncio.wait((doing, going), return_when=asyncio.FIRST_COMPLETED)
-        if not doing.done():
-            doing.cancel()
-        await _settled(doing)
-    finally:
-        for task in (doing, going):
-            task.cancel()
-        await asyncio.gather(doing, going, return_exceptions=True)
+    doing = asyncio.current_task()
+    assert doing
+    gone = False
 
+    async def watch() -> None:
+        nonlocal gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        doing.cancel()
 
-async def _settled(doing: asyncio.Future[None]) -> None:
+    watching = asyncio.create_task(watch())
     try:
-        await doing
+        await work
     except asyncio.CancelledError:
-        current = asyncio.current_task()
-        if current is not None and current.cancelling():
+        if not gone or doing.uncancel():  # as asyncio.timeout does: others may have cancelled it too
             raise
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    finally:
+        watching.cancel()

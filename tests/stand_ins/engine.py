@@ -51,7 +51,10 @@ class Handler(BaseHTTPRequestHandler):
                 hold(int(request["mib"]))
                 return self.answer(200, {})
             case "/v1/chat/completions":
-                asked = str(request.get("messages", [{}])[-1].get("content", ""))
+                turn = request.get("messages", [{}])[-1]
+                asked = said(turn.get("content", ""))
+                if request.get("tools") and turn.get("role") != "tool" and request.get("tool_choice") != "none":
+                    return self.call(request, asked)
                 return self.complete(request, asked, "chat.completion")
             case "/v1/completions":
                 return self.complete(request, str(request.get("prompt", "")), "text_completion")
@@ -80,11 +83,7 @@ class Handler(BaseHTTPRequestHandler):
             said = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
             choice = {"index": 0, "finish_reason": "stop", **said}
             return self.answer(200, {**head, "object": kind, "choices": [choice], "usage": usage})
-        self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream")
-        self.send_header("Connection", "close")
-        self.end_headers()
-        self.close_connection = True
+        self.begin_stream()
         head["object"] = f"{kind}.chunk" if chat else kind
         for number, word in enumerate(words):
             time.sleep(OPTIONS.token_delay)
@@ -98,6 +97,39 @@ class Handler(BaseHTTPRequestHandler):
             self.part({**head, "choices": [], "usage": usage})
         self.wfile.write(b"data: [DONE]\n\n")
         return None
+
+    def call(self, request: dict[str, Any], asked: str) -> None:
+        """Call the tool that is chosen, or the first, with what was asked."""
+        choice = request.get("tool_choice")
+        chosen = choice["function"]["name"] if isinstance(choice, dict) else request["tools"][0]["function"]["name"]
+        arguments = json.dumps({"asked": asked})
+        usage = {"prompt_tokens": len(asked.split()), "completion_tokens": 2}
+        head = {"id": f"cmpl-{os.getpid()}", "created": CREATED, "model": OPTIONS.model}
+        begun = {"index": 0, "id": "call-1", "type": "function", "function": {"name": chosen, "arguments": ""}}
+        if not request.get("stream"):
+            call = begun | {"function": {"name": chosen, "arguments": arguments}}
+            message = {"role": "assistant", "content": None, "tool_calls": [call]}
+            choices = [{"index": 0, "finish_reason": "tool_calls", "message": message}]
+            return self.answer(200, {**head, "object": "chat.completion", "choices": choices, "usage": usage})
+        self.begin_stream()
+        head["object"] = "chat.completion.chunk"
+        middle = len(arguments) // 2
+        for piece in (
+            begun,
+            *({"index": 0, "function": {"arguments": a}} for a in (arguments[:middle], arguments[middle:])),
+        ):
+            self.part({**head, "choices": [{"index": 0, "finish_reason": None, "delta": {"tool_calls": [piece]}}]})
+        self.part({**head, "choices": [{"index": 0, "finish_reason": "tool_calls", "delta": {}}]})
+        self.part({**head, "choices": [], "usage": usage})
+        self.wfile.write(b"data: [DONE]\n\n")
+        return None
+
+    def begin_stream(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.close_connection = True
 
     def part(self, body: dict[str, Any]) -> None:
         self.wfile.write(b"data: " + json.dumps(body).encode() + b"\n\n")
@@ -122,6 +154,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         sys.stderr.write(f"{self.command} {self.path}\n")
+
+
+def said(content: Any) -> str:
+    """Return the text of a turn; an image stands there by its kind."""
+    if not isinstance(content, list):
+        return str(content)
+    return " ".join(part["text"] if "text" in part else part["image_url"]["url"].partition(",")[0] for part in content)
 
 
 def hold(mib: int) -> None:

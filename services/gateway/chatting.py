@@ -1,0 +1,167 @@
+"""A chat with an engine in the terms that all APIs share: text, tool calls, why it ended, what it used.
+
+For the doors that say it in words of their own; OpenAI's passes on the engine's bytes instead. Source: the OpenAI API
+reference (chat completions), as llama.cpp, vLLM and SGLang serve it; `reasoning_content` is theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from services.gateway.carrying import Carried, Job, Tokens
+from services.gateway.engine_errors import bad_answer, failed, gone
+from services.gateway.engine_events import DONE, Splitter, data_of
+
+TEXT = ("llm", "vlm")  # the types of model that chat
+VISION = ("vlm",)  # those of them that see
+PATH = "/v1/chat/completions"
+_GUESS = 1024  # tokens of an answer whose length nobody bounds, for quotas
+_encode = msgspec.json.encode
+
+
+class Function(msgspec.Struct, frozen=True):
+    """Which function is called; in a stream, what is new of that."""
+
+    name: str | None = None
+    arguments: str | None = None
+
+
+class CallPiece(msgspec.Struct, frozen=True):
+    """What is new of a tool call: `id` and name come once, at its begin; its arguments, JSON text, in pieces."""
+
+    index: int = 0
+    id: str | None = None
+    function: Function = Function()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What is new of an answer. `finish`: stop, length, tool_calls or content_filter, once it has ended."""
+
+    text: str = ""
+    reasoning: str = ""
+    calls: Sequence[CallPiece] = ()
+    finish: str = ""
+
+
+@dataclass
+class ToolCall:
+    """A call of a function; `arguments` is the JSON text that the model wrote."""
+
+    id: str
+    name: str
+    arguments: str = ""
+
+
+@dataclass
+class Answer:
+    """A whole answer."""
+
+    text: str = ""
+    reasoning: str = ""
+    calls: list[ToolCall] = field(default_factory=list)
+    finish: str = "stop"
+    usage: Tokens = field(default_factory=Tokens)
+
+
+class _Said(msgspec.Struct, frozen=True):
+    content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[CallPiece] | None = None
+
+
+class _Choice(msgspec.Struct, frozen=True):
+    delta: _Said = _Said()
+    message: _Said = _Said()
+    text: str = ""  # of a completion, which has neither
+    finish_reason: str | None = None
+
+
+class _Chunk(msgspec.Struct, frozen=True):
+    choices: list[_Choice] = []
+    usage: Tokens | None = None
+    error: Any = None
+
+
+_decode = msgspec.json.Decoder(_Chunk).decode
+
+
+def job(model: str, body: Mapping[str, Any], *, wait: float = 0.0) -> Job:
+    """Return the request for a chat; `body` is that of a chat completion but for the model's name."""
+    streamed = {"stream_options": {"include_usage": True}} if body.get("stream") else {}
+    tokens = estimate(_encode(body), body.get("max_tokens"))
+    tools, types = bool(body.get("tools")), types_for(turn.get("content") for turn in body["messages"])
+    return Job("inference.chat", model, types, PATH, named({**body, **streamed}), tokens=tokens, tools=tools, wait=wait)
+
+
+def types_for(contents: Iterable[Any]) -> tuple[str, ...]:
+    """Return the types of model that can take such messages: one that shows images needs one that sees."""
+    parts = (part for content in contents if isinstance(content, list) for part in content)
+    return VISION if any(part.get("type") == "image_url" for part in parts) else TEXT
+
+
+async def pieces(carried: Carried) -> AsyncGenerator[Piece]:
+    """Yield a streamed answer piece by piece; `carried.usage` is right at the end.
+
+    Raises Unavailable when it breaks off, ExecutionFailed when the engine says that it failed.
+    """
+    splitter = Splitter()
+    while block := await carried.read():
+        for event in splitter.feed(block):
+            data = data_of(event)
+            if data == DONE:
+                return
+            if data and (piece := _piece(carried, data)):
+                yield piece
+    raise gone(begun=True)
+
+
+async def whole(carried: Carried) -> Answer:
+    """Return an answer that comes in one piece. Raises as `pieces` does."""
+    chunk = _read(await carried.whole())
+    if not chunk.choices:
+        raise bad_answer()
+    carried.usage = chunk.usage or carried.usage
+    said = chunk.choices[0].message
+    calls = [ToolCall(c.id or "", c.function.name or "", c.function.arguments or "") for c in said.tool_calls or ()]
+    finish = chunk.choices[0].finish_reason or "stop"
+    return Answer(said.content or "", said.reasoning_content or "", calls, finish, carried.usage)
+
+
+def named(body: Mapping[str, Any]) -> Callable[[str], bytes]:
+    """Return what makes a body for an engine that knows the model by some name."""
+
+    def make(name: str) -> bytes:
+        return _encode({**body, "model": name})
+
+    return make
+
+
+def estimate(data: bytes, most: int | None) -> int:
+    """Return how many tokens a request may use at most, as far as one can say: four bytes of text are about one."""
+    return len(data) // 4 + (most or _GUESS)
+
+
+def _piece(carried: Carried, data: bytes) -> Piece | None:
+    chunk = _read(data)
+    carried.usage = chunk.usage or carried.usage
+    if not chunk.choices:
+        return None
+    choice = chunk.choices[0]
+    said = choice.delta
+    text = said.content or choice.text
+    return Piece(text, said.reasoning_content or "", said.tool_calls or (), choice.finish_reason or "")
+
+
+def _read(data: bytes) -> _Chunk:
+    try:
+        chunk = _decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise bad_answer() from None
+    if chunk.error is not None:
+        raise failed(chunk.error)
+    return chunk

@@ -1,0 +1,30 @@
+"""Server-sent events as they come from an engine: cut out of the blocks in which they travel. Pure.
+
+Source: the HTML Standard on server-sent events; of it, what engines send.
+"""
+
+from __future__ import annotations
+
+DONE = b"[DONE]"  # the data of the event that ends a stream of OpenAI's dialect
+
+
+class Splitter:
+    """Cuts blocks into events."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, block: bytes) -> list[bytes]:
+        """Take what has come; return the events that are complete by now, without the empty line after each."""
+        if b"\r" in block:  # some frameworks end lines like that; between a CR and its LF a block may be cut
+            block = block.replace(b"\r", b"")
+        *events, self._rest = (self._rest + block).split(b"\n\n")
+        return events
+
+
+def data_of(event: bytes) -> bytes:
+    """Return the data of an event, empty if it has none: a comment that keeps the connection alive."""
+    if event.startswith(b"data:") and b"\n" not in event:
+        return event[5:].strip()
+    lines = (line for line in event.split(b"\n") if line.startswith(b"data:"))
+    return b"\n".join(line[5:].strip() for line in lines)

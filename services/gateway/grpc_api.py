@@ -1,0 +1,222 @@
+"""The units over gRPC, behind the extra `grpc`: Execute, ExecuteStream, WatchResource, health and reflection.
+
+The contract is `proto/gateway.proto`. Imported only where `gateway.grpc_addr` is set: grpc is not to be started before
+a fork.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import grpc
+import msgspec
+from google.protobuf import json_format
+from google.protobuf.struct_pb2 import Struct, Value
+from grpc import StatusCode
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from aima_core.bus import Answer
+from aima_core.errors import AimaError, InternalError, InvalidRequest, NotFound, Unavailable
+from aima_core.logs import logger
+from services.gateway.access import Policy
+from services.gateway.asking import Asking, Caller, caller_from
+from services.gateway.limits import Rates
+from services.gateway.options import Options, with_options
+from services.gateway.proto import gateway_pb2 as pb
+from services.gateway.settings import GatewaySettings
+from services.gateway.state import Key
+
+SERVICE = "aima.v2.Gateway"
+_ERROR = "aima-error-bin"
+_LARGEST = 16 * 2**20  # bytes of a message
+_EXACT = 2.0**53  # up to here a float tells every whole number from the next
+_GRACE = 5.0  # seconds that calls get when the gateway ends
+_CODES = {
+    400: StatusCode.INVALID_ARGUMENT,
+    401: StatusCode.UNAUTHENTICATED,
+    403: StatusCode.PERMISSION_DENIED,
+    404: StatusCode.NOT_FOUND,
+    409: StatusCode.FAILED_PRECONDITION,
+    413: StatusCode.RESOURCE_EXHAUSTED,
+    429: StatusCode.RESOURCE_EXHAUSTED,
+    503: StatusCode.UNAVAILABLE,
+    504: StatusCode.DEADLINE_EXCEEDED,
+}
+
+Context = Any  # grpc.aio.ServicerContext, which has no types
+Changes = Callable[[str], AsyncIterator[bytes]]
+
+
+class GrpcDoor:
+    """The gRPC server. `changes` yields what stands at an address whenever it changes, as JSON."""
+
+    def __init__(
+        self,
+        asking: Asking,
+        policy: Policy,
+        keys: Mapping[str, Key],
+        rates: Rates,
+        changes: Changes,
+        settings: GatewaySettings,
+    ) -> None:
+        self._asking = asking
+        self._policy = policy
+        self._keys = keys
+        self._rates = rates
+        self._changes = changes
+        self._settings = settings
+        self._health = health.aio.HealthServicer()
+        self._server: grpc.aio.Server | None = None
+
+    async def open(self) -> None:
+        """Begin to serve. Raises Unavailable with PORT_IN_USE."""
+        server = grpc.aio.server(
+            options=(("grpc.max_receive_message_length", _LARGEST), ("grpc.so_reuseport", 0)),
+            maximum_concurrent_rpcs=self._settings.connections,
+        )
+        handlers = {
+            "Execute": grpc.unary_unary_rpc_method_handler(
+                _guarded(self.execute), pb.ExecuteRequest.FromString, pb.ExecuteReply.SerializeToString
+            ),
+            "ExecuteStream": grpc.unary_stream_rpc_method_handler(
+                _guarded_stream(self.execute_stream), pb.ExecuteRequest.FromString, pb.Part.SerializeToString
+            ),
+            "WatchResource": grpc.unary_stream_rpc_method_handler(
+                _guarded_stream(self.watch), pb.WatchRequest.FromString, pb.ResourceValue.SerializeToString
+            ),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        address = self._settings.grpc_addr
+        try:
+            if self._settings.tls_cert:
+                server.add_secure_port(address, _credentials(self._settings))
+            else:
+                server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise Unavailable(f"the gateway cannot listen on {address}: {error}", reason="PORT_IN_USE") from error
+        await server.start()
+        self._server = server
+        for name in ("", SERVICE):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        logger.info("gRPC door open", address=address)
+
+    async def close(self) -> None:
+        """Take no more calls; those under way end, or are cut after a while."""
+        if self._server:
+            await self._health.enter_graceful_shutdown()
+            await self._server.stop(_GRACE)
+
+    async def execute(self, request: pb.ExecuteRequest, context: Context) -> pb.ExecuteReply:
+        """Ask a unit; return its answer."""
+        caller, data = await self._read(request, context)
+        envelope = msgspec.json.decode(await self._asking.envelope(caller, request.unit, data))
+        return pb.ExecuteReply(data=_struct(envelope["data"]), meta=_struct(envelope["meta"]))
+
+    async def execute_stream(self, request: pb.ExecuteRequest, context: Context) -> AsyncIterator[pb.Part]:
+        """Ask a unit; yield its parts and its answer."""
+        caller, data = await self._read(request, context)
+        async for part in self._asking.stream(caller, request.unit, data):
+            if isinstance(part, Answer):
+                yield pb.Part(reply=pb.ExecuteReply(data=_struct(part.data), meta=_struct(part.meta)))
+            else:
+                yield pb.Part(part=_value(part))
+
+    async def watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.ResourceValue]:
+        """Yield what stands at an address, now and whenever it changes."""
+        found = self._asking.directory.resource_of(request.uri)
+        if found is None:
+            raise NotFound(f"{request.uri} is no address of anything here", reason="NO_SUCH_RESOURCE", uri=request.uri)
+        await self._asking.permitted(self._caller(context), f"{found.domain}.read", {"uri": request.uri})
+        async for value in self._changes(request.uri):
+            yield pb.ResourceValue(uri=request.uri, value=_value(msgspec.json.decode(value)))
+
+    async def _read(self, request: pb.ExecuteRequest, context: Context) -> tuple[Caller, dict[str, Any]]:
+        """Return who asks, and the unit's input. Raises what is wrong with either."""
+        given = request.options
+        options = Options(
+            timeout=given.timeout or None,
+            dry_run=given.dry_run,
+            trace_id=given.trace_id or None,
+            idempotency_key=given.idempotency_key or None,
+            expected_version=given.expected_version if given.HasField("expected_version") else None,
+        )
+        unit = await self._asking.directory.find(request.unit)
+        if request.type not in ("", unit.kind):
+            raise InvalidRequest(f"{unit.name} is a {unit.kind}, not a {request.type}", reason="WRONG_TYPE")
+        caller = with_options(self._caller(context), options)
+        left = context.time_remaining()
+        if left is not None and caller.timeout is None:
+            caller = replace(caller, timeout=max(min(left, 86_400.0), 0.001))
+        return caller, _plain(json_format.MessageToDict(request.input))
+
+    def _caller(self, context: Context) -> Caller:
+        given = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
+        scheme, _, token = given.get("authorization", "").partition(" ")
+        token = token.strip() if scheme.lower() == "bearer" else given.get("x-api-key", "")
+        principal = self._policy.identify(token, self._keys, time.time())
+        self._rates.check(principal, context.peer().rpartition(":")[0])
+        return caller_from(principal, context.peer(), given)
+
+
+def _guarded(work: Callable[[Any, Context], Awaitable[Any]]) -> Callable[[Any, Context], Awaitable[Any]]:
+    """Return the method with its errors told as gRPC tells them."""
+
+    async def method(request: Any, context: Context) -> Any:
+        try:
+            return await work(request, context)
+        except Exception as error:
+            await _abort(context, error)
+
+    return method
+
+
+def _guarded_stream(work: Callable[[Any, Context], AsyncIterator[Any]]) -> Callable[[Any, Context], AsyncIterator[Any]]:
+    async def method(request: Any, context: Context) -> AsyncIterator[Any]:
+        try:
+            async for part in work(request, context):
+                yield part
+        except Exception as error:
+            await _abort(context, error)
+
+    return method
+
+
+async def _abort(context: Context, error: Exception) -> None:
+    if not isinstance(error, AimaError):
+        logger.error("the gRPC door broke", exc_info=True)
+        error = InternalError("internal error")
+    body = msgspec.json.encode(error.body(), enc_hook=str)
+    await context.abort(_CODES.get(error.status, StatusCode.INTERNAL), error.message, ((_ERROR, body),))
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of a Struct, in which every number is a float, with whole numbers as such: JSON has them."""
+    match value:
+        case float() if value.is_integer() and abs(value) < _EXACT:
+            return int(value)
+        case dict():
+            return {name: _plain(one) for name, one in value.items()}
+        case list():
+            return [_plain(one) for one in value]
+    return value
+
+
+def _struct(data: Any) -> Struct:
+    struct = Struct()
+    struct.update(data or {})
+    return struct
+
+
+def _value(data: Any) -> Value:
+    return json_format.ParseDict(data, Value())
+
+
+def _credentials(settings: GatewaySettings) -> grpc.ServerCredentials:
+    with open(settings.tls_key, "rb") as key, open(settings.tls_cert, "rb") as chain:
+        return grpc.ssl_server_credentials(((key.read(), chain.read()),))

