@@ -29,7 +29,7 @@ def decide(world: World[Pool], command: Command[Any], call: Call) -> list[Event]
         case u.Settle(request_id=request_id):
             return _settle(world, request_id, command, call)
         case u.Renew(request_id=request_id, timeout=timeout):
-            request = _under_way(world, request_id).requests[request_id]
+            request = _under_way(world, request_id, call)
             until = call.at + timeout
             return [u.LeaseRenewed(request_id=request_id, service_id=request.service_id, expires_at=until)]
     found = world.get(f"inference/{command.service_id}")  # type: ignore[attr-defined]  # every other command has one
@@ -92,6 +92,7 @@ def _started(pool: Pool, route: Route, command: i.BeginRequest, ident: str, call
         engine=route.engine,
         device=route.device,
         slots=route.slots,
+        owner=call.principal,
     )
 
 
@@ -100,7 +101,7 @@ def _settle(world: World[Pool], request_id: str, command: u.Settle, call: Call) 
     under_way = any(request_id in pool.requests for pool in world.values())
     if not under_way and any(pool.has_settled(request_id, outcome_of(code)) for pool in world.values()):
         return []
-    started = _under_way(world, request_id).requests[request_id]
+    started = _under_way(world, request_id, call)
     if code:
         return [_failed(started, command.error or f"the request was {command.outcome}", code, call)]
     usage = command.usage or u.TokensUsed()
@@ -123,11 +124,13 @@ def _settle(world: World[Pool], request_id: str, command: u.Settle, call: Call) 
     ]
 
 
-def _under_way(world: World[Pool], request_id: str) -> Pool:
+def _under_way(world: World[Pool], request_id: str, call: Call) -> u.RequestStarted:
+    """Return a request that is under way; to anybody but its owner it is not there."""
     pool = next((pool for pool in world.values() if request_id in pool.requests), None)
-    if pool is None:
+    request = pool.requests[request_id] if pool else None
+    if request is None or request.owner not in ("", call.principal):
         raise NotFound(f"no request {request_id} is under way; it was settled, or its lease has expired")
-    return pool
+    return request
 
 
 def _code(command: u.Settle) -> str:

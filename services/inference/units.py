@@ -99,6 +99,7 @@ class RequestStarted(Event, unit="inference.request_started", stream="service_id
     """A request has its replica. Times in Unix seconds; `holder`: which of our processes carries it.
 
     `concurrency`: requests under way on the replica, with this one; `engine`, `device`, `slots`: of the replica.
+    `owner`: who asked, and so may settle it; empty when nobody said.
     """
 
     request_id: str
@@ -113,6 +114,7 @@ class RequestStarted(Event, unit="inference.request_started", stream="service_id
     engine: str = ""
     device: str = ""
     slots: int = 0
+    owner: str = ""
 
 
 class LeaseRenewed(Event, unit="inference.lease_renewed", stream="service_id", frozen=True, kw_only=True):

@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aima_core.errors import AimaError, EngineNotRunning, NotFound, Unavailable, ValidationFailed
-from aima_core.testing import NOON, Given
+from aima_core.testing import NOON, Given, call
 from aima_core.units import Command, Event, Success
 from services.inference import internal as i
 from services.inference import units as u
@@ -298,6 +299,16 @@ def test_a_command_to_a_pool_comes_to(command: Command[Any], events: list[Event]
 def test_no_command_is_missing_in_the_table() -> None:
     carried = {*TASKS, u.LeaseModel}  # these reach the decider as BeginRequest
     assert {type(command) for command, _ in DECIDED.values()} | carried == {*INFERENCE.commands, *INFERENCE.internal}
+
+
+def test_only_who_has_asked_may_settle_or_renew() -> None:
+    world = Given(INFERENCE, [*RUNNING, begun(owner="ci")]).world
+    for command in (settle("completed"), u.Renew(request_id="req-1")):
+        for principal in ("", "other"):
+            with pytest.raises(NotFound):
+                INFERENCE.decide(world, command, msgspec.structs.replace(call(), principal=principal))
+        (event,) = INFERENCE.decide(world, command, msgspec.structs.replace(call(), principal="ci"))
+        assert event.request_id == "req-1"  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("pool", "events"), POOLS.items())
