@@ -47,6 +47,7 @@ docs: setup                          ## write docs/units.md and the pictures in 
 	$(BIN)/python -m services.cli.unit_docs > docs/units.md
 	$(BIN)/python -m services.cli.state_docs
 	$(BIN)/python -m services.cli.config_docs > docs/configuration.md
+	$(BIN)/python -m services.cli.http_docs
 
 proto: setup-dev                     ## make the messages of the gRPC door from their description
 	cd services/gateway/proto && ../../../$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. gateway.proto

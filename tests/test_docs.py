@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from aima_core.units import parse
-from services.cli import domains, state_docs, unit_docs
+from services.cli import domains, http_docs, state_docs, unit_docs
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -18,6 +18,11 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 def test_the_unit_reference_is_what_make_docs_writes() -> None:
     assert (ROOT / "docs" / "units.md").read_text() == "\n".join(unit_docs.pages()).rstrip() + "\n"
+
+
+def test_the_tables_of_routes_are_what_make_docs_writes() -> None:
+    text = http_docs.FILE.read_text()
+    assert text == http_docs.written(text)
 
 
 def test_the_pictures_of_a_service_are_what_make_docs_draws() -> None:

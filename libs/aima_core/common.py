@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from aima_core.errors import NotFound
-from aima_core.units import LARGEST, Query, View
+from aima_core.units import LARGEST, Query, Risk, View
 
 
 class LogPage(View):
@@ -39,10 +39,10 @@ class ReadQuery(Query[Read]):
     uri: str = Field(description="The address.", max_length=500)
 
 
-def units_of(domain: str, example_uri: str) -> tuple[type[LogQuery], type[ReadQuery]]:
+def units_of(domain: str, example_uri: str, log_risk: Risk = "low") -> tuple[type[LogQuery], type[ReadQuery]]:
     """Return the two units under a domain's name."""
 
-    class Log(LogQuery, unit=f"{domain}.log", examples=({"after": 0, "limit": 10},)):
+    class Log(LogQuery, unit=f"{domain}.log", risk=log_risk, examples=({"after": 0, "limit": 10},)):
         __doc__ = LogQuery.__doc__
 
     class ReadResource(ReadQuery, unit=f"{domain}.read", errors=(NotFound,), examples=({"uri": example_uri},)):

@@ -26,7 +26,7 @@ import msgspec
 from aima_core.call import Call
 from aima_core.records import Recorded, Statement, Upcaster
 from aima_core.settings import Section
-from aima_core.units import Command, Event, Query, Resource, Unit, View
+from aima_core.units import Command, Event, Query, Resource, Risk, Unit, View
 
 if TYPE_CHECKING:
     import asyncio
@@ -141,6 +141,8 @@ class Domain(Generic[S]):
     settings: type[Section] = Section
     node_bound: bool = False
     """Whether each node runs one of its own, addressed as `aima.<unit>.<node>` too."""
+    log_risk: Risk = "low"
+    """The risk of reading the domain's log."""
     upcasters: Mapping[str, Upcaster] = field(default_factory=dict)
 
     @property

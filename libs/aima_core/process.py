@@ -110,7 +110,7 @@ class Process(Generic[S]):
 
     def _units(self) -> tuple[type[Unit[Any]], ...]:
         uri = self._domain.resources[0].uri.replace("{id}", "x") if self._domain.resources else "asms://none"
-        return (*self._domain.units, *units_of(self._domain.name, uri))
+        return (*self._domain.units, *units_of(self._domain.name, uri, self._domain.log_risk))
 
     async def _end_tasks(self) -> None:
         await end([*self._tasks, *(task for _, task in self._flow_answers.values())])

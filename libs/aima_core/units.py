@@ -197,6 +197,11 @@ def token(ident: str) -> str:
     return _NOT_IN_A_TOKEN.sub("_", ident)[:_LONGEST_TOKEN] or "_"
 
 
+def key_of(uri: str) -> str:
+    """Return the key in the resource bucket of an address: `asms://device/gpu-0/info` is `device.gpu-0.info`."""
+    return ".".join(token(part) for part in uri.removeprefix("asms://").split("/"))
+
+
 class Resource(msgspec.Struct, frozen=True, kw_only=True):
     """An address that can be read and watched: `asms://service/{id}`, backed by a query.
 
@@ -222,7 +227,7 @@ class Resource(msgspec.Struct, frozen=True, kw_only=True):
 
     def key(self, ident: str | None) -> str:
         """Return the key in the resource bucket: `asms://device/{id}/info` of gpu-0 is `device.gpu-0.info`."""
-        return self.uri.removeprefix("asms://").replace("{id}", token(ident or "")).replace("/", ".")
+        return key_of(self.uri.replace("{id}", token(ident or "")))
 
 
 U = TypeVar("U", bound=Unit[Any])

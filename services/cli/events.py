@@ -18,11 +18,11 @@ from aima_core import call as calls
 from aima_core.bus import Client
 from aima_core.errors import ValidationFailed
 from aima_core.relay import STREAM
+from aima_core.words import moment
 from services.cli import asking
 from services.cli.options import Config, Output
 from services.cli.show import Format, document, out
 
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _BATCH = 256
 
 
@@ -100,10 +100,8 @@ def _short(value: Any) -> str:
 def _since(text: str) -> float | None:
     if not text:
         return None
-    if ago := re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text):
-        return time.time() - float(ago.group(1)) * _UNITS[ago.group(2)]
     try:
-        return calls.unix(text)
+        return moment(text, time.time())
     except ValueError:
         raise ValidationFailed(
             f"--since {text}: expected how long ago, such as 10m, or a time",

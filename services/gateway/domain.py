@@ -2,9 +2,9 @@
 
 It is a domain like the others, so that keys and what they use are remembered: `state.py` and `decider.py` are about
 those, `access.py` says who may do what. Its outside is the doors: `server.py` listens, `gate.py` is what every request
-passes, `app.py` has the routes. `native.py` asks units by `rest.py`'s rule, `openapi.py` describes them, `streams.py`
-tells what happens; the others speak the APIs of others: `openai_api.py`, `anthropic_api.py`, `ollama_api.py` through
-`carrying.py`, and `mcp_api.py`. No door knows a unit by heart that it can learn from the bus.
+passes, `app.py` has the routes. `native.py` asks units by `rest.py`'s rule, `openapi.py` describes them,
+`following.py` tells what happens; the others speak the APIs of others: `openai_api.py`, `anthropic_api.py`,
+`ollama_api.py` through `carrying.py`, and `mcp_api.py`. No door knows a unit by heart that it can learn from the bus.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ _KEPT_BYTES = 16 * 2**20  # and what they may take together
 _PAGE = 64  # events that are handed to a client, or read for it, at once
 _READERS = 8  # pages that are read at the same time: what many slow clients may take of memory together
 _AWAY = 1.0  # seconds until a page is tried again
-_WOKEN = 200  # clients that are woken before other work gets its turn
+_WOKEN = 40  # clients that are woken before other work gets its turn
 _READING = UnitInfo(name="gateway.events", kind="query", risk="low")  # what reading events counts as
 _SECRETIVE = frozenset({"gateway"})  # domains whose events are of high risk to read: they tell whose keys there are
 _SUBJECT = re.compile(r"aima\.events\.([a-z0-9_]+)\.([a-z0-9_]+)\.[^.]+")

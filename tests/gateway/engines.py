@@ -21,7 +21,7 @@ from tests.toys import CRIER, events, model_view, shelf
 
 KINDS = {"Voice": "tts", "Ears": "asr", "Brush": "diffusion", "Judge": "rerank"}
 MODELS = shelf(model_view("Toy"), model_view("Other"), *(model_view(name, type=kind) for name, kind in KINDS.items()))
-HELLO = [{"role": "user", "content": "good day"}]
+HELLO: Any = [{"role": "user", "content": "good day"}]
 
 
 class Line:

@@ -237,15 +237,18 @@ async def test_a_client_that_goes_away_is_forgotten(site: Site) -> None:
 async def test_the_end_of_the_gateway_ends_the_streams_in_order(
     tmp_path: Path, nats: NatsServer, free_port: Callable[[], int]
 ) -> None:
-    async with httpx2.AsyncClient(timeout=30) as http, asyncio.TaskGroup() as group:
-        async with gateway(tmp_path / "data", nats, free_port()) as site:
-            other = replace(site, http=http)
-            ended = [
-                group.create_task(_until_its_end(other, f"{site.url}/api/v2/{path}"))
-                for path in ("events", "resource/counter/c1/watch")
-            ]
-            await until(lambda: _streams(site, 1))
-            await until(lambda: _streams(site, 1, "resource"))
+    async with (
+        httpx2.AsyncClient(timeout=30) as http,
+        asyncio.TaskGroup() as group,
+        gateway(tmp_path / "data", nats, free_port()) as site,
+    ):
+        other = replace(site, http=http)
+        ended = [
+            group.create_task(_until_its_end(other, f"{site.url}/api/v2/{path}"))
+            for path in ("events", "resource/counter/c1/watch")
+        ]
+        await until(lambda: _streams(site, 1))
+        await until(lambda: _streams(site, 1, "resource"))
     assert [task.result() for task in ended] == [None, None]  # not cut off in the middle, which would raise
 
 

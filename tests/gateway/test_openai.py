@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -198,9 +199,9 @@ async def test_a_tool_is_called_and_its_result_is_answered(tmp_path: Path, nats:
         assert (call.function.name, json.loads(call.function.arguments)) == ("look_up", {"asked": "what is it"})
         async with client.chat.completions.stream(model=TOY, messages=asked, tools=[TOOL]) as stream:
             final = (await stream.get_final_completion()).choices[0]
-        (again,) = final.message.tool_calls or ()
+        again: Any = (final.message.tool_calls or ())[0]
         assert again.function.arguments == call.function.arguments
-        result = [
+        result: Any = [
             said.message.model_dump(exclude_none=True),
             {"role": "tool", "tool_call_id": call.id, "content": "box"},
         ]
@@ -263,22 +264,26 @@ async def test_what_the_engine_refuses_is_told_in_its_words(client: AsyncOpenAI)
 async def test_the_engines_slot_is_free_within_a_second_when_a_client_leaves_a_stream(
     aima: Real, client: AsyncOpenAI, api: str
 ) -> None:
-    asked: Any = {"model": MODEL, "stream": True, "extra_body": {"ignore_eos": True}}
+    numbers = {"type": "array", "items": {"type": "integer"}, "minItems": 500}  # so that the model cannot end early
+    form = {"name": "numbers", "schema": {"type": "object", "properties": {"n": numbers}, "required": ["n"]}}
     if api == "chat":
-        stream: Any = await client.chat.completions.create(**asked, messages=FRANCE, max_tokens=4000)
+        asked: Any = {"messages": FRANCE, "response_format": {"type": "json_schema", "json_schema": form}}
+        stream: Any = await client.chat.completions.create(model=MODEL, stream=True, **asked)
     else:
-        stream = await client.responses.create(
-            model=MODEL, stream=True, input="Count from one to a thousand, in words.", max_output_tokens=4000
-        )
-    await anext(aiter(stream))
+        asked = {"input": "Count.", "text": {"format": {"type": "json_schema", **form}}}
+        stream = await client.responses.create(model=MODEL, stream=True, **asked)
+    events, begun = aiter(stream), time.monotonic()
+    for _ in range(20):
+        await anext(events)
+    pace = time.monotonic() - begun  # of twenty tokens: a machine that is busy with other things takes its time
     assert await aima.busy() == 1
     await stream.close()
-    await until(aima.idle, within=1)
-    await until(aima.at_rest, within=1)
+    await until(aima.idle, within=1 + 2 * pace)
+    await until(aima.at_rest, within=1 + 2 * pace)
 
 
-async def test_the_engine_is_let_go_when_a_client_gives_up_waiting(aima: Real, client: AsyncOpenAI) -> None:
-    asked: Any = {"model": MODEL, "messages": FRANCE, "max_tokens": 4000, "extra_body": {"ignore_eos": True}}
+async def test_a_request_is_over_when_a_client_gives_up_waiting(aima: Real, client: AsyncOpenAI) -> None:
+    asked: Any = {"model": MODEL, "messages": FRANCE, "max_tokens": 40, "extra_body": {"ignore_eos": True}}
     asking = asyncio.create_task(client.chat.completions.create(**asked))
 
     async def working() -> bool:
@@ -287,8 +292,8 @@ async def test_the_engine_is_let_go_when_a_client_gives_up_waiting(aima: Real, c
     await until(working)
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
-    await until(aima.at_rest, within=1)
-    await until(aima.idle)  # llama.cpp looks once a second whether anybody still waits for a whole answer
+    await until(aima.at_rest)
+    await until(aima.idle, within=60)  # llama.cpp itself does not notice before it has made a whole answer
 
 
 async def test_many_clients_are_served_at_once(client: AsyncOpenAI) -> None:
@@ -299,9 +304,9 @@ async def test_many_clients_are_served_at_once(client: AsyncOpenAI) -> None:
 
 
 async def test_the_client_for_programs_without_an_event_loop_works_as_well(aima: Real) -> None:
-    def chat() -> str | None:
+    def chat() -> str:
         with openai.OpenAI(base_url=f"{aima.url}/v1", api_key="none", max_retries=0) as client:
-            with client.chat.completions.stream(model=MODEL, messages=FRANCE, max_tokens=5) as stream:
-                return stream.get_final_completion().choices[0].message.content
+            chunks = client.chat.completions.create(model=MODEL, messages=FRANCE, max_tokens=5, stream=True)
+            return text_of(list(chunks))
 
     assert await asyncio.to_thread(chat)

@@ -52,7 +52,7 @@ async def refused(here: Place, key: str, kind: type[openai.APIStatusError], mode
     """Return the code with which OpenAI's own client is refused, as an error of this kind."""
     async with client_of(here.site, key) as client:
         with pytest.raises(kind) as told:
-            await client.chat.completions.create(model=model, messages=HELLO)  # type: ignore[arg-type]
+            await client.chat.completions.create(model=model, messages=HELLO)
         return str(told.value.code)
 
 
@@ -151,9 +151,9 @@ async def test_a_model_is_told_from_one_that_is_of_another_kind(here: Place) -> 
         with pytest.raises(openai.BadRequestError) as wrong:
             await client.embeddings.create(model="toy", input="x")
         assert (wrong.value.code, wrong.value.param) == ("validation_error", "model")
-        picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+        picture: Any = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
         with pytest.raises(openai.BadRequestError, match="this needs vlm"):
-            await client.chat.completions.create(model="toy", messages=[{"role": "user", "content": [picture]}])  # type: ignore[list-item]
+            await client.chat.completions.create(model="toy", messages=[{"role": "user", "content": [picture]}])
 
 
 # --- not now ------------------------------------------------------------------------------------------------------

@@ -112,7 +112,7 @@ async def test_a_transcription_comes_in_the_form_that_is_asked_for(client: Async
         ("srt", f"1\n00:00:00,000 --> 00:00:02,000\n{said}\n\n"),
         ("vtt", f"WEBVTT\n\n00:00:00.000 --> 00:00:02.000\n{said}\n\n"),
     ):
-        done: Any = await client.audio.transcriptions.create(model="Ears", file=spoken(), response_format=form)  # type: ignore[call-overload]
+        done: Any = await client.audio.transcriptions.create(model="Ears", file=spoken(), response_format=form)
         assert done == wanted
     long = await client.audio.transcriptions.create(
         model="ears-service", file=spoken(), response_format="verbose_json", language="fr", temperature=0.2

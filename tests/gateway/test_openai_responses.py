@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -9,9 +10,14 @@ from typing import Any
 
 import openai
 import pytest
+from hypothesis import given
 
+from aima_core.errors import AimaError
 from aima_core.nats_server import NatsServer
+from services.gateway import bodies, chatting
+from services.gateway import responses_requests as requests
 from tests.gateway.engines import Line, Place, Script, chunk, completion, greet, place
+from tests.gateway.model_fixtures import bodies_of
 
 TOOL: Any = {
     "type": "function",
@@ -317,6 +323,14 @@ async def test_what_cannot_be_is_refused_by_name(here: Place, asked: dict[str, A
     error = answer.json()["error"]
     assert (answer.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param)
     assert engine.lines == []
+
+
+@given(bodies_of(requests.ResponsesRequest, {"model": "m", "input": [{"role": "user", "content": "x"}]}))
+def test_whatever_is_asked_becomes_a_chat_completion_or_a_refusal(body: bytes) -> None:
+    with contextlib.suppress(AimaError):
+        asked = bodies.decode(body, requests.ResponsesRequest)
+        requests.check(asked)
+        assert chatting.job(asked.model, requests.completion(asked)).make("m")
 
 
 async def test_a_refusal_before_the_first_word_has_its_own_status(here: Place) -> None:
