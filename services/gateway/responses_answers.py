@@ -1,4 +1,4 @@
-"""What the answers of OpenAI's Responses API look like: the response, and the events of a stream. Pure.
+"""What the answers of OpenAI's Responses API look like: the response, and the events of a stream.
 
 Source: the OpenAI API reference, Responses and Streaming events.
 """

@@ -65,7 +65,7 @@ def test_the_address_of_a_bus_that_runs_is_shown_with_the_file_that_says_it(tmp_
 @pytest.mark.parametrize("form", ["json", "yaml", "table"])
 def test_no_secret_is_shown(tmp_path: Path, form: str) -> None:
     (tmp_path / "config.toml").write_text('[nats]\nurl = "nats://me:hunter2@there:4222"\n')
-    done = aima(tmp_path, "show", "-o", form, AIMA_API_KEYS="ci:hunter2,me:hunter2")
+    done = aima(tmp_path, "show", "-o", form, AIMA_API_KEYS="ci:hunter2,me:hunter2", COLUMNS="300")
     assert done.returncode == 0, done.stderr
     assert "hunter2" not in done.stdout
     assert "AIMA_API_KEYS" in done.stdout
