@@ -55,7 +55,8 @@ proto: setup-dev                     ## make the messages of the gRPC door from 
 lock: setup-dev                      ## resolve the dependencies anew, with hashes and without index addresses
 	$(COMPILE) --extra build -o requirements.txt pyproject.toml
 	$(COMPILE) --extra build --extra grpc --extra dev -c requirements.txt -o requirements-dev.txt pyproject.toml
-	sed -i '/^-/d' requirements.txt requirements-dev.txt
+	echo 'litellm[proxy]' | $(COMPILE) -o benchmarks/litellm-requirements.txt -
+	sed -i '/^-/d' requirements.txt requirements-dev.txt benchmarks/litellm-requirements.txt
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis

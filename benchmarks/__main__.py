@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks import bus, durability, estimate, queries, relay, replay, replicas, start, store, tokens
+from benchmarks import bus, durability, estimate, gateway, queries, relay, replay, replicas, start, store, tokens
 from benchmarks.report import Report
 from benchmarks.scratch import Options, Scratch, scratch
 
@@ -24,6 +24,7 @@ ALL: dict[str, Callable[[Scratch, Options], Report]] = {
     "relay": relay.run,
     "replay": replay.run,
     "tokens": tokens.run,
+    "gateway": gateway.run,
     "start": start.run,
     "replicas": replicas.run,
     "estimate": estimate.run,

@@ -33,9 +33,11 @@ class Report:
     lines: list[Line] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def figure(self, what: str, values: Sequence[float], unit: str) -> None:
+    def figure(self, what: str, values: Sequence[float], unit: str, *, at_most: float | None = None) -> None:
         """Add a raw figure: the median of what the rounds gave."""
-        self.lines.append(Line(what, median(values), unit, len(values)))
+        value = median(values)
+        gate, reached = ("", None) if at_most is None else (f"<= {at_most:g}", value <= at_most)
+        self.lines.append(Line(what, value, unit, len(values), gate, reached))
 
     def ratio(
         self,

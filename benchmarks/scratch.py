@@ -47,7 +47,7 @@ class Scratch:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._mark = secrets.token_hex(8)
-        self._servers: list[NatsServer] = []
+        self.servers: list[NatsServer] = []
         self._children: list[subprocess.Popen[bytes]] = []
 
     def nats(self, name: str = "nats") -> NatsServer:
@@ -55,15 +55,19 @@ class Scratch:
         folder = self.folder / name
         port = nats_server.free_port()
         server = nats_server.start(folder / "store", port, folder / "server.log", die_with_parent=True)
-        self._servers.append(server)
+        self.servers.append(server)
         return server
 
     def python(self, *arguments: str, env: dict[str, str] | None = None, ready: bool = True) -> subprocess.Popen[bytes]:
         """Start `python -m ...`; with `ready`, return once it has printed a line."""
+        return self.program(sys.executable, "-m", *arguments, env=env, ready=ready)
+
+    def program(self, *command: str, env: dict[str, str] | None = None, ready: bool = True) -> subprocess.Popen[bytes]:
+        """Start a program; with `ready`, return once it has printed a line."""
         number = len(self._children)
         with (self.folder / f"process-{number}.log").open("wb") as log:
             child = subprocess.Popen(
-                [sys.executable, "-m", *arguments],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE if ready else log,
                 stderr=log,
@@ -76,7 +80,7 @@ class Scratch:
         if ready:
             assert child.stdout
             if not child.stdout.readline():
-                raise RuntimeError(f"{arguments} did not come up:\n{nats_server.log_tail(Path(log.name))}")
+                raise RuntimeError(f"{command} did not come up:\n{nats_server.log_tail(Path(log.name))}")
         return child
 
     def end(self, child: subprocess.Popen[bytes]) -> None:
@@ -103,7 +107,7 @@ class Scratch:
         for process in self.marked():
             with contextlib.suppress(psutil.Error):
                 process.kill()
-        for server in self._servers:
+        for server in self.servers:
             server.stop()
 
     def marked(self) -> list[psutil.Process]:
