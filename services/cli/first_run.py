@@ -32,17 +32,15 @@ NEXT = """
 [bold]Try next[/], in another terminal, after `. .venv/bin/activate`:
 
   aima chat "Tell me about the sea"        aima status
-  aima units                               aima events --follow
-  aima call service.create model_id={model} name=two replicas=2
+  aima service --help                      aima events --follow
+  aima service create --model-id {model} --name two --replicas 2
 
-or from Python, with nothing but nats-py:
+or with any program that speaks OpenAI's, Anthropic's or Ollama's API (what else there is: {doors}/docs):
 
-[cyan]import asyncio, json, nats
-async def main():
-    nc = await nats.connect("{url}")
-    ask = {{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}
-    print(json.loads((await nc.request("aima.inference.chat", json.dumps(ask).encode(), timeout=60)).data))
-asyncio.run(main())[/]
+[cyan]curl {doors}/v1/chat/completions --json \\
+  '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'[/]
+
+or from an agent that speaks MCP, with the command [cyan]aima mcp[/]; or from anything that speaks NATS: {url}
 """
 
 
@@ -84,7 +82,9 @@ async def _first_run(up: subprocess.Popen[bytes], once: bool, config: Any) -> in
         if once:
             await _step(client, "service.stop", service, "it is stopped")
         else:
-            out.print(NEXT.format(url=asking.settings(config).nats.url, model=model["model_id"]), highlight=False)
+            settings = asking.settings(config)
+            doors = (settings.data / "gateway.url").read_text().strip()
+            out.print(NEXT.format(url=settings.nats.url, doors=doors, model=model["model_id"]), highlight=False)
     finally:
         await client.nc.close()
     return 0

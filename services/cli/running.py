@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,11 +29,18 @@ from services.cli.watched import ProcessState
 _COLOURS = {"ready": "green", "starting": "yellow", "restarting": "red", "stopping": "yellow", "stopped": "dim"}
 
 
+Addr = Annotated[
+    str, typer.Option("--addr", metavar="HOST:PORT", help="Where the gateway's doors are, or unix:/path.")
+]
+
+
 def run(
     domain: Annotated[str, typer.Argument(help="Name of a domain.")],
+    addr: Addr = "",
     config: Config = None,
 ) -> None:
     """Run one domain in this process, for a container, systemd or a debugger."""
+    _open_at(addr)
     known = domains.names()
     if domain not in known:
         raise NotFound(f"there is no domain {domain}; there are {', '.join(known)}", reason="NO_DOMAIN", known=known)
@@ -41,9 +49,11 @@ def run(
 
 def up(
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but what goes wrong.")] = False,
+    addr: Addr = "",
     config: Config = None,
 ) -> None:
-    """Run everything on this machine: the bus and every domain. Ctrl-C ends it in order."""
+    """Run everything on this machine: the bus, every domain and the doors. Ctrl-C ends it in order."""
+    _open_at(addr)
     gc.disable()  # a collection during the imports leaves holes that every child would fill and so copy
     # Everything is imported here once and shared by the processes that are forked; no thread, loop or file before.
     loaded = {name: domains.load(name) for name in domains.names()}
@@ -69,12 +79,17 @@ def up(
                     describe(unit)  # schemas are made once and shared by all
             gc.collect()
             gc.freeze()  # what lives now lives for ever; no collection touches, and so copies, its pages
-            code = Supervisor(claimed, bus, runs, _silent if quiet else _teller(url)).run()
+            code = Supervisor(claimed, bus, runs, _silent if quiet else _teller(url, settings.data)).run()
     except OSError as error:
         raise Unavailable(
             f"cannot write {settings.data}: {error.strerror}", reason="NOT_WRITABLE", file=str(settings.data)
         ) from error
     raise typer.Exit(code)
+
+
+def _open_at(addr: str) -> None:
+    if addr:
+        os.environ["AIMA_GATEWAY_ADDR"] = addr
 
 
 def _child(domain: Domain[Any], config: Path | None, data: Path | None, ready: int, lifeline: int) -> None:
@@ -89,7 +104,7 @@ def _silent(_: Sequence[ProcessState]) -> None:
     pass
 
 
-def _teller(url: str) -> Callable[[Sequence[ProcessState]], None]:
+def _teller(url: str, data: Path) -> Callable[[Sequence[ProcessState]], None]:
     """Return what tells a person, a line for each change and one when all is well."""
     told: dict[str, str] = {}
     said_ready = False
@@ -107,6 +122,9 @@ def _teller(url: str) -> Callable[[Sequence[ProcessState]], None]:
             said_ready = True
             names = ", ".join(state.name for state in states)
             err.print(f"[green]ready[/] at [bold]{url}[/]: {names}", highlight=False)
+            with suppress(OSError):
+                doors = (data / "gateway.url").read_text().strip()
+                err.print(f"doors at [bold]{doors}[/]: OpenAI at /v1, MCP at /mcp, all of it at /docs", highlight=False)
             err.print(
                 "[dim]in another terminal: aima status, aima units, aima events -f. Ctrl-C ends all but engines.[/]"
             )

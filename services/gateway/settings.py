@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 
 from aima_core.settings import Section
 
 DEFAULT_PORT = 9090
+_ADDRESS = re.compile(r"unix:.+|(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]*):[0-9]{1,5}")
 
 
 def _words(value: object) -> object:
     return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
 
 
+def _address(text: str) -> str:
+    if text and not _ADDRESS.fullmatch(text):
+        raise ValueError("expected host:port, such as 127.0.0.1:9090 or [::1]:9090, or unix:/path")
+    return text
+
+
+Address = Annotated[str, AfterValidator(_address)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 
 
 class GatewaySettings(Section):
     """Where the doors are, and who may come in."""
 
-    addr: str = Field(
-        "",
-        pattern=r"^(|unix:.+|(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]*):[0-9]{1,5})$",
-        description="host:port, or unix:/path; empty: 127.0.0.1:9090, or the next port that is free.",
+    addr: Address = Field(
+        "", description="host:port, or unix:/path; empty: 127.0.0.1:9090, or the next port that is free."
     )
     socket: str = Field("", description="Path of a Unix socket to serve on as well.")
-    grpc_addr: str = Field(
-        "",
-        pattern=r"^(|unix:.+|(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5})$",
-        description="host:port for gRPC, which needs the extra `grpc`; empty: none.",
+    grpc_addr: Address = Field(
+        "", description="host:port for gRPC, or unix:/path, which needs the extra `grpc`; empty: none."
     )
     tls_cert: str = Field("", description="File with the certificate chain (PEM); needs tls_key.")
     tls_key: str = Field("", description="File with the private key (PEM).")
