@@ -20,6 +20,7 @@ from aima_core.errors import Forbidden, NotFound, Unauthorized
 from services.gateway.state import Key
 
 PREFIX = "aima_"  # a key is aima_<id without "key-">_<secret>
+_STATIC = "static-"  # begins the id of a key from the settings
 _RISKS = ("low", "medium", "high")
 
 
@@ -90,6 +91,13 @@ class Policy:
         if not who.may_use(*names):
             raise NotFound(f"there is no model {names[0]}", reason="MODEL_NOT_FOUND", model=names[0])
 
+    def valid(self, who: Principal, keys: Mapping[str, Key], at: float) -> bool:
+        """Whether somebody who was identified once would still be: keys are revoked, and expire."""
+        if not who.key_id or who.key_id.startswith(_STATIC):
+            return True
+        key = keys.get(f"gateway/{who.key_id}")
+        return key is not None and not key.expired(at)
+
     def identify(self, token: str, keys: Mapping[str, Key], at: float) -> Principal:
         """Return who shows a token; somebody unknown may pass as nobody unless keys are required.
 
@@ -100,7 +108,7 @@ class Policy:
         digest = hash_of(token)
         for known, name in self.static.items():
             if hmac.compare_digest(known, digest):
-                return Principal(name=name, key_id=f"static-{known[:8]}", scopes=("*:high",))
+                return Principal(name=name, key_id=f"{_STATIC}{known[:8]}", scopes=("*:high",))
         if token.startswith(PREFIX):
             ident, _, secret = token.removeprefix(PREFIX).partition("_")
             key = keys.get(f"gateway/key-{ident}")

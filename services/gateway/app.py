@@ -30,7 +30,7 @@ def assemble(
 ) -> ASGIApp:
     """Return the application: the gate around the routes, and around both what browsers ask beforehand."""
     router = Router(routes, default=_nothing, redirect_slashes=False)
-    app: ASGIApp = Gate(router, policy, keys, rates, hosts, metrics.seen)
+    app: ASGIApp = Gate(router, policy, keys, rates, hosts, frozenset(settings.cors_origins), metrics.seen)
     if settings.cors_origins:
         app = CORSMiddleware(
             app, settings.cors_origins, allow_methods=["*"], allow_headers=["*"], expose_headers=_EXPOSED

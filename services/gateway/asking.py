@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from aima_core import call as calls
 from aima_core.bus import Answer, Client
 from aima_core.call import new_trace
 from aima_core.directory import Directory, UnitInfo
-from aima_core.errors import InvalidRequest
+from aima_core.errors import Forbidden, InvalidRequest
 from services.gateway.access import NOBODY, Policy, Principal
+from services.gateway.quotas import Quotas, estimate, used_by
 
+_USES_TOKENS = "inference"  # the domain whose commands use tokens
+_UNCOUNTED = ("inference.lease", "inference.settle", "inference.renew")  # by these a client asks an engine by itself
 _LONGEST = 86_400.0  # seconds; what the bus takes as a deadline
 _CARRIED = (calls.EXPECTED_VERSION, calls.DRY_RUN, calls.CAUSATION_ID, calls.CORRELATION_ID)
 
@@ -26,6 +32,13 @@ class Caller:
     request_id: str = ""
     timeout: float | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    valid: Callable[[], bool] = lambda: True
+    """Whether the key is still good: what lasts has to ask again."""
+
+    @property
+    def owner(self) -> str:
+        """What tells this caller from others, in what is kept for each: a key, or the address of one without."""
+        return self.principal.key_id or f"at {self.address}"
 
     def for_bus(self) -> dict[str, str]:
         """Return the headers of the request on the bus that this one comes to."""
@@ -78,10 +91,11 @@ def read_timeout(text: str) -> float | None:
 class Asking:
     """Asks units for callers, after having seen that they may."""
 
-    def __init__(self, client: Client, directory: Directory, policy: Policy) -> None:
+    def __init__(self, client: Client, directory: Directory, policy: Policy, quotas: Quotas | None = None) -> None:
         self.client = client
         self.directory = directory
         self.policy = policy
+        self._quotas = quotas
 
     async def permitted(self, caller: Caller, name: str, data: Mapping[str, Any]) -> UnitInfo:
         """Return the unit of this name; raise UnitNotFound, Unauthorized, Forbidden, or NotFound for a model."""
@@ -89,17 +103,36 @@ class Asking:
         self.policy.permit(caller.principal, unit)
         if isinstance(model := data.get("model"), str):
             self.policy.permit_model(caller.principal, model)
+        if name in _UNCOUNTED and caller.principal.tokens_per_day:
+            raise Forbidden(
+                f"the tokens of the key {caller.principal.name} are counted, and what {name} is for cannot be",
+                reason="QUOTA",
+                unit=name,
+            )
         return unit
 
     async def envelope(self, caller: Caller, name: str, data: Mapping[str, Any]) -> bytes:
         """Return a unit's answer in its envelope, as it came; raise the error that it replied with."""
         unit = await self.permitted(caller, name, data)
         timeout = caller.timeout or min(unit.patience(data), _LONGEST)
-        return await self.client.envelope(name, data, timeout=timeout, headers=caller.for_bus())
+        async with self._counted(caller, unit, data) as used:
+            reply = await self.client.envelope(name, data, timeout=timeout, headers=caller.for_bus())
+            if caller.principal.tokens_per_day:
+                used.append(used_by(msgspec.json.decode(reply).get("data")))
+            return reply
 
     async def stream(self, caller: Caller, name: str, data: Mapping[str, Any]) -> AsyncGenerator[Any | Answer]:
         """Yield the parts of a unit's answer, last of all the Answer itself."""
         unit = await self.permitted(caller, name, data)
         timeout = caller.timeout or min(unit.patience(data), _LONGEST)
-        async for part in self.client.stream(name, data, timeout=timeout, headers=caller.for_bus()):
-            yield part
+        async with self._counted(caller, unit, data) as used:
+            async for part in self.client.stream(name, data, timeout=timeout, headers=caller.for_bus()):
+                used.append(used_by(part.data) if isinstance(part, Answer) else 0)
+                yield part
+
+    def _counted(
+        self, caller: Caller, unit: UnitInfo, data: Mapping[str, Any]
+    ) -> contextlib.AbstractAsyncContextManager[list[int]]:
+        if self._quotas is None or unit.domain != _USES_TOKENS or unit.kind == "query":
+            return contextlib.nullcontext([])
+        return self._quotas.within(caller.principal, estimate(data))

@@ -42,6 +42,8 @@ async def read(request: Request, limit: int) -> bytes:
 
 async def blocks(request: Request, limit: int) -> AsyncIterator[bytes]:
     """Yield the body as it comes; raise PayloadTooLarge at once when it says how long it is, or as soon as it shows."""
+    if request.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
+        raise HttpRefusal(415, "bodies are taken as they are, without a Content-Encoding", "UNSUPPORTED_ENCODING")
     told = request.headers.get("content-length", "")
     if told.isdecimal() and int(told) > limit:
         raise _too_large(limit)

@@ -237,12 +237,14 @@ class Events:
 
     async def follow(self, request: Request) -> Response:
         """Tell the events that a client asks for, as far as it may see them."""
-        who = caller_of(request.state).principal
+        caller = caller_of(request.state)
+        who = caller.principal
         if not who.known:
             self._policy.permit(who, _READING)
         asked = wanted.read(bodies.query_of(request), request.headers.get("last-event-id", ""), time.time())
         position = await self._tail.position(asked)
-        return await sse.answer(self._counted(self._tail.follow(position, asked, lambda domain: visible(who, domain))))
+        events = self._tail.follow(position, asked, lambda domain: visible(who, domain))
+        return await sse.answer(self._counted(events), caller.valid)
 
     async def _counted(self, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         with self._open.track_inprogress():

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -13,15 +16,17 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from aima_core.call import token
-from aima_core.errors import AimaError, InternalError, Unauthorized
+from aima_core.errors import AimaError, Forbidden, InternalError, Unauthorized
 from aima_core.logs import logger
-from services.gateway.access import NOBODY, Policy
+from services.gateway.access import NOBODY, Policy, Principal
 from services.gateway.answers import HttpRefusal, failure, status_of
 from services.gateway.asking import Caller, caller_from
 from services.gateway.limits import Rates
+from services.gateway.settings import local
 from services.gateway.state import Key
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
+_HARMLESS = ("GET", "HEAD", "OPTIONS")  # change nothing, and what they tell is kept from other origins by browsers
 _OPEN = ("/health", "/api/v2/health", "/docs", "/openapi.json")  # without a key, and as often as one likes
 
 
@@ -35,6 +40,7 @@ class Gate:
         keys: Mapping[str, Key],
         rates: Rates,
         hosts: frozenset[str] | None,
+        origins: frozenset[str],
         seen: Callable[[Scope, int, float], None],
     ) -> None:
         self._app = app
@@ -42,6 +48,7 @@ class Gate:
         self._keys = keys
         self._rates = rates
         self._hosts = hosts
+        self._origins = origins
         self._seen = seen
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,6 +88,8 @@ class Gate:
     def _admit(self, scope: Scope, path: str) -> Caller:
         headers = _headers(scope)
         self._check_host(headers.get("host", ""))
+        if scope["method"] not in _HARMLESS:
+            self._check_origin(headers)
         client = scope.get("client")
         address = client[0] if client else "unix"
         if path in _OPEN:
@@ -90,9 +99,30 @@ class Gate:
         except Unauthorized:
             self._rates.check(NOBODY, address)  # who tries keys is slowed down like anybody without one
             raise
-        caller = caller_from(principal, address, headers)
         self._rates.check(principal, address)
-        return caller
+        if self._policy.required and not self._policy.open_queries and not principal.known:
+            raise Unauthorized("nothing here is answered without a key", reason="KEY_NEEDED")
+        valid = partial(self._still, principal)
+        return replace(caller_from(principal, address, headers), valid=valid)
+
+    def _still(self, principal: Principal) -> bool:
+        return self._policy.valid(principal, self._keys, time.time())
+
+    def _check_origin(self, headers: Mapping[str, str]) -> None:
+        """Refuse what a page of somebody else's makes a browser send here, with whatever this machine may do.
+
+        A browser says so: https://fetch.spec.whatwg.org/#origin-header, https://www.w3.org/TR/fetch-metadata/.
+        """
+        origin = headers.get("origin", "")
+        if origin:
+            same = urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+            foreign = not same and not {origin, "*"} & self._origins
+        else:
+            foreign = headers.get("sec-fetch-site", "") in ("cross-site", "same-site")
+        if foreign:
+            raise Forbidden(
+                "a page of another origin may not ask this; name it in gateway.cors_origins", reason="FOREIGN_ORIGIN"
+            )
 
     def _check_host(self, host: str) -> None:
         """Refuse a name that is not ours: a page elsewhere may have been given our address (DNS rebinding)."""
@@ -109,7 +139,7 @@ class Gate:
 
 def hosts_of(host: str, more: tuple[str, ...]) -> frozenset[str] | None:
     """Return the names that are answered to on an address; None when any is, because keys are what protects it."""
-    if host and host not in _LOOPBACK and not host.startswith("127."):
+    if not local(host):
         return None
     return _LOOPBACK | {host, ""} | {name.lower() for name in more}
 

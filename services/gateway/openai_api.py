@@ -7,7 +7,7 @@ its answer is the engine's own, byte for byte, but for the usage at the end of a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -19,6 +19,7 @@ from starlette.routing import Route
 from aima_core.call import unix
 from aima_core.errors import AimaError, NotFound
 from services.gateway import anthropic_answers, bodies
+from services.gateway.access import Principal
 from services.gateway.answers import json
 from services.gateway.asking import Asking, Caller
 from services.gateway.carrying import Carrier, Job
@@ -121,9 +122,9 @@ class OpenAI:
         asking = self._asking.client.ask("inference.models", {}, timeout=_LISTED, headers=caller.on_behalf())
         served, created = await asyncio.gather(asking, self._created(caller))
         return [
-            {"id": model["id"], "object": "model", "created": created.get(model["id"], 0), "owned_by": "aima"}
+            {"id": name, "object": "model", "created": created.get(model["id"], 0), "owned_by": "aima"}
             for model in served.data["models"]
-            if caller.principal.may_use(model["id"], model["name"], *(s["name"] for s in model["services"]))
+            for name in _names(model, caller.principal)
         ]
 
     async def _created(self, caller: Caller) -> dict[str, int]:
@@ -141,6 +142,14 @@ class OpenAI:
         if not asked.stream:
             return Whole(self._carrier, caller, job)
         return Streamed(self._carrier, caller, job, usage_told=_told(asked))
+
+
+def _names(model: Mapping[str, Any], who: Principal) -> list[str]:
+    """Return the names by which somebody may ask a model: its id, or those that a key is bound to."""
+    if not who.models:
+        return [model["id"]]
+    names = [model["id"], model["name"], *(service["name"] for service in model["services"])]
+    return [name for name in dict.fromkeys(names) if who.may_use(name)]
 
 
 def _told(asked: Sampling) -> bool:

@@ -94,8 +94,8 @@ class Operations:
     async def begin(self, caller: Caller, unit: str, data: Mapping[str, Any]) -> Response:
         """Begin to ask a unit; answer with where to look."""
         await self._asking.permitted(caller, unit, data)
-        self._make_room(_owner(caller))
-        operation = Operation(_owner(caller), unit)
+        self._make_room(caller.owner)
+        operation = Operation(caller.owner, unit)
         self._all[operation.id] = operation
         operation.task = asyncio.create_task(self._run(operation, caller, data))
         where = f"{_BASE}/{operation.id}"
@@ -103,7 +103,7 @@ class Operations:
 
     async def list(self, request: Request) -> Response:
         """List the caller's operations."""
-        owner = _owner(caller_of(request.state))
+        owner = caller_of(request.state).owner
         own = [operation.view() for operation in self._all.values() if operation.owner == owner]
         return json({"success": True, "data": {"operations": own, "total": len(own)}})
 
@@ -119,7 +119,7 @@ class Operations:
             async for view in operation.news():
                 yield sse.event(view, kind=view["status"])
 
-        return await sse.answer(events())
+        return await sse.answer(events(), caller_of(request.state).valid)
 
     async def cancel(self, request: Request) -> Response:
         """Stop asking; nothing happens to one that has ended."""
@@ -154,7 +154,7 @@ class Operations:
     def _own(self, request: Request) -> Operation:
         ident = request.path_params["id"]
         operation = self._all.get(ident)
-        if operation is None or operation.owner != _owner(caller_of(request.state)):
+        if operation is None or operation.owner != caller_of(request.state).owner:
             raise NotFound(f"there is no operation {ident}", reason="OPERATION_NOT_FOUND", operation_id=ident)
         return operation
 
@@ -167,7 +167,3 @@ class Operations:
             if not ended:
                 raise RateLimited(f"{_MOST} operations run already", reason="TOO_MANY_OPERATIONS", retry_after=10)
             del self._all[min(ended, key=lambda operation: operation.ended or 0.0).id]
-
-
-def _owner(caller: Caller) -> str:
-    return caller.principal.key_id or f"at {caller.address}"

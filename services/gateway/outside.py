@@ -37,9 +37,10 @@ from services.gateway.openai_api import OpenAI
 from services.gateway.openai_media import Media
 from services.gateway.openai_responses import Responses
 from services.gateway.operations import Operations
+from services.gateway.quotas import Quotas
 from services.gateway.resources import Resources, Watching
 from services.gateway.server import Http, Listening, listen
-from services.gateway.settings import GatewaySettings
+from services.gateway.settings import GatewaySettings, host_of, local
 from services.gateway.state import Key
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class GatewayOutside(Outside[Key]):
         await self._directory.open()
         self._open.push_async_callback(self._directory.close)
         listening = listen(self.context.settings)
-        self._policy = _policy(self.context.settings, listening)
+        self._policy = policy_of(self.context.settings, listening)
         server = Http(self._app(listening), listening, self.context.settings)
         await self._mcp.open()
         await server.open()
@@ -121,7 +122,9 @@ class GatewayOutside(Outside[Key]):
         from services.gateway.mcp_http import McpDoor  # the SDK takes half a second that only this process should pay
 
         settings, metrics = self.context.settings, Metrics()
-        asking = Asking(self.context.peers.client, self._directory, self._policy)
+        quotas = Quotas(self._reserve, self._settle)
+        self._open.push_async_callback(quotas.close)
+        asking = Asking(self.context.peers.client, self._directory, self._policy, quotas)
         operations = Operations(asking)
         self._open.push_async_callback(operations.close)
         carrier = Carrier(asking, self._reserve, self._settle)
@@ -175,9 +178,11 @@ def _grpc_door(*parts: Any) -> GrpcDoor:
     return GrpcDoor(*parts)
 
 
-def _policy(settings: GatewaySettings, listening: Listening) -> Policy:
+def policy_of(settings: GatewaySettings, listening: Listening) -> Policy:
+    """Return who may do what; keys are required where others than this machine can come to any door."""
+    at_home = listening.local and (not settings.grpc_addr or local(host_of(settings.grpc_addr)))
     return Policy(
-        required=settings.auth == "required" or (settings.auth == "auto" and not listening.local),
+        required=settings.auth == "required" or (settings.auth == "auto" and not at_home),
         open_queries=settings.open_queries,
         static=static_keys(key.get_secret_value() for key in settings.api_keys),
     )

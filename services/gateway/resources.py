@@ -171,7 +171,7 @@ class Resources:
         if not watch:
             return json(await self._asking.envelope(caller, unit, data))
         await self._asking.permitted(caller, unit, data)
-        return await sse.answer(self._frames(uri))
+        return await sse.answer(self._frames(uri), caller.valid)
 
     async def _frames(self, uri: str) -> AsyncIterator[bytes]:
         with self._open.track_inprogress():

@@ -13,7 +13,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from aima_core.errors import Unavailable
-from services.gateway.settings import DEFAULT_PORT, GatewaySettings
+from services.gateway.settings import DEFAULT_PORT, GatewaySettings, local
 
 _TRIED = 20  # ports from the default one on, when the user has named none
 _BACKLOG = 2048
@@ -32,7 +32,7 @@ class Listening:
     @property
     def local(self) -> bool:
         """Whether only this machine can connect."""
-        return not self.host or self.host in ("localhost", "::1") or self.host.startswith("127.")
+        return local(self.host)
 
 
 def listen(settings: GatewaySettings) -> Listening:

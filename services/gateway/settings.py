@@ -27,6 +27,16 @@ Address = Annotated[str, AfterValidator(_address)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 
 
+def host_of(addr: str) -> str:
+    """Return the host of an address; empty for a Unix socket."""
+    return "" if addr.startswith("unix:") else addr.rpartition(":")[0].strip("[]") or "0.0.0.0"  # noqa: S104 (`:9090`)
+
+
+def local(host: str) -> bool:
+    """Whether only this machine can connect to a host; an empty one is a Unix socket."""
+    return not host or host in ("localhost", "::1") or host.startswith("127.")
+
+
 class GatewaySettings(Section):
     """Where the doors are, and who may come in."""
 

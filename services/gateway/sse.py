@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import msgspec
@@ -33,12 +33,18 @@ class Stream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], first: asyncio.Task[bytes] | None = None) -> None:
+    def __init__(
+        self,
+        events: AsyncIterator[bytes],
+        first: asyncio.Task[bytes] | None = None,
+        valid: Callable[[], bool] = lambda: True,
+    ) -> None:
         self.status_code = 200
         self.background = None
         self.init_headers(_HEADERS)
         self._events = events
         self._pending = first
+        self._valid = valid
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer."""
@@ -65,12 +71,17 @@ class Stream(Response):
                     found = done.result()
                 except StopAsyncIteration:
                     return
+            if not self._valid():
+                return
             await send({"type": "http.response.body", "body": found, "more_body": True})
 
 
-async def answer(events: AsyncIterator[bytes]) -> Stream:
-    """Return the response that sends these, beginning at once: there may be none for long."""
-    return Stream(events)
+async def answer(events: AsyncIterator[bytes], valid: Callable[[], bool]) -> Stream:
+    """Return the response that sends these, beginning at once: there may be none for long.
+
+    It ends as soon as whoever asked is no longer `valid`.
+    """
+    return Stream(events, valid=valid)
 
 
 async def answer_once_begun(events: AsyncIterator[bytes]) -> Stream:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from aima_core.errors import Conflict, InsufficientResources, NotFound
-from aima_core.units import Command, Event, Query, Success, View
+from aima_core.units import LARGEST, Command, Event, Query, Success, View
 
 SlotType = Literal["inference_native", "docker_container", "system_service"]
 SlotStatus = Literal["active", "idle", "preempted"]
@@ -257,7 +257,7 @@ class ListAllocations(Query[Allocations], unit="resource.allocations", examples=
     slot_id: SlotId | None = Field(None, description="Only this one.")
     type: SlotType | None = Field(None, description="Only of this type.")
     limit: int = Field(100, ge=1, le=1000, description="At most so many.")
-    offset: int = Field(0, ge=0, description="Skip so many.")
+    offset: int = Field(0, ge=0, le=LARGEST, description="Skip so many.")
 
 
 class AskCanAllocate(Query[CanAllocate], unit="resource.can_allocate", examples=({"memory_bytes": 400_000_000},)):

@@ -212,7 +212,7 @@ found = st.lists(st.sampled_from([CPU, GPU, LARGER, DISK]), max_size=4, unique_b
 commands = st.one_of(
     st.builds(i.RecordDevices, found=found.map(tuple)),
     st.builds(i.RecordHealth, device_id=ids, status=st.sampled_from(["healthy", "warning", "critical", "unknown"])),
-    st.builds(lambda i, w: i.RecordPowerLimit(device_id=i, limit_watts=w, previous_watts=w), ids, watts),
+    st.builds(lambda ident, w: i.RecordPowerLimit(device_id=ident, limit_watts=w, previous_watts=w), ids, watts),
     st.builds(u.SetPowerLimit, device_id=ids, limit_watts=watts),
 )
 

@@ -11,6 +11,9 @@ from aima_core.directory import UnitInfo
 from aima_core.errors import Forbidden, NotFound, Unauthorized
 from aima_core.nats_server import NatsServer
 from services.gateway.access import NOBODY, Policy, Principal, hash_of, static_keys
+from services.gateway.outside import policy_of
+from services.gateway.server import Listening
+from services.gateway.settings import GatewaySettings
 from services.gateway.state import Key
 from tests.gateway.conftest import Site, gateway
 from tests.gateway.test_rest import ALL
@@ -223,3 +226,21 @@ async def test_beyond_this_machine_commands_need_a_key_unless_that_is_switched_o
             assert response.status_code == status
             high = await site.http.post(f"http://127.0.0.1:{port}/api/v2/parcels/p/burn", json={})
             assert high.status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("host", "grpc", "required"),
+    [
+        ("127.0.0.1", "", False),
+        ("", "", False),
+        ("127.0.0.1", "127.0.0.1:1", False),
+        ("127.0.0.1", "unix:/run/x", False),
+        ("127.0.0.1", "0.0.0.0:1", True),
+        ("127.0.0.1", ":1", True),
+        ("127.0.0.1", "[::]:1", True),
+        ("0.0.0.0", "", True),
+    ],
+)
+def test_keys_are_required_as_soon_as_any_door_is_open_to_others(host: str, grpc: str, required: bool) -> None:
+    settings = GatewaySettings(grpc_addr=grpc)
+    assert policy_of(settings, Listening((), "", host)).required == required

@@ -12,7 +12,7 @@ import pytest
 
 from aima_core.nats_server import NatsServer
 from aima_core.testing import until
-from tests.gateway.conftest import Site, gateway
+from tests.gateway.conftest import Site, gateway, listening
 
 ADMIN = {"Authorization": "Bearer admin-secret"}
 
@@ -160,3 +160,13 @@ async def test_a_keys_own_rate_counts_for_it_alone(locked: Site) -> None:
     statuses = [(await locked.get("/api/v2/parcels/p/echo", headers=slow)).status_code for _ in range(3)]
     assert statuses == [200, 200, 429]
     assert (await locked.get("/api/v2/parcels/p/echo", headers=quick)).status_code == 200
+
+
+async def test_a_stream_ends_with_the_key_that_opened_it(locked: Site) -> None:
+    made = await _made(locked, "ci", scopes=["counter:medium"])
+    async with listening(locked, "/api/v2/events", headers=_shown(made)) as heard:
+        await locked.post("/api/v2/counters/c1/add", {}, headers=ADMIN)
+        assert (await heard()).kind == "counter.added"
+        await locked.post("/api/v2/gateways/revoke_key", {"key_id": made["key_id"]}, headers=ADMIN)
+        await locked.post("/api/v2/counters/c1/add", {}, headers=ADMIN)
+        assert await heard() is None

@@ -273,6 +273,27 @@ async def test_pages_of_other_origins_are_answered_by_setting_only(
         assert (await other.get("/health", headers={"Host": "aima.example"})).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-origin"}, 200),
+        ({}, 200),
+    ],
+    ids=str,
+)
+async def test_a_page_of_another_origin_changes_nothing(site: Site, headers: dict[str, str], status: int) -> None:
+    bodies = {"/api/v2/counters/c1/add": {}, "/api/v2/execute": {"unit": "counter.add", "input": {"counter_id": "c1"}}}
+    for path, body in bodies.items():
+        answer = await site.post(path, body, headers=headers)
+        assert answer.status_code == status
+    ours = await site.post("/api/v2/counters/c1/add", {}, headers={"Origin": site.url})
+    assert ours.status_code == 200
+    assert (await site.get("/api/v2/counters/c1", headers=headers)).status_code == 200
+
+
 async def test_too_many_requests_are_told_when_to_come_again(
     tmp_path: Path, nats: NatsServer, free_port: Callable[[], int]
 ) -> None:
