@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -16,11 +16,12 @@ import nats.errors
 from nats.aio.client import DEFAULT_INBOX_PREFIX
 from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 
 from aima_core import call as calls
 from aima_core.bus_user import BusUser
 from aima_core.call import Call, current_call
-from aima_core.connection import Connection
+from aima_core.connection import Connection, check_size
 from aima_core.errors import (
     AimaError,
     InternalError,
@@ -38,15 +39,20 @@ _CONNECT_TIMEOUT = 2  # seconds for one attempt
 _RECONNECT = 0.2  # seconds between attempts to come back
 _GRACE = 0.5  # seconds that a caller waits beyond the deadline it sent, so that the callee's own error arrives
 
+_LOOK = 0.5  # seconds for a domain to say that it is there, and what it has
+
 _SUCCESS = b'{"success":true,'  # how an envelope of ours begins that holds an answer
 
 _encode = msgspec.json.Encoder().encode
 
 
-async def connect(url: str, name: str, *, user: BusUser | None = None, wait: float = 10.0) -> Nats:
+async def connect(
+    url: str, name: str, *, user: BusUser | None = None, wait: float = 10.0, closed: Callable[[], None] = lambda: None
+) -> Nats:
     """Connect, as a user where there is one; keep trying for `wait` seconds. Once connected, reconnect for ever.
 
-    Raises Unavailable when nobody answers, Unauthorized when the server does not take us for the user.
+    `closed` is called when the connection has ended for good, whoever ended it. Raises Unavailable when nobody
+    answers, Unauthorized when the server does not take us for the user.
     """
     until = time.monotonic() + wait
     client = Connection(user)
@@ -54,6 +60,9 @@ async def connect(url: str, name: str, *, user: BusUser | None = None, wait: flo
     async def disconnected() -> None:
         if not client.is_closed:
             logger.warning("the bus is gone; reconnecting")
+
+    async def gone() -> None:
+        closed()
 
     while True:
         try:
@@ -71,6 +80,7 @@ async def connect(url: str, name: str, *, user: BusUser | None = None, wait: flo
                     error_cb=client.on_error,
                     disconnected_cb=disconnected,
                     reconnected_cb=_on_reconnect,
+                    closed_cb=gone,
                     user=user.name if user else None,
                     password=user.password if user else None,
                     inbox_prefix=user.inbox if user else DEFAULT_INBOX_PREFIX,
@@ -103,7 +113,16 @@ class _Envelope(msgspec.Struct):
     meta: dict[str, Any] = {}
 
 
+class _Endpoint(msgspec.Struct):
+    subject: str
+
+
+class _Info(msgspec.Struct):
+    endpoints: list[_Endpoint]
+
+
 _decode = msgspec.json.Decoder(_Envelope).decode
+_decode_info = msgspec.json.Decoder(_Info).decode
 
 
 class Client:
@@ -133,87 +152,151 @@ class Client:
     async def _request(
         self, unit: str, data: Mapping[str, Any] | bytes, timeout: float, headers: Mapping[str, str] | None
     ) -> bytes:
-        payload = data if isinstance(data, bytes) else _encode(data)
+        payload, subject = _payload(data), f"aima.{unit}"
         sent = {calls.TIMEOUT: f"{timeout:.3f}", **(headers or {})}
-        try:
-            subject = f"aima.{unit}"
-            asked = self.nc.request(subject, payload, timeout=timeout + _GRACE, headers=sent)
-            message = await self._answer(subject, asked)
-        except nats.errors.NoRespondersError:
-            raise await self._nobody(unit) from None
-        except (TimeoutError, nats.errors.TimeoutError):
-            raise Timeout(f"{unit} did not answer within {timeout:g} s", unit=unit, timeout=timeout) from None
-        except nats.errors.MaxPayloadError:
-            raise PayloadTooLarge(f"the input of {unit} is larger than the bus carries", unit=unit) from None
-        except (nats.errors.Error, OSError) as error:
-            raise Unavailable(f"the bus does not answer: {error}", reason="NO_NATS") from error
+        with _told(unit, timeout):
+            try:
+                asked = self.nc.request(subject, payload, timeout=timeout + _GRACE, headers=sent)
+                message = await self._answer(subject, asked)
+            except nats.errors.NoRespondersError:
+                raise await self._nobody(unit) from None
         reply: bytes = message.data
         return reply
 
     async def stream(
-        self, unit: str, data: Mapping[str, Any], *, timeout: float, headers: Mapping[str, str] | None = None
-    ) -> AsyncIterator[Any | Answer]:
-        """Yield the parts of an answer as they come, last of all the Answer itself. Leaving early cancels the work."""
-        inbox = self.nc.new_inbox()
-        subscription = await self.nc.subscribe(inbox)
+        self,
+        unit: str,
+        data: Mapping[str, Any],
+        *,
+        timeout: float,
+        headers: Mapping[str, str] | None = None,
+        leave: asyncio.Event | None = None,
+    ) -> AsyncGenerator[Any | Answer, None]:
+        """Yield the parts of an answer as they come, last of all the Answer itself. Leaving early cancels the work.
+
+        Who sets `leave` still gets what had been sent by the time that the server knows, and then the end.
+        """
+        payload, subject, inbox = _payload(data), f"aima.{unit}", self.nc.new_inbox()
         sent = {calls.TIMEOUT: f"{timeout:.3f}", calls.PARTS: "true", **(headers or {})}
         until = time.monotonic() + timeout + _GRACE
+        with _told(unit, timeout):
+            subscription = await self.nc.subscribe(inbox)
+        leaving = asyncio.create_task(_drained(subscription, leave)) if leave else None
+
+        async def following() -> Msg:
+            with _told(unit, timeout):
+                coming = subscription.next_msg(timeout=max(until - time.monotonic(), 0.01))
+                message: Msg = await (_before(leaving, coming) if leaving else coming)
+            return message
+
+        async def first() -> Msg:
+            with _told(unit, timeout):
+                await self.nc.publish(subject, payload, reply=inbox, headers=sent)
+            return await following()
+
         try:
-            await self.nc.publish(f"aima.{unit}", _encode(data), reply=inbox, headers=sent)
-            while True:
-                message = await self._answer(f"aima.{unit}", self._next(subscription, until, unit, timeout))
-                if (message.headers or {}).get("Status") == "503":
-                    raise await self._nobody(unit)
-                if calls.SEQ in (message.headers or {}) and calls.FINAL not in (message.headers or {}):
-                    yield msgspec.json.decode(message.data)
-                else:
-                    yield _open(message.data)
-                    return
+            message = await self._answer(subject, first())
+            if (message.headers or {}).get("Status") == "503":
+                raise await self._nobody(unit)
+            while calls.SEQ in (message.headers or {}) and calls.FINAL not in (message.headers or {}):
+                yield msgspec.json.decode(message.data)
+                message = await following()
+            yield _open(message.data)
+        except _Left:
+            return
         finally:
+            if leaving:
+                leaving.cancel()
             with contextlib.suppress(nats.errors.Error):
                 await subscription.unsubscribe()
-
-    async def _next(self, subscription: Any, until: float, unit: str, timeout: float) -> Msg:
-        try:
-            message: Msg = await subscription.next_msg(timeout=max(until - time.monotonic(), 0.01))
-        except (TimeoutError, nats.errors.TimeoutError):
-            raise Timeout(f"{unit} did not answer within {timeout:g} s", unit=unit, timeout=timeout) from None
-        except nats.errors.Error as error:
-            raise Unavailable(f"the bus does not answer: {error}", reason="NO_NATS") from error
-        return message
 
     async def discover(self, domain: str = "", *, wait: float = 0.3) -> list[dict[str, Any]]:
         """Return the `$SRV.INFO` of every process that answers; ends `wait` seconds after the last that did.
 
-        With a domain, of the first of its processes that answers.
+        With a domain, of the first of its processes that answers. Raises Unavailable when there is no bus.
         """
+        found: list[dict[str, Any]] = []
         inbox = self.nc.new_inbox()
-        subscription = await self.nc.subscribe(inbox)
-        found = []
-        await self.nc.publish(f"$SRV.INFO.{domain}".rstrip("."), b"", reply=inbox)
-        try:
-            while True:
-                message = await subscription.next_msg(timeout=wait)
-                if message.data:
-                    found.append(msgspec.json.decode(message.data))
-                    if domain:
-                        return found
-        except (TimeoutError, nats.errors.TimeoutError):
-            return found
-        finally:
-            await subscription.unsubscribe()
+        with _no_bus():
+            subscription = await self.nc.subscribe(inbox)
+            try:
+                await self.nc.publish(f"$SRV.INFO.{domain}".rstrip("."), b"", reply=inbox)
+                while not (domain and found):
+                    message = await subscription.next_msg(timeout=wait)
+                    if message.data:
+                        found.append(msgspec.json.decode(message.data))
+            except (TimeoutError, nats.errors.TimeoutError):
+                pass
+            finally:
+                with contextlib.suppress(nats.errors.Error):
+                    await subscription.unsubscribe()
+        return found
 
     async def _answer(self, subject: str, answer: Coroutine[Any, Any, Msg]) -> Msg:
         return await (self.nc.unless_denied(subject, answer) if isinstance(self.nc, Connection) else answer)
 
     async def _nobody(self, unit: str) -> AimaError:
-        """Tell a unit that does not exist from a domain that is not running."""
+        """Tell a unit that does not exist from a domain that is not running, or has only just come back."""
         domain = unit.partition(".")[0]
+        with contextlib.suppress(TimeoutError, nats.errors.Error, msgspec.MsgspecError):
+            await self.nc.request(f"$SRV.PING.{domain}", b"", timeout=_LOOK)  # who is down shall not wait for INFO
+            info = await self.nc.request(f"$SRV.INFO.{domain}", b"", timeout=_LOOK)
+            if f"aima.{unit}" not in {each.subject for each in _decode_info(info.data).endpoints}:
+                return UnitNotFound(f"there is no unit {unit}", unit=unit)
+        return Unavailable(
+            f"the {domain} domain does not answer; ask again", reason="DOMAIN_DOWN", domain=domain, unit=unit
+        )
+
+
+class _Left(Exception):
+    """A stream is at its end because its caller has left it."""
+
+
+async def _drained(subscription: Subscription, leave: asyncio.Event) -> None:
+    """Unsubscribe when it is time to leave; return when all that had been sent by then has been taken."""
+    await leave.wait()
+    with contextlib.suppress(nats.errors.Error, TimeoutError):
+        await subscription.drain()  # type: ignore[no-untyped-call]
+
+
+async def _before(leaving: asyncio.Task[None], coming: Coroutine[Any, Any, Msg]) -> Msg:
+    """Return the message that is coming; raise _Left when the leaving has ended without it."""
+    waiting = asyncio.ensure_future(coming)
+    try:
+        await asyncio.wait((waiting, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
+            raise _Left
+        return await waiting
+    finally:
+        waiting.add_done_callback(lambda task: task.cancelled() or task.exception())  # who has left does not care
+        waiting.cancel()
+
+
+@contextlib.contextmanager
+def _no_bus() -> Iterator[None]:
+    """Raise what goes wrong with the bus as Unavailable."""
+    try:
+        yield
+    except (nats.errors.Error, OSError) as error:
+        raise Unavailable(f"the bus does not answer: {error}", reason="NO_NATS") from error
+
+
+@contextlib.contextmanager
+def _told(unit: str, timeout: float) -> Iterator[None]:
+    """Raise what goes wrong with the bus while a unit is asked as an error of ours."""
+    with _no_bus():
         try:
-            await self.nc.request(f"$SRV.PING.{domain}", b"", timeout=0.5)
-        except (TimeoutError, nats.errors.Error):
-            return Unavailable(f"the {domain} domain does not answer", reason="DOMAIN_DOWN", domain=domain, unit=unit)
-        return UnitNotFound(f"there is no unit {unit}", unit=unit)
+            yield
+        except (TimeoutError, nats.errors.TimeoutError):
+            raise Timeout(f"{unit} did not answer within {timeout:g} s", unit=unit, timeout=timeout) from None
+        except nats.errors.MaxPayloadError:
+            raise PayloadTooLarge(f"the input of {unit} is larger than the bus carries", unit=unit) from None
+
+
+def _payload(data: Mapping[str, Any] | bytes) -> bytes:
+    payload = data if isinstance(data, bytes) else _encode(data)
+    check_size(payload)  # encoded anew, `1e15` is five times as long as it came
+    return payload
 
 
 def _open(data: bytes) -> Answer:

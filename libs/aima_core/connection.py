@@ -1,20 +1,25 @@
-"""nats-py with its gaps closed: headers that are none, requests that are none, and those that are turned away."""
+"""nats-py with its gaps closed: what the server turns away, what is too large for it, what is no request of ours."""
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
+import nats.errors
 from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 
 from aima_core import call as calls
 from aima_core.bus_user import BusUser
-from aima_core.errors import Forbidden
+from aima_core.errors import Forbidden, PayloadTooLarge
 from aima_core.logs import logger
 
+LARGEST_PAYLOAD = 8 * 1024 * 1024  # bytes of an input; the bus carries twice that, so that refusing is ours to do
+
+_VIOLATION = "permissions violation"
+_STALE = "stale connection"
 _DENIED = re.compile(r'permissions violation for publish to "(.+)"')  # nats-py tells it in small letters
 
 
@@ -26,38 +31,63 @@ class Connection(Nats):
         self.user = user
         self.refused = False
         """Whether the server has not taken us for the user."""
-        self._permitted: set[str] = set()
-        self._denials: dict[str, asyncio.Future[None]] = {}
+        self._denials: dict[str, set[asyncio.Future[None]]] = {}
 
     async def on_error(self, error: Exception) -> None:
         """Take note of what the server says beside the replies."""
         logger.debug("bus", error=repr(error))
         text = str(error)
         self.refused = self.refused or "Authorization Violation" in text
-        if (denied := _DENIED.search(text)) and not (denial := self._denial(denied.group(1))).done():
-            denial.set_result(None)
+        if denied := _DENIED.search(text):
+            for denial in self._denials.pop(denied.group(1), ()):
+                denial.set_result(None)
+
+    async def publish(
+        self, subject: str, payload: bytes = b"", reply: str = "", headers: dict[str, str] | None = None
+    ) -> None:
+        """Publish; raises MaxPayloadError for what is too large with its headers, over which the server hangs up."""
+        if headers and len(payload) + _size(headers) > self.max_payload:  # nats-py counts the payload only
+            raise nats.errors.MaxPayloadError
+        await super().publish(subject, payload, reply, headers)
+
+    async def flush(self, timeout: int = 10) -> None:
+        """Return when the server has all that was sent until now; nats-py's ping would overtake what still waits."""
+        if not self.is_closed:
+            await self._flush_pending(force_flush=True)
+        await super().flush(timeout)
 
     async def unless_denied(self, subject: str, answer: Coroutine[Any, Any, Msg]) -> Msg:
         """Return the answer to what is published on a subject; raise Forbidden when the server turns it away.
 
         The server tells that to the connection, not in a reply: whoever only waits for one waits in vain.
         """
-        if self.user is None or subject in self._permitted:
+        if self.user is None:
             return await answer
-        waiting, denial = asyncio.ensure_future(answer), self._denial(subject.lower())
+        waiting, denial = asyncio.ensure_future(answer), asyncio.get_running_loop().create_future()
+        denials = self._denials.setdefault(subject.lower(), set())
+        denials.add(denial)
         try:
             await asyncio.wait((waiting, denial), return_when=asyncio.FIRST_COMPLETED)
             if denial.done():
                 raise Forbidden(
                     f"the bus does not let the user {self.user.name} ask {subject}", reason="BUS_USER", subject=subject
                 )
-            self._permitted.add(subject)
             return await waiting
         finally:
             waiting.cancel()
+            denials.discard(denial)
+            if not denials and self._denials.get(subject.lower()) is denials:
+                del self._denials[subject.lower()]
 
-    def _denial(self, subject: str) -> asyncio.Future[None]:
-        return self._denials.setdefault(subject, asyncio.get_running_loop().create_future())
+    async def _process_err(self, err_msg: str) -> None:
+        """Come back after an error of the server's, over which nats-py would close for ever."""
+        if _VIOLATION in err_msg or _STALE in err_msg:
+            await super()._process_err(err_msg)
+            return
+        logger.warning("the bus hangs up", error=err_msg)
+        error = nats.errors.Error(f"nats: {err_msg}")
+        await self._error_cb(error)
+        await self._process_op_err(error)
 
     async def _process_headers(self, headers: Any) -> dict[str, str] | None:
         """Return the headers; over bytes that are none the reading task would end and leave the process deaf."""
@@ -74,6 +104,22 @@ class Connection(Nats):
         if subscription and _takes_requests(subscription.subject) and not _is_request(headers, reply):
             return None
         return super()._build_message(sid, subject, reply, data, headers)  # type: ignore[no-any-return]
+
+
+def check_size(data: bytes) -> None:
+    """Raise PayloadTooLarge for an input that no domain takes."""
+    if len(data) > LARGEST_PAYLOAD:
+        raise PayloadTooLarge(
+            f"the input is {len(data)} bytes; at most {LARGEST_PAYLOAD} are taken",
+            size=len(data),
+            limit=LARGEST_PAYLOAD,
+        )
+
+
+def _size(headers: Mapping[str, str]) -> int:
+    """Return the bytes that headers take on the wire: a first line, one for each, an empty one."""
+    lines = (f"{name.strip()}: {value.strip()}" for name, value in headers.items())
+    return len("NATS/1.0\r\n\r\n") + sum(len(line.encode()) + 2 for line in lines)
 
 
 def _takes_requests(subject: str) -> bool:

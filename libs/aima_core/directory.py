@@ -11,7 +11,7 @@ import contextlib
 import difflib
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import nats.errors
@@ -21,12 +21,14 @@ from nats.aio.msg import Msg
 from aima_core.bus import Client
 from aima_core.errors import UnitNotFound
 from aima_core.logs import logger
+from aima_core.units import Risk
 
 _LOOK = 1.0  # seconds between pings
 _MISSED = 3.5  # seconds of silence after which a process counts as away
 _FORGOTTEN = 3600.0  # seconds of silence after which its units are no longer offered
 _ASK = 2.0  # seconds for a process to describe itself
 _FRESH = 0.5  # seconds in which a look for an unknown name is not repeated
+_RISKS = get_args(Risk)
 
 _decode = msgspec.json.decode
 
@@ -87,13 +89,13 @@ class DomainInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_info(info: Mapping[str, Any]) -> DomainInfo:
-    """Return what a `$SRV.INFO` says; endpoints that are no units of ours, or say too little, are left out."""
+    """Return what a `$SRV.INFO` says; endpoints that are no units of its own, or say too little, are left out."""
     metadata: Mapping[str, str] = info.get("metadata") or {}
     node = metadata.get("node", "")
     units = {}
     for endpoint in info.get("endpoints", ()):
         subject: str = endpoint.get("subject", "")
-        if subject.startswith("aima.") and subject.count(".") == 2:
+        if subject.startswith(f"aima.{info['name']}.") and subject.count(".") == 2:
             with contextlib.suppress(msgspec.MsgspecError, ValueError):
                 name = subject.removeprefix("aima.")
                 units[name] = _unit(name, endpoint.get("metadata") or {})
@@ -113,10 +115,11 @@ def read_info(info: Mapping[str, Any]) -> DomainInfo:
 
 
 def _unit(name: str, about: Mapping[str, str]) -> UnitInfo:
+    risk = about.get("risk", "")
     return UnitInfo(
         name=name,
         kind=about.get("kind", "command"),
-        risk=about.get("risk", "high"),  # who says nothing of it is not trusted with little
+        risk=risk if risk in _RISKS else "high",  # who says nothing of it is not trusted with little
         description=about.get("description", ""),
         input=_decode(about.get("input", "{}"), type=dict[str, Any]),
         output=_decode(about.get("output", "{}"), type=dict[str, Any]),

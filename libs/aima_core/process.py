@@ -20,7 +20,7 @@ from aima_core.call import Call, current_call, fresh
 from aima_core.common import LogPage, LogQuery, Read, ReadQuery, units_of
 from aima_core.domain import Context, Domain, S
 from aima_core.effects import Effects, end
-from aima_core.errors import AimaError, Conflict, from_body
+from aima_core.errors import AimaError, Conflict, Unavailable, from_body
 from aima_core.follow import Follower
 from aima_core.log import Log
 from aima_core.logs import logger
@@ -50,8 +50,17 @@ class Process(Generic[S]):
         self._flow_answers: dict[str, tuple[bytes, asyncio.Task[bytes]]] = {}
 
     async def serve(self, stop: asyncio.Event, ready: Callable[[], None] = lambda: None) -> None:
-        """Open everything, call `ready` when requests are answered, run until `stop`, drain, close."""
-        domain, settings = self._domain, self._settings
+        """Open everything, call `ready` when requests are answered, run until `stop`, drain, close.
+
+        Raises Unavailable when the connection to the bus ended for good before: only a new process gets another.
+        """
+        domain, settings, lost = self._domain, self._settings, False
+
+        def closed() -> None:
+            nonlocal lost
+            lost = not stop.is_set()
+            stop.set()
+
         folder = settings.data / domain.name
         log = await Log.open(folder, domain.name, Codec(domain.events, domain.upcasters))
         async with contextlib.AsyncExitStack() as stack:
@@ -59,7 +68,8 @@ class Process(Generic[S]):
             self._runner = runner = Runner(domain, log, settings.node)
             await runner.open()
             stack.push_async_callback(runner.close)
-            nc = await connect(settings.nats.url, f"aima-{domain.name}", user=bus_user(settings, domain.name))
+            user = bus_user(settings, domain.name)
+            nc = await connect(settings.nats.url, f"aima-{domain.name}", user=user, closed=closed)
             stack.push_async_callback(nc.close)
             self._followers = {peer: Follower(nc, domain, peer, runner) for peer in domain.follows}
             self._outside = outside = domain.outside(self._context(Peers(nc, settings.node), log))
@@ -85,8 +95,10 @@ class Process(Generic[S]):
             ready()
             await stop.wait()
             logger.info("draining")
-            await endpoints.close(_DRAIN)
+            await endpoints.close(0 if lost else _DRAIN)  # without a bus nobody is answered
         logger.info("closed")
+        if lost:
+            raise Unavailable("the connection to the bus was closed for good", reason="NO_NATS")
 
     def _context(self, peers: Peers, log: Log) -> Context[S]:
         runner, settings = self._runner, self._settings

@@ -22,6 +22,7 @@ from nats.micro.service import EndpointConfig, Service, ServiceConfig
 
 from aima_core import call as calls
 from aima_core.call import Call, current_call
+from aima_core.connection import check_size
 from aima_core.domain import Domain
 from aima_core.errors import (
     AimaError,
@@ -35,7 +36,6 @@ from aima_core.errors import (
 from aima_core.logs import logger
 from aima_core.units import Unit, View, parse
 
-LARGEST_PAYLOAD = 8 * 1024 * 1024  # bytes; the bus carries twice that, so that refusing is ours to do
 _MOST_FIELDS = 1000  # of an input; each unknown one costs the validator an error of its own
 _LONGEST_HEADER = 500  # characters of the error text in a reply's header; the whole of it is in the body
 _MOST_AT_ONCE = 10_000  # requests under way in one process; beyond it memory, not time, would run out
@@ -62,12 +62,19 @@ class Replies:
         self.wanted = wanted and bool(inbox)
 
     async def send(self, part: Any) -> None:
-        """Send one part, numbered; nothing when the caller did not ask for parts."""
+        """Send one part, numbered; nothing when the caller did not ask for parts.
+
+        Raises PayloadTooLarge for one that the bus does not carry.
+        """
         if not self.wanted:
             return
         self._seq += 1
-        # with a reply subject the server itself reports when the caller's inbox has gone
-        await self._nc.publish(self._inbox, _encode(part), reply=self._control, headers={calls.SEQ: str(self._seq)})
+        headers = {calls.SEQ: str(self._seq)}
+        try:
+            # with a reply subject the server itself reports when the caller's inbox has gone
+            await self._nc.publish(self._inbox, _encode(part), reply=self._control, headers=headers)
+        except nats.errors.MaxPayloadError:
+            raise PayloadTooLarge("a part of the answer is larger than the bus carries") from None
 
     def final_headers(self) -> dict[str, str]:
         """Return what marks the reply that ends the parts."""
@@ -249,12 +256,7 @@ def _meta(call: Call, begun: float, version: int | None = None, position: int | 
 def _body(message: Msg) -> bytes:
     """Return the message's input as JSON; raise for what is too large or not decodable."""
     data: bytes = message.data
-    if len(data) > LARGEST_PAYLOAD:
-        raise PayloadTooLarge(
-            f"the input is {len(data)} bytes; at most {LARGEST_PAYLOAD} are taken",
-            size=len(data),
-            limit=LARGEST_PAYLOAD,
-        )
+    check_size(data)
     if not data:
         return b"{}"
     if "msgpack" in (message.headers or {}).get(calls.CONTENT_TYPE, ""):

@@ -53,7 +53,7 @@ def _domain(domain: Domain[Any], calls: Mapping[str, frozenset[str]], domains: M
             *(f"{inbox(asker)}.>" for asker in askers),
             *(f"aima.{peer}.log" for peer in sorted(domain.follows)),
             *(f"aima.{unit}" for unit in sorted(calls[own])),
-            *(f"$SRV.PING.{peer}" for peer in _peers(domain, calls[own])),
+            *(f"$SRV.{verb}.{peer}" for peer in _peers(domain, calls[own]) for verb in ("PING", "INFO")),
         ),
         subscribe=_heard(domain),
     )

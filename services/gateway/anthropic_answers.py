@@ -16,10 +16,12 @@ from aima_core.call import timestamp, token
 from services.gateway import sse
 from services.gateway.carrying import Tokens
 from services.gateway.chatting import Answer, CallPiece, Piece
+from services.gateway.engine_events import decoded
 from services.gateway.telling import Took
 
 _REASONS = {"length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
 Json = dict[str, Any]
+_decode = msgspec.json.Decoder(Json).decode
 
 
 def message(model: str, answer: Answer) -> Json:
@@ -152,7 +154,5 @@ def _ident(kind: str) -> str:
 
 def _arguments(text: str) -> Json:
     """Return what a tool is called with; what a model has left unfinished goes on as the text that it is."""
-    try:
-        return msgspec.json.decode(text, type=Json) if text else {}
-    except msgspec.MsgspecError:
-        return {"arguments": text}
+    called = decoded(_decode, text or "{}")
+    return {"arguments": text} if called is None else called

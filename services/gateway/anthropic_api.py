@@ -19,9 +19,10 @@ from services.gateway import anthropic_answers as answers
 from services.gateway import anthropic_requests as requests
 from services.gateway import bodies, chatting
 from services.gateway.answers import json
-from services.gateway.carrying import Carried, Carrier
+from services.gateway.carrying import Carried, Carrier, Estimate
 from services.gateway.doors import door
 from services.gateway.engine_errors import bad_answer
+from services.gateway.engine_events import decoded
 from services.gateway.telling import Streamed, Whole, for_client
 from services.gateway.waiting import patient
 
@@ -66,7 +67,9 @@ class Anthropic:
         """Count the tokens of a prompt: the engine does, or nobody."""
         asked = bodies.decode(await bodies.read_json(request, self._limit), requests.CountRequest)
         patience = patient(request)
-        job = replace(chatting.job(asked.model, requests.prompt(asked), wait=patience.wait), path=_COUNT, tokens=0)
+        job = replace(
+            chatting.job(asked.model, requests.prompt(asked), wait=patience.wait), path=_COUNT, tokens=Estimate()
+        )
 
         async def ask() -> Counted:
             async with self._carrier.carry(patience.caller, job) as carried:
@@ -83,7 +86,7 @@ class Anthropic:
 
 
 def _read(body: bytes) -> Counted:
-    try:
-        return msgspec.json.decode(body, type=Counted)
-    except msgspec.MsgspecError:
-        raise bad_answer() from None
+    counted = decoded(msgspec.json.Decoder(Counted).decode, body)
+    if counted is None:
+        raise bad_answer()
+    return counted

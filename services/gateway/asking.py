@@ -13,7 +13,7 @@ from aima_core import call as calls
 from aima_core.bus import Answer, Client
 from aima_core.call import new_trace
 from aima_core.directory import Directory, UnitInfo
-from aima_core.errors import Forbidden, InvalidRequest
+from aima_core.errors import Forbidden, InvalidRequest, ValidationFailed
 from services.gateway.access import NOBODY, Policy, Principal
 from services.gateway.quotas import Quotas, estimate, used_by
 
@@ -103,6 +103,9 @@ class Asking:
         self.policy.permit(caller.principal, unit)
         if isinstance(model := data.get("model"), str):
             self.policy.permit_model(caller.principal, model)
+        if name in _UNCOUNTED and data.get("holder"):
+            told = {"field": "holder", "expected": "nothing: by it the gateway's own leases are known"}
+            raise ValidationFailed(f"{name}: holder is not for clients", fields=[told])
         if name in _UNCOUNTED and caller.principal.tokens_per_day:
             raise Forbidden(
                 f"the tokens of the key {caller.principal.name} are counted, and what {name} is for cannot be",

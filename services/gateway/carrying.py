@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from aima_core.call import token
-from aima_core.errors import AimaError, Timeout
+from aima_core.errors import AimaError, RateLimited, Timeout
 from services.gateway import upstream
 from services.gateway.asking import Asking, Caller
 from services.gateway.engine_errors import gone, refusal
@@ -38,6 +38,15 @@ class Tokens(msgspec.Struct):
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """How many tokens a request may use: of its prompt, and of its answer. `guessed`: nobody bounds the answer."""
+
+    prompt: int = 0
+    answer: int = 0
+    guessed: bool = False
+
+
+@dataclass(frozen=True)
 class Job:
     """What is asked of a model. `unit` is the one whose right is needed; `types` of model that will do.
 
@@ -51,7 +60,7 @@ class Job:
     path: str
     make: Callable[[str], Body]
     headers: Mapping[str, str] = field(default_factory=lambda: _JSON)
-    tokens: int = 0
+    tokens: Estimate = Estimate()
     tools: bool = False
     wait: float = 0.0
 
@@ -131,6 +140,10 @@ class Carrier:
                         return
                 except Broken:
                     avoid = lease.process_id
+                except asyncio.CancelledError:
+                    if not sum(used):  # the engine has read the prompt, and has told nothing of it yet
+                        used.append(job.tokens.prompt)
+                    raise
             raise gone(begun=False)
 
     async def reach(self, caller: Caller, job: Job) -> None:
@@ -153,10 +166,20 @@ class Carrier:
             return
         key, ident = caller.principal.key_id, token(8)
         try:
-            await self._reserve(key, ident, job.tokens)
+            await self._reserve_for(key, ident, job.tokens)
             yield used
         finally:
             self._leases.later(self._settle(key, ident, sum(used)))
+
+    async def _reserve_for(self, key: str, ident: str, need: Estimate) -> None:
+        """Reserve what a request needs of its key's day: what is left of it, where the need is a guess."""
+        try:
+            await self._reserve(key, ident, need.prompt + need.answer)
+        except RateLimited as refusal:
+            left = refusal.details.get("limit", 0) - refusal.details.get("spent", 0)
+            if not need.guessed or left <= need.prompt:
+                raise
+            await self._reserve(key, ident, left)
 
     async def _take(self, caller: Caller, job: Job, avoid: str) -> inference.Lease:
         return await self._leases.take(caller, job.model, job.types, tools=job.tools, wait=job.wait, avoid=avoid)

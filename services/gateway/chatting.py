@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
-from services.gateway.carrying import Carried, Job, Tokens
+from services.gateway.carrying import Carried, Estimate, Job, Tokens
 from services.gateway.engine_errors import bad_answer, failed, gone
-from services.gateway.engine_events import DONE, Splitter, data_of
+from services.gateway.engine_events import DONE, Splitter, data_of, decoded
 
 TEXT = ("llm", "vlm")  # the types of model that chat
 VISION = ("vlm",)  # those of them that see
@@ -141,9 +141,12 @@ def named(body: Mapping[str, Any]) -> Callable[[str], bytes]:
     return make
 
 
-def estimate(data: bytes, most: int | None) -> int:
-    """Return how many tokens a request may use at most, as far as one can say: four bytes of text are about one."""
-    return len(data) // 4 + (most or _GUESS)
+def estimate(data: bytes, most: int | None, answers: int = 1) -> Estimate:
+    """Return how many tokens a request may use at most, as far as one can say: four bytes of text are about one.
+
+    `most`: of each answer, where the client bounds it.
+    """
+    return Estimate(len(data) // 4, (_GUESS if most is None else most) * answers, guessed=most is None)
 
 
 def _piece(carried: Carried, data: bytes) -> Piece | None:
@@ -158,10 +161,9 @@ def _piece(carried: Carried, data: bytes) -> Piece | None:
 
 
 def _read(data: bytes) -> _Chunk:
-    try:
-        chunk = _decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        raise bad_answer() from None
+    chunk = decoded(_decode, data)
+    if chunk is None:
+        raise bad_answer()
     if chunk.error is not None:
         raise failed(chunk.error)
     return chunk

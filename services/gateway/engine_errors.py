@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from aima_core.errors import AimaError, ExecutionFailed, RateLimited, Unavailable, ValidationFailed
+from services.gateway.engine_events import decoded
 
 _MOST_WORDS = 500  # characters of what an engine says
 
@@ -47,10 +48,7 @@ def _told(words: str) -> str:
 
 
 def _words_of(body: bytes) -> str:
-    try:
-        told = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return ""
+    told = decoded(msgspec.json.decode, body)
     return _words(told.get("error", told)) if isinstance(told, dict) else ""
 
 

@@ -1,10 +1,16 @@
-"""Server-sent events as they come from an engine: cut out of the blocks in which they travel. Pure.
+"""What comes from an engine: server-sent events cut out of the blocks in which they travel, and their JSON. Pure.
 
 Source: the HTML Standard on server-sent events; of it, what engines send.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
 DONE = b"[DONE]"  # the data of the event that ends a stream of OpenAI's dialect
 
 
@@ -20,6 +26,14 @@ class Splitter:
             block = block.replace(b"\r", b"")
         *events, self._rest = (self._rest + block).split(b"\n\n")
         return events
+
+
+def decoded(decode: Callable[[Any], T], said: bytes | str) -> T | None:
+    """Return what JSON of an engine's, or of its model's, says; None for what nobody can read."""
+    try:
+        return decode(said)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def data_of(event: bytes) -> bytes:

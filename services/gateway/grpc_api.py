@@ -6,10 +6,13 @@ a fork.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 import msgspec
@@ -20,9 +23,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from aima_core.bus import Answer
-from aima_core.errors import AimaError, InternalError, InvalidRequest, NotFound, Unavailable
+from aima_core.errors import AimaError, InternalError, InvalidRequest, NotFound, Unauthorized, Unavailable
 from aima_core.logs import logger
-from services.gateway.access import Policy
+from services.gateway import bodies
+from services.gateway.access import NOBODY, Policy
 from services.gateway.asking import Asking, Caller, caller_from
 from services.gateway.limits import Rates
 from services.gateway.options import Options, with_options
@@ -48,7 +52,7 @@ _CODES = {
 }
 
 Context = Any  # grpc.aio.ServicerContext, which has no types
-Changes = Callable[[str], AsyncIterator[bytes]]
+Changes = Callable[[str], AsyncGenerator[bytes]]
 
 
 class GrpcDoor:
@@ -113,55 +117,60 @@ class GrpcDoor:
             await self._server.stop(_GRACE)
 
     async def execute(self, request: pb.ExecuteRequest, context: Context) -> pb.ExecuteReply:
-        """Ask a unit; return its answer."""
+        """Ask a unit; return its answer. Asked with parts, it learns that a call was cancelled, and gives up."""
         caller, data = await self._read(request, context)
-        envelope = msgspec.json.decode(await self._asking.envelope(caller, request.unit, data))
-        return pb.ExecuteReply(data=_struct(envelope["data"]), meta=_struct(envelope["meta"]))
+        task = asyncio.current_task()
+        async with contextlib.aclosing(self._asking.stream(caller, request.unit, data)) as parts:
+            async for part in parts:
+                if isinstance(part, Answer):
+                    return _reply(part)
+                if task and task.cancelling():  # wait_for, in nats-py, loses what comes together with a message
+                    raise asyncio.CancelledError
+        raise InternalError(f"{request.unit} has ended without an answer")
 
-    async def execute_stream(self, request: pb.ExecuteRequest, context: Context) -> AsyncIterator[pb.Part]:
+    async def execute_stream(self, request: pb.ExecuteRequest, context: Context) -> AsyncGenerator[pb.Part]:
         """Ask a unit; yield its parts and its answer."""
         caller, data = await self._read(request, context)
-        async for part in self._asking.stream(caller, request.unit, data):
-            if isinstance(part, Answer):
-                yield pb.Part(reply=pb.ExecuteReply(data=_struct(part.data), meta=_struct(part.meta)))
-            else:
-                yield pb.Part(part=_value(part))
+        async with contextlib.aclosing(self._asking.stream(caller, request.unit, data)) as parts:
+            async for part in parts:
+                yield pb.Part(reply=_reply(part)) if isinstance(part, Answer) else pb.Part(part=_value(part))
 
-    async def watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.ResourceValue]:
+    async def watch(self, request: pb.WatchRequest, context: Context) -> AsyncGenerator[pb.ResourceValue]:
         """Yield what stands at an address, now and whenever it changes."""
+        caller = self._caller(context)
         found = self._asking.directory.resource_of(request.uri)
         if found is None:
             raise NotFound(f"{request.uri} is no address of anything here", reason="NO_SUCH_RESOURCE", uri=request.uri)
-        await self._asking.permitted(self._caller(context), f"{found.domain}.read", {"uri": request.uri})
-        async for value in self._changes(request.uri):
-            yield pb.ResourceValue(uri=request.uri, value=_value(msgspec.json.decode(value)))
+        await self._asking.permitted(caller, f"{found.domain}.read", {"uri": request.uri})
+        async with contextlib.aclosing(self._changes(request.uri)) as values:
+            async for value in values:
+                yield pb.ResourceValue(uri=request.uri, value=_value(msgspec.json.decode(value)))
 
     async def _read(self, request: pb.ExecuteRequest, context: Context) -> tuple[Caller, dict[str, Any]]:
         """Return who asks, and the unit's input. Raises what is wrong with either."""
-        given = request.options
-        options = Options(
-            timeout=given.timeout or None,
-            dry_run=given.dry_run,
-            trace_id=given.trace_id or None,
-            idempotency_key=given.idempotency_key or None,
-            expected_version=given.expected_version if given.HasField("expected_version") else None,
-        )
+        caller = self._caller(context)
+        options = bodies.convert({field.name: value for field, value in request.options.ListFields()}, Options)
         unit = await self._asking.directory.find(request.unit)
         if request.type not in ("", unit.kind):
             raise InvalidRequest(f"{unit.name} is a {unit.kind}, not a {request.type}", reason="WRONG_TYPE")
-        caller = with_options(self._caller(context), options)
+        caller = with_options(caller, options)
         left = context.time_remaining()
         if left is not None and caller.timeout is None:
             caller = replace(caller, timeout=max(min(left, 86_400.0), 0.001))
-        return caller, _plain(json_format.MessageToDict(request.input))
+        return caller, _input(request.input)
 
     def _caller(self, context: Context) -> Caller:
         given = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
         scheme, _, token = given.get("authorization", "").partition(" ")
-        token = token.strip() if scheme.lower() == "bearer" else given.get("x-api-key", "")
-        principal = self._policy.identify(token, self._keys, time.time())
-        self._rates.check(principal, context.peer().rpartition(":")[0])
-        return caller_from(principal, context.peer(), given)
+        token = token if scheme.lower() == "bearer" else given.get("x-api-key", "")
+        address = _host(context.peer())
+        try:
+            principal = self._policy.identify(token.strip(), self._keys, time.time())
+        except Unauthorized:
+            self._rates.check(NOBODY, address)  # who tries keys is slowed down like anybody without one
+            raise
+        self._rates.check(principal, address)
+        return caller_from(principal, address, given)
 
 
 def _guarded(work: Callable[[Any, Context], Awaitable[Any]]) -> Callable[[Any, Context], Awaitable[Any]]:
@@ -176,11 +185,14 @@ def _guarded(work: Callable[[Any, Context], Awaitable[Any]]) -> Callable[[Any, C
     return method
 
 
-def _guarded_stream(work: Callable[[Any, Context], AsyncIterator[Any]]) -> Callable[[Any, Context], AsyncIterator[Any]]:
+def _guarded_stream(
+    work: Callable[[Any, Context], AsyncGenerator[Any]],
+) -> Callable[[Any, Context], AsyncIterator[Any]]:
     async def method(request: Any, context: Context) -> AsyncIterator[Any]:
         try:
-            async for part in work(request, context):
-                yield part
+            async with contextlib.aclosing(work(request, context)) as parts:
+                async for part in parts:
+                    yield part
         except Exception as error:
             await _abort(context, error)
 
@@ -195,6 +207,21 @@ async def _abort(context: Context, error: Exception) -> None:
     await context.abort(_CODES.get(error.status, StatusCode.INTERNAL), error.message, ((_ERROR, body),))
 
 
+def _host(peer: str) -> str:
+    """Return the address of a peer as HTTP tells it, from `ipv4:127.0.0.1:4711` or `ipv6:%5B::1%5D:4711`."""
+    kind, _, where = unquote(peer).partition(":")
+    return where.rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else "unix"
+
+
+def _input(given: Struct) -> dict[str, Any]:
+    """Return a unit's input; raise InvalidRequest for what JSON has not, such as NaN."""
+    try:
+        data: dict[str, Any] = _plain(json_format.MessageToDict(given))
+    except (json_format.Error, ValueError, RecursionError) as error:
+        raise InvalidRequest(f"the input is not JSON: {error}", reason="NOT_DECODABLE") from None
+    return data
+
+
 def _plain(value: Any) -> Any:
     """Return a value of a Struct, in which every number is a float, with whole numbers as such: JSON has them."""
     match value:
@@ -205,6 +232,10 @@ def _plain(value: Any) -> Any:
         case list():
             return [_plain(one) for one in value]
     return value
+
+
+def _reply(answer: Answer) -> pb.ExecuteReply:
+    return pb.ExecuteReply(data=_struct(answer.data), meta=_struct(answer.meta))
 
 
 def _struct(data: Any) -> Struct:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import time
 from collections.abc import Coroutine, Iterator, Mapping
 from typing import Any
@@ -17,7 +18,7 @@ from aima_core.logs import logger
 from services.gateway.asking import Caller
 from services.inference import units as inference
 
-_LEASE = 120.0  # seconds until a lease is given up whose gateway is gone
+_LEASE = 30.0  # seconds until a lease is given up whose gateway is gone
 _RENEWALS = 4  # in that time: two may fail
 _PATIENCE = 600.0  # seconds in a queue when the client does not say
 _QUICK = 5.0  # seconds for what takes milliseconds: a lease that need not wait, a renewal, a settlement
@@ -31,6 +32,7 @@ class Leases:
     def __init__(self, client: Client, seconds: float = _LEASE) -> None:
         self._client = client
         self._seconds = seconds
+        self._holder = f"gateway-{secrets.token_hex(8)}"  # another one in each life of the process
         self._finishing: set[asyncio.Task[None]] = set()
 
     async def take(
@@ -42,25 +44,46 @@ class Leases:
         waiting, and gives the place to others. Raises what `inference.lease` refuses with.
         """
         asked = {"model": model, "timeout": self._seconds, "type": ",".join(types), "tools": tools}
-        if avoid:
-            asked["avoid"] = avoid
-        asking = asyncio.ensure_future(
-            self._client.ask(_TAKE, asked | {"probe": True}, timeout=_QUICK, headers=caller.on_behalf())
-        )
+        asked |= {"holder": self._holder, **({"avoid": avoid} if avoid else {})}
         try:
-            return _read(await asyncio.shield(asking))
-        except asyncio.CancelledError:
-            self.later(self._give_back(caller, asking))
-            raise
+            return await self._unless_cancelled(caller, self._at_once(caller, asked))
         except Unavailable as error:
             if error.reason != "BUSY" and not (wait and error.reason == "LOADING"):
                 raise
+        leave = asyncio.Event()
+        queued = self._queued(caller, asked | {"queue": True, "wait": wait > 0}, wait, leave)
+        try:
+            return await self._unless_cancelled(caller, queued)
+        except asyncio.CancelledError:
+            leave.set()
+            raise
+
+    async def _at_once(self, caller: Caller, asked: dict[str, Any]) -> inference.Lease:
+        answer = await self._client.ask(_TAKE, asked | {"probe": True}, timeout=_QUICK, headers=caller.on_behalf())
+        return _read(answer.data)
+
+    async def _queued(
+        self, caller: Caller, asked: dict[str, Any], wait: float, leave: asyncio.Event
+    ) -> inference.Lease:
+        """Return a lease when it is this request's turn; after `leave` only one that was on its way by then."""
         patience = wait or caller.timeout or _PATIENCE
-        waiting = asked | {"queue": True, "wait": wait > 0}
-        async for part in self._client.stream(_TAKE, waiting, timeout=patience, headers=caller.on_behalf()):
-            if isinstance(part, Answer):
-                return _read(part)
-        raise Timeout(f"no replica of {model} within {patience:g} s")
+        parts = self._client.stream(_TAKE, asked, timeout=patience, headers=caller.on_behalf(), leave=leave)
+        async with contextlib.aclosing(parts):
+            async for part in parts:
+                if isinstance(part, Answer):
+                    return _read(part.data)
+                if lease := part.get("lease"):
+                    return _read(lease)
+        raise Timeout(f"no replica of {asked['model']} within {patience:g} s")
+
+    async def _unless_cancelled(self, caller: Caller, taking: Coroutine[Any, Any, inference.Lease]) -> inference.Lease:
+        """Return the lease that is being taken; one that comes after we are cancelled is given back."""
+        task = asyncio.ensure_future(taking)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            self.later(self._give_back(caller, task))
+            raise
 
     @contextlib.contextmanager
     def kept(self, caller: Caller, lease: inference.Lease) -> Iterator[None]:
@@ -119,10 +142,10 @@ class Leases:
             except (Unavailable, Timeout):
                 await asyncio.sleep(_AGAIN)
 
-    async def _give_back(self, caller: Caller, asking: asyncio.Future[Answer]) -> None:
+    async def _give_back(self, caller: Caller, taking: asyncio.Future[inference.Lease]) -> None:
         """Settle a lease that came for a client who had gone."""
         try:
-            lease = _read(await asking)
+            lease = await taking
         except AimaError:
             return  # there was none
         await self._record(caller, lease.request_id, {"outcome": "cancelled"})
@@ -133,5 +156,5 @@ class Leases:
             logger.warning("what a request came to is not recorded", error=str(error))
 
 
-def _read(answer: Answer) -> inference.Lease:
-    return inference.Lease.model_validate(answer.data)
+def _read(data: Any) -> inference.Lease:
+    return inference.Lease.model_validate(data)

@@ -7,12 +7,14 @@ Source: https://modelcontextprotocol.io/specification, 2025-11-25 and 2026-07-28
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import anyio
 import mcp_types as types
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.lowlevel.server import NotificationOptions, Server
@@ -45,11 +47,15 @@ Context = ServerRequestContext[Any, Any]
 
 @dataclass(frozen=True)
 class Visit:
-    """Who asks, and what they are handed. `session` names a session among those of a door."""
+    """Who asks, and what they are handed. `session` names a session among those of a door.
+
+    `gone` is done when nobody can be answered any more; a door whose SDK cancels what goes on then needs none.
+    """
 
     caller: Caller
     mode: Mode
     session: str = ""
+    gone: asyncio.Future[None] | None = None
 
 
 Who = Callable[[Context], Visit]
@@ -115,15 +121,18 @@ class McpServer:
         return unit
 
     async def _ask(self, ctx: Context, caller: Caller, unit: UnitInfo, data: Mapping[str, Any]) -> Answer:
-        """Ask a unit in parts: that the client has gone is noticed by who sends them. They tell its progress."""
+        """Ask a unit in parts, which tell its progress; when who asked has gone, the unit learns it, and gives up."""
         tools.check(data)
-        progress = tools.Progress()
-        async with contextlib.aclosing(self._asking.stream(caller, unit.name, data)) as parts:
-            async for part in parts:
-                if isinstance(part, Answer):
-                    return part
-                if told := progress.of(part):
-                    await ctx.session.report_progress(*told)
+        progress, gone = tools.Progress(), self._who(ctx).gone
+        with anyio.CancelScope() as asking:
+            if gone:
+                gone.add_done_callback(lambda _: asking.cancel())
+            async with contextlib.aclosing(self._asking.stream(caller, unit.name, data)) as parts:
+                async for part in parts:
+                    if isinstance(part, Answer):
+                        return part
+                    if told := progress.of(part):
+                        await ctx.session.report_progress(*told)
         raise InternalError(f"{unit.name} has ended without an answer")
 
     def _offered(self, ctx: Context) -> dict[str, UnitInfo]:

@@ -15,10 +15,12 @@ import msgspec
 from aima_core.call import timestamp
 from services.gateway.carrying import Tokens
 from services.gateway.chatting import Answer, Piece, ToolCall
+from services.gateway.engine_events import decoded
 from services.gateway.telling import Took
 
 NDJSON = "application/x-ndjson"
 Json = dict[str, Any]
+_decode = msgspec.json.Decoder(Json).decode
 Kind = Literal["chat", "generate"]
 
 
@@ -129,10 +131,8 @@ def _said(kind: Kind, answer: Answer) -> Json:
 
 def _arguments(text: str) -> Json:
     """Return what a tool is called with; what a model has left unfinished goes on as the text that it is."""
-    try:
-        return msgspec.json.decode(text, type=Json) if text else {}
-    except msgspec.MsgspecError:
-        return {"arguments": text}
+    called = decoded(_decode, text or "{}")
+    return {"arguments": text} if called is None else called
 
 
 def _nanoseconds(seconds: float) -> int:

@@ -25,6 +25,7 @@ from services.gateway.answers import json
 from services.gateway.carrying import Carried, Carrier, Job, Tokens
 from services.gateway.doors import door
 from services.gateway.engine_errors import bad_answer
+from services.gateway.engine_events import decoded
 from services.gateway.gate import caller_of
 from services.gateway.telling import Streamed, Whole, for_client, took
 from services.gateway.waiting import patient
@@ -162,9 +163,8 @@ async def read(request: Request, limit: int) -> bytes:
 
 
 async def _vectors(carried: Carried) -> list[msgspec.Raw]:
-    try:
-        found = msgspec.json.decode(await carried.whole(), type=Vectors)
-    except msgspec.MsgspecError:
-        raise bad_answer() from None
+    found = decoded(msgspec.json.Decoder(Vectors).decode, await carried.whole())
+    if found is None:
+        raise bad_answer()
     carried.usage = found.usage
     return [vector.embedding for vector in found.data]

@@ -68,7 +68,7 @@ class OpenAI:
             types_for(message.content for message in asked.messages),
             PATH,
             _body(asked, fields),
-            tokens=estimate(data, asked.max_completion_tokens or asked.max_tokens),
+            tokens=estimate(data, asked.max_completion_tokens or asked.max_tokens, asked.answers),
             tools=bool(asked.tools),
             wait=patient(request).wait,
         )
@@ -84,7 +84,7 @@ class OpenAI:
             TEXT,
             "/v1/completions",
             _body(asked, _fields(data)),
-            tokens=estimate(data, asked.max_tokens),
+            tokens=estimate(data, asked.max_tokens, asked.answers),
             wait=patient(request).wait,
         )
         return self._sample(request, asked, job)
@@ -99,7 +99,7 @@ class OpenAI:
             ("embedding",),
             "/v1/embeddings",
             named(_fields(data)),
-            tokens=estimate(data, 1),
+            tokens=estimate(data, 0),
             wait=patient(request).wait,
         )
         return Whole(self._carrier, caller_of(request.state), job)

@@ -22,6 +22,7 @@ from services.gateway.carrying import Carried, Carrier, Job, Tokens
 from services.gateway.chatting import named
 from services.gateway.doors import door
 from services.gateway.engine_errors import bad_answer
+from services.gateway.engine_events import decoded
 from services.gateway.gate import caller_of
 from services.gateway.openai_requests import ModelName, Positive
 from services.gateway.relaying import Passed
@@ -201,10 +202,10 @@ def _score(one: Ranked) -> float:
 
 
 def _read(body: bytes) -> Ranking:
-    try:
-        return msgspec.json.decode(body, type=Ranking)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        raise bad_answer() from None
+    ranking = decoded(msgspec.json.Decoder(Ranking).decode, body)
+    if ranking is None:
+        raise bad_answer()
+    return ranking
 
 
 def _missing(field: str, expected: str) -> ValidationFailed:

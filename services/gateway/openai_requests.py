@@ -45,6 +45,11 @@ class Sampling(msgspec.Struct, kw_only=True):
     seed: int | None = None
     stop: str | list[str] | None = None
 
+    @property
+    def answers(self) -> int:
+        """How many are asked for."""
+        return self.n or 1
+
 
 class ChatRequest(Sampling, kw_only=True):
     """The body of `/v1/chat/completions`."""
@@ -63,6 +68,12 @@ class CompletionRequest(Sampling, kw_only=True):
 
     prompt: str | list[str | int | list[int]]
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+
+    @property
+    def answers(self) -> int:
+        """How many are asked for: so many to each prompt. A list of numbers is one, as tokens."""
+        several = isinstance(self.prompt, list) and not any(isinstance(part, int) for part in self.prompt)
+        return (self.n or 1) * (len(self.prompt) if several else 1)
 
 
 class EmbeddingRequest(msgspec.Struct, kw_only=True):

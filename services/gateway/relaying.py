@@ -13,7 +13,7 @@ from services.gateway.answers import body_of
 from services.gateway.asking import Caller
 from services.gateway.carrying import Carrier, Job, Tokens
 from services.gateway.engine_errors import failed, gone
-from services.gateway.engine_events import DONE, Splitter, data_of
+from services.gateway.engine_events import DONE, Splitter, data_of, decoded
 from services.gateway.waiting import unless_gone
 
 
@@ -128,9 +128,8 @@ class Tally:
             self.ended = True
         if b'"usage"' not in event and b'"error"' not in event:
             return True
-        try:
-            chunk = _read(data_of(event))
-        except msgspec.MsgspecError:
+        chunk = decoded(_read, data_of(event))
+        if chunk is None:
             return True
         self.error = self.error or chunk.error
         if chunk.usage is None:
@@ -141,10 +140,8 @@ class Tally:
 
 def usage_of(body: bytes) -> Tokens:
     """Return the usage that a whole answer tells; none when it tells none."""
-    try:
-        return _read(body).usage or Tokens()
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return Tokens()
+    told = decoded(_read, body)
+    return (told and told.usage) or Tokens()
 
 
 async def _start(send: Send, kind: str, length: str | None) -> None:

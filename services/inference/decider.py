@@ -15,7 +15,7 @@ from aima_core.units import Command, Event, Success, View
 from services.inference import internal as i
 from services.inference import units as u
 from services.inference.routing import choose
-from services.inference.state import Pool, Route, outcome_of
+from services.inference.state import BLAMED, Pool, Route, outcome_of
 
 _ROUTED = ("starting", "running")  # the phases in which a service may have replicas
 
@@ -102,6 +102,8 @@ def _settle(world: World[Pool], request_id: str, command: u.Settle, call: Call) 
     if not under_way and any(pool.has_settled(request_id, outcome_of(code)) for pool in world.values()):
         return []
     started = _under_way(world, request_id, call)
+    if code in BLAMED and not started.holder:
+        code = "CALLER_FAILED"  # whoever asks an engine by itself may say what it likes, but not that others shall not
     if code:
         return [_failed(started, command.error or f"the request was {command.outcome}", code, call)]
     usage = command.usage or u.TokensUsed()

@@ -72,6 +72,7 @@ class Answer(msgspec.Struct):
     error: Any = None
 
 
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # how decoding fails
 _decode = msgspec.json.Decoder(Answer).decode
 
 
@@ -120,7 +121,7 @@ async def stream(http: httpx2.AsyncClient, url: str, body: Mapping[str, Any]) ->
 def _read(data: bytes) -> Answer:
     try:
         answer = _decode(data)
-    except msgspec.DecodeError:
+    except _UNREADABLE:
         raise ExecutionFailed("the engine's answer is not what its dialect says", reason="BAD_ANSWER") from None
     if answer.error:
         raise refusal(500, data)
@@ -133,7 +134,7 @@ def refusal(status: int, body: bytes) -> AimaError:
         told = msgspec.json.decode(body)
         error = told.get("error", told)
         text = str(error.get("message", "") if isinstance(error, dict) else error)[:500]
-    except (msgspec.DecodeError, AttributeError):
+    except (*_UNREADABLE, AttributeError):
         text = ""
     said = f": {text}" if text else ""
     match status:
@@ -154,7 +155,7 @@ async def voices(http: httpx2.AsyncClient, endpoint: str) -> list[tuple[str, str
     try:
         reply = await http.get(f"{endpoint}/v1/audio/voices", headers=_HEADERS, timeout=_CONNECT)
         listed = msgspec.json.decode(reply.content)["voices"] if reply.is_success else []
-    except (httpx2.HTTPError, msgspec.DecodeError, LookupError, TypeError):
+    except (httpx2.HTTPError, *_UNREADABLE, LookupError, TypeError):
         return []
     found = [{"id": voice} if isinstance(voice, str) else voice for voice in listed]
     return [(str(v["id"]), str(v.get("name", v["id"])), str(v.get("language", ""))) for v in found if "id" in v]

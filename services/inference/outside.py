@@ -29,7 +29,7 @@ from services.inference import figures, openai
 from services.inference import internal as i
 from services.inference import units as u
 from services.inference.placing import Asked, Placing
-from services.inference.state import Pool, Route, Sweep
+from services.inference.state import Pool, Route, Sweep, carried_here
 from services.inference.tasks import TASKS, Send, Task
 from services.service import units as service
 
@@ -57,7 +57,7 @@ class InferenceOutside(Outside[Pool]):
         """Fail what an earlier life of this process was carrying: nobody is left to answer it."""
         for pool in list(self.context.world.values()):
             for request in pool.requests.values():
-                if request.holder:
+                if carried_here(request):
                     await self._expired(request, "the process that carried the request has ended", "INTERNAL_ERROR")
 
     async def close(self) -> None:
@@ -84,7 +84,7 @@ class InferenceOutside(Outside[Pool]):
         while True:
             pool = self.context.world.get(f"inference/{effect.service_id}")
             for request in list(pool.requests.values()) if pool else ():
-                carried = _LOOK if request.holder else 0.0  # whoever carries it knows better how it ended
+                carried = _LOOK if carried_here(request) else 0.0  # whoever carries it knows better how it ended
                 if request.expires_at + carried <= time.time():
                     await self._expired(request, "the lease was not settled in time", "TIMEOUT")
             await asyncio.sleep(_LOOK)
@@ -133,6 +133,7 @@ class InferenceOutside(Outside[Pool]):
                 lambda: command.timeout,
                 deadline,
                 command.wait,
+                command.holder or "",
                 queue=command.queue,
                 needs_tools=command.tools,
                 probe=command.probe,
@@ -149,7 +150,7 @@ class InferenceOutside(Outside[Pool]):
 
     async def _lease(self, asked: Asked, avoid: str, parts: Parts) -> u.Lease:
         started, route = await self._placing.place(asked, self._placing.admission.number(), parts, avoid=avoid)
-        return u.Lease(
+        lease = u.Lease(
             request_id=started.request_id,
             endpoint=route.endpoint,
             model=route.served_model,
@@ -158,6 +159,21 @@ class InferenceOutside(Outside[Pool]):
             process_id=started.process_id,
             model_id=started.model,
         )
+        if parts.wanted:
+            await self._hand_over(started, lease, parts)
+        return lease
+
+    async def _hand_over(self, started: u.RequestStarted, lease: u.Lease, parts: Parts) -> None:
+        """Send a lease ahead of the answer, as a part: when nobody is there to take it, the server says so by then.
+
+        Whoever it has been sent to has to settle it, be it that they leave in this moment.
+        """
+        try:
+            await parts.send({"lease": lease})
+            await self._placing.finish(self.context.peers.client.nc.flush())  # itself it would swallow a cancellation
+        except BaseException:
+            await self._placing.finish(self._settle(started, **_CALLED_OFF))
+            raise
 
     async def _request(self, asked: Asked, task: Task, command: Command[Any], parts: Parts) -> View:
         """Get a replica, ask its engine, settle. Another replica is tried only before the first byte."""

@@ -9,7 +9,7 @@ import msgspec
 from aima_core.domain import Effect
 from services.inference import units as u
 
-_BLAMED = frozenset({"ENGINE_GONE", "ENGINE_FAILED", "BAD_ANSWER", "EXECUTION_FAILED", "NO_ANSWER"})
+BLAMED = frozenset({"ENGINE_GONE", "ENGINE_FAILED", "BAD_ANSWER", "EXECUTION_FAILED", "NO_ANSWER"})
 _TOLERATED = 3  # failures in a row that open a breaker
 _FIRST_OPEN, _LAST_OPEN = 5.0, 60.0  # seconds that it stays open; doubled each time that a trial fails
 _TRIED = _LAST_OPEN  # seconds for which a trial keeps others away: a lease may take an hour
@@ -50,7 +50,7 @@ class Breaker(msgspec.Struct, frozen=True):
         if not code:
             return Breaker()
         trial, since = ("", 0.0) if self.trial == request_id else (self.trial, self.trial_at)
-        if code not in _BLAMED:
+        if code not in BLAMED:
             return msgspec.structs.replace(self, trial=trial, trial_at=since)
         failures = self.failures + 1
         if failures < _TOLERATED or at < self.open_until:  # those that began before it opened say nothing new
@@ -117,6 +117,11 @@ class Pool(msgspec.Struct, frozen=True):
     def has_settled(self, request_id: str, outcome: u.Outcome) -> bool:
         """Whether the request has ended like that lately."""
         return _settled(request_id, outcome) in self.settled
+
+
+def carried_here(request: u.RequestStarted) -> bool:
+    """Whether this domain itself carries a request, and nobody who has leased its replica."""
+    return bool(request.holder) and not request.holder.startswith(u.GATEWAY)
 
 
 class Sweep(Effect, frozen=True):

@@ -28,6 +28,7 @@ Waiting = Annotated[
 Base64 = Annotated[str, Field(min_length=1, description="Base64 text.")]
 _REFUSALS = (EngineNotRunning, NotFound, ValidationFailed, ExecutionFailed, Timeout, Unavailable)
 _MOST_TOKENS = 1_000_000_000  # of one request; sums over all requests stay within 64 bits
+GATEWAY = "gateway-"  # how the holder of a lease begins that a gateway has taken
 _PATIENCE = 600.0  # seconds of a request without a deadline of its own
 
 
@@ -96,7 +97,7 @@ class RouteChanged(Event, unit="inference.route_changed", stream="service_id", f
 
 
 class RequestStarted(Event, unit="inference.request_started", stream="service_id", frozen=True, kw_only=True):
-    """A request has its replica. Times in Unix seconds; `holder`: which of our processes carries it.
+    """A request has its replica. Times in Unix seconds; `holder`: which of our processes carries it, if one does.
 
     `concurrency`: requests under way on the replica, with this one; `engine`, `device`, `slots`: of the replica.
     `owner`: who asked, and so may settle it; empty when nobody said.
@@ -632,6 +633,12 @@ class LeaseModel(
         None, max_length=120, description="Replica that has just failed this request; taken only if there is no other."
     )
     tools: bool = Field(False, description="Whether the model has to be one that can call tools.")
+    holder: str | None = Field(
+        None,
+        pattern=rf"^{GATEWAY}[0-9a-f]{{8,32}}$",
+        description="Which life of a gateway carries the request. Of a lease that has one, a failure is believed to be"
+        " the replica's.",
+    )
     probe: bool = Field(False, description="Do not count a refusal: who asks is going to wait, in the next request.")
 
 
@@ -672,8 +679,8 @@ class Settle(
     error_code: str | None = Field(
         None,
         pattern=r"^[A-Z_]{1,60}$",
-        description="The same as a code; ENGINE_GONE, ENGINE_FAILED, BAD_ANSWER and NO_ANSWER blame the replica,"
-        " as no code does.",
+        description="The same as a code; ENGINE_GONE, ENGINE_FAILED, BAD_ANSWER and NO_ANSWER blame the replica, as"
+        " no code does, when a gateway says so; of anybody else they are recorded as CALLER_FAILED.",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -281,6 +282,31 @@ async def test_a_client_who_vanishes_leaves_its_place_in_the_queue(here: Place) 
     await here.waiting(queued=0, outstanding=0)
 
 
+async def test_clients_who_vanish_at_any_moment_leave_no_lease_behind(tmp_path: Path, nats: NatsServer) -> None:
+    domains = (MODELS, CRIER, INFERENCE)
+    async with serving(*domains, settings=settings_for(tmp_path / "data", nats.url, *domains)) as client:
+        await ask(client, "service.say", type="service.replica_started", data=REPLICA | {"slots": 2})
+        leases, caller = Leases(client, seconds=600), Caller(timeout=60)
+
+        async def come_and_go(number: int) -> None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.005 + number / 100):
+                    lease = await leases.take(caller, "toy", ("llm",), tools=False, wait=20, avoid="")
+                    try:
+                        await asyncio.sleep(0.003)
+                    finally:
+                        leases.settle(caller, lease, {"outcome": "completed"})
+
+        await asyncio.gather(*(come_and_go(number) for number in range(60)))
+        await leases.close()
+
+        async def at_rest() -> bool:
+            (load,) = (await ask(client, "inference.load", service_id="svc-a"))["services"]
+            return (load["queued"], load["outstanding"]) == (0, 0)
+
+        await until(at_rest)
+
+
 async def test_a_deadline_of_the_client_ends_a_request_that_takes_longer(here: Place) -> None:
     async def for_ever(line: Line) -> None:
         if line.asked.get("stream"):
@@ -345,6 +371,43 @@ async def test_an_answer_that_breaks_off_costs_as_many_tokens_as_it_had_pieces(h
     await until(spent)
 
 
+async def test_a_whole_answer_whose_client_leaves_costs_its_prompt(here: Place) -> None:
+    held = Held()
+    engine = await here.engine(held)
+    key = await here.site.key("frugal", "inference:medium", tokens_per_day=5000)
+    asking = asyncio.create_task(here.site.post(CHAT, ASKED, headers=key))
+    await until(lambda: engine.lines)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+
+    async def spent() -> bool:
+        return 0 < (await here.site.ask("gateway.list_keys"))["keys"][0]["tokens_today"] < 100
+
+    await until(spent)
+
+
+async def test_each_of_several_answers_needs_tokens(here: Place) -> None:
+    await here.engine()
+    key = await here.site.key("frugal", "inference:medium", tokens_per_day=300)
+    one, many = ({"max_tokens": 100, "n": n} for n in (1, 3))
+    assert (await here.site.post(CHAT, ASKED | many, headers=key)).status_code == 429
+    assert (await here.site.post(CHAT, ASKED | one, headers=key)).status_code == 200
+    prompts = {"model": "toy", "prompt": ["a", "b", "c"], "max_tokens": 100}
+    assert (await here.site.post("/v1/completions", prompts, headers=key)).status_code == 429
+
+
+async def test_a_day_of_few_tokens_is_enough_for_an_answer_that_nobody_bounds(here: Place) -> None:
+    held = Held()
+    await here.engine(held)
+    key = await here.site.key("frugal", "inference:medium", tokens_per_day=200)
+    first = asyncio.create_task(here.site.post(CHAT, ASKED, headers=key))
+    await here.waiting(queued=0, outstanding=1)
+    assert (await here.site.ask("gateway.list_keys"))["keys"][0]["tokens_today"] == 200
+    assert (await here.site.post(CHAT, ASKED, headers=key)).status_code == 429
+    held.open.set()
+    assert (await first).status_code == 200
+
+
 # --- leases -------------------------------------------------------------------------------------------------------
 
 
@@ -369,25 +432,28 @@ async def test_a_lease_is_renewed_for_as_long_as_its_request_takes(tmp_path: Pat
             await engine.close()
 
 
+REPLICA = {
+    "service_id": "svc-a",
+    "replica": 0,
+    "process_id": "p0",
+    "endpoint": "http://127.0.0.1:9",
+    "node": "n",
+    "service_name": "a",
+    "model_id": "toy",
+    "model_name": "Toy",
+    "model_type": "llm",
+    "served_model": "served",
+    "dialect": "openai",
+    "tools": False,
+}
+
+
 async def _carried(client: Client, engine: Engine) -> bytes:
     directory = Directory(client.nc)
     await directory.open()
     leases = Leases(client, seconds=0.8)
     carrier = Carrier(Asking(client, directory, Policy(required=False)), _nothing, _nothing, leases)
-    replica = {
-        "service_id": "svc-a",
-        "replica": 0,
-        "process_id": "p0",
-        "endpoint": engine.endpoint,
-        "node": "n",
-        "service_name": "a",
-        "model_id": "toy",
-        "model_name": "Toy",
-        "model_type": "llm",
-        "served_model": "served",
-        "dialect": "openai",
-        "tools": False,
-    }
+    replica = REPLICA | {"endpoint": engine.endpoint}
     await ask(client, "service.say", type="service.replica_started", data=replica)
     try:
         async with carrier.carry(Caller(timeout=20), job("toy", {"messages": HELLO}, wait=20)) as carried:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -15,9 +16,12 @@ from google.protobuf import descriptor_pb2, json_format
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from aima_core.nats_server import NatsServer
 from aima_core.testing import until
 from services.gateway.grpc_api import SERVICE
 from services.gateway.proto import gateway_pb2 as pb
+from tests.core.toy import COUNTER
+from tests.gateway.conftest import gateway
 from tests.system.harness import System
 
 KEY = "sesame"
@@ -49,6 +53,11 @@ async def execute(channel: grpc.aio.Channel, unit: str, key: str = "", **data: A
     request = pb.ExecuteRequest(unit=unit, input=data)
     metadata = (("authorization", f"Bearer {key}"),) if key else ()
     return await method(channel, "Execute", pb.ExecuteReply)(request, metadata=metadata, timeout=30)
+
+
+def body_of(error: grpc.aio.AioRpcError) -> Any:
+    """Return the body of an error, as every door tells it."""
+    return json.loads(dict(error.trailing_metadata())["aima-error-bin"])
 
 
 async def test_units_are_asked_followed_and_watched(running: System, channel: grpc.aio.Channel) -> None:
@@ -86,7 +95,7 @@ async def test_refusals_have_the_nearest_status_and_the_same_body_as_everywhere(
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await execute(channel, unit, **data)
     assert refused.value.code() == code
-    body = json.loads(dict(refused.value.trailing_metadata())["aima-error-bin"])
+    body = body_of(refused.value)
     assert (body["code"], body["message"]) == (reason, refused.value.details())
 
 
@@ -94,6 +103,57 @@ async def test_a_key_opens_what_needs_one(channel: grpc.aio.Channel) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await execute(channel, "model.delete", KEY, model_id="none")
     assert refused.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+async def test_options_are_held_to_what_they_are_over_http(channel: grpc.aio.Channel) -> None:
+    ask = method(channel, "Execute", pb.ExecuteReply)
+    for name, value in (("timeout", -1.0), ("timeout", math.nan), ("trace_id", "no"), ("expected_version", -1)):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await ask(pb.ExecuteRequest(unit="model.list", options={name: value}))
+        assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert [fault["field"] for fault in body_of(refused.value)["details"]["fields"]] == [name]
+
+
+async def test_input_that_json_has_not_is_refused(channel: grpc.aio.Channel) -> None:
+    for value in (math.nan, math.inf, [{"deep": -math.inf}]):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await execute(channel, "model.list", limit=value)
+        assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        body = body_of(refused.value)
+        assert (body["code"], body["details"]["reason"]) == ("INVALID_REQUEST", "NOT_DECODABLE")
+
+
+@pytest.mark.parametrize("name", ["Execute", "ExecuteStream"])
+async def test_a_call_that_is_cancelled_ends_at_the_unit(
+    tmp_path: Path, nats: NatsServer, free_port: Callable[[], int], name: str
+) -> None:
+    address, streamed = f"127.0.0.1:{free_port()}", name == "ExecuteStream"
+    async with (
+        gateway(tmp_path / "data", nats, free_port(), COUNTER, AIMA_GATEWAY_GRPC_ADDR=address) as site,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        ask = method(channel, name, pb.Part if streamed else pb.ExecuteReply, streamed=streamed)
+        call = ask(pb.ExecuteRequest(unit="counter.hum", input={"times": 100_000}))
+        world = site.folder / "counter" / "world"
+        await until(lambda: world.exists() and "hum began" in world.read_text())
+        call.cancel()
+        await until(lambda: "hum cancelled" in world.read_text())
+
+
+async def test_who_tries_keys_is_slowed_down_at_every_door(
+    tmp_path: Path, nats: NatsServer, free_port: Callable[[], int]
+) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    environ = {"AIMA_GATEWAY_GRPC_ADDR": address, "AIMA_GATEWAY_REQUESTS_PER_MINUTE": "6"}
+    async with (
+        gateway(tmp_path / "data", nats, free_port(), COUNTER, **environ) as site,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        for code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.RESOURCE_EXHAUSTED):
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await execute(channel, "counter.get", "aima_00000000_wrong", counter_id="c1")
+            assert refused.value.code() == code
+        assert (await site.get("/api/v2/units")).status_code == 429  # over HTTP it is the same address
 
 
 async def test_health_and_reflection_are_the_standard_ones(channel: grpc.aio.Channel) -> None:

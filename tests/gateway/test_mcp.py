@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,11 @@ import pytest
 from jsonschema import Draft202012Validator
 from mcp.shared.exceptions import MCPDeprecationWarning, MCPError
 
+from aima_core.nats_server import NatsServer
 from aima_core.testing import serving, settings_for, until
+from services.gateway.mcp_http import SESSIONS_EACH, STREAMS_EACH
 from tests.core.toy import COUNTER, TALLY
+from tests.gateway.conftest import gateway
 from tests.gateway.mcp_fixtures import MODERN, SESSIONS, Doors, bearer, doors, error_of, hearing, listed
 from tests.toys import model_view, shelf
 
@@ -31,6 +36,27 @@ HELLO = {
     "method": "initialize",
     "params": {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}},
 }
+LIST = {"jsonrpc": "2.0", "id": 2, "method": "tools/list"}
+META = {
+    "io.modelcontextprotocol/protocolVersion": MODERN,
+    "io.modelcontextprotocol/clientInfo": {"name": "test", "version": "1"},
+    "io.modelcontextprotocol/clientCapabilities": {},
+}
+
+
+async def begin(http: httpx2.AsyncClient) -> dict[str, str]:
+    """Begin a session; return the header that names it."""
+    begun = await http.post("/mcp", json=HELLO)
+    assert begun.status_code == 200, begun.text
+    return {"Mcp-Session-Id": begun.headers["mcp-session-id"]}
+
+
+def too_many(reply: httpx2.Response) -> str:
+    """Return why somebody is refused who has too much of something."""
+    error = reply.json()["error"]
+    assert (reply.status_code, error["code"]) == (429, "RATE_LIMITED")
+    assert int(reply.headers["retry-after"]) == error["details"]["retry_after"]
+    return str(error["details"]["reason"])
 
 
 # --- tools --------------------------------------------------------------------------------------------------------
@@ -93,12 +119,7 @@ async def test_a_refusal_has_the_body_that_it_has_over_http(
 
 @pytest.mark.parametrize("note", [r'"\ud800"', "1" * 40, "[" * 300 + "]" * 300, "NaN"])
 async def test_input_that_is_none_is_refused_as_a_mistake_of_the_client(tmp_path: Path, note: str) -> None:
-    meta = {
-        "io.modelcontextprotocol/protocolVersion": MODERN,
-        "io.modelcontextprotocol/clientInfo": {"name": "test", "version": "1"},
-        "io.modelcontextprotocol/clientCapabilities": {},
-    }
-    params = {"name": "counter_add", "arguments": {"counter_id": "c1", "note": "HERE"}, "_meta": meta}
+    params = {"name": "counter_add", "arguments": {"counter_id": "c1", "note": "HERE"}, "_meta": META}
     body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}).replace('"HERE"', note)
     headers = HEADERS | {"MCP-Protocol-Version": MODERN, "Mcp-Method": "tools/call", "Mcp-Name": "counter_add"}
     async with doors(tmp_path, COUNTER) as found, httpx2.AsyncClient() as http:
@@ -148,6 +169,21 @@ async def test_a_call_that_the_client_gives_up_ends_at_the_unit(tmp_path: Path, 
         call.cancel()
         await until(lambda: "hum cancelled" in world.read_text())
         assert (await mcp.call_tool("counter_add", {"counter_id": "c1"})).structured_content == {"total": 1}
+
+
+async def test_a_call_whose_connection_drops_ends_at_the_unit_and_the_session_goes_on(tmp_path: Path) -> None:
+    async with (
+        doors(tmp_path, COUNTER) as found,
+        httpx2.AsyncClient(base_url=found.url, headers=HEADERS, timeout=30) as http,
+    ):
+        session = await begin(http)
+        call = LIST | {"method": "tools/call", "params": {"name": "counter_hum", "arguments": {"times": 100_000}}}
+        world = tmp_path / "counter" / "world"
+        async with http.stream("POST", "/mcp", json=call, headers=session) as answer:
+            assert answer.status_code == 200
+            await until(lambda: world.exists() and "hum began" in world.read_text())
+        await until(lambda: "hum cancelled" in world.read_text())
+        assert (await http.post("/mcp", json=LIST, headers=session)).status_code == 200
 
 
 @ERAS
@@ -344,6 +380,85 @@ async def test_a_revoked_key_ends_what_its_session_may(tmp_path: Path) -> None:
             ask = {"jsonrpc": "2.0", "id": 2, "method": "tools/list"}
             session = {"Mcp-Session-Id": begun.headers["mcp-session-id"]}
             assert (await http.post("/mcp", json=ask, headers=session)).status_code == 401
+
+
+async def test_of_one_owners_sessions_the_idlest_gives_way_and_no_others(tmp_path: Path) -> None:
+    async with (
+        doors(tmp_path, COUNTER) as found,
+        httpx2.AsyncClient(base_url=found.url, headers=HEADERS, timeout=30) as http,
+        httpx2.AsyncClient(base_url=found.url, headers=HEADERS | bearer(await found.key("me", "*:low"))) as other,
+    ):
+        mine = await begin(other)
+        sessions = [await begin(http) for _ in range(SESSIONS_EACH)]
+        assert (await http.post("/mcp", json=LIST, headers=sessions[0])).status_code == 200
+        sessions += [await begin(http)]
+        for number, expected in ((0, 200), (1, 404), (2, 200), (-1, 200)):
+            assert (await http.post("/mcp", json=LIST, headers=sessions[number])).status_code == expected
+        assert (await other.post("/mcp", json=LIST, headers=mine)).status_code == 200
+
+
+async def test_a_session_that_its_client_has_ended_counts_no_more(tmp_path: Path) -> None:
+    async with (
+        doors(tmp_path, COUNTER) as found,
+        httpx2.AsyncClient(base_url=found.url, headers=HEADERS, timeout=30) as http,
+    ):
+        first = await begin(http)
+        for _ in range(SESSIONS_EACH):
+            assert (await http.delete("/mcp", headers=await begin(http))).status_code == 200
+        assert (await http.post("/mcp", json=LIST, headers=first)).status_code == 200
+
+
+async def test_who_uses_all_its_sessions_at_once_is_refused_another_and_nobody_else_is(tmp_path: Path) -> None:
+    async with (
+        doors(tmp_path, COUNTER) as found,
+        contextlib.AsyncExitStack() as streams,
+        httpx2.AsyncClient(
+            base_url=found.url, headers=HEADERS, timeout=30, limits=httpx2.Limits(max_connections=None)
+        ) as http,
+        httpx2.AsyncClient(base_url=found.url, headers=HEADERS | bearer(await found.key("me", "*:low"))) as other,
+    ):
+        for _ in range(SESSIONS_EACH):
+            stream = http.stream("GET", "/mcp", headers=await begin(http))
+            assert (await streams.enter_async_context(stream)).status_code == 200
+        assert too_many(await http.post("/mcp", json=HELLO)) == "TOO_MANY_SESSIONS"
+        await begin(other)
+        await streams.aclose()
+        await until(lambda: _begins(http))
+
+
+async def _begins(http: httpx2.AsyncClient) -> bool:
+    return (await http.post("/mcp", json=HELLO)).status_code == 200
+
+
+async def test_who_listens_too_often_is_refused_and_nobody_else_is(tmp_path: Path) -> None:
+    method = "subscriptions/listen"
+    params = {"notifications": {"toolsListChanged": True}, "_meta": META}
+    body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+    headers = HEADERS | {"MCP-Protocol-Version": MODERN, "Mcp-Method": method}
+    async with (
+        doors(tmp_path, COUNTER) as found,
+        contextlib.AsyncExitStack() as streams,
+        httpx2.AsyncClient(
+            base_url=found.url, headers=headers, timeout=30, limits=httpx2.Limits(max_connections=None)
+        ) as http,
+    ):
+        key = bearer(await found.key("me", "*:low"))
+        for _ in range(STREAMS_EACH):
+            stream = http.stream("POST", "/mcp", json=body)
+            assert (await streams.enter_async_context(stream)).status_code == 200
+        assert too_many(await http.post("/mcp", json=body)) == "TOO_MANY_STREAMS"
+        async with http.stream("POST", "/mcp", json=body, headers=key) as other:
+            assert other.status_code == 200
+
+
+async def test_somebody_without_a_key_begins_no_session_where_nothing_is_open(
+    tmp_path: Path, nats: NatsServer, free_port: Callable[[], int]
+) -> None:
+    environ = {"AIMA_GATEWAY_AUTH": "required", "AIMA_GATEWAY_OPEN_QUERIES": "false", "AIMA_API_KEYS": "me:sesame"}
+    async with gateway(tmp_path / "data", nats, free_port(), **environ) as site:
+        refused = await site.post("/mcp", HELLO, headers=HEADERS)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (401, "UNAUTHORIZED")
+        assert (await site.post("/mcp", HELLO, headers=HEADERS | bearer("sesame"))).status_code == 200
 
 
 async def test_a_page_elsewhere_that_was_given_our_address_is_refused(tmp_path: Path) -> None:

@@ -234,7 +234,7 @@ async def test_what_programs_look_for_is_there(served: Real) -> None:
         form = {"Content-Type": "application/x-www-form-urlencoded"}  # as curl -d calls it
         assert (await http.post("/api/show", content=asked, headers=form)).status_code == 200
         page = form | {"Origin": "http://elsewhere.example"}
-        assert (await http.post("/api/show", content=asked, headers=page)).status_code == 415
+        assert (await http.post("/api/show", content=asked, headers=page)).status_code == 403
 
 
 # --- stand-ins for what they cannot -------------------------------------------------------------------------------

@@ -53,6 +53,7 @@ def test_an_error_in_a_stream_is_passed_on_and_noticed(error: Any) -> None:
 def test_events_that_nobody_can_read_are_passed_on() -> None:
     tally = Tally(False)
     odd = written('data: {"usage": broken', 'data: {"usage": {"prompt_tokens": "many"}, "choices": []}')
+    odd += b'data: {"usage": null, "choices": [{"text": "\xff"}], "error": "\xff"}\n\n'
     assert tally.feed(odd) == odd
     assert tally.usage == Tokens()
 

@@ -229,10 +229,14 @@ DECIDED: dict[str, tuple[Command[Any], dict[str, Any]]] = {
         ends(done(3, 4, 0.5), settled=__),
     ),
     "settle, cancelled": (settle("cancelled"), ends(failed("the request was cancelled", "CANCELLED"))),
-    "settle, failed": (settle("failed", error="it broke"), ends(failed("it broke", "EXECUTION_FAILED"))),
+    "settle, failed": (settle("failed", error="it broke"), ends(failed("it broke", "CALLER_FAILED"))),
     "settle, failed with a code": (
+        settle("failed", error_code="ENGINE_REFUSED"),
+        ends(failed("the request was failed", "ENGINE_REFUSED")),
+    ),
+    "settle, failed with a code that only who carries requests for us may give": (
         settle("failed", error_code="ENGINE_GONE"),
-        ends(failed("the request was failed", "ENGINE_GONE")),
+        ends(failed("the request was failed", "CALLER_FAILED")),
     ),
     "settle, another": (u.Settle(request_id="x", outcome="completed"), at(POOLS, NONE)),
     "renew": (u.Renew(request_id="req-1", timeout=120), ends(renewed())),

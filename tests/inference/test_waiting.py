@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -20,6 +20,7 @@ from aima_core.errors import (
     NotFound,
     Timeout,
     Unavailable,
+    ValidationFailed,
 )
 from aima_core.settings import Settings
 from aima_core.testing import serving, settings_for, until
@@ -292,7 +293,7 @@ async def test_who_wants_parts_is_told_what_a_request_or_a_lease_waits_for_and_t
             [_ async for _ in answers]
         *parts, lease = [part async for part in leases]
         assert lease.data["endpoint"] == gate.endpoint
-        assert parts in ([], [first])
+        assert parts in ([{"lease": lease.data}], [first, {"lease": lease.data}])
 
 
 async def test_whenever_callers_give_up_no_request_of_theirs_is_left_under_way(site: Machine, gated: Gated) -> None:
@@ -311,6 +312,29 @@ async def test_whenever_callers_give_up_no_request_of_theirs_is_left_under_way(s
         assert len(started) == len(failed)
         gate.all("answer")
         assert (await chat(client))["content"] == "yes"
+
+
+async def test_a_lease_whose_turn_comes_just_after_its_client_has_vanished_is_given_back(site: Machine) -> None:
+    async with running(site, queue=100) as client:
+        await runs(client, "http://127.0.0.1:9", slots=3)
+        await shows(client, phase="running")
+        held = [await ask(client, "inference.lease", model="Toy", timeout=600) for _ in range(3)]
+        asked = {"model": "Toy", "queue": True, "timeout": 600}
+        waiting = [asyncio.create_task(_parts(client.stream("inference.lease", asked, timeout=60))) for _ in range(30)]
+        await shows(client, queued=30, outstanding=3)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        for lease in held:
+            await ask(client, "inference.settle", request_id=lease["request_id"], outcome="completed")
+        await shows(client, queued=0, outstanding=0)
+        ended = [data["error_code"] for kind, data in await log(client) if kind == "request_failed"]
+        assert set(ended) == {"CANCELLED"}
+
+
+async def _parts(stream: AsyncGenerator[Any, None]) -> list[Any]:
+    async with aclosing(stream) as parts:
+        return [part async for part in parts]
 
 
 async def test_a_lease_that_nobody_heard_of_is_given_back(site: Machine) -> None:
@@ -615,6 +639,21 @@ async def test_an_engine_that_says_nothing_is_blamed_and_an_impatient_caller_is_
         codes = [data["error_code"] for kind, data in await log(client) if kind == "request_failed"]
         assert codes == ["TIMEOUT"] * 3 + ["NO_ANSWER"] * 3
         assert (await metrics(client))["refused"] == 0
+
+
+async def test_only_a_gateway_is_believed_when_it_says_that_a_replica_failed_what_it_leased(site: Machine) -> None:
+    async with running(site) as client:
+        await runs(client, "http://127.0.0.1:9", slots=0)
+        await shows(client, phase="running")
+        for holder, wanted in (({}, "closed"), ({"holder": "gateway-0123456789abcdef"}, "open")):
+            for _ in range(3):
+                lease = await ask(client, "inference.lease", model="Toy", timeout=600, **holder)
+                said = {"request_id": lease["request_id"], "outcome": "failed", "error_code": "ENGINE_GONE"}
+                await ask(client, "inference.settle", **said)
+            await breaker(client, wanted)
+        codes = [data["error_code"] for kind, data in await log(client) if kind == "request_failed"]
+        assert codes == ["CALLER_FAILED"] * 3 + ["ENGINE_GONE"] * 3
+        assert type(await refused(client, "inference.lease", model="Toy", holder="ours")) is ValidationFailed
 
 
 async def test_a_request_that_the_engine_refuses_blames_nobody(site: Machine, saying: Any) -> None:
