@@ -29,9 +29,7 @@ from services.cli.watched import ProcessState
 _COLOURS = {"ready": "green", "starting": "yellow", "restarting": "red", "stopping": "yellow", "stopped": "dim"}
 
 
-Addr = Annotated[
-    str, typer.Option("--addr", metavar="HOST:PORT", help="Where the gateway's doors are, or unix:/path.")
-]
+Addr = Annotated[str, typer.Option("--addr", metavar="HOST:PORT", help="Where the gateway's doors are, or unix:/path.")]
 
 
 def run(
