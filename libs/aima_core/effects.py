@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Generic
+from weakref import WeakSet
 
 from aima_core import call as calls
 from aima_core.call import current_call
@@ -32,11 +33,14 @@ class Effects(Generic[S]):
         self._outside = outside
         self._running: dict[str, dict[Effect, asyncio.Task[None]]] = {}
         self._recording: set[asyncio.Task[None]] = set()
+        self._done: WeakSet[asyncio.Task[None]] = WeakSet()  # of those running, the ones that have done their work
+        self._before: dict[str, S] = {}
 
     def start(self) -> None:
         """Ask every stream what is to be done, and follow the commits from here on."""
         self._runner.listeners.append(self._on_commit)
-        for stream, state in self._runner.committed.items():
+        self._before = dict(self._runner.committed)
+        for stream, state in self._before.items():
             self._adjust(stream, state, cause="")
 
     async def close(self) -> None:
@@ -50,9 +54,26 @@ class Effects(Generic[S]):
     def _on_commit(self, records: Sequence[Recorded], states: Mapping[str, Any]) -> None:
         causes = {record.stream: record.id for record in records}
         for stream, state in states.items():
+            if not self._done.isdisjoint(self._running.get(stream, {}).values()):
+                self._call_off_between(stream, records)
             self._adjust(stream, state, causes.get(stream, ""))
+            if state is None:
+                self._before.pop(stream, None)
+            else:
+                self._before[stream] = state
 
-    def _adjust(self, stream: str, state: S | None, cause: str) -> None:
+    def _call_off_between(self, stream: str, records: Sequence[Recorded]) -> None:
+        """Forget effects that were unwanted at any moment within a commit: wanted again after, they are done again.
+
+        What a commit ends with does not show that: an outcome may be recorded together with the next request for the
+        same effect.
+        """
+        state = self._before.get(stream)
+        for record in [record for record in records if record.stream == stream][:-1]:
+            state = self._domain.evolve(state, record.event)
+            self._adjust(stream, state, cause="", begin=False)
+
+    def _adjust(self, stream: str, state: S | None, cause: str, *, begin: bool = True) -> None:
         try:
             wanted = set(self._domain.todo(state)) if state is not None else set()
         except Exception:  # a bug that one stream runs into leaves the others alone
@@ -61,8 +82,10 @@ class Effects(Generic[S]):
         running = self._running.get(stream, {})
         for effect in running.keys() - wanted:
             # an effect that is handing in its result has done its work; one that still works is called off
-            running.pop(effect).cancel()
-        for effect in wanted - running.keys():
+            task = running.pop(effect)
+            self._done.discard(task)
+            task.cancel()
+        for effect in wanted - running.keys() if begin else ():
             running[effect] = asyncio.create_task(self._carry_out(effect, cause), name=f"{stream} {effect}")
         if running:
             self._running[stream] = running
@@ -76,6 +99,7 @@ class Effects(Generic[S]):
             current_call.set(calls.fresh(self._runner.node, cause))
             try:
                 outcome = list(await self._outside.perform(effect))
+                self._done.add(_this_task())
                 # recording the outcome may itself make this effect unwanted: it is never cut short by that
                 recording = asyncio.create_task(self._record(outcome, cause))
                 self._recording.add(recording)
@@ -87,12 +111,19 @@ class Effects(Generic[S]):
                 logger.error("effect broke; trying again", effect=type(effect).__name__, exc_info=True)
             else:
                 return
+            self._done.discard(_this_task())
             await asyncio.sleep(delay)
             delay = min(delay * 2, _LAST_RETRY)
 
     async def _record(self, outcome: Sequence[Command[Any]], cause: str) -> None:
         for command in outcome:
             await self._runner.run(command, calls.fresh(self._runner.node, cause))
+
+
+def _this_task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    assert task is not None
+    return task
 
 
 async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:

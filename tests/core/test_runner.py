@@ -470,6 +470,23 @@ async def test_an_effect_that_is_under_way_is_not_begun_twice(tmp_path: Path) ->
         assert world(tmp_path) == ["began c1", "grew c1"]
 
 
+async def test_an_effect_asked_for_in_the_very_commit_of_its_outcome_is_carried_out_again(tmp_path: Path) -> None:
+    (tmp_path / "gate").touch()
+    async with effecting(tmp_path) as runner:
+
+        async def ask_over_and_over() -> None:
+            for _ in range(100):
+                await runner.run(Grow(counter_id="c1"), fresh())
+                await asyncio.sleep(0)
+
+        await asyncio.gather(*(ask_over_and_over() for _ in range(4)))
+        await until(lambda: not runner.committed["counter/c1"].growing, within=5)
+        asked = [
+            record for record in await runner.log.events(limit=10_000) if record.event.unit == "counter.growth_asked"
+        ]
+        assert runner.committed["counter/c1"].total == 100 * len(asked)
+
+
 async def test_an_effect_that_is_not_wanted_any_more_is_cancelled(tmp_path: Path) -> None:
     async with effecting(tmp_path) as runner:
         await runner.run(Grow(counter_id="c1"), fresh())
