@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import msgspec
@@ -32,7 +33,7 @@ _STREAM = [
 ]
 
 
-class _Relayed(Response):
+class _Relayed(Response, ABC):
     def __init__(self, carrier: Carrier, caller: Caller, job: Job) -> None:
         super().__init__()
         self._carrier, self._caller, self._job = carrier, caller, job
@@ -41,8 +42,9 @@ class _Relayed(Response):
         """Ask and answer; a client who goes away ends the request."""
         await unless_gone(receive, self._answer(scope, send))
 
+    @abstractmethod
     async def _answer(self, scope: Scope, send: Send) -> None:
-        raise NotImplementedError
+        """Ask, and send the whole answer."""
 
 
 class Whole(_Relayed):

@@ -199,7 +199,7 @@ async def test_a_model_that_the_hub_does_not_have_is_seen_with_its_reason_and_ca
     [
         ({"repo": "../etc"}, "repo"),
         ({"repo": "a/b/c"}, "repo"),
-        ({"repo": "--index-url=x", "source": "package"}, "repo"),
+        ({"repo": "--require-hashes", "source": "package"}, "repo"),
         ({"repo": "a", "tag": "../b"}, "tag"),
         ({"repo": "a/b", "mirror": "file:///etc"}, "mirror"),
         ({"repo": "a/b", "mirror": "http://user:secret@hub"}, "mirror"),

@@ -333,7 +333,7 @@ async def test_hubs_with_a_search_are_searched(hub: Hub) -> None:
         ("../etc", None, None, "BAD_REPO"),
         ("a/../b", None, None, "BAD_REPO"),
         ("/etc/passwd", None, None, "BAD_REPO"),
-        ("--index-url=x", None, None, "BAD_REPO"),
+        ("--require-hashes", None, None, "BAD_REPO"),
         ("a b", None, None, "BAD_REPO"),
         ("name @ https://elsewhere", None, None, "BAD_REPO"),
         ("", None, None, "BAD_REPO"),
@@ -481,7 +481,7 @@ def test_what_pip_says_becomes_a_declared_refusal(
 
 
 def test_no_address_of_an_index_gets_into_an_error(tmp_path: Path) -> None:
-    refusal = fault_of("ERROR: 403 for https://user:secret@index/simple/x", "x", tmp_path)
+    refusal = fault_of("ERROR: 403 for https://user:secret@mirror.example/x", "x", tmp_path)
     assert refusal.message == "pip could not download x: ERROR: 403 for (address)"
 
 

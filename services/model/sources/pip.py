@@ -71,7 +71,7 @@ def _command(requirement: str, into: Path, index: str | None) -> list[str]:
     # None of its code runs, so it does not matter for which Python that code was written.
     wheel_only = ("--no-deps", "--only-binary=:all:", "--ignore-requires-python")
     patience = (f"--timeout={TIMEOUT}", f"--retries={RETRIES}", "--progress-bar=raw")
-    where = (f"--dest={into}", *((f"--index-url={index}",) if index else ()))
+    where = (f"--dest={into}", *(("-i", index) if index else ()))
     return [*pip.command("download", *wheel_only, *patience, *where), "--", requirement]
 
 
