@@ -19,10 +19,11 @@ from services.gateway import anthropic_answers as answers
 from services.gateway import anthropic_requests as requests
 from services.gateway import bodies, chatting
 from services.gateway.answers import json
-from services.gateway.carrying import Carried, Carrier, Estimate
+from services.gateway.carrying import Carried, Carrier
 from services.gateway.doors import door
 from services.gateway.engine_errors import bad_answer
 from services.gateway.engine_events import decoded
+from services.gateway.quotas import Estimate
 from services.gateway.telling import Streamed, Whole, for_client
 from services.gateway.waiting import patient
 

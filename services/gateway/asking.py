@@ -15,7 +15,7 @@ from aima_core.call import new_trace
 from aima_core.directory import Directory, UnitInfo
 from aima_core.errors import Forbidden, InvalidRequest, ValidationFailed
 from services.gateway.access import NOBODY, Policy, Principal
-from services.gateway.quotas import Quotas, estimate, used_by
+from services.gateway.quotas import Quotas, of_input, used_by
 
 _USES_TOKENS = "inference"  # the domain whose commands use tokens
 _UNCOUNTED = ("inference.lease", "inference.settle", "inference.renew")  # by these a client asks an engine by itself
@@ -138,4 +138,4 @@ class Asking:
     ) -> contextlib.AbstractAsyncContextManager[list[int]]:
         if self._quotas is None or unit.domain != _USES_TOKENS or unit.kind == "query":
             return contextlib.nullcontext([])
-        return self._quotas.within(caller.principal, estimate(data))
+        return self._quotas.within(caller.principal, of_input(data))

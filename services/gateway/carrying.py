@@ -9,25 +9,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
-from aima_core.call import token
-from aima_core.errors import AimaError, RateLimited, Timeout
+from aima_core.errors import AimaError, Timeout
 from services.gateway import upstream
 from services.gateway.asking import Asking, Caller
 from services.gateway.engine_errors import gone, refusal
 from services.gateway.leasing import Leases
+from services.gateway.quotas import NONE, Estimate, Quotas
 from services.gateway.upstream import Body, Broken, Reply
 from services.inference import units as inference
 
 _TRIES = 3  # of a request, as long as no replica has answered anything
 _JSON = {"Content-Type": "application/json", "Accept": "*/*"}
-
-Book = Callable[[str, str, int], Coroutine[Any, Any, None]]
 
 
 class Tokens(msgspec.Struct):
@@ -35,15 +33,6 @@ class Tokens(msgspec.Struct):
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """How many tokens a request may use: of its prompt, and of its answer. `guessed`: nobody bounds the answer."""
-
-    prompt: int = 0
-    answer: int = 0
-    guessed: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,7 +49,7 @@ class Job:
     path: str
     make: Callable[[str], Body]
     headers: Mapping[str, str] = field(default_factory=lambda: _JSON)
-    tokens: Estimate = Estimate()
+    tokens: Estimate = NONE
     tools: bool = False
     wait: float = 0.0
 
@@ -111,13 +100,12 @@ class Carried:
 
 
 class Carrier:
-    """Carries requests for all doors. `reserve` and `settle` keep a key's tokens: key, request, tokens."""
+    """Carries requests for all doors."""
 
-    def __init__(self, asking: Asking, reserve: Book, settle: Book, leases: Leases | None = None) -> None:
+    def __init__(self, asking: Asking, quotas: Quotas, leases: Leases | None = None) -> None:
         self._asking = asking
         self._leases = leases or Leases(asking.client)
-        self._reserve = reserve
-        self._settle = settle
+        self._quotas = quotas
 
     @contextlib.asynccontextmanager
     async def carry(self, caller: Caller, job: Job) -> AsyncIterator[Carried]:
@@ -127,7 +115,7 @@ class Carrier:
         deadline, should there be one.
         """
         await self._asking.permitted(caller, job.unit, {"model": job.model})
-        async with _deadline(caller), self._within_quota(caller, job) as used:
+        async with _deadline(caller), self._quotas.within(caller.principal, job.tokens) as used:
             avoid = ""
             for _ in range(_TRIES):
                 lease = await self._take(caller, job, avoid)
@@ -156,30 +144,6 @@ class Carrier:
     async def close(self) -> None:
         """Wait until what is known of requests is recorded."""
         await self._leases.close()
-
-    @contextlib.asynccontextmanager
-    async def _within_quota(self, caller: Caller, job: Job) -> AsyncIterator[list[int]]:
-        """Reserve what a request may use of its key's day, and settle what the block says that it has used."""
-        used: list[int] = []
-        if not caller.principal.tokens_per_day:
-            yield used
-            return
-        key, ident = caller.principal.key_id, token(8)
-        try:
-            await self._reserve_for(key, ident, job.tokens)
-            yield used
-        finally:
-            self._leases.later(self._settle(key, ident, sum(used)))
-
-    async def _reserve_for(self, key: str, ident: str, need: Estimate) -> None:
-        """Reserve what a request needs of its key's day: what is left of it, where the need is a guess."""
-        try:
-            await self._reserve(key, ident, need.prompt + need.answer)
-        except RateLimited as refusal:
-            left = refusal.details.get("limit", 0) - refusal.details.get("spent", 0)
-            if not need.guessed or left <= need.prompt:
-                raise
-            await self._reserve(key, ident, left)
 
     async def _take(self, caller: Caller, job: Job, avoid: str) -> inference.Lease:
         return await self._leases.take(caller, job.model, job.types, tools=job.tools, wait=job.wait, avoid=avoid)

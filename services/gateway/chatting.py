@@ -12,14 +12,14 @@ from typing import Any
 
 import msgspec
 
-from services.gateway.carrying import Carried, Estimate, Job, Tokens
+from services.gateway.carrying import Carried, Job, Tokens
 from services.gateway.engine_errors import bad_answer, failed, gone
 from services.gateway.engine_events import DONE, Splitter, data_of, decoded
+from services.gateway.quotas import estimate
 
 TEXT = ("llm", "vlm")  # the types of model that chat
 VISION = ("vlm",)  # those of them that see
 PATH = "/v1/chat/completions"
-_GUESS = 1024  # tokens of an answer whose length nobody bounds, for quotas
 _encode = msgspec.json.encode
 
 
@@ -139,14 +139,6 @@ def named(body: Mapping[str, Any]) -> Callable[[str], bytes]:
         return _encode({**body, "model": name})
 
     return make
-
-
-def estimate(data: bytes, most: int | None, answers: int = 1) -> Estimate:
-    """Return how many tokens a request may use at most, as far as one can say: four bytes of text are about one.
-
-    `most`: of each answer, where the client bounds it.
-    """
-    return Estimate(len(data) // 4, (_GUESS if most is None else most) * answers, guessed=most is None)
 
 
 def _piece(carried: Carried, data: bytes) -> Piece | None:

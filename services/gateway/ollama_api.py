@@ -27,6 +27,7 @@ from services.gateway.doors import door
 from services.gateway.engine_errors import bad_answer
 from services.gateway.engine_events import decoded
 from services.gateway.gate import caller_of
+from services.gateway.quotas import estimate
 from services.gateway.telling import Streamed, Whole, for_client, took
 from services.gateway.waiting import patient
 
@@ -124,7 +125,7 @@ class Ollama:
         return chatting.job(await self._known_as(request, name), body, wait=patient(request, wait=True).wait)
 
     async def _embedding(self, request: Request, name: str, fields: Mapping[str, Any]) -> Job:
-        make, tokens = chatting.named(fields), chatting.estimate(msgspec.json.encode(fields), 1)
+        make, tokens = chatting.named(fields), estimate(msgspec.json.encode(fields), 1)
         model, wait = await self._known_as(request, name), patient(request, wait=True).wait
         return Job("inference.embed", model, ("embedding",), _EMBED, make, tokens=tokens, wait=wait)
 

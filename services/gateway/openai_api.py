@@ -23,10 +23,11 @@ from services.gateway.access import Principal
 from services.gateway.answers import json
 from services.gateway.asking import Asking, Caller
 from services.gateway.carrying import Carrier, Job
-from services.gateway.chatting import PATH, TEXT, estimate, named, types_for
+from services.gateway.chatting import PATH, TEXT, named, types_for
 from services.gateway.doors import door
 from services.gateway.gate import caller_of
 from services.gateway.openai_requests import ChatRequest, CompletionRequest, EmbeddingRequest, Sampling
+from services.gateway.quotas import estimate
 from services.gateway.relaying import Streamed, Whole
 from services.gateway.waiting import patient
 

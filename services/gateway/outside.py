@@ -127,7 +127,7 @@ class GatewayOutside(Outside[Key]):
         asking = Asking(self.context.peers.client, self._directory, self._policy, quotas)
         operations = Operations(asking)
         self._open.push_async_callback(operations.close)
-        carrier = Carrier(asking, self._reserve, self._settle)
+        carrier = Carrier(asking, quotas)
         self._open.push_async_callback(carrier.close)
         self._mcp = McpDoor(asking, self._watching.changes, settings.body_limit)
         native = Native(asking, operations, settings.body_limit)

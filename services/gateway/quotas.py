@@ -5,16 +5,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from aima_core.call import token
+from aima_core.errors import RateLimited
 from aima_core.logs import logger
 from services.gateway.access import Principal
 
 Book = Callable[[str, str, int], Coroutine[Any, Any, None]]
 _GUESS = 1024  # tokens of an answer whose length nobody bounds
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """How many tokens a request may use: of its prompt, and of its answer. `guessed`: nobody bounds the answer."""
+
+    prompt: int = 0
+    answer: int = 0
+    guessed: bool = False
+
+
+NONE = Estimate()
 
 
 class Quotas:
@@ -26,7 +40,7 @@ class Quotas:
         self._settling: set[asyncio.Task[None]] = set()
 
     @contextlib.asynccontextmanager
-    async def within(self, who: Principal, tokens: int) -> AsyncIterator[list[int]]:
+    async def within(self, who: Principal, need: Estimate) -> AsyncIterator[list[int]]:
         """Reserve what a request may use of its key's day; settle the sum of what the block says that it has used."""
         used: list[int] = []
         if not who.tokens_per_day:
@@ -34,7 +48,7 @@ class Quotas:
             return
         ident = token(8)
         try:
-            await self._reserve(who.key_id, ident, tokens)
+            await self._reserve_for(who.key_id, ident, need)
             yield used
         finally:
             task = asyncio.create_task(self._settle(who.key_id, ident, sum(used)))
@@ -45,16 +59,34 @@ class Quotas:
         """Wait until all of it is recorded."""
         await asyncio.gather(*self._settling, return_exceptions=True)
 
+    async def _reserve_for(self, key: str, ident: str, need: Estimate) -> None:
+        """Reserve what a request needs of its key's day: what is left of it, where the need is a guess."""
+        try:
+            await self._reserve(key, ident, need.prompt + need.answer)
+        except RateLimited as refusal:
+            left = refusal.details.get("limit", 0) - refusal.details.get("spent", 0)
+            if not need.guessed or left <= need.prompt:
+                raise
+            await self._reserve(key, ident, left)
+
     def _settled(self, task: asyncio.Task[None]) -> None:
         self._settling.discard(task)
         if not task.cancelled() and (error := task.exception()):
             logger.warning("tokens are not settled", error=str(error))
 
 
-def estimate(data: Mapping[str, Any]) -> int:
-    """Return how many tokens the input of a unit may use at most: four bytes of text are about one."""
+def estimate(data: bytes, most: int | None, answers: int = 1) -> Estimate:
+    """Return how many tokens a request may use at most, as far as one can say: four bytes of text are about one.
+
+    `most`: of each answer, where the client bounds it.
+    """
+    return Estimate(len(data) // 4, (_GUESS if most is None else most) * answers, guessed=most is None)
+
+
+def of_input(data: Mapping[str, Any]) -> Estimate:
+    """Return how many tokens the input of a unit may use."""
     most = data.get("max_tokens")
-    return len(msgspec.json.encode(data)) // 4 + (most if isinstance(most, int) and most > 0 else _GUESS)
+    return estimate(msgspec.json.encode(data), most if isinstance(most, int) and most > 0 else None)
 
 
 def used_by(answer: Any) -> int:

@@ -21,6 +21,7 @@ from services.gateway.asking import Asking, Caller
 from services.gateway.carrying import Carrier
 from services.gateway.chatting import job
 from services.gateway.leasing import Leases
+from services.gateway.quotas import Quotas
 from services.inference.domain import INFERENCE
 from tests.gateway.engines import (
     HELLO,
@@ -452,7 +453,7 @@ async def _carried(client: Client, engine: Engine) -> bytes:
     directory = Directory(client.nc)
     await directory.open()
     leases = Leases(client, seconds=0.8)
-    carrier = Carrier(Asking(client, directory, Policy(required=False)), _nothing, _nothing, leases)
+    carrier = Carrier(Asking(client, directory, Policy(required=False)), Quotas(_nothing, _nothing), leases)
     replica = REPLICA | {"endpoint": engine.endpoint}
     await ask(client, "service.say", type="service.replica_started", data=replica)
     try:
