@@ -155,12 +155,8 @@ class Ollama:
 
 
 async def read(request: Request, limit: int) -> bytes:
-    """Return the body, JSON whatever a program calls it: many say nothing of it, as Ollama lets them.
-
-    A page in a browser has to say that it is JSON, which it may say only when it is let in (CORS).
-    """
-    browser = "origin" in request.headers or "sec-fetch-site" in request.headers
-    return await (bodies.read_json if browser else bodies.read)(request, limit)
+    """Return the body, JSON whatever a program calls it: many say nothing of it, as Ollama lets them."""
+    return await bodies.read(request, limit)
 
 
 async def _vectors(carried: Carried) -> list[msgspec.Raw]:
