@@ -67,7 +67,7 @@ class Log:
                 await file.close()
                 raise
         except BaseException:
-            os.close(lock)
+            _let_go(lock)
             raise
         return log
 
@@ -76,7 +76,7 @@ class Log:
         try:
             await self.file.close()
         finally:
-            os.close(self._lock)
+            _let_go(self._lock)
 
     def event_id(self, position: int) -> str:
         """Return the id of the event at a position: unique over all logs, and the same on every reading."""
@@ -249,6 +249,12 @@ def _take(lock: int, folder: Path) -> None:
         os.pwrite(lock, f"process {os.getpid()}".encode(), 0)
     except OSError as error:
         raise _not_writable(folder, error) from error
+
+
+def _let_go(lock: int) -> None:
+    """Unlock, then close: the lock would outlive it in a child that was forked and has not run its program yet."""
+    fcntl.flock(lock, fcntl.LOCK_UN)
+    os.close(lock)
 
 
 def _not_writable(folder: Path, error: OSError) -> Unavailable:
