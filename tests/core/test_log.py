@@ -159,11 +159,12 @@ async def test_a_log_has_one_owner_and_the_refusal_names_it(tmp_path: Path) -> N
 async def test_a_closed_log_is_free_though_a_child_still_has_a_copy_of_its_descriptors(tmp_path: Path) -> None:
     log = await Log.open(tmp_path, "counter", CODEC)
     lock = next(int(fd.name) for fd in Path("/proc/self/fd").iterdir() if fd.resolve() == tmp_path / "log.lock")
-    child = await asyncio.create_subprocess_exec("cat", stdin=subprocess.PIPE, pass_fds=[lock])
+    child = await asyncio.create_subprocess_exec("sleep", "60", pass_fds=[lock])
     await log.close()
     async with opened(tmp_path):
         pass
-    await child.communicate()
+    child.kill()
+    await child.wait()
 
 
 # --- it is seen when somebody changed it --------------------------------------------------------------------------
