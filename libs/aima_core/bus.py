@@ -138,20 +138,21 @@ class Client:
 
         Raises UnitNotFound or Unavailable at once when nobody serves it, Timeout after `timeout` seconds.
         """
-        return _open(await self._request(unit, data, timeout, headers))
+        return opened(await self.reply(unit, data, timeout=timeout, headers=headers))
 
     async def envelope(
         self, unit: str, data: Mapping[str, Any], *, timeout: float, headers: Mapping[str, str] | None = None
     ) -> bytes:
         """Return the answer of one unit in its envelope, as it came; raises what `ask` raises."""
-        reply = await self._request(unit, data, timeout, headers)
+        reply = await self.reply(unit, data, timeout=timeout, headers=headers)
         if not reply.startswith(_SUCCESS):
-            _open(reply)
+            opened(reply)
         return reply
 
-    async def _request(
-        self, unit: str, data: Mapping[str, Any] | bytes, timeout: float, headers: Mapping[str, str] | None
+    async def reply(
+        self, unit: str, data: Mapping[str, Any] | bytes, *, timeout: float, headers: Mapping[str, str] | None = None
     ) -> bytes:
+        """Return what comes back from one unit, an answer or a refusal; raises what the bus itself refuses with."""
         payload, subject = _payload(data), f"aima.{unit}"
         sent = {calls.TIMEOUT: f"{timeout:.3f}", **(headers or {})}
         with _told(unit, timeout):
@@ -201,7 +202,7 @@ class Client:
             while calls.SEQ in (message.headers or {}) and calls.FINAL not in (message.headers or {}):
                 yield msgspec.json.decode(message.data)
                 message = await following()
-            yield _open(message.data)
+            yield opened(message.data)
         except _Left:
             return
         finally:
@@ -299,7 +300,8 @@ def _payload(data: Mapping[str, Any] | bytes) -> bytes:
     return payload
 
 
-def _open(data: bytes) -> Answer:
+def opened(data: bytes) -> Answer:
+    """Return the answer that an envelope holds; raise the error that it holds instead."""
     try:
         envelope = _decode(data)
     except msgspec.DecodeError as error:

@@ -27,6 +27,7 @@ TIMEOUT = "Aima-Timeout"
 DRY_RUN = "Aima-Dry-Run"
 EXPECTED_VERSION = "Aima-Expected-Version"
 PARTS = "Aima-Parts"  # "true": send progress as parts before the reply
+BATCH = "Aima-Batch"  # "true": several requests in one message (batches.py)
 SEQ = "Aima-Seq"
 FINAL = "Aima-Final"
 CONTENT_TYPE = "Content-Type"

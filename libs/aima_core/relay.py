@@ -29,6 +29,7 @@ STREAM = "AIMA_EVENTS"
 SUBJECTS = "aima.events.>"
 _WINDOW = 64  # publishes awaiting their acknowledgement; larger ones gain nothing
 _PAGE = 256  # events read from the log at once when behind
+_PAUSE = 0.005  # seconds between publishes: what happens meanwhile goes together, and wakes everybody once
 _RETRY = 0.5  # seconds
 _ACK_TIMEOUT = 5.0  # seconds
 
@@ -64,6 +65,7 @@ class Relay:
         self._log = log
         self._node = node
         self._ready: deque[Recorded] = deque(maxlen=4 * _PAGE)
+        self._behind = True  # there may be events in the log that nobody has handed over
         self._wake = asyncio.Event()
 
     def on_commit(self, records: Sequence[Recorded], _: Mapping[str, Any]) -> None:
@@ -84,9 +86,11 @@ class Relay:
                     await ensure_stream(self._js)
                     position = await self._last_published()
                 position = await self._publish(await self._next(position), position)
+                await asyncio.sleep(_PAUSE)
             except (TimeoutError, nats.errors.Error, nats.js.errors.Error, OSError) as error:
                 logger.warning("events wait for JetStream", error=repr(error))
                 position = None  # look again how far the stream has come: the last acknowledgements may be lost
+                self._behind = True
                 await asyncio.sleep(_RETRY)
 
     async def _next(self, position: int) -> list[Recorded]:
@@ -99,8 +103,10 @@ class Relay:
                 records = list(self._ready)
                 self._ready.clear()
                 return records
-            if page := await self._log.events(position, limit=_PAGE):
-                return page
+            if self._ready or self._behind:
+                if page := await self._log.events(position, limit=_PAGE):
+                    return page
+                self._behind = False
             await self._wake.wait()
 
     async def _publish(self, records: Sequence[Recorded], position: int) -> int:

@@ -55,7 +55,8 @@ class Resources(Generic[S]):
             for record in records:
                 for ident in resource.touched(record.event):
                     self._dirty[index, ident if "{id}" in resource.uri else None] = None
-        self._wake.set()
+        if self._dirty:
+            self._wake.set()
 
     async def run(self, streams: Iterable[str]) -> None:
         """Copy for ever. Whenever the bucket is found, after a start or a loss, every address is written anew."""

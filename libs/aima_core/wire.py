@@ -21,6 +21,7 @@ from nats.micro.request import ERROR_CODE_HEADER, ERROR_HEADER, Request
 from nats.micro.service import EndpointConfig, Service, ServiceConfig
 
 from aima_core import call as calls
+from aima_core.batches import Item, items_of, replies_of
 from aima_core.call import Call, current_call
 from aima_core.connection import check_size
 from aima_core.domain import Domain
@@ -157,7 +158,8 @@ class Endpoints:
                 return
             self._tokens += 1
             token = str(self._tokens)
-            task = asyncio.create_task(self._serve(unit, message, token))
+            serve = self._serve_batch if calls.BATCH in (message.headers or {}) else self._serve
+            task = asyncio.create_task(serve(unit, message, token))
             self._tasks.add(task)
             self._by_token[token] = task
             task.add_done_callback(self._tasks.discard)
@@ -172,7 +174,19 @@ class Endpoints:
         ):
             task.cancel()
 
-    async def _serve(self, unit: type[Unit[Any]], message: Msg, token: str) -> None:
+    async def _serve_batch(self, unit: type[Unit[Any]], message: Msg, token: str) -> None:
+        """Serve each request that a message holds as if it had come alone; answer when the last of them is answered."""
+        try:
+            items = items_of(message.data)
+        except InvalidRequest as error:
+            await self._refuse(message, error)
+            return
+        try:
+            await asyncio.gather(*(self._serve(unit, item, token) for item in items))
+        finally:
+            await self._publish(message, replies_of(items), {})
+
+    async def _serve(self, unit: type[Unit[Any]], message: Msg | Item, token: str) -> None:
         begun, fields = time.perf_counter(), unit.model_fields
         call = Call(request_id="", at=time.time(), node=self._node)
         headers: dict[str, str] = {}
@@ -188,7 +202,7 @@ class Endpoints:
                 current_call.set(call)
             async with asyncio.timeout((call.deadline or call.at) - time.time()) as clock:
                 outcome = await self._handle(command, call, replies)
-            if wanted:
+            if replies.wanted:
                 headers = replies.final_headers()
         except AimaError as error:
             await self._refuse(message, error, call, begun)
@@ -214,7 +228,9 @@ class Endpoints:
         meta = _encode(_meta(call, begun, outcome.version, outcome.position))
         await self._respond(message, b'{"success":true,"data":%b,"meta":%b}' % (outcome.data, meta), headers)
 
-    async def _refuse(self, message: Msg, error: AimaError, call: Call | None = None, begun: float = 0.0) -> None:
+    async def _refuse(
+        self, message: Msg | Item, error: AimaError, call: Call | None = None, begun: float = 0.0
+    ) -> None:
         call = call or Call(request_id="", at=time.time(), node=self._node)
         meta = _meta(call, begun or time.perf_counter())
         text = error.message.replace("\r", " ").replace("\n", " ")[:_LONGEST_HEADER]
@@ -234,7 +250,13 @@ class Endpoints:
             },
         )
 
-    async def _respond(self, message: Msg, data: bytes, headers: dict[str, str]) -> None:
+    async def _respond(self, message: Msg | Item, data: bytes, headers: dict[str, str]) -> None:
+        if isinstance(message, Item):
+            message.answer = data
+        else:
+            await self._publish(message, data, headers)
+
+    async def _publish(self, message: Msg, data: bytes, headers: dict[str, str]) -> None:
         if not message.reply:
             return
         try:
@@ -253,9 +275,9 @@ def _meta(call: Call, begun: float, version: int | None = None, position: int | 
     return _Meta(call.request_id, took, calls.trace_id(call.trace), version, position)
 
 
-def _body(message: Msg) -> bytes:
+def _body(message: Msg | Item) -> bytes:
     """Return the message's input as JSON; raise for what is too large or not decodable."""
-    data: bytes = message.data
+    data = bytes(message.data)
     check_size(data)
     if not data:
         return b"{}"

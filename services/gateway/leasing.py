@@ -12,6 +12,7 @@ import time
 from collections.abc import Coroutine, Iterator, Mapping
 from typing import Any
 
+from aima_core.batches import Together
 from aima_core.bus import Answer, Client
 from aima_core.errors import AimaError, Timeout, Unavailable
 from aima_core.logs import logger
@@ -23,6 +24,7 @@ _RENEWALS = 4  # in that time: two may fail
 _PATIENCE = 600.0  # seconds in a queue when the client does not say
 _QUICK = 5.0  # seconds for what takes milliseconds: a lease that need not wait, a renewal, a settlement
 _AGAIN = 0.5  # seconds until a settlement is tried again
+_TOGETHER = 0.002  # seconds that a settlement waits for others, or for a lease to be committed together with
 _TAKE = "inference.lease"
 
 
@@ -34,6 +36,8 @@ class Leases:
         self._seconds = seconds
         self._holder = f"gateway-{secrets.token_hex(8)}"  # another one in each life of the process
         self._finishing: set[asyncio.Task[None]] = set()
+        self._taking = Together(client, _TAKE, timeout=_QUICK)
+        self._settling = Together(client, "inference.settle", timeout=_QUICK, wait=_TOGETHER)
 
     async def take(
         self, caller: Caller, model: str, types: tuple[str, ...], *, tools: bool, wait: float, avoid: str
@@ -43,6 +47,7 @@ class Leases:
         To wait costs a subscription of its own: by that the inference domain notices a client who goes away while
         waiting, and gives the place to others. Raises what `inference.lease` refuses with.
         """
+        self._settling.send()  # before the lease, which may need what has just been freed
         asked = {"model": model, "timeout": self._seconds, "type": ",".join(types), "tools": tools}
         asked |= {"holder": self._holder, **({"avoid": avoid} if avoid else {})}
         try:
@@ -59,7 +64,7 @@ class Leases:
             raise
 
     async def _at_once(self, caller: Caller, asked: dict[str, Any]) -> inference.Lease:
-        answer = await self._client.ask(_TAKE, asked | {"probe": True}, timeout=_QUICK, headers=caller.on_behalf())
+        answer = await self._taking.ask(asked | {"probe": True}, caller.on_behalf())
         return _read(answer.data)
 
     async def _queued(
@@ -137,7 +142,7 @@ class Leases:
         while time.monotonic() < until:
             try:
                 told = {"request_id": request_id, **said}
-                await self._client.ask("inference.settle", told, timeout=_QUICK, headers=caller.on_behalf())
+                await self._settling.ask(told, caller.on_behalf())
                 return
             except (Unavailable, Timeout):
                 await asyncio.sleep(_AGAIN)
