@@ -297,7 +297,7 @@ health: {{path: /health, interval: 0.1, timeout: 1}}
 endpoints: [/v1/chat/completions]
 model_types: [llm, embedding]
 formats: [gguf]
-features: {{supports_streaming: true, supports_tools: true, max_context_length: 100}}
+features: {{supports_streaming: true, supports_tools: true, max_context_length: 100, cancels_whole: false}}
 devices: [cpu]
 preference: {{cpu: 1000}}
 failures:

@@ -96,6 +96,9 @@ class Features(_Part):
     supports_embedding: bool = Field(False, description="Embeds texts.")
     supports_multimodal: bool = Field(False, description="Takes images or audio in a chat.")
     supports_quantization: bool = Field(False, description="Runs quantised weights.")
+    cancels_whole: bool = Field(
+        True, description="Stops working for a client who leaves, also where the answer is not streamed."
+    )
     max_concurrent: int = Field(1, ge=1, description="Requests worked on at once, at most.")
     max_context_length: int = Field(ge=1, description="Tokens of context, at most.")
 

@@ -306,6 +306,9 @@ class Features(View):
     supports_multimodal: bool
     supports_quantization: bool
     max_context_length: int = Field(description="Tokens.")
+    cancels_whole: bool = Field(
+        True, description="Stops working for a client who leaves, also where the answer is not streamed."
+    )
 
 
 class Logs(View):

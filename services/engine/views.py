@@ -83,6 +83,7 @@ def _requested(event: u.StartRequested, at: str) -> Statement:
 
 # An engine is as far as the most alive of its instances.
 _ALIVE: tuple[u.EngineStatus, ...] = ("running", "starting", "stopping")
+_CAN = "supports_"  # how the features begin that are capabilities
 
 
 def engine_view(
@@ -108,7 +109,7 @@ def engine_view(
         status=status,
         version=(install or {}).get("version") or manifest.version,
         installed=bool(install and install["status"] == "installed"),
-        capabilities=[name.removeprefix("supports_") for name, has in features.items() if has is True],
+        capabilities=[name.removeprefix(_CAN) for name, has in features.items() if has and name.startswith(_CAN)],
         model_types=list(manifest.model_types),
         formats=list(manifest.formats),
         devices=list(manifest.devices),

@@ -55,7 +55,7 @@ class Anthropic:
         """Let a model take its turn."""
         asked = bodies.decode(await bodies.read_json(request, self._limit), requests.MessagesRequest)
         patience = patient(request)
-        job = chatting.job(asked.model, requests.completion(asked), wait=patience.wait)
+        job = chatting.job(asked.model, requests.completion(asked), whole=not asked.stream, wait=patience.wait)
         if asked.stream:
             return Streamed(self._carrier, patience.caller, job, answers.Events(asked.model))
 
@@ -68,8 +68,12 @@ class Anthropic:
         """Count the tokens of a prompt: the engine does, or nobody."""
         asked = bodies.decode(await bodies.read_json(request, self._limit), requests.CountRequest)
         patience = patient(request)
+        prompt = requests.prompt(asked)
         job = replace(
-            chatting.job(asked.model, requests.prompt(asked), wait=patience.wait), path=_COUNT, tokens=Estimate()
+            chatting.job(asked.model, prompt, whole=True, wait=patience.wait),
+            path=_COUNT,
+            make=chatting.named(prompt),
+            tokens=Estimate(),
         )
 
         async def ask() -> Counted:

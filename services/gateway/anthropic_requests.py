@@ -158,7 +158,6 @@ def completion(asked: MessagesRequest) -> Json:
     """Return the body of the chat completion, but for the model's name. Raises ValidationFailed."""
     given = {
         "max_tokens": asked.max_tokens,
-        "stream": asked.stream or None,
         "stop": asked.stop_sequences or None,
         "temperature": asked.temperature,
         "top_p": asked.top_p,

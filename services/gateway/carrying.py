@@ -39,8 +39,10 @@ class Tokens(msgspec.Struct):
 class Job:
     """What is asked of a model. `unit` is the one whose right is needed; `types` of model that will do.
 
-    `make(name)` returns the body, for an engine that knows the model by this name; `path` is the engine's.
+    `make(name)` returns the body, for an engine that knows the model by this name; `path` is the engine's. `streamed`
+    makes one that asks for the same in events, for an engine that would not stop for a client who leaves.
     `tokens`: how many it may use, for quotas. `wait`: seconds that it waits for a model that is loading.
+    `whole`: the answer is of no use in parts, so that another replica is tried as long as there is not all of it.
     """
 
     unit: str
@@ -52,21 +54,22 @@ class Job:
     tokens: Estimate = NONE
     tools: bool = False
     wait: float = 0.0
+    whole: bool = False
+    streamed: Callable[[str], Body] | None = None
 
 
 class Carried:
     """A request that an engine is answering. `usage` is for whoever reads the answer to fill in.
 
-    `begun`: when the engine was asked, by the monotonic clock; `first`: seconds until a stream's first block.
+    `begun`: when the engine was asked, by the monotonic clock; `streams`: the answer comes in events.
     """
 
     def __init__(self, lease: inference.Lease, reply: Reply, begun: float) -> None:
         self.lease = lease
         self.reply = reply
         self.usage = Tokens()
-        self.first: float | None = None
-        self._streams = reply.headers.get("content-type", "").startswith("text/event-stream")
         self.begun = begun
+        self.streams = reply.headers.get("content-type", "").startswith("text/event-stream")
         self._pieces = 0
 
     async def read(self) -> bytes:
@@ -75,10 +78,7 @@ class Carried:
             block = await self.reply.read()
         except Broken:
             raise gone(begun=True) from None
-        if self._streams:
-            if self.first is None:
-                self.first = round(time.monotonic() - self.begun, 6)
-            self._pieces += block.count(b"data:")
+        self._count(block)
         return block
 
     async def whole(self) -> bytes:
@@ -88,10 +88,25 @@ class Carried:
             blocks.append(block)
         return b"".join(blocks)
 
+    def end(self) -> None:
+        """Let go of the engine, which stops; what it said until then was answered, too."""
+        self._count(self.reply.come())
+        self.reply.close()
+
+    @property
+    def first(self) -> float | None:
+        """Seconds until a stream's first block, once it is there."""
+        come = self.reply.first_at
+        return round(come - self.begun, 6) if self.streams and come is not None else None
+
     @property
     def spent(self) -> int:
         """Tokens that it has used; of an answer that broke off, as many as it had pieces."""
         return self.usage.prompt_tokens + self.usage.completion_tokens or self._pieces
+
+    def _count(self, block: bytes) -> None:
+        if self.streams:
+            self._pieces += block.count(b"data:")
 
     def outcome(self) -> dict[str, Any]:
         """Return what is recorded of a request that went well."""
@@ -120,14 +135,12 @@ class Carrier:
             for _ in range(_TRIES):
                 lease = await self._take(caller, job, avoid)
                 try:
-                    async with self._held(caller, job, lease) as carried:
-                        try:
-                            yield carried
-                        finally:
-                            used.append(carried.spent)
+                    async with self._held(caller, job, lease, used) as carried:
+                        yield carried
                         return
                 except Broken:
                     avoid = lease.process_id
+                    used.clear()  # what nobody gets is not paid for
                 except asyncio.CancelledError:
                     if not sum(used):  # the engine has read the prompt, and has told nothing of it yet
                         used.append(job.tokens.prompt)
@@ -149,14 +162,14 @@ class Carrier:
         return await self._leases.take(caller, job.model, job.types, tools=job.tools, wait=job.wait, avoid=avoid)
 
     @contextlib.asynccontextmanager
-    async def _held(self, caller: Caller, job: Job, lease: inference.Lease) -> AsyncIterator[Carried]:
+    async def _held(self, caller: Caller, job: Job, lease: inference.Lease, used: list[int]) -> AsyncIterator[Carried]:
         """Give the answer of a lease's replica; keep the lease for as long as the block lasts, and settle it then.
 
-        Raises Broken when the replica goes away before it has answered anything.
+        Raises Broken when the replica goes away before it has answered anything of use.
         """
         try:
             with self._leases.kept(caller, lease):
-                async with _answered(job, lease) as carried:
+                async with _answered(job, lease, used) as carried:
                     yield carried
             self._leases.settle(caller, lease, carried.outcome())
         except BaseException as error:
@@ -177,16 +190,19 @@ async def _deadline(caller: Caller) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def _answered(job: Job, lease: inference.Lease) -> AsyncIterator[Carried]:
+async def _answered(job: Job, lease: inference.Lease, used: list[int]) -> AsyncIterator[Carried]:
     begun = time.monotonic()
-    reply = await upstream.ask(f"{lease.endpoint}{job.path}", job.make(lease.model), job.headers)
+    make = job.make if lease.cancels_whole or job.streamed is None else job.streamed
+    reply = await upstream.ask(f"{lease.endpoint}{job.path}", make(lease.model), job.headers)
+    carried = Carried(lease, reply, begun)
     try:
         if not 200 <= reply.status < 300:
             raise refusal(reply.status, await reply.whole())
-        await reply.ready()
-        yield Carried(lease, reply, begun)
+        await reply.ready(whole=job.whole)
+        yield carried
     finally:
-        reply.close()
+        carried.end()
+        used.append(carried.spent)
 
 
 def _failed(error: BaseException) -> dict[str, Any]:

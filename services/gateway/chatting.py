@@ -7,6 +7,7 @@ reference (chat completions), as llama.cpp, vLLM and SGLang serve it; `reasoning
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,7 +77,6 @@ class _Said(msgspec.Struct, frozen=True):
 
 class _Choice(msgspec.Struct, frozen=True):
     delta: _Said = _Said()
-    message: _Said = _Said()
     text: str = ""  # of a completion, which has neither
     finish_reason: str | None = None
 
@@ -90,12 +90,22 @@ class _Chunk(msgspec.Struct, frozen=True):
 _decode = msgspec.json.Decoder(_Chunk).decode
 
 
-def job(model: str, body: Mapping[str, Any], *, wait: float = 0.0) -> Job:
-    """Return the request for a chat; `body` is that of a chat completion but for the model's name."""
-    streamed = {"stream_options": {"include_usage": True}} if body.get("stream") else {}
-    tokens = estimate(_encode(body), body.get("max_tokens"))
-    tools, types = bool(body.get("tools")), types_for(turn.get("content") for turn in body["messages"])
-    return Job("inference.chat", model, types, PATH, named({**body, **streamed}), tokens=tokens, tools=tools, wait=wait)
+def job(model: str, body: Mapping[str, Any], *, whole: bool, wait: float = 0.0) -> Job:
+    """Return the request for a chat; `body` is that of a chat completion but for the model's name.
+
+    A `whole` one is read from a stream, too: only so every engine stops for a client who leaves.
+    """
+    return Job(
+        "inference.chat",
+        model,
+        types_for(turn.get("content") for turn in body["messages"]),
+        PATH,
+        streamed(body),
+        tokens=estimate(_encode(body), body.get("max_tokens")),
+        tools=bool(body.get("tools")),
+        wait=wait,
+        whole=whole,
+    )
 
 
 def types_for(contents: Iterable[Any]) -> tuple[str, ...]:
@@ -121,15 +131,43 @@ async def pieces(carried: Carried) -> AsyncGenerator[Piece]:
 
 
 async def whole(carried: Carried) -> Answer:
-    """Return an answer that comes in one piece. Raises as `pieces` does."""
-    chunk = _read(await carried.whole())
-    if not chunk.choices:
+    """Return all of a streamed answer. Raises as `pieces` does, and ExecutionFailed when there is none."""
+    gathered = Gathered()
+    async with aclosing(pieces(carried)) as told:
+        async for piece in told:
+            gathered.add(piece)
+    if not gathered.begun:
         raise bad_answer()
-    carried.usage = chunk.usage or carried.usage
-    said = chunk.choices[0].message
-    calls = [ToolCall(c.id or "", c.function.name or "", c.function.arguments or "") for c in said.tool_calls or ()]
-    finish = chunk.choices[0].finish_reason or "stop"
-    return Answer(said.content or "", said.reasoning_content or "", calls, finish, carried.usage)
+    gathered.answer.usage = carried.usage
+    return gathered.answer
+
+
+class Gathered:
+    """An answer whose pieces are being put together. `begun`: there was a piece."""
+
+    def __init__(self) -> None:
+        self.answer = Answer()
+        self.begun = False
+
+    def add(self, piece: Piece) -> None:
+        """Take a piece."""
+        self.begun = True
+        answer = self.answer
+        answer.text += piece.text
+        answer.reasoning += piece.reasoning
+        answer.finish = piece.finish or answer.finish
+        for call in piece.calls:
+            while len(answer.calls) <= call.index:
+                answer.calls.append(ToolCall("", ""))
+            known = answer.calls[call.index]
+            known.id = known.id or call.id or ""
+            known.name = known.name or call.function.name or ""
+            known.arguments += call.function.arguments or ""
+
+
+def streamed(body: Mapping[str, Any]) -> Callable[[str], bytes]:
+    """Return what makes a body that asks for a stream, and for the usage at its end."""
+    return named({**body, "stream": True, "stream_options": {"include_usage": True}})
 
 
 def named(body: Mapping[str, Any]) -> Callable[[str], bytes]:

@@ -12,6 +12,7 @@ import msgspec
 
 T = TypeVar("T")
 DONE = b"[DONE]"  # the data of the event that ends a stream of OpenAI's dialect
+NOTHING = b"null"  # what llama.cpp says in between when it continues several texts
 
 
 class Splitter:
@@ -37,8 +38,9 @@ def decoded(decode: Callable[[Any], T], said: bytes | str) -> T | None:
 
 
 def data_of(event: bytes) -> bytes:
-    """Return the data of an event, empty if it has none: a comment that keeps the connection alive."""
+    """Return the data of an event, empty if it has none: a comment that keeps the connection alive, or NOTHING."""
     if event.startswith(b"data:") and b"\n" not in event:
-        return event[5:].strip()
-    lines = (line for line in event.split(b"\n") if line.startswith(b"data:"))
-    return b"\n".join(line[5:].strip() for line in lines)
+        data = event[5:].strip()
+    else:
+        data = b"\n".join(line[5:].strip() for line in event.split(b"\n") if line.startswith(b"data:"))
+    return b"" if data == NOTHING else data

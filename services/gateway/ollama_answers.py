@@ -14,7 +14,7 @@ import msgspec
 
 from aima_core.call import timestamp
 from services.gateway.carrying import Tokens
-from services.gateway.chatting import Answer, Piece, ToolCall
+from services.gateway.chatting import Answer, Gathered, Piece
 from services.gateway.engine_events import decoded
 from services.gateway.telling import Took
 
@@ -60,27 +60,6 @@ class Lines:
     def failed(self, said: Mapping[str, Any]) -> bytes:
         """Return the last line of an answer that broke off."""
         return line(said)
-
-
-class Gathered:
-    """An answer whose pieces are being put together."""
-
-    def __init__(self) -> None:
-        self.answer = Answer()
-
-    def add(self, piece: Piece) -> None:
-        """Take a piece."""
-        answer = self.answer
-        answer.text += piece.text
-        answer.reasoning += piece.reasoning
-        answer.finish = piece.finish or answer.finish
-        for call in piece.calls:
-            while len(answer.calls) <= call.index:
-                answer.calls.append(ToolCall("", ""))
-            known = answer.calls[call.index]
-            known.id = known.id or call.id or ""
-            known.name = known.name or call.function.name or ""
-            known.arguments += call.function.arguments or ""
 
 
 def final(kind: Kind, model: str, answer: Answer, usage: Tokens, took: Took) -> Json:

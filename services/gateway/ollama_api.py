@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
@@ -85,16 +84,16 @@ class Ollama:
         asked = bodies.decode(await read(request, self._limit), requests.ChatRequest)
         if not asked.messages:
             return await self._load(request, "chat", asked)
-        return self._answer(request, "chat", asked, await self._job(request, asked.model, requests.chat(asked)))
+        return self._answer(request, "chat", asked, await self._job(request, asked, requests.chat(asked)))
 
     async def generate(self, request: Request) -> Response:
         """Let a model answer a prompt; a raw one it continues."""
         asked = bodies.decode(await read(request, self._limit), requests.GenerateRequest)
         if not asked.prompt:
             return await self._load(request, "generate", asked)
-        job = await self._job(request, asked.model, requests.generate(asked))
+        job = await self._job(request, asked, requests.generate(asked))
         if asked.raw:
-            make = chatting.named(requests.raw(asked))
+            make = chatting.streamed(requests.raw(asked))
             job = replace(job, unit="inference.complete", path=_COMPLETE, make=make)
         return self._answer(request, "generate", asked, job)
 
@@ -120,36 +119,34 @@ class Ollama:
         job = await self._embedding(request, asked.model, {"input": [asked.prompt]})
         return Whole(self._carrier, caller_of(request.state), job, tell)
 
-    async def _job(self, request: Request, name: str, body: Mapping[str, Any]) -> Job:
+    async def _job(self, request: Request, asked: requests.Sampling, body: Mapping[str, Any]) -> Job:
         """Return the request for a chat; it waits for a model that is loading, as Ollama's clients are used to."""
-        return chatting.job(await self._known_as(request, name), body, wait=patient(request, wait=True).wait)
+        model, wait = await self._known_as(request, asked.model), patient(request, wait=True).wait
+        return chatting.job(model, body, whole=not asked.streamed, wait=wait)
 
     async def _embedding(self, request: Request, name: str, fields: Mapping[str, Any]) -> Job:
         make, tokens = chatting.named(fields), estimate(msgspec.json.encode(fields), 1)
         model, wait = await self._known_as(request, name), patient(request, wait=True).wait
-        return Job("inference.embed", model, ("embedding",), _EMBED, make, tokens=tokens, wait=wait)
+        return Job("inference.embed", model, ("embedding",), _EMBED, make, tokens=tokens, wait=wait, whole=True)
 
     async def _load(self, request: Request, kind: answers.Kind, asked: requests.Sampling) -> Response:
         """Wait until the model is loaded."""
         if asked.unloads:
             raise requests.refusal("keep_alive", "more than 0: it is service.scale that puts a service to sleep")
-        job = await self._job(request, asked.model, {"messages": []})
+        job = await self._job(request, asked, {"messages": []})
         begun = time.monotonic()
         await for_client(request, self._carrier.reach(caller_of(request.state), job))
         return json(answers.loaded(kind, asked.model, time.monotonic() - begun))
 
     def _answer(self, request: Request, kind: answers.Kind, asked: requests.Sampling, job: Job) -> Response:
-        """Return the response; the engine streams either way, so that it can be said how long each part took."""
+        """Return the response, whole or in lines."""
         caller, begun = caller_of(request.state), time.monotonic()
         if asked.streamed:
             return Streamed(self._carrier, caller, job, answers.Lines(kind, asked.model))
 
         async def tell(carried: Carried) -> Any:
-            gathered = answers.Gathered()
-            async with aclosing(chatting.pieces(carried)) as pieces:
-                async for piece in pieces:
-                    gathered.add(piece)
-            return answers.final(kind, asked.model, gathered.answer, carried.usage, took(carried, begun))
+            answer = await chatting.whole(carried)
+            return answers.final(kind, asked.model, answer, carried.usage, took(carried, begun))
 
         return Whole(self._carrier, caller, job, tell)
 

@@ -175,7 +175,7 @@ def generate(asked: GenerateRequest) -> Json:
 
 def raw(asked: GenerateRequest) -> Json:
     """Return the body of the completion that a raw prompt is, but for the model's name. Raises ValidationFailed."""
-    return {"prompt": asked.prompt, **sampled(asked), "stream_options": {"include_usage": True}}
+    return {"prompt": asked.prompt, **sampled(asked)}
 
 
 def sampled(asked: Sampling) -> Json:
@@ -187,7 +187,7 @@ def sampled(asked: Sampling) -> Json:
         body["max_tokens"] = most
     if asked.format:
         body["response_format"] = _format(asked.format)
-    return {**body, **_thinking(asked.think), "stream": True}
+    return {**body, **_thinking(asked.think)}
 
 
 def refusal(field: str, expected: str) -> ValidationFailed:

@@ -2,6 +2,7 @@
 
 Source: the OpenAI API reference. A request is looked at only as far as it must be - which model, streamed or not - and
 its answer is the engine's own, byte for byte, but for the usage at the end of a stream that the client did not ask for.
+A whole answer of an engine that would go on for a client who has left is put together from a stream, field by field.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from services.gateway.access import Principal
 from services.gateway.answers import json
 from services.gateway.asking import Asking, Caller
 from services.gateway.carrying import Carrier, Job
-from services.gateway.chatting import PATH, TEXT, named, types_for
+from services.gateway.chatting import PATH, TEXT, named, streamed, types_for
 from services.gateway.doors import door
 from services.gateway.gate import caller_of
 from services.gateway.openai_requests import ChatRequest, CompletionRequest, EmbeddingRequest, Sampling
@@ -69,24 +70,28 @@ class OpenAI:
             types_for(message.content for message in asked.messages),
             PATH,
             _body(asked, fields),
+            streamed=None if asked.stream else streamed(fields),
             tokens=estimate(data, asked.max_completion_tokens or asked.max_tokens, asked.answers),
             tools=bool(asked.tools),
             wait=patient(request).wait,
+            whole=not asked.stream,
         )
         return self._sample(request, asked, job)
 
     async def complete(self, request: Request) -> Response:
         """Let a model continue a text."""
         data = await bodies.read_json(request, self._limit)
-        asked = bodies.decode(data, CompletionRequest)
+        asked, fields = bodies.decode(data, CompletionRequest), _fields(data)
         job = Job(
             "inference.complete",
             asked.model,
             TEXT,
             "/v1/completions",
-            _body(asked, _fields(data)),
+            _body(asked, fields),
+            streamed=None if asked.stream else streamed(fields),
             tokens=estimate(data, asked.max_tokens, asked.answers),
             wait=patient(request).wait,
+            whole=not asked.stream,
         )
         return self._sample(request, asked, job)
 
@@ -102,6 +107,7 @@ class OpenAI:
             named(_fields(data)),
             tokens=estimate(data, 0),
             wait=patient(request).wait,
+            whole=True,
         )
         return Whole(self._carrier, caller_of(request.state), job)
 
@@ -158,11 +164,9 @@ def _told(asked: Sampling) -> bool:
     return bool(asked.stream_options and asked.stream_options.include_usage)
 
 
-def _body(asked: Sampling, fields: dict[str, Raw]) -> Callable[[str], bytes]:
+def _body(asked: Sampling, fields: Mapping[str, Raw]) -> Callable[[str], bytes]:
     """Return what makes the engine's body; of a stream, we always want to be told of the usage."""
-    if asked.stream and not _told(asked):
-        return named({**fields, "stream_options": Raw(b'{"include_usage":true}')})
-    return named(fields)
+    return streamed(fields) if asked.stream and not _told(asked) else named(fields)
 
 
 def _anthropic(request: Request) -> bool:

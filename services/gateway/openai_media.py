@@ -156,7 +156,7 @@ class Media:
         if asked.top_n:
             body["top_n"] = asked.top_n
         wait = patient(request).wait
-        job = Job("inference.rerank", asked.model, ("rerank",), _RERANK, named(body), wait=wait)
+        job = Job("inference.rerank", asked.model, ("rerank",), _RERANK, named(body), wait=wait, whole=True)
 
         async def tell(carried: Carried) -> dict[str, Any]:
             ranking = _read(await carried.whole())

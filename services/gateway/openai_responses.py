@@ -36,7 +36,7 @@ class Responses:
         asked = bodies.decode(await bodies.read_json(request, self._limit), requests.ResponsesRequest)
         requests.check(asked)
         patience = patient(request)
-        job = chatting.job(asked.model, requests.completion(asked), wait=patience.wait)
+        job = chatting.job(asked.model, requests.completion(asked), whole=not asked.stream, wait=patience.wait)
         if asked.stream:
             return Streamed(self._carrier, patience.caller, job, answers.Events(asked))
 

@@ -12,9 +12,10 @@ from starlette.types import Receive, Scope, Send
 from aima_core.errors import AimaError
 from services.gateway.answers import body_of
 from services.gateway.asking import Caller
+from services.gateway.assembling import assembled
 from services.gateway.carrying import Carrier, Job, Tokens
 from services.gateway.engine_errors import failed, gone
-from services.gateway.engine_events import DONE, Splitter, data_of, decoded
+from services.gateway.engine_events import DONE, NOTHING, Splitter, data_of, decoded
 from services.gateway.waiting import unless_gone
 
 
@@ -48,13 +49,15 @@ class _Relayed(Response, ABC):
 
 
 class Whole(_Relayed):
-    """An answer in JSON that comes in one piece."""
+    """An answer in JSON that goes on in one piece; one that came in events is put together."""
 
     async def _answer(self, scope: Scope, send: Send) -> None:  # noqa: ARG002 (as the others)
         async with self._carrier.carry(self._caller, self._job) as carried:
             body = await carried.whole()
-            carried.usage = usage_of(body)
             kind = carried.reply.headers.get("content-type", "application/json")
+            if carried.streams:
+                body, kind = _encode(assembled(body)), "application/json"
+            carried.usage = usage_of(body)
             await _start(send, kind, str(len(body)))
             await send({"type": "http.response.body", "body": body})
 
@@ -128,6 +131,8 @@ class Tally:
     def _passes(self, event: bytes) -> bool:
         if event.endswith(DONE) and data_of(event) == DONE:
             self.ended = True
+        if event.endswith(NOTHING) and not data_of(event):
+            return False  # clients stumble over a chunk that is none
         if b'"usage"' not in event and b'"error"' not in event:
             return True
         chunk = decoded(_read, data_of(event))

@@ -123,7 +123,6 @@ def completion(asked: ResponsesRequest) -> Json:
     """Return the body of the chat completion, without the model's name."""
     given: Json = {
         "messages": _messages(asked),
-        "stream": True if asked.stream else None,
         "max_tokens": asked.max_output_tokens,
         "temperature": asked.temperature,
         "top_p": asked.top_p,

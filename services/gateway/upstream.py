@@ -8,6 +8,7 @@ same machine takes a fraction of a millisecond; closing it is also what stops an
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import cast
@@ -32,7 +33,10 @@ class Broken(Exception):
 
 
 class Reply(asyncio.Protocol):
-    """An engine's answer as it comes. `status` and `headers` (lower case) are there once `ask` has returned it."""
+    """An engine's answer as it comes. `status` and `headers` (lower case) are there once `ask` has returned it.
+
+    `first_at`: when the first block of its body came, by the monotonic clock.
+    """
 
     def __init__(self, request: bytes) -> None:
         self._request = request
@@ -41,10 +45,11 @@ class Reply(asyncio.Protocol):
         self._blocks: list[bytes] = []
         self._size = 0
         self._told_length = False
-        self._headed = self._ended = self._lost = self._full = False
+        self._headed = self._ended = self._lost = self._full = self._all = False
         self._waiter: asyncio.Future[None] | None = None
         self.status = 0
         self.headers: dict[str, str] = {}
+        self.first_at: float | None = None
 
     async def read(self) -> bytes:
         """Return what has come since the last time, empty at the end. Raises Broken when it breaks off."""
@@ -54,9 +59,14 @@ class Reply(asyncio.Protocol):
             if self._lost:
                 raise Broken(begun=True)
             await self._wait()
-        blocks, self._blocks, self._size = self._blocks, [], 0
+        block = self.come()
         if self._transport and not self._lost:
             self._transport.resume_reading()
+        return block
+
+    def come(self) -> bytes:
+        """Return what has come since the last time, and wait for nothing."""
+        blocks, self._blocks, self._size = self._blocks, [], 0
         return blocks[0] if len(blocks) == 1 else b"".join(blocks)
 
     async def whole(self) -> bytes:
@@ -73,9 +83,12 @@ class Reply(asyncio.Protocol):
                 raise Broken(begun=False)
             await self._wait()
 
-    async def ready(self) -> None:
-        """Return as soon as something of the body is there, or all of an empty one. Raises Broken when it breaks."""
-        while not self._blocks and not self._ended:
+    async def ready(self, *, whole: bool = False) -> None:
+        """Return as soon as something of the body is there, or `whole` all of it. Raises Broken when it breaks off."""
+        self._all = whole
+        if whole and self._transport and not self._lost:
+            self._transport.resume_reading()
+        while not self._ended and (whole or not self._blocks):
             if self._lost:
                 raise Broken(begun=False)
             await self._wait()
@@ -122,7 +135,7 @@ class Reply(asyncio.Protocol):
         except httptools.HttpParserError:
             self._lost = True
             self.close()
-        if self._size > _FULL and self._transport:
+        if self._size > _FULL and self._transport and not self._all:
             self._transport.pause_reading()
         self._wake()
 
@@ -157,6 +170,7 @@ class Reply(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         """Keep a block."""
+        self.first_at = self.first_at or time.monotonic()
         self._blocks.append(body)
         self._size += len(body)
 

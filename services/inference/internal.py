@@ -79,6 +79,7 @@ class RecordRoute(Command[Success], unit="inference.record_route", stream="servi
     slots: int = 0
     engine: str = ""
     device: str = ""
+    cancels_whole: bool = True
 
 
 class RecordHealth(Command[Success], unit="inference.record_health", stream="service_id"):

@@ -41,17 +41,16 @@ class Tokens(msgspec.Struct):
 
 
 class Delta(msgspec.Struct):
-    """A message, or what is new of it."""
+    """What is new of a message."""
 
     content: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
 
 
 class Choice(msgspec.Struct):
-    """One answer; `delta` in streams, `message` or `text` otherwise."""
+    """What is new of an answer: `delta` of a chat, `text` of a completion."""
 
     delta: Delta | None = None
-    message: Delta | None = None
     text: str | None = None
     finish_reason: str | None = None
 

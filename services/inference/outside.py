@@ -37,8 +37,8 @@ _LOOK = 1.0  # seconds between looks for leases that have expired
 _HEAR = 1.0  # seconds that the service domain gets to say what it knows
 _TRIES = 3  # of a request, as long as no replica has answered anything
 _EARLY = 0.02  # seconds before its deadline at which a request ends: the core, at the deadline, knows less of why
-# Seconds without a word for which an engine is blamed; less than that was the caller's impatience. An answer that is
-# not streamed comes as a whole, and a long one takes its time.
+# Seconds without a word for which an engine is blamed; less than that was the caller's impatience. Who does not
+# watch an answer come gives it more time.
 _SILENT, _SILENT_WHOLE = 5.0, 60.0
 
 
@@ -158,6 +158,7 @@ class InferenceOutside(Outside[Pool]):
             expires_at=timestamp(started.expires_at),
             process_id=started.process_id,
             model_id=started.model,
+            cancels_whole=route.cancels_whole,
         )
         if parts.wanted:
             await self._hand_over(started, lease, parts)
@@ -176,14 +177,14 @@ class InferenceOutside(Outside[Pool]):
             raise
 
     async def _request(self, asked: Asked, task: Task, command: Command[Any], parts: Parts) -> View:
-        """Get a replica, ask its engine, settle. Another replica is tried only before the first byte."""
+        """Get a replica, ask its engine, settle. Another replica is tried only before something was passed on."""
         number, avoid = self._placing.admission.number(), ""
         for attempt in range(1, _TRIES + 1):
             started, route = await self._placing.place(asked, number, parts, avoid=avoid)
             try:
                 return await self._carry(asked, started, route, task, command, parts)
             except openai.Broken as broken:
-                if broken.begun or attempt == _TRIES:
+                if (broken.begun and parts.wanted) or attempt == _TRIES:
                     raise Unavailable(
                         "the engine went away in the middle of the request", reason="ENGINE_GONE", begun=broken.begun
                     ) from None
@@ -194,14 +195,14 @@ class InferenceOutside(Outside[Pool]):
         self, asked: Asked, lease: u.RequestStarted, route: Route, task: Task, command: Any, parts: Parts
     ) -> View:
         """Ask the engine and settle, whatever happens."""
-        begun, send = time.monotonic(), Send(parts.send) if parts.wanted else None
+        begun, send = time.monotonic(), Send(parts)
         try:
             if task.run is None or route.dialect != "openai":
                 raise ExecutionFailed(f"{route.dialect} engines are not asked for this yet", reason="NO_DIALECT")
             view, usage = await task.run(self._http, route, command, lease, send)
         except asyncio.CancelledError:
-            silent = asked.late() and not (send and send.heard)
-            patience = _SILENT if send else _SILENT_WHOLE
+            silent = asked.late() and not send.heard
+            patience = _SILENT if parts.wanted else _SILENT_WHOLE
             said = _unanswered(time.monotonic() - begun, patience) if silent else _CALLED_OFF
             await self._placing.finish(self._settle(lease, **said))
             raise
@@ -214,8 +215,7 @@ class InferenceOutside(Outside[Pool]):
         except Exception:
             await self._settle(lease, "failed", error="INTERNAL_ERROR", error_code="INTERNAL_ERROR")
             raise
-        first = send.first if send else None
-        await self._settle(lease, "completed", usage=u.TokensUsed(**usage), time_to_first_token=first)
+        await self._settle(lease, "completed", usage=u.TokensUsed(**usage), time_to_first_token=send.first)
         return view
 
     async def _settle(self, lease: u.RequestStarted, outcome: u.Outcome, **said: Any) -> None:
@@ -314,6 +314,7 @@ def react(recorded: Recorded) -> Sequence[Command[Any]]:
                     slots=started.slots,
                     engine=started.engine,
                     device=started.device,
+                    cancels_whole=started.cancels_whole,
                 )
             ]
         case service.ReplicaHealthChanged(service_id=ident, process_id=process_id, status=status):

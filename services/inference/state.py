@@ -60,7 +60,10 @@ class Breaker(msgspec.Struct, frozen=True):
 
 
 class Route(msgspec.Struct, frozen=True):
-    """A replica, and whether it answers its health check. `slots`: requests that it takes at once, 0 for any number."""
+    """A replica, and whether it answers its health check. `slots`: requests that it takes at once, 0 for any number.
+
+    `cancels_whole`: it stops working for a client who leaves, also where the answer is not streamed.
+    """
 
     process_id: str
     endpoint: str
@@ -71,6 +74,7 @@ class Route(msgspec.Struct, frozen=True):
     slots: int = 0
     engine: str = ""
     device: str = ""
+    cancels_whole: bool = True
     breaker: Breaker = Breaker()
 
 
@@ -155,6 +159,7 @@ def _after(pool: Pool, event: u.Events) -> Pool:
                 slots=event.slots,
                 engine=event.engine,
                 device=event.device,
+                cancels_whole=event.cancels_whole,
             )
             pool = _named(pool, event, added=pool.added)
             return replace(pool, routes=(*pool.routes, route), phase=pool.phase if pool.added else "running")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
 import httpx2
 
+from aima_core.domain import Parts
 from aima_core.errors import ExecutionFailed
 from aima_core.units import Command, View
 from services.inference import openai
@@ -20,10 +21,13 @@ _LOCAL = {"model", "stream", "wait"}  # fields that are ours to fill in
 
 
 class Send:
-    """Passes the parts of an answer on. `heard`: the engine has said something; `first`: seconds until a part."""
+    """Passes the parts of an answer on, if they are wanted.
 
-    def __init__(self, send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
-        self._send = send
+    `heard`: the engine has said something; `first`: seconds until there was a part.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
         self._begun = time.monotonic()
         self.heard = False
         self.first: float | None = None
@@ -32,10 +36,11 @@ class Send:
         """Send a part."""
         if self.first is None:
             self.first = round(time.monotonic() - self._begun, 6)
-        await self._send(part)
+        if self._parts.wanted:
+            await self._parts.send(part)
 
 
-Run = Callable[[httpx2.AsyncClient, Route, Any, u.RequestStarted, Send | None], Awaitable[tuple[View, dict[str, int]]]]
+Run = Callable[[httpx2.AsyncClient, Route, Any, u.RequestStarted, Send], Awaitable[tuple[View, dict[str, int]]]]
 
 
 @dataclass(frozen=True)
@@ -47,31 +52,21 @@ class Task:
 
 
 async def _chat(
-    http: httpx2.AsyncClient, route: Route, command: u.Chat, lease: u.RequestStarted, send: Send | None
+    http: httpx2.AsyncClient, route: Route, command: u.Chat, lease: u.RequestStarted, send: Send
 ) -> tuple[View, dict[str, int]]:
-    body = _body(route, command)
-    url = f"{route.endpoint}/v1/chat/completions"
     text, calls, finish, tokens = "", list[dict[str, Any]](), "", openai.Tokens()
-    if send is None:
-        answer = await openai.ask(http, url, body)
-        choice = _choice(answer)
-        message = choice.message or openai.Delta()
-        text, calls, finish = message.content or "", message.tool_calls or [], choice.finish_reason or ""
-        tokens = answer.usage or tokens
-    else:
-        async with aclosing(openai.stream(http, url, body | _STREAMED)) as chunks:
-            async for chunk in chunks:
-                send.heard = True
-                tokens = chunk.usage or tokens
-                for choice in chunk.choices[:1]:
-                    delta = choice.delta or openai.Delta()
-                    finish = choice.finish_reason or finish
-                    if delta.tool_calls:
-                        openai.merge_tool_calls(calls, delta.tool_calls)
-                        await send({"tool_calls": delta.tool_calls})
-                    if delta.content:
-                        text += delta.content
-                        await send({"content": delta.content})
+    async with aclosing(_stream(http, route, "/v1/chat/completions", command, send)) as chunks:
+        async for chunk in chunks:
+            tokens = chunk.usage or tokens
+            for choice in chunk.choices[:1]:
+                delta = choice.delta or openai.Delta()
+                finish = choice.finish_reason or finish
+                if delta.tool_calls:
+                    openai.merge_tool_calls(calls, delta.tool_calls)
+                    await send({"tool_calls": delta.tool_calls})
+                if delta.content:
+                    text += delta.content
+                    await send({"content": delta.content})
     usage = _usage(tokens)
     view = u.ChatResult(
         content=text,
@@ -85,31 +80,23 @@ async def _chat(
 
 
 async def _complete(
-    http: httpx2.AsyncClient, route: Route, command: u.Complete, _: u.RequestStarted, send: Send | None
+    http: httpx2.AsyncClient, route: Route, command: u.Complete, _: u.RequestStarted, send: Send
 ) -> tuple[View, dict[str, int]]:
-    body = _body(route, command)
-    url = f"{route.endpoint}/v1/completions"
     text, finish, tokens = "", "", openai.Tokens()
-    if send is None:
-        answer = await openai.ask(http, url, body)
-        choice = _choice(answer)
-        text, finish, tokens = choice.text or "", choice.finish_reason or "", answer.usage or tokens
-    else:
-        async with aclosing(openai.stream(http, url, body | _STREAMED)) as chunks:
-            async for chunk in chunks:
-                send.heard = True
-                tokens = chunk.usage or tokens
-                for choice in chunk.choices[:1]:
-                    finish = choice.finish_reason or finish
-                    if choice.text:
-                        text += choice.text
-                        await send({"text": choice.text})
+    async with aclosing(_stream(http, route, "/v1/completions", command, send)) as chunks:
+        async for chunk in chunks:
+            tokens = chunk.usage or tokens
+            for choice in chunk.choices[:1]:
+                finish = choice.finish_reason or finish
+                if choice.text:
+                    text += choice.text
+                    await send({"text": choice.text})
     usage = _usage(tokens)
     return u.Completion(text=text, finish_reason=finish, usage=u.Usage(**usage)), usage
 
 
 async def _embed(
-    http: httpx2.AsyncClient, route: Route, command: u.Embed, _: u.RequestStarted, __: Send | None
+    http: httpx2.AsyncClient, route: Route, command: u.Embed, _: u.RequestStarted, __: Send
 ) -> tuple[View, dict[str, int]]:
     answer = await openai.ask(http, f"{route.endpoint}/v1/embeddings", _body(route, command))
     usage = _usage(answer.usage or openai.Tokens())
@@ -120,16 +107,27 @@ async def _embed(
 _STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
 
 
+async def _stream(
+    http: httpx2.AsyncClient, route: Route, path: str, command: Command[Any], send: Send
+) -> AsyncGenerator[openai.Answer]:
+    """Yield an engine's answer as it comes, also for a caller who wants it whole.
+
+    Only so does every engine stop for one who leaves: llama.cpp goes on with an answer in one piece.
+    """
+    answered = False
+    async with aclosing(openai.stream(http, f"{route.endpoint}{path}", _body(route, command) | _STREAMED)) as chunks:
+        async for chunk in chunks:
+            send.heard = True
+            answered = answered or bool(chunk.choices)
+            yield chunk
+    if not answered:
+        raise ExecutionFailed("the engine answered without a choice", reason="BAD_ANSWER")
+
+
 def _body(route: Route, command: Command[Any]) -> dict[str, Any]:
     """Return the request under the name by which the engine knows its model, with what the caller set and no more."""
     given = command.model_dump(exclude_unset=True, exclude_none=True, exclude=_LOCAL)
     return {**given, "model": route.served_model}
-
-
-def _choice(answer: openai.Answer) -> openai.Choice:
-    if not answer.choices:
-        raise ExecutionFailed("the engine answered without a choice", reason="BAD_ANSWER")
-    return answer.choices[0]
 
 
 def _usage(tokens: openai.Tokens) -> dict[str, int]:

@@ -64,6 +64,7 @@ class RouteAdded(Event, unit="inference.route_added", stream="service_id", froze
     """Requests may go to a replica. `served_model` is the model's name as the engine knows it.
 
     `slots`: requests that it takes at once, 0 when nobody knows. `engine`, `device`: what it runs on.
+    `cancels_whole`: it stops working for a client who leaves, also where the answer is not streamed.
     """
 
     service_id: str
@@ -79,6 +80,7 @@ class RouteAdded(Event, unit="inference.route_added", stream="service_id", froze
     slots: int = 0
     engine: str = ""
     device: str = ""
+    cancels_whole: bool = True
 
 
 class RouteRemoved(Event, unit="inference.route_removed", stream="service_id", frozen=True, kw_only=True):
@@ -296,6 +298,9 @@ class Lease(View):
     expires_at: str
     process_id: str = Field(description="The replica.")
     model_id: str = Field(description="Id of the model.")
+    cancels_whole: bool = Field(
+        True, description="The engine stops for a client who leaves, also where the answer is not streamed."
+    )
 
 
 class Renewed(View):

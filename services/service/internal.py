@@ -48,6 +48,7 @@ class BeginStart(Command[StartOutcome], unit="service.begin_start", stream="serv
     memory: int = 0
     gpu_fraction: float = 0.0
     slots: int = 0
+    cancels_whole: bool = True
     makes_room: tuple[str, ...] = ()
 
 

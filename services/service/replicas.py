@@ -142,6 +142,7 @@ def _ready(service: Service, member: Member, command: i.RecordReplicaReady, call
         engine=start.engine,
         device=start.device,
         at=call.at,
+        cancels_whole=start.cancels_whole,
     )
     return [ready, *_settle(service, _others(service, member), call, also=command.endpoint)]
 

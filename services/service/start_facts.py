@@ -38,6 +38,7 @@ class StartFacts:
         devices = await peers.call(device.ListDevices(limit=1000))
         wish = Wish(about.engine, about.device, about.resource_class, about.config, replicas)  # type: ignore[arg-type]
         choice = choose(found, engines.items, devices.items, wish, await self.speeds(found.id))
+        features = await peers.call(engine.GetFeatures(name=choice.engine.name))
         return i.BeginStart(
             service_id=service.id,
             wait=wait,
@@ -49,7 +50,8 @@ class StartFacts:
             tools=found.tools and "tools" in choice.engine.capabilities,
             memory=choice.memory,
             gpu_fraction=choice.gpu_fraction,
-            slots=await self._slots(choice),
+            slots=_slots(choice, features),
+            cancels_whole=features.cancels_whole,
             makes_room=await self._room.made(
                 service, replicas, Need(choice.memory, choice.gpu_fraction), gently=gently
             ),
@@ -62,9 +64,8 @@ class StartFacts:
         except AimaError:
             return []
 
-    async def _slots(self, choice: Choice) -> int:
-        """Return how many requests a replica works on at once."""
-        slots = choice.config.get("slots")
-        if isinstance(slots, int):
-            return slots
-        return (await self._peers.call(engine.GetFeatures(name=choice.engine.name), timeout=_ASK)).max_concurrent
+
+def _slots(choice: Choice, features: engine.Features) -> int:
+    """Return how many requests a replica works on at once."""
+    slots = choice.config.get("slots")
+    return slots if isinstance(slots, int) else features.max_concurrent

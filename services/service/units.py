@@ -88,6 +88,7 @@ class StartRequested(Event, unit="service.start_requested", stream="service_id",
     memory: int = 0
     gpu_fraction: float = 0.0
     slots: int = 0
+    cancels_whole: bool = True
 
 
 class ReplicaRequested(Event, unit="service.replica_requested", stream="service_id", frozen=True, kw_only=True):
@@ -129,6 +130,7 @@ class ReplicaStarted(Event, unit="service.replica_started", stream="service_id",
     """A replica answers, since `at` (Unix seconds). Says all that routing to it takes.
 
     `slots`: requests that it works on at once, 0 when nobody knows. `engine`, `device`: what it runs on.
+    `cancels_whole`: it stops working for a client who leaves, also where the answer is not streamed.
     """
 
     service_id: str
@@ -147,6 +149,7 @@ class ReplicaStarted(Event, unit="service.replica_started", stream="service_id",
     engine: str = ""
     device: str = ""
     at: float = 0.0
+    cancels_whole: bool = True
 
 
 class ReplicaHealthChanged(

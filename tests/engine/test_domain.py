@@ -599,6 +599,7 @@ async def test_engines_are_listed_by_what_they_serve_and_how_they_are(client: Cl
         "supports_multimodal": False,
         "supports_quantization": False,
         "max_context_length": 100,
+        "cancels_whole": False,
     }
 
 

@@ -119,6 +119,35 @@ async def test_it_ends_at_once_in_the_middle_of_a_stream(engines: Engines, smoll
 
 
 @pytest.mark.timeout(600)
+async def test_it_stops_for_a_client_who_leaves_a_stream_and_as_its_manifest_says_not_for_one_of_a_whole_answer(
+    engines: Engines, smollm2: Path
+) -> None:
+    _, endpoint = await engines.start("llamacpp", smollm2, context_length=512, slots=1)
+
+    async def busy() -> bool:
+        (slot,) = (await see(endpoint, "/slots")).json()
+        return bool(slot["is_processing"])
+
+    async def idle() -> bool:
+        return not await busy()
+
+    async def generated() -> int:
+        told = (await see(endpoint, "/metrics")).text.splitlines()
+        return int(next(line for line in told if line.startswith("llamacpp:tokens_predicted_total ")).split()[1])
+
+    long, before = CHAT | {"max_tokens": 200, "ignore_eos": True}, 0
+    for stream, goes_on in ((True, False), (False, not engines.manifests["llamacpp"].features.cancels_whole)):
+        asking = asyncio.create_task(ask(endpoint, "/v1/chat/completions", long | {"stream": stream}))
+        await until(busy)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        await until(idle, within=60)
+        now = await generated()
+        assert (now - before == 200) == goes_on
+        before = now
+
+
+@pytest.mark.timeout(600)
 async def test_sigterm_while_it_loads_ends_it(engines: Engines, smollm2: Path) -> None:
     handle, _ = await engines.launch("llamacpp", smollm2)
     assert await asyncio.wait_for(engines.runtime.stop(handle, timeout=20, force=False), 10) in (0, -15)

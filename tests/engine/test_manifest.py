@@ -81,6 +81,11 @@ def test_an_engine_that_hangs_is_noticed_within_five_seconds() -> None:
     assert MISSES * (Health(path="/").interval + Health(path="/").timeout) <= 4.5
 
 
+def test_an_engine_that_says_nothing_else_stops_for_a_client_who_leaves(toy: Manifest) -> None:
+    assert toy.features.cancels_whole
+    assert not any(manifest.features.cancels_whole for manifest in load_manifests([]).values())  # the built-in go on
+
+
 def test_every_field_is_described() -> None:
     schema = Manifest.model_json_schema()
     for model in (schema, *schema["$defs"].values()):

@@ -346,7 +346,7 @@ TOOLS = {"tools": [{"name": "f", "input_schema": {"type": "object"}}]}
     [
         ({"system": "S"}, {"messages": [{"role": "system", "content": "S"}, USER]}),
         ({"system": [{"type": "text", "text": "S"}]}, {"messages": [{"role": "system", "content": "S"}, USER]}),
-        ({"stop_sequences": ["a"], "stream": True}, {"stop": ["a"], "stream": True}),
+        ({"stop_sequences": ["a"], "stream": True}, {"stop": ["a"]}),
         ({"temperature": 0, "top_p": 0.5, "top_k": 3}, {"temperature": 0, "top_p": 0.5, "top_k": 3}),
         ({"metadata": {"user_id": "u"}, "service_tier": "auto", "stream": False, "stop_sequences": []}, {}),
         ({"thinking": {"type": "disabled"}}, {"chat_template_kwargs": {"enable_thinking": False}}),
@@ -396,7 +396,7 @@ def test_what_a_model_cannot_be_given_is_refused(fields: Any, field: str) -> Non
 def test_whatever_is_asked_becomes_a_chat_completion_or_a_refusal(body: bytes) -> None:
     with contextlib.suppress(AimaError):
         asked = bodies.decode(body, requests.MessagesRequest)
-        assert chatting.job(asked.model, requests.completion(asked)).make("m")
+        assert chatting.job(asked.model, requests.completion(asked), whole=True).make("m")
 
 
 @pytest.mark.parametrize(

@@ -78,13 +78,32 @@ async def test_a_request_is_recorded_with_what_it_used(here: Place) -> None:
     assert 0 < second["time_to_first_token"] <= second["duration"]
 
 
+async def test_a_whole_answer_of_an_engine_that_goes_on_for_nobody_is_put_together_from_a_stream(here: Place) -> None:
+    well = await here.engine()
+    passed = (await here.site.post(CHAT, ASKED | {"seed": 1})).json()
+    await here.announce(well, cancels_whole=False, process_id="p1", service_id="svc-b", service_name="b")
+    assembled = (await here.site.post(CHAT, ASKED | {"seed": 1, "model": "b"})).json()
+    assert assembled == passed == completion("hi there!")
+    whole, streamed = (line.asked for line in well.lines)
+    assert whole == {"model": "served", "messages": HELLO, "seed": 1}
+    assert streamed == whole | {"stream": True, "stream_options": {"include_usage": True}}
+    assert [ended["completion_tokens"] for ended in await here.outcomes(2)] == [3, 3]
+
+
 async def began_nothing(line: Line) -> None:
     await line.stream()
 
 
-@pytest.mark.parametrize("script", [hang_up, began_nothing])
-@pytest.mark.parametrize("stream", [False, True])
-async def test_another_replica_is_tried_when_one_goes_before_it_has_answered_anything(
+async def began(line: Line) -> None:
+    await line.stream()
+    await line.said("half an")
+
+
+@pytest.mark.parametrize(
+    ("script", "stream"),
+    [(hang_up, False), (hang_up, True), (began_nothing, False), (began_nothing, True), (began, False)],
+)
+async def test_another_replica_is_tried_when_one_goes_before_it_has_answered_anything_of_use(
     here: Place, script: Any, stream: bool
 ) -> None:
     broken = await here.engine(script, "p0")
@@ -109,11 +128,7 @@ async def test_a_request_that_no_replica_answers_is_given_up(here: Place) -> Non
 
 
 async def test_an_answer_that_has_begun_is_not_begun_again_elsewhere(here: Place) -> None:
-    async def half(line: Line) -> None:
-        await line.stream()
-        await line.said("half an")
-
-    engines = [await here.engine(half, f"p{number}", replica=number) for number in range(2)]
+    engines = [await here.engine(began, f"p{number}", replica=number) for number in range(2)]
     heard: list[str] = []
     with pytest.raises(openai.APIError) as broken:
         await _heard(here, heard)
@@ -242,9 +257,8 @@ async def test_who_reads_slowly_makes_the_engine_wait_and_nobody_else(here: Plac
 @pytest.mark.parametrize("stream", [False, True])
 async def test_an_engine_is_let_go_when_the_client_vanishes(here: Place, stream: bool) -> None:
     async def for_ever(line: Line) -> None:
-        if stream:
-            await line.stream()
-            await line.said("and so on")
+        await line.stream()
+        await line.said("and so on")
         await asyncio.Event().wait()
 
     engine = await here.engine(for_ever)
@@ -310,9 +324,8 @@ async def test_clients_who_vanish_at_any_moment_leave_no_lease_behind(tmp_path: 
 
 async def test_a_deadline_of_the_client_ends_a_request_that_takes_longer(here: Place) -> None:
     async def for_ever(line: Line) -> None:
-        if line.asked.get("stream"):
-            await line.stream()
-            await line.said("and so on")
+        await line.stream()
+        await line.said("and so on")
         await asyncio.Event().wait()
 
     engine = await here.engine(for_ever)
@@ -372,7 +385,7 @@ async def test_an_answer_that_breaks_off_costs_as_many_tokens_as_it_had_pieces(h
     await until(spent)
 
 
-async def test_a_whole_answer_whose_client_leaves_costs_its_prompt(here: Place) -> None:
+async def test_an_answer_whose_client_leaves_before_it_begins_costs_its_prompt(here: Place) -> None:
     held = Held()
     engine = await here.engine(held)
     key = await here.site.key("frugal", "inference:medium", tokens_per_day=5000)
@@ -427,7 +440,7 @@ async def test_a_lease_is_renewed_for_as_long_as_its_request_takes(tmp_path: Pat
 
             await until(twice)
             held.open.set()
-            assert json.loads(await asking) == completion("hi there!")
+            assert events_of(await asking)[-1] == "[DONE]"
             assert (await events(client, "inference"))[-1]["type"] != "inference.request_failed"
         finally:
             await engine.close()
@@ -457,7 +470,7 @@ async def _carried(client: Client, engine: Engine) -> bytes:
     replica = REPLICA | {"endpoint": engine.endpoint}
     await ask(client, "service.say", type="service.replica_started", data=replica)
     try:
-        async with carrier.carry(Caller(timeout=20), job("toy", {"messages": HELLO}, wait=20)) as carried:
+        async with carrier.carry(Caller(timeout=20), job("toy", {"messages": HELLO}, whole=True, wait=20)) as carried:
             return await carried.whole()
     finally:
         await carrier.close()

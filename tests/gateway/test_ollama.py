@@ -398,7 +398,7 @@ def _chat(**fields: Any) -> dict[str, Any]:
     ],
 )
 def test_turns_become_those_of_a_chat_completion(turns: Any, messages: Any) -> None:
-    assert _chat(messages=turns) == {"messages": messages, "stream": True}
+    assert _chat(messages=turns) == {"messages": messages}
 
 
 @pytest.mark.parametrize(
@@ -428,7 +428,7 @@ def test_turns_become_those_of_a_chat_completion(turns: Any, messages: Any) -> N
     ],
 )
 def test_fields_become_those_of_a_chat_completion(fields: Any, expected: Any) -> None:
-    assert _chat(**fields) == {"messages": [USER], "stream": True} | expected
+    assert _chat(**fields) == {"messages": [USER]} | expected
 
 
 @pytest.mark.parametrize(
@@ -449,14 +449,14 @@ def test_what_nobody_knows_is_refused(fields: Any, field: str) -> None:
 def test_whatever_is_asked_becomes_a_chat_completion_or_a_refusal(body: bytes) -> None:
     with contextlib.suppress(AimaError):
         asked = bodies.decode(body, requests.ChatRequest)
-        assert chatting.job(asked.model, requests.chat(asked)).make("m")
+        assert chatting.job(asked.model, requests.chat(asked), whole=True).make("m")
 
 
 @given(bodies_of(requests.GenerateRequest, {"model": "m", "prompt": "hi"}))
 def test_whatever_is_prompted_becomes_a_chat_completion_or_a_refusal(body: bytes) -> None:
     with contextlib.suppress(AimaError):
         asked = bodies.decode(body, requests.GenerateRequest)
-        assert chatting.job(asked.model, requests.generate(asked)).make("m")
+        assert chatting.job(asked.model, requests.generate(asked), whole=True).make("m")
         assert requests.raw(asked)
 
 

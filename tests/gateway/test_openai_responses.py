@@ -16,7 +16,7 @@ from aima_core.errors import AimaError
 from aima_core.nats_server import NatsServer
 from services.gateway import bodies, chatting
 from services.gateway import responses_requests as requests
-from tests.gateway.engines import Line, Place, Script, chunk, completion, greet, place
+from tests.gateway.engines import Line, Place, Script, chunk, greet, place
 from tests.gateway.model_fixtures import bodies_of
 
 TOOL: Any = {
@@ -90,6 +90,8 @@ async def test_a_text_is_answered_with_a_message(here: Place) -> None:
         "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "good day"}],
         "max_tokens": 50,
         "temperature": 0.5,
+        "stream": True,
+        "stream_options": {"include_usage": True},
     }
 
 
@@ -178,12 +180,7 @@ async def test_what_a_model_thinks_is_an_item_of_its_own(here: Place) -> None:
 
 @pytest.mark.parametrize(("finish", "reason"), [("length", "max_output_tokens"), ("content_filter", "content_filter")])
 async def test_an_answer_that_is_cut_is_incomplete(here: Place, finish: str, reason: str) -> None:
-    async def cut(line: Line) -> None:
-        if line.asked.get("stream"):
-            return await saying(chunk("so"), chunk(None, finish))(line)
-        return await line.answer(completion("so", finish))
-
-    await here.engine(cut)
+    await here.engine(saying(chunk("so"), chunk(None, finish)))
     events = await told(here)
     whole = await here.openai.responses.create(model="toy", input="x")
     assert kinds(events)[-1] == "incomplete"
@@ -208,10 +205,7 @@ async def test_an_answer_that_breaks_off_has_failed(here: Place) -> None:
 
 
 async def test_an_answer_of_nothing_is_an_empty_message(here: Place) -> None:
-    async def nothing(line: Line) -> None:
-        await line.answer(completion(None))
-
-    await here.engine(nothing)
+    await here.engine(saying(chunk(None, "stop")))
     response = await here.openai.responses.create(model="toy", input="x")
     assert (response.output_text, len(response.output)) == ("", 1)
 
@@ -330,7 +324,7 @@ def test_whatever_is_asked_becomes_a_chat_completion_or_a_refusal(body: bytes) -
     with contextlib.suppress(AimaError):
         asked = bodies.decode(body, requests.ResponsesRequest)
         requests.check(asked)
-        assert chatting.job(asked.model, requests.completion(asked)).make("m")
+        assert chatting.job(asked.model, requests.completion(asked), whole=True).make("m")
 
 
 async def test_a_refusal_before_the_first_word_has_its_own_status(here: Place) -> None:

@@ -9,7 +9,9 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import httpx2
 import pytest
 
 from aima_core.testing import until
@@ -60,6 +62,53 @@ def stand_in(tmp_path: Path, free_port: Callable[[], int]) -> Iterator[Start]:
         one.kill()
 
 
+@dataclass
+class Real:
+    """A real engine with one slot."""
+
+    endpoint: str
+
+    async def busy(self) -> bool:
+        """Whether it works on a request, as it says itself."""
+        async with httpx2.AsyncClient() as http:
+            (slot,) = (await http.get(f"{self.endpoint}/slots")).json()
+        return bool(slot["is_processing"])
+
+    async def idle(self) -> bool:
+        """Whether it works on none."""
+        return not await self.busy()
+
+
+@pytest.fixture
+async def llamacpp(tmp_path: Path, free_port: Callable[[], int], smollm2: Path) -> AsyncIterator[Real]:
+    """Start llama.cpp with a small model that it calls `served`."""
+    port = free_port()
+    engine = Real(f"http://127.0.0.1:{port}")
+    options = (f"--model={smollm2}", "--alias=served", f"--port={port}", "--slots=1", "--threads=2")
+    process = _launch([sys.executable, "-m", "services.engine.llamacpp_server", *options], tmp_path / "llamacpp.log")
+    try:
+        await until(lambda: healthy(engine.endpoint, "/health", 1), within=60)
+        yield engine
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+def said(body: dict[str, Any]) -> bytes:
+    """Return an event of a streamed answer."""
+    return b"data: " + json.dumps(body).encode() + b"\n\n"
+
+
+def chunk(**choice: Any) -> bytes:
+    """Return an event with what is new of the one choice."""
+    return said({"choices": [choice]})
+
+
+DONE = b"data: [DONE]\n\n"
+USED = said({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 10}})
+YES = chunk(delta={"content": "yes"}) + chunk(delta={}, finish_reason="stop") + USED + DONE
+
+
 @pytest.fixture
 async def site(tmp_path: Path) -> AsyncIterator[Machine]:
     async with machine(tmp_path) as found:
@@ -107,7 +156,7 @@ class Gate:
         self.endpoint = f"http://127.0.0.1:{self.server.sockets[0].getsockname()[1]}"
 
     def all(self, what: str) -> None:
-        """Answer, break or hang up on those that are held, and on those that come."""
+        """Answer, break, break off or hang up on those that are held, and on those that come."""
         self.always = what
         for held in self.held:
             if not held.done():
@@ -123,15 +172,15 @@ class Gate:
             held.set_result(self.always)
         match await held:
             case "answer":
-                usage = {"prompt_tokens": 1, "completion_tokens": 10}
-                said = {"choices": [{"message": {"content": "yes"}}], "data": [], "usage": usage}
-                self._say(writer, "200 OK", json.dumps(said).encode())
+                self._say(writer, "200 OK", YES)
+            case "break off":
+                self._say(writer, "200 OK", chunk(delta={"content": "ye"}))
             case "break":
                 self._say(writer, "500 Broken", b"")
         writer.close()
 
     def _say(self, writer: asyncio.StreamWriter, status: str, body: bytes) -> None:
-        writer.write(f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        writer.write(f"HTTP/1.1 {status}\r\nContent-Type: text/event-stream\r\n\r\n".encode() + body)
 
 
 Gated = Callable[[], Awaitable[Gate]]

@@ -16,7 +16,7 @@ from aima_core.errors import EngineNotRunning, NotFound, Timeout, Unavailable, V
 from aima_core.testing import serving, until
 from services.inference.domain import INFERENCE
 from services.inference.tasks import TASKS
-from tests.inference.conftest import StandIn, Start
+from tests.inference.conftest import Gated, Real, StandIn, Start
 from tests.toys import CRIER, Machine, ask, events, made_again, model_view, refused, shelf
 
 SECRET = "xyzzy4711"
@@ -143,7 +143,7 @@ async def test_a_question_asked_right_after_the_news_of_a_replica_is_answered(cl
         ("request_started", ident),
         ("request_completed", ident),
     ]
-    assert first[1][1]["time_to_first_token"] is None
+    assert 0 < first[1][1]["time_to_first_token"] <= first[1][1]["duration"]
 
 
 async def test_what_nobody_serves_is_refused_with_what_would_help(client: Client) -> None:
@@ -219,6 +219,29 @@ async def test_an_engine_that_is_gone_before_the_first_byte_is_no_loss_while_the
     assert error.details == {"reason": "ENGINE_GONE", "begun": False}
 
 
+async def test_an_engine_that_dies_in_the_middle_of_an_answer_nobody_watches_is_no_loss_while_there_is_another(
+    client: Client, gated: Gated
+) -> None:
+    dying, other = await gated(), await gated()
+    dying.all("break off")
+    other.all("answer")
+    await up(client, dying.endpoint, "p0")
+    await up(client, other.endpoint, "p1", replica=1)
+    answer = await ask(client, "inference.chat", **asked("x"))
+    assert (answer["content"], answer["usage"]["completion_tokens"]) == ("yes", 10)
+    requests = [(kind, data["process_id"]) for kind, data in await log(client) if kind.startswith("request")]
+    assert requests == [
+        ("request_started", "p0"),
+        ("request_failed", "p0"),
+        ("request_started", "p1"),
+        ("request_completed", "p1"),
+    ]
+    other.all("break off")
+    error = await refused(client, "inference.chat", **asked("x"))
+    assert isinstance(error, Unavailable)
+    assert error.details == {"reason": "ENGINE_GONE", "begun": True}
+
+
 async def test_an_engine_that_dies_in_the_middle_of_an_answer_is_told_and_not_asked_again_elsewhere(
     client: Client, stand_in: Start
 ) -> None:
@@ -248,13 +271,12 @@ async def test_a_caller_who_goes_away_or_whose_time_is_up_stops_the_engine(clien
     await until(lambda: not connected(engine))
     late = await refused(client, "inference.chat", within=0.5, **asked("good day"))
     assert isinstance(late, Timeout)
-    slow = await ended(client, "request_failed")
-    assert (slow["error"], slow["error_code"]) == ("the engine said nothing before the deadline", "TIMEOUT")
+    assert (await ended(client, "request_failed"))["error_code"] == "CANCELLED"  # it had begun to answer
     await until(lambda: not connected(engine))
     cut = client.stream("inference.chat", asked("good day"), timeout=0.5)
     with pytest.raises(Timeout):
         [_ async for _ in cut]
-    assert (await ended(client, "request_failed"))["error_code"] == "CANCELLED"  # it had begun to answer
+    assert (await ended(client, "request_failed"))["error_code"] == "CANCELLED"
     await until(lambda: not connected(engine))
     assert await served(client) == {
         "service_id": "svc-a",
@@ -266,6 +288,38 @@ async def test_a_caller_who_goes_away_or_whose_time_is_up_stops_the_engine(clien
         "prompt_tokens": 0,
         "completion_tokens": 0,
     }
+
+
+async def test_a_request_to_which_the_engine_says_nothing_before_its_deadline_is_late(
+    client: Client, gated: Gated
+) -> None:
+    await up(client, (await gated()).endpoint)
+    await replicas(client, 1)
+    assert isinstance(await refused(client, "inference.chat", within=1, **asked("good day")), Timeout)
+    late = await ended(client, "request_failed")
+    assert (late["error"], late["error_code"]) == ("the engine said nothing before the deadline", "TIMEOUT")
+
+
+async def test_a_real_engine_stops_when_the_time_of_a_caller_is_up_who_wants_no_parts(
+    client: Client, llamacpp: Real
+) -> None:
+    await up(client, llamacpp.endpoint)
+    list_of_many = {"type": "array", "items": {"type": "boolean"}, "minItems": 1000}
+    endless = {"response_format": {"type": "json_schema", "json_schema": {"schema": list_of_many}}}
+    asking = asyncio.create_task(refused(client, "inference.chat", within=3, **asked("List.", **endless)))
+    await until(llamacpp.busy)
+    assert isinstance(await asking, Timeout)
+    await until(llamacpp.idle, within=5)  # to its end it would take half a minute
+    assert (await ended(client, "request_failed"))["error_code"] == "CANCELLED"
+    short = await ask(client, "inference.chat", **asked("Say hello.", max_tokens=3))
+    assert short["usage"]["completion_tokens"] == 3
+
+
+async def test_a_lease_says_whether_its_engine_stops_for_a_client_who_leaves_a_whole_answer(client: Client) -> None:
+    await up(client, "http://127.0.0.1:9")
+    assert (await ask(client, "inference.lease", model="Toy"))["cancels_whole"] is True
+    await up(client, "http://127.0.0.1:9", "q0", service_id="svc-b", service_name="b", cancels_whole=False)
+    assert (await ask(client, "inference.lease", model="svc-b"))["cancels_whole"] is False
 
 
 async def test_a_lease_is_settled_once_or_expires(client: Client) -> None:
@@ -388,5 +442,5 @@ async def test_tables_made_again_from_the_log_are_the_live_ones(site: Machine, s
     assert live["replicas"] == [("svc-a", "p1"), ("svc-b", "q0")]
     assert [row[:2] + row[4:7] for row in live["speeds"]] == [("k", "toy", 1, 1, 8), ("toy", "toy", 1, 2, 16)]
     assert sum(row[4] for row in live["seconds"]) == 6
-    assert sum(row[6] for row in live["sketches"]) == 3
+    assert sum(row[6] for row in live["sketches"]) == 6  # of each the duration and the time to the first token
     assert again == live

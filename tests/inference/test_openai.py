@@ -15,7 +15,7 @@ from services.inference import openai
 from services.inference import units as u
 from services.inference.state import Route
 from services.inference.tasks import TASKS, Send
-from tests.inference.conftest import Saying, Start
+from tests.inference.conftest import DONE, Saying, Start, chunk, said
 from tests.inference.test_decider import begun
 
 
@@ -25,11 +25,15 @@ async def http() -> AsyncIterator[httpx2.AsyncClient]:
         yield client
 
 
-def chunk(**choice: Any) -> bytes:
-    return b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n"
+class Kept:
+    """A caller who keeps the parts, if any are wanted."""
 
+    def __init__(self, wanted: bool) -> None:
+        self.wanted = wanted
+        self.sent: list[dict[str, Any]] = []
 
-DONE = b"data: [DONE]\n\n"
+    async def send(self, part: dict[str, Any]) -> None:
+        self.sent.append(part)
 
 
 async def heard(http: httpx2.AsyncClient, url: str) -> tuple[list[openai.Answer], BaseException | None]:
@@ -47,15 +51,11 @@ async def heard(http: httpx2.AsyncClient, url: str) -> tuple[list[openai.Answer]
 async def run(http: httpx2.AsyncClient, endpoint: str, command: Any, *, parts: bool = False) -> tuple[Any, Any, Any]:
     """Carry one request: its view, its usage, its parts."""
     route = Route("p0", endpoint, "served", "openai", tools=True)
-    sent: list[dict[str, Any]] = []
-
-    async def send(part: dict[str, Any]) -> None:
-        sent.append(part)
-
+    kept = Kept(parts)
     carry = TASKS[type(command)].run
     assert carry
-    view, usage = await carry(http, route, command, begun(), Send(send) if parts else None)
-    return view, usage, sent
+    view, usage = await carry(http, route, command, begun(), Send(kept))
+    return view, usage, kept.sent
 
 
 CHAT = u.Chat.model_validate({"model": "M", "messages": [{"role": "user", "content": "good day"}], "max_tokens": 3})
@@ -106,17 +106,26 @@ async def test_vectors_come_back_in_the_order_of_the_texts(http: httpx2.AsyncCli
     assert usage == {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
 
 
-async def test_an_engine_is_asked_for_its_own_name_of_the_model_with_what_was_set_and_no_more() -> None:
+async def test_an_engine_is_asked_for_its_own_name_of_the_model_with_what_was_set_and_for_a_stream() -> None:
     seen: list[bytes] = []
+
+    async def stream() -> AsyncIterator[bytes]:
+        yield chunk(delta={"content": "x"}) + DONE
 
     def answer(request: httpx2.Request) -> httpx2.Response:
         seen.append(request.content)
-        return httpx2.Response(200, json={"choices": [{"message": {"content": "x"}}]})
+        return httpx2.Response(200, content=stream())
 
     async with httpx2.AsyncClient(transport=httpx2.MockTransport(answer)) as recording:
-        view, usage, _ = await run(recording, "http://engine", CHAT.model_copy(update={"stream": True}))
+        view, usage, _ = await run(recording, "http://engine", CHAT)
     assert [json.loads(body) for body in seen] == [
-        {"model": "served", "messages": [{"role": "user", "content": "good day"}], "max_tokens": 3}
+        {
+            "model": "served",
+            "messages": [{"role": "user", "content": "good day"}],
+            "max_tokens": 3,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
     ]
     assert (view.content, view.finish_reason, view.tool_calls, usage["total_tokens"]) == ("x", "", None, 0)
 
@@ -124,7 +133,8 @@ async def test_an_engine_is_asked_for_its_own_name_of_the_model_with_what_was_se
 # --- tools --------------------------------------------------------------------------------------------------------
 
 
-async def test_tool_calls_are_merged_from_their_pieces(http: httpx2.AsyncClient, saying: Saying) -> None:
+@pytest.mark.parametrize("wanted", [False, True])
+async def test_tool_calls_are_merged_from_their_pieces(http: httpx2.AsyncClient, saying: Saying, wanted: bool) -> None:
     pieces: list[Any] = [
         [{"index": 0, "id": "c0", "type": "function", "function": {"name": "add", "arguments": ""}}],
         [{"index": 0, "function": {"arguments": '{"a":'}}],
@@ -133,13 +143,13 @@ async def test_tool_calls_are_merged_from_their_pieces(http: httpx2.AsyncClient,
     ]
     body = b"".join(chunk(delta={"tool_calls": piece}) for piece in pieces)
     end = chunk(delta={}, finish_reason="tool_calls")
-    view, _, parts = await run(http, await saying(body + end + DONE), CHAT, parts=True)
+    view, _, parts = await run(http, await saying(body + end + DONE), CHAT, parts=wanted)
     assert view.tool_calls == [
         {"type": "function", "id": "c0", "function": {"name": "add", "arguments": '{"a": 1}'}},
         {"type": "function", "id": "c1", "function": {"name": "sub", "arguments": "{}"}},
     ]
     assert (view.content, view.finish_reason) == ("", "tool_calls")
-    assert parts == [{"tool_calls": piece} for piece in pieces]
+    assert parts == ([{"tool_calls": piece} for piece in pieces] if wanted else [])
 
 
 def test_pieces_without_an_index_or_a_function_do_no_harm() -> None:
@@ -237,11 +247,20 @@ async def test_an_engines_refusal_is_one_of_ours(
     assert (type(error), str(error)) == (kind, message)
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b'{"choices": 1}', b'{"choices": []}', b"{}"])
-async def test_an_answer_without_a_choice_is_none(http: httpx2.AsyncClient, saying: Saying, body: bytes) -> None:
+@pytest.mark.parametrize("answer", [b"", b"data: []\n\n", said({"choices": 1}), said({"choices": []}), said({})])
+@pytest.mark.parametrize("command", [CHAT, u.Complete(model="M", prompt="one two")])
+async def test_an_answer_without_a_choice_is_none(
+    http: httpx2.AsyncClient, saying: Saying, command: Any, answer: bytes
+) -> None:
     with pytest.raises(ExecutionFailed) as refused:
-        await run(http, await saying(body), CHAT)
+        await run(http, await saying(answer + DONE), command)
     assert refused.value.reason == "BAD_ANSWER"
+
+
+async def test_nothing_is_made_of_an_answer_that_breaks_off(http: httpx2.AsyncClient, saying: Saying) -> None:
+    with pytest.raises(openai.Broken) as broken:
+        await run(http, await saying(HELLO), CHAT)
+    assert broken.value.begun
 
 
 async def test_an_error_in_an_answer_that_says_it_is_well_is_an_error(http: httpx2.AsyncClient, saying: Saying) -> None:

@@ -45,10 +45,10 @@ AFTER: dict[type[Event], list[tuple[list[Event], Pool | None]]] = {
     u.RouteAdded: [
         ([added()], Pool(**NAMED, routes=(ROUTE,), phase="running")),
         (
-            [service(), added(slots=4, engine="toy", device="gpu")],
+            [service(), added(slots=4, engine="toy", device="gpu", cancels_whole=False)],
             Pool(
                 **NAMED,
-                routes=(msgspec.structs.replace(ROUTE, slots=4, engine="toy", device="gpu"),),
+                routes=(msgspec.structs.replace(ROUTE, slots=4, engine="toy", device="gpu", cancels_whole=False),),
                 added=True,
             ),
         ),

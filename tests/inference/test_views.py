@@ -481,8 +481,8 @@ NEWS: dict[str, tuple[Event, list[Any]]] = {
     ),
     "to be started": (START, to("starting")),
     "replica started": (
-        service_units.ReplicaStarted(**ROUTE, slots=4, engine="toy", device="gpu"),
-        [record(slots=4, engine="toy", device="gpu")],
+        service_units.ReplicaStarted(**ROUTE, slots=4, engine="toy", device="gpu", cancels_whole=False),
+        [record(slots=4, engine="toy", device="gpu", cancels_whole=False)],
     ),
     "well": (
         service_units.ReplicaHealthChanged(**OF, status="healthy"),

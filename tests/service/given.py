@@ -62,6 +62,7 @@ def begin(engine: str = "toy", *, wait: bool = True, makes_room: tuple[str, ...]
         tools=True,
         memory=1000,
         slots=4,
+        cancels_whole=False,
         makes_room=makes_room,
     )
 
@@ -140,6 +141,7 @@ def requested(replicas: int = 1, run: int = 1, *, at: float = NOON) -> u.StartRe
         memory=1000,
         gpu_fraction=0.0,
         slots=4,
+        cancels_whole=False,
     )
 
 
@@ -187,6 +189,7 @@ def up(process_id: str = R0, *, at: float = NOON) -> u.ReplicaStarted:
         dialect="openai",
         tools=True,
         slots=4,
+        cancels_whole=False,
         engine="toy",
         device="cpu",
         at=at,

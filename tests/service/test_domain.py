@@ -125,6 +125,16 @@ async def test_a_service_is_created_once_under_its_name(client: Client) -> None:
     ]
 
 
+async def test_what_an_engine_does_about_a_client_who_leaves_is_told_with_a_lease_of_its_replica(
+    client: Client,
+) -> None:
+    await create(client)
+    await start(client)
+    lease = await ask(client, "inference.lease", model="svc-a", wait=True)
+    assert (lease["process_id"], lease["cancels_whole"]) == ("svc-a-r0-1", False)
+    await stop(client, force=True)
+
+
 async def test_two_replicas_are_started_shown_and_stopped(client: Client, site: Machine) -> None:
     await create(client, replicas=2, config={"slots": 2})
     first, second = (f"http://127.0.0.1:{port}" for port in site.ports[:2])
