@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -26,7 +27,7 @@ from aima_core.bus import Answer
 from aima_core.errors import AimaError, InternalError, InvalidRequest, NotFound, Unauthorized, Unavailable
 from aima_core.logs import logger
 from services.gateway import bodies
-from services.gateway.access import NOBODY, Policy
+from services.gateway.access import NOBODY, Policy, Principal
 from services.gateway.asking import Asking, Caller, caller_from
 from services.gateway.limits import Rates
 from services.gateway.options import Options, with_options
@@ -144,6 +145,8 @@ class GrpcDoor:
         await self._asking.permitted(caller, f"{found.domain}.read", {"uri": request.uri})
         async with contextlib.aclosing(self._changes(request.uri)) as values:
             async for value in values:
+                if not caller.valid():
+                    raise Unauthorized("the key has been revoked, or has expired", reason="KEY_UNKNOWN")
                 yield pb.ResourceValue(uri=request.uri, value=_value(msgspec.json.decode(value)))
 
     async def _read(self, request: pb.ExecuteRequest, context: Context) -> tuple[Caller, dict[str, Any]]:
@@ -170,7 +173,10 @@ class GrpcDoor:
             self._rates.check(NOBODY, address)  # who tries keys is slowed down like anybody without one
             raise
         self._rates.check(principal, address)
-        return caller_from(principal, address, given)
+        return replace(caller_from(principal, address, given), valid=partial(self._still, principal))
+
+    def _still(self, principal: Principal) -> bool:
+        return self._policy.valid(principal, self._keys, time.time())
 
 
 def _guarded(work: Callable[[Any, Context], Awaitable[Any]]) -> Callable[[Any, Context], Awaitable[Any]]:

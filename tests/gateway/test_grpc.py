@@ -157,6 +157,33 @@ async def test_who_tries_keys_is_slowed_down_at_every_door(
         assert (await site.get("/api/v2/units")).status_code == 429  # over HTTP it is the same address
 
 
+async def test_a_watch_ends_when_its_key_is_revoked(
+    tmp_path: Path, nats: NatsServer, free_port: Callable[[], int]
+) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    async with (
+        gateway(tmp_path / "data", nats, free_port(), COUNTER, AIMA_GATEWAY_GRPC_ADDR=address) as site,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        key = await site.key("watcher", "counter:low")
+        await site.ask("counter.add", counter_id="c1")
+        watch = method(channel, "WatchResource", pb.ResourceValue, streamed=True)
+        values = aiter(
+            watch(
+                pb.WatchRequest(uri="asms://counter/c1"),
+                metadata=(("authorization", key["Authorization"]),),
+                timeout=30,
+            )
+        )
+        assert (await anext(values)).value.struct_value["total"] == 1
+        (made,) = (await site.ask("gateway.list_keys"))["keys"]
+        await site.ask("gateway.revoke_key", key_id=made["id"])
+        await site.ask("counter.add", counter_id="c1")
+        with pytest.raises(grpc.aio.AioRpcError) as ended:
+            await anext(values)
+        assert ended.value.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
 async def test_health_and_reflection_are_the_standard_ones(channel: grpc.aio.Channel) -> None:
     health = health_pb2_grpc.HealthStub(channel)
 
