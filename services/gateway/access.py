@@ -6,6 +6,12 @@ The risk is the unit's own, as its domain tells it on the bus, never anything th
     a query                     when queries are open           when a scope reaches it
     a command                   when keys are not required      when a scope reaches it
     whatever is of high risk    never                           when a scope reaches it
+
+Events tell who led to them, which is not for everybody whom the events are for:
+
+    an event is seen            by nobody known                 with a key
+    whole                       when keys are not required      its own; any, where a scope reaches high risk
+    without who led to it       when they are                   any other
 """
 
 from __future__ import annotations
@@ -14,6 +20,7 @@ import hashlib
 import hmac
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from aima_core.directory import UnitInfo
 from aima_core.errors import Forbidden, NotFound, Unauthorized
@@ -22,6 +29,8 @@ from services.gateway.state import Key
 PREFIX = "aima_"  # a key is aima_<id without "key-">_<secret>
 _STATIC = "static-"  # begins the id of a key from the settings
 _RISKS = ("low", "medium", "high")
+_OF_THE_CALLER = ("principal", "request_id", "correlation_id", "causation_id", "trace")  # in an event's envelope
+_OF_THE_CALLER_IN_DATA = ("owner", "request_id")  # and what its data may say of them
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,12 @@ class Policy:
         if not who.may_use(*names):
             raise NotFound(f"there is no model {names[0]}", reason="MODEL_NOT_FOUND", model=names[0])
 
+    def sees_whole(self, who: Principal, domain: str, principal: str = "") -> bool:
+        """Whether somebody sees whole events of a domain: all of them, or those that `principal` led to."""
+        if not who.known:
+            return not self.required  # one user's own machine
+        return principal == who.name or who.reaches(domain, "high")
+
     def valid(self, who: Principal, keys: Mapping[str, Key], at: float) -> bool:
         """Whether somebody who was identified once would still be: keys are revoked, and expire."""
         if not who.key_id or who.key_id.startswith(_STATIC):
@@ -129,6 +144,20 @@ class Policy:
         if self.required:
             raise Unauthorized("the key is not one of ours", reason="KEY_UNKNOWN")
         return NOBODY  # clients of other APIs always send something
+
+
+def without_caller(event: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an event in which nothing tells who led to it, nor by which request; it has the same fields."""
+    data = event.get("data")
+    return {
+        **_emptied(event, _OF_THE_CALLER),
+        **({"data": _emptied(data, _OF_THE_CALLER_IN_DATA)} if isinstance(data, Mapping) else {}),
+    }
+
+
+def _emptied(given: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Return the fields, these of them empty: a text of no characters, and null where there is no text."""
+    return {**given, **{name: "" if isinstance(given[name], str) else None for name in names if name in given}}
 
 
 def hash_of(secret: str) -> str:

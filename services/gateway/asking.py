@@ -14,7 +14,7 @@ from aima_core.bus import Answer, Client
 from aima_core.call import new_trace
 from aima_core.directory import Directory, UnitInfo
 from aima_core.errors import Forbidden, InvalidRequest, ValidationFailed
-from services.gateway.access import NOBODY, Policy, Principal
+from services.gateway.access import NOBODY, Policy, Principal, without_caller
 from services.gateway.quotas import Quotas, of_input, used_by
 
 _USES_TOKENS = "inference"  # the domain whose commands use tokens
@@ -115,23 +115,44 @@ class Asking:
         return unit
 
     async def envelope(self, caller: Caller, name: str, data: Mapping[str, Any]) -> bytes:
-        """Return a unit's answer in its envelope, as it came; raise the error that it replied with."""
+        """Return a unit's answer in its envelope, as it came but for what `_shown` leaves out; raise its error."""
         unit = await self.permitted(caller, name, data)
         timeout = caller.timeout or min(unit.patience(data), _LONGEST)
         async with self._counted(caller, unit, data) as used:
             reply = await self.client.envelope(name, data, timeout=timeout, headers=caller.for_bus())
             if caller.principal.tokens_per_day:
                 used.append(used_by(msgspec.json.decode(reply).get("data")))
-            return reply
+            if not tells_events(unit) or self.policy.sees_whole(caller.principal, unit.domain):
+                return reply
+            whole = msgspec.json.decode(reply)
+            shown = self._shown(caller, unit, Answer(whole.get("data"), whole.get("meta")))
+            return msgspec.json.encode({**whole, "data": shown.data})
 
     async def stream(self, caller: Caller, name: str, data: Mapping[str, Any]) -> AsyncGenerator[Any | Answer]:
         """Yield the parts of a unit's answer, last of all the Answer itself."""
         unit = await self.permitted(caller, name, data)
         timeout = caller.timeout or min(unit.patience(data), _LONGEST)
+        whole = self.policy.sees_whole(caller.principal, unit.domain)
         async with self._counted(caller, unit, data) as used:
             async for part in self.client.stream(name, data, timeout=timeout, headers=caller.for_bus()):
                 used.append(used_by(part.data) if isinstance(part, Answer) else 0)
-                yield part
+                yield part if whole else self._shown(caller, unit, part)
+
+    def _shown(self, caller: Caller, unit: UnitInfo, told: Any) -> Any:
+        """Return an answer or a part of one as the caller sees it: of others' events, nothing of who led to them."""
+
+        def seen(event: Any) -> Any:
+            if not isinstance(event, Mapping):
+                return event
+            own = self.policy.sees_whole(caller.principal, unit.domain, event.get("principal", ""))
+            return event if own else without_caller(event)
+
+        match told:
+            case Answer(data={"events": [*events]}) if tells_events(unit):
+                return Answer({**told.data, "events": [seen(event) for event in events]}, told.meta)
+            case {"type": _, "stream": _, "principal": _}:  # a command's parts are events on its way
+                return seen(told)
+        return told
 
     def _counted(
         self, caller: Caller, unit: UnitInfo, data: Mapping[str, Any]
@@ -139,3 +160,9 @@ class Asking:
         if self._quotas is None or unit.domain != _USES_TOKENS or unit.kind == "query":
             return contextlib.nullcontext([])
         return self._quotas.within(caller.principal, of_input(data))
+
+
+def tells_events(unit: UnitInfo) -> bool:
+    """Whether a unit answers with recorded events, as `<domain>.log` does: in a list of that name, by its schema."""
+    fields = unit.output.get("properties")
+    return isinstance(fields, dict) and "events" in fields

@@ -40,7 +40,7 @@ DOORS = (
     Door("GET", "/api/v2/resource/{uri}/watch", "Follow what stands at an address: server-sent events.", "resources"),
     Door("GET", "/api/v2/health", "Tell how everything that the gateway needs is.", "health"),
     Door("GET", "/health", "Tell that the gateway serves.", "health"),
-    Door("GET", "/metrics", "Tell what the gateway counts, in Prometheus's text format.", "health"),
+    Door("GET", "/metrics", "Tell what the system does and the gateway counts, in Prometheus's text format.", "health"),
     Door("GET", "/openapi.json", "Describe everything here in OpenAPI 3.1.", "documents"),
     Door("GET", "/docs", "Show that description as a page.", "documents"),
     Door("GET", "/v1/models", "List the models that can be asked.", "OpenAI"),

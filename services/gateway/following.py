@@ -1,7 +1,8 @@
 """What happens, told to all who listen: `GET /api/v2/events`, server-sent events from the stream AIMA_EVENTS.
 
-One consumer feeds a ring of the newest events; a client is a position in the stream and nothing more. It takes what is
-behind its position from the ring while it is there, and otherwise in small pages from JetStream, as fast as it reads.
+One consumer feeds a ring of the newest events while anybody listens; a client is a position in the stream and nothing
+more. It takes what is behind its position from the ring while it is there, and otherwise in small pages from JetStream,
+as fast as it reads.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import contextlib
 import re
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from functools import cached_property, partial
+from typing import NamedTuple
 
 import msgspec
 from nats.aio.client import Client as Nats
@@ -26,15 +29,15 @@ from aima_core.directory import UnitInfo
 from aima_core.errors import Unavailable
 from aima_core.relay import STREAM, ensure_stream
 from services.gateway import bodies, sse, wanted
-from services.gateway.access import Policy, Principal
+from services.gateway.access import Policy, Principal, without_caller
 from services.gateway.doors import door
-from services.gateway.feed import BUS_AWAY, Feed
+from services.gateway.feed import BUS_AWAY, GRACE, Feed, numbers
 from services.gateway.gate import caller_of
 from services.gateway.metrics import Metrics
 from services.gateway.wanted import Wanted
 
 _KEPT = 2048  # events in the ring
-_KEPT_BYTES = 16 * 2**20  # and what they may take together
+_KEPT_BYTES = 16 * 2**20  # and what they may take together; as much again where some are told without their caller
 _PAGE = 64  # events that are handed to a client, or read for it, at once
 _READERS = 8  # pages that are read at the same time: what many slow clients may take of memory together
 _AWAY = 1.0  # seconds until a page is tried again
@@ -46,38 +49,54 @@ _SUBJECT = re.compile(r"aima\.events\.([a-z0-9_]+)\.([a-z0-9_]+)\.[^.]+")
 Fits = Callable[["Told"], bool]
 
 
-class Told(msgspec.Struct, frozen=True):
-    """An event as clients get it."""
+class Told(msgspec.Struct, frozen=True, dict=True):
+    """An event as clients get it. `principal`: who led to it."""
 
     seq: int
     domain: str
     kind: str
     stream: str
+    principal: str
     frame: bytes
+
+    @cached_property
+    def hidden(self) -> bytes:
+        """The frame for those who do not see who led to it: made once for all of them, empty when it cannot be."""
+        _, _, data = self.frame.partition(b"\ndata: ")
+        try:
+            return sse.event(without_caller(msgspec.json.decode(data)), kind=self.kind, ident=str(self.seq))
+        except (msgspec.MsgspecError, ValueError, RecursionError):  # such as a number beyond all that there are here
+            return b""
+
+
+class Place(NamedTuple):
+    """How far a client has come: the number in the stream, and which stream, as one made anew counts from 1 again."""
+
+    life: int
+    seq: int
 
 
 class _Head(msgspec.Struct):
     stream: str = ""
+    principal: str | None = None
 
 
 class EventTail:
     """The newest events, and the way to older ones."""
 
-    def __init__(self, nc: Nats) -> None:
-        self._nc = nc
+    def __init__(self, nc: Nats, grace: float = GRACE) -> None:
         self._js = nc.jetstream(timeout=5)
         self._ring: deque[Told] = deque()
         self._bytes = 0
         self._floor: int | None = None  # the ring holds all that is behind this number; None: nothing is known yet
-        self._life = 0  # which stream: one that was made anew counts from 1 again
-        self._feed = Feed(nc, STREAM, self._take, self._begin_anew)
+        self._feed = Feed(nc, STREAM, self._take, self._forget, grace)
         self._reading = asyncio.Semaphore(_READERS)
         self._waiting: set[asyncio.Future[None]] = set()
         self._news = asyncio.Event()
         self._closed = False
 
     async def run(self) -> None:
-        """Keep up with the stream for ever."""
+        """Keep up with the stream whenever somebody listens, for ever."""
         await self._make_stream()
         await self._feed.run()
 
@@ -100,45 +119,55 @@ class EventTail:
             if not waiter.done():
                 waiter.set_result(None)
 
-    async def position(self, asked: Wanted) -> int:
-        """Return the number behind which a client begins. Raises Unavailable while JetStream is away."""
-        last = self._feed.last
-        if last is None:
-            raise Unavailable(
-                "events cannot be read right now: JetStream is away", reason="NO_JETSTREAM", retry_after=1
-            )
+    async def position(self, asked: Wanted) -> Place:
+        """Return where a client begins. Raises Unavailable while JetStream is away.
+
+        A number beyond the end of the stream is one of a stream that is no more, as numbers only grow: all of the one
+        in its place is news. Once that one has grown beyond the number, nothing tells it from one of its own.
+        """
+        with self._feed:
+            last = await self._feed.found()
+            life = self._feed.life
+            try:
+                return Place(life, await self._beginning(asked, last))
+            except BUS_AWAY as error:
+                raise Unavailable("events cannot be read right now", reason="NO_JETSTREAM", retry_after=1) from error
+
+    async def _beginning(self, asked: Wanted, last: int) -> int:
+        """Return the number behind which a client begins; `last` is the newest that the feed has come to."""
         if asked.after is not None:
-            return 0 if asked.after > last else asked.after  # a number of a stream that is no more
+            beyond = asked.after > last and asked.after > (await self._js.stream_info(STREAM)).state.last_seq
+            return 0 if beyond else asked.after
         if asked.since is None:
             return last
-        try:
-            config = ConsumerConfig(deliver_policy=DeliverPolicy.BY_START_TIME, opt_start_time=timestamp(asked.since))  # type: ignore[arg-type]
-            first = await self._read(config, asked.subject(), 1)
-        except BUS_AWAY as error:
-            raise Unavailable("events cannot be read right now", reason="NO_JETSTREAM", retry_after=1) from error
+        config = ConsumerConfig(deliver_policy=DeliverPolicy.BY_START_TIME, opt_start_time=timestamp(asked.since))  # type: ignore[arg-type]
+        first = await self._read(config, asked.subject(), 1)
         return first[0][0] - 1 if first else last
 
-    async def follow(self, position: int, asked: Wanted, visible: Callable[[str], bool]) -> AsyncIterator[bytes]:
-        """Yield the events behind a position that are asked for and visible, as frames, until the gateway closes."""
-        life = self._life
-        while not self._closed:
-            if life != self._life:
-                life, position = self._life, 0
-            found = self._newer(position)
-            if found is None:
-                try:
-                    found, position = await self._page(position, asked.subject())
-                except BUS_AWAY:
-                    await asyncio.sleep(_AWAY)
+    async def follow(self, place: Place, asked: Wanted, seen: Callable[[Told], bytes]) -> AsyncGenerator[bytes]:
+        """Yield the events behind a place that are asked for, as frames, until the gateway closes.
+
+        `seen` returns the frame of an event that a client gets; an empty one is none.
+        """
+        life, position = place
+        with self._feed:
+            while not self._closed:
+                if life != self._feed.life:
+                    life, position = self._feed.life, 0
+                found = self._newer(position)
+                if found is None:
+                    try:
+                        found, position = await self._page(position, asked.subject())
+                    except BUS_AWAY:
+                        await asyncio.sleep(_AWAY)
+                        continue
+                elif found:
+                    position = found[-1].seq
+                else:
+                    await self._wait()
                     continue
-            elif found:
-                position = found[-1].seq
-            else:
-                await self._wait()
-                continue
-            chosen = [t.frame for t in found if visible(t.domain) and asked.fits(t.domain, t.kind, t.stream)]
-            if chosen:
-                yield b"".join(chosen)
+                if chosen := b"".join(seen(t) for t in found if asked.fits(t.domain, t.kind, t.stream)):
+                    yield chosen
 
     # --- the newest -----------------------------------------------------------------------------------------
 
@@ -154,16 +183,14 @@ class EventTail:
             self._floor = gone.seq
         self._news.set()
 
-    def _begin_anew(self) -> None:
+    def _forget(self) -> None:
         self._ring.clear()
-        self._bytes, self._floor = 0, 0
-        self._life += 1
+        self._bytes, self._floor = 0, None
         self._news.set()
 
     def _newer(self, position: int) -> list[Told] | None:
         """Return the next events behind a position; None when they are not in the ring any more."""
-        last = self._feed.last
-        if last is None or position >= last:
+        if position >= self._feed.last:
             return []
         if self._floor is None or position < self._floor:
             return None
@@ -187,7 +214,7 @@ class EventTail:
 
     async def _page(self, position: int, subject: str) -> tuple[list[Told], int]:
         """Return the next events with a subject behind a position, and the position behind them."""
-        upto = self._feed.last or 0
+        upto = self._feed.last
         config = ConsumerConfig(deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=position + 1)
         found = await self._read(config, subject, _PAGE)
         told = [each for seq, message in found if (each := read(seq, message))]
@@ -211,7 +238,7 @@ class EventTail:
             finally:
                 with contextlib.suppress(*BUS_AWAY):
                     await self._js.delete_consumer(STREAM, made.name)
-        return [(message.metadata.sequence.stream, message) for message in messages]
+        return [(numbers(message)[0], message) for message in messages]
 
     async def _make_stream(self) -> None:
         """Have the stream there even if nothing has ever happened."""
@@ -242,20 +269,28 @@ class Events:
         if not who.known:
             self._policy.permit(who, _READING)
         asked = wanted.read(bodies.query_of(request), request.headers.get("last-event-id", ""), time.time())
-        position = await self._tail.position(asked)
-        events = self._tail.follow(position, asked, lambda domain: visible(who, domain))
+        place = await self._tail.position(asked)
+        events = self._tail.follow(place, asked, partial(frame_for, who, self._policy))
         return await sse.answer(self._counted(events), caller.valid)
 
-    async def _counted(self, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def _counted(self, events: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
         with self._open.track_inprogress():
-            async for event in events:
-                yield event
+            async with contextlib.aclosing(events):
+                async for event in events:
+                    yield event
 
 
 def visible(who: Principal, domain: str) -> bool:
     """Whether somebody may see a domain's events."""
     risk = "high" if domain in _SECRETIVE else "low"
     return who.reaches(domain, risk) if who.known else risk == "low"
+
+
+def frame_for(who: Principal, policy: Policy, told: Told) -> bytes:
+    """Return what somebody gets of an event: nothing, the whole, or all but who led to it."""
+    if not visible(who, told.domain):
+        return b""
+    return told.frame if policy.sees_whole(who, told.domain, told.principal) else told.hidden
 
 
 def read(seq: int, message: Msg) -> Told | None:
@@ -271,4 +306,5 @@ def read(seq: int, message: Msg) -> Told | None:
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
     domain, kind = fits[1], f"{fits[1]}.{fits[2]}"
-    return Told(seq, domain, kind, head.stream, sse.event(data, kind=kind, ident=str(seq)))
+    frame = sse.event(data, kind=kind, ident=str(seq))
+    return Told(seq, domain, kind, head.stream, head.principal or "", frame)

@@ -53,8 +53,7 @@ class Health:
         return json({"status": "degraded" if missing else "ok", "dependencies": told, "missing": missing})
 
     async def _look(self) -> Dependencies:
-        away = self._directory.away()
-        domains = {name: name not in away for name in sorted({*self._directory.domains, *away})}
+        domains = domains_here(self._directory)
         return {"bus": self._nc.is_connected, "jetstream": await self._has_jetstream(), **domains}
 
     async def _has_jetstream(self) -> bool:
@@ -68,6 +67,12 @@ class Health:
                 self._jetstream = False
             self._at = time.monotonic()
         return self._jetstream
+
+
+def domains_here(directory: Directory) -> Dependencies:
+    """Return of each domain that has been seen whether it answers now."""
+    away = directory.away()
+    return {name: name not in away for name in sorted({*directory.domains, *away})}
 
 
 def _ready(pairs: list[tuple[str, str]]) -> bool:

@@ -39,6 +39,7 @@ from services.gateway.openai_responses import Responses
 from services.gateway.operations import Operations
 from services.gateway.quotas import Quotas
 from services.gateway.resources import Resources, Watching
+from services.gateway.scraping import Scraping
 from services.gateway.server import Http, Listening, listen
 from services.gateway.settings import GatewaySettings, host_of, local
 from services.gateway.state import Key
@@ -133,7 +134,7 @@ class GatewayOutside(Outside[Key]):
         native = Native(asking, operations, settings.body_limit)
         library = OllamaLibrary(asking, settings.body_limit)
         routes = [
-            *metrics.routes(),
+            *Scraping(metrics.registry, asking).routes(),
             self._mcp.route(),
             *OpenAI(asking, carrier, settings.body_limit).routes(),
             *Responses(carrier, settings.body_limit).routes(),

@@ -1,7 +1,8 @@
 """Resources at the door: what stands at an `asms://` address, and what comes to stand there.
 
 Reading asks `<domain>.read`. Watching looks at the JetStream bucket `aima-resources`, through one consumer for all who
-watch; of an address whose watchers read slowly, each gets the newest value and not those in between.
+watch, while anybody does; of an address whose watchers read slowly, each gets the newest value and not those in
+between.
 """
 
 from __future__ import annotations
@@ -19,14 +20,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from aima_core.errors import Unavailable
 from aima_core.units import key_of
 from aima_core.watch import BUCKET
 from services.gateway import bodies, sse
 from services.gateway.answers import json
 from services.gateway.asking import Asking
 from services.gateway.doors import Answering, door, door_of_any
-from services.gateway.feed import BUS_AWAY, Feed
+from services.gateway.feed import BUS_AWAY, GRACE, Feed
 from services.gateway.gate import caller_of
 from services.gateway.metrics import Metrics
 
@@ -64,14 +64,14 @@ class _Watched:
 class Watching:
     """The addresses that are watched right now, by whatever door."""
 
-    def __init__(self, nc: Nats) -> None:
+    def __init__(self, nc: Nats, grace: float = GRACE) -> None:
         self._js = nc.jetstream(timeout=5)
-        self._feed = Feed(nc, _STREAM, self._take, self._begin_anew)
+        self._feed = Feed(nc, _STREAM, self._take, self._forget, grace)
         self._watched: dict[str, _Watched] = {}
         self._closed = False
 
     async def run(self) -> None:
-        """Keep up with the bucket for ever."""
+        """Keep up with the bucket whenever somebody watches, for ever."""
         await self._feed.run()
 
     def close(self) -> None:
@@ -80,27 +80,37 @@ class Watching:
         for watched in self._watched.values():
             watched.wake()
 
+    async def begin(self) -> None:
+        """Return when watching can begin. Raises Unavailable while JetStream is away."""
+        with self._feed:
+            await self._feed.found()
+
     async def changes(self, uri: str) -> AsyncGenerator[bytes]:
         """Yield what stands at an address, if anything does, and whatever comes to stand there: JSON, `null` for none.
 
         Raises Unavailable while JetStream is away at the beginning.
         """
-        if self._feed.last is None:
-            raise Unavailable("nothing can be watched right now: JetStream is away", reason="NO_JETSTREAM")
-        key = key_of(uri)
+        with self._feed:
+            await self._feed.found()  # only then to look: what comes to stand there later is delivered
+            async with self._watching(key_of(uri)) as watched:
+                seen, told = 0, b""
+                while not self._closed:
+                    if watched.changes == seen:
+                        await watched.moved.wait()
+                        continue
+                    seen, value = watched.changes, watched.value
+                    if value is not None and value != told:
+                        told = value
+                        yield value
+
+    @contextlib.asynccontextmanager
+    async def _watching(self, key: str) -> AsyncIterator[_Watched]:
+        """Give what stands at a key, kept up while the block lasts."""
         watched = self._watched.setdefault(key, _Watched())
         watched.watchers += 1
         looking = asyncio.create_task(self._look(key, watched))
-        seen, told = 0, b""
         try:
-            while not self._closed:
-                if watched.changes == seen:
-                    await watched.moved.wait()
-                    continue
-                seen, value = watched.changes, watched.value
-                if value is not None and value != told:
-                    told = value
-                    yield value
+            yield watched
         finally:
             looking.cancel()
             watched.watchers -= 1
@@ -126,7 +136,7 @@ class Watching:
         if watched:
             watched.put(seq, _GONE if _is_marker(message.headers) else _line(message.data))
 
-    def _begin_anew(self) -> None:
+    def _forget(self) -> None:
         for watched in self._watched.values():
             watched.seq = -1
 
@@ -171,6 +181,7 @@ class Resources:
         if not watch:
             return json(await self._asking.envelope(caller, unit, data))
         await self._asking.permitted(caller, unit, data)
+        await self._watching.begin()
         return await sse.answer(self._frames(uri), caller.valid)
 
     async def _frames(self, uri: str) -> AsyncIterator[bytes]:

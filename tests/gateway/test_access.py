@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from aima_core.call import Call
+from aima_core.common import units_of
 from aima_core.directory import UnitInfo
 from aima_core.errors import Forbidden, NotFound, Unauthorized
 from aima_core.nats_server import NatsServer
-from services.gateway.access import NOBODY, Policy, Principal, hash_of, static_keys
+from aima_core.records import Meta, Recorded
+from services.cli import domains
+from services.gateway.access import NOBODY, Policy, Principal, hash_of, static_keys, without_caller
+from services.gateway.asking import tells_events
 from services.gateway.outside import policy_of
 from services.gateway.server import Listening
 from services.gateway.settings import GatewaySettings
 from services.gateway.state import Key
+from services.inference import units as inference
 from tests.gateway.conftest import Site, gateway
 from tests.gateway.test_rest import ALL
 
@@ -29,6 +36,7 @@ PRINCIPALS = {
     "worker": Principal(name="worker", scopes=("*:medium",)),
     "admin": Principal(name="admin", scopes=("*:high",)),
     "chatter": Principal(name="chatter", scopes=("inference:medium", "model:low")),
+    "keeper": Principal(name="keeper", scopes=("inference:high", "model:low")),
     "none": Principal(name="none", scopes=()),
 }
 OPEN = POLICIES["open"]
@@ -93,6 +101,110 @@ def test_a_model_that_a_key_may_not_use_is_not_there_for_it() -> None:
     OPEN.permit_model(PRINCIPALS["worker"], "anything")
     with pytest.raises(NotFound):
         OPEN.permit_model(who, "llm-b")
+
+
+# --- who led to an event ------------------------------------------------------------------------------------------
+
+WHOLE = {
+    #                    of inference                  of another domain
+    #                    own    another's  nobody's    own    another's
+    "nobody, open":     (True,  True,      True,       True,  True),
+    "nobody, required": (False, False,     False,      False, False),
+    "nobody, closed":   (False, False,     False,      False, False),
+    "reader, open":     (True,  False,     False,      True,  False),
+    "reader, required": (True,  False,     False,      True,  False),
+    "worker, open":     (True,  False,     False,      True,  False),
+    "worker, required": (True,  False,     False,      True,  False),
+    "admin, open":      (True,  True,      True,       True,  True),
+    "admin, required":  (True,  True,      True,       True,  True),
+    "chatter, open":    (True,  False,     False,      True,  False),
+    "chatter, closed":  (True,  False,     False,      True,  False),
+    "keeper, open":     (True,  True,      True,       True,  False),
+    "keeper, closed":   (True,  True,      True,       True,  False),
+    "none, required":   (True,  False,     False,      True,  False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_who_led_to_an_event_is_seen_by_whom_the_table_says(case: str) -> None:
+    name, policy = case.split(", ")
+    who, sees = PRINCIPALS[name], POLICIES[policy].sees_whole
+    seen = [sees(who, "inference", by) for by in (who.name, "another", "")]
+    assert (*seen, sees(who, "model", who.name), sees(who, "model", "another")) == WHOLE[case]
+
+
+def test_an_event_without_its_caller_has_the_same_fields_and_tells_nothing_of_the_request() -> None:
+    call = Call(request_id="r-1", correlation_id="c-1", causation_id="e-1", principal="one", trace="00-t-1", at=1.0)
+    started = inference.RequestStarted(
+        request_id="req-1",
+        model="toy",
+        type="llm",
+        service_id="svc-a",
+        process_id="p0",
+        started_at=1.0,
+        expires_at=2.0,
+        owner="one",
+    )
+    whole = Recorded(3, "inference/svc-a", 2, 1.0, Meta.of(call), started, "log-3").wire()
+    data = {field: getattr(started, field) for field in started.__struct_fields__}
+    assert without_caller({**whole, "data": data}) == {
+        "id": "log-3",
+        "type": "inference.request_started",
+        "stream": "inference/svc-a",
+        "version": 2,
+        "position": 3,
+        "recorded_at": "1970-01-01T00:00:01.000000Z",
+        "node": "local",
+        "request_id": "",
+        "correlation_id": "",
+        "causation_id": "",
+        "principal": "",
+        "trace": "",
+        "data": {**data, "request_id": "", "owner": ""},
+    }
+
+
+def test_what_is_no_text_is_null_without_its_caller_and_what_is_not_there_does_not_come() -> None:
+    assert without_caller({"principal": None, "trace": 7, "data": {"owner": {"name": "one"}, "n": 1}}) == {
+        "principal": None,
+        "trace": None,
+        "data": {"owner": None, "n": 1},
+    }
+    assert without_caller({"type": "odd", "data": [1]}) == {"type": "odd", "data": [1]}
+
+
+def test_events_are_told_by_every_log_and_by_the_history_of_a_service() -> None:
+    found = {name for name, output in _outputs() if tells_events(UnitInfo(name=name, kind="", risk="", output=output))}
+    assert found == {name for name, _ in _outputs() if name.endswith(".log")} | {"service.history"}
+
+
+def test_nothing_else_that_is_answered_could_be_a_list_of_events() -> None:
+    loose = {(name, where) for name, output in _outputs() for where in _loose_lists(output)}
+    elsewhere = {(name, where) for name, where in loose if where != "/properties/events"}
+    assert elsewhere == {("inference.chat", "/properties/tool_calls/anyOf/0")}
+
+
+@pytest.mark.parametrize("output", [{}, {"properties": []}, {"properties": {"event": {}}}])
+def test_a_unit_whose_schema_says_nothing_of_events_tells_none(output: dict[str, Any]) -> None:
+    assert not tells_events(UnitInfo(name="odd.unit", kind="query", risk="low", output=output))
+
+
+def _outputs() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield every unit of ours with the schema of its answer."""
+    for domain in map(domains.load, domains.names()):
+        for unit in (*domain.units, *units_of(domain.name, "asms://x", domain.log_risk)):
+            yield unit.spec.name, unit.output.model_json_schema(mode="serialization")
+
+
+def _loose_lists(schema: Any, where: str = "") -> Iterator[str]:
+    """Yield where a schema has lists of objects of which it says nothing more."""
+    if isinstance(schema, dict):
+        items = schema.get("items")
+        if isinstance(items, dict) and items.get("type") == "object" and "properties" not in items:
+            yield where
+    inside = schema.items() if isinstance(schema, dict) else enumerate(schema) if isinstance(schema, list) else ()
+    for name, part in inside:
+        yield from _loose_lists(part, f"{where}/{name}")
 
 
 # --- from a token to who it is ------------------------------------------------------------------------------------

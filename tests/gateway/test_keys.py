@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import pytest
 from aima_core.nats_server import NatsServer
 from aima_core.testing import until
 from tests.gateway.conftest import Site, gateway, listening
+from tests.gateway.engines import HELLO, Place, place
+from tests.gateway.mcp_fixtures import Doors
 
 ADMIN = {"Authorization": "Bearer admin-secret"}
 
@@ -92,9 +94,9 @@ async def test_the_secret_of_a_key_is_kept_nowhere(locked: Site, capfd: pytest.C
             str(file): file.read_bytes().decode("latin-1") for file in locked.folder.parent.rglob("*") if file.is_file()
         },
     }
-    for place, text in places.items():
+    for where, text in places.items():
         for secret in secrets:
-            assert secret not in text, place
+            assert secret not in text, where
 
 
 def _tables(connection: sqlite3.Connection) -> list[str]:
@@ -170,3 +172,146 @@ async def test_a_stream_ends_with_the_key_that_opened_it(locked: Site) -> None:
         await locked.post("/api/v2/gateways/revoke_key", {"key_id": made["key_id"]}, headers=ADMIN)
         await locked.post("/api/v2/counters/c1/add", {}, headers=ADMIN)
         assert await heard() is None
+
+
+# --- what one tenant learns of another from what happens ----------------------------------------------------------
+
+Look = Callable[[Site, dict[str, str]], Awaitable[list[dict[str, Any]]]]
+
+
+async def _by_execute(site: Site, headers: dict[str, str]) -> list[dict[str, Any]]:
+    response = await site.post("/api/v2/execute", {"unit": "inference.log"}, headers=headers)
+    return list(response.json()["data"]["events"])
+
+
+async def _by_stream(site: Site, headers: dict[str, str]) -> list[dict[str, Any]]:
+    asked = {"unit": "inference.log", "options": {"stream": True}}
+    response = await site.post("/api/v2/execute", asked, headers=headers)
+    (line,) = [line for line in response.text.splitlines() if line.startswith("data: ")]
+    return list(json.loads(line.removeprefix("data: "))["data"]["events"])
+
+
+async def _by_operation(site: Site, headers: dict[str, str]) -> list[dict[str, Any]]:
+    asked = {"unit": "inference.log", "options": {"async": True}}
+    where = (await site.post("/api/v2/execute", asked, headers=headers)).headers["location"]
+
+    async def ended() -> Any:
+        return (await site.get(where, headers=headers)).json()["data"]["result"]
+
+    return list((await until(ended))["events"])
+
+
+async def _by_rest(site: Site, headers: dict[str, str]) -> list[dict[str, Any]]:
+    return list((await site.get("/api/v2/inference/log", headers=headers)).json()["data"]["events"])
+
+
+async def _by_mcp(site: Site, headers: dict[str, str]) -> list[dict[str, Any]]:
+    key = headers.get("Authorization", "").removeprefix("Bearer ")
+    async with Doors(site.url, site.nats.url, site.client, site.folder).mcp(key=key) as mcp:
+        answer = await mcp.call_tool("inference_log")  # the client holds it against the schema
+    (text,) = answer.content
+    assert json.loads(text.text) == answer.structured_content
+    return list(answer.structured_content["events"])
+
+
+async def _by_events(site: Site, headers: dict[str, str]) -> list[dict[str, Any]]:
+    last = (await site.ask("inference.log"))["position"]
+    async with listening(site, "/api/v2/events?domain=inference&after=0", headers=headers) as heard:
+        return [(await heard()).data for _ in range(last)]
+
+
+LOOKS: tuple[Look, ...] = (_by_execute, _by_stream, _by_operation, _by_rest, _by_mcp, _by_events)
+
+
+async def _asked_by(here: Place, *names: str) -> dict[str, dict[str, str]]:
+    """Let tenants of these names each ask a model; return what shows their keys, when all of it has happened."""
+    tenants = {name: await here.site.key(name, "inference:medium") for name in names}
+    for name, headers in tenants.items():
+        body = {"model": "toy", "messages": HELLO}
+        response = await here.site.post(
+            "/v1/chat/completions", body, headers=headers | {"X-Request-Id": f"of-{name}", "traceparent": TRACES[name]}
+        )
+        assert response.status_code == 200, response.text
+    await here.outcomes(len(names))
+    return tenants
+
+
+TRACES = {name: f"00-{digit * 32}-{digit * 16}-01" for name, digit in (("acme", "a"), ("bolt", "b"))}
+
+
+async def _tells_of(here: Place, name: str) -> set[str]:
+    """Return all that tells of a tenant or of its requests, as it stands in the whole log."""
+    own = [event for event in (await here.site.ask("inference.log"))["events"] if event["principal"] == name]
+    assert [event["type"] for event in own] == ["inference.request_started", "inference.request_completed"]
+    assert own[0]["data"]["owner"] == name
+    requests = {event["data"]["request_id"] for event in own}
+    return {name, TRACES[name][3:35], f"of-{name}", *requests, *(event["request_id"] for event in own)}
+
+
+@pytest.mark.parametrize("look", LOOKS, ids=lambda look: look.__name__)
+async def test_one_tenant_learns_neither_the_name_nor_the_requests_of_another(
+    look: Look, tmp_path: Path, nats: NatsServer, free_port: Callable[[], int]
+) -> None:
+    environ = {"AIMA_GATEWAY_AUTH": "required", "AIMA_API_KEYS": "admin:admin-secret"}
+    async with place(tmp_path / "data", nats, free_port(), **environ) as here:
+        await here.engine()
+        tenants = await _asked_by(here, "acme", "bolt")
+        of_acme, of_bolt = [await _tells_of(here, name) for name in tenants]
+        operator = await here.site.key("operator", "inference:high")
+        whole = (await here.site.ask("inference.log"))["events"]
+        sees = {
+            "acme": (tenants["acme"], of_acme, of_bolt),
+            "bolt": (tenants["bolt"], of_bolt, of_acme),
+            "nobody": ({}, set(), of_acme | of_bolt),
+            "reader": (await here.site.key("reader", "*:low"), set(), of_acme | of_bolt),
+            "operator": (operator, of_acme | of_bolt, set()),
+            "admin": (ADMIN, of_acme | of_bolt, set()),
+        }
+        for who, (headers, told, untold) in sees.items():
+            events = await look(here.site, headers)
+            text = json.dumps(events)
+            assert all(each in text for each in told), who
+            assert not any(each in text for each in untold), who
+            assert [event["type"] for event in events] == [event["type"] for event in whole]
+            assert [event["data"].keys() for event in events] == [event["data"].keys() for event in whole]
+            own = [event for event in whole if event["principal"] == who]
+            assert [event for event in events if event["principal"] == who] == own
+        assert await look(here.site, ADMIN) == whole
+
+
+async def test_parts_of_a_tenants_command_tell_nothing_of_who_else_did_something(locked: Site) -> None:
+    one, other, operator = [
+        await locked.key(name, scope)
+        for name, scope in (("one", "counter:medium"), ("other", "counter:medium"), ("keeper", "counter:high"))
+    ]
+    for counter, headers, principals in (("c1", one, ["", "one", ""]), ("c2", operator, ["other", "one", ""])):
+        asked = {"unit": "counter.grow", "input": {"counter_id": counter}, "options": {"async": True}}
+        where = (await locked.post("/api/v2/execute", asked, headers=headers)).headers["location"]
+        async with listening(locked, f"{where}/events", headers=headers) as heard:
+            await until(lambda stream=f"counter/{counter}": _happened(locked, stream))
+            parts = [(await heard()).data["progress"]]
+            for adding in (other, one):
+                await locked.post(f"/api/v2/counters/{counter}/add", {}, headers=adding | {"X-Request-Id": "added"})
+                parts.append((await heard()).data["progress"])
+            (locked.folder / "counter" / "gate").write_text("")
+            while (told := (await heard()).data)["status"] == "running":
+                pass
+            parts.append(told["progress"])
+        (locked.folder / "counter" / "gate").unlink()
+        assert [part["principal"] for part in parts[1:]] == principals
+        assert [part["request_id"] == "added" for part in parts[1:3]] == [bool(name) for name in principals[:2]]
+
+
+async def _happened(site: Site, stream: str) -> bool:
+    return bool((await site.ask("counter.log", stream=stream))["events"])
+
+
+async def test_where_nobody_needs_a_key_nobody_sees_less_but_a_key_does(site: Site) -> None:
+    one, other = [await site.key(name, "counter:medium") for name in ("one", "other")]
+    await site.post("/api/v2/counters/c1/add", {}, headers=one | {"X-Request-Id": "of-one"})
+    for headers, sees in (({}, "one"), (one, "one"), (other, "")):
+        (event,) = (await site.get("/api/v2/counters/log", headers=headers)).json()["data"]["events"]
+        async with listening(site, "/api/v2/events?after=0&domain=counter", headers=headers) as heard:
+            told = (await heard()).data
+        assert told == event
+        assert (event["principal"], event["request_id"]) == (sees, "of-one" if sees else "")
