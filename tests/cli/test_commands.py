@@ -35,9 +35,9 @@ def run(*words: str, data: Path, stdin: str = "", **environ: str) -> subprocess.
 
 
 def test_the_version_is_one_document_for_programs(tmp_path: Path) -> None:
-    assert run("version", data=tmp_path).stdout == "aima 0.2.0\n"
-    assert json.loads(run("version", "-o", "json", data=tmp_path).stdout)["aima"] == "0.2.0"
-    assert yaml.safe_load(run("version", "-o", "yaml", data=tmp_path).stdout)["aima"] == "0.2.0"
+    assert run("version", data=tmp_path).stdout == "aima 0.3.0\n"
+    assert json.loads(run("version", "-o", "json", data=tmp_path).stdout)["aima"] == "0.3.0"
+    assert yaml.safe_load(run("version", "-o", "yaml", data=tmp_path).stdout)["aima"] == "0.3.0"
 
 
 @pytest.mark.parametrize("words", [["status"], ["units"], ["call", "model.list"], ["events"], ["chat", "hello"]])

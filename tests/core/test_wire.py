@@ -48,7 +48,7 @@ async def test_discovery_lists_every_unit_with_all_that_a_door_needs(tmp_path: P
         info = json.loads((await bare.nc.request("$SRV.INFO.counter", timeout=5)).data)
     assert (info["name"], info["version"], info["description"], info["metadata"]) == (
         "counter",
-        "0.2.0",
+        "0.3.0",
         "Counters, to try the core with.",
         {
             "node": "test",

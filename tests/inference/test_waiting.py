@@ -208,7 +208,7 @@ async def test_of_two_hundred_at_once_as_many_are_served_as_there_is_room_and_th
             assert details["retry_after"] >= 1
         full = await shows(client, outstanding=4, queued=20)
         assert [(one["outstanding"], one["slots"]) for one in full["replicas"]] == [(2, 2), (2, 2)]
-        assert (len(first.held), len(second.held)) == (2, 2)
+        await until(lambda: (len(first.held), len(second.held)) == (2, 2))
         first.all("answer")
         second.all("answer")
         answers = await asyncio.gather(*(task for task in tasks if not (task.done() and task.exception())))
