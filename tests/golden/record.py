@@ -12,6 +12,7 @@ import contextlib
 import json
 import sqlite3
 import sys
+import tempfile
 from pathlib import Path
 
 from services.cli import domains
@@ -52,7 +53,13 @@ def _read(file: Path, runs: Path) -> Events:
             rows = connection.execute("SELECT type, data FROM events ORDER BY position").fetchall()
     except sqlite3.Error:
         return []  # a test broke it on purpose
-    here = {str(runs): "/runs", sys.prefix: "/venv", sys.base_prefix: "/python", str(HERE.parents[1]): "/aima"}
+    here = {
+        str(runs): "/runs",
+        sys.prefix: "/venv",
+        sys.base_prefix: "/python",
+        str(HERE.parents[1]): "/aima",
+        tempfile.gettempdir(): "/temporary",
+    }
     events = []
     for kind, data in rows:
         if not isinstance(data, bytes):
