@@ -43,6 +43,8 @@ _LOOK = 0.5  # seconds for a domain to say that it is there, and what it has
 
 _SUCCESS = b'{"success":true,'  # how an envelope of ours begins that holds an answer
 
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)  # how decoding JSON fails
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -304,11 +306,12 @@ def opened(data: bytes) -> Answer:
     """Return the answer that an envelope holds; raise the error that it holds instead."""
     try:
         envelope = _decode(data)
-    except msgspec.DecodeError as error:
-        raise InternalError("the reply is not an envelope of ours") from error
-    if envelope.success:
-        return Answer(envelope.data, envelope.meta)
-    raise from_body(envelope.error or {})
+        if envelope.success:
+            return Answer(envelope.data, envelope.meta)
+        error = from_body(envelope.error or {})
+    except (*UNREADABLE, TypeError, ValueError) as broken:
+        raise InternalError("the reply is not an envelope of ours") from broken
+    raise error
 
 
 class Peers:

@@ -110,9 +110,9 @@ def from_headers(headers: Mapping[str, str] | None, *, node: str, default_timeou
         trace=trace if _TRACE.fullmatch(trace) else new_trace(),
         deadline=now + timeout,
         idempotency_key=given.get(IDEMPOTENCY_KEY, ""),
-        dry_run=_flag(given, DRY_RUN),
+        dry_run=flag(given, DRY_RUN),
         expected_version=None if version is None else int(version),
-        parts=_flag(given, PARTS),
+        parts=flag(given, PARTS),
     )
 
 
@@ -166,7 +166,8 @@ def _number(given: Mapping[str, str], name: str, default: float) -> float:
         raise InvalidRequest(f"{name} must be a number of seconds", header=name) from None
 
 
-def _flag(given: Mapping[str, str], name: str) -> bool:
+def flag(given: Mapping[str, str], name: str) -> bool:
+    """Return what a header says that is true or false; raise InvalidRequest for anything else."""
     value = given.get(name, "").lower()
     if value not in ("", "true", "false"):  # a dry run that is misspelt must not be a real one
         raise InvalidRequest(f"{name} must be true or false", header=name)

@@ -65,6 +65,7 @@ class UnitSpec(msgspec.Struct, frozen=True, kw_only=True):
     risk: Risk
     stream: str | None
     timeout: float
+    batches: bool
     errors: tuple[type[AimaError], ...]
     events: tuple[type[Event], ...]
     examples: tuple[Mapping[str, Any], ...]
@@ -84,7 +85,8 @@ class Unit(BaseModel, Generic[Out]):
     """The input of a unit; `Out` is its output. Frozen, strict, and closed to unknown fields.
 
     Class keywords: `unit` its name; `stream` the field that names the stream it is about; `risk`;
-    `timeout` seconds until a call without a deadline of its own is given up; `errors` it may refuse with;
+    `timeout` seconds until a call without a deadline of its own is given up; `batches`: many may be asked in one
+    message, as they answer at once; `errors` it may refuse with;
     `events` it may record; `examples` of its input, which the tests validate.
     """
 
@@ -104,6 +106,7 @@ class Unit(BaseModel, Generic[Out]):
         stream: str | None = None,
         risk: Risk | None = None,
         timeout: float = 30.0,
+        batches: bool = False,
         errors: Sequence[type[AimaError]] = (),
         events: Sequence[type[Event]] = (),
         examples: Sequence[Mapping[str, Any]] = ({},),
@@ -117,6 +120,7 @@ class Unit(BaseModel, Generic[Out]):
             risk=risk or ("medium" if cls.kind == "command" else "low"),
             stream=stream,
             timeout=timeout,
+            batches=batches,
             errors=tuple(errors),
             events=tuple(events),
             examples=tuple(examples),

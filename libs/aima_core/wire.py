@@ -176,13 +176,25 @@ class Endpoints:
 
     async def _serve_batch(self, unit: type[Unit[Any]], message: Msg, token: str) -> None:
         """Serve each request that a message holds as if it had come alone; answer when the last of them is answered."""
+        headers = message.headers or {}
         try:
-            items = items_of(message.data)
-        except InvalidRequest as error:
+            if not calls.flag(headers, calls.BATCH):
+                await self._serve(unit, message, token)
+                return
+            if not unit.spec.batches:
+                raise InvalidRequest(f"{unit.spec.name} is asked one by one", reason="NO_BATCHES")
+            items = items_of(message.data, headers)
+            if len(self._tasks) + len(items) > _MOST_AT_ONCE:
+                raise RateLimited("too many requests at once", retry_after=1)
+        except (InvalidRequest, RateLimited) as error:
             await self._refuse(message, error)
             return
+        serving = [asyncio.create_task(self._serve(unit, item, token)) for item in items]
+        for task in serving:
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
         try:
-            await asyncio.gather(*(self._serve(unit, item, token) for item in items))
+            await asyncio.gather(*serving, return_exceptions=True)
         finally:
             await self._publish(message, replies_of(items), {})
 

@@ -11,36 +11,45 @@ from typing import Any
 
 import msgspec
 
+from services.gateway.chatting import MOST_CALLS
 from services.gateway.engine_errors import bad_answer, failed, gone
 from services.gateway.engine_events import DONE, Splitter, data_of, decoded
 
-_ONCE = ("id", "role", "type")  # told at the begin, by some engines again with each piece
+_ONCE = ("id", "role", "type", "name", "finish_reason", "stop_reason")  # some engines tell them again with each piece
+_PIECES = "tool_calls"  # the list whose things are told in pieces
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
-def assembled(stream: bytes) -> dict[str, Any]:
-    """Return the answer that a stream of chunks tells.
+class Assembly:
+    """An answer whose stream comes in blocks."""
 
-    Raises Unavailable when the stream breaks off, ExecutionFailed when the engine says that it failed or cannot be
-    read.
-    """
-    whole: dict[str, Any] = {}
-    choices: dict[int, dict[str, Any]] = {}
-    for data in map(data_of, Splitter().feed(stream)):
-        if data == DONE:
-            break
-        if data:
+    def __init__(self) -> None:
+        self._splitter = Splitter()
+        self._whole: dict[str, Any] = {}
+        self._choices: dict[int, dict[str, Any]] = {}
+        self._ended = False
+
+    def feed(self, block: bytes) -> None:
+        """Take a block. Raises ExecutionFailed when the engine says that it failed, or cannot be understood."""
+        for data in map(data_of, self._splitter.feed(block)):
+            if data == DONE:
+                self._ended = True
+            if not data or self._ended:
+                continue
             try:
-                _take(data, whole, choices)
-            except (AttributeError, TypeError):  # something has another shape than it should
+                _take(data, self._whole, self._choices)
+            except (AttributeError, TypeError, LookupError):  # something has another shape than it should
                 raise bad_answer() from None
-    else:
-        raise gone(begun=True)
-    if not choices:
-        raise bad_answer()
-    whole["object"] = str(whole.get("object", "")).removesuffix(".chunk")
-    whole["choices"] = [choices[index] for index in sorted(choices)]
-    return whole
+
+    def answer(self) -> dict[str, Any]:
+        """Return all of it. Raises Unavailable when the stream broke off, ExecutionFailed when there was nothing."""
+        if not self._ended:
+            raise gone(begun=True)
+        if not self._choices:
+            raise bad_answer()
+        choices = [self._choices[index] for index in sorted(self._choices)]
+        kind = str(self._whole.get("object", "")).removesuffix(".chunk")
+        return {**self._whole, "object": kind, "choices": choices}
 
 
 def _take(data: bytes, whole: dict[str, Any], choices: dict[int, dict[str, Any]]) -> None:
@@ -50,7 +59,9 @@ def _take(data: bytes, whole: dict[str, Any], choices: dict[int, dict[str, Any]]
     if chunk.get("error") is not None:
         raise failed(chunk["error"])
     for choice in chunk.pop("choices", None) or ():
-        index = choice.get("index", 0)
+        index = choice.get("index") or 0
+        if not isinstance(index, int):
+            raise bad_answer()
         _add(choices.setdefault(index, {"index": index}), _as_message(choice))
     for name, value in chunk.items():
         if value is not None or name not in whole:
@@ -72,12 +83,12 @@ def _add(whole: dict[str, Any], news: Mapping[str, Any]) -> None:
         match known, value:
             case _, None:
                 whole.setdefault(name, None)
-            case str(), str() if name not in _ONCE:
-                whole[name] = known + value
+            case str(), str():
+                whole[name] = (known or value) if name in _ONCE else known + value
             case None | dict(), dict():
                 whole[name] = known or {}
                 _add(whole[name], value)
-            case None | list(), [{"index": int()}, *_]:
+            case None | list(), list() if name == _PIECES:
                 whole[name] = _joined(known or [], value)
             case list(), list():
                 known.extend(value)
@@ -88,7 +99,9 @@ def _add(whole: dict[str, Any], news: Mapping[str, Any]) -> None:
 def _joined(known: list[dict[str, Any]], news: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return numbered things with their pieces added, without the numbers, by which only pieces are told apart."""
     for piece in news:
-        index = piece.pop("index")
+        index = piece.pop("index", 0)
+        if not 0 <= index < MOST_CALLS:
+            raise bad_answer()
         while len(known) <= index:
             known.append({})
         _add(known[index], piece)

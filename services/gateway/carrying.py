@@ -64,12 +64,13 @@ class Carried:
     `begun`: when the engine was asked, by the monotonic clock; `streams`: the answer comes in events.
     """
 
-    def __init__(self, lease: inference.Lease, reply: Reply, begun: float) -> None:
+    def __init__(self, lease: inference.Lease, reply: Reply, begun: float, prompt: int) -> None:
         self.lease = lease
         self.reply = reply
         self.usage = Tokens()
         self.begun = begun
         self.streams = reply.headers.get("content-type", "").startswith("text/event-stream")
+        self._prompt = prompt  # tokens of it, as far as one can say
         self._pieces = 0
 
     async def read(self) -> bytes:
@@ -89,9 +90,8 @@ class Carried:
         return b"".join(blocks)
 
     def end(self) -> None:
-        """Let go of the engine, which stops; what it said until then was answered, too."""
+        """Count what the engine has said, and nobody has read."""
         self._count(self.reply.come())
-        self.reply.close()
 
     @property
     def first(self) -> float | None:
@@ -101,8 +101,8 @@ class Carried:
 
     @property
     def spent(self) -> int:
-        """Tokens that it has used; of an answer that broke off, as many as it had pieces."""
-        return self.usage.prompt_tokens + self.usage.completion_tokens or self._pieces
+        """Tokens that it has used; where the engine has not told, its prompt's and as many as it had pieces."""
+        return self.usage.prompt_tokens + self.usage.completion_tokens or self._prompt + self._pieces
 
     def _count(self, block: bytes) -> None:
         if self.streams:
@@ -142,7 +142,7 @@ class Carrier:
                     avoid = lease.process_id
                     used.clear()  # what nobody gets is not paid for
                 except asyncio.CancelledError:
-                    if not sum(used):  # the engine has read the prompt, and has told nothing of it yet
+                    if not used:  # the engine has been reading the prompt
                         used.append(job.tokens.prompt)
                     raise
             raise gone(begun=False)
@@ -194,15 +194,18 @@ async def _answered(job: Job, lease: inference.Lease, used: list[int]) -> AsyncI
     begun = time.monotonic()
     make = job.make if lease.cancels_whole or job.streamed is None else job.streamed
     reply = await upstream.ask(f"{lease.endpoint}{job.path}", make(lease.model), job.headers)
-    carried = Carried(lease, reply, begun)
+    carried = Carried(lease, reply, begun, job.tokens.prompt)
     try:
         if not 200 <= reply.status < 300:
             raise refusal(reply.status, await reply.whole())
-        await reply.ready(whole=job.whole)
-        yield carried
+        try:
+            await reply.ready(whole=job.whole)
+            yield carried
+        finally:
+            carried.end()
+            used.append(carried.spent)
     finally:
-        carried.end()
-        used.append(carried.spent)
+        reply.close()
 
 
 def _failed(error: BaseException) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from services.gateway.quotas import estimate
 
 TEXT = ("llm", "vlm")  # the types of model that chat
 VISION = ("vlm",)  # those of them that see
+MOST_CALLS = 1000  # of tools in an answer
 PATH = "/v1/chat/completions"
 _encode = msgspec.json.encode
 
@@ -77,6 +78,7 @@ class _Said(msgspec.Struct, frozen=True):
 
 class _Choice(msgspec.Struct, frozen=True):
     delta: _Said = _Said()
+    message: _Said | None = None  # all of it, of an engine that knows no streams
     text: str = ""  # of a completion, which has neither
     finish_reason: str | None = None
 
@@ -115,10 +117,14 @@ def types_for(contents: Iterable[Any]) -> tuple[str, ...]:
 
 
 async def pieces(carried: Carried) -> AsyncGenerator[Piece]:
-    """Yield a streamed answer piece by piece; `carried.usage` is right at the end.
+    """Yield a streamed answer piece by piece; `carried.usage` is right at the end. A whole one is one piece.
 
     Raises Unavailable when it breaks off, ExecutionFailed when the engine says that it failed.
     """
+    if not carried.streams:
+        if piece := _piece(carried, await carried.whole()):
+            yield piece
+        return
     splitter = Splitter()
     while block := await carried.read():
         for event in splitter.feed(block):
@@ -157,6 +163,8 @@ class Gathered:
         answer.reasoning += piece.reasoning
         answer.finish = piece.finish or answer.finish
         for call in piece.calls:
+            if not 0 <= call.index < MOST_CALLS:
+                raise bad_answer()
             while len(answer.calls) <= call.index:
                 answer.calls.append(ToolCall("", ""))
             known = answer.calls[call.index]
@@ -186,8 +194,16 @@ def _piece(carried: Carried, data: bytes) -> Piece | None:
         return None
     choice = chunk.choices[0]
     said = choice.delta
+    if choice.message:
+        said = _numbered(choice.message)
     text = said.content or choice.text
     return Piece(text, said.reasoning_content or "", said.tool_calls or (), choice.finish_reason or "")
+
+
+def _numbered(said: _Said) -> _Said:
+    """Return a whole message with its tool calls numbered, as pieces of them are."""
+    calls = [msgspec.structs.replace(call, index=number) for number, call in enumerate(said.tool_calls or ())]
+    return msgspec.structs.replace(said, tool_calls=calls)
 
 
 def _read(data: bytes) -> _Chunk:

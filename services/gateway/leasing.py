@@ -53,7 +53,7 @@ class Leases:
         try:
             return await self._unless_cancelled(caller, self._at_once(caller, asked))
         except Unavailable as error:
-            if error.reason != "BUSY" and not (wait and error.reason == "LOADING"):
+            if error.reason not in ("BUSY", "LOADING"):
                 raise
         leave = asyncio.Event()
         queued = self._queued(caller, asked | {"queue": True, "wait": wait > 0}, wait, leave)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -12,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from aima_core.errors import AimaError
 from services.gateway.answers import body_of
 from services.gateway.asking import Caller
-from services.gateway.assembling import assembled
+from services.gateway.assembling import Assembly
 from services.gateway.carrying import Carrier, Job, Tokens
 from services.gateway.engine_errors import failed, gone
 from services.gateway.engine_events import DONE, NOTHING, Splitter, data_of, decoded
@@ -25,6 +26,7 @@ class _Chunk(msgspec.Struct):
     error: Any = None
 
 
+_SLICE = 64 * 1024  # bytes of a stream that are put together before others have their turn
 _read = msgspec.json.Decoder(_Chunk).decode
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 _STREAM = [
@@ -56,7 +58,7 @@ class Whole(_Relayed):
             body = await carried.whole()
             kind = carried.reply.headers.get("content-type", "application/json")
             if carried.streams:
-                body, kind = _encode(assembled(body)), "application/json"
+                body, kind = _encode(await _assembled(body)), "application/json"
             carried.usage = usage_of(body)
             await _start(send, kind, str(len(body)))
             await send({"type": "http.response.body", "body": body})
@@ -149,6 +151,15 @@ def usage_of(body: bytes) -> Tokens:
     """Return the usage that a whole answer tells; none when it tells none."""
     told = decoded(_read, body)
     return (told and told.usage) or Tokens()
+
+
+async def _assembled(stream: bytes) -> dict[str, Any]:
+    """Return the answer that a stream tells; others have their turns meanwhile, as the longest take a second."""
+    assembly = Assembly()
+    for begin in range(0, len(stream), _SLICE):
+        assembly.feed(stream[begin : begin + _SLICE])
+        await asyncio.sleep(0)
+    return assembly.answer()
 
 
 async def _start(send: Send, kind: str, length: str | None) -> None:

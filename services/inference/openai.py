@@ -48,9 +48,10 @@ class Delta(msgspec.Struct):
 
 
 class Choice(msgspec.Struct):
-    """What is new of an answer: `delta` of a chat, `text` of a completion."""
+    """What is new of an answer: `delta` of a chat, or its whole `message`; `text` of a completion."""
 
     delta: Delta | None = None
+    message: Delta | None = None
     text: str | None = None
     finish_reason: str | None = None
 
@@ -95,12 +96,18 @@ async def ask(http: httpx2.AsyncClient, url: str, body: Mapping[str, Any]) -> An
 
 
 async def stream(http: httpx2.AsyncClient, url: str, body: Mapping[str, Any]) -> AsyncGenerator[Answer, None]:
-    """Yield the chunks of a streamed answer. Leaving early closes the connection, and the engine stops."""
+    """Yield the chunks of a streamed answer. Leaving early closes the connection, and the engine stops.
+
+    An engine that knows no streams answers in one piece, which is the only chunk then.
+    """
     begun = False
     try:
         async with http.stream("POST", url, content=msgspec.json.encode(body), headers=_HEADERS) as reply:
             if not reply.is_success:
                 raise refusal(reply.status_code, await reply.aread())
+            if reply.headers.get("content-type", "").startswith("application/json"):
+                yield _as_chunk(_read(await reply.aread()))
+                return
             rest = b""
             async for block in reply.aiter_raw():
                 *lines, rest = (rest + block).split(b"\n")
@@ -125,6 +132,14 @@ def _read(data: bytes) -> Answer:
     if answer.error:
         raise refusal(500, data)
     return answer
+
+
+def _as_chunk(whole: Answer) -> Answer:
+    """Return a whole answer with its tool calls numbered, as pieces of them are."""
+    for choice in whole.choices:
+        for number, call in enumerate((choice.message and choice.message.tool_calls) or ()):
+            call["index"] = number
+    return whole
 
 
 def refusal(status: int, body: bytes) -> AimaError:

@@ -98,6 +98,8 @@ class Placing:
 
         Raises Unavailable with BUSY, LOADING or QUEUE_FULL and `retry_after` when it shall come back later.
         """
+        if asked.probe and not any(pool.routes for pool in self._fitting(asked)):
+            raise Unavailable(f"nothing is at hand for {asked.model}", reason=BUSY)
         await self.known(asked.model, wait=asked.wait)
         services = frozenset(pool.service_id for pool in self._fitting(asked))
         one = _Placed(asked, services, self._begin(asked, avoid), self.admission.ahead(services))
@@ -112,7 +114,7 @@ class Placing:
         except AimaError as refusal:
             if one.waits and not asked.probe:
                 self._refusals.count(services)
-            if refusal.reason not in (BUSY, LOADING, QUEUE_FULL):
+            if asked.probe or refusal.reason not in (BUSY, LOADING, QUEUE_FULL):
                 raise
             beginning = sum(count for others, count in self._beginning.items() if others & services)
             pools = self._fitting(asked)

@@ -59,7 +59,7 @@ async def _chat(
         async for chunk in chunks:
             tokens = chunk.usage or tokens
             for choice in chunk.choices[:1]:
-                delta = choice.delta or openai.Delta()
+                delta = choice.delta or choice.message or openai.Delta()
                 finish = choice.finish_reason or finish
                 if delta.tool_calls:
                     openai.merge_tool_calls(calls, delta.tool_calls)

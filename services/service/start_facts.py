@@ -38,7 +38,7 @@ class StartFacts:
         devices = await peers.call(device.ListDevices(limit=1000))
         wish = Wish(about.engine, about.device, about.resource_class, about.config, replicas)  # type: ignore[arg-type]
         choice = choose(found, engines.items, devices.items, wish, await self.speeds(found.id))
-        features = await peers.call(engine.GetFeatures(name=choice.engine.name))
+        features = await peers.call(engine.GetFeatures(name=choice.engine.name), timeout=_ASK)
         return i.BeginStart(
             service_id=service.id,
             wait=wait,

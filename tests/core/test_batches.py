@@ -14,7 +14,7 @@ from nats.aio.msg import Msg
 
 from aima_core.batches import Together
 from aima_core.bus import Client
-from aima_core.errors import Conflict, Unavailable, UnitNotFound, ValidationFailed
+from aima_core.errors import AimaError, Conflict, Unavailable, UnitNotFound, ValidationFailed
 from aima_core.nats_server import NatsServer
 from aima_core.testing import until
 from tests.core.conftest import Bare, talking
@@ -67,6 +67,36 @@ async def test_there_are_no_parts_in_a_batch(bare: Bare) -> None:
     (reply,) = await batch(bare, "counter.hum", {"data": {"stream": True}, "headers": {"Aima-Parts": "true"}})
     assert reply["success"]
     assert await batch(bare, "counter.hum") == []
+
+
+async def test_a_request_of_a_batch_cannot_say_where_its_parts_go(bare: Bare) -> None:
+    heard = await bare.nc.subscribe("aima.victim.>")
+    item = {"data": {"stream": True}, "reply": "aima.victim.delete"}
+    reply = await batch(bare, "counter.hum", item)
+    assert reply["error"]["details"]["reason"] == "NOT_DECODABLE"
+    await bare.nc.flush()
+    assert heard.pending_msgs == 0
+
+
+@pytest.mark.parametrize("name", ["Dry-Run", "Principal", "Idempotency-Key", "Parts", "Expected-Version"])
+async def test_headers_of_requests_are_not_those_of_the_batch(bare: Bare, name: str) -> None:
+    reply = await bare.raw("counter.add", json.dumps([add("a")]).encode(), BATCH | {f"Aima-{name}": "true"})
+    assert reply["error"]["details"] == {"reason": "HEADER_OF_ITEMS", "header": f"Aima-{name}"}
+    assert await bare.total("a") == 0
+
+
+async def test_what_is_said_to_be_no_batch_is_none(bare: Bare) -> None:
+    one = json.dumps({"counter_id": "a"}).encode()
+    assert (await bare.raw("counter.add", one, {"Aima-Batch": "false"}))["success"]
+    assert (await bare.raw("counter.add", one, {"Aima-Batch": "maybe"}))["error"]["code"] == "INVALID_REQUEST"
+    assert (await bare.raw("counter.get", b"[]", BATCH))["error"]["details"]["reason"] == "NO_BATCHES"
+
+
+async def test_each_request_of_a_batch_counts(bare: Bare, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aima_core.wire._MOST_AT_ONCE", 4)
+    reply = await batch(bare, "counter.add", *[add("a")] * 4)
+    assert reply["error"]["code"] == "RATE_LIMITED"
+    assert len(await batch(bare, "counter.add", *[add("a")] * 3)) == 3
 
 
 @pytest.mark.parametrize(
@@ -139,7 +169,7 @@ async def test_what_is_asked_at_the_same_moment_goes_in_one_message(bare: Bare) 
     assert [event["principal"] for event in await bare.events()] == ["a", "b", "a"]
     assert await asked(together, "a") == [3]
     await until(lambda: len(heard) == 2)
-    assert ["Aima-Batch" in (message.headers or {}) for message in heard] == [True, False]
+    assert all("Aima-Batch" in (message.headers or {}) for message in heard)
     assert max(await asked(together, *["c"] * 600)) == 600
     await until(lambda: len(heard) == 5)
 
@@ -159,6 +189,19 @@ async def test_what_need_not_go_at_once_waits_for_others_or_until_it_is_sent(bar
     assert len(heard) == 2
 
 
+async def test_what_is_sent_first_is_decided_first(bare: Bare) -> None:
+    first, second = (Together(Client(bare.nc), "counter.add", timeout=10) for _ in range(2))
+    for sizes in ((1, 1), (5, 1), (1, 5), (9, 2)) * 5:
+        names = [[f"{letter}{number}" for number in range(size)] for letter, size in zip("ab", sizes, strict=True)]
+        before = len(await bare.events())
+        asking = asyncio.create_task(asked(first, *names[0]))
+        await asyncio.sleep(0)
+        first.send()
+        await asyncio.gather(asking, asked(second, *names[1]))
+        told = [event["stream"].removeprefix("counter/") for event in (await bare.events())[before:]]
+        assert told == [*names[0], *names[1]]
+
+
 async def test_who_gives_up_leaves_the_others_their_answers(bare: Bare) -> None:
     together = Together(Client(bare.nc), "counter.add", timeout=10)
     asking = [asyncio.create_task(asked(together, name)) for name in ("a", "b", "c")]
@@ -176,13 +219,16 @@ async def test_what_refuses_the_message_refuses_all_of_it(bare: Bare) -> None:
 
 
 async def test_an_answer_that_is_none_is_an_error_for_all(bare: Bare) -> None:
-    for answer in (b"[]", b"[", b"[null,1]", b'{"success":false,"error":{"code":"CONFLICT","message":"no"}}', b"x"):
+    conflict = b'{"success":false,"error":{"code":"CONFLICT","message":"no"}}'
+    odd_details = b'[{"success":false,"error":{"details":[1]}},1]'
+    for answer in (b"[]", b"[", b"[null,1]", b"\xff", b'["\xff",{}]', b"[" * 100_000, odd_details, conflict, b"x"):
 
         async def odd(message: Msg, answer: bytes = answer) -> None:
             await message.respond(answer)
 
         subscription = await bare.nc.subscribe("aima.odd.unit", cb=odd)
         found = await asked(Together(Client(bare.nc), "odd.unit", timeout=10), "a", "b")
-        assert all(isinstance(each, Exception) for each in found)
+        assert all(isinstance(each, AimaError) for each in found)
+        assert found[0] is not found[1]
         assert all(isinstance(each, Conflict) for each in found) is (b"CONFLICT" in answer)
         await subscription.unsubscribe()

@@ -76,6 +76,7 @@ class Total(View):
 class Add(
     Command[Total],
     unit="counter.add",
+    batches=True,
     stream="counter_id",
     errors=(Conflict,),
     events=(Added,),
@@ -99,6 +100,7 @@ class AddMeasured(Command[Total], unit="counter.add_measured", stream="counter_i
 class Grow(
     Command[Total],
     unit="counter.grow",
+    batches=True,
     stream="counter_id",
     errors=(ExecutionFailed,),
     events=(GrowthAsked, Grown, GrowthRefused),
@@ -121,7 +123,7 @@ class Drop(Command[Success], unit="counter.drop", stream="counter_id", examples=
     counter_id: str
 
 
-class Hum(Command[Success], unit="counter.hum"):
+class Hum(Command[Success], unit="counter.hum", batches=True):
     """Hum for a while, in parts."""
 
     stream: bool = False

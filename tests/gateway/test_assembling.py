@@ -8,9 +8,17 @@ from typing import Any
 import pytest
 
 from aima_core.errors import ExecutionFailed, Unavailable
-from services.gateway.assembling import assembled
+from services.gateway.assembling import Assembly
 
 HEAD = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+
+
+def assembled(told: bytes) -> Any:
+    """Return the answer of a stream that comes in small blocks."""
+    assembly = Assembly()
+    for begin in range(0, len(told), 7):
+        assembly.feed(told[begin : begin + 7])
+    return assembly.answer()
 
 
 def stream(*chunks: Any) -> bytes:
@@ -69,6 +77,19 @@ def test_tool_calls_are_joined_by_their_number() -> None:
     ]
 
 
+def test_what_is_told_again_counts_once() -> None:
+    call = {"index": 0, "id": "a", "type": "function", "function": {"name": "f", "arguments": "{"}}
+    again = {"index": 0, "id": "a", "type": "function", "function": {"name": "f", "arguments": "}"}}
+    told = stream(delta(tool_calls=[call], finish="stop"), delta(tool_calls=[again], finish="stop"))
+    (choice,) = assembled(told)["choices"]
+    assert choice["finish_reason"] == "stop"
+    assert choice["message"]["tool_calls"][0]["function"] == {"name": "f", "arguments": "{}"}
+
+
+def test_what_comes_after_the_end_is_nothing() -> None:
+    assert assembled(stream(delta(content="a")) + stream(delta(content="b")))["choices"][0]["message"]["content"] == "a"
+
+
 def test_answers_are_told_apart_by_their_index() -> None:
     assert [m["content"] for m in messages(delta(1, content="b"), delta(content="a"), delta(1, content="B"))] == [
         "a",
@@ -78,12 +99,12 @@ def test_answers_are_told_apart_by_their_index() -> None:
 
 def test_log_probabilities_are_listed_token_by_token() -> None:
     def piece(*tokens: str) -> dict[str, Any]:
-        told = {"content": [{"token": token} for token in tokens], "refusal": None}
+        told = {"content": [{"index": 5, "token": token} for token in tokens], "refusal": None}
         return HEAD | {"choices": [{"index": 0, "delta": {"content": "".join(tokens)}, "logprobs": told}]}
 
     last = HEAD | {"choices": [{"index": 0, "delta": {}, "logprobs": None, "finish_reason": "stop"}]}
     (choice,) = assembled(stream(piece("a"), piece("b", "c"), last))["choices"]
-    assert choice["logprobs"] == {"content": [{"token": "a"}, {"token": "b"}, {"token": "c"}], "refusal": None}
+    assert choice["logprobs"] == {"content": [{"index": 5, "token": token} for token in "abc"], "refusal": None}
     assert choice["message"]["content"] == "abc"
 
 
@@ -107,6 +128,10 @@ def test_a_text_that_is_continued_has_no_message() -> None:
         (stream({"choices": [1]}), ExecutionFailed),
         (stream({"choices": [{"index": [], "delta": 1}]}), ExecutionFailed),
         (b"data: {\n\ndata: [DONE]\n\n", ExecutionFailed),
+        (stream(delta(index="0", content="a")), ExecutionFailed),  # type: ignore[arg-type]
+        (stream(delta(tool_calls=[{"index": -1}])), ExecutionFailed),
+        (stream(delta(tool_calls=[{"index": 10**9}])), ExecutionFailed),
+        (stream(delta(tool_calls=[{"index": None}])), ExecutionFailed),
     ],
 )
 def test_what_is_no_answer_is_refused(told: bytes, error: type[Exception]) -> None:

@@ -90,6 +90,30 @@ async def test_a_whole_answer_of_an_engine_that_goes_on_for_nobody_is_put_togeth
     assert [ended["completion_tokens"] for ended in await here.outcomes(2)] == [3, 3]
 
 
+SAYS = {"messages": HELLO, "model": "toy", "max_tokens": 9, "stream": False}
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        (CHAT, SAYS),
+        ("/v1/messages", SAYS),
+        ("/v1/responses", {"model": "toy", "input": "good day"}),
+        ("/api/chat", SAYS),
+        ("/api/v2/inference/chat", {"model": "toy", "messages": HELLO}),
+    ],
+)
+async def test_an_engine_that_knows_no_streams_answers_in_one_piece(here: Place, path: str, asked: Any) -> None:
+    async def in_one_piece(line: Line) -> None:
+        await line.answer(completion("hi there!"))
+
+    await here.engine(in_one_piece, cancels_whole=False)
+    answer = await here.site.post(path, asked)
+    assert (answer.status_code, "hi there!" in answer.text) == (200, True)
+    (ended,) = await here.outcomes(1)
+    assert (ended["kind"], ended["prompt_tokens"], ended["completion_tokens"]) == ("completed", 2, 3)
+
+
 async def began_nothing(line: Line) -> None:
     await line.stream()
 
@@ -369,18 +393,32 @@ async def test_tokens_are_reserved_while_a_request_runs_and_settled_with_what_it
         assert await client.chat.completions.create(model="toy", messages=HELLO, max_tokens=200)
 
 
-async def test_an_answer_that_breaks_off_costs_as_many_tokens_as_it_had_pieces(here: Place) -> None:
-    async def half(line: Line) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_that_breaks_off_costs_its_prompt_and_as_many_tokens_as_it_had_pieces(
+    here: Place, stream: bool
+) -> None:
+    seven = asyncio.Event()
+
+    async def on_and_on(line: Line) -> None:
         await line.stream()
         for _ in range(7):
             await line.said("x")
+        seven.set()
+        await asyncio.Event().wait()
 
-    await here.engine(half)
+    await here.engine(on_and_on, cancels_whole=False)
     key = await here.site.key("frugal", "inference:medium", tokens_per_day=5000)
-    await here.site.post(CHAT, STREAMED, headers=key)
+    long = [{"role": "user", "content": "so " * 400}]
+    asked = ASKED | {"messages": long, "stream": stream}
+    asking = asyncio.create_task(here.site.post(CHAT, asked, headers=key))
+    await seven.wait()
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
 
     async def spent() -> bool:
-        return bool((await here.site.ask("gateway.list_keys"))["keys"][0]["tokens_today"] == 7)
+        prompt = len(json.dumps(asked)) // 4
+        tokens = (await here.site.ask("gateway.list_keys"))["keys"][0]["tokens_today"]
+        return bool(prompt - 20 < tokens <= prompt + 7)
 
     await until(spent)
 

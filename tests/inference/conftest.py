@@ -123,14 +123,17 @@ async def saying() -> AsyncIterator[Saying]:
     """Start an engine that answers every request with these bytes and hangs up."""
     servers: list[asyncio.Server] = []
 
-    async def start(body: bytes, *, status: str = "200 OK", length: int | None = None) -> str:
+    async def start(
+        body: bytes, *, status: str = "200 OK", length: int | None = None, kind: str = "text/event-stream"
+    ) -> str:
         declared = len(body) if length is None else length
 
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             head = await reader.readuntil(b"\r\n\r\n")
             wanted = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
             await reader.readexactly(int(wanted.split(b":")[1]))
-            writer.write(f"HTTP/1.1 {status}\r\nContent-Length: {declared}\r\n\r\n".encode() + body)
+            head_of = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {declared}\r\n\r\n"
+            writer.write(head_of.encode() + body)
             await writer.drain()
             writer.close()
 

@@ -257,6 +257,18 @@ async def test_an_answer_without_a_choice_is_none(
     assert refused.value.reason == "BAD_ANSWER"
 
 
+async def test_an_engine_that_knows_no_streams_answers_in_one_piece(http: httpx2.AsyncClient, saying: Saying) -> None:
+    calls = [{"id": f"c{n}", "type": "function", "function": {"name": "f", "arguments": "{}"}} for n in range(2)]
+    message = {"role": "assistant", "content": "hi", "tool_calls": calls}
+    usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
+    whole = {"choices": [{"message": message, "finish_reason": "stop"}], "usage": usage}
+    engine = await saying(json.dumps(whole).encode(), kind="application/json")
+    view, used, parts = await run(http, engine, CHAT, parts=True)
+    assert (view.content, view.finish_reason, used) == ("hi", "stop", usage)
+    assert [call["id"] for call in view.tool_calls] == ["c0", "c1"]
+    assert {"content": "hi"} in parts
+
+
 async def test_nothing_is_made_of_an_answer_that_breaks_off(http: httpx2.AsyncClient, saying: Saying) -> None:
     with pytest.raises(openai.Broken) as broken:
         await run(http, await saying(HELLO), CHAT)

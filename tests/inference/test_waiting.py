@@ -381,6 +381,8 @@ async def test_a_lease_that_only_probes_is_no_refusal_and_one_that_queues_waits_
         held = chat(client)
         await shows(client, outstanding=1)
         assert (await refused(client, "inference.lease", model="Toy", probe=True)).reason == "BUSY"
+        assert (await refused(client, "inference.lease", model="none", probe=True)).reason == "BUSY"  # asks nobody
+        assert isinstance(await refused(client, "inference.lease", model="none"), NotFound)
         queueing = asyncio.create_task(ask(client, "inference.lease", model="Toy", type="vlm,llm", queue=True))
         await shows(client, queued=1)
         gate.all("answer")
