@@ -12,6 +12,9 @@ Events tell who led to them, which is not for everybody whom the events are for:
     an event is seen            by nobody known                 with a key
     whole                       when keys are not required      its own; any, where a scope reaches high risk
     without who led to it       when they are                   any other
+
+Views that tell owners are seen by the same rule: whoever does not see whole events of a domain finds there no owner's
+name but its own.
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ PREFIX = "aima_"  # a key is aima_<id without "key-">_<secret>
 _STATIC = "static-"  # begins the id of a key from the settings
 _RISKS = ("low", "medium", "high")
 _OF_THE_CALLER = ("principal", "request_id", "correlation_id", "causation_id", "trace")  # in an event's envelope
-_OF_THE_CALLER_IN_DATA = ("owner", "request_id")  # and what its data may say of them
+_OWNER = "owner"  # who asked for something, in an event's data or in a view
+_OF_THE_CALLER_IN_DATA = (_OWNER, "request_id")  # and what its data may say of them
 
 
 @dataclass(frozen=True)
@@ -153,6 +157,18 @@ def without_caller(event: Mapping[str, Any]) -> dict[str, Any]:
         **_emptied(event, _OF_THE_CALLER),
         **({"data": _emptied(data, _OF_THE_CALLER_IN_DATA)} if isinstance(data, Mapping) else {}),
     }
+
+
+def without_owners(value: Any, name: str) -> Any:
+    """Return what a view tells, in which no `owner` is anybody but `name`; it has the same fields."""
+    match value:
+        case dict():
+            own = _OWNER not in value or value[_OWNER] == name
+            told = value if own else _emptied(value, (_OWNER,))
+            return {field: without_owners(one, name) for field, one in told.items()}
+        case list():
+            return [without_owners(one, name) for one in value]
+    return value
 
 
 def _emptied(given: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from aima_core.bus import Answer, Client
 from aima_core.call import new_trace
 from aima_core.directory import Directory, UnitInfo
 from aima_core.errors import Forbidden, InvalidRequest, ValidationFailed
-from services.gateway.access import NOBODY, Policy, Principal, without_caller
+from services.gateway.access import NOBODY, Policy, Principal, without_caller, without_owners
 from services.gateway.quotas import Quotas, of_input, used_by
 
 _USES_TOKENS = "inference"  # the domain whose commands use tokens
@@ -122,7 +122,8 @@ class Asking:
             reply = await self.client.envelope(name, data, timeout=timeout, headers=caller.for_bus())
             if caller.principal.tokens_per_day:
                 used.append(used_by(msgspec.json.decode(reply).get("data")))
-            if not tells_events(unit) or self.policy.sees_whole(caller.principal, unit.domain):
+            telling = tells_events(unit) or tells_owners(unit)
+            if not telling or self.policy.sees_whole(caller.principal, unit.domain):
                 return reply
             whole = msgspec.json.decode(reply)
             shown = self._shown(caller, unit, Answer(whole.get("data"), whole.get("meta")))
@@ -139,7 +140,7 @@ class Asking:
                 yield part if whole else self._shown(caller, unit, part)
 
     def _shown(self, caller: Caller, unit: UnitInfo, told: Any) -> Any:
-        """Return an answer or a part of one as the caller sees it: of others' events, nothing of who led to them."""
+        """Return an answer or a part of one as the caller sees it: nothing of who led to others' events, or owns."""
 
         def seen(event: Any) -> Any:
             if not isinstance(event, Mapping):
@@ -149,10 +150,15 @@ class Asking:
 
         match told:
             case Answer(data={"events": [*events]}) if tells_events(unit):
-                return Answer({**told.data, "events": [seen(event) for event in events]}, told.meta)
+                told = Answer({**told.data, "events": [seen(event) for event in events]}, told.meta)
             case {"type": _, "stream": _, "principal": _}:  # a command's parts are events on its way
                 return seen(told)
-        return told
+        if not tells_owners(unit):
+            return told
+        name = caller.principal.name
+        if isinstance(told, Answer):
+            return Answer(without_owners(told.data, name), told.meta)
+        return without_owners(told, name)
 
     def _counted(
         self, caller: Caller, unit: UnitInfo, data: Mapping[str, Any]
@@ -164,5 +170,17 @@ class Asking:
 
 def tells_events(unit: UnitInfo) -> bool:
     """Whether a unit answers with recorded events, as `<domain>.log` does: in a list of that name, by its schema."""
-    fields = unit.output.get("properties")
-    return isinstance(fields, dict) and "events" in fields
+    return "events" in _fields(unit.output)
+
+
+def tells_owners(unit: UnitInfo) -> bool:
+    """Whether a unit may tell who owns something: by its schema, or as `<domain>.read`, whose schema is open."""
+    inner = unit.output.get("$defs")
+    objects = (unit.output, *(inner.values() if isinstance(inner, dict) else ()))
+    return unit.action == "read" or any("owner" in _fields(one) for one in objects)
+
+
+def _fields(schema: Any) -> dict[str, Any]:
+    """Return the properties that a schema says an object has."""
+    fields = schema.get("properties") if isinstance(schema, dict) else None
+    return fields if isinstance(fields, dict) else {}

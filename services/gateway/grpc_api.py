@@ -27,7 +27,7 @@ from aima_core.bus import Answer
 from aima_core.errors import AimaError, InternalError, InvalidRequest, NotFound, Unauthorized, Unavailable
 from aima_core.logs import logger
 from services.gateway import bodies
-from services.gateway.access import NOBODY, Policy, Principal
+from services.gateway.access import NOBODY, Policy, Principal, without_owners
 from services.gateway.asking import Asking, Caller, caller_from
 from services.gateway.limits import Rates
 from services.gateway.options import Options, with_options
@@ -143,11 +143,14 @@ class GrpcDoor:
         if found is None:
             raise NotFound(f"{request.uri} is no address of anything here", reason="NO_SUCH_RESOURCE", uri=request.uri)
         await self._asking.permitted(caller, f"{found.domain}.read", {"uri": request.uri})
+        whole = self._policy.sees_whole(caller.principal, found.domain)
         async with contextlib.aclosing(self._changes(request.uri)) as values:
             async for value in values:
                 if not caller.valid():
                     raise Unauthorized("the key has been revoked, or has expired", reason="KEY_UNKNOWN")
-                yield pb.ResourceValue(uri=request.uri, value=_value(msgspec.json.decode(value)))
+                told = msgspec.json.decode(value)
+                shown = told if whole else without_owners(told, caller.principal.name)
+                yield pb.ResourceValue(uri=request.uri, value=_value(shown))
 
     async def _read(self, request: pb.ExecuteRequest, context: Context) -> tuple[Caller, dict[str, Any]]:
         """Return who asks, and the unit's input. Raises what is wrong with either."""

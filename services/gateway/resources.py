@@ -23,6 +23,7 @@ from starlette.routing import Route
 from aima_core.units import key_of
 from aima_core.watch import BUCKET
 from services.gateway import bodies, sse
+from services.gateway.access import without_owners
 from services.gateway.answers import json
 from services.gateway.asking import Asking
 from services.gateway.doors import Answering, door, door_of_any
@@ -182,19 +183,31 @@ class Resources:
             return json(await self._asking.envelope(caller, unit, data))
         await self._asking.permitted(caller, unit, data)
         await self._watching.begin()
-        return await sse.answer(self._frames(uri), caller.valid)
+        whole = self._asking.policy.sees_whole(caller.principal, found.domain)
+        return await sse.answer(self._frames(uri, None if whole else caller.principal.name), caller.valid)
 
-    async def _frames(self, uri: str) -> AsyncIterator[bytes]:
+    async def _frames(self, uri: str, only: str | None) -> AsyncIterator[bytes]:
+        """Yield what stands at an address, as events; `only`: who alone may stand there as an owner, None: anybody."""
         with self._open.track_inprogress():
             async with contextlib.aclosing(self._watching.changes(uri)) as values:
                 async for value in values:
-                    yield sse.event(value)
+                    yield sse.event(value if only is None else _without_owners(value, only))
 
 
 def _uri(segments: list[str]) -> str:
     """Return the address that a path spells, with its scheme or without."""
     text = "/".join(segments)
     return _SCHEME + text.removeprefix("asms:").lstrip("/")
+
+
+def _without_owners(value: bytes, name: str) -> bytes:
+    """Return JSON that tells no owner but `name`, as it came where it tells none; `null` for what is no JSON."""
+    if b"owner" not in value and b"\\u" not in value:  # unless it is written with escapes, the word stands there
+        return value
+    try:
+        return msgspec.json.encode(without_owners(msgspec.json.decode(value), name))
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return _GONE
 
 
 def _is_marker(headers: Mapping[str, str] | None) -> bool:

@@ -15,8 +15,8 @@ from aima_core.errors import Forbidden, NotFound, Unauthorized
 from aima_core.nats_server import NatsServer
 from aima_core.records import Meta, Recorded
 from services.cli import domains
-from services.gateway.access import NOBODY, Policy, Principal, hash_of, static_keys, without_caller
-from services.gateway.asking import tells_events
+from services.gateway.access import NOBODY, Policy, Principal, hash_of, static_keys, without_caller, without_owners
+from services.gateway.asking import tells_events, tells_owners
 from services.gateway.outside import policy_of
 from services.gateway.server import Listening
 from services.gateway.settings import GatewaySettings
@@ -187,6 +187,44 @@ def test_nothing_else_that_is_answered_could_be_a_list_of_events() -> None:
 @pytest.mark.parametrize("output", [{}, {"properties": []}, {"properties": {"event": {}}}])
 def test_a_unit_whose_schema_says_nothing_of_events_tells_none(output: dict[str, Any]) -> None:
     assert not tells_events(UnitInfo(name="odd.unit", kind="query", risk="low", output=output))
+
+
+def test_in_a_view_without_owners_nobody_stands_as_one_but_oneself() -> None:
+    slots = [{"slot_id": name, "owner": name} for name in ("one", "other", "")]
+    view = {"slots": slots, "inner": {"deep": [[{"owner": "other", "of": {"owner": "one"}}]]}, "owners": ["other"]}
+    assert without_owners(view, "one") == {
+        "slots": [{"slot_id": "one", "owner": "one"}, {"slot_id": "other", "owner": ""}, {"slot_id": "", "owner": ""}],
+        "inner": {"deep": [[{"owner": "", "of": {"owner": "one"}}]]},
+        "owners": ["other"],
+    }
+    assert [slot["owner"] for slot in without_owners(slots, "")] == ["", "", ""]
+    assert slots[1] == {"slot_id": "other", "owner": "other"}
+
+
+def test_an_owner_that_is_no_text_is_null_and_what_has_none_gets_none() -> None:
+    assert without_owners({"owner": {"name": "other"}, "n": 1}, "one") == {"owner": None, "n": 1}
+    for value in (None, 7, "owner", [], {"n": None}):
+        assert without_owners(value, "one") == value
+
+
+def test_owners_are_told_of_slots_and_perhaps_by_whatever_reads_an_address() -> None:
+    found = {name for name, output in _outputs() if tells_owners(UnitInfo(name=name, kind="", risk="", output=output))}
+    reading = {name for name, _ in _outputs() if name.endswith(".read")}
+    assert found == reading | {"resource.status", "resource.allocations"}
+
+
+@pytest.mark.parametrize(
+    ("output", "tells"),
+    [
+        ({}, False),
+        ({"properties": {"owners": {}}, "$defs": {"Slot": {"type": "string", "enum": ["owner"]}}}, False),
+        ({"properties": ["owner"], "$defs": {"Slot": True, "Pool": {"properties": None}}}, False),
+        ({"properties": {"owner": {}}}, True),
+        ({"properties": {}, "$defs": {"Slot": {"properties": {"owner": {}}}}}, True),
+    ],
+)
+def test_a_unit_tells_owners_when_an_object_of_its_schema_has_one(output: dict[str, Any], tells: bool) -> None:
+    assert tells_owners(UnitInfo(name="odd.unit", kind="query", risk="low", output=output)) == tells
 
 
 def _outputs() -> Iterator[tuple[str, dict[str, Any]]]:

@@ -20,6 +20,7 @@ from aima_core.nats_server import NatsServer
 from aima_core.testing import until
 from services.gateway.grpc_api import SERVICE
 from services.gateway.proto import gateway_pb2 as pb
+from services.resource.domain import RESOURCE
 from tests.core.toy import COUNTER
 from tests.gateway.conftest import gateway
 from tests.system.harness import System
@@ -182,6 +183,32 @@ async def test_a_watch_ends_when_its_key_is_revoked(
         with pytest.raises(grpc.aio.AioRpcError) as ended:
             await anext(values)
         assert ended.value.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_a_watcher_finds_no_owner_but_itself_unless_it_sees_all(
+    tmp_path: Path, nats: NatsServer, free_port: Callable[[], int]
+) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    async with (
+        gateway(tmp_path / "data", nats, free_port(), RESOURCE, AIMA_GATEWAY_GRPC_ADDR=address) as site,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        keys = {
+            name: await site.key(name, f"resource:{risk}") for name, risk in (("one", "medium"), ("keeper", "high"))
+        }
+        for name, key in keys.items():
+            slot = {"name": f"of-{name}", "type": "inference_native", "memory_bytes": 0}
+            await execute(channel, "resource.allocate", key["Authorization"].removeprefix("Bearer "), **slot)
+        watch = method(channel, "WatchResource", pb.ResourceValue, streamed=True)
+        for name, owners in (("one", ["", "one"]), ("keeper", ["keeper", "one"])):
+            shown = (("authorization", keys[name]["Authorization"]),)
+            watching = watch(pb.WatchRequest(uri="asms://resource/allocations"), metadata=shown, timeout=30)
+            async for part in watching:
+                told = json_format.MessageToDict(part.value)
+                if told["total"] == 2:  # before that, it is older than the answers
+                    break
+            watching.cancel()
+            assert sorted(slot["owner"] for slot in told["allocations"]) == owners
 
 
 async def test_health_and_reflection_are_the_standard_ones(channel: grpc.aio.Channel) -> None:

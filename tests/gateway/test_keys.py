@@ -12,6 +12,7 @@ import pytest
 
 from aima_core.nats_server import NatsServer
 from aima_core.testing import until
+from services.resource.domain import RESOURCE
 from tests.gateway.conftest import Site, gateway, listening
 from tests.gateway.engines import HELLO, Place, place
 from tests.gateway.mcp_fixtures import Doors
@@ -315,3 +316,86 @@ async def test_where_nobody_needs_a_key_nobody_sees_less_but_a_key_does(site: Si
             told = (await heard()).data
         assert told == event
         assert (event["principal"], event["request_id"]) == (sees, "of-one" if sees else "")
+
+
+# --- what one tenant learns of another from what is held ----------------------------------------------------------
+
+SLOTS = "asms://resource/allocations"
+
+
+async def _owners_by_execute(site: Site, headers: dict[str, str]) -> Any:
+    response = await site.post("/api/v2/execute", {"unit": "resource.allocations"}, headers=headers)
+    return response.json()["data"]["allocations"]
+
+
+async def _owners_by_stream(site: Site, headers: dict[str, str]) -> Any:
+    asked = {"unit": "resource.status", "options": {"stream": True}}
+    response = await site.post("/api/v2/execute", asked, headers=headers)
+    (line,) = [line for line in response.text.splitlines() if line.startswith("data: ")]
+    return json.loads(line.removeprefix("data: "))["data"]["slots"]
+
+
+async def _owners_by_rest(site: Site, headers: dict[str, str]) -> Any:
+    return (await site.get("/api/v2/resource/status", headers=headers)).json()["data"]["slots"]
+
+
+async def _owners_by_reading(site: Site, headers: dict[str, str]) -> Any:
+    return (await site.get(f"/api/v2/resource/{SLOTS}", headers=headers)).json()["data"]["data"]["allocations"]
+
+
+async def _owners_by_tool(site: Site, headers: dict[str, str]) -> Any:
+    key = headers.get("Authorization", "").removeprefix("Bearer ")
+    async with Doors(site.url, site.nats.url, site.client, site.folder).mcp(key=key) as mcp:
+        return (await mcp.call_tool("resource_allocations")).structured_content["allocations"]
+
+
+async def _owners_by_mcp_resource(site: Site, headers: dict[str, str]) -> Any:
+    key = headers.get("Authorization", "").removeprefix("Bearer ")
+    async with Doors(site.url, site.nats.url, site.client, site.folder).mcp(key=key) as mcp:
+        (content,) = (await mcp.read_resource(SLOTS)).contents
+    return json.loads(content.text)["allocations"]
+
+
+async def _owners_by_watching(site: Site, headers: dict[str, str]) -> Any:
+    async with listening(site, f"/api/v2/resource/{SLOTS}/watch", headers=headers) as heard:
+        while (told := (await heard()).data)["total"] < 2:  # watchers are told after the fact
+            pass
+    return told["allocations"]
+
+
+OWNERS: tuple[Look, ...] = (
+    _owners_by_execute,
+    _owners_by_stream,
+    _owners_by_rest,
+    _owners_by_reading,
+    _owners_by_tool,
+    _owners_by_mcp_resource,
+    _owners_by_watching,
+)
+
+
+@pytest.mark.parametrize("auth", ["required", "off"])
+async def test_a_tenant_finds_itself_among_the_owners_of_slots_and_nobody_else(
+    auth: str, tmp_path: Path, nats: NatsServer, free_port: Callable[[], int]
+) -> None:
+    environ = {"AIMA_GATEWAY_AUTH": auth, "AIMA_API_KEYS": "admin:admin-secret"}
+    async with gateway(tmp_path / "data", nats, free_port(), RESOURCE, **environ) as site:
+        tenants = {name: await site.key(name, "resource:medium") for name in ("acme", "bolt")}
+        for name, headers in tenants.items():
+            slot = {"name": f"of-{name}", "type": "inference_native", "memory_bytes": 0}
+            held = await site.post("/api/v2/command/resource.allocate", slot, headers=headers)
+            assert held.status_code == 200, held.text
+        whole = (await site.ask("resource.allocations"))["allocations"]
+        assert {slot["name"]: slot["owner"] for slot in whole} == {"of-acme": "acme", "of-bolt": "bolt"}
+        sees = [
+            (tenants["acme"], {"acme"}),
+            (tenants["bolt"], {"bolt"}),
+            (await site.key("reader", "*:low"), set()),
+            (await site.key("operator", "resource:high"), {"acme", "bolt"}),
+            (ADMIN, {"acme", "bolt"}),
+            ({}, set() if auth == "required" else {"acme", "bolt"}),
+        ]
+        for headers, names in sees:
+            seen = [slot | {"owner": slot["owner"] if slot["owner"] in names else ""} for slot in whole]
+            for look in OWNERS:
+                assert await look(site, headers) == seen, look.__name__
