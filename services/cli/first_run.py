@@ -26,6 +26,8 @@ SERVICE = {"name": "first", "resource_class": "small"}
 SYSTEM = "You are a helpful assistant. Answer in one short sentence."
 QUESTION = "What is the capital of France?"
 _UP = 60.0  # seconds until everything has to serve
+_LOOK = 10.0  # seconds that a question may take
+_AGAIN = 0.2  # seconds until it is asked again
 _DRAIN = 45.0  # seconds that everything may take to end
 
 NEXT = """
@@ -71,7 +73,7 @@ async def _first_run(up: subprocess.Popen[bytes], once: bool, config: Any) -> in
     client = await _serving(up, config)
     try:
         out.print(f"[green]✓[/] bus and domains serve [dim]({time.monotonic() - begun:.1f} s)[/]")
-        model = await _step(client, "model.pull", SOURCE, "model {model_id} is here")
+        model = await _model(client)
         service = await _step(
             client, "service.create", SERVICE | {"model_id": model["model_id"]}, "{service_id} exists"
         )
@@ -88,6 +90,21 @@ async def _first_run(up: subprocess.Popen[bytes], once: bool, config: Any) -> in
     finally:
         await client.nc.close()
     return 0
+
+
+async def _model(client: Client) -> Any:
+    """Pull the model; the pull of an earlier run that was interrupted goes on by itself, and is waited for."""
+    here = "model {model_id} is here"
+    try:
+        return await _step(client, "model.pull", SOURCE, here)
+    except Conflict as conflict:
+        if conflict.reason != "ALREADY_PULLING":
+            raise
+        known = {"model_id": conflict.details["model_id"]}
+    with err.status("model.pull: one that was interrupted goes on"):
+        while (await client.ask("model.get", known, timeout=_LOOK)).data["status"] == "pulling":  # noqa: ASYNC110
+            await asyncio.sleep(_AGAIN)
+    return await _step(client, "model.pull", SOURCE, here)
 
 
 async def _step(client: Client, unit: str, data: dict[str, Any], done: str) -> Any:

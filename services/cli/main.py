@@ -84,7 +84,7 @@ def main() -> None:
 def _wanted_format() -> Format:
     """Return the format that the command line asked for, also when it failed before it was read."""
     words = sys.argv[1:]
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words[1:], ""], strict=False):
         value = {"-o": following, "--output": following}.get(word, word.removeprefix("--output=").removeprefix("-o"))
         if word.startswith(("-o", "--output")) and value in list(Format):
             return Format(value)

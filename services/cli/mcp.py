@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,6 +53,8 @@ def mcp(
 async def _serve(mode: Mode, config: Config) -> None:
     from mcp.server.stdio import stdio_server
 
+    # a thread waits for standard input, and nothing but the end of that would wake it: Ctrl-C ends the process at once
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, os._exit, 130)
     async with asking.bus(config) as client, _server(client, mode) as served, stdio_server() as (reading, writing):
         await served.server.run(reading, writing, served.server.create_initialization_options())
 

@@ -90,11 +90,10 @@ class Policy:
             return
         open_ = unit.risk != "high" and (not self.required or (unit.kind == "query" and self.open_queries))
         if not open_:
-            why = "has high risk and" if unit.risk == "high" else ""
+            why = " has high risk and" if unit.risk == "high" else ""
+            make = f"aima keys create NAME --scope {unit.domain}:{unit.risk}"
             raise Unauthorized(
-                f"{unit.name} {why} needs a key: aima keys create NAME; send it as Authorization: Bearer KEY".replace(
-                    "  ", " "
-                ),
+                f"{unit.name}{why} needs a key: {make}; send it as Authorization: Bearer KEY",
                 reason="KEY_NEEDED",
                 unit=unit.name,
             )

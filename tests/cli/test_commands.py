@@ -34,6 +34,12 @@ def run(*words: str, data: Path, stdin: str = "", **environ: str) -> subprocess.
 # --- without anything running -------------------------------------------------------------------------------------
 
 
+def test_without_a_command_there_is_help_and_nothing_else(tmp_path: Path) -> None:
+    found = run(data=tmp_path)
+    assert "Usage" in found.stdout + found.stderr
+    assert "Traceback" not in found.stderr
+
+
 def test_the_version_is_one_document_for_programs(tmp_path: Path) -> None:
     assert run("version", data=tmp_path).stdout == "aima 0.3.0\n"
     assert json.loads(run("version", "-o", "json", data=tmp_path).stdout)["aima"] == "0.3.0"

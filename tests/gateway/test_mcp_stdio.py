@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -170,3 +171,18 @@ async def test_stdout_is_the_protocols_alone_and_the_end_of_stdin_is_the_end(tmp
         assert replies[0]["result"]["serverInfo"]["name"] == "aima"
         assert code == 0
         assert "no domain nothing is on the bus" in errors
+
+
+async def test_ctrl_c_ends_it_though_stdin_stays_open(tmp_path: Path) -> None:
+    pipe = asyncio.subprocess.PIPE
+    hello = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+    asked = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": hello}
+    async with doors(tmp_path, COUNTER) as found:
+        env = environ(tmp_path, found.nats)
+        process = await asyncio.create_subprocess_exec(sys.executable, *COMMAND, env=env, stdin=pipe, stdout=pipe)
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(f"{json.dumps(asked)}\n".encode())
+        assert json.loads(await asyncio.wait_for(process.stdout.readline(), 30))["id"] == 1
+        process.send_signal(signal.SIGINT)
+        assert await asyncio.wait_for(process.wait(), 10) == 130
