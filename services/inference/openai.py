@@ -13,6 +13,7 @@ from typing import Any
 import httpx2
 import msgspec
 
+from aima_core.bus import UNREADABLE
 from aima_core.errors import AimaError, ExecutionFailed, RateLimited, Unavailable, ValidationFailed
 
 _DONE = b"[DONE]"
@@ -72,7 +73,6 @@ class Answer(msgspec.Struct):
     error: Any = None
 
 
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # how decoding fails
 _decode = msgspec.json.Decoder(Answer).decode
 
 
@@ -127,7 +127,7 @@ async def stream(http: httpx2.AsyncClient, url: str, body: Mapping[str, Any]) ->
 def _read(data: bytes) -> Answer:
     try:
         answer = _decode(data)
-    except _UNREADABLE:
+    except UNREADABLE:
         raise ExecutionFailed("the engine's answer is not what its dialect says", reason="BAD_ANSWER") from None
     if answer.error:
         raise refusal(500, data)
@@ -148,7 +148,7 @@ def refusal(status: int, body: bytes) -> AimaError:
         told = msgspec.json.decode(body)
         error = told.get("error", told)
         text = str(error.get("message", "") if isinstance(error, dict) else error)[:500]
-    except (*_UNREADABLE, AttributeError):
+    except (*UNREADABLE, AttributeError):
         text = ""
     said = f": {text}" if text else ""
     match status:
@@ -169,7 +169,7 @@ async def voices(http: httpx2.AsyncClient, endpoint: str) -> list[tuple[str, str
     try:
         reply = await http.get(f"{endpoint}/v1/audio/voices", headers=_HEADERS, timeout=_CONNECT)
         listed = msgspec.json.decode(reply.content)["voices"] if reply.is_success else []
-    except (httpx2.HTTPError, *_UNREADABLE, LookupError, TypeError):
+    except (httpx2.HTTPError, *UNREADABLE, LookupError, TypeError):
         return []
     found = [{"id": voice} if isinstance(voice, str) else voice for voice in listed]
     return [(str(v["id"]), str(v.get("name", v["id"])), str(v.get("language", ""))) for v in found if "id" in v]
