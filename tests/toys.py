@@ -75,6 +75,24 @@ class Nothing(msgspec.Struct, frozen=True):
     """What a peer remembers that remembers nothing."""
 
 
+# what the service domain says of a replica that answers
+REPLICA: dict[str, Any] = {
+    "service_id": "svc-a",
+    "replica": 0,
+    "process_id": "p0",
+    "endpoint": "http://127.0.0.1:9",
+    "node": "n",
+    "service_name": "a",
+    "model_id": "toy",
+    "model_name": "Toy",
+    "model_type": "llm",
+    "served_model": "served",
+    "dialect": "openai",
+    "tools": False,
+    "engine": "toy",
+}
+
+
 def shelf(*models: model.ModelView, slow: float = 0) -> Domain[Nothing]:
     """Return a model domain that has these models, and takes `slow` seconds to say so."""
 

@@ -17,7 +17,7 @@ from aima_core.nats_server import NatsServer
 from aima_core.testing import until
 from services.inference.domain import INFERENCE
 from tests.gateway.conftest import Site, gateway
-from tests.toys import CRIER, events, model_view, shelf
+from tests.toys import CRIER, REPLICA, events, model_view, shelf
 
 KINDS = {"Voice": "tts", "Ears": "asr", "Brush": "diffusion", "Judge": "rerank"}
 MODELS = shelf(model_view("Toy"), model_view("Other"), *(model_view(name, type=kind) for name, kind in KINDS.items()))
@@ -161,22 +161,7 @@ class Place:
 
     async def announce(self, engine: Engine, process_id: str = "p0", **replica: Any) -> None:
         """Let the service domain say that a replica answers."""
-        known = {
-            "service_id": "svc-a",
-            "replica": 0,
-            "process_id": process_id,
-            "endpoint": engine.endpoint,
-            "node": "n",
-            "service_name": "a",
-            "model_id": "toy",
-            "model_name": "Toy",
-            "model_type": "llm",
-            "served_model": "served",
-            "dialect": "openai",
-            "tools": True,
-            "engine": "toy",
-        }
-        told = known | replica
+        told = REPLICA | {"process_id": process_id, "endpoint": engine.endpoint, "tools": True} | replica
         await self.site.ask("service.say", type="service.replica_started", data=told)
 
         async def routed() -> bool:

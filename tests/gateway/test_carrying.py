@@ -37,7 +37,7 @@ from tests.gateway.engines import (
     hang_up,
     place,
 )
-from tests.toys import CRIER, ask, events
+from tests.toys import CRIER, REPLICA, ask, events
 
 CHAT = "/v1/chat/completions"
 ASKED = {"model": "toy", "messages": HELLO}
@@ -482,22 +482,6 @@ async def test_a_lease_is_renewed_for_as_long_as_its_request_takes(tmp_path: Pat
             assert (await events(client, "inference"))[-1]["type"] != "inference.request_failed"
         finally:
             await engine.close()
-
-
-REPLICA = {
-    "service_id": "svc-a",
-    "replica": 0,
-    "process_id": "p0",
-    "endpoint": "http://127.0.0.1:9",
-    "node": "n",
-    "service_name": "a",
-    "model_id": "toy",
-    "model_name": "Toy",
-    "model_type": "llm",
-    "served_model": "served",
-    "dialect": "openai",
-    "tools": False,
-}
 
 
 async def _carried(client: Client, engine: Engine) -> bytes:

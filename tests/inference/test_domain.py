@@ -17,7 +17,7 @@ from aima_core.testing import serving, until
 from services.inference.domain import INFERENCE
 from services.inference.tasks import TASKS
 from tests.inference.conftest import Gated, Real, StandIn, Start
-from tests.toys import CRIER, Machine, ask, events, made_again, model_view, refused, shelf
+from tests.toys import CRIER, REPLICA, Machine, ask, events, made_again, model_view, refused, shelf
 
 SECRET = "xyzzy4711"
 MODELS = shelf(model_view("Toy"), model_view("Voice", type="tts"))
@@ -32,21 +32,7 @@ async def client(site: Machine) -> AsyncIterator[Client]:
 
 async def up(client: Client, endpoint: str, process_id: str = "p0", **other: Any) -> None:
     """Let the service domain say that a replica answers there."""
-    data = {
-        "service_id": "svc-a",
-        "replica": 0,
-        "process_id": process_id,
-        "endpoint": endpoint,
-        "node": "n",
-        "service_name": "a",
-        "model_id": "toy",
-        "model_name": "Toy",
-        "model_type": "llm",
-        "served_model": "served",
-        "dialect": "openai",
-        "tools": False,
-        "engine": "toy",
-    }
+    data = REPLICA | {"process_id": process_id, "endpoint": endpoint}
     await ask(client, "service.say", type="service.replica_started", data=data | other)
 
 
