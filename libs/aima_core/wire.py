@@ -289,7 +289,7 @@ def _meta(call: Call, begun: float, version: int | None = None, position: int | 
 
 def _body(message: Msg | Item) -> bytes:
     """Return the message's input as JSON; raise for what is too large or not decodable."""
-    data = bytes(message.data)
+    data: bytes = message.data
     check_size(data)
     if not data:
         return b"{}"

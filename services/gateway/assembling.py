@@ -11,9 +11,8 @@ from typing import Any
 
 import msgspec
 
-from services.gateway.chatting import MOST_CALLS
 from services.gateway.engine_errors import bad_answer, failed, gone
-from services.gateway.engine_events import DONE, Splitter, data_of, decoded
+from services.gateway.engine_events import DONE, MOST_CALLS, Splitter, data_of, decoded
 
 _ONCE = ("id", "role", "type", "name", "finish_reason", "stop_reason")  # some engines tell them again with each piece
 _PIECES = "tool_calls"  # the list whose things are told in pieces

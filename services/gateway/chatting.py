@@ -15,12 +15,11 @@ import msgspec
 
 from services.gateway.carrying import Carried, Job, Tokens
 from services.gateway.engine_errors import bad_answer, failed, gone
-from services.gateway.engine_events import DONE, Splitter, data_of, decoded
+from services.gateway.engine_events import DONE, MOST_CALLS, Splitter, data_of, decoded
 from services.gateway.quotas import estimate
 
 TEXT = ("llm", "vlm")  # the types of model that chat
 VISION = ("vlm",)  # those of them that see
-MOST_CALLS = 1000  # of tools in an answer
 PATH = "/v1/chat/completions"
 _encode = msgspec.json.encode
 

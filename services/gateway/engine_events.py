@@ -12,6 +12,7 @@ import msgspec
 
 T = TypeVar("T")
 DONE = b"[DONE]"  # the data of the event that ends a stream of OpenAI's dialect
+MOST_CALLS = 1000  # of tools in an answer; one with a number beyond is none
 NOTHING = b"null"  # what llama.cpp says in between when it continues several texts
 
 
