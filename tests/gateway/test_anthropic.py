@@ -25,7 +25,7 @@ from services.gateway.carrying import Tokens
 from services.gateway.chatting import Answer, CallPiece, Function, Piece, ToolCall
 from services.gateway.telling import Took
 from tests.gateway.conftest import ADMIN
-from tests.gateway.model_fixtures import LONG, MODEL, TOY, Real, bodies_of, real, stage
+from tests.gateway.model_fixtures import LONG, MODEL, NUMBERS, TOY, Real, bodies_of, real, stage
 
 ASKED: Any = [{"role": "user", "content": "Tell me a long story about the sea."}]
 SURE = {"temperature": 0}
@@ -107,8 +107,8 @@ async def test_an_answer_fits_the_schema_that_it_has_to(served: Real) -> None:
 @in_one_loop
 async def test_a_client_who_goes_away_in_mid_stream_frees_the_engines_slot(served: Real) -> None:
     async with client(served.url) as claude:
-        asked: Any = {"model": MODEL, "max_tokens": 2000, "messages": [{"role": "user", "content": "Count to 1000."}]}
-        async with claude.messages.stream(**asked, extra_body=SURE) as stream:
+        long: Any = {"output_config": {"format": {"type": "json_schema", "schema": NUMBERS}}}
+        async with claude.messages.stream(model=MODEL, max_tokens=2000, messages=ASKED, **long) as stream:
             await anext(stream.text_stream)
             assert await served.busy() == 1
         await until(served.idle)

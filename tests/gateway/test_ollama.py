@@ -28,7 +28,7 @@ from services.gateway.carrying import Tokens
 from services.gateway.chatting import CallPiece, Function, Piece
 from services.gateway.telling import Took
 from tests.gateway.conftest import ADMIN
-from tests.gateway.model_fixtures import EMBEDDER, LONG, MODEL, TOY, Real, bodies_of, real, stage
+from tests.gateway.model_fixtures import EMBEDDER, LONG, MODEL, NUMBERS, TOY, Real, bodies_of, real, stage
 from tests.stand_ins.hub import Hub
 from tests.stand_ins.tiny_models import tiny_gguf
 
@@ -196,7 +196,7 @@ async def test_a_pull_that_fails_on_the_way_ends_with_the_error(served: Real, hu
 @in_one_loop
 async def test_a_client_who_goes_away_in_mid_stream_frees_the_engines_slot(served: Real) -> None:
     async with client(served.url) as llama:
-        stream = await llama.chat(MODEL, [{"role": "user", "content": "Count to 1000."}], stream=True)
+        stream = await llama.chat(MODEL, ASKED, stream=True, format=NUMBERS)
         await anext(stream)
         assert await served.busy() == 1
         await stream.aclose()

@@ -19,7 +19,7 @@ from openai.types.chat import ChatCompletionChunk, ChatCompletionMessageParam
 from aima_core.nats_server import NatsServer
 from aima_core.testing import until
 from tests.gateway.engines import client_of
-from tests.gateway.model_fixtures import EMBEDDER, MODEL, TOY, Real, real, stage
+from tests.gateway.model_fixtures import EMBEDDER, MODEL, NUMBERS, TOY, Real, real, stage
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.asyncio(loop_scope="module")]
 
@@ -264,8 +264,7 @@ async def test_what_the_engine_refuses_is_told_in_its_words(client: AsyncOpenAI)
 async def test_the_engines_slot_is_free_within_a_second_when_a_client_leaves_a_stream(
     aima: Real, client: AsyncOpenAI, api: str
 ) -> None:
-    numbers = {"type": "array", "items": {"type": "integer"}, "minItems": 500}  # so that the model cannot end early
-    form = {"name": "numbers", "schema": {"type": "object", "properties": {"n": numbers}, "required": ["n"]}}
+    form = {"name": "numbers", "schema": NUMBERS}
     if api == "chat":
         asked: Any = {"messages": FRANCE, "response_format": {"type": "json_schema", "json_schema": form}}
         stream: Any = await client.chat.completions.create(model=MODEL, stream=True, **asked)
