@@ -89,6 +89,19 @@ class Connection(Nats):
         await self._error_cb(error)
         await self._process_op_err(error)
 
+    async def _process_pong(self) -> None:
+        """Take a pong, also one for a flush that was called off, over which the reading task would end."""
+        if self._pongs and self._pongs[0].done():
+            self._pongs[0] = asyncio.get_running_loop().create_future()
+        await super()._process_pong()
+
+    async def _read_loop(self) -> None:
+        """Read until the connection ends; come back after anything else over which nats-py would just stop reading."""
+        await super()._read_loop()
+        this = asyncio.current_task()
+        if self.is_connected and not (this and this.cancelling()):
+            await self._process_op_err(nats.errors.Error("nats: what came could not be read"))
+
     async def _process_headers(self, headers: Any) -> dict[str, str] | None:
         """Return the headers; over bytes that are none the reading task would end and leave the process deaf."""
         try:

@@ -54,6 +54,45 @@ async def hears(nc: Nats, subject: str) -> bool:
         await heard.unsubscribe()
 
 
+# --- what ends nats-py's reading ----------------------------------------------------------------------------------
+
+
+async def test_a_flush_that_is_called_off_leaves_the_connection_hearing(shared_nats: NatsServer) -> None:
+    async with connected(shared_nats.url) as nc:
+        flushing = asyncio.create_task(nc.flush())
+        while not nc._pongs:
+            await asyncio.sleep(0)
+        flushing.cancel()
+        await asyncio.gather(flushing, return_exceptions=True)
+        assert await hears(nc, "still.there")
+        await nc.flush()
+        assert nc.stats["reconnects"] == 0
+
+
+async def test_a_connection_comes_back_after_what_it_cannot_read() -> None:
+    connections = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Be a server that says something broken on its first connection."""
+        nonlocal connections
+        connections += 1
+        first = connections == 1
+        writer.write(b'INFO {"server_id":"x","version":"2.10.0","max_payload":1048576,"headers":true}\r\n')
+        async for line in reader:
+            if line.startswith(b"PING"):
+                writer.write(b"PONG\r\n")
+                if first:
+                    writer.write(b"INFO {broken}\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with connected(f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}") as nc:
+        await until(lambda: nc.stats["reconnects"] == 1)
+        await nc.flush()
+    server.close()
+    await server.wait_closed()
+
+
 # --- what is too large --------------------------------------------------------------------------------------------
 
 
