@@ -16,12 +16,11 @@ from typing import Any
 import msgspec
 
 from aima_core.errors import AimaError, Timeout
-from services.gateway import upstream
 from services.gateway.asking import Asking, Caller
 from services.gateway.engine_errors import gone, refusal
 from services.gateway.leasing import Leases
 from services.gateway.quotas import NONE, Estimate, Quotas
-from services.gateway.upstream import Body, Broken, Reply
+from services.gateway.upstream import Body, Broken, Engines, Reply
 from services.inference import units as inference
 
 _TRIES = 3  # of a request, as long as no replica has answered anything
@@ -121,6 +120,7 @@ class Carrier:
         self._asking = asking
         self._leases = leases or Leases(asking.client)
         self._quotas = quotas
+        self._engines = Engines()
 
     @contextlib.asynccontextmanager
     async def carry(self, caller: Caller, job: Job) -> AsyncIterator[Carried]:
@@ -157,6 +157,7 @@ class Carrier:
     async def close(self) -> None:
         """Wait until what is known of requests is recorded."""
         await self._leases.close()
+        self._engines.close()
 
     async def _take(self, caller: Caller, job: Job, avoid: str) -> inference.Lease:
         return await self._leases.take(caller, job.model, job.types, tools=job.tools, wait=job.wait, avoid=avoid)
@@ -169,12 +170,30 @@ class Carrier:
         """
         try:
             with self._leases.kept(caller, lease):
-                async with _answered(job, lease, used) as carried:
+                async with self._answered(job, lease, used) as carried:
                     yield carried
             self._leases.settle(caller, lease, carried.outcome())
         except BaseException as error:
             self._leases.settle(caller, lease, _failed(error))
             raise
+
+    @contextlib.asynccontextmanager
+    async def _answered(self, job: Job, lease: inference.Lease, used: list[int]) -> AsyncIterator[Carried]:
+        begun = time.monotonic()
+        make = job.make if lease.cancels_whole or job.streamed is None else job.streamed
+        reply = await self._engines.ask(f"{lease.endpoint}{job.path}", make(lease.model), job.headers)
+        carried = Carried(lease, reply, begun, job.tokens.prompt)
+        try:
+            if not 200 <= reply.status < 300:
+                raise refusal(reply.status, await reply.whole())
+            try:
+                await reply.ready(whole=job.whole)
+                yield carried
+            finally:
+                carried.end()
+                used.append(carried.spent)
+        finally:
+            reply.close()
 
 
 @contextlib.asynccontextmanager
@@ -187,25 +206,6 @@ async def _deadline(caller: Caller) -> AsyncIterator[None]:
         if not limit.expired():
             raise
         raise Timeout(f"no whole answer within {caller.timeout} s", timeout=caller.timeout) from None
-
-
-@contextlib.asynccontextmanager
-async def _answered(job: Job, lease: inference.Lease, used: list[int]) -> AsyncIterator[Carried]:
-    begun = time.monotonic()
-    make = job.make if lease.cancels_whole or job.streamed is None else job.streamed
-    reply = await upstream.ask(f"{lease.endpoint}{job.path}", make(lease.model), job.headers)
-    carried = Carried(lease, reply, begun, job.tokens.prompt)
-    try:
-        if not 200 <= reply.status < 300:
-            raise refusal(reply.status, await reply.whole())
-        try:
-            await reply.ready(whole=job.whole)
-            yield carried
-        finally:
-            carried.end()
-            used.append(carried.spent)
-    finally:
-        reply.close()
 
 
 def _failed(error: BaseException) -> dict[str, Any]:

@@ -1,14 +1,15 @@
 """Asking an engine over HTTP, and passing on what it says block by block.
 
 Tokens are too many for a client that does more: parsing is httptools' (the parser of Node.js), and a block goes on as
-it came. A connection for each request: llama.cpp closes idle ones just as they are used again, and opening one on the
-same machine takes a fraction of a millisecond; closing it is also what stops an engine.
+it came. A connection serves the next request if that comes soon. It is not kept for long: llama.cpp gives a thread to
+each one for as long as it is open. Closing one in mid-answer is what stops an engine.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import cast
@@ -17,6 +18,7 @@ from urllib.parse import urlsplit
 import httptools
 
 _CONNECT = 5.0  # seconds
+_KEPT = 0.5  # seconds that a connection is kept for the next request
 _FULL = 1024 * 1024  # bytes read ahead of whoever reads slowly; then the engine has to wait
 _WRITTEN = 256 * 1024  # bytes of a large body that are handed to the transport at once, which keeps a copy
 
@@ -32,24 +34,85 @@ class Broken(Exception):
         self.begun = begun
 
 
-class Reply(asyncio.Protocol):
+class Line(asyncio.Protocol):
+    """A connection to an engine, for one answer after another.
+
+    `resting`: those to the same engine that are free; `kept`: seconds that it stays among them.
+    """
+
+    def __init__(self, resting: list[Line], kept: float) -> None:
+        self._resting = resting
+        self._kept = kept
+        self._reply: Reply | None = None
+        self._end: asyncio.TimerHandle | None = None
+        self.transport: asyncio.Transport
+
+    def take(self, reply: Reply) -> None:
+        """Serve an answer from now on."""
+        self._reply = reply
+        if self._end:
+            self._end.cancel()
+            self._end = None
+
+    def rest(self) -> None:
+        """Serve the next one, if there is one soon."""
+        self._reply = None
+        self.transport.resume_reading()
+        self._resting.append(self)
+        self._end = asyncio.get_running_loop().call_later(self._kept, self.transport.abort)
+
+    # --- what the event loop calls ----------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take note."""
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's derive from nothing
+
+    def data_received(self, data: bytes) -> None:
+        """Hand it to whose it is; what an engine says unasked is no answer to the next request."""
+        if self._reply:
+            self._reply.feed(data)
+        else:
+            self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell whoever waits."""
+        if self._reply:
+            self._reply.lost(exc)
+        if self in self._resting:
+            self._resting.remove(self)
+        if self._end:
+            self._end.cancel()
+
+    def pause_writing(self) -> None:
+        """Take note: the engine takes no more for now."""
+        if self._reply:
+            self._reply.full(True)
+
+    def resume_writing(self) -> None:
+        """Take note: it does again."""
+        if self._reply:
+            self._reply.full(False)
+
+
+class Reply:
     """An engine's answer as it comes. `status` and `headers` (lower case) are there once `ask` has returned it.
 
     `first_at`: when the first block of its body came, by the monotonic clock.
     """
 
-    def __init__(self, request: bytes) -> None:
-        self._request = request
+    def __init__(self, line: Line) -> None:
+        self._line = line
         self._parser = httptools.HttpResponseParser(self)
-        self._transport: asyncio.Transport | None = None
         self._blocks: list[bytes] = []
         self._size = 0
         self._told_length = False
         self._headed = self._ended = self._lost = self._full = self._all = False
+        self._sent = self._keeps = self._closed = False
         self._waiter: asyncio.Future[None] | None = None
         self.status = 0
         self.headers: dict[str, str] = {}
         self.first_at: float | None = None
+        line.take(self)
 
     async def read(self) -> bytes:
         """Return what has come since the last time, empty at the end. Raises Broken when it breaks off."""
@@ -60,8 +123,7 @@ class Reply(asyncio.Protocol):
                 raise Broken(begun=True)
             await self._wait()
         block = self.come()
-        if self._transport and not self._lost:
-            self._transport.resume_reading()
+        self._go_on()
         return block
 
     def come(self) -> bytes:
@@ -86,16 +148,16 @@ class Reply(asyncio.Protocol):
     async def ready(self, *, whole: bool = False) -> None:
         """Return as soon as something of the body is there, or `whole` all of it. Raises Broken when it breaks off."""
         self._all = whole
-        if whole and self._transport and not self._lost:
-            self._transport.resume_reading()
+        if whole:
+            self._go_on()
         while not self._ended and (whole or not self._blocks):
             if self._lost:
                 raise Broken(begun=False)
             await self._wait()
 
-    async def send(self, blocks: Sequence[Buffer]) -> None:
-        """Send the body, no faster than the engine takes it; one that has refused it gets no more of it."""
-        assert self._transport
+    async def send(self, request: bytes, blocks: Sequence[Buffer]) -> None:
+        """Ask. A body in blocks goes no faster than the engine takes it; one that has refused it gets no more of it."""
+        self._line.transport.write(request)
         for block in blocks:
             view = memoryview(block)
             for start in range(0, len(view), _WRITTEN):
@@ -103,12 +165,18 @@ class Reply(asyncio.Protocol):
                     await self._wait()
                 if self._refused():
                     return
-                self._transport.write(view[start : start + _WRITTEN])
+                self._line.transport.write(view[start : start + _WRITTEN])
+        self._sent = True
 
     def close(self) -> None:
         """Let go; an engine that is still answering notices, and stops."""
-        if self._transport:
-            self._transport.abort()
+        if self._closed:
+            return  # by now somebody else's answer may come on the line
+        self._closed = True
+        if self._ended and self._sent and self._keeps and not self._lost:
+            self._line.rest()
+        else:
+            self._line.transport.abort()
 
     def _refused(self) -> bool:
         return self._lost or self.status >= 400
@@ -121,41 +189,41 @@ class Reply(asyncio.Protocol):
         if self._waiter and not self._waiter.done():
             self._waiter.set_result(None)
 
-    # --- what the event loop calls ----------------------------------------------------------------------------
+    def _go_on(self) -> None:
+        if not self._lost:
+            self._line.transport.resume_reading()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Ask."""
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's derive from nothing
-        self._transport.write(self._request)
+    # --- what its connection tells it -------------------------------------------------------------------------
 
-    def data_received(self, data: bytes) -> None:
+    def feed(self, data: bytes) -> None:
         """Take what has come."""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:
             self._lost = True
-            self.close()
-        if self._size > _FULL and self._transport and not self._all:
-            self._transport.pause_reading()
+            self._line.transport.abort()
+        if self._size > _FULL and not self._all:
+            self._line.transport.pause_reading()
         self._wake()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def lost(self, exc: Exception | None) -> None:
         """Take note; an answer that did not say how long it is ends like this."""
         if self._headed and not self._told_length and exc is None:
             self._ended = True
         self._lost = True
         self._wake()
 
-    def pause_writing(self) -> None:
-        """Take note: the engine takes no more for now."""
-        self._full = True
-
-    def resume_writing(self) -> None:
-        """Take note: it does again."""
-        self._full = False
+    def full(self, full: bool) -> None:
+        """Take note whether the engine takes no more for now."""
+        self._full = full
         self._wake()
 
     # --- what the parser calls --------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """Refuse a second answer: nobody has asked for one."""
+        if self._ended:
+            raise Broken(begun=True)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header."""
@@ -175,8 +243,9 @@ class Reply(asyncio.Protocol):
         self._size += len(body)
 
     def on_message_complete(self) -> None:
-        """Note the end."""
+        """Note the end, and whether the engine takes another request on the same connection."""
         self._ended = True
+        self._keeps = self._parser.should_keep_alive()
 
 
 @lru_cache
@@ -185,27 +254,53 @@ def _place(url: str) -> tuple[str, int, str]:
     return parts.hostname or "", parts.port or 80, parts.path
 
 
-async def ask(url: str, body: Body, headers: Mapping[str, str]) -> Reply:
-    """Post to an engine; return its answer with status and headers. Raises Broken when it cannot be reached."""
-    host, port, path = _place(url)
-    at_once, blocks = (body, ()) if isinstance(body, bytes) else (b"", body)
-    lines = [
-        f"POST {path} HTTP/1.1",
-        f"Host: {host}:{port}",
-        "Connection: close",
-        f"Content-Length: {len(at_once) + sum(len(block) for block in blocks)}",
-        *(f"{name}: {value}" for name, value in headers.items()),
-    ]
-    request = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + at_once
-    reply = Reply(request)
+class Engines:
+    """The way to the engines. `kept`: seconds that a connection waits for the next request."""
+
+    def __init__(self, kept: float = _KEPT) -> None:
+        self._kept = kept
+        self._resting: dict[tuple[str, int], list[Line]] = defaultdict(list)
+
+    async def ask(self, url: str, body: Body, headers: Mapping[str, str]) -> Reply:
+        """Post to an engine; return its answer with status and headers. Raises Broken when it cannot be reached."""
+        host, port, path = _place(url)
+        at_once, blocks = (body, ()) if isinstance(body, bytes) else (b"", body)
+        lines = [
+            f"POST {path} HTTP/1.1",
+            f"Host: {host}:{port}",
+            f"Content-Length: {len(at_once) + sum(len(block) for block in blocks)}",
+            *(f"{name}: {value}" for name, value in headers.items()),
+        ]
+        request = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + at_once
+        resting = self._resting[host, port]
+        if resting:
+            try:
+                return await _asked(resting.pop(), request, blocks)
+            except Broken:
+                pass  # the engine has closed it just as it was used again
+        return await _asked(await _connected(host, port, Line(resting, self._kept)), request, blocks)
+
+    def close(self) -> None:
+        """Close what is kept."""
+        for lines in self._resting.values():
+            for line in lines:
+                line.transport.abort()
+
+
+async def _connected(host: str, port: int, line: Line) -> Line:
     try:
         async with asyncio.timeout(_CONNECT):
-            loop = asyncio.get_running_loop()
-            await loop.create_connection(lambda: reply, host, port)
+            await asyncio.get_running_loop().create_connection(lambda: line, host, port)
     except (OSError, TimeoutError):
         raise Broken(begun=False) from None
+    return line
+
+
+async def _asked(line: Line, request: bytes, blocks: Sequence[Buffer]) -> Reply:
+    """Return the answer once its head is there."""
+    reply = Reply(line)
     try:
-        await reply.send(blocks)
+        await reply.send(request, blocks)
         await reply.head()
     except BaseException:
         reply.close()

@@ -60,7 +60,7 @@ async def hears(nc: Nats, subject: str) -> bool:
 async def test_a_flush_that_is_called_off_leaves_the_connection_hearing(shared_nats: NatsServer) -> None:
     async with connected(shared_nats.url) as nc:
         flushing = asyncio.create_task(nc.flush())
-        while not nc._pongs:
+        while not nc._pongs:  # noqa: ASYNC110 (nothing tells)
             await asyncio.sleep(0)
         flushing.cancel()
         await asyncio.gather(flushing, return_exceptions=True)

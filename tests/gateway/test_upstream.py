@@ -10,7 +10,7 @@ import pytest
 
 from aima_core.testing import until
 from services.gateway import upstream
-from services.gateway.upstream import Broken, Reply
+from services.gateway.upstream import Broken, Engines, Reply
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -24,9 +24,11 @@ class Engine:
     script: Script
     url: str = ""
     heads: list[bytes] = field(default_factory=list)
+    connections: int = 0
     left: asyncio.Event = field(default_factory=asyncio.Event)  # the client has closed the connection
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
         try:
             self.heads.append(await reader.readuntil(b"\r\n\r\n"))
             await self.script(reader, writer)
@@ -65,8 +67,8 @@ def saying(*blocks: bytes) -> Script:
     return script
 
 
-async def asked(engine: Engine, body: upstream.Body = b"{}") -> Reply:
-    return await upstream.ask(engine.url, body, {"Content-Type": "application/json"})
+async def asked(engine: Engine, body: upstream.Body = b"{}", engines: Engines | None = None) -> Reply:
+    return await (engines or Engines()).ask(engine.url, body, {"Content-Type": "application/json"})
 
 
 async def test_a_body_in_chunks_is_put_together(engine: Start) -> None:
@@ -134,7 +136,7 @@ async def test_an_answer_without_a_head_is_none(engine: Start, blocks: tuple[byt
 
 async def test_nobody_who_listens_is_no_answer(free_port: Callable[[], int]) -> None:
     with pytest.raises(Broken) as broken:
-        await upstream.ask(f"http://127.0.0.1:{free_port()}/v1/x", b"", {})
+        await Engines().ask(f"http://127.0.0.1:{free_port()}/v1/x", b"", {})
     assert not broken.value.begun
 
 
@@ -223,4 +225,132 @@ async def test_whoever_gives_up_closes_the_connection(engine: Start) -> None:
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
+    await asyncio.wait_for(one.left.wait(), 10)
+
+
+# --- connections that are kept ------------------------------------------------------------------------------------
+
+OK = HEAD + b"Content-Length: 2\r\n\r\nok"
+LONG = 60.0  # seconds: what is closed before has not just been idle for too long
+
+
+def again_and_again(*answers: bytes) -> Script:
+    """Answer one request after another on the same connection, and close it when there is nothing left to say."""
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(2)
+        for number, answer in enumerate(answers):
+            if number:
+                await reader.readuntil(b"\r\n\r\n{}")
+            writer.write(answer)
+
+    return script
+
+
+async def test_the_next_request_goes_by_the_connection_of_the_last_one(engine: Start) -> None:
+    one, engines = await engine(again_and_again(OK, CHUNKED + b"2\r\nok\r\n0\r\n\r\n", OK)), Engines(LONG)
+    for _ in range(3):
+        reply = await asked(one, engines=engines)
+        assert await reply.whole() == b"ok"
+        reply.close()
+    assert one.connections == 1
+
+
+async def test_two_requests_at_once_have_a_connection_each(engine: Start) -> None:
+    one, engines = await engine(again_and_again(OK, OK)), Engines(LONG)
+    both = await asyncio.gather(asked(one, engines=engines), asked(one, engines=engines))
+    assert one.connections == 2
+    assert [await reply.whole() for reply in both] == [b"ok", b"ok"]
+
+
+async def test_a_connection_that_nobody_needs_is_closed_soon(engine: Start) -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(OK)
+        await reader.read()
+
+    one = await engine(script)
+    reply = await asked(one)
+    assert await reply.whole() == b"ok"
+    reply.close()
+    reply.close()  # does nothing
+    await asyncio.wait_for(one.left.wait(), 10)
+
+
+async def test_an_engine_that_has_closed_a_kept_connection_is_asked_by_another(engine: Start) -> None:
+    hang_up = asyncio.Event()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(2)
+        writer.write(OK)
+        if one.connections == 1:
+            await reader.readuntil(b"\r\n\r\n{}")  # the second request, which stays without an answer
+            hang_up.set()
+
+    one, engines = await engine(script), Engines(LONG)
+    for _ in range(2):
+        reply = await asked(one, engines=engines)
+        assert await reply.whole() == b"ok"
+        reply.close()
+    assert hang_up.is_set()
+    assert one.connections == 2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(HEAD + b"Connection: close\r\nContent-Length: 2\r\n\r\nok", id="says so"),
+        pytest.param(b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok", id="HTTP/1.0"),
+        pytest.param(OK + b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwrong", id="says more than was asked"),
+    ],
+)
+async def test_a_connection_that_is_good_for_nothing_more_is_not_kept(engine: Start, answer: bytes) -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(2)
+        writer.write(answer)
+        await reader.read()
+
+    one, engines = await engine(script), Engines(LONG)
+    for number in (1, 2):
+        reply = await asked(one, engines=engines)
+        assert await reply.whole() == b"ok"
+        reply.close()
+        assert one.connections == number
+
+
+async def test_what_an_engine_says_unasked_is_nobodys_answer(engine: Start) -> None:
+    say = asyncio.Event()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(2)
+        writer.write(OK)
+        if one.connections == 1:
+            await say.wait()
+            writer.write(HEAD + b"Content-Length: 5\r\n\r\nwrong")
+        await reader.read()
+
+    one, engines = await engine(script), Engines(LONG)
+    first = await asked(one, engines=engines)
+    first.close()
+    say.set()
+    await asyncio.wait_for(one.left.wait(), 10)
+    assert await (await asked(one, engines=engines)).whole() == b"ok"
+
+
+async def test_a_large_answer_read_slowly_leaves_a_connection_that_can_be_used(engine: Start) -> None:
+    large = b"x" * 4 * 2**20
+    said = HEAD + b"Content-Length: %d\r\n\r\n" % len(large) + large
+    one, engines = await engine(again_and_again(said, OK)), Engines(LONG)
+    for body in (large, b"ok"):
+        reply = await asked(one, engines=engines)
+        await reply.ready()
+        assert await reply.whole() == body
+        reply.close()
+    assert one.connections == 1
+
+
+async def test_connections_are_closed_at_the_end(engine: Start) -> None:
+    one, engines = await engine(again_and_again(OK, OK)), Engines(LONG)
+    reply = await asked(one, engines=engines)
+    reply.close()
+    engines.close()
     await asyncio.wait_for(one.left.wait(), 10)
