@@ -22,6 +22,13 @@ def bad_answer() -> ExecutionFailed:
     return ExecutionFailed("the engine's answer is not what its dialect says", reason="BAD_ANSWER")
 
 
+def too_large(limit: int) -> ExecutionFailed:
+    """Return the refusal of an answer that is larger than what is kept until all of it is there."""
+    return ExecutionFailed(
+        f"the engine's answer is larger than the {limit} bytes that are taken", reason="ANSWER_TOO_LARGE", limit=limit
+    )
+
+
 def failed(error: Any) -> ExecutionFailed:
     """Return what an engine says went wrong in the middle of an answer."""
     return ExecutionFailed(f"the engine failed{_told(_words(error))}", reason="ENGINE_FAILED")

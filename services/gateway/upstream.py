@@ -17,9 +17,12 @@ from urllib.parse import urlsplit
 
 import httptools
 
+from services.gateway.engine_errors import too_large
+
 _CONNECT = 5.0  # seconds
 _KEPT = 0.5  # seconds that a connection is kept for the next request
 _FULL = 1024 * 1024  # bytes read ahead of whoever reads slowly; then the engine has to wait
+_LARGEST = 256 * 1024 * 1024  # bytes of an answer that is of use only whole
 _WRITTEN = 256 * 1024  # bytes of a large body that are handed to the transport at once, which keeps a copy
 
 Buffer = bytes | bytearray | memoryview
@@ -146,13 +149,18 @@ class Reply:
             await self._wait()
 
     async def ready(self, *, whole: bool = False) -> None:
-        """Return as soon as something of the body is there, or `whole` all of it. Raises Broken when it breaks off."""
+        """Return as soon as something of the body is there, or `whole` all of it.
+
+        Raises Broken when it breaks off, ExecutionFailed when there is too much of it.
+        """
         self._all = whole
         if whole:
             self._go_on()
         while not self._ended and (whole or not self._blocks):
             if self._lost:
                 raise Broken(begun=False)
+            if self._size > _LARGEST:
+                raise too_large(_LARGEST)
             await self._wait()
 
     async def send(self, request: bytes, blocks: Sequence[Buffer]) -> None:

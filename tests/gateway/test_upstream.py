@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from aima_core.errors import ExecutionFailed
 from aima_core.testing import until
 from services.gateway import upstream
 from services.gateway.upstream import Broken, Engines, Reply
@@ -184,6 +185,24 @@ async def test_an_engine_has_to_wait_for_who_reads_slowly(engine: Start) -> None
     await until(stands_still)
     assert sent < 32 * 2**20  # what both read ahead, and the system between them
     assert len(await reply.whole()) == 1000 * len(block)
+
+
+async def test_a_whole_answer_may_not_be_larger_than_memory_allows(
+    engine: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def for_ever(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(HEAD + b"\r\n")
+        while True:
+            writer.write(b"x" * 65536)
+            await writer.drain()
+
+    monkeypatch.setattr(upstream, "_LARGEST", 4 * 2**20)
+    one = await engine(for_ever)
+    reply = await asked(one)
+    with pytest.raises(ExecutionFailed, match="larger than the 4194304 bytes"):
+        await reply.ready(whole=True)
+    reply.close()
+    await asyncio.wait_for(one.left.wait(), 10)
 
 
 async def test_a_large_body_goes_in_its_blocks_no_faster_than_it_is_taken(engine: Start) -> None:
