@@ -80,8 +80,8 @@ class Together:
         self._due: asyncio.Handle | None = None
         self._asking: set[asyncio.Task[None]] = set()
 
-    async def ask(self, data: Mapping[str, Any], headers: Mapping[str, str]) -> Answer:
-        """Return the unit's answer; raises what `Client.ask` raises."""
+    def ask(self, data: Mapping[str, Any], headers: Mapping[str, str]) -> asyncio.Future[Answer]:
+        """Return what will be the unit's answer, or what `Client.ask` raises."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Answer] = loop.create_future()
         timeout = {calls.TIMEOUT: f"{self._timeout:.3f}"}
@@ -90,7 +90,7 @@ class Together:
             self.send()
         elif self._due is None:
             self._due = loop.call_later(self._wait, self.send) if self._wait else loop.call_soon(self.send)
-        return await answer
+        return answer
 
     def send(self) -> None:
         """Ask now what waits to be asked."""

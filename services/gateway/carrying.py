@@ -199,6 +199,9 @@ class Carrier:
 @contextlib.asynccontextmanager
 async def _deadline(caller: Caller) -> AsyncIterator[None]:
     """Raise Timeout at the caller's deadline, should there be one."""
+    if caller.timeout is None:
+        yield
+        return
     try:
         async with asyncio.timeout(caller.timeout) as limit:
             yield

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route, request_response
+from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 Answering = Callable[[Request], Awaitable[Response]]
@@ -73,19 +73,23 @@ DOORS = (
 
 
 class _Endpoint:
-    """The ASGI application behind a fixed path: it takes any method, so that no path behind it does."""
+    """The ASGI application behind a fixed path: it takes any method, so that no path behind it does.
+
+    What is raised is the gate's to answer, which is why Starlette's own wrapper around each answer is not needed.
+    """
 
     def __init__(self, takes: Mapping[str, Answering], others: Answering | None = None) -> None:
-        self._takes = {method: request_response(answering) for method, answering in takes.items()}
-        self._others = request_response(others) if others else None
+        self._takes = dict(takes)
+        self._others = others
         if "GET" in self._takes:
             self._takes.setdefault("HEAD", self._takes["GET"])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app = self._takes.get(scope["method"], self._others)
-        if app is None:
+        answering = self._takes.get(scope["method"], self._others)
+        if answering is None:
             raise HTTPException(405, headers={"Allow": ", ".join(self._takes)})
-        await app(scope, receive, send)
+        response = await answering(Request(scope, receive, send))
+        await response(scope, receive, send)
 
 
 def door(path: str, takes: Mapping[str, Answering]) -> Route:

@@ -51,43 +51,36 @@ class Leases:
         asked = {"model": model, "timeout": self._seconds, "type": ",".join(types), "tools": tools}
         asked |= {"holder": self._holder, **({"avoid": avoid} if avoid else {})}
         try:
-            return await self._unless_cancelled(caller, self._at_once(caller, asked))
+            return await self._unless_cancelled(caller, self._taking.ask(asked | {"probe": True}, caller.on_behalf()))
         except Unavailable as error:
             if error.reason not in ("BUSY", "LOADING"):
                 raise
         leave = asyncio.Event()
         queued = self._queued(caller, asked | {"queue": True, "wait": wait > 0}, wait, leave)
         try:
-            return await self._unless_cancelled(caller, queued)
+            return await self._unless_cancelled(caller, asyncio.ensure_future(queued))
         except asyncio.CancelledError:
             leave.set()
             raise
 
-    async def _at_once(self, caller: Caller, asked: dict[str, Any]) -> inference.Lease:
-        answer = await self._taking.ask(asked | {"probe": True}, caller.on_behalf())
-        return _read(answer.data)
-
-    async def _queued(
-        self, caller: Caller, asked: dict[str, Any], wait: float, leave: asyncio.Event
-    ) -> inference.Lease:
+    async def _queued(self, caller: Caller, asked: dict[str, Any], wait: float, leave: asyncio.Event) -> Answer:
         """Return a lease when it is this request's turn; after `leave` only one that was on its way by then."""
         patience = wait or caller.timeout or _PATIENCE
         parts = self._client.stream(_TAKE, asked, timeout=patience, headers=caller.on_behalf(), leave=leave)
         async with contextlib.aclosing(parts):
             async for part in parts:
                 if isinstance(part, Answer):
-                    return _read(part.data)
+                    return part
                 if lease := part.get("lease"):
-                    return _read(lease)
+                    return Answer(lease, {})
         raise Timeout(f"no replica of {asked['model']} within {patience:g} s")
 
-    async def _unless_cancelled(self, caller: Caller, taking: Coroutine[Any, Any, inference.Lease]) -> inference.Lease:
+    async def _unless_cancelled(self, caller: Caller, taking: asyncio.Future[Answer]) -> inference.Lease:
         """Return the lease that is being taken; one that comes after we are cancelled is given back."""
-        task = asyncio.ensure_future(taking)
         try:
-            return await asyncio.shield(task)
+            return _read(await asyncio.shield(taking))
         except asyncio.CancelledError:
-            self.later(self._give_back(caller, task))
+            self.later(self._give_back(caller, taking))
             raise
 
     @contextlib.contextmanager
@@ -147,10 +140,10 @@ class Leases:
             except (Unavailable, Timeout):
                 await asyncio.sleep(_AGAIN)
 
-    async def _give_back(self, caller: Caller, taking: asyncio.Future[inference.Lease]) -> None:
+    async def _give_back(self, caller: Caller, taking: asyncio.Future[Answer]) -> None:
         """Settle a lease that came for a client who had gone."""
         try:
-            lease = await taking
+            lease = _read(await taking)
         except AimaError:
             return  # there was none
         await self._record(caller, lease.request_id, {"outcome": "cancelled"})
@@ -161,5 +154,5 @@ class Leases:
             logger.warning("what a request came to is not recorded", error=str(error))
 
 
-def _read(data: Any) -> inference.Lease:
-    return inference.Lease.model_validate(data)
+def _read(answer: Answer) -> inference.Lease:
+    return inference.Lease.model_validate(answer.data)
