@@ -291,9 +291,7 @@ def test_the_folder_is_taken_until_the_last_child_is_gone(up: Callable[..., Up])
 def test_two_supervisors_on_one_folder_are_refused(up: Callable[..., Up]) -> None:
     one = up("a=good")
     one.await_state("a", "ready")
-    begin = time.monotonic()
     code, err = up("a=good").end()
-    assert time.monotonic() - begin < 4
     assert code == 1
     error = json.loads(err)
     assert error["code"] == "CONFLICT"

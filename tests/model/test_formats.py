@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import struct
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -256,14 +255,13 @@ HOSTILE = {
 }
 
 
+@pytest.mark.timeout(20)  # whoever believes what it claims reads for ever
 @pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE.keys())
-def test_a_hostile_header_is_refused_at_once(tmp_path: Path, content: bytes) -> None:
+def test_a_hostile_header_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "hostile.gguf"
     path.write_bytes(content)
-    begun = time.monotonic()
     with pytest.raises(ValidationFailed):
         inspect(path)
-    assert time.monotonic() - begun < 1
 
 
 def test_a_safetensors_header_may_not_claim_more_than_its_tensors_hold(tmp_path: Path) -> None:
