@@ -29,6 +29,7 @@ PREFERRED_PORT = 4222  # where every NATS tool looks first
 MAX_PAYLOAD = 16 * 2**20  # bytes; above AIMA's own limit of 8 MiB, so that a domain can answer PAYLOAD_TOO_LARGE itself
 MAX_MEMORY_STORE = 256 * 2**20  # bytes; the event copy and the resource bucket lie in files
 MAX_FILE_STORE = 64 * 2**30  # bytes; a ceiling, not a reservation
+SYNC_INTERVAL = 1  # seconds between flushes to the disk
 START_DEADLINE = 10.0  # seconds from the launch to the server's INFO line
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -73,8 +74,8 @@ jetstream {{
   store_dir: {_quoted(str(store))}
   max_memory_store: {MAX_MEMORY_STORE}
   max_file_store: {MAX_FILE_STORE}
-  # an acknowledged event is on the disk, as it is in the log that it was copied from
-  sync_interval: always
+  # what lies here are copies, made anew from the logs as far as they are missing (decision 16)
+  sync_interval: "{SYNC_INTERVAL}s"
 }}
 """ + (f"include {_quoted(USERS)}\n" if users else "")
 

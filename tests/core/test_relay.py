@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -97,6 +98,28 @@ async def test_a_stream_that_was_deleted_is_made_anew_from_the_log(tmp_path: Pat
         await bare.nc.jetstream().delete_stream(STREAM)
     async with talking(tmp_path, nats):
         await until_copied(nats.url, 401)
+
+
+async def test_what_a_stream_lost_of_its_end_is_copied_again(tmp_path: Path, nats: NatsServer) -> None:
+    kept = tmp_path / "kept"
+    async with talking(tmp_path, nats) as bare:
+        await asyncio.gather(*[bare.raw("counter.add", ADD) for _ in range(20)])
+        await until_copied(nats.url, 20)
+    nats.stop()
+    shutil.copytree(nats.folder, kept)
+    nats.launch()
+    await until(nats.answers)
+    async with talking(tmp_path, nats) as bare:
+        await asyncio.gather(*[bare.raw("counter.add", ADD) for _ in range(20)])
+        await until_copied(nats.url, 40)
+    nats.stop()  # and the power goes before its last writes are on the disk
+    shutil.rmtree(nats.folder)
+    shutil.copytree(kept, nats.folder)
+    nats.launch()
+    await until(nats.answers)
+    async with talking(tmp_path, nats):
+        await until_copied(nats.url, 40)
+    assert await positions(nats.url) == list(range(1, 41))
 
 
 async def test_another_log_begun_in_its_place_is_copied_from_its_beginning(tmp_path: Path, nats: NatsServer) -> None:
