@@ -92,6 +92,8 @@ class InferenceOutside(Outside[Pool]):
     async def flow(self, command: Command[Any], call: Call, parts: Parts) -> View:
         """Give a lease, or carry a request; either ends by its deadline, also when nobody listens any more."""
         asked = self._asked(command, call)
+        if isinstance(command, u.LeaseModel) and command.probe:
+            return await self._lease(asked, command.avoid or "", parts)  # waits for its commit at most
         try:
             left = asked.deadline - time.time()
             async with asyncio.timeout(left - min(_EARLY, left / 10)) as clock:
