@@ -26,7 +26,7 @@ def event(data: Any, *, kind: str = "", ident: str = "") -> bytes:
 
 
 class Stream(Response):
-    """Sends events as they come, and a comment whenever there has been none for a while.
+    """Sends a comment at once, so that who waits sees an answer, events as they come, and a comment when none do.
 
     Ends with the last event, or when the client has gone: then whoever makes the events is cancelled.
     """
@@ -61,6 +61,7 @@ class Stream(Response):
                 await close()
 
     async def _tell(self, gone: asyncio.Task[None], send: Send) -> None:
+        await send({"type": "http.response.body", "body": b": open\n\n", "more_body": True})
         while not gone.done():
             self._pending = self._pending or asyncio.create_task(_next(self._events))
             await asyncio.wait((self._pending, gone), timeout=QUIET, return_when=asyncio.FIRST_COMPLETED)

@@ -189,6 +189,13 @@ async def test_a_client_hears_only_what_is_new_unless_it_says_otherwise(site: Si
     assert told.ident == "2"
 
 
+@pytest.mark.parametrize("path", ["/api/v2/events", "/api/v2/resource/counter/later/watch"])
+async def test_a_stream_shows_that_it_is_open_before_there_is_anything_to_tell(site: Site, path: str) -> None:
+    async with site.http.stream("GET", path) as response:
+        lines = response.aiter_lines()
+        assert [await anext(lines), await anext(lines)] == [": open", ""]
+
+
 async def test_a_client_that_comes_back_hears_what_it_missed_and_nothing_twice(site: Site) -> None:
     async with listening(site, "/api/v2/events?after=0") as next_event:
         for _ in range(3):
