@@ -90,19 +90,20 @@ def decode(data: bytes, kind: type[T]) -> T:
         raise InvalidRequest(f"the body is not JSON: {error}", reason="NOT_DECODABLE") from None
 
 
-def convert(data: Any, kind: type[T]) -> T:
-    """Return decoded JSON as a struct; raise ValidationFailed with the field that is wrong."""
+def convert(data: Any, kind: type[T], inside: str = "") -> T:
+    """Return decoded JSON as a struct; raise ValidationFailed with the field that is wrong, and what it is `inside`."""
     try:
         return msgspec.convert(data, kind)
     except msgspec.ValidationError as error:
-        raise refusal(error) from None
+        raise refusal(error, inside) from None
 
 
-def refusal(error: msgspec.ValidationError) -> ValidationFailed:
+def refusal(error: msgspec.ValidationError, inside: str = "") -> ValidationFailed:
     """Return what msgspec found as an error of ours: "Expected `int`, got `str` - at `$.max_tokens`"."""
     expected, _, where = str(error).partition(" - at `$")
     named = expected.split("`")
-    field = where.strip("`.") or (named[1] if len(named) > 1 and "field" in expected else "(body)")
+    field = where.strip("`.") or (named[1] if len(named) > 1 and "field" in expected else "")
+    field = ".".join(filter(None, (inside, field))) or "(body)"
     return ValidationFailed(f"{field}: {expected}", fields=[{"field": field, "expected": expected}])
 
 

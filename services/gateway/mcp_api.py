@@ -23,17 +23,18 @@ from mcp.shared.exceptions import MCPError
 from pydantic import ValidationError
 
 from aima_core import VERSION
-from aima_core import call as calls
 from aima_core.bus import Answer
 from aima_core.directory import ResourceInfo, UnitInfo
 from aima_core.errors import AimaError, Forbidden, InternalError, InvalidRequest, NotFound, Unauthorized, UnitNotFound
 from aima_core.logs import logger
+from services.gateway import bodies
 from services.gateway import mcp_prompts as prompts
 from services.gateway import mcp_resources as resources
 from services.gateway import mcp_tools as tools
 from services.gateway.asking import Asking, Caller, caller_from
 from services.gateway.mcp_news import Changes, News
 from services.gateway.mcp_tools import Mode
+from services.gateway.options import Beside, with_options
 
 _INSTRUCTIONS = (
     "AIMA runs AI models on this machine. Its tools are the units of its domains, named domain_action: models "
@@ -259,13 +260,12 @@ def _code(error: AimaError) -> int:
 
 
 def _with_meta(caller: Caller, meta: Mapping[str, Any] | None) -> Caller:
-    """Return the caller with what a call's `_meta` says under the names of our headers; it comes before those.
+    """Return the caller with what a call's `_meta` says: under `aima`, or under the names of our headers.
 
-    A dry run is refused: its answer is a plan, and not what the tool's output schema promises.
+    Both come before the headers of the request that carries it. Raises ValidationFailed, InvalidRequest.
     """
-    given = {name.lower(): str(value) for name, value in (meta or {}).items()}
+    said = meta or {}
+    given = {name.lower(): str(value) for name, value in said.items()}
     own = caller_from(caller.principal, caller.address, given)
-    headers = {**caller.headers, **own.headers}
-    if headers.get(calls.DRY_RUN, "false").lower() != "false":
-        raise InvalidRequest("tools are not tried dry; ask over HTTP, or with aima call --dry-run", reason="NO_DRY_RUN")
-    return replace(caller, headers=headers, timeout=own.timeout or caller.timeout)
+    named = replace(caller, headers={**caller.headers, **own.headers}, timeout=own.timeout or caller.timeout)
+    return with_options(named, bodies.convert(said.get("aima", {}), Beside, "_meta.aima"))

@@ -21,10 +21,12 @@ from mcp_types import CallToolResult, TextContent, Tool, ToolAnnotations
 
 from aima_core.directory import UnitInfo, unknown
 from aima_core.errors import AimaError, Forbidden, InvalidRequest, UnitNotFound
+from aima_core.runner import Planned
 from services.gateway.access import Principal
 
 _SAYS_AGAIN = re.compile(r"\bnothing happens (when|if)\b|\bagain\b[^.]* is (no error|the same)\b", re.IGNORECASE)
 REACHES_OUT = frozenset({"pull", "search", "install", "download"})
+_PLAN = msgspec.json.schema_components((Planned,))[1]["Planned"]
 _PAGE = 200  # tools; most clients ask for the first page only
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no", "")
 
@@ -113,7 +115,7 @@ def tool_of(name: str, unit: UnitInfo) -> Tool:
         title=title_of(unit),
         description=_description(unit),
         input_schema={**unit.input, "type": "object"},
-        output_schema=unit.output if is_object(unit) else None,
+        output_schema=_output(unit) if is_object(unit) else None,
         annotations=hints(unit),
     )
 
@@ -138,6 +140,14 @@ def hints(unit: UnitInfo) -> ToolAnnotations:
 def is_object(unit: UnitInfo) -> bool:
     """Whether a unit's answer is an object, as structured content has to be; all of ours are."""
     return unit.output.get("type") == "object"
+
+
+def _output(unit: UnitInfo) -> dict[str, Any]:
+    """Return the schema of what a tool answers: a command that is tried dry answers with a plan."""
+    if unit.kind == "query":
+        return unit.output
+    answer = {key: value for key, value in unit.output.items() if key != "$defs"}  # references go by the root
+    return {"type": "object", "anyOf": [answer, _PLAN], "$defs": unit.output.get("$defs", {})}
 
 
 def _description(unit: UnitInfo) -> str:

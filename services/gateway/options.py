@@ -1,4 +1,4 @@
-"""How a unit is to be asked, as the body of a request says it; over HTTP and gRPC alike. Pure."""
+"""How a unit is to be asked, as the body of a request says it; over HTTP, gRPC and MCP alike. Pure."""
 
 from __future__ import annotations
 
@@ -11,19 +11,24 @@ from aima_core import call as calls
 from services.gateway.asking import Caller, own_key, read_timeout
 
 
-class Options(msgspec.Struct, forbid_unknown_fields=True, rename={"asynchronous": "async"}):
-    """How a unit is to be asked."""
+class Beside(msgspec.Struct, forbid_unknown_fields=True):
+    """What travels beside a unit's input."""
 
     timeout: Annotated[float, msgspec.Meta(gt=0, le=86_400)] | None = None
-    asynchronous: bool = False
-    stream: bool = False
     dry_run: bool = False
     trace_id: Annotated[str, msgspec.Meta(pattern=r"^(?!0{32})[0-9a-f]{32}$")] | None = None
     idempotency_key: Annotated[str, msgspec.Meta(min_length=1, max_length=120, pattern=r"^[ -~]+$")] | None = None
     expected_version: Annotated[int, msgspec.Meta(ge=0, le=2**53)] | None = None
 
 
-def with_options(caller: Caller, options: Options) -> Caller:
+class Options(Beside, rename={"asynchronous": "async"}):
+    """How a unit is to be asked."""
+
+    asynchronous: bool = False
+    stream: bool = False
+
+
+def with_options(caller: Caller, options: Beside) -> Caller:
     """Return the caller with what the options of a body say; they come before the headers."""
     headers = dict(caller.headers)
     if options.dry_run:

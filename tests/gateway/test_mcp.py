@@ -9,6 +9,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,13 @@ def too_many(reply: httpx2.Response) -> str:
     assert (reply.status_code, error["code"]) == (429, "RATE_LIMITED")
     assert int(reply.headers["retry-after"]) == error["details"]["retry_after"]
     return str(error["details"]["reason"])
+
+
+def planned(result: types.CallToolResult) -> list[str]:
+    """Return the types of the events that a dry run says would be recorded."""
+    assert result.structured_content, result
+    assert json.loads(result.content[0].text) == result.structured_content  # type: ignore[union-attr]
+    return [event["type"] for event in result.structured_content["events"]]
 
 
 # --- tools --------------------------------------------------------------------------------------------------------
@@ -198,8 +206,56 @@ async def test_what_travels_beside_the_input_stands_in_meta(tmp_path: Path, mode
         wrong = await mcp.call_tool("counter_add", data, meta={"Aima-Timeout": "never"})
         assert error_of(wrong)["code"] == "INVALID_REQUEST"
         tried = await mcp.call_tool("counter_add", data, meta={"Aima-Dry-Run": "true"})
-        assert error_of(tried)["details"]["reason"] == "NO_DRY_RUN"
+        assert planned(tried) == ["counter.added"]
         assert (await mcp.call_tool("counter_get", {"counter_id": "c1"})).structured_content == {"total": 2}
+
+
+@ERAS
+async def test_a_call_says_in_meta_how_it_is_to_be_asked(tmp_path: Path, mode: str) -> None:
+    async with doors(tmp_path, COUNTER) as found, found.mcp(mode) as mcp:
+        await mcp.list_tools()  # so that the client holds answers against the schemas
+        add = partial(mcp.call_tool, "counter_add", {"counter_id": "c1", "amount": 2})
+        assert planned(await add(meta={"aima": {"dry_run": True}})) == ["counter.added"]
+        assert error_of(await mcp.call_tool("counter_get", {"counter_id": "c1"}))["code"] == "NOT_FOUND"
+        for _ in range(2):
+            added = await add(meta={"aima": {"idempotency_key": "once", "dry_run": False, "trace_id": "0af7" * 8}})
+            assert added.structured_content == {"total": 2}
+            assert added.meta["aima"]["trace_id"] == "0af7" * 8
+        late = await add(meta={"aima": {"expected_version": 7}, "Aima-Expected-Version": "1"})
+        assert error_of(late)["details"]["reason"] == "VERSION_CONFLICT"
+        slow = await mcp.call_tool("counter_hum", {"times": 100_000}, meta={"aima": {"timeout": 0.2}})
+        assert error_of(slow)["code"] == "TIMEOUT"
+        assert (await mcp.call_tool("counter_get", {"counter_id": "c1"})).structured_content == {"total": 2}
+
+
+async def test_the_idempotency_key_in_meta_of_one_key_is_not_that_of_another(tmp_path: Path) -> None:
+    async with doors(tmp_path, COUNTER) as found:
+        for number in (1, 2):
+            async with found.mcp(key=await found.key(f"key{number}", "counter:medium")) as mcp:
+                meta = {"aima": {"idempotency_key": "same"}}
+                added = await mcp.call_tool("counter_add", {"counter_id": "c1", "amount": number}, meta=meta)
+                assert added.structured_content == {"total": number * (number + 1) // 2}
+
+
+@pytest.mark.parametrize(
+    ("said", "field"),
+    [
+        ({"dry-run": True}, "_meta.aima.dry-run"),
+        ({"async": True}, "_meta.aima.async"),
+        ({"dry_run": "yes"}, "_meta.aima.dry_run"),
+        ({"timeout": 0}, "_meta.aima.timeout"),
+        ({"idempotency_key": ""}, "_meta.aima.idempotency_key"),
+        ({"expected_version": -1}, "_meta.aima.expected_version"),
+        (["dry_run"], "_meta.aima"),
+    ],
+)
+async def test_what_meta_says_is_refused_with_its_name_when_it_makes_no_sense(
+    tmp_path: Path, said: Any, field: str
+) -> None:
+    async with doors(tmp_path, COUNTER) as found, found.mcp() as mcp:
+        refusal = error_of(await mcp.call_tool("counter_add", {"counter_id": "c1"}, meta={"aima": said}))
+        assert (refusal["code"], refusal["details"]["fields"][0]["field"]) == ("VALIDATION_ERROR", field)
+        assert error_of(await mcp.call_tool("counter_get", {"counter_id": "c1"}))["code"] == "NOT_FOUND"
 
 
 async def test_what_is_in_a_call_reaches_no_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

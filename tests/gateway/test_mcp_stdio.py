@@ -64,6 +64,8 @@ async def test_an_agent_lists_calls_and_is_refused(tmp_path: Path, mode: str) ->
         assert {"counter_add", "counter_get", "gateway_create_key"} <= tools
         added = await mcp.call_tool("counter_add", {"counter_id": "c1", "amount": 4})
         assert added.structured_content == {"total": 4}
+        plan = await mcp.call_tool("counter_add", {"counter_id": "c1"}, meta={"aima": {"dry_run": True}})
+        assert plan.structured_content["events"][0]["type"] == "counter.added"
         (content,) = (await mcp.read_resource("asms://counter/c1")).contents
         assert json.loads(content.text) == {"total": 4}
         for unit, data in (("counter.get", {"counter_id": "none"}), ("gateway.create_key", {"name": "me"})):
