@@ -264,6 +264,16 @@ class Directory:
 
 def unknown(name: str, known: Iterable[str]) -> UnitNotFound:
     """Return the refusal of a name that no unit has, with the nearest that there are."""
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    return UnitNotFound(f"there is no unit {name}{hint}", unit=name, near=near)
+    near = nearest(name, known)
+    return UnitNotFound(f"there is no unit {name}{did_you_mean(near)}", unit=name, near=near)
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Return which of these names may have been meant, the likeliest first."""
+    return difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+
+
+def did_you_mean(near: Iterable[str]) -> str:
+    """Return how the refusal of a name ends."""
+    told = " or ".join(near)
+    return f"; did you mean {told}?" if told else ""

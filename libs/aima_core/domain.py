@@ -15,10 +15,13 @@ safe because a domain has one writer. `evolve` and `todo` see one stream, so the
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import msgspec
@@ -149,3 +152,9 @@ class Domain(Generic[S]):
     def units(self) -> tuple[type[Unit[Any]], ...]:
         """Everything that the domain answers on the bus."""
         return (*self.commands, *self.queries)
+
+
+def names_in(package: ModuleType) -> list[str]:
+    """Return the names of the domains in a package, which are its folders with a `domain.py`; imports none of those."""
+    found = (module.name for module in pkgutil.iter_modules(package.__path__) if module.ispkg)
+    return sorted(name for name in found if find_spec(f"{package.__name__}.{name}.domain"))

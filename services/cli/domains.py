@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import pkgutil
 from typing import Any
 
 import services
-from aima_core.domain import Domain
+from aima_core.domain import Domain, names_in
 
 
 def names() -> list[str]:
     """Return the names of all domains, without importing any."""
-    found = (module.name for module in pkgutil.iter_modules(services.__path__) if module.ispkg)
-    return sorted(name for name in found if importlib.util.find_spec(f"services.{name}.domain"))
+    return names_in(services)
 
 
 def load(name: str) -> Domain[Any]:

@@ -25,8 +25,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from aima_core.directory import UnitInfo
-from aima_core.errors import Forbidden, NotFound, Unauthorized
+from aima_core.directory import UnitInfo, did_you_mean, nearest
+from aima_core.errors import Forbidden, NotFound, Unauthorized, ValidationFailed
 from services.gateway.state import Key
 
 PREFIX = "aima_"  # a key is aima_<id without "key-">_<secret>
@@ -187,3 +187,15 @@ def static_keys(given: Iterable[str]) -> dict[str, str]:
         name, colon, secret = entry.partition(":")
         found[hash_of(secret if colon else entry)] = name if colon else f"settings-{number}"
     return found
+
+
+def check_scopes(scopes: Iterable[str], domains: Iterable[str]) -> None:
+    """Raise ValidationFailed, with the nearest names, when a scope is of none of these domains."""
+    known = {*domains}
+    fields = [
+        {"field": f"scopes.{number}", "expected": f"there is no domain {name}{did_you_mean(nearest(name, known))}"}
+        for number, name in enumerate(scope.partition(":")[0] for scope in scopes)
+        if name not in known | {"*"}
+    ]
+    if fields:
+        raise ValidationFailed("; ".join(f"{fault['field']}: {fault['expected']}" for fault in fields), fields=fields)

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp
 
+import services
 from aima_core.call import Call, timestamp
 from aima_core.directory import Directory
-from aima_core.domain import Context, Outside, Parts
-from aima_core.errors import Unauthorized, ValidationFailed
+from aima_core.domain import Context, Outside, Parts, names_in
+from aima_core.errors import Conflict, Unauthorized, ValidationFailed
 from aima_core.logs import logger
 from aima_core.units import Command, Query, View
 from services.gateway import internal as i
 from services.gateway import units as u
 from services.gateway import views
-from services.gateway.access import PREFIX, Policy, hash_of, static_keys
+from services.gateway.access import PREFIX, Policy, check_scopes, hash_of, static_keys
 from services.gateway.anthropic_api import Anthropic
 from services.gateway.app import assemble
 from services.gateway.asking import Asking
@@ -95,11 +96,15 @@ class GatewayOutside(Outside[Key]):
 
     async def prepare(self, command: Command[Any], call: Call) -> Command[Any]:  # noqa: ARG002 (the core's)
         """Return what the making of a key begins with, for its dry run."""
-        return _record(command, hash_="") if isinstance(command, u.CreateKey) else command
+        if not isinstance(command, u.CreateKey):
+            return command
+        await self._check(command)
+        return _record(command, hash_="")
 
     async def flow(self, command: Command[Any], call: Call, parts: Parts) -> View:  # noqa: ARG002 (the core's)
         """Make a key: its secret is told to who asked, and to nobody and nothing else."""
         assert isinstance(command, u.CreateKey)
+        await self._check(command)
         secret = secrets.token_urlsafe(32)
         (record,) = await self.context.record(_record(command, hash_of(secret)))
         assert isinstance(record.event, u.KeyCreated)
@@ -152,6 +157,17 @@ class GatewayOutside(Outside[Key]):
         if settings.grpc_addr:
             self._grpc = _grpc_door(asking, self._policy, self.context.world, rates, self._watching.changes, settings)
         return assemble(routes, settings, self._policy, self.context.world, rates, hosts, metrics)
+
+    async def _check(self, command: u.CreateKey) -> None:
+        """Raise Conflict for a name that a key in the settings has, ValidationFailed for scopes of no domain."""
+        if command.name in self._policy.static.values():
+            raise Conflict(f"there is a key named {command.name} already, in the settings", reason="NAME_TAKEN")
+        own = names_in(services)  # one of ours may be down
+        try:
+            check_scopes(command.scopes, [*own, *self._directory.domains])
+        except ValidationFailed:
+            await self._directory.look()  # a domain may have come this very moment
+            check_scopes(command.scopes, [*own, *self._directory.domains])
 
     async def _reserve(self, key_id: str, request_id: str, tokens: int) -> None:
         await self.context.record(i.ReserveTokens(key_id=key_id, request_id=request_id, tokens=tokens))

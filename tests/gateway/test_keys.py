@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 
 from aima_core.nats_server import NatsServer
-from aima_core.testing import until
+from aima_core.testing import serving, settings_for, until
 from services.resource.domain import RESOURCE
+from tests.core.toy import COUNTER
 from tests.gateway.conftest import Site, gateway, listening
 from tests.gateway.engines import HELLO, Place, place
 from tests.gateway.mcp_fixtures import Doors
+from tests.gateway.toy import PARCEL
 
+PARCELS = {"name": "parcels", "scopes": ["parcel:low"]}
 ADMIN = {"Authorization": "Bearer admin-secret"}
 
 
@@ -57,6 +60,49 @@ async def test_two_keys_have_two_names_and_a_name_can_be_taken_again(locked: Sit
     assert (again.status_code, again.json()["error"]["details"]["reason"]) == (409, "NAME_TAKEN")
     await locked.post("/api/v2/gateways/revoke_key", {"key_id": made["key_id"]}, headers=ADMIN)
     assert (await _made(locked, "ci"))["key_id"] != made["key_id"]
+
+
+async def test_a_new_key_under_the_name_of_a_revoked_one_goes_on_as_the_same(locked: Site) -> None:
+    made = await _made(locked, "ci", scopes=["counter:medium"])
+    await locked.post("/api/v2/counters/c1/add", {}, headers=_shown(made))
+    await locked.post("/api/v2/gateways/revoke_key", {"key_id": made["key_id"]}, headers=ADMIN)
+    for name, told in (("ci", "ci"), ("other", "")):
+        headers = _shown(await _made(locked, name, scopes=["counter:low"]))
+        (event,) = (await locked.get("/api/v2/counters/log", headers=headers)).json()["data"]["events"]
+        assert event["principal"] == told
+
+
+async def test_the_name_of_a_key_in_the_settings_is_taken(locked: Site) -> None:
+    for more in ({}, {"Aima-Dry-Run": "true"}):
+        refused = await locked.post("/api/v2/gateways/create_key", {"name": "admin"}, headers=ADMIN | more)
+        assert (refused.status_code, refused.json()["error"]["details"]["reason"]) == (409, "NAME_TAKEN")
+    assert (await locked.ask("gateway.list_keys"))["total"] == 0
+
+
+@pytest.mark.parametrize("more", [{}, {"Aima-Dry-Run": "true"}])
+async def test_a_scope_of_a_domain_that_there_is_not_is_refused_with_the_nearest(
+    locked: Site, more: dict[str, str]
+) -> None:
+    asked = {"name": "ci", "scopes": ["*:low", "modle:medium", "counter:low", "xyz:high"]}
+    refused = await locked.post("/api/v2/gateways/create_key", asked, headers=ADMIN | more)
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"]) == (400, "VALIDATION_ERROR")
+    assert error["details"]["fields"] == [
+        {"field": "scopes.1", "expected": "there is no domain modle; did you mean model?"},
+        {"field": "scopes.3", "expected": "there is no domain xyz"},
+    ]
+    assert (await locked.ask("gateway.list_keys"))["total"] == 0
+
+
+async def test_a_key_is_made_for_our_own_domains_though_they_are_down_and_for_any_that_has_just_come(
+    tmp_path: Path, nats: NatsServer, free_port: Callable[[], int]
+) -> None:
+    environ = {"AIMA_GATEWAY_AUTH": "required", "AIMA_API_KEYS": "admin:admin-secret"}
+    async with gateway(tmp_path / "data", nats, free_port(), COUNTER, **environ) as site:
+        await _made(site, "ours", scopes=["engine:low", "service:high"])
+        assert (await site.post("/api/v2/gateways/create_key", PARCELS, headers=ADMIN)).status_code == 400
+        async with serving(PARCEL, settings=settings_for(tmp_path / "other", nats.url, PARCEL)):
+            assert (await site.post("/api/v2/gateways/create_key", PARCELS, headers=ADMIN)).status_code == 200
 
 
 async def test_a_key_that_has_expired_is_refused(locked: Site) -> None:

@@ -211,7 +211,7 @@ async def test_a_key_sees_the_figures_of_what_it_may_read_and_use(
         seen = {
             "all": (SHOWN, {"toy", "other"}),
             "reader": (await here.site.key("reader", "inference:low"), {"toy", "other"}),
-            "other domain": (await here.site.key("narrow", "counter:high"), set()),
+            "other domain": (await here.site.key("narrow", "model:high"), set()),
         }
         for number, name in enumerate(("toy", "Toy", "a", "svc-a")):
             key = await here.site.key(f"bound-{number}", "inference:low", models=[name])
