@@ -10,9 +10,11 @@ import msgspec
 import typer
 from rich.markup import escape
 
-from aima_core.directory import UnitInfo
+from aima_core.directory import UnitInfo, did_you_mean, nearest
+from aima_core.errors import AimaError, UnitNotFound
 from services.cli import completing, unit_call, unit_commands
-from services.cli.asking import Reach, open_door
+from services.cli.asking import Door, Reach, down, open_door
+from services.cli.domains import names
 from services.cli.flags import Flag, flags_of, inner
 from services.cli.options import ApiKey, Columns, Config, Output, Url, listed
 from services.cli.show import Format, document, out
@@ -51,10 +53,21 @@ async def _units(name: str, reach: Reach) -> tuple[list[UnitInfo], str]:
     domain = name.partition(".")[0]
     async with open_door(reach) as door:
         there = await door.domains(domain)
+        if name and domain == name and name not in there:
+            raise await _stranger(name, door)
         if domain == name:
             return [unit for info in there.values() for unit in info.units.values()], ""
         unit = await door.describe(name)
         return [unit], ident_of(domain, there[domain].units if domain in there else {name: unit})
+
+
+async def _stranger(name: str, door: Door) -> AimaError:
+    """Return the refusal of a name that no domain on the bus goes by, with the nearest that there are."""
+    if name in names():
+        return down(name)
+    there = await door.domains()
+    near = nearest(name, {*names(), *there, *(unit for info in there.values() for unit in info.units)})
+    return UnitNotFound(f"there is no domain or unit {name}{did_you_mean(near)}", unit=name, near=near)
 
 
 def _but_its_name(unit: UnitInfo) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fnmatch
 import json
 import re
 import time
@@ -13,15 +14,18 @@ import nats.errors
 import nats.js.errors
 import typer
 from nats.js.api import ConsumerConfig, DeliverPolicy
+from rich.markup import escape
 
 from aima_core import call as calls
 from aima_core.bus import Client
+from aima_core.directory import did_you_mean, nearest
 from aima_core.errors import ValidationFailed
 from aima_core.relay import STREAM
 from aima_core.words import moment
 from services.cli import asking
+from services.cli.domains import names
 from services.cli.options import Config, Output
-from services.cli.show import Format, document, out
+from services.cli.show import Format, document, err, out
 
 _BATCH = 256
 
@@ -46,6 +50,8 @@ async def _events(follow: bool, begin: float | None, kind: str, output: Format, 
     pattern = re.compile(re.escape(kind).replace(r"\*", ".*") + (r"(\..*)?" if "." not in kind else "") + "$")
     kept = []
     async with asking.bus(config) as client:
+        if kind:
+            await _doubt(kind.partition(".")[0], client)
         async for event in stream(client, begin, follow):
             if kind and not pattern.match(event["type"]):
                 continue
@@ -56,6 +62,15 @@ async def _events(follow: bool, begin: float | None, kind: str, output: Format, 
             else:
                 kept.append(event)
     return kept
+
+
+async def _doubt(domain: str, client: Client) -> None:
+    """Say so when no domain has this name, which may have a *. What a domain tells of its events is not all of them."""
+    if not fnmatch.filter(names(), domain):
+        there = {*names(), *(info["name"] for info in await client.discover())}
+        if not fnmatch.filter(there, domain):
+            hint = did_you_mean(nearest(domain, there))
+            err.print(f"[yellow]no domain {escape(domain)} is on the bus now{hint}[/]", highlight=False)
 
 
 async def stream(client: Client, begin: float | None, follow: bool) -> AsyncIterator[dict[str, Any]]:

@@ -52,7 +52,7 @@ def first_run(
 ) -> None:
     """Start everything, pull a small model, serve it, ask it a question; then keep running."""
     arguments = [*(["--config", str(config)] if config else []), "--quiet"]
-    up = subprocess.Popen([sys.executable, "-m", "services.cli.main", "up", *arguments])
+    up = subprocess.Popen([sys.executable, "-m", "services.cli.entry", "up", *arguments])
     code = 1
     try:
         code = asyncio.run(_first_run(up, once, config))

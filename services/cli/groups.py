@@ -17,13 +17,15 @@ import typer
 from rich.markup import escape
 from typer.core import TyperGroup
 
+from aima_core import call as calls
 from aima_core.directory import DomainInfo
-from aima_core.errors import AimaError
+from aima_core.errors import AimaError, InvalidRequest, NotFound
 from services.cli import domains, unit_commands
 from services.cli.asking import Reach, down, open_door
 from services.gateway.rest import ident_of
 
 _BRIEFLY = 0.3  # seconds that the bus gets to answer where its answer is not what was asked for
+_ASKED = 5.0  # seconds that a gateway gets to refuse
 _PANEL = "Domains on the bus"
 
 
@@ -39,8 +41,11 @@ class DomainGroup(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return the command of an action; dashes and underscores are the same."""
-        unit = self.info.units.get(f"{self.info.name}.{cmd_name.replace('-', '_')}")
+        name = f"{self.info.name}.{cmd_name.replace('-', '_')}"
+        unit = self.info.units.get(name)
         if unit is None:
+            if self.reach.url and not ctx.resilient_parsing:
+                _say_why(self.reach, name)
             return refuse(ctx, cmd_name, self.list_commands(ctx))
         return unit_commands.command(unit, ident_of(self.info.name, self.info.units), self.reach)
 
@@ -55,6 +60,11 @@ class Aima(TyperGroup):
             found = ctx.meta[_PANEL] = _look(replace(_reach(ctx), wait=_BRIEFLY))
             return own + [name.replace("_", "-") for name in found if name not in own]
         return own
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command that the words name; what else they say is in the context no more, and names the door."""
+        ctx.args = args
+        return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return a command of our own, or a domain's."""
@@ -78,10 +88,11 @@ class Aima(TyperGroup):
 
 def domain_group(info: DomainInfo, reach: Reach) -> DomainGroup:
     """Return the command of a domain."""
+    beyond = f"\n\nThe key reaches none of its units; that needs a scope such as {info.name}:low."
     app = typer.Typer(
         name=info.name.replace("_", "-"),
         cls=DomainGroup,
-        help=escape(info.about),
+        help=escape(info.about) + (beyond if reach.url and reach.api_key and not info.units else ""),
         add_completion=False,
         invoke_without_command=True,
         rich_markup_mode="rich",
@@ -114,6 +125,17 @@ def _known(ctx: Any, reach: Reach, name: str) -> DomainInfo | None:
     """Return a domain; what `--help` has just listed is not asked for again."""
     listed: Mapping[str, DomainInfo] = ctx.meta.get(_PANEL, {})
     return listed.get(name) or _look(reach, name).get(name)
+
+
+def _say_why(reach: Reach, name: str) -> None:
+    """Raise the refusal of a unit that a key does not reach: a gateway does not list it, and says why when asked."""
+
+    async def ask() -> None:
+        async with open_door(reach) as door:
+            await door.ask(name, {}, timeout=_ASKED, headers={calls.DRY_RUN: "true"})
+
+    with contextlib.suppress(NotFound, InvalidRequest):  # who may is looked at before the input is
+        asyncio.run(ask())
 
 
 def _quietly(ctx: Any, reach: Reach, name: str) -> DomainInfo:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,28 @@ def run(*words: str, data: Path, stdin: str = "", **environ: str) -> subprocess.
     kept = {key: value for key, value in os.environ.items() if not key.startswith("AIMA_")}
     env = kept | {"AIMA_DATA": str(data), "COLUMNS": "200"} | environ
     return subprocess.run([*AIMA, *words], env=env, input=stdin, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a pipe can be made so small")
+def test_ctrl_c_while_the_commands_are_still_imported_ends_it_silently() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    module, _, name = project["scripts"]["aima"].partition(":")
+    code = f"from {module} import {name}; {name}()"
+    # what is told of the imports is far more than the pipe holds, so that they cannot be over before it is read
+    with subprocess.Popen(
+        [sys.executable, "-X", "importtime", "-c", code, "version"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+        pipesize=4096,
+    ) as process:
+        assert process.stderr
+        while b"typer" not in (line := process.stderr.readline()):
+            assert line, "it ended before it imported its commands"
+        process.send_signal(signal.SIGINT)
+        out, told = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, b"")
+    assert b"Traceback" not in told
 
 
 # --- without anything running -------------------------------------------------------------------------------------

@@ -102,6 +102,7 @@ def test_every_unit_says_the_same_over_the_bus_and_over_http(shell: Shell) -> No
         ["units", "service.create"],
         ["units", "service"],
         ["units", "service.nonsense"],
+        ["units", "nonsense"],
         ["keys", "list"],
     ],
     ids=" ".join,

@@ -34,6 +34,12 @@ def in_process(shell: Shell, *words: str) -> Any:
     return CliRunner().invoke(app, list(words), prog_name="aima", env=shell.environ | {"COLUMNS": "300"})
 
 
+@pytest.fixture(scope="module")
+def narrow(shell: Shell) -> str:
+    """A key that reaches the queries of models, and nothing else."""
+    return str(good(shell, "keys", "create", "narrow", "--scope", "model:low")["key"])
+
+
 # --- what there is ------------------------------------------------------------------------------------------------
 
 
@@ -169,6 +175,31 @@ def test_one_unit_is_shown_with_its_values_bounds_and_inner_fields(shell: Shell)
         assert text in told
 
 
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("modle", "; did you mean model or "), ("service_start", "; did you mean service.start or "), ("zzz", "\n")],
+)
+def test_units_of_no_domain_are_refused_with_the_nearest_there_is(shell: Shell, name: str, near: str) -> None:
+    ended = shell.run("units", name)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.startswith(f"UNIT_NOT_FOUND there is no domain or unit {name}{near}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("modle.pulled", "no domain modle is on the bus now; did you mean model?\n"),
+        ("zzz", "no domain zzz is on the bus now\n"),
+        ("service.*", ""),
+        ("ser*", ""),
+        ("garden.grown", ""),
+    ],
+)
+def test_events_of_no_domain_that_there_is_are_doubted(shell: Shell, garden: None, kind: str, said: str) -> None:
+    ended = shell.run("events", "--type", kind, "-o", "json")
+    assert (ended.returncode, ended.stderr, isinstance(json.loads(ended.stdout), list)) == (0, said, True)
+
+
 def test_the_refusal_of_the_unit_itself_names_the_flag_for_a_person_and_the_field_for_a_program(
     shell: Shell, garden: None
 ) -> None:
@@ -251,6 +282,42 @@ def test_keys_are_made_listed_used_and_revoked(shell: Shell) -> None:
     assert (late.returncode, "UNAUTHORIZED" in late.stderr) == (1, True)
 
 
+@pytest.mark.parametrize(
+    ("words", "needed"),
+    [
+        (["service", "start", "svc-1"], "service.start; that needs the scope service:medium"),
+        (["service", "delete"], "service.delete; that needs the scope service:high"),
+        (["engine", "stop", "llamacpp"], "engine.stop; that needs the scope engine:medium"),
+        (["model", "import", "--help"], "model.import; that needs the scope model:medium"),
+    ],
+    ids=" ".join,
+)
+def test_a_key_that_does_not_reach_a_unit_hears_from_the_gateway_what_that_needs(
+    shell: Shell, narrow: str, words: list[str], needed: str
+) -> None:
+    for ended in (
+        shell.run(*words, AIMA_URL=shell.url, AIMA_API_KEY=narrow),
+        shell.run(*words, "--url", shell.url, "--api-key", narrow),
+    ):
+        assert (ended.returncode, ended.stderr) == (1, f"FORBIDDEN the key narrow does not reach {needed}\n")
+
+
+def test_a_domain_of_which_a_key_reaches_nothing_says_so(shell: Shell, narrow: str) -> None:
+    far = {"AIMA_URL": shell.url, "AIMA_API_KEY": narrow}
+    said = "The key reaches none of its units; that needs a scope such as"
+    for words in (["service"], ["service", "--help"]):
+        assert f"{said} service:low." in shell.run(*words, **far).stdout
+    assert said not in shell.run("model", **far).stdout
+    mistyped = shell.run("service", "strat", **far)
+    assert (mistyped.returncode, "No such command 'strat'" in mistyped.stderr) == (2, True)
+
+
+def test_a_scope_of_no_domain_is_refused_with_the_nearest(shell: Shell) -> None:
+    ended = shell.run("keys", "create", "ci", "--scope", "modle:medium")
+    said = "VALIDATION_ERROR scopes.0: there is no domain modle; did you mean model?\n"
+    assert (ended.returncode, ended.stderr) == (2, said)
+
+
 @pytest.mark.parametrize("text", ["soon", "d", "3 weeks"])
 def test_a_lifetime_that_is_none_is_refused(shell: Shell, text: str) -> None:
     ended = shell.run("keys", "create", "ci", "--expires-in", text)
@@ -314,6 +381,7 @@ def test_a_gateway_is_named_by_flag_or_environment_and_says_who_may(shell: Shell
     far = {"AIMA_URL": shell.url, "AIMA_API_KEY": KEY}
     assert good(shell, "gateway", "list-keys", **far) == good(shell, "gateway", "list-keys")
     assert good(shell, "--url", shell.url, "model", "list") == good(shell, "model", "list", "--url", shell.url)
+    assert good(shell, "model", "list", "--url", shell.url, AIMA_NATS_URL="nats://127.0.0.1:9")["total"] >= 0
     refused = shell.run("gateway", "list-keys", "--url", shell.url)
     assert (refused.returncode, "UNAUTHORIZED" in refused.stderr) == (1, True)
     assert "the key says who asks" in shell.run("model", "list", "--as", "me", **far).stderr
