@@ -7,12 +7,13 @@ import contextlib
 import json
 import secrets
 import sys
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from aima_core import call as calls
 from aima_core.bus import Answer
@@ -23,6 +24,7 @@ from services.cli.asking import Door
 from services.cli.show import err
 
 _LONGEST = 86_400.0  # seconds; what the bus takes as a deadline
+_SILENT = 1.0  # seconds until a person is told that something is under way
 
 
 @dataclass(frozen=True)
@@ -64,26 +66,36 @@ async def answer(door: Door, unit: UnitInfo, data: Mapping[str, Any], manner: Ma
 async def ask(
     door: Door, unit: str, data: Mapping[str, Any], *, timeout: float, headers: Mapping[str, str], quiet: bool
 ) -> Answer:
-    """Return the answer; parts that tell progress show as a bar on stderr."""
+    """Return the answer; what takes long shows as a bar on stderr, with progress where parts tell some."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
+        TaskProgressColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
     )
     parts = cast(AsyncGenerator[Any], door.stream(unit, data, timeout=timeout, headers=headers))
     with Progress(*columns, console=err, transient=True, disable=quiet or not err.is_terminal) as bar:
-        task = None
-        async with contextlib.aclosing(parts):
+        task = bar.add_task(unit, total=None, visible=False)
+        async with _later(partial(bar.update, task, visible=True)), contextlib.aclosing(parts):
             async for part in parts:
                 if isinstance(part, Answer):
                     return part
                 news = part.get("data", part) if isinstance(part, dict) else {}
                 if isinstance(news, dict) and "progress" in news:
-                    task = bar.add_task(unit, total=100) if task is None else task
                     what = news.get("message") or news.get("status") or news.get("phase") or ""
-                    bar.update(task, completed=float(news["progress"]), description=f"{unit}: {what}")
+                    told, done = f"{unit}: {what}", float(news["progress"])
+                    bar.update(task, description=told, completed=done, total=100, visible=True)
     raise Timeout(f"{unit} did not answer", unit=unit)
+
+
+@contextlib.asynccontextmanager
+async def _later(show: Callable[[], None]) -> AsyncGenerator[None]:
+    """Show something, should the block take long."""
+    timer = asyncio.get_running_loop().call_later(_SILENT, show)
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def read_input(words: Sequence[str], given: str | None, schema: Mapping[str, Any]) -> dict[str, Any]:

@@ -237,6 +237,13 @@ def test_ctrl_c_ends_the_waiting_and_says_so(shell: Shell, garden: None) -> None
         assert terminal.ended() == 130
 
 
+def test_a_person_who_waits_sees_for_what(shell: Shell, garden: None) -> None:
+    with shell.terminal("garden", "dig", "--silent") as terminal:
+        terminal.until("garden.dig ")
+        terminal.process.send_signal(signal.SIGINT)
+        assert terminal.ended() == 130
+
+
 def test_quiet_shows_no_progress(shell: Shell, garden: None) -> None:
     with shell.terminal("garden", "dig", "-q", "--deadline", "0.5") as terminal:
         terminal.until("TIMEOUT")

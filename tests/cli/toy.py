@@ -75,6 +75,8 @@ class Burn(Command[Success], unit="garden.burn", risk="high", examples=({"garden
 class Dig(Command[Success], unit="garden.dig", timeout=600):
     """Dig until somebody stops it."""
 
+    silent: bool = Field(False, description="Whether to tell nothing of it.")
+
 
 class Check(Query[Success], unit="garden.check_all"):
     """Refuse what only the unit itself can refuse."""
@@ -89,7 +91,8 @@ class _Gardener(Outside[Nothing]):
         for step in range(100_000):
             if isinstance(command, Burn):
                 break
-            await parts.send({"progress": step / 1000, "status": "digging"})
+            if not command.silent:
+                await parts.send({"progress": step / 1000, "status": "digging"})
             await asyncio.sleep(0.01)
         return Success(success=True)
 
