@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
-from functools import cached_property, partial
+from functools import partial
 from typing import NamedTuple
 
-import msgspec
 from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
@@ -29,8 +27,9 @@ from aima_core.directory import UnitInfo
 from aima_core.errors import Unavailable
 from aima_core.relay import STREAM, ensure_stream
 from services.gateway import bodies, sse, wanted
-from services.gateway.access import Policy, Principal, without_caller
+from services.gateway.access import Policy
 from services.gateway.doors import door
+from services.gateway.event_frames import Told, frame_for, read
 from services.gateway.feed import BUS_AWAY, GRACE, Feed, numbers
 from services.gateway.gate import caller_of
 from services.gateway.metrics import Metrics
@@ -43,30 +42,6 @@ _READERS = 8  # pages that are read at the same time: what many slow clients may
 _AWAY = 1.0  # seconds until a page is tried again
 _WOKEN = 40  # clients that are woken before other work gets its turn
 _READING = UnitInfo(name="gateway.events", kind="query", risk="low")  # what reading events counts as
-_SECRETIVE = frozenset({"gateway"})  # domains whose events are of high risk to read: they tell whose keys there are
-_SUBJECT = re.compile(r"aima\.events\.([a-z0-9_]+)\.([a-z0-9_]+)\.[^.]+")
-
-Fits = Callable[["Told"], bool]
-
-
-class Told(msgspec.Struct, frozen=True, dict=True):
-    """An event as clients get it. `principal`: who led to it."""
-
-    seq: int
-    domain: str
-    kind: str
-    stream: str
-    principal: str
-    frame: bytes
-
-    @cached_property
-    def hidden(self) -> bytes:
-        """The frame for those who do not see who led to it: made once for all of them, empty when it cannot be."""
-        _, _, data = self.frame.partition(b"\ndata: ")
-        try:
-            return sse.event(without_caller(msgspec.json.decode(data)), kind=self.kind, ident=str(self.seq))
-        except (msgspec.MsgspecError, ValueError, RecursionError):  # such as a number beyond all that there are here
-            return b""
 
 
 class Place(NamedTuple):
@@ -74,11 +49,6 @@ class Place(NamedTuple):
 
     life: int
     seq: int
-
-
-class _Head(msgspec.Struct):
-    stream: str = ""
-    principal: str | None = None
 
 
 class EventTail:
@@ -174,7 +144,7 @@ class EventTail:
     def _take(self, seq: int, message: Msg) -> None:
         if self._floor is None:
             self._floor = seq - 1
-        if told := read(seq, message):
+        if told := read(seq, message.subject, message.data):
             self._ring.append(told)
             self._bytes += len(told.frame)
         while len(self._ring) > _KEPT or self._bytes > _KEPT_BYTES:
@@ -217,7 +187,7 @@ class EventTail:
         upto = self._feed.last
         config = ConsumerConfig(deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=position + 1)
         found = await self._read(config, subject, _PAGE)
-        told = [each for seq, message in found if (each := read(seq, message))]
+        told = [each for seq, message in found if (each := read(seq, message.subject, message.data))]
         passed = found[-1][0] if found else position
         return told, passed if len(found) == _PAGE else max(passed, upto)
 
@@ -278,33 +248,3 @@ class Events:
             async with contextlib.aclosing(events):
                 async for event in events:
                     yield event
-
-
-def visible(who: Principal, domain: str) -> bool:
-    """Whether somebody may see a domain's events."""
-    risk = "high" if domain in _SECRETIVE else "low"
-    return who.reaches(domain, risk) if who.known else risk == "low"
-
-
-def frame_for(who: Principal, policy: Policy, told: Told) -> bytes:
-    """Return what somebody gets of an event: nothing, the whole, or all but who led to it."""
-    if not visible(who, told.domain):
-        return b""
-    return told.frame if policy.sees_whole(who, told.domain, told.principal) else told.hidden
-
-
-def read(seq: int, message: Msg) -> Told | None:
-    """Return a message of the stream as an event; None for what is none of ours."""
-    fits = _SUBJECT.fullmatch(message.subject)
-    if not fits:
-        return None
-    data: bytes = message.data
-    try:
-        head = msgspec.json.decode(data, type=_Head)
-        if b"\n" in data or b"\r" in data:
-            data = msgspec.json.format(data, indent=-1)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        return None
-    domain, kind = fits[1], f"{fits[1]}.{fits[2]}"
-    frame = sse.event(data, kind=kind, ident=str(seq))
-    return Told(seq, domain, kind, head.stream, head.principal or "", frame)

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nats.aio.client import Client as Nats
-from nats.aio.msg import Msg
 
 from aima_core.bus import connect
 from aima_core.errors import ValidationFailed
@@ -22,8 +21,8 @@ from aima_core.nats_server import NatsServer
 from aima_core.testing import until
 from services.gateway import wanted
 from services.gateway.access import NOBODY, Policy, Principal
-from services.gateway.following import Told as Event
-from services.gateway.following import frame_for, read, visible
+from services.gateway.event_frames import Told as Event
+from services.gateway.event_frames import frame_for, read, visible
 from services.gateway.wanted import Wanted
 from tests.core.toy import COUNTER
 from tests.gateway.conftest import Site, Told, gateway, listening
@@ -134,7 +133,7 @@ def test_who_sees_the_events_of_a_domain(who: Principal, domain: str, sees: bool
 
 
 def _read(data: bytes, domain: str = "counter") -> Event:
-    found = read(7, Msg(_client=None, subject=f"aima.events.{domain}.added.c1", data=data))  # type: ignore[arg-type]
+    found = read(7, f"aima.events.{domain}.added.c1", data)
     assert found
     return found
 
