@@ -24,6 +24,7 @@ from services.gateway.upstream import Body, Broken, Engines, Reply
 from services.inference import units as inference
 
 _TRIES = 3  # of a request, as long as no replica has answered anything
+_REFUSAL = 64 * 1024  # bytes of an engine's refusal that are read: its words stand in the first of them
 _JSON = {"Content-Type": "application/json", "Accept": "*/*"}
 
 
@@ -185,7 +186,7 @@ class Carrier:
         carried = Carried(lease, reply, begun, job.tokens.prompt)
         try:
             if not 200 <= reply.status < 300:
-                raise refusal(reply.status, await reply.whole())
+                raise refusal(reply.status, await reply.told(_REFUSAL))
             try:
                 await reply.ready(whole=job.whole)
                 yield carried

@@ -1,8 +1,10 @@
 """Asking an engine over HTTP, and passing on what it says block by block.
 
 Tokens are too many for a client that does more: parsing is httptools' (the parser of Node.js), and a block goes on as
-it came. A connection serves the next request if that comes soon. It is not kept for long: llama.cpp gives a thread to
-each one for as long as it is open. Closing one in mid-answer is what stops an engine.
+it came. A connection serves the next request if that comes soon and nothing is left on it of the last one: neither a
+part of the answer nor of a body that the engine has refused, which would be taken for the beginning of what comes next.
+It is not kept for long: llama.cpp gives a thread to each one for as long as it is open. Closing one in mid-answer is
+what stops an engine.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ class Broken(Exception):
 
 
 class Line(asyncio.Protocol):
-    """A connection to an engine, for one answer after another.
+    """A connection to an engine, for one answer after another. `heard`: something has come of the one that it serves.
 
     `resting`: those to the same engine that are free; `kept`: seconds that it stays among them.
     """
@@ -48,11 +50,12 @@ class Line(asyncio.Protocol):
         self._kept = kept
         self._reply: Reply | None = None
         self._end: asyncio.TimerHandle | None = None
+        self.heard = False
         self.transport: asyncio.Transport
 
     def take(self, reply: Reply) -> None:
         """Serve an answer from now on."""
-        self._reply = reply
+        self._reply, self.heard = reply, False
         if self._end:
             self._end.cancel()
             self._end = None
@@ -72,6 +75,7 @@ class Line(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Hand it to whose it is; what an engine says unasked is no answer to the next request."""
+        self.heard = True
         if self._reply:
             self._reply.feed(data)
         else:
@@ -134,12 +138,12 @@ class Reply:
         blocks, self._blocks, self._size = self._blocks, [], 0
         return blocks[0] if len(blocks) == 1 else b"".join(blocks)
 
-    async def whole(self) -> bytes:
-        """Return all of it. Raises Broken when it breaks off."""
-        blocks = []
-        while block := await self.read():
-            blocks.append(block)
-        return b"".join(blocks)
+    async def told(self, most: int) -> bytes:
+        """Return what it says, as far as so many bytes tell. Raises Broken when it breaks off."""
+        said = b""
+        while len(said) < most and (block := await self.read()):
+            said += block
+        return said[:most]
 
     async def head(self) -> None:
         """Return as soon as status and headers are there. Raises Broken when they never come."""
@@ -181,7 +185,8 @@ class Reply:
         if self._closed:
             return  # by now somebody else's answer may come on the line
         self._closed = True
-        if self._ended and self._sent and self._keeps and not self._lost:
+        sent = self._sent and not self._line.transport.get_write_buffer_size()
+        if self._ended and self._keeps and sent and not self._lost:
             self._line.rest()
         else:
             self._line.transport.abort()
@@ -207,7 +212,7 @@ class Reply:
         """Take what has come."""
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._lost = True
             self._line.transport.abort()
         if self._size > _FULL and not self._all:
@@ -240,9 +245,9 @@ class Reply:
         self._told_length = self._told_length or key in ("content-length", "transfer-encoding")
 
     def on_headers_complete(self) -> None:
-        """Note the status."""
+        """Note the status; one below 200 says that the answer is still to come."""
         self.status = self._parser.get_status_code()
-        self._headed = True
+        self._headed = self.status >= 200
 
     def on_body(self, body: bytes) -> None:
         """Keep a block."""
@@ -251,9 +256,12 @@ class Reply:
         self._size += len(body)
 
     def on_message_complete(self) -> None:
-        """Note the end, and whether the engine takes another request on the same connection."""
+        """Note the end, and whether the connection is good for another request: a refusal may leave a body unread."""
+        if not self._headed:
+            self.headers, self._told_length = {}, False
+            return
         self._ended = True
-        self._keeps = self._parser.should_keep_alive()
+        self._keeps = self._parser.should_keep_alive() and self.status < 400
 
 
 @lru_cache
@@ -270,7 +278,11 @@ class Engines:
         self._resting: dict[tuple[str, int], list[Line]] = defaultdict(list)
 
     async def ask(self, url: str, body: Body, headers: Mapping[str, str]) -> Reply:
-        """Post to an engine; return its answer with status and headers. Raises Broken when it cannot be reached."""
+        """Post to an engine; return its answer with status and headers. Raises Broken when it cannot be reached.
+
+        What was sent on a kept connection is sent once more when that ends without a word (RFC 9112, 9.3.1): mostly the
+        engine has closed it just as it was used again.
+        """
         host, port, path = _place(url)
         at_once, blocks = (body, ()) if isinstance(body, bytes) else (b"", body)
         lines = [
@@ -282,10 +294,12 @@ class Engines:
         request = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + at_once
         resting = self._resting[host, port]
         if resting:
+            line = resting.pop()
             try:
-                return await _asked(resting.pop(), request, blocks)
+                return await _asked(line, request, blocks)
             except Broken:
-                pass  # the engine has closed it just as it was used again
+                if line.heard:
+                    raise
         return await _asked(await _connected(host, port, Line(resting, self._kept)), request, blocks)
 
     def close(self) -> None:

@@ -72,11 +72,20 @@ async def asked(engine: Engine, body: upstream.Body = b"{}", engines: Engines | 
     return await (engines or Engines()).ask(engine.url, body, {"Content-Type": "application/json"})
 
 
+async def whole(reply: Reply) -> bytes:
+    return b"".join([block async for block in blocks_of(reply)])
+
+
+async def blocks_of(reply: Reply) -> AsyncIterator[bytes]:
+    while block := await reply.read():
+        yield block
+
+
 async def test_a_body_in_chunks_is_put_together(engine: Start) -> None:
     one = await engine(saying(CHUNKED, b"3\r\nabc\r\n", b"4\r\nde", b"fg\r\n0\r\n\r\n"))
     reply = await asked(one)
     assert (reply.status, reply.headers["content-type"]) == (200, "text/plain")
-    assert await reply.whole() == b"abcdefg"
+    assert await whole(reply) == b"abcdefg"
     assert one.heads[0].startswith(b"POST /v1/x HTTP/1.1\r\nHost: 127.0.0.1")
     assert b"Content-Length: 2\r\n" in one.heads[0]
 
@@ -89,20 +98,20 @@ async def test_a_body_of_known_length_ends_with_its_last_byte(engine: Start) -> 
 
     one = await engine(script)
     reply = await asked(one)
-    assert await reply.whole() == b"hello"
+    assert await whole(reply) == b"hello"
     reply.close()
     await asyncio.wait_for(one.left.wait(), 10)
 
 
 async def test_a_body_of_unknown_length_ends_with_the_connection(engine: Start) -> None:
     reply = await asked(await engine(saying(HEAD + b"\r\n", b"all ", b"of it")))
-    assert await reply.whole() == b"all of it"
+    assert await whole(reply) == b"all of it"
 
 
 async def test_an_empty_body_is_one(engine: Start) -> None:
     reply = await asked(await engine(saying(b"HTTP/1.1 204 No Content\r\n\r\n")))
     await reply.ready()
-    assert (reply.status, await reply.whole()) == (204, b"")
+    assert (reply.status, await whole(reply)) == (204, b"")
 
 
 async def test_what_comes_is_there_before_the_end(engine: Start) -> None:
@@ -184,7 +193,7 @@ async def test_an_engine_has_to_wait_for_who_reads_slowly(engine: Start) -> None
 
     await until(stands_still)
     assert sent < 32 * 2**20  # what both read ahead, and the system between them
-    assert len(await reply.whole()) == 1000 * len(block)
+    assert len(await whole(reply)) == 1000 * len(block)
 
 
 async def test_a_whole_answer_may_not_be_larger_than_memory_allows(
@@ -219,7 +228,7 @@ async def test_a_large_body_goes_in_its_blocks_no_faster_than_it_is_taken(engine
     await until(lambda: one.heads)
     assert b"Content-Length: 12000000\r\n" in one.heads[0]
     taking.set()
-    assert await (await asking).whole() == b"ok"
+    assert await whole(await asking) == b"ok"
     assert bytes(taken) == b"".join(blocks)
 
 
@@ -230,7 +239,7 @@ async def test_an_engine_that_refuses_a_large_body_gets_no_more_of_it(engine: St
         await reader.read()
 
     reply = await asked(await engine(script), [bytes(64 * 2**20)])
-    assert (reply.status, await reply.whole()) == (413, b"no!")
+    assert (reply.status, await whole(reply)) == (413, b"no!")
     reply.close()
 
 
@@ -244,6 +253,33 @@ async def test_whoever_gives_up_closes_the_connection(engine: Start) -> None:
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
+    await asyncio.wait_for(one.left.wait(), 10)
+
+
+@pytest.mark.parametrize("interim", [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"])
+async def test_what_an_engine_says_while_it_thinks_is_not_its_answer(engine: Start, interim: bytes) -> None:
+    reply = await asked(await engine(saying(interim + interim, HEAD + b"Content-Length: 2\r\n\r\nok")))
+    assert (reply.status, reply.headers.get("link"), await whole(reply)) == (200, None, b"ok")
+
+
+async def test_an_engine_that_speaks_something_else_from_now_on_is_broken(engine: Start) -> None:
+    with pytest.raises(Broken):
+        await asked(
+            await engine(saying(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\nx"))
+        )
+
+
+async def test_of_a_long_story_its_beginning_can_be_heard(engine: Start) -> None:
+    async def for_ever(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 500 Oh\r\n\r\n")
+        while True:
+            writer.write(b"no" * 65536)
+            await writer.drain()
+
+    one = await engine(for_ever)
+    reply = await asked(one)
+    assert await reply.told(1000) == b"no" * 500
+    reply.close()
     await asyncio.wait_for(one.left.wait(), 10)
 
 
@@ -270,16 +306,17 @@ async def test_the_next_request_goes_by_the_connection_of_the_last_one(engine: S
     one, engines = await engine(again_and_again(OK, CHUNKED + b"2\r\nok\r\n0\r\n\r\n", OK)), Engines(LONG)
     for _ in range(3):
         reply = await asked(one, engines=engines)
-        assert await reply.whole() == b"ok"
+        assert await whole(reply) == b"ok"
         reply.close()
     assert one.connections == 1
 
 
 async def test_two_requests_at_once_have_a_connection_each(engine: Start) -> None:
     one, engines = await engine(again_and_again(OK, OK)), Engines(LONG)
+    (await asked(one, engines=engines)).close()
     both = await asyncio.gather(asked(one, engines=engines), asked(one, engines=engines))
     assert one.connections == 2
-    assert [await reply.whole() for reply in both] == [b"ok", b"ok"]
+    assert [await whole(reply) for reply in both] == [b"ok", b"ok"]
 
 
 async def test_a_connection_that_nobody_needs_is_closed_soon(engine: Start) -> None:
@@ -289,10 +326,88 @@ async def test_a_connection_that_nobody_needs_is_closed_soon(engine: Start) -> N
 
     one = await engine(script)
     reply = await asked(one)
-    assert await reply.whole() == b"ok"
+    assert await whole(reply) == b"ok"
     reply.close()
-    reply.close()  # does nothing
     await asyncio.wait_for(one.left.wait(), 10)
+
+
+async def test_an_answer_lets_go_of_its_connection_once(engine: Start) -> None:
+    one, engines = await engine(again_and_again(OK, CHUNKED + b"2\r\nok\r\n", OK)), Engines(LONG)
+    first = await asked(one, engines=engines)
+    first.close()
+    second = await asked(one, engines=engines)
+    first.close()  # by now the connection is the second's
+    assert await second.read() == b"ok"
+    assert not one.left.is_set()
+    assert await whole(await asked(one, engines=engines)) == b"ok"
+    assert one.connections == 2
+
+
+async def test_a_connection_that_is_used_again_is_not_closed_for_having_been_idle(engine: Start) -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(2)
+        writer.write(OK)
+        await reader.readuntil(b"\r\n\r\n{}")
+        writer.write(CHUNKED)
+        for _ in range(5):  # for longer than a connection is kept
+            await asyncio.sleep(0.3)
+            writer.write(b"2\r\nok\r\n")
+        writer.write(b"0\r\n\r\n")
+
+    one, engines = await engine(script), Engines(kept=1.0)
+    (await asked(one, engines=engines)).close()
+    assert await whole(await asked(one, engines=engines)) == b"okokokokok"
+    assert one.connections == 1
+
+
+async def test_each_engine_has_connections_of_its_own(engine: Start) -> None:
+    engines, said = Engines(LONG), HEAD + b"Content-Length: 2\r\n\r\n"
+    one, other = await engine(again_and_again(said + b"me", said + b"me")), await engine(again_and_again(said + b"it"))
+    first = await asked(one, engines=engines)
+    assert await whole(first) == b"me"
+    first.close()
+    assert await whole(await asked(other, engines=engines)) == b"it"
+
+
+async def test_an_engine_that_is_heard_breaking_is_not_asked_again(engine: Start) -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(2)
+        writer.write(OK)
+        await reader.readuntil(b"\r\n\r\n{}")
+        writer.write(b"HTTP/1.1 2")
+
+    one, engines = await engine(script), Engines(LONG)
+    (await asked(one, engines=engines)).close()
+    with pytest.raises(Broken):
+        await asked(one, engines=engines)
+    assert one.connections == 1
+
+
+async def test_what_an_engine_has_refused_to_read_is_not_the_beginning_of_the_next_request(engine: Start) -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno")
+        await reader.read()
+
+    one, engines = await engine(script), Engines(LONG)
+    for number in (1, 2):
+        reply = await asked(one, engines=engines)
+        assert (reply.status, await whole(reply)) == (404, b"no")
+        reply.close()
+        assert one.connections == number
+
+
+async def test_a_connection_is_not_kept_while_a_body_is_on_its_way(engine: Start) -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(OK)
+        await one.left.wait()
+
+    one, engines = await engine(script), Engines(LONG)
+    reply = await asked(one, bytes(64 * 2**20), engines)  # handed over in one piece, and not read
+    assert await whole(reply) == b"ok"
+    reply.close()
+    second = await asked(one, engines=engines)
+    assert (one.connections, await whole(second)) == (2, b"ok")
+    one.left.set()
 
 
 async def test_an_engine_that_has_closed_a_kept_connection_is_asked_by_another(engine: Start) -> None:
@@ -308,7 +423,7 @@ async def test_an_engine_that_has_closed_a_kept_connection_is_asked_by_another(e
     one, engines = await engine(script), Engines(LONG)
     for _ in range(2):
         reply = await asked(one, engines=engines)
-        assert await reply.whole() == b"ok"
+        assert await whole(reply) == b"ok"
         reply.close()
     assert hang_up.is_set()
     assert one.connections == 2
@@ -331,7 +446,7 @@ async def test_a_connection_that_is_good_for_nothing_more_is_not_kept(engine: St
     one, engines = await engine(script), Engines(LONG)
     for number in (1, 2):
         reply = await asked(one, engines=engines)
-        assert await reply.whole() == b"ok"
+        assert await whole(reply) == b"ok"
         reply.close()
         assert one.connections == number
 
@@ -352,17 +467,17 @@ async def test_what_an_engine_says_unasked_is_nobodys_answer(engine: Start) -> N
     first.close()
     say.set()
     await asyncio.wait_for(one.left.wait(), 10)
-    assert await (await asked(one, engines=engines)).whole() == b"ok"
+    assert await whole(await asked(one, engines=engines)) == b"ok"
 
 
 async def test_a_large_answer_read_slowly_leaves_a_connection_that_can_be_used(engine: Start) -> None:
     large = b"x" * 4 * 2**20
     said = HEAD + b"Content-Length: %d\r\n\r\n" % len(large) + large
-    one, engines = await engine(again_and_again(said, OK)), Engines(LONG)
-    for body in (large, b"ok"):
+    one, engines = await engine(again_and_again(said, said, OK)), Engines(LONG)
+    for body in (large, large, b"ok"):
         reply = await asked(one, engines=engines)
         await reply.ready()
-        assert await reply.whole() == body
+        assert await whole(reply) == body
         reply.close()
     assert one.connections == 1
 
