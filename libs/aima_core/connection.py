@@ -112,11 +112,14 @@ class Connection(Nats):
     def _build_message(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
     ) -> Msg | None:
-        """Return the message; None drops what came as a request and is none."""
+        """Return the message; None drops what came as a request and is none, or from where no text leads back."""
         subscription = self._subs.get(sid)
         if subscription and _takes_requests(subscription.subject) and not _is_request(headers, reply):
             return None
-        return super()._build_message(sid, subject, reply, data, headers)  # type: ignore[no-any-return]
+        try:
+            return super()._build_message(sid, subject, reply, data, headers)  # type: ignore[no-any-return]
+        except UnicodeDecodeError:
+            return None
 
 
 def check_size(data: bytes) -> None:

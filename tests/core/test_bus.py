@@ -69,6 +69,19 @@ async def test_a_flush_that_is_called_off_leaves_the_connection_hearing(shared_n
         assert nc.stats["reconnects"] == 0
 
 
+async def test_what_comes_with_an_address_that_is_no_text_is_passed_over(shared_nats: NatsServer) -> None:
+    async with connected(shared_nats.url) as nc:
+        heard = await nc.subscribe("aima.anything")
+        await nc.flush()
+        reader, writer = await asyncio.open_connection("127.0.0.1", shared_nats.port)
+        writer.write(b'CONNECT {"verbose":false,"headers":true}\r\n')
+        writer.write(b"PUB aima.anything \xff 2\r\nno\r\nPUB aima.anything there 3\r\nyes\r\n")
+        assert (await heard.next_msg(timeout=10)).data == b"yes"
+        assert nc.stats["reconnects"] == 0
+        writer.close()
+        assert await reader.read()
+
+
 async def test_a_connection_comes_back_after_what_it_cannot_read() -> None:
     connections = 0
 
