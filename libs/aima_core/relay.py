@@ -30,6 +30,7 @@ SUBJECTS = "aima.events.>"
 _WINDOW = 64  # publishes awaiting their acknowledgement; larger ones gain nothing
 _PAGE = 256  # events read from the log at once when behind
 _PAUSE = 0.005  # seconds between publishes: what happens meanwhile goes together, and wakes everybody once
+_LOOK = 5.0  # seconds; a look at the connection even when nothing happens
 _RETRY = 0.5  # seconds
 _ACK_TIMEOUT = 5.0  # seconds
 
@@ -77,16 +78,21 @@ class Relay:
     async def run(self) -> None:
         """Publish for ever; the bus may come and go."""
         position: int | None = None
+        reconnects = self._nc.stats["reconnects"]
         while True:
             try:
+                if reconnects != self._nc.stats["reconnects"]:  # the server may have lost the end of the stream
+                    reconnects, position, self._behind = self._nc.stats["reconnects"], None, True
                 if position is None:
                     if not self._listening:
                         await self._nc.subscribe(f"{self._inbox}.*", cb=self._on_acknowledgement)
                         self._listening = True
                     await ensure_stream(self._js)
                     position = await self._last_published()
-                position = await self._publish(await self._next(position), position)
-                await asyncio.sleep(_PAUSE)
+                records = await self._next(position)
+                if reconnects == self._nc.stats["reconnects"]:
+                    position = await self._publish(records, position)
+                    await asyncio.sleep(_PAUSE)
             except (TimeoutError, nats.errors.Error, nats.js.errors.Error, OSError) as error:
                 logger.warning("events wait for JetStream", error=repr(error))
                 position = None  # look again how far the stream has come: the last acknowledgements may be lost
@@ -94,7 +100,10 @@ class Relay:
                 await asyncio.sleep(_RETRY)
 
     async def _next(self, position: int) -> list[Recorded]:
-        """Return the events behind a position: those just committed, or a page of the log when behind."""
+        """Return the events behind a position: those just committed, or a page of the log when behind.
+
+        None of them when there have been none for a while.
+        """
         while True:
             self._wake.clear()
             while self._ready and self._ready[0].position <= position:
@@ -107,7 +116,11 @@ class Relay:
                 if page := await self._log.events(position, limit=_PAGE):
                     return page
                 self._behind = False
-            await self._wake.wait()
+            try:
+                async with asyncio.timeout(_LOOK):
+                    await self._wake.wait()
+            except TimeoutError:
+                return []
 
     async def _publish(self, records: Sequence[Recorded], position: int) -> int:
         for start in range(0, len(records), _WINDOW):
