@@ -238,7 +238,7 @@ def test_ctrl_c_ends_the_waiting_and_says_so(shell: Shell, garden: None) -> None
 
 
 def test_a_person_who_waits_sees_for_what(shell: Shell, garden: None) -> None:
-    with shell.terminal("garden", "dig", "--silent") as terminal:
+    with shell.terminal("garden", "dig", "--silent", "--deadline", "5") as terminal:
         terminal.until("garden.dig ")
         terminal.process.send_signal(signal.SIGINT)
         assert terminal.ended() == 130

@@ -190,7 +190,7 @@ async def test_a_refusal_carries_code_reason_and_the_headers_of_the_micro_protoc
     assert message.headers["Nats-Service-Error"] == "there is no counter none"
 
 
-async def test_a_unit_that_nobody_serves_is_told_at_once(tmp_path: Path, shared_nats: NatsServer) -> None:
+async def test_a_unit_that_nobody_serves_is_told(tmp_path: Path, shared_nats: NatsServer) -> None:
     async with talking(tmp_path, shared_nats) as bare:
         with pytest.raises(nats.errors.NoRespondersError):
             await bare.nc.request("aima.counter.nonesuch", b"{}", timeout=10)
@@ -710,7 +710,7 @@ async def test_a_command_on_a_version_that_has_passed_is_refused(tmp_path: Path,
 # --- deadlines ----------------------------------------------------------------------------------------------------
 
 
-async def test_a_deadline_that_passes_is_told_at_once_and_what_was_recorded_stays(
+async def test_a_deadline_that_passes_is_told_and_what_was_recorded_stays(
     tmp_path: Path, shared_nats: NatsServer
 ) -> None:
     async with talking(tmp_path, shared_nats) as bare:

@@ -304,11 +304,11 @@ async def test_passwords_outlive_a_restart(tmp_path: Path) -> None:
 
 
 async def first_line(url: str) -> bytes:
-    """Return the first line of what a door answers; of a stream, without waiting for its end."""
+    """Return the first line of what a door answers, no comment; of a stream, without waiting for its end."""
 
     def read() -> bytes:
         with urllib.request.urlopen(url, timeout=20) as answer:
-            return bytes(answer.readline())
+            return next(bytes(line) for line in answer if line.strip() and not line.startswith(b":"))
 
     return await asyncio.to_thread(read)
 
