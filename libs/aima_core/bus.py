@@ -189,8 +189,7 @@ class Client:
         async def following() -> Msg:
             with _told(unit, timeout):
                 coming = subscription.next_msg(timeout=max(until - time.monotonic(), 0.01))
-                message: Msg = await (_before(leaving, coming) if leaving else coming)
-            return message
+                return await or_cancelled(_before(leaving, coming) if leaving else coming)
 
         async def first() -> Msg:
             with _told(unit, timeout):
@@ -236,7 +235,7 @@ class Client:
         return found
 
     async def _answer(self, subject: str, answer: Coroutine[Any, Any, Msg]) -> Msg:
-        return await (self.nc.unless_denied(subject, answer) if isinstance(self.nc, Connection) else answer)
+        return await or_cancelled(self.nc.unless_denied(subject, answer) if isinstance(self.nc, Connection) else answer)
 
     async def _nobody(self, unit: str) -> AimaError:
         """Tell a unit that does not exist from a domain that is not running, or has only just come back."""
@@ -249,6 +248,19 @@ class Client:
         return Unavailable(
             f"the {domain} domain does not answer; ask again", reason="DOMAIN_DOWN", domain=domain, unit=unit
         )
+
+
+async def or_cancelled(coming: Coroutine[Any, Any, Msg]) -> Msg:
+    """Return the message; raise the cancellation that came with it, which `wait_for` forgets before Python 3.12.
+
+    Somebody's Ctrl-C would be lost, or a deadline, or that a client has gone.
+    """
+    this = asyncio.current_task()
+    before = this.cancelling() if this else 0
+    message = await coming
+    if this and this.cancelling() > before:
+        raise asyncio.CancelledError
+    return message
 
 
 class _Left(Exception):

@@ -15,7 +15,7 @@ from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 
 from aima_core import nats_server
-from aima_core.bus import Client, connect
+from aima_core.bus import Client, connect, or_cancelled
 from aima_core.bus_user import BusUser, inbox
 from aima_core.call import Call
 from aima_core.connection import LARGEST_PAYLOAD
@@ -52,6 +52,35 @@ async def hears(nc: Nats, subject: str) -> bool:
         return False
     finally:
         await heard.unsubscribe()
+
+
+# --- who is called off --------------------------------------------------------------------------------------------
+
+
+async def test_who_is_called_off_in_the_moment_of_an_answer_is_called_off() -> None:
+    answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    asking = asyncio.create_task(or_cancelled(asyncio.wait_for(answer, 20)))
+    await asyncio.sleep(0)
+    answer.set_result(None)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+
+
+async def test_who_was_called_off_before_may_still_ask_while_it_tidies_up() -> None:
+    answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def work() -> Any:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return await or_cancelled(asyncio.wait_for(answer, 20))  # type: ignore[arg-type]
+
+    working = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    working.cancel()
+    answer.set_result("tidy")
+    assert await working == "tidy"
 
 
 # --- what ends nats-py's reading ----------------------------------------------------------------------------------
