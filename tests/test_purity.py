@@ -56,7 +56,7 @@ IMPURE_CORE = {
     "sqlite",
     "watch",
 }
-PURE_OF_CORE = {("log", "Recorded"), ("log", "Statement"), ("log", "Meta"), ("runner", "Planned")}
+PURE_OF_CORE = {("log", "Recorded"), ("log", "Statement"), ("log", "Meta")}
 IMPURE_CALLS = {"open", "input", "print", "exec", "eval", "compile", "breakpoint", "__import__", "id", "hash"}
 IMPURE_METHODS = {
     *("now", "utcnow", "today", "getenv", "urandom"),  # clocks, the environment, chance

@@ -1,4 +1,4 @@
-"""What a log holds, as values: an event with its envelope, a kept reply, a batch of both; and their codec."""
+"""What a log holds or would, as values: an event with its envelope, a plan, a kept reply, a batch; and their codec."""
 
 from __future__ import annotations
 
@@ -61,6 +61,14 @@ class Recorded(NamedTuple):
             "trace": meta.trace,
             "data": self.event,
         }
+
+
+class Planned(msgspec.Struct, frozen=True):
+    """What a dry run returns."""
+
+    events: list[dict[str, Any]]
+    effects: list[dict[str, Any]]
+    version: int
 
 
 class Reply(msgspec.Struct, frozen=True):

@@ -21,7 +21,7 @@ from aima_core.domain import Domain, S
 from aima_core.errors import AimaError, Conflict, InternalError, PayloadTooLarge, Unavailable
 from aima_core.log import Log
 from aima_core.logs import logger
-from aima_core.records import Batch, Meta, Recorded, Reply, Statement
+from aima_core.records import Batch, Meta, Planned, Recorded, Reply, Statement
 from aima_core.units import Command, Event, View
 
 _SNAPSHOT_EVERY = 10_000  # events; replaying that many takes about 20 ms
@@ -30,14 +30,6 @@ _ALL = "*"  # no stream has this name: a stream's has a slash
 
 Listener = Callable[[Sequence[Recorded], Mapping[str, Any]], None]
 """Told of every commit: its events, and the states it left (None where a stream has no state any more)."""
-
-
-class Planned(msgspec.Struct, frozen=True):
-    """What a dry run returns."""
-
-    events: list[dict[str, Any]]
-    effects: list[dict[str, Any]]
-    version: int
 
 
 class Decision(msgspec.Struct, frozen=True):
