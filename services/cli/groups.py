@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from aima_core import call as calls
-from aima_core.directory import DomainInfo
+from aima_core.directory import DomainInfo, nearest
 from aima_core.errors import AimaError, InvalidRequest, NotFound
 from services.cli import domains, unit_commands
 from services.cli.asking import Reach, down, open_door
@@ -111,7 +110,7 @@ def refuse(ctx: Any, name: str, known: Iterable[str]) -> None:
     """Fail with the nearest names that there are; a shell that completes has no use for them."""
     if ctx.resilient_parsing or name.startswith("-"):
         return
-    near = difflib.get_close_matches(name.replace("_", "-"), list(dict.fromkeys(known)), n=3, cutoff=0.5)
+    near = nearest(name.replace("_", "-"), dict.fromkeys(known))
     hint = f" Did you mean {' or '.join(repr(each) for each in near)}?" if near else ""
     ctx.fail(f"No such command {name!r}.{hint}")
 

@@ -191,11 +191,15 @@ def static_keys(given: Iterable[str]) -> dict[str, str]:
 
 def check_scopes(scopes: Iterable[str], domains: Iterable[str]) -> None:
     """Raise ValidationFailed, with the nearest names, when a scope is of none of these domains."""
-    known = {*domains}
-    fields = [
-        {"field": f"scopes.{number}", "expected": f"there is no domain {name}{did_you_mean(nearest(name, known))}"}
+    known = {*domains, "*"}
+    strange = {
+        f"scopes.{number}": name
         for number, name in enumerate(scope.partition(":")[0] for scope in scopes)
-        if name not in known | {"*"}
-    ]
-    if fields:
-        raise ValidationFailed("; ".join(f"{fault['field']}: {fault['expected']}" for fault in fields), fields=fields)
+        if name not in known
+    }
+    if strange:
+        told = (
+            f"{field}: there is no domain {name}{did_you_mean(nearest(name, known))}" for field, name in strange.items()
+        )
+        expected = f"a scope of one of {', '.join(sorted(known))}"
+        raise ValidationFailed("; ".join(told), fields=[{"field": field, "expected": expected} for field in strange])

@@ -14,6 +14,7 @@ import yaml
 from typer.testing import CliRunner
 
 from aima_core.directory import UnitInfo
+from services.cli.domains import names
 from services.cli.flags import flags_of
 from services.cli.main import app
 from tests.cli.conftest import KEY, Shell
@@ -322,7 +323,8 @@ def test_a_domain_of_which_a_key_reaches_nothing_says_so(shell: Shell, narrow: s
 def test_a_scope_of_no_domain_is_refused_with_the_nearest(shell: Shell) -> None:
     ended = shell.run("keys", "create", "ci", "--scope", "modle:medium")
     said = "VALIDATION_ERROR scopes.0: there is no domain modle; did you mean model?\n"
-    assert (ended.returncode, ended.stderr) == (2, said)
+    known = f"  scopes.0: a scope of one of {', '.join(['*', *names()])}\n"
+    assert (ended.returncode, ended.stderr) == (2, said + known)
 
 
 @pytest.mark.parametrize("text", ["soon", "d", "3 weeks"])

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+import services
+from aima_core.domain import names_in
 from aima_core.nats_server import NatsServer
 from aima_core.testing import serving, settings_for, until
 from services.resource.domain import RESOURCE
@@ -87,9 +89,11 @@ async def test_a_scope_of_a_domain_that_there_is_not_is_refused_with_the_nearest
     refused = await locked.post("/api/v2/gateways/create_key", asked, headers=ADMIN | more)
     error = refused.json()["error"]
     assert (refused.status_code, error["code"]) == (400, "VALIDATION_ERROR")
+    said = "scopes.1: there is no domain modle; did you mean model?; scopes.3: there is no domain xyz"
+    assert error["message"] == said
+    known = ", ".join(sorted({*names_in(services), "counter", "parcel", "*"}))
     assert error["details"]["fields"] == [
-        {"field": "scopes.1", "expected": "there is no domain modle; did you mean model?"},
-        {"field": "scopes.3", "expected": "there is no domain xyz"},
+        {"field": field, "expected": f"a scope of one of {known}"} for field in ("scopes.1", "scopes.3")
     ]
     assert (await locked.ask("gateway.list_keys"))["total"] == 0
 
