@@ -68,6 +68,26 @@ def saying(*blocks: bytes) -> Script:
     return script
 
 
+def staying(*blocks: bytes) -> Script:
+    """Say it, and keep the connection until the client has had enough of it."""
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await saying(*blocks)(reader, writer)
+        await reader.read()
+
+    return script
+
+
+def endless(head: bytes, block: bytes) -> Script:
+    async def script(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(head)
+        while True:
+            writer.write(block)
+            await writer.drain()
+
+    return script
+
+
 async def asked(engine: Engine, body: upstream.Body = b"{}", engines: Engines | None = None) -> Reply:
     return await (engines or Engines()).ask(engine.url, body, {"Content-Type": "application/json"})
 
@@ -91,16 +111,9 @@ async def test_a_body_in_chunks_is_put_together(engine: Start) -> None:
 
 
 async def test_a_body_of_known_length_ends_with_its_last_byte(engine: Start) -> None:
-    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(HEAD + b"Content-Length: 5\r\n\r\nhello")
-        await reader.readexactly(2)
-        await reader.read()  # the connection stays open until the client has had enough
-
-    one = await engine(script)
-    reply = await asked(one)
+    reply = await asked(await engine(staying(HEAD + b"Content-Length: 5\r\n\r\nhello")))
     assert await whole(reply) == b"hello"
     reply.close()
-    await asyncio.wait_for(one.left.wait(), 10)
 
 
 async def test_a_body_of_unknown_length_ends_with_the_connection(engine: Start) -> None:
@@ -199,14 +212,8 @@ async def test_an_engine_has_to_wait_for_who_reads_slowly(engine: Start) -> None
 async def test_a_whole_answer_may_not_be_larger_than_memory_allows(
     engine: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def for_ever(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(HEAD + b"\r\n")
-        while True:
-            writer.write(b"x" * 65536)
-            await writer.drain()
-
     monkeypatch.setattr(upstream, "_LARGEST", 4 * 2**20)
-    one = await engine(for_ever)
+    one = await engine(endless(HEAD + b"\r\n", b"x" * 65536))
     reply = await asked(one)
     with pytest.raises(ExecutionFailed, match="larger than the 4194304 bytes"):
         await reply.ready(whole=True)
@@ -270,13 +277,7 @@ async def test_an_engine_that_speaks_something_else_from_now_on_is_broken(engine
 
 
 async def test_of_a_long_story_its_beginning_can_be_heard(engine: Start) -> None:
-    async def for_ever(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 500 Oh\r\n\r\n")
-        while True:
-            writer.write(b"no" * 65536)
-            await writer.drain()
-
-    one = await engine(for_ever)
+    one = await engine(endless(b"HTTP/1.1 500 Oh\r\n\r\n", b"no" * 65536))
     reply = await asked(one)
     assert await reply.told(1000) == b"no" * 500
     reply.close()
@@ -320,11 +321,7 @@ async def test_two_requests_at_once_have_a_connection_each(engine: Start) -> Non
 
 
 async def test_a_connection_that_nobody_needs_is_closed_soon(engine: Start) -> None:
-    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(OK)
-        await reader.read()
-
-    one = await engine(script)
+    one = await engine(staying(OK))
     reply = await asked(one)
     assert await whole(reply) == b"ok"
     reply.close()
@@ -384,11 +381,8 @@ async def test_an_engine_that_is_heard_breaking_is_not_asked_again(engine: Start
 
 
 async def test_what_an_engine_has_refused_to_read_is_not_the_beginning_of_the_next_request(engine: Start) -> None:
-    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno")
-        await reader.read()
-
-    one, engines = await engine(script), Engines(LONG)
+    one = await engine(staying(b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno"))
+    engines = Engines(LONG)
     for number in (1, 2):
         reply = await asked(one, engines=engines)
         assert (reply.status, await whole(reply)) == (404, b"no")
@@ -438,12 +432,7 @@ async def test_an_engine_that_has_closed_a_kept_connection_is_asked_by_another(e
     ],
 )
 async def test_a_connection_that_is_good_for_nothing_more_is_not_kept(engine: Start, answer: bytes) -> None:
-    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readexactly(2)
-        writer.write(answer)
-        await reader.read()
-
-    one, engines = await engine(script), Engines(LONG)
+    one, engines = await engine(staying(answer)), Engines(LONG)
     for number in (1, 2):
         reply = await asked(one, engines=engines)
         assert await whole(reply) == b"ok"
