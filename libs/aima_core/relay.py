@@ -100,10 +100,7 @@ class Relay:
                 await asyncio.sleep(_RETRY)
 
     async def _next(self, position: int) -> list[Recorded]:
-        """Return the events behind a position: those just committed, or a page of the log when behind.
-
-        None of them when there have been none for a while.
-        """
+        """Return the events behind a position: those just committed, or a page of the log; none after a while."""
         while True:
             self._wake.clear()
             while self._ready and self._ready[0].position <= position:
