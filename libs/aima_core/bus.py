@@ -189,7 +189,7 @@ class Client:
         async def following() -> Msg:
             with _told(unit, timeout):
                 coming = subscription.next_msg(timeout=max(until - time.monotonic(), 0.01))
-                return await or_cancelled(_before(leaving, coming) if leaving else coming)
+                return await or_cancelled(coming, leaving)
 
         async def first() -> Msg:
             with _told(unit, timeout):
@@ -250,19 +250,6 @@ class Client:
         )
 
 
-async def or_cancelled(coming: Coroutine[Any, Any, Msg]) -> Msg:
-    """Return the message; raise the cancellation that came with it, which `wait_for` forgets before Python 3.12.
-
-    Somebody's Ctrl-C would be lost, or a deadline, or that a client has gone.
-    """
-    this = asyncio.current_task()
-    before = this.cancelling() if this else 0
-    message = await coming
-    if this and this.cancelling() > before:
-        raise asyncio.CancelledError
-    return message
-
-
 class _Left(Exception):
     """A stream is at its end because its caller has left it."""
 
@@ -274,11 +261,15 @@ async def _drained(subscription: Subscription, leave: asyncio.Event) -> None:
         await subscription.drain()  # type: ignore[no-untyped-call]
 
 
-async def _before(leaving: asyncio.Task[None], coming: Coroutine[Any, Any, Msg]) -> Msg:
-    """Return the message that is coming; raise _Left when the leaving has ended without it."""
+async def or_cancelled(coming: Coroutine[Any, Any, Msg], leaving: asyncio.Task[None] | None = None) -> Msg:
+    """Return the message that is coming; raise _Left when the leaving has ended without it.
+
+    In a task of its own, because `wait_for` before Python 3.12 forgets a cancellation in the moment of an answer:
+    somebody's Ctrl-C, a deadline, or that a client has gone.
+    """
     waiting = asyncio.ensure_future(coming)
     try:
-        await asyncio.wait((waiting, leaving), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((waiting, leaving) if leaving else (waiting,), return_when=asyncio.FIRST_COMPLETED)
         if not waiting.done():
             raise _Left
         return await waiting
