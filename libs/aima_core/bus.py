@@ -1,4 +1,4 @@
-"""The client side of the bus: connect, ask a unit, take its parts and its answer.
+"""The client side of the bus: ask a unit, take its parts and its answer.
 
 `Client` speaks in names and dicts (doors, command line); `Peers` speaks in typed units (domains among themselves).
 """
@@ -8,18 +8,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping
 from typing import Any
 
 import msgspec
 import nats.errors
-from nats.aio.client import DEFAULT_INBOX_PREFIX
 from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from aima_core import call as calls
-from aima_core.bus_user import BusUser
 from aima_core.call import Call, current_call
 from aima_core.connection import Connection, check_size
 from aima_core.errors import (
@@ -27,18 +25,13 @@ from aima_core.errors import (
     InternalError,
     PayloadTooLarge,
     Timeout,
-    Unauthorized,
     Unavailable,
     UnitNotFound,
     from_body,
 )
-from aima_core.logs import logger
 from aima_core.units import Out, Unit
 
-_CONNECT_TIMEOUT = 2  # seconds for one attempt
-_RECONNECT = 0.2  # seconds between attempts to come back
 _GRACE = 0.5  # seconds that a caller waits beyond the deadline it sent, so that the callee's own error arrives
-
 _LOOK = 0.5  # seconds for a domain to say that it is there, and what it has
 
 _SUCCESS = b'{"success":true,'  # how an envelope of ours begins that holds an answer
@@ -46,59 +39,6 @@ _SUCCESS = b'{"success":true,'  # how an envelope of ours begins that holds an a
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)  # how decoding JSON fails
 
 _encode = msgspec.json.Encoder().encode
-
-
-async def connect(
-    url: str, name: str, *, user: BusUser | None = None, wait: float = 10.0, closed: Callable[[], None] = lambda: None
-) -> Nats:
-    """Connect, as a user where there is one; keep trying for `wait` seconds. Once connected, reconnect for ever.
-
-    `closed` is called when the connection has ended for good, whoever ended it. Raises Unavailable when nobody
-    answers, Unauthorized when the server does not take us for the user.
-    """
-    until = time.monotonic() + wait
-    client = Connection(user)
-
-    async def disconnected() -> None:
-        if not client.is_closed:
-            logger.warning("the bus is gone; reconnecting")
-
-    async def gone() -> None:
-        closed()
-
-    while True:
-        try:
-            async with asyncio.timeout(max(until - time.monotonic(), 0.1)):  # told to reconnect for ever, it tries so
-                await client.connect(
-                    url,
-                    name=name,
-                    connect_timeout=_CONNECT_TIMEOUT,
-                    allow_reconnect=True,
-                    max_reconnect_attempts=-1,
-                    reconnect_time_wait=_RECONNECT,  # type: ignore[arg-type]  # it takes fractions
-                    ping_interval=10,
-                    max_outstanding_pings=2,
-                    pending_size=32 * 1024 * 1024,
-                    error_cb=client.on_error,
-                    disconnected_cb=disconnected,
-                    reconnected_cb=_on_reconnect,
-                    closed_cb=gone,
-                    user=user.name if user else None,
-                    password=user.password if user else None,
-                    inbox_prefix=user.inbox if user else DEFAULT_INBOX_PREFIX,
-                )
-            return client
-        except (TimeoutError, OSError, nats.errors.Error) as error:
-            if time.monotonic() >= until:
-                if client.refused:
-                    who = f"does not take the password of {user.name}" if user else "wants to know who connects"
-                    raise Unauthorized(f"the bus {who}; docs/bus-users.md", reason="BUS_USER") from error
-                raise Unavailable(f"no NATS server answers at {url}", reason="NO_NATS", url=url) from error
-            await asyncio.sleep(0.1)
-
-
-async def _on_reconnect() -> None:
-    logger.info("the bus is back")
 
 
 class Answer(msgspec.Struct, frozen=True):

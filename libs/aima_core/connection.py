@@ -1,22 +1,30 @@
-"""nats-py with its gaps closed: what the server turns away, what is too large for it, what is no request of ours."""
+"""Connections to the bus: nats-py with its gaps closed.
+
+Those are: what the server turns away, what is too large for it, what is no request of ours, what cannot be read.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Coroutine, Mapping
+import time
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import nats.errors
+from nats.aio.client import DEFAULT_INBOX_PREFIX
 from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 
 from aima_core import call as calls
 from aima_core.bus_user import BusUser
-from aima_core.errors import Forbidden, PayloadTooLarge
+from aima_core.errors import Forbidden, PayloadTooLarge, Unauthorized, Unavailable
 from aima_core.logs import logger
 
 LARGEST_PAYLOAD = 8 * 1024 * 1024  # bytes of an input; the bus carries twice that, so that refusing is ours to do
+
+_CONNECT_TIMEOUT = 2  # seconds for one attempt
+_RECONNECT = 0.2  # seconds between attempts to come back
 
 _VIOLATION = "permissions violation"
 _STALE = "stale connection"
@@ -120,6 +128,59 @@ class Connection(Nats):
             return super()._build_message(sid, subject, reply, data, headers)  # type: ignore[no-any-return]
         except UnicodeDecodeError:
             return None
+
+
+async def connect(
+    url: str, name: str, *, user: BusUser | None = None, wait: float = 10.0, closed: Callable[[], None] = lambda: None
+) -> Nats:
+    """Connect, as a user where there is one; keep trying for `wait` seconds. Once connected, reconnect for ever.
+
+    `closed` is called when the connection has ended for good, whoever ended it. Raises Unavailable when nobody
+    answers, Unauthorized when the server does not take us for the user.
+    """
+    until = time.monotonic() + wait
+    client = Connection(user)
+
+    async def disconnected() -> None:
+        if not client.is_closed:
+            logger.warning("the bus is gone; reconnecting")
+
+    async def gone() -> None:
+        closed()
+
+    while True:
+        try:
+            async with asyncio.timeout(max(until - time.monotonic(), 0.1)):  # told to reconnect for ever, it tries so
+                await client.connect(
+                    url,
+                    name=name,
+                    connect_timeout=_CONNECT_TIMEOUT,
+                    allow_reconnect=True,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=_RECONNECT,  # type: ignore[arg-type]  # it takes fractions
+                    ping_interval=10,
+                    max_outstanding_pings=2,
+                    pending_size=32 * 1024 * 1024,
+                    error_cb=client.on_error,
+                    disconnected_cb=disconnected,
+                    reconnected_cb=_on_reconnect,
+                    closed_cb=gone,
+                    user=user.name if user else None,
+                    password=user.password if user else None,
+                    inbox_prefix=user.inbox if user else DEFAULT_INBOX_PREFIX,
+                )
+            return client
+        except (TimeoutError, OSError, nats.errors.Error) as error:
+            if time.monotonic() >= until:
+                if client.refused:
+                    who = f"does not take the password of {user.name}" if user else "wants to know who connects"
+                    raise Unauthorized(f"the bus {who}; docs/bus-users.md", reason="BUS_USER") from error
+                raise Unavailable(f"no NATS server answers at {url}", reason="NO_NATS", url=url) from error
+            await asyncio.sleep(0.1)
+
+
+async def _on_reconnect() -> None:
+    logger.info("the bus is back")
 
 
 def check_size(data: bytes) -> None:

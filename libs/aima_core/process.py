@@ -14,10 +14,11 @@ import msgspec
 import uvloop
 
 from aima_core import VERSION
-from aima_core.bus import Peers, connect
+from aima_core.bus import Peers
 from aima_core.bus_user import bus_user
 from aima_core.call import Call, current_call, fresh
 from aima_core.common import LogPage, LogQuery, Read, ReadQuery, units_of
+from aima_core.connection import connect
 from aima_core.domain import Context, Domain, S
 from aima_core.effects import Effects, end
 from aima_core.errors import AimaError, Conflict, Unavailable, from_body
@@ -27,11 +28,12 @@ from aima_core.logs import logger
 from aima_core.reader import Reader
 from aima_core.records import Codec, Recorded, Reply
 from aima_core.relay import Relay
+from aima_core.replies import Outcome, Replies, encode_view
 from aima_core.runner import Runner
 from aima_core.settings import Settings
 from aima_core.units import Command, Query, Unit
 from aima_core.watch import Resources
-from aima_core.wire import Endpoints, Outcome, Replies, encode_view
+from aima_core.wire import Endpoints
 
 _DRAIN = 30.0  # seconds that running requests get when the process is asked to end
 _RESTART = 1.0  # seconds before a background task that failed runs anew

@@ -22,8 +22,8 @@ from aima_core.domain import Domain, S
 from aima_core.errors import AimaError, NotFound
 from aima_core.logs import logger
 from aima_core.records import Recorded
+from aima_core.replies import encode_view
 from aima_core.units import Query, Resource, View
-from aima_core.wire import encode_view
 
 BUCKET = "aima-resources"
 _RETRY = 1.0  # seconds

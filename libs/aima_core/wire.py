@@ -35,51 +35,14 @@ from aima_core.errors import (
     Unavailable,
 )
 from aima_core.logs import logger
-from aima_core.units import Unit, View, parse
+from aima_core.replies import Outcome, Replies, encode
+from aima_core.units import Unit, parse
 
 _MOST_FIELDS = 1000  # of an input; each unknown one costs the validator an error of its own
 _LONGEST_HEADER = 500  # characters of the error text in a reply's header; the whole of it is in the body
 _MOST_AT_ONCE = 10_000  # requests under way in one process; beyond it memory, not time, would run out
 
-Handle = Callable[[Unit[Any], Call, "Replies"], Awaitable["Outcome"]]
-
-
-class Outcome(msgspec.Struct, frozen=True):
-    """What a handled request comes to: its data, already encoded, and what meta says beside."""
-
-    data: bytes
-    version: int | None = None
-    position: int | None = None
-
-
-class Replies:
-    """Where the parts of one request go. A part that nobody is subscribed to cancels the request."""
-
-    def __init__(self, nc: Nats, inbox: str, control: str, wanted: bool) -> None:
-        self._nc = nc
-        self._inbox = inbox
-        self._control = control
-        self._seq = 0
-        self.wanted = wanted and bool(inbox)
-
-    async def send(self, part: Any) -> None:
-        """Send one part, numbered; nothing when the caller did not ask for parts.
-
-        Raises PayloadTooLarge for one that the bus does not carry.
-        """
-        if not self.wanted:
-            return
-        self._seq += 1
-        headers = {calls.SEQ: str(self._seq)}
-        try:
-            # with a reply subject the server itself reports when the caller's inbox has gone
-            await self._nc.publish(self._inbox, _encode(part), reply=self._control, headers=headers)
-        except nats.errors.MaxPayloadError:
-            raise PayloadTooLarge("a part of the answer is larger than the bus carries") from None
-
-    def final_headers(self) -> dict[str, str]:
-        """Return what marks the reply that ends the parts."""
-        return {calls.SEQ: str(self._seq + 1), calls.FINAL: "true"}
+Handle = Callable[[Unit[Any], Call, Replies], Awaitable[Outcome]]
 
 
 class _Meta(msgspec.Struct, omit_defaults=True):
@@ -117,7 +80,7 @@ class Endpoints:
                 name=name,
                 version=version,
                 description=self._domain.about,
-                metadata={"node": self._node, "resources": _encode(resources).decode()},
+                metadata={"node": self._node, "resources": encode(resources).decode()},
                 queue_group=name,
             ),
         )
@@ -237,7 +200,7 @@ class Endpoints:
             logger.error("unit broke", unit=unit.spec.name, exc_info=True)
             await self._refuse(message, InternalError("internal error"), call, begun)
             return
-        meta = _encode(_meta(call, begun, outcome.version, outcome.position))
+        meta = encode(_meta(call, begun, outcome.version, outcome.position))
         await self._respond(message, b'{"success":true,"data":%b,"meta":%b}' % (outcome.data, meta), headers)
 
     async def _refuse(
@@ -279,9 +242,6 @@ class Endpoints:
             logger.warning("reply lost", error=repr(error))
 
 
-_encode = msgspec.json.Encoder(enc_hook=lambda value: value.model_dump(mode="json")).encode
-
-
 def _meta(call: Call, begun: float, version: int | None = None, position: int | None = None) -> _Meta:
     took = round((time.perf_counter() - begun) * 1000, 3)
     return _Meta(call.request_id, took, calls.trace_id(call.trace), version, position)
@@ -313,11 +273,6 @@ def _patience(command: Unit[Any]) -> float:
     return max(command.spec.timeout, own + 5.0 if isinstance(own, int | float) else 0.0)
 
 
-def encode_view(view: View) -> bytes:
-    """Return a unit's answer as JSON."""
-    return view.model_dump_json().encode()
-
-
 @functools.cache
 def describe(unit: type[Unit[Any]]) -> dict[str, str]:
     """Return an endpoint's metadata: all that a door needs to offer the unit. Values are text, as ADR-32 asks."""
@@ -326,9 +281,9 @@ def describe(unit: type[Unit[Any]]) -> dict[str, str]:
         "kind": spec.kind,
         "risk": spec.risk,
         "description": unit.description(),
-        "input": _encode(unit.model_json_schema()).decode(),
-        "output": _encode(unit.output.model_json_schema(mode="serialization")).decode(),
-        "examples": _encode(spec.examples).decode(),
+        "input": encode(unit.model_json_schema()).decode(),
+        "output": encode(unit.output.model_json_schema(mode="serialization")).decode(),
+        "examples": encode(spec.examples).decode(),
         "events": ",".join(event.unit for event in spec.events),
         "errors": ",".join(dict.fromkeys(error.code for error in spec.errors)),
         "timeout": f"{spec.timeout:g}",

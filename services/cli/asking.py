@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from aima_core.bus import Answer, Client, connect
+from aima_core.bus import Answer, Client
 from aima_core.bus_user import OPERATOR, bus_user
+from aima_core.connection import connect
 from aima_core.directory import DomainInfo, UnitInfo, read_info, unknown
 from aima_core.errors import Timeout, Unavailable
 from aima_core.settings import Settings, load

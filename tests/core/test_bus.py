@@ -15,18 +15,18 @@ from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 
 from aima_core import nats_server
-from aima_core.bus import Client, connect, or_cancelled
+from aima_core.bus import Client, or_cancelled
 from aima_core.bus_user import BusUser, inbox
 from aima_core.call import Call
-from aima_core.connection import LARGEST_PAYLOAD
+from aima_core.connection import LARGEST_PAYLOAD, connect
 from aima_core.directory import read_info
 from aima_core.domain import Parts
 from aima_core.errors import Forbidden, PayloadTooLarge, Unavailable, UnitNotFound
 from aima_core.nats_server import MAX_PAYLOAD, USERS, NatsServer
 from aima_core.process import Process
+from aima_core.replies import Replies
 from aima_core.testing import settings_for, until
 from aima_core.units import Command, Success, View
-from aima_core.wire import Replies
 from tests.core.conftest import talking
 from tests.core.toy import COUNTER, Grower
 

@@ -308,7 +308,7 @@ async def test_a_second_process_on_the_same_log_does_not_start(
 async def test_a_process_without_a_server_ends_with_an_error_that_names_the_address(
     tmp_path: Path, nats: NatsServer, toys: ToyMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from aima_core.bus import connect
+    from aima_core.connection import connect
     from aima_core.errors import Unavailable
 
     nats.stop()

@@ -17,7 +17,7 @@ from nats.aio.msg import Msg
 from nats.js.client import JetStreamContext
 from nats.js.errors import NotFoundError
 
-from aima_core.bus import connect
+from aima_core.connection import connect
 from aima_core.effects import end
 from aima_core.nats_server import NatsServer
 from aima_core.relay import STREAM, ensure_stream

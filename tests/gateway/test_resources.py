@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from nats.aio.client import Client as Nats
 
-from aima_core.bus import connect
+from aima_core.connection import connect
 from aima_core.effects import end
 from aima_core.errors import Unavailable
 from aima_core.testing import until

@@ -16,8 +16,9 @@ from typing import Any
 
 import psutil
 
-from aima_core.bus import Client, connect
+from aima_core.bus import Client
 from aima_core.bus_user import OPERATOR, bus_user
+from aima_core.connection import connect
 from aima_core.errors import AimaError
 from aima_core.log import Log
 from aima_core.records import Codec

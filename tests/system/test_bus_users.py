@@ -18,8 +18,9 @@ import pytest
 import pytest_asyncio
 from nats.aio.client import Client as Nats
 
-from aima_core.bus import Client, connect
+from aima_core.bus import Client
 from aima_core.bus_user import BusUser, inbox, password_file
+from aima_core.connection import connect
 from aima_core.errors import Forbidden, Unauthorized
 from aima_core.relay import STREAM
 from aima_core.testing import until
