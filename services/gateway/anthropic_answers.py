@@ -1,7 +1,7 @@
 """What the answers of Anthropic's API look like: messages, the events of a stream, lists of models.
 
-Source: the Anthropic API reference: Messages, Streaming Messages, Models. Two things are not told: which of the
-`stop_sequences` ended an answer, because engines do not say (it ends with `end_turn`), and what the model thought,
+Source: the Anthropic API reference: Messages, Streaming Messages, Models. Which of the `stop_sequences` ended an answer
+is told where the engine says it (llama.cpp does not: then it ends with `end_turn`); what the model thought is not,
 because clients expect that to be signed.
 """
 
@@ -32,7 +32,8 @@ def message(model: str, answer: Answer) -> Json:
     for call in answer.calls:
         given = {"id": call.id or _ident("toolu"), "name": call.name, "input": _arguments(call.arguments)}
         content.append({"type": "tool_use", **given})
-    return _message(model, content, _reason(answer.finish, called=bool(answer.calls)), answer.usage)
+    ended = _ended(answer.finish, answer.stopped_by, called=bool(answer.calls))
+    return _message(model, content, answer.usage, ended)
 
 
 def event(kind: str, **data: Any) -> bytes:
@@ -51,14 +52,16 @@ class Events:
         self._open = ""  # what the block under way is: text, or which call
         self._called = False
         self._finish = ""
+        self._stopped_by = ""
 
     def begin(self) -> bytes:
         """Return the begin of the message; what it used is not known yet."""
-        return event("message_start", message=_message(self._model, [], None, Tokens())) + event("ping")
+        return event("message_start", message=_message(self._model, [], Tokens())) + event("ping")
 
     def feed(self, piece: Piece) -> bytes:
         """Return what a piece of the answer comes to."""
         self._finish = piece.finish or self._finish
+        self._stopped_by = piece.stopped_by or self._stopped_by
         told = list(self._text(piece.text)) if piece.text else []
         for call in piece.calls:
             told += self._call(call)
@@ -67,7 +70,7 @@ class Events:
     def end(self, usage: Tokens, took: Took) -> bytes:  # noqa: ARG002 (others tell the times)
         """Return the end of the message, of which at least one block is told."""
         begun = self._next("text", {"type": "text", "text": ""}) if self._index < 0 else ()
-        delta = {"stop_reason": _reason(self._finish, called=self._called), "stop_sequence": None}
+        delta = _ended(self._finish, self._stopped_by, called=self._called)
         ended = event("message_delta", delta=delta, usage=_usage(usage))
         return b"".join((*begun, *self._close(), ended, event("message_stop")))
 
@@ -125,15 +128,14 @@ def models(found: Sequence[Mapping[str, Any]]) -> Json:
     return {"data": data, "has_more": False, "first_id": ends[0], "last_id": ends[1]}
 
 
-def _message(model: str, content: list[Json], reason: str | None, usage: Tokens) -> Json:
+def _message(model: str, content: list[Json], usage: Tokens, ended: Json | None = None) -> Json:
     return {
         "id": _ident("msg"),
         "type": "message",
         "role": "assistant",
         "model": model,
         "content": content,
-        "stop_reason": reason,
-        "stop_sequence": None,
+        **(ended or {"stop_reason": None, "stop_sequence": None}),
         "usage": _usage(usage),
     }
 
@@ -142,10 +144,13 @@ def _usage(usage: Tokens) -> Json:
     return {"input_tokens": usage.prompt_tokens, "output_tokens": usage.completion_tokens}
 
 
-def _reason(finish: str, *, called: bool) -> str:
+def _ended(finish: str, stopped_by: str, *, called: bool) -> Json:
+    """Return why an answer has ended."""
     if called and finish in ("", "stop"):  # some engines end a call like any other answer
-        return "tool_use"
-    return _REASONS.get(finish, "end_turn")
+        return {"stop_reason": "tool_use", "stop_sequence": None}
+    if finish == "stop" and stopped_by:
+        return {"stop_reason": "stop_sequence", "stop_sequence": stopped_by}
+    return {"stop_reason": _REASONS.get(finish, "end_turn"), "stop_sequence": None}
 
 
 def _ident(kind: str) -> str:

@@ -1,7 +1,8 @@
 """A chat with an engine in the terms that all APIs share: text, tool calls, why it ended, what it used.
 
 For the doors that say it in words of their own; OpenAI's passes on the engine's bytes instead. Source: the OpenAI API
-reference (chat completions), as llama.cpp, vLLM and SGLang serve it; `reasoning_content` is theirs.
+reference (chat completions), as llama.cpp, vLLM and SGLang serve it; `reasoning_content` is theirs, and so are vLLM's
+`stop_reason` and SGLang's `matched_stop`: which of the texts that end an answer did.
 """
 
 from __future__ import annotations
@@ -41,12 +42,16 @@ class CallPiece(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Piece:
-    """What is new of an answer. `finish`: stop, length, tool_calls or content_filter, once it has ended."""
+    """What is new of an answer. `finish`: stop, length, tool_calls or content_filter, once it has ended.
+
+    `stopped_by`: the one of the caller's texts that ended it, if the engine tells.
+    """
 
     text: str = ""
     reasoning: str = ""
     calls: Sequence[CallPiece] = ()
     finish: str = ""
+    stopped_by: str = ""
 
 
 @dataclass
@@ -66,6 +71,7 @@ class Answer:
     reasoning: str = ""
     calls: list[ToolCall] = field(default_factory=list)
     finish: str = "stop"
+    stopped_by: str = ""
     usage: Tokens = field(default_factory=Tokens)
 
 
@@ -80,6 +86,8 @@ class _Choice(msgspec.Struct, frozen=True):
     message: _Said | None = None  # all of it, of an engine that knows no streams
     text: str = ""  # of a completion, which has neither
     finish_reason: str | None = None
+    stop_reason: Any = None  # a text, or the number of a token
+    matched_stop: Any = None
 
 
 class _Chunk(msgspec.Struct, frozen=True):
@@ -161,6 +169,7 @@ class Gathered:
         answer.text += piece.text
         answer.reasoning += piece.reasoning
         answer.finish = piece.finish or answer.finish
+        answer.stopped_by = piece.stopped_by or answer.stopped_by
         for call in piece.calls:
             if not 0 <= call.index < MOST_CALLS:
                 raise bad_answer()
@@ -196,7 +205,13 @@ def _piece(carried: Carried, data: bytes) -> Piece | None:
     if choice.message:
         said = _numbered(choice.message)
     text = said.content or choice.text
-    return Piece(text, said.reasoning_content or "", said.tool_calls or (), choice.finish_reason or "")
+    return Piece(
+        text, said.reasoning_content or "", said.tool_calls or (), choice.finish_reason or "", _stopped_by(choice)
+    )
+
+
+def _stopped_by(choice: _Choice) -> str:
+    return next((told for told in (choice.stop_reason, choice.matched_stop) if isinstance(told, str)), "")
 
 
 def _numbered(said: _Said) -> _Said:

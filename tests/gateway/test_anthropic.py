@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from services.gateway.carrying import Tokens
 from services.gateway.chatting import Answer, CallPiece, Function, Piece, ToolCall
 from services.gateway.telling import Took
 from tests.gateway.conftest import ADMIN
+from tests.gateway.engines import Line, chunk, place
 from tests.gateway.model_fixtures import LONG, MODEL, NUMBERS, TOY, Real, bodies_of, real, stage
 
 ASKED: Any = [{"role": "user", "content": "Tell me a long story about the sea."}]
@@ -188,6 +189,27 @@ async def test_a_model_that_does_not_see_is_given_no_image(tmp_path: Path, nats:
             await claude.messages.create(model=TOY, max_tokens=3, messages=[turn])
         with pytest.raises(anthropic.BadRequestError, match="toy is of type llm; this needs vlm"):
             await claude.messages.count_tokens(model=TOY, messages=[turn])
+
+
+@pytest.mark.parametrize("field", ["stop_reason", "matched_stop"], ids=["vllm", "sglang"])
+async def test_which_text_ended_an_answer_is_told_where_the_engine_tells_it(
+    tmp_path: Path, nats: NatsServer, free_port: Callable[[], int], field: str
+) -> None:
+    async def stop(line: Line) -> None:
+        last = chunk("one ", "stop")
+        last["choices"][0][field] = "two"
+        await line.stream()
+        await line.event(last)
+        await line.done()
+
+    async with place(tmp_path / "data", nats, free_port()) as here, client(here.site.url) as claude:
+        await here.engine(stop)
+        asked: Any = {"model": TOY, "max_tokens": 9, "messages": ASKED, "stop_sequences": ["two"]}
+        said = await claude.messages.create(**asked)
+        async with claude.messages.stream(**asked) as stream:
+            streamed = await stream.get_final_message()
+        for message in (said, streamed):
+            assert (message.stop_reason, message.stop_sequence) == ("stop_sequence", "two")
 
 
 async def test_an_engine_that_does_not_count_is_not_counted_for(tmp_path: Path, nats: NatsServer) -> None:
@@ -413,7 +435,8 @@ def test_whatever_is_asked_becomes_a_chat_completion_or_a_refusal(body: bytes) -
 def test_why_an_answer_ends_is_told_in_anthropics_words(finish: str, calls: bool, reason: str) -> None:
     called = [ToolCall("c", "f", '{"a": 1}')] if calls else []
     told = answers.message("m", Answer("text", calls=called, finish=finish, usage=Tokens(3, 4)))
-    assert (told["stop_reason"], told["usage"]) == (reason, {"input_tokens": 3, "output_tokens": 4})
+    assert (told["stop_reason"], told["stop_sequence"]) == (reason, None)
+    assert told["usage"] == {"input_tokens": 3, "output_tokens": 4}
     assert told["content"] == [{"type": "text", "text": "text"}] + (
         [{"type": "tool_use", "id": "c", "name": "f", "input": {"a": 1}}] if calls else []
     )
