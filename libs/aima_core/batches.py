@@ -67,15 +67,19 @@ def replies_of(items: Sequence[Item]) -> bytes:
 class Together:
     """Asks one unit on behalf of many: what is asked in the same turn of the event loop goes in one message.
 
-    With `wait` it is what is asked within so many seconds of the first, or until somebody calls `send`. What is sent
-    first is decided first, also by another of these: each is a batch, be it of one, so that they take the same way.
+    With `wait` it is what is asked within so many seconds of the first, or until somebody calls `send`. What waits in
+    `ahead` goes whenever these go, in the same packet, and is decided before them: each is a batch, be it of one, so
+    that they take the same way, and what is decided together is committed together.
     """
 
-    def __init__(self, client: Client, unit: str, *, timeout: float, wait: float = 0.0) -> None:
+    def __init__(
+        self, client: Client, unit: str, *, timeout: float, wait: float = 0.0, ahead: Together | None = None
+    ) -> None:
         self._client = client
         self._unit = unit
         self._timeout = timeout
         self._wait = wait
+        self._ahead = ahead
         self._waiting: list[tuple[_Request, asyncio.Future[Answer]]] = []
         self._due: asyncio.Handle | None = None
         self._asking: set[asyncio.Task[None]] = set()
@@ -94,6 +98,8 @@ class Together:
 
     def send(self) -> None:
         """Ask now what waits to be asked."""
+        if self._ahead:
+            self._ahead.send()
         if self._due:
             self._due.cancel()
             self._due = None

@@ -36,8 +36,9 @@ class Leases:
         self._seconds = seconds
         self._holder = f"gateway-{secrets.token_hex(8)}"  # another one in each life of the process
         self._finishing: set[asyncio.Task[None]] = set()
-        self._taking = Together(client, _TAKE, timeout=_QUICK)
         self._settling = Together(client, "inference.settle", timeout=_QUICK, wait=_TOGETHER)
+        # a lease may need what has just been freed
+        self._taking = Together(client, _TAKE, timeout=_QUICK, ahead=self._settling)
 
     async def take(
         self, caller: Caller, model: str, types: tuple[str, ...], *, tools: bool, wait: float, avoid: str
@@ -47,7 +48,6 @@ class Leases:
         To wait costs a subscription of its own: by that the inference domain notices a client who goes away while
         waiting, and gives the place to others. Raises what `inference.lease` refuses with.
         """
-        self._settling.send()  # before the lease, which may need what has just been freed
         asked = {"model": model, "timeout": self._seconds, "type": ",".join(types), "tools": tools}
         asked |= {"holder": self._holder, **({"avoid": avoid} if avoid else {})}
         try:
