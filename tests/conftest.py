@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.stand_ins import weights
@@ -14,6 +15,12 @@ from tests.stand_ins import weights
 for _number in (signal.SIGINT, signal.SIGHUP):  # what is begun in the background, or by nohup, lets its children ignore
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
+
+# how long an example takes, and how long it takes to make one, is the machine's affair
+hypothesis.settings.register_profile(
+    "aima", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
+)
+hypothesis.settings.load_profile("aima")
 
 
 @pytest.fixture

@@ -406,7 +406,7 @@ COMMANDS = st.lists(
 
 
 @given(before=COMMANDS, after=COMMANDS)
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_state_from_a_snapshot_and_state_from_the_whole_log_are_the_same(
     tmp_path_factory: pytest.TempPathFactory, before: list[Command[Any]], after: list[Command[Any]]
 ) -> None:

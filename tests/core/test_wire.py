@@ -484,7 +484,7 @@ async def test_no_bytes_and_no_json_get_anything_but_an_envelope(tmp_path: Path,
         kinds = st.sampled_from(["application/json", "application/msgpack"])
 
         @given(unit=UNITS, payload=INPUTS, headers=headers, kind=kinds)
-        @settings(max_examples=300, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=300, database=None, suppress_health_check=list(HealthCheck))
         def check(unit: str, payload: bytes, headers: dict[str, str], kind: str) -> None:
             asked = bare.raw(f"counter.{unit}", payload, {**headers, "Content-Type": kind})
             reply = asyncio.run_coroutine_threadsafe(asked, loop).result(10)

@@ -180,8 +180,10 @@ async def test_a_model_is_pulled_line_by_line_and_deleted_by_who_may(served: Rea
 
 
 @in_one_loop
-async def test_a_pull_that_fails_on_the_way_ends_with_the_error(served: Real, hub: Hub) -> None:
-    hub.corrupt = True
+async def test_a_pull_that_fails_on_the_way_ends_with_the_error(
+    served: Real, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "corrupt", True)
     async with client(served.url) as llama:
         lines = await llama.pull("maker/tiny:135m", stream=True)
         assert (await anext(lines)).status == "pulling manifest"

@@ -217,7 +217,7 @@ def _drawn(document: Json, operation: Json, path: str) -> list[Any]:
     """Draw requests first: while it draws, hypothesis has all random numbers of the process repeat themselves."""
     drawn: list[Any] = []
 
-    @settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @settings(max_examples=5, suppress_health_check=list(HealthCheck), database=None)
     @given(st.data())
     def draw(data: st.DataObject) -> None:
         drawn.append(_requests(document, operation, path, data.draw))

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aima_core.errors import EngineNotRunning, Unavailable
@@ -255,7 +255,6 @@ actions = st.one_of(
 
 
 @given(st.lists(actions, max_size=60))
-@settings(deadline=None)
 def test_nobody_is_lost_or_overtaken_whoever_comes_and_goes(happened: list[tuple[str, object]]) -> None:
     async def check() -> None:
         desk = Desk(a=1, b=1)

@@ -278,7 +278,7 @@ def _whole(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
 
 
 @given(data=st.data())
-@settings(max_examples=300, deadline=1000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_bytes_at_random_never_raise_anything_but_a_declared_refusal(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:

@@ -683,7 +683,7 @@ def check(service: Service) -> None:
             assert service.present()
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(lives, steps)
 def test_any_commands_are_decided_or_refused_as_declared_and_leave_nothing_impossible(
     life: list[Event], asked: list[tuple[int, int, float]]
@@ -708,7 +708,6 @@ def test_any_commands_are_decided_or_refused_as_declared_and_leave_nothing_impos
     assert len(set(processes)) == len(processes), "no process is another's again"
 
 
-@settings(deadline=None)
 @given(lives, steps, st.integers(0, 60))
 def test_folding_a_prefix_and_then_the_rest_is_folding_the_whole(
     life: list[Event], asked: list[tuple[int, int, float]], cut: int
@@ -757,7 +756,7 @@ def test_every_event_type_is_among_anything() -> None:
     assert set(anything) == set(u.EVENTS)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.lists(st.one_of(*anything.values()), max_size=40))
 def test_folding_never_raises_and_what_the_tables_do_not_allow_changes_nothing(events: list[Event]) -> None:
     given = Given(SERVICE, [created()])
@@ -820,7 +819,7 @@ ACTS = [
 ]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     st.builds(created, replicas=st.integers(1, 3), persistent=st.booleans()),
     st.lists(st.tuples(st.sampled_from(ACTS), st.integers(0, 5)), max_size=60),

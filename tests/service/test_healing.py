@@ -5,7 +5,7 @@ from __future__ import annotations
 from unittest.mock import ANY
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aima_core.testing import NOON, Given
@@ -132,7 +132,6 @@ RUNS_ALREADY = [*TWO, up(R0), started(ENDPOINT[R0], status="degraded")]
 failures = st.lists(st.tuples(st.sampled_from(MAY_PASS), st.booleans(), st.booleans()), min_size=10, max_size=10)
 
 
-@settings(deadline=None)
 @given(st.sampled_from([TWO, [*TWO, up(R0)], RUNS_ALREADY]), failures, st.floats(0, 1))
 def test_a_replica_that_never_answers_is_given_up_after_four_processes(
     events: list[Event], asked: list[tuple[str, bool, bool]], later: float
@@ -152,7 +151,6 @@ def test_a_replica_that_never_answers_is_given_up_after_four_processes(
     assert service.members[1].status == ("ended" if ended else "failed")
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from([*MAY_PASS, *NO_ROOM]), min_size=8, max_size=40))
 def test_a_replica_of_a_service_that_runs_waits_for_room_as_long_as_it_takes(codes: list[str]) -> None:
     given, present = Given(SERVICE, RUNS_ALREADY), R1
@@ -165,7 +163,6 @@ def test_a_replica_of_a_service_that_runs_waits_for_room_as_long_as_it_takes(cod
         (present,) = new
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from([*MAY_PASS, *ASKED_WRONGLY, *NO_ROOM]), min_size=10, max_size=20), st.integers(0, 3))
 def test_a_replica_that_has_answered_once_is_never_given_up(codes: list[str], answers: int) -> None:
     given, present = Given(SERVICE, RUNS_ALREADY), R1

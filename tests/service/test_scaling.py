@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -140,7 +140,6 @@ def within(given: Bounds, number: int) -> int:
     return min(max(number, given.least, 1), given.most)
 
 
-@settings(deadline=None)
 @given(bounds, st.integers(0, 9), loads)
 def test_the_number_never_leaves_its_bounds(given: Bounds, first: int, looks: list[tuple[int, float]]) -> None:
     watched = Watched(within(given, first), given)
@@ -148,7 +147,6 @@ def test_the_number_never_leaves_its_bounds(given: Bounds, first: int, looks: li
         assert max(given.least, 1) <= watched.look(requests, seconds=seconds) <= given.most
 
 
-@settings(deadline=None)
 @given(bounds, st.integers(0, 9), loads, st.integers(0, 60))
 def test_a_constant_load_leads_to_as_many_as_it_takes_and_stays_there(
     given: Bounds, first: int, before: list[tuple[int, float]], requests: int
@@ -165,7 +163,6 @@ def test_a_constant_load_leads_to_as_many_as_it_takes_and_stays_there(
     assert len(watched.changes) == count
 
 
-@settings(deadline=None)
 @given(st.integers(1, 4), st.integers(1, 5), st.lists(st.lists(st.booleans(), max_size=58), max_size=8))
 def test_a_load_that_wavers_by_one_request_around_a_bound_changes_the_number_once_at_the_most(
     full: int, first: int, wavering: list[list[bool]]
@@ -178,14 +175,12 @@ def test_a_load_that_wavers_by_one_request_around_a_bound_changes_the_number_onc
     assert watched.replicas in (full, full + 1)
 
 
-@settings(deadline=None)
 @given(bounds, st.integers(0, 60), st.integers(0, 100), st.integers(0, 1000), st.integers(0, 100))
 def test_a_single_spike_changes_nothing(given: Bounds, requests: int, before: int, spike: int, after: int) -> None:
     watched = Watched(within(given, math.ceil(requests / given.target)), given)
     assert watched.looks((before, requests), (1, max(spike, requests)), (after, requests)) == []
 
 
-@settings(deadline=None)
 @given(bounds, st.integers(1, 60), st.integers(0, 58))
 def test_a_short_lull_changes_nothing(given: Bounds, requests: int, lull: int) -> None:
     watched = Watched(within(given, math.ceil(requests / given.target)), given)

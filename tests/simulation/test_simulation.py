@@ -420,7 +420,7 @@ def test_ten_thousand_random_steps_leave_nothing_behind(seed: int) -> None:
     assert {u.ServiceStarted, u.ServiceStopped, u.ReplicaLeaving, u.StrayFound, resource.Preempted} <= happened
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(seed=st.integers(0, 2**32))
 def test_three_hundred_random_steps_leave_nothing_behind_whatever_the_seed(seed: int) -> None:
     simulate(World(seed), 300, rest_every=100)
