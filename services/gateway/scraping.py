@@ -103,7 +103,7 @@ def _requests(served: inference.Models, load: inference.Load | None, who: Princi
     """Return what the requests to each service came to, and what it has to do right now."""
     ended = CounterMetricFamily(
         "aima_service_requests",
-        "Requests that have ended, since the service was created; failed are also those that were called off.",
+        "Requests that have ended, since the service was created; cancelled are those whose caller left.",
         labels=(*_SERVICE, "outcome"),
     )
     tokens = CounterMetricFamily(
@@ -114,8 +114,9 @@ def _requests(served: inference.Models, load: inference.Load | None, who: Princi
     replicas = GaugeMetricFamily("aima_service_replicas", "Replicas that requests can go to.", labels=_SERVICE)
     waiting = {each.service_id: each.queued for each in load.services} if load else {}
     for of, service in _usable(served, who):
-        ended.add_metric((*of, "completed"), service.requests - service.failed)
+        ended.add_metric((*of, "completed"), service.requests - service.failed - service.cancelled)
         ended.add_metric((*of, "failed"), service.failed)
+        ended.add_metric((*of, "cancelled"), service.cancelled)
         tokens.add_metric((*of, "prompt"), service.prompt_tokens)
         tokens.add_metric((*of, "completion"), service.completion_tokens)
         outstanding.add_metric(of, service.outstanding)

@@ -71,6 +71,7 @@ def _figures(rows: Rows, outstanding: int) -> dict[str, Any]:
         "time_to_first_token_p99": firsts.get_quantile_value(0.99),
         "total_requests": _sum(rows.usage, "requests"),
         "failed": _sum(rows.usage, "failed"),
+        "cancelled": _sum(rows.usage, "cancelled"),
         "error_rate": _sum(rows.seconds, "failed") / ended if ended else 0.0,
         "tokens_per_second": _sum(rows.seconds, "completion_tokens") / _MINUTE,
         "prompt_tokens": _sum(rows.usage, "prompt_tokens"),
@@ -171,6 +172,7 @@ def _served_by(pool: Pool, counts: Counter[str]) -> u.ServedBy:
         outstanding=len(pool.requests),
         requests=counts["requests"],
         failed=counts["failed"],
+        cancelled=counts["cancelled"],
         prompt_tokens=counts["prompt_tokens"],
         completion_tokens=counts["completion_tokens"],
     )

@@ -316,8 +316,9 @@ class ServedBy(View):
     name: str
     replicas: int = Field(description="Replicas that requests can go to.")
     outstanding: int = Field(description="Requests under way.")
-    requests: int = Field(description="Requests since it was created.")
-    failed: int
+    requests: int = Field(description="Requests that have ended since it was created.")
+    failed: int = Field(description="Of them, those that were not answered though somebody waited.")
+    cancelled: int = Field(description="Of them, those whose caller left, or had no more time.")
     prompt_tokens: int
     completion_tokens: int
 
@@ -375,8 +376,11 @@ class Figures(View):
     time_to_first_token_p50: float | None
     time_to_first_token_p99: float | None
     total_requests: int = Field(description="Requests that have ended.")
-    failed: int = Field(description="Of them, those that were not answered.")
-    error_rate: float = Field(description="Share of the requests that failed, 0 to 1; over the last minute.")
+    failed: int = Field(description="Of them, those that were not answered though somebody waited.")
+    cancelled: int = Field(description="Of them, those whose caller left, or had no more time.")
+    error_rate: float = Field(
+        description="Share of the requests, 0 to 1, that failed but for what the engine refused; over the last minute."
+    )
     tokens_per_second: float = Field(description="Tokens generated, over the last minute.")
     prompt_tokens: int
     completion_tokens: int

@@ -13,11 +13,13 @@ from ddsketch.mapping import LogarithmicMapping
 
 from aima_core.records import Recorded, Statement
 from services.inference import units as u
+from services.inference.state import outcome_of
 
 BUCKETS = LogarithmicMapping(0.01)
 PERIOD, PERIODS = 300, 12  # seconds of a slot of the ring of latencies, and its slots: one hour
 SECONDS = 64  # slots of the ring of seconds: the last minute and a little more
 _LEAST_SECONDS = 1e-6  # times are kept in microseconds; a clock that was set back makes durations below zero
+_REFUSED = "ENGINE_REFUSED"  # what was wrong with a request, not with the service
 _LEAST_TOKENS = 8  # of an answer whose speed is worth knowing
 
 TABLES = {
@@ -26,7 +28,7 @@ TABLES = {
         service_id TEXT NOT NULL, process_id TEXT NOT NULL, PRIMARY KEY (service_id, process_id)) WITHOUT ROWID""",
     "usage": """CREATE TABLE usage (
         service_id TEXT NOT NULL, process_id TEXT NOT NULL, requests INTEGER NOT NULL, failed INTEGER NOT NULL,
-        refused INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL,
+        cancelled INTEGER NOT NULL, refused INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL,
         PRIMARY KEY (service_id, process_id)) WITHOUT ROWID""",
     "seconds": """CREATE TABLE seconds (
         service_id TEXT NOT NULL, process_id TEXT NOT NULL, slot INTEGER NOT NULL, epoch INTEGER NOT NULL,
@@ -45,9 +47,10 @@ TABLES = {
 # service is no more belongs to nothing.
 _ADD_USAGE = """INSERT INTO usage
     SELECT ?1, coalesce((SELECT process_id FROM replicas WHERE service_id = ?1 AND process_id = ?2), ''),
-    ?3, ?4, ?5, ?6, ?7 FROM services WHERE service_id = ?1
+    ?3, ?4, ?5, ?6, ?7, ?8 FROM services WHERE service_id = ?1
     ON CONFLICT (service_id, process_id) DO UPDATE SET
-    requests = requests + excluded.requests, failed = failed + excluded.failed, refused = refused + excluded.refused,
+    requests = requests + excluded.requests, failed = failed + excluded.failed,
+    cancelled = cancelled + excluded.cancelled, refused = refused + excluded.refused,
     prompt_tokens = prompt_tokens + excluded.prompt_tokens,
     completion_tokens = completion_tokens + excluded.completion_tokens"""
 _ADD_SECOND = """INSERT INTO seconds
@@ -70,10 +73,11 @@ _ADD_SPEED = """INSERT INTO speeds VALUES (?, ?, ?, ?, ?, 1, ?, ?)
 # To the rest go the newest turn of each ring's slot, and what both have of the same turn.
 _LEAVE = (
     """INSERT INTO usage
-    SELECT service_id, '', requests, failed, refused, prompt_tokens, completion_tokens
+    SELECT service_id, '', requests, failed, cancelled, refused, prompt_tokens, completion_tokens
     FROM usage WHERE service_id = ? AND process_id = ?
     ON CONFLICT (service_id, process_id) DO UPDATE SET
-    requests = requests + excluded.requests, failed = failed + excluded.failed, refused = refused + excluded.refused,
+    requests = requests + excluded.requests, failed = failed + excluded.failed,
+    cancelled = cancelled + excluded.cancelled, refused = refused + excluded.refused,
     prompt_tokens = prompt_tokens + excluded.prompt_tokens,
     completion_tokens = completion_tokens + excluded.completion_tokens""",
     """INSERT INTO seconds
@@ -124,17 +128,19 @@ def project(recorded: Recorded) -> Iterable[Statement]:
             for sql in _LEAVE:
                 yield sql, (ident, process_id)
         case u.RequestsRefused(service_id=ident, count=count):
-            yield _ADD_USAGE, (ident, "", 0, 0, count, 0, 0)
-        case u.RequestFailed(service_id=ident, process_id=process_id):
-            yield _ADD_USAGE, (ident, process_id, 1, 1, 0, 0, 0)
-            yield _ADD_SECOND, (ident, process_id, int(at) % SECONDS, int(at), 1, 1, 0)
+            yield _ADD_USAGE, (ident, "", 0, 0, 0, count, 0, 0)
+        case u.RequestFailed(service_id=ident, process_id=process_id, error_code=code):
+            cancelled = outcome_of(code) == "cancelled"
+            yield _ADD_USAGE, (ident, process_id, 1, not cancelled, cancelled, 0, 0, 0)
+            fault = not (cancelled or code == _REFUSED)
+            yield _ADD_SECOND, (ident, process_id, int(at) % SECONDS, int(at), 1, fault, 0)
         case u.RequestCompleted() as event:
             yield from _completed(event, at)
 
 
 def _completed(event: u.RequestCompleted, at: float) -> Iterable[Statement]:
     of, tokens, first = (event.service_id, event.process_id), event.completion_tokens, event.time_to_first_token
-    yield _ADD_USAGE, (*of, 1, 0, 0, event.prompt_tokens, tokens)
+    yield _ADD_USAGE, (*of, 1, 0, 0, 0, event.prompt_tokens, tokens)
     yield _ADD_SECOND, (*of, int(at) % SECONDS, int(at), 1, 0, tokens)
     epoch = int(at) // PERIOD
     for metric, value in (("duration", event.duration), ("time_to_first_token", first)):

@@ -73,7 +73,11 @@ async def test_what_requests_came_to_and_the_tokens_they_took_are_counted(here: 
     ended = [outcome["kind"] for outcome in await here.outcomes(2)]
     assert sorted(ended) == ["completed", "failed"]
     found = await figures(here.site)
-    assert found["aima_service_requests_total"] == {told(outcome="completed"): 1.0, told(outcome="failed"): 1.0}
+    assert found["aima_service_requests_total"] == {
+        told(outcome="completed"): 1.0,
+        told(outcome="failed"): 1.0,
+        told(outcome="cancelled"): 0.0,
+    }
     assert found["aima_service_tokens_total"] == {told(kind="prompt"): 2.0, told(kind="completion"): 3.0}
     assert found["aima_service_requests_outstanding"] == {told(): 0.0}
 

@@ -270,7 +270,8 @@ async def test_a_caller_who_goes_away_or_whose_time_is_up_stops_the_engine(clien
         "replicas": 1,
         "outstanding": 0,
         "requests": 3,
-        "failed": 3,
+        "failed": 0,
+        "cancelled": 3,
         "prompt_tokens": 0,
         "completion_tokens": 0,
     }
@@ -402,7 +403,7 @@ async def test_what_is_asked_and_answered_is_nowhere_but_on_its_way(
         }
     assert failures == ["ENGINE_REFUSED", "the caller has gone, or its time is up"]
     assert counts == [(1, 8)] * 3
-    assert (shown["svc-a"]["requests"], shown["svc-a"]["failed"]) == (4, 1)
+    assert [shown["svc-a"][count] for count in ("requests", "failed", "cancelled")] == [4, 0, 1]
     assert (shown["svc-a"]["prompt_tokens"], shown["svc-a"]["completion_tokens"]) == (3, 24)
     assert (shown["svc-w"]["requests"], shown["svc-w"]["failed"]) == (1, 1)
     for file in site.folder.rglob("*"):
@@ -425,7 +426,7 @@ async def test_tables_made_again_from_the_log_are_the_live_ones(site: Machine, s
         await cry(client, "replica_ended", replica=0, process_id="p0")
         await ask(client, "inference.load")  # takes it in
     live, again = await made_again(site, INFERENCE)
-    assert live["usage"] == [("svc-a", "", 5, 3, 0, 6, 16), ("svc-b", "q0", 1, 0, 0, 3, 8)]
+    assert live["usage"] == [("svc-a", "", 5, 3, 0, 0, 6, 16), ("svc-b", "q0", 1, 0, 0, 0, 3, 8)]
     assert live["replicas"] == [("svc-a", "p1"), ("svc-b", "q0")]
     assert [row[:2] + row[4:7] for row in live["speeds"]] == [("k", "toy", 1, 1, 8), ("toy", "toy", 1, 2, 16)]
     assert sum(row[4] for row in live["seconds"]) == 6

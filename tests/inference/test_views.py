@@ -86,7 +86,7 @@ AFTER: dict[str, tuple[list[Any], Tables]] = {
     ),
     "service removed and added": (
         [service(), GONE, done(), service(), REFUSED],
-        {**KNOWN, "usage": [(*REST, 0, 0, 2, 0, 0)]},
+        {**KNOWN, "usage": [(*REST, 0, 0, 0, 2, 0, 0)]},
     ),
     "of a service that nobody knows": ([begun(), failed("x", "Y"), REFUSED, done(1, 2, 0.5)], {}),
     "phase changed": ([service(), phase("running")], KNOWN),
@@ -96,7 +96,7 @@ AFTER: dict[str, tuple[list[Any], Tables]] = {
         [added(), done(1, 2, 0.5), (failed("x", "Y"), NOON + 1), removed()],
         {
             **KNOWN,
-            "usage": [(*REST, 2, 1, 0, 1, 2)],
+            "usage": [(*REST, 2, 1, 0, 0, 1, 2)],
             "seconds": [(*REST, 0, T, 1, 0, 2), (*REST, 1, T + 1, 1, 1, 0)],
             "sketches": [
                 (*REST, "duration", 0, PERIOD, TWO_SECONDS, 1),
@@ -112,7 +112,7 @@ AFTER: dict[str, tuple[list[Any], Tables]] = {
         ],
         {
             **KNOWN,
-            "usage": [(*REST, 4, 0, 0, 0, 0)],
+            "usage": [(*REST, 4, 0, 0, 0, 0, 0)],
             "seconds": [(*REST, 0, T, 3, 0, 0)],
             "sketches": [(*REST, "duration", 0, PERIOD, TWO_SECONDS, 3)],
         },
@@ -121,7 +121,7 @@ AFTER: dict[str, tuple[list[Any], Tables]] = {
         [added(), added("p1"), (done(), NOON - HOUR + 16), done(process_id="p1"), removed(), removed("p1")],
         {
             **KNOWN,
-            "usage": [(*REST, 2, 0, 0, 0, 0)],
+            "usage": [(*REST, 2, 0, 0, 0, 0, 0)],
             "seconds": [(*REST, 0, T, 1, 0, 0)],
             "sketches": [(*REST, "duration", 0, PERIOD, TWO_SECONDS, 1)],
         },
@@ -130,7 +130,7 @@ AFTER: dict[str, tuple[list[Any], Tables]] = {
         [added(), removed(), failed("x", "Y"), done(1, 2)],
         {
             **KNOWN,
-            "usage": [(*REST, 2, 1, 0, 1, 2)],
+            "usage": [(*REST, 2, 1, 0, 0, 1, 2)],
             "seconds": [(*REST, 0, T, 2, 1, 2)],
             "sketches": [(*REST, "duration", 0, PERIOD, TWO_SECONDS, 1)],
         },
@@ -141,7 +141,7 @@ AFTER: dict[str, tuple[list[Any], Tables]] = {
         {
             **KNOWN,
             "replicas": [P0],
-            "usage": [(*P0, 2, 0, 0, 13, 24)],
+            "usage": [(*P0, 2, 0, 0, 0, 13, 24)],
             "seconds": [(*P0, 0, T, 2, 0, 24)],
             "sketches": [
                 (*P0, "duration", 0, PERIOD, TWO_SECONDS, 2),
@@ -154,7 +154,7 @@ AFTER: dict[str, tuple[list[Any], Tables]] = {
         {
             **KNOWN,
             "replicas": [P0],
-            "usage": [(*P0, 3, 0, 0, 7, 9)],
+            "usage": [(*P0, 3, 0, 0, 0, 7, 9)],
             "seconds": [(*P0, 0, T + 60 * 64, 1, 0, 1)],
             "sketches": [(*P0, "duration", 0, PERIOD + 12, TWO_SECONDS, 1)],
         },
@@ -170,7 +170,7 @@ AFTER: dict[str, tuple[list[Any], Tables]] = {
         ],
         {
             **KNOWN,
-            "usage": [(*REST, 5, 0, 0, 5, 49)],
+            "usage": [(*REST, 5, 0, 0, 0, 5, 49)],
             "seconds": [(*REST, 0, T, 5, 0, 49)],
             "sketches": [
                 (*REST, "duration", 0, PERIOD, TWO_SECONDS, 5),
@@ -184,16 +184,27 @@ AFTER: dict[str, tuple[list[Any], Tables]] = {
         [service(), done(duration=0.0), done(duration=-1.0)],
         {
             **KNOWN,
-            "usage": [(*REST, 2, 0, 0, 0, 0)],
+            "usage": [(*REST, 2, 0, 0, 0, 0, 0)],
             "seconds": [(*REST, 0, T, 2, 0, 0)],
             "sketches": [(*REST, "duration", 0, PERIOD, -690, 2)],
         },
     ),
     "request failed": (
         [added(), failed("x", "Y")],
-        {**KNOWN, "replicas": [P0], "usage": [(*P0, 1, 1, 0, 0, 0)], "seconds": [(*P0, 0, T, 1, 1, 0)]},
+        {**KNOWN, "replicas": [P0], "usage": [(*P0, 1, 1, 0, 0, 0, 0)], "seconds": [(*P0, 0, T, 1, 1, 0)]},
     ),
-    "requests refused": ([added(), REFUSED, REFUSED], {**KNOWN, "replicas": [P0], "usage": [(*REST, 0, 0, 4, 0, 0)]}),
+    "request cancelled: no fault of the service's": (
+        [added(), failed("gone", "CANCELLED")],
+        {**KNOWN, "replicas": [P0], "usage": [(*P0, 1, 0, 1, 0, 0, 0)], "seconds": [(*P0, 0, T, 1, 0, 0)]},
+    ),
+    "request refused by the engine: failed, but no fault of the service's": (
+        [added(), failed("too long", "ENGINE_REFUSED")],
+        {**KNOWN, "replicas": [P0], "usage": [(*P0, 1, 1, 0, 0, 0, 0)], "seconds": [(*P0, 0, T, 1, 0, 0)]},
+    ),
+    "requests refused": (
+        [added(), REFUSED, REFUSED],
+        {**KNOWN, "replicas": [P0], "usage": [(*REST, 0, 0, 0, 4, 0, 0)]},
+    ),
 }
 
 
@@ -234,6 +245,7 @@ NOTHING: dict[str, Any] = {
     "time_to_first_token_p99": None,
     "total_requests": 0,
     "failed": 0,
+    "cancelled": 0,
     "error_rate": 0.0,
     "tokens_per_second": 0.0,
     "prompt_tokens": 0,
@@ -378,18 +390,20 @@ def test_models_are_listed_with_the_services_of_each_also_of_those_that_do_not_r
         ],
     ).world
     rows = [
-        {"service_id": SVC, "process_id": "", "requests": 1, "failed": 1, "prompt_tokens": 0, "completion_tokens": 4},
+        {"service_id": SVC, "process_id": "", "requests": 1, "failed": 1, "cancelled": 0}
+        | {"prompt_tokens": 0, "completion_tokens": 4},
         {
             "service_id": SVC,
             "process_id": "p0",
             "requests": 2,
             "failed": 0,
+            "cancelled": 1,
             "prompt_tokens": 13,
             "completion_tokens": 20,
         },
     ]
-    nothing = {"outstanding": 0, "requests": 0, "failed": 0, "prompt_tokens": 0, "completion_tokens": 0}
-    used = {"outstanding": 1, "requests": 3, "failed": 1, "prompt_tokens": 13, "completion_tokens": 24}
+    nothing = {"outstanding": 0, "requests": 0, "failed": 0, "cancelled": 0, "prompt_tokens": 0, "completion_tokens": 0}
+    used = {"outstanding": 1, "requests": 3, "failed": 1, "cancelled": 1, "prompt_tokens": 13, "completion_tokens": 24}
     k = {
         "id": "k",
         "name": "K",
