@@ -20,8 +20,8 @@ from aima_core.errors import InvalidRequest, ValidationFailed
 from aima_core.toml_lines import Path as TomlPath
 from aima_core.toml_lines import line_of, lines
 
-DEFAULT_URL = "nats://127.0.0.1:4222"
-_URL_FILE = "nats.url"  # in the data folder: where the bus that `aima up` runs is
+_DEFAULT_PORT = 4222
+URL_FILE = "nats.url"  # in the data folder: where the bus that `aima up` runs is
 _ALIASES = {"AIMA_API_KEYS": "AIMA_GATEWAY_API_KEYS"}  # names that people know by heart
 _NODE = re.compile(r"[^A-Za-z0-9-]+")
 
@@ -116,8 +116,8 @@ def load(
     nats, log, origins = checked.pop("nats"), checked.pop("log"), given.origins()
     if not nats.url:
         if in_use := _url_in_use(data):
-            origins["nats.url"] = str(data / _URL_FILE)
-        nats = nats.model_copy(update={"url": in_use or DEFAULT_URL})
+            origins["nats.url"] = str(data / URL_FILE)
+        nats = nats.model_copy(update={"url": in_use or f"nats://127.0.0.1:{nats.port or _DEFAULT_PORT}"})
     return Settings(data, general.node, nats, log, checked, given.file, origins)
 
 
@@ -135,7 +135,7 @@ def variable(section: str, key: str) -> str:
 
 def _url_in_use(data: Path) -> str:
     try:
-        return (data / _URL_FILE).read_text().strip()
+        return (data / URL_FILE).read_text().strip()
     except OSError:
         return ""
 

@@ -5,7 +5,9 @@ A command that only the bus can serve takes `bus`; all others take `open_door`, 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +20,10 @@ from aima_core.directory import DomainInfo, UnitInfo, read_info, unknown
 from aima_core.errors import Timeout, Unavailable
 from aima_core.settings import Settings, load
 from services.cli import domains
+from services.cli.claim import URL_FILE, runs
 
 _CONNECT = 2.0  # seconds
+_LOOK = 0.05  # seconds between looks for a bus that is being started
 
 
 @dataclass(frozen=True)
@@ -70,8 +74,11 @@ async def open_door(reach: Reach) -> AsyncIterator[Door]:
 
 @contextlib.asynccontextmanager
 async def bus(config: Path | None = None, *, wait: float = _CONNECT) -> AsyncIterator[Client]:
-    """Connect to the bus that the settings name, or that `aima up` runs."""
-    found = settings(config)
+    """Connect to the bus that the settings name, or that `aima up` runs.
+
+    Raises Unavailable when there is none of either: whatever else listens on the usual port may be somebody else's.
+    """
+    found = await _named(config, wait)
     try:
         nc = await connect(found.nats.url, "aima-cli", user=bus_user(found, OPERATOR), wait=wait)
     except Unavailable as error:
@@ -80,6 +87,24 @@ async def bus(config: Path | None = None, *, wait: float = _CONNECT) -> AsyncIte
         yield Client(nc)
     finally:
         await nc.close()
+
+
+async def _named(config: Path | None, wait: float) -> Settings:
+    """Return settings with the address of a bus of ours; one that is just being started gets so many seconds."""
+    until = time.monotonic() + wait
+    while True:
+        found = settings(config)
+        told = found.origins.get("nats.url")
+        ours = told in (None, str(found.data / URL_FILE))  # nobody else has named one
+        if not ours or (runs(found.data) and told):
+            return found
+        if not runs(found.data) or time.monotonic() > until:
+            raise Unavailable(
+                f"AIMA does not run on {found.data}; `aima up` starts it, nats.url names a bus elsewhere",
+                reason="NOT_UP",
+                data=str(found.data),
+            )
+        await asyncio.sleep(_LOOK)
 
 
 def settings(config: Path | None = None) -> Settings:

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from aima_core.errors import Conflict
+from aima_core.settings import URL_FILE
 
+_LOCK_FILE = "up.lock"
 GRACE = 30.0  # seconds that the children of a supervisor that was killed may take to end: as long as a drain
 
 
@@ -30,14 +32,31 @@ class Claim:
 
     def publish(self, url: str, children: Mapping[str, int]) -> None:
         """Write the bus's address to `nats.url` and what runs to `up.json`, each in one step."""
-        _replace(self.data / "nats.url", url + "\n")
+        _replace(self.data / URL_FILE, url + "\n")
         up = {"pid": os.getpid(), "url": url, "started_at": self.started_at, "children": dict(children)}
         _replace(self.data / "up.json", json.dumps(up, indent=2) + "\n")
 
     def withdraw(self) -> None:
         """Remove what `publish` wrote; nothing happens when there is nothing."""
-        for name in ("nats.url", "up.json"):
+        for name in (URL_FILE, "up.json"):
             (self.data / name).unlink(missing_ok=True)
+
+
+def runs(data: Path) -> bool:
+    """Whether a supervisor, or a child of one that was killed, holds the data folder; if nobody may say, it does."""
+    try:
+        lock = os.open(data / _LOCK_FILE, os.O_RDONLY)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # for a moment: `_lock` tries again
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
 
 
 @contextlib.contextmanager
@@ -49,7 +68,7 @@ def claim(data: Path, grace: float = GRACE) -> Iterator[Claim]:
     cannot be written.
     """
     data.mkdir(parents=True, exist_ok=True)
-    lock = os.open(data / "up.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    lock = os.open(data / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         _lock(lock, data, grace)
         claimed = Claim(data, datetime.now(UTC).isoformat(timespec="seconds"))
@@ -70,7 +89,7 @@ def _lock(lock: int, data: Path, grace: float) -> None:
         except BlockingIOError:
             holder = _holder(lock)
             pid = holder.get("pid")
-            if pid is None or _lives(pid):
+            if pid is not None and _lives(pid):
                 raise Conflict(
                     f"aima up already runs on {data} (pid {pid}, since {holder.get('started_at')}); stop it first",
                     reason="ALREADY_RUNNING",
@@ -88,7 +107,7 @@ def _lock(lock: int, data: Path, grace: float) -> None:
 def _holder(lock: int) -> dict[str, Any]:
     try:
         return dict(json.loads(os.pread(lock, 4096, 0)))
-    except ValueError:  # it has the lock and is about to write its name
+    except ValueError:  # it has the lock and is about to write its name; or somebody looks whether one has it
         return {}
 
 

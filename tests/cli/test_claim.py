@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from aima_core.errors import Conflict
-from services.cli.claim import claim
+from services.cli.claim import claim, runs
 
 
 def test_a_claim_publishes_and_withdraws(tmp_path: Path) -> None:
@@ -32,6 +32,13 @@ def test_a_folder_is_free_again_after_the_claim(tmp_path: Path) -> None:
         pass
 
 
+def test_whether_somebody_runs_there_can_be_seen_from_outside(tmp_path: Path) -> None:
+    assert not runs(tmp_path)
+    with claim(tmp_path):
+        assert runs(tmp_path)
+    assert not runs(tmp_path)
+
+
 def test_what_a_killed_supervisor_has_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / "nats.url").write_text("nats://gone")
     (tmp_path / "up.json").write_text("{}")
@@ -41,7 +48,7 @@ def test_what_a_killed_supervisor_has_left_is_removed(tmp_path: Path) -> None:
 
 def test_children_of_a_supervisor_that_is_gone_are_given_time_to_end(tmp_path: Path) -> None:
     script = """
-import os, sys, time; from pathlib import Path; from services.cli.claim import claim
+import os, sys, time; from pathlib import Path; from services.cli.claim import claim, runs
 with claim(Path(sys.argv[1])):
     if os.fork():
         os._exit(0)

@@ -7,7 +7,7 @@ import pytest
 from pydantic import Field, model_validator
 
 from aima_core.errors import AimaError
-from aima_core.settings import DEFAULT_URL, Section, chosen_url, default_node, load
+from aima_core.settings import Section, chosen_url, default_node, load
 from tests.core.toy import CounterSettings
 
 SECTIONS = {"counter": CounterSettings}
@@ -44,7 +44,8 @@ def test_without_a_file_the_defaults_hold(tmp_path: Path) -> None:
     settings = read(tmp_path)
     assert settings.data == tmp_path
     assert settings.node == default_node()
-    assert settings.nats.url == DEFAULT_URL == "nats://127.0.0.1:4222"
+    assert settings.nats.url == "nats://127.0.0.1:4222"
+    assert read(tmp_path, AIMA_NATS_PORT="4300").nats.url == "nats://127.0.0.1:4300"
     assert settings.log.level == "info"
     assert settings.of("counter") == CounterSettings(step=1, name="one")
 
