@@ -19,7 +19,7 @@ from nats.aio.subscription import Subscription
 
 from aima_core import call as calls
 from aima_core.call import Call, current_call
-from aima_core.connection import Connection, check_size
+from aima_core.connection import Connection, call_off, check_size
 from aima_core.errors import (
     AimaError,
     InternalError,
@@ -214,8 +214,7 @@ async def or_cancelled(coming: Coroutine[Any, Any, Msg], leaving: asyncio.Task[N
             raise _Left
         return await waiting
     finally:
-        waiting.add_done_callback(lambda task: task.cancelled() or task.exception())  # who has left does not care
-        waiting.cancel()
+        await call_off(waiting)
 
 
 @contextlib.contextmanager

@@ -82,10 +82,10 @@ class Connection(Nats):
                 )
             return await waiting
         finally:
-            waiting.cancel()
             denials.discard(denial)
             if not denials and self._denials.get(subject.lower()) is denials:
                 del self._denials[subject.lower()]
+            await call_off(waiting)
 
     async def _process_err(self, err_msg: str) -> None:
         """Come back after an error of the server's, over which nats-py would close for ever."""
@@ -130,13 +130,29 @@ class Connection(Nats):
             return None
 
 
-async def connect(
-    url: str, name: str, *, user: BusUser | None = None, wait: float = 10.0, closed: Callable[[], None] = lambda: None
-) -> Nats:
-    """Connect, as a user where there is one; keep trying for `wait` seconds. Once connected, reconnect for ever.
+async def call_off(work: asyncio.Future[Any]) -> None:
+    """Cancel what need not be done any more, and return when it has ended: it might outlive what it uses."""
+    if not work.done():
+        work.cancel()
+        await asyncio.wait((work,))
+    if not work.cancelled():
+        work.exception()  # seen: nobody is interested
 
-    `closed` is called when the connection has ended for good, whoever ended it. Raises Unavailable when nobody
-    answers, Unauthorized when the server does not take us for the user.
+
+async def connect(
+    url: str,
+    name: str,
+    *,
+    user: BusUser | None = None,
+    wait: float = 10.0,
+    back: float | None = None,
+    closed: Callable[[], None] = lambda: None,
+) -> Nats:
+    """Connect, as a user where there is one; keep trying for `wait` seconds.
+
+    A connection that is lost later is tried for `back` seconds, without it for ever. `closed` is called when the
+    connection has ended for good, whoever ended it. Raises Unavailable when nobody answers, Unauthorized when the
+    server does not take us for the user.
     """
     until = time.monotonic() + wait
     client = Connection(user)
@@ -156,7 +172,7 @@ async def connect(
                     name=name,
                     connect_timeout=_CONNECT_TIMEOUT,
                     allow_reconnect=True,
-                    max_reconnect_attempts=-1,
+                    max_reconnect_attempts=-1 if back is None else round(back / _RECONNECT),
                     reconnect_time_wait=_RECONNECT,  # type: ignore[arg-type]  # it takes fractions
                     ping_interval=10,
                     max_outstanding_pings=2,

@@ -35,7 +35,7 @@ from aima_core.units import Command, Query, Unit
 from aima_core.watch import Resources
 from aima_core.wire import Endpoints
 
-_DRAIN = 30.0  # seconds that running requests get when the process is asked to end
+_DRAIN = 25.0  # seconds that running requests get when the process is asked to end; a supervisor kills it after 30
 _RESTART = 1.0  # seconds before a background task that failed runs anew
 _COLLECTED = (10_000, 10, 10)  # objects between collections; with Python's 700 they take a tenth of a busy process
 _WHOLE = 1_000_000  # events: all there are of what one command led to

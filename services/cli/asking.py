@@ -18,11 +18,12 @@ from aima_core.bus_user import OPERATOR, bus_user
 from aima_core.connection import connect
 from aima_core.directory import DomainInfo, UnitInfo, read_info, unknown
 from aima_core.errors import Timeout, Unavailable
-from aima_core.settings import Settings, load
+from aima_core.settings import URL_FILE, Settings, load
 from services.cli import domains
-from services.cli.claim import URL_FILE, runs
+from services.cli.claim import runs
 
 _CONNECT = 2.0  # seconds
+_BACK = 5.0  # seconds for a bus that goes away in the middle of an answer to come back
 _LOOK = 0.05  # seconds between looks for a bus that is being started
 
 
@@ -68,19 +69,21 @@ async def open_door(reach: Reach) -> AsyncIterator[Door]:
         async with http_door(reach.url, reach.api_key) as door:
             yield door
         return
-    async with bus(reach.config, wait=reach.wait) as client:
+    async with bus(reach.config, wait=reach.wait, back=_BACK) as client:
         yield BusDoor(client)
 
 
 @contextlib.asynccontextmanager
-async def bus(config: Path | None = None, *, wait: float = _CONNECT) -> AsyncIterator[Client]:
-    """Connect to the bus that the settings name, or that `aima up` runs.
+async def bus(
+    config: Path | None = None, *, wait: float = _CONNECT, back: float | None = None
+) -> AsyncIterator[Client]:
+    """Connect to the bus that the settings name, or that `aima up` runs; `back` is that of `connection.connect`.
 
     Raises Unavailable when there is none of either: whatever else listens on the usual port may be somebody else's.
     """
     found = await _named(config, wait)
     try:
-        nc = await connect(found.nats.url, "aima-cli", user=bus_user(found, OPERATOR), wait=wait)
+        nc = await connect(found.nats.url, "aima-cli", user=bus_user(found, OPERATOR), wait=wait, back=back)
     except Unavailable as error:
         raise Unavailable(f"{error.message}; `aima up` starts one", **error.details) from error
     try:

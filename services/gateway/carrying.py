@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from aima_core.errors import AimaError, Timeout
+from aima_core.errors import AimaError, Timeout, Unavailable
 from services.gateway.asking import Asking, Caller
 from services.gateway.engine_errors import gone, refusal
 from services.gateway.leasing import Leases
@@ -122,16 +122,18 @@ class Carrier:
         self._leases = leases or Leases(asking.client)
         self._quotas = quotas
         self._engines = Engines()
+        self._under_way: set[asyncio.Timeout] = set()
+        self._ending = False
 
     @contextlib.asynccontextmanager
     async def carry(self, caller: Caller, job: Job) -> AsyncIterator[Carried]:
         """Give the engine's answer, once it has begun well; however the block is left is what the request came to.
 
-        Raises what the lease is refused with, the engine's refusal as an error of ours, or Timeout at the caller's
-        deadline, should there be one.
+        Raises what the lease is refused with, the engine's refusal as an error of ours, Timeout at the caller's
+        deadline, should there be one, and Unavailable when the gateway ends before the answer does.
         """
         await self._asking.permitted(caller, job.unit, {"model": job.model})
-        async with _deadline(caller), self._quotas.within(caller.principal, job.tokens) as used:
+        async with self._limited(caller), self._quotas.within(caller.principal, job.tokens) as used:
             avoid = ""
             for _ in range(_TRIES):
                 lease = await self._take(caller, job, avoid)
@@ -151,9 +153,15 @@ class Carrier:
     async def reach(self, caller: Caller, job: Job) -> None:
         """Return when a replica would take the request; asking for nothing, it is how a client loads a model."""
         await self._asking.permitted(caller, job.unit, {"model": job.model})
-        async with _deadline(caller):
+        async with self._limited(caller):
             lease = await self._take(caller, job, "")
         self._leases.settle(caller, lease, {"outcome": "cancelled"})
+
+    def cut(self) -> None:
+        """End what is under way, because there is no more time for it; whoever waits is told so."""
+        self._ending = True
+        for limit in self._under_way:
+            limit.reschedule(asyncio.get_running_loop().time())
 
     async def close(self) -> None:
         """Wait until what is known of requests is recorded."""
@@ -162,6 +170,23 @@ class Carrier:
 
     async def _take(self, caller: Caller, job: Job, avoid: str) -> inference.Lease:
         return await self._leases.take(caller, job.model, job.types, tools=job.tools, wait=job.wait, avoid=avoid)
+
+    @contextlib.asynccontextmanager
+    async def _limited(self, caller: Caller) -> AsyncIterator[None]:
+        """Raise Timeout at the caller's deadline, should there be one, or Unavailable when all is cut."""
+        try:
+            async with asyncio.timeout(caller.timeout) as limit:
+                self._under_way.add(limit)
+                try:
+                    yield
+                finally:
+                    self._under_way.discard(limit)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            if self._ending:
+                raise Unavailable("the gateway is ending; ask again", reason="STOPPING") from None
+            raise Timeout(f"no whole answer within {caller.timeout} s", timeout=caller.timeout) from None
 
     @contextlib.asynccontextmanager
     async def _held(self, caller: Caller, job: Job, lease: inference.Lease, used: list[int]) -> AsyncIterator[Carried]:
@@ -195,21 +220,6 @@ class Carrier:
                 used.append(carried.spent)
         finally:
             reply.close()
-
-
-@contextlib.asynccontextmanager
-async def _deadline(caller: Caller) -> AsyncIterator[None]:
-    """Raise Timeout at the caller's deadline, should there be one."""
-    if caller.timeout is None:
-        yield
-        return
-    try:
-        async with asyncio.timeout(caller.timeout) as limit:
-            yield
-    except TimeoutError:
-        if not limit.expired():
-            raise
-        raise Timeout(f"no whole answer within {caller.timeout} s", timeout=caller.timeout) from None
 
 
 def _failed(error: BaseException) -> dict[str, Any]:

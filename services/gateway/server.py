@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ _TRIED = 20  # ports from the default one on, when the user has named none
 _BACKLOG = 2048
 _KEEP_ALIVE = 75  # seconds that a connection may be idle between requests
 _GRACE = 20  # seconds that requests under way get when the gateway ends
+_LAST_WORDS = 2  # of them, the seconds in which those that have not ended are told why they have to
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ class Server(uvicorn.Server):
 class Http:
     """The server as it runs."""
 
-    def __init__(self, app: ASGIApp, listening: Listening, settings: GatewaySettings) -> None:
+    def __init__(self, app: ASGIApp, listening: Listening, settings: GatewaySettings, cut: Callable[[], None]) -> None:
+        """`cut` lets requests that are under way come to an end at once."""
         config = uvicorn.Config(
             app,
             http="httptools",
@@ -91,6 +93,7 @@ class Http:
         )
         self._server = Server(config)
         self._sockets = list(listening.sockets)
+        self._cut = cut
         self._task: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -104,7 +107,10 @@ class Http:
         """Take no more requests; those under way end, or are cut after a while."""
         if self._task:
             self._server.should_exit = True
-            await asyncio.wait((self._task,), timeout=_GRACE + 5)
+            _, late = await asyncio.wait((self._task,), timeout=_GRACE - _LAST_WORDS)
+            if late:
+                self._cut()
+                await asyncio.wait(late, timeout=_LAST_WORDS + 5)
 
 
 def _tcp(host: str, ports: range) -> socket.socket:

@@ -256,6 +256,17 @@ async def test_a_stream_whose_connection_is_closed_meanwhile_is_refused_as_unava
                 pass
 
 
+async def test_a_bus_that_does_not_come_back_is_given_up_by_who_says_so(nats: NatsServer) -> None:
+    nc = await connect(nats.url, "test", back=0.4)
+    asked = await nc.subscribe("aima.silent.unit")
+    asking = asyncio.create_task(anext(Client(nc).stream("silent.unit", {}, timeout=60)))
+    await asked.next_msg(timeout=20)
+    nats.stop()
+    with pytest.raises(Unavailable):
+        await asking
+    assert nc.is_closed
+
+
 # --- who is there -------------------------------------------------------------------------------------------------
 
 

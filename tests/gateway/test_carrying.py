@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 
@@ -501,3 +502,29 @@ async def _carried(client: Client, engine: Engine) -> bytes:
 
 async def _nothing(_key: str, _request: str, _tokens: int) -> None:
     raise AssertionError("nobody has a quota here")
+
+
+async def test_who_is_not_answered_to_the_end_when_the_gateway_ends_is_told_so(
+    tmp_path: Path, nats: NatsServer, free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.gateway.server._LAST_WORDS", 20)  # seconds: all there are
+
+    async def begin(line: Line) -> None:
+        await line.stream()
+        await line.said("hi")
+        await asyncio.Event().wait()
+
+    async with httpx2.AsyncClient(timeout=60) as http, contextlib.AsyncExitStack() as site:
+        here = await site.enter_async_context(place(tmp_path / "data", nats, free_port()))
+        await here.engine(begin, slots=2)
+        url = f"{here.site.url}{CHAT}"
+        async with http.stream("POST", url, json=STREAMED) as stream:
+            lines = stream.aiter_lines()
+            assert '"hi"' in await anext(lines)
+            others = [asyncio.create_task(http.post(url, json=ASKED)) for _ in range(2)]
+            await here.waiting(queued=1, outstanding=2)
+            await site.aclose()
+            (last,) = [line async for line in lines if line]
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == "stopping"
+        for answer in await asyncio.gather(*others):
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "stopping")
