@@ -18,8 +18,10 @@ import pytest
 import yaml
 
 from aima_core.errors import ValidationFailed
+from aima_core.nats_server import free_port, start
 from aima_core.testing import until
 from aima_core.words import build
+from services.cli.domains import names
 from tests.system.harness import System, system
 
 pytestmark = pytest.mark.timeout(300)
@@ -178,6 +180,17 @@ def test_a_data_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
     assert f"cannot write {tmp_path / 'data'}" in ended.stderr.replace("\n", "")
 
 
+@pytest.mark.parametrize("form", ["table", "json"])
+def test_the_status_of_a_bus_without_domains_is_a_failure(form: str, tmp_path: Path) -> None:
+    server = start(tmp_path / "nats", free_port(), tmp_path / "nats.log", die_with_parent=True)
+    try:
+        ended = run("status", "-o", form, data=tmp_path, AIMA_NATS_URL=server.url)
+    finally:
+        server.stop()
+    assert (ended.returncode, ended.stderr) == (1, "")
+    assert ended.stdout.count("down") == len(names())
+
+
 # --- with everything running --------------------------------------------------------------------------------------
 
 
@@ -242,11 +255,12 @@ async def test_ctrl_c_in_the_middle_of_an_answer_frees_the_engine(tmp_path: Path
         terminal, inner = pty.openpty()
         env = one.environ | {"AIMA_NATS_URL": (one.data / "nats.url").read_text().strip()}
         chat = await asyncio.create_subprocess_exec(
-            *AIMA, "chat", "Write a very long story about a ship.", env=env, stdout=inner, stderr=inner
+            *AIMA, "chat", "Write a very long story about a ship.", env=env, stdout=inner, stderr=subprocess.PIPE
         )
         assert await asyncio.to_thread(os.read, terminal, 1)  # the story has begun
         chat.send_signal(signal.SIGINT)
-        assert await asyncio.wait_for(chat.wait(), 20) == 130
+        _, told = await asyncio.wait_for(chat.communicate(), 20)
+        assert (chat.returncode, told) == (130, b"")
 
         async def cancelled() -> Any:
             events = (await one.ask("inference.log", limit=1000))["events"]
