@@ -32,6 +32,7 @@ from aima_core.errors import (
 from aima_core.units import Out, Unit
 
 _GRACE = 0.5  # seconds that a caller waits beyond the deadline it sent, so that the callee's own error arrives
+_QUIET = 5.0  # seconds without a part after which it is time to see whether somebody is still at it
 _LOOK = 0.5  # seconds for a domain to say that it is there, and what it has
 
 _SUCCESS = b'{"success":true,'  # how an envelope of ours begins that holds an answer
@@ -117,7 +118,8 @@ class Client:
     ) -> AsyncGenerator[Any | Answer, None]:
         """Yield the parts of an answer as they come, last of all the Answer itself. Leaving early cancels the work.
 
-        Who sets `leave` still gets what had been sent by the time that the server knows, and then the end.
+        Raises what `ask` raises, also when the process that has sent parts is gone before it has answered. Who sets
+        `leave` still gets what had been sent by the time that the server knows, and then the end.
         """
         payload, subject, inbox = _payload(data), f"aima.{unit}", self.nc.new_inbox()
         sent = {calls.TIMEOUT: f"{timeout:.3f}", calls.PARTS: "true", **(headers or {})}
@@ -126,10 +128,17 @@ class Client:
             subscription = await self.nc.subscribe(inbox)
         leaving = asyncio.create_task(_drained(subscription, leave)) if leave else None
 
-        async def following() -> Msg:
+        async def following(control: str = "") -> Msg:
             with _told(unit, timeout):
-                coming = subscription.next_msg(timeout=max(until - time.monotonic(), 0.01))
-                return await or_cancelled(coming, leaving)
+                while True:
+                    left = max(until - time.monotonic(), 0.01)
+                    coming = subscription.next_msg(timeout=min(left, _QUIET) if control else left)
+                    try:
+                        return await or_cancelled(coming, leaving)
+                    except nats.errors.TimeoutError:
+                        if not control or left <= _QUIET:
+                            raise
+                    await self.nc.publish(control, reply=inbox)  # where nobody listens any more, the server says so
 
         async def first() -> Msg:
             with _told(unit, timeout):
@@ -138,11 +147,11 @@ class Client:
 
         try:
             message = await self._answer(subject, first())
-            if (message.headers or {}).get("Status") == "503":
-                raise await self._nobody(unit)
             while calls.SEQ in (message.headers or {}) and calls.FINAL not in (message.headers or {}):
                 yield msgspec.json.decode(message.data)
-                message = await following()
+                message = await following(message.reply)
+            if (message.headers or {}).get("Status") == "503":
+                raise await self._nobody(unit)
             yield opened(message.data)
         except _Left:
             return

@@ -161,7 +161,8 @@ class Carrier:
         """End what is under way, because there is no more time for it; whoever waits is told so."""
         self._ending = True
         for limit in self._under_way:
-            limit.reschedule(asyncio.get_running_loop().time())
+            if not limit.expired():
+                limit.reschedule(asyncio.get_running_loop().time())
 
     async def close(self) -> None:
         """Wait until what is known of requests is recorded."""

@@ -256,6 +256,30 @@ async def test_a_stream_whose_connection_is_closed_meanwhile_is_refused_as_unava
                 pass
 
 
+@pytest.mark.parametrize("lives", [False, True])
+async def test_a_stream_whose_process_is_gone_is_refused_as_unavailable(
+    shared_nats: NatsServer, monkeypatch: pytest.MonkeyPatch, lives: bool
+) -> None:
+    monkeypatch.setattr("aima_core.bus._QUIET", 0.05)
+    async with connected(shared_nats.url) as nc, connected(shared_nats.url) as other:
+        asked, control = await other.subscribe("aima.brief.unit"), await other.subscribe("brief.control")
+        await other.flush()
+        stream = Client(nc).stream("brief.unit", {}, timeout=60)
+        part = asyncio.create_task(anext(stream))
+        message = await asked.next_msg(timeout=20)
+        await other.publish(message.reply, b"1", reply="brief.control", headers={"Aima-Seq": "1"})
+        assert await part == 1
+        answer = asyncio.create_task(anext(stream))
+        await control.next_msg(timeout=20)  # it is seen after
+        if lives:
+            await other.publish(message.reply, b'{"success":true,"data":2}')
+            assert (await answer).data == 2
+        else:
+            await other.close()
+            with pytest.raises(Unavailable, match="the brief domain does not answer"):
+                await answer
+
+
 async def test_a_bus_that_does_not_come_back_is_given_up_by_who_says_so(nats: NatsServer) -> None:
     nc = await connect(nats.url, "test", back=0.4)
     asked = await nc.subscribe("aima.silent.unit")
