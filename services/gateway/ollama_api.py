@@ -21,10 +21,9 @@ from services.gateway import bodies, chatting
 from services.gateway import ollama_answers as answers
 from services.gateway import ollama_requests as requests
 from services.gateway.answers import json
-from services.gateway.carrying import Carried, Carrier, Job, Tokens
+from services.gateway.carrying import Carried, Carrier, Job
 from services.gateway.doors import door
-from services.gateway.engine_errors import bad_answer
-from services.gateway.engine_events import decoded
+from services.gateway.embedding import vectors
 from services.gateway.gate import caller_of
 from services.gateway.quotas import estimate
 from services.gateway.telling import Streamed, Whole, for_client, took
@@ -34,19 +33,6 @@ _COMPLETE, _EMBED = "/v1/completions", "/v1/embeddings"  # of an engine
 _LANDING = """AIMA is running. It speaks the APIs of OpenAI (/v1), Anthropic (/v1/messages) and Ollama (/api),
 MCP (/mcp), and its own (/api/v2); /docs shows them all.
 """
-
-
-class Vector(msgspec.Struct):
-    """A text as an engine embeds it."""
-
-    embedding: msgspec.Raw
-
-
-class Vectors(msgspec.Struct):
-    """What an engine answers to texts."""
-
-    data: list[Vector]
-    usage: Tokens = msgspec.field(default_factory=Tokens)
 
 
 KnownAs = Callable[[Request, str], Awaitable[str]]
@@ -103,8 +89,8 @@ class Ollama:
         asked, begun = bodies.decode(data, requests.EmbedRequest), time.monotonic()
 
         async def tell(carried: Carried) -> Any:
-            vectors = await _vectors(carried)
-            return answers.embedded(asked.model, vectors, carried.usage, took(carried, begun))
+            found = await _vectors(carried, asked.model, asked.dimensions)
+            return answers.embedded(asked.model, found, carried.usage, took(carried, begun))
 
         fields = {"input": asked.input, **({"dimensions": asked.dimensions} if asked.dimensions else {})}
         return Whole(self._carrier, caller_of(request.state), await self._embedding(request, asked.model, fields), tell)
@@ -114,7 +100,7 @@ class Ollama:
         asked = bodies.decode(await read(request, self._limit), requests.OldEmbedRequest)
 
         async def tell(carried: Carried) -> Any:
-            return {"embedding": (await _vectors(carried))[0]}
+            return {"embedding": (await _vectors(carried, asked.model))[0]}
 
         job = await self._embedding(request, asked.model, {"input": [asked.prompt]})
         return Whole(self._carrier, caller_of(request.state), job, tell)
@@ -156,9 +142,6 @@ async def read(request: Request, limit: int) -> bytes:
     return await bodies.read(request, limit)
 
 
-async def _vectors(carried: Carried) -> list[msgspec.Raw]:
-    found = decoded(msgspec.json.Decoder(Vectors).decode, await carried.whole())
-    if found is None:
-        raise bad_answer()
-    carried.usage = found.usage
+async def _vectors(carried: Carried, model: str, dimensions: int | None = None) -> list[msgspec.Raw]:
+    found, _ = await vectors(carried, model, dimensions)
     return [vector.embedding for vector in found.data]

@@ -19,13 +19,14 @@ from starlette.routing import Route
 
 from aima_core.call import unix
 from aima_core.errors import AimaError, NotFound
-from services.gateway import anthropic_answers, bodies
+from services.gateway import anthropic_answers, bodies, telling
 from services.gateway.access import Principal
 from services.gateway.answers import json
 from services.gateway.asking import Asking, Caller
-from services.gateway.carrying import Carrier, Job
+from services.gateway.carrying import Carried, Carrier, Job
 from services.gateway.chatting import PATH, TEXT, named, streamed, types_for
 from services.gateway.doors import door
+from services.gateway.embedding import vectors
 from services.gateway.gate import caller_of
 from services.gateway.openai_requests import ChatRequest, CompletionRequest, EmbeddingRequest, Sampling
 from services.gateway.quotas import estimate
@@ -109,30 +110,37 @@ class OpenAI:
             wait=patient(request).wait,
             whole=True,
         )
-        return Whole(self._carrier, caller_of(request.state), job)
+        if asked.dimensions is None:
+            return Whole(self._carrier, caller_of(request.state), job)
+
+        async def tell(carried: Carried) -> Raw:
+            return Raw((await vectors(carried, asked.model, asked.dimensions))[1])
+
+        return telling.Whole(self._carrier, caller_of(request.state), job, tell)
 
     async def models(self, request: Request) -> Response:
         """List the models that have services, as far as the key may use them."""
-        found = await self._models(caller_of(request.state))
+        caller = caller_of(request.state)
+        served, created = await self._served(caller)
+        found = [_shown(name, model, created) for model in served for name in _names(model, caller.principal)]
         return json(anthropic_answers.models(found) if _anthropic(request) else {"object": "list", "data": found})
 
     async def model(self, request: Request) -> Response:
-        """Show one of them."""
-        name = request.path_params["model"]
-        for found in await self._models(caller_of(request.state)):
-            if found["id"] == name:
-                return json(anthropic_answers.model(found) if _anthropic(request) else found)
-        raise NotFound(f"there is no model {name}", reason="MODEL_NOT_FOUND", model=name)
+        """Show one of them, by any name that it can be asked by."""
+        caller, name = caller_of(request.state), request.path_params["model"]
+        served, created = await self._served(caller)
+        meant = next((model for model in served if _is_called(model, name)), None)
+        if meant is None or not caller.principal.may_use(name):
+            raise NotFound(f"there is no model {name}", reason="MODEL_NOT_FOUND", model=name)
+        found = _shown(name, meant, created)
+        return json(anthropic_answers.model(found) if _anthropic(request) else found)
 
-    async def _models(self, caller: Caller) -> list[dict[str, Any]]:
+    async def _served(self, caller: Caller) -> tuple[list[Mapping[str, Any]], Mapping[str, int]]:
+        """Return the models that have services, and when each was created."""
         await self._asking.permitted(caller, "inference.models", {})
         asking = self._asking.client.ask("inference.models", {}, timeout=_LISTED, headers=caller.on_behalf())
         served, created = await asyncio.gather(asking, self._created(caller))
-        return [
-            {"id": name, "object": "model", "created": created.get(model["id"], 0), "owned_by": "aima"}
-            for model in served.data["models"]
-            for name in _names(model, caller.principal)
-        ]
+        return served.data["models"], created
 
     async def _created(self, caller: Caller) -> dict[str, int]:
         """Return when models were created, as far as somebody knows: the list does without."""
@@ -152,11 +160,21 @@ class OpenAI:
 
 
 def _names(model: Mapping[str, Any], who: Principal) -> list[str]:
-    """Return the names by which somebody may ask a model: its id, or those that a key is bound to."""
+    """Return the names under which a model is listed: its id, or those that a key is bound to."""
     if not who.models:
         return [model["id"]]
     names = [model["id"], model["name"], *(service["name"] for service in model["services"])]
     return [name for name in dict.fromkeys(names) if who.may_use(name)]
+
+
+def _is_called(model: Mapping[str, Any], name: str) -> bool:
+    """Whether a model can be asked by a name: its own, or that or the id of one of its services."""
+    services = (service[field] for service in model["services"] for field in ("name", "service_id"))
+    return name in (model["id"], model["name"], *services)
+
+
+def _shown(name: str, model: Mapping[str, Any], created: Mapping[str, int]) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": created.get(model["id"], 0), "owned_by": "aima"}
 
 
 def _told(asked: Sampling) -> bool:

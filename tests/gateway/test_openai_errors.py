@@ -91,10 +91,23 @@ async def test_a_key_sees_only_the_models_that_it_may_use(here: Place) -> None:
         async with client_of(here.site, key["Authorization"].removeprefix("Bearer ")) as client:
             assert [model.id async for model in client.models.list()] == ["other"]
             assert (await client.models.retrieve("other")).owned_by == "aima"
-            with pytest.raises(openai.NotFoundError):
-                await client.models.retrieve("toy")
+            for hidden in ("toy", "Toy", "svc-a", "svc-b"):
+                with pytest.raises(openai.NotFoundError, match=f"there is no model {hidden}"):
+                    await client.models.retrieve(hidden)
     finally:
         await engine.close()
+
+
+@pytest.mark.parametrize("name", ["toy", "Toy", "a", "svc-a"])
+async def test_a_model_is_shown_by_whatever_name_it_can_be_asked_by(here: Place, name: str) -> None:
+    await here.engine()
+    async with client_of(here.site, ADMIN) as client:
+        assert (await client.chat.completions.create(model=name, messages=HELLO)).choices
+        shown = await client.models.retrieve(name)
+        assert (shown.id, shown.object, shown.owned_by) == (name, "model", "aima")
+        assert [model.id async for model in client.models.list()] == ["toy"]
+        with pytest.raises(openai.NotFoundError):
+            await client.models.retrieve(f"{name}-")
 
 
 # --- what is asked ------------------------------------------------------------------------------------------------
