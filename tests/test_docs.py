@@ -10,6 +10,7 @@ import pytest
 
 from aima_core.units import parse
 from services.cli import domains, http_docs, state_docs, unit_docs
+from services.service.decider import id_of
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -36,6 +37,14 @@ def test_every_domain_and_unit_stands_in_the_readme() -> None:
         generic = ("inference",)  # names its modalities in words
         for unit in domains.load(name).units:
             assert name in generic or f"`{unit.spec.action}`" in row, unit.spec.name
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_an_example_goes_on_with_the_service_that_it_creates(document: Path) -> None:
+    for example in re.split(r"\n(?=\S)", document.read_text()):
+        if creating := re.findall(r".*(?:create .*model.id|-d .*\"model_id\").*", example):
+            named = (re.search(r"\bname\W+([\w.-]+)", line) for line in creating)
+            assert set(re.findall(r"\bsvc-[\w-]+", example)) <= {id_of(name[1]) for name in named if name}, example
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -38,7 +38,7 @@ ENGINE = Domain(
         i.RecordOrphan,
         i.RecordGone,
     ),
-    queries=(u.GetEngine, u.ListEngines, u.GetFeatures, u.GetLogs),
+    queries=(u.GetEngine, u.ListEngines, u.GetFeatures, u.CheckConfig, u.GetLogs),
     resources=(
         Resource(
             uri="asms://engine/{id}",

@@ -64,6 +64,14 @@ def _invalid(file: Path, fields: list[dict[str, str]]) -> ValidationFailed:
     return ValidationFailed(f"{file}: {named}", reason="MANIFEST_INVALID", file=str(file), fields=fields)
 
 
+def check(manifest: Manifest, config: Mapping[str, object]) -> None:
+    """Raise ValidationFailed that names each field of a config that the engine does not take."""
+    if faults := manifest.faults(config):
+        fields = [fault | {"field": f"config.{fault['field']}"} for fault in faults]
+        named = "; ".join(f"{fault['field']}: {fault['expected']}" for fault in fields)
+        raise ValidationFailed(f"{manifest.name}: {named}", fields=fields)
+
+
 def render(
     manifest: Manifest,
     *,
@@ -78,12 +86,9 @@ def render(
     """Return the command and the environment of a start.
 
     The config's options go before those that the model's type needs, and these before the defaults.
-    Raises ValidationFailed that names each bad field of the config.
+    Raises what `check` does.
     """
-    if faults := manifest.faults(config):
-        fields = [fault | {"field": f"config.{fault['field']}"} for fault in faults]
-        named = "; ".join(f"{fault['field']}: {fault['expected']}" for fault in fields)
-        raise ValidationFailed(f"{manifest.name}: {named}", fields=fields)
+    check(manifest, config)
     preset = next((values for name, values in manifest.presets.items() if name == model_type), {})
     chosen = {name: config.get(name, preset.get(name, option.value())) for name, option in manifest.options.items()}
     known = {name: _text(value) for name, value in chosen.items() if value is not None}

@@ -16,21 +16,23 @@ from aima_core.domain import Commands, Context, Outside
 from aima_core.errors import AimaError, NotFound
 from aima_core.logs import logger
 from aima_core.records import Recorded
-from aima_core.units import Command, Query, View
+from aima_core.units import Command, Query, Success, View
 from services.engine import internal as i
 from services.engine import state, views
 from services.engine import units as u
 from services.engine.install import Package
 from services.engine.instances import Instances
-from services.engine.manifest import load_manifests
+from services.engine.manifest import check, load_manifests
 from services.engine.manifest_schema import Manifest
 from services.engine.runtimes import boot
+from services.engine.runtimes.logs import of_runs_since
 from services.engine.runtimes.process import ProcessRuntime
 from services.engine.settling import PACE, Pace, keep_settled
 from services.engine.start_facts import prepare_start
 from services.resource import units as resource
 
 _ROTATE = 30.0  # seconds between looks at the size of the logs
+_SEARCHED = 1_000_000  # lines in which the begin of a run is looked for
 _ENDED = 20  # instances that have ended and are still shown with their engine
 
 Figures = Mapping[str, Mapping[str, Any]]  # what instances use, by process_id
@@ -125,10 +127,13 @@ class EngineOutside(Outside[state.State]):
                 return u.EngineList(items=wanted[query.offset : query.offset + query.limit], total=len(wanted))
             case u.GetFeatures(name=name):
                 return u.Features.model_validate(self._manifest(name).features.model_dump())
-            case u.GetLogs(process_id=process_id, tail=tail):
+            case u.CheckConfig(name=name, config=config):
+                check(self._manifest(name), config)
+                return Success()
+            case u.GetLogs(process_id=process_id, tail=tail, since=since):
                 if not await self._row(process_id):
                     raise NotFound(f"there is no instance {process_id}", reason="INSTANCE_NOT_FOUND")
-                return u.Logs(logs=await asyncio.to_thread(self.runtime.logs, process_id, tail))
+                return u.Logs(logs=await asyncio.to_thread(self._logged, process_id, tail, since))
         return await super().answer(query)
 
     # --- packages -------------------------------------------------------------------------------------------
@@ -162,6 +167,11 @@ class EngineOutside(Outside[state.State]):
 
     async def _row(self, process_id: str) -> bool:
         return bool(await self.context.read.rows("SELECT 1 FROM instances WHERE process_id = ?", (process_id,)))
+
+    def _logged(self, process_id: str, tail: int, since: float | None) -> list[str]:
+        if since is None:
+            return self.runtime.logs(process_id, tail)
+        return list(of_runs_since(self.runtime.logs(process_id, _SEARCHED), since)[-tail:])
 
     async def _used(self) -> Figures:
         """Return what each living instance uses now. Looks through all processes: some milliseconds."""

@@ -12,7 +12,7 @@ from aima_core.errors import Conflict, NotFound, ValidationFailed
 from services.engine import internal as i
 from services.engine import ports
 from services.engine import units as u
-from services.engine.manifest import render
+from services.engine.manifest import check
 from services.engine.manifest_schema import Manifest
 from services.engine.state import State
 from services.model import units as model
@@ -26,7 +26,7 @@ async def prepare_start(
     """Return the start with all its facts; refuse what cannot be served, or a config that the engine does not take."""
     settings = context.settings
     host, wanted = settings.host, command.port
-    render(manifest, python="", model_path="", model_name="", port=0, host=host, config=command.config)
+    check(manifest, command.config)
     facts = await _of_path(command) if command.model_path is not None else await _of_model(context, manifest, command)
     candidates = (wanted,) if wanted else range(settings.port_min, settings.port_max + 1)
     return i.BeginStart(

@@ -413,6 +413,18 @@ class GetFeatures(Query[Features], unit="engine.features", errors=(NotFound,), e
     name: EngineName
 
 
+class CheckConfig(
+    Query[Success],
+    unit="engine.check_config",
+    errors=(NotFound, ValidationFailed),
+    examples=({"name": "llamacpp", "config": {"slots": 2}},),
+):
+    """Tell whether an engine would take a config; the refusal names each field that it would not."""
+
+    name: EngineName
+    config: Options = Field(description="Options of the engine, as engine.start takes them.")
+
+
 class GetLogs(
     Query[Logs],
     unit="engine.logs",
@@ -423,3 +435,4 @@ class GetLogs(
 
     process_id: ProcessId
     tail: int = Field(100, ge=1, le=10_000, description="So many lines.")
+    since: float | None = Field(None, ge=0, description="Unix seconds: only of runs that began then or later.")

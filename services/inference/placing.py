@@ -146,7 +146,7 @@ class Placing:
         if any(pool.serves(name) for pool in self._context.world.values()):
             return
         with contextlib.suppress(Unavailable, Timeout):
-            await self._context.peers.call(model.GetModel(model_id=name), timeout=_CATCH_UP)
+            model.present(await self._context.peers.call(model.GetModel(model_id=name), timeout=_CATCH_UP))
 
     async def watch(self) -> None:
         """Wake those who wait as things change."""

@@ -94,13 +94,13 @@ def _refusal(name: str, pools: Sequence[Pool], *, busy: bool) -> AimaError:
             services=services,
             error_code=failed.error_code,
         )
+    if pools:
+        how = "stopped" if pools[0].begun else "not started yet"
+        told = f": its service {services[0]} is {how}; start it (service.start)"
+    else:
+        told = "; start a service for it (service.create, service.start)"
     return EngineNotRunning(
-        f"no running engine serves {name}"
-        + (
-            f": its service {services[0]} is stopped; start it (service.start)"
-            if services
-            else "; start a service for it (service.create, service.start)"
-        ),
+        f"no running engine serves {name}{told}",
         reason="NO_REPLICA" if services else "NO_SERVICE",
         model=name,
         services=services,

@@ -83,7 +83,7 @@ class Pool(msgspec.Struct, frozen=True):
 
     `added` while the service is registered; logs of older releases do not say so, they have only its routes.
     `by_process` counts the requests of each process, also of those that get no more; `settled` has the latest ones
-    that have ended, each with its outcome; `last_used` in Unix seconds.
+    that have ended, each with its outcome; `last_used` in Unix seconds. `begun` once it has been started.
     """
 
     service_id: str
@@ -95,6 +95,7 @@ class Pool(msgspec.Struct, frozen=True):
     requests: dict[str, u.RequestStarted] = {}
     added: bool = False
     phase: u.Phase = "stopped"
+    begun: bool = False
     error: str = ""
     error_code: str = ""
     by_process: dict[str, int] = {}
@@ -146,9 +147,9 @@ def _after(pool: Pool, event: u.Events) -> Pool:
         case u.ServiceAdded():
             return replace(_named(pool, event, added=True), refused=0)
         case u.ServiceRemoved():
-            return replace(pool, added=False, phase="stopped")
+            return replace(pool, added=False, phase="stopped", begun=False)
         case u.PhaseChanged(phase=phase, error=error, error_code=code):
-            return replace(pool, phase=phase, error=error, error_code=code)
+            return replace(pool, phase=phase, begun=True, error=error, error_code=code)
         case u.RouteAdded():
             route = Route(
                 event.process_id,
@@ -170,7 +171,8 @@ def _after(pool: Pool, event: u.Events) -> Pool:
             return replace(pool, routes=routes)
         case u.RouteRemoved(process_id=process_id):
             left = tuple(route for route in pool.routes if route.process_id != process_id)
-            return replace(pool, routes=left, phase=pool.phase if pool.added or left else "stopped")
+            lost = not (pool.added or left) and pool.phase in ("starting", "running")
+            return replace(pool, routes=left, phase="stopped" if lost else pool.phase)
         case u.RequestStarted():
             return _started(pool, event)
         case u.LeaseRenewed(request_id=request_id, expires_at=expires_at):

@@ -28,8 +28,8 @@ TABLES = {
         service_id TEXT NOT NULL, process_id TEXT NOT NULL, PRIMARY KEY (service_id, process_id)) WITHOUT ROWID""",
     "usage": """CREATE TABLE usage (
         service_id TEXT NOT NULL, process_id TEXT NOT NULL, requests INTEGER NOT NULL, failed INTEGER NOT NULL,
-        cancelled INTEGER NOT NULL, refused INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL,
-        PRIMARY KEY (service_id, process_id)) WITHOUT ROWID""",
+        cancelled INTEGER NOT NULL, refused INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL,
+        completion_tokens INTEGER NOT NULL, PRIMARY KEY (service_id, process_id)) WITHOUT ROWID""",
     "seconds": """CREATE TABLE seconds (
         service_id TEXT NOT NULL, process_id TEXT NOT NULL, slot INTEGER NOT NULL, epoch INTEGER NOT NULL,
         requests INTEGER NOT NULL, failed INTEGER NOT NULL, completion_tokens INTEGER NOT NULL,

@@ -219,6 +219,18 @@ class ModelView(View):
     changed_at: str
 
 
+def present(found: ModelView) -> ModelView:
+    """Return a model; raise NotFound for one that has never been here, because its pull has failed."""
+    if found.status != "error" or found.path:
+        return found
+    pull = f"source={found.source} repo={found.repo}{f' tag={found.tag}' if found.tag else ''}"
+    raise NotFound(
+        f"there is no model {found.id}: its pull has failed: {found.error}; try again: aima call model.pull {pull}",
+        reason="MODEL_NOT_FOUND",
+        model_id=found.id,
+    )
+
+
 class ModelList(View):
     """Models."""
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from aima_core.call import Call
+from aima_core.directory import nearest
 from aima_core.domain import World
 from aima_core.errors import Conflict, NotFound
 from aima_core.units import Command, Event
@@ -21,12 +22,24 @@ _ABOUT = (
     *("idle_timeout", "autoscale", "priority"),
 )
 _LONGEST = 50  # characters of a name, and of what its id keeps of it
+_NAMED = 20  # services that a refusal names
 
 
 def id_of(name: str) -> str:
     """Return the id of the service with that name: one name, one service."""
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:_LONGEST].strip("-")
     return f"svc-{slug}"
+
+
+def unknown(world: World[Service], ident: str) -> NotFound:
+    """Return the refusal of an id that no service has, with those that there are, the nearest first."""
+    ids = [service.id for service in world.values()]
+    known = list(dict.fromkeys([*nearest(ident, ids), *ids]))
+    told = ", ".join(known[:_NAMED]) or "none"
+    more = f" and {len(known) - _NAMED} more" if len(known) > _NAMED else ""
+    return NotFound(
+        f"there is no service {ident}; there are {told}{more}", reason="SERVICE_NOT_FOUND", known=known[:_NAMED]
+    )
 
 
 def decide(world: World[Service], command: Command[Any], call: Call) -> list[Event]:
@@ -36,7 +49,7 @@ def decide(world: World[Service], command: Command[Any], call: Call) -> list[Eve
     service = world.get(f"service/{command.service_id}")  # type: ignore[attr-defined]  # every other command has one
     match command:
         case i.BeginStart() | i.BeginScale() | u.StopService() | u.DeleteService() if service is None:
-            raise NotFound(f"there is no service {command.service_id}", reason="SERVICE_NOT_FOUND")
+            raise unknown(world, command.service_id)
         case _ if service is None:
             return []
         case i.BeginStart():
@@ -65,7 +78,9 @@ def _register(world: World[Service], command: i.Register, call: Call) -> list[Ev
         if not other:
             return []
         raise Conflict(
-            f"{known.id} exists with another {', '.join(other)}", reason="ALREADY_EXISTS", service_id=known.id
+            f"{known.id} exists already with other values of: {', '.join(other)}",
+            reason="ALREADY_EXISTS",
+            service_id=known.id,
         )
     salt = 0
     while f"service/{id_of(name)}" in world:

@@ -28,7 +28,7 @@ class Optimizer:
     async def recommend(self, model_id: str, hint: u.Hint) -> u.Recommendation:
         """Return how to serve the model. Raises NotFound for the model, Conflict when nothing serves it."""
         peers = self._peers
-        found = await peers.call(model.GetModel(model_id=model_id))
+        found = model.present(await peers.call(model.GetModel(model_id=model_id)))
         engines = (await peers.call(engine.ListEngines(type=found.type, limit=1000))).items
         devices = (await peers.call(device.ListDevices(limit=1000))).items
         budget = await peers.call(resource.GetBudget(), timeout=_ASK)

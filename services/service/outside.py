@@ -20,6 +20,7 @@ from services.model import units as model
 from services.service import internal as i
 from services.service import state, views
 from services.service import units as u
+from services.service.decider import unknown
 from services.service.keeper import Keeper
 from services.service.optimizing import Optimizer
 from services.service.performing import Performing
@@ -94,9 +95,11 @@ class ServiceOutside(Outside[state.Service]):
 
     async def _prepare_create(self, command: u.CreateService) -> i.Register:
         peers = self.context.peers
-        found = await peers.call(model.GetModel(model_id=command.model_id))
+        found = model.present(await peers.call(model.GetModel(model_id=command.model_id)))
         if command.engine:
             await peers.call(engine.GetEngine(name=command.engine))
+        if command.config:
+            await self._facts.check(found, command.engine, command.config)
         given = command.model_dump(exclude={"model_id", "name", "engine", "autoscale"})
         return i.Register(
             name=command.name or found.name[:50],
@@ -141,12 +144,7 @@ class ServiceOutside(Outside[state.Service]):
     def _service(self, ident: str) -> state.Service:
         service = self.context.world.get(f"service/{ident}")
         if service is None:
-            known = [other.id for other in self.context.world.values()][:20]
-            raise NotFound(
-                f"there is no service {ident}; there are {', '.join(known) or 'none'}",
-                reason="SERVICE_NOT_FOUND",
-                known=known,
-            )
+            raise unknown(self.context.world, ident)
         return service
 
     async def _list(self, query: u.ListServices) -> u.ServiceList:
@@ -182,9 +180,10 @@ class ServiceOutside(Outside[state.Service]):
 
     async def _logs(self, service: state.Service, tail: int) -> u.Logs:
         lines: list[str] = []
+        begun = views.begun(service)  # an earlier service of the name may have had processes of the same ids
         for process_id in views.logged(service):
             try:
-                found = await self.context.peers.call(engine.GetLogs(process_id=process_id, tail=tail))
+                found = await self.context.peers.call(engine.GetLogs(process_id=process_id, tail=tail, since=begun))
             except NotFound:
                 continue
             lines += [f"{process_id}: {line}" for line in found.logs]

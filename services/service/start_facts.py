@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from aima_core.domain import Context
-from aima_core.errors import AimaError, Conflict
+from aima_core.errors import AimaError, Conflict, ValidationFailed
 from services.device import units as device
 from services.engine import units as engine
 from services.inference import units as inference
@@ -56,6 +59,24 @@ class StartFacts:
                 service, replicas, Need(choice.memory, choice.gpu_fraction), gently=gently
             ),
         )
+
+    async def check(self, found: model.ModelView, name: str | None, config: Mapping[str, Any]) -> None:
+        """Raise ValidationFailed for a config that the engine of this name does not take, or without one none does."""
+        names = [name] if name else await self._serving(found)
+        refusals: list[ValidationFailed] = []
+        for one in names:
+            try:
+                await self._peers.call(engine.CheckConfig(name=one, config=dict(config)))
+            except ValidationFailed as refusal:
+                refusals.append(refusal)
+        if names and len(refusals) == len(names):
+            raise refusals[0]
+
+    async def _serving(self, found: model.ModelView) -> list[str]:
+        """Return the engines that may serve a model, the most preferred first; none before its files are here."""
+        engines = (await self._peers.call(engine.ListEngines(type=found.type, limit=1000))).items
+        fit = (each for each in engines if found.format in each.formats)
+        return [each.name for each in sorted(fit, key=lambda each: -max(each.preference.values(), default=0))]
 
     async def speeds(self, model_id: str) -> list[inference.Speed]:
         """Return what was measured of a model; nothing when nobody can tell."""

@@ -101,6 +101,11 @@ def logged(service: Service) -> list[str]:
     return list(found)
 
 
+def begun(service: Service) -> float:
+    """Return when the latest run was asked for, in Unix seconds; 0 before the first."""
+    return service.start.deadline - service.start.timeout if service.start else 0.0
+
+
 def _replica(member: Member, used: int | None) -> u.Replica:
     failure = member.failure
     return u.Replica(

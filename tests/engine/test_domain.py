@@ -528,6 +528,11 @@ async def test_bad_input_names_the_field_and_starts_nothing(client: Client, site
 
     assert await fault(config={"slots": 9, "colour": "red"}) == ["config.slots", "config.colour"]
     assert await fault(config={"slots": "2"}) == ["config.slots"]
+    for config, wrong in (({"slots": 9}, ["config.slots"]), ({"slots": 2, "slotss": 2}, ["config.slotss"])):
+        told = await refused(client, "engine.check_config", name="toy", config=config)
+        assert isinstance(told, ValidationFailed)
+        assert [field["field"] for field in told.details["fields"]] == wrong
+    assert await ask(client, "engine.check_config", name="toy", config={"slots": 8}) == {"success": True}
     assert await fault(process_id="toy") == ["process_id"]  # no dash: an engine could be called that
     assert await fault(port=80, colour=1) == ["port", "colour"]
     assert await fault(model_id=None) == ["model_id"]
@@ -545,8 +550,9 @@ async def test_bad_input_names_the_field_and_starts_nothing(client: Client, site
     for unit in ("engine.stop", "engine.restart"):
         assert (await refused(client, unit, name="eng-none")).reason == "INSTANCE_NOT_FOUND"
     assert (await refused(client, "engine.logs", process_id="eng-none")).reason == "INSTANCE_NOT_FOUND"
-    for unit in ("engine.get", "engine.features", "engine.install"):
-        assert (await refused(client, unit, name="nix")).reason == "ENGINE_NOT_FOUND"
+    for unit in ("engine.get", "engine.features", "engine.install", "engine.check_config"):
+        more = {"config": {}} if unit == "engine.check_config" else {}
+        assert (await refused(client, unit, name="nix", **more)).reason == "ENGINE_NOT_FOUND"
     assert await events(client, "engine") == []
     assert await slots(client) == {}
 

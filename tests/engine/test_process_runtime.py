@@ -15,10 +15,11 @@ import msgspec
 import psutil
 import pytest
 
+from aima_core.call import unix
 from aima_core.errors import ExecutionFailed
 from aima_core.testing import until
 from services.engine.runtimes import START_LINE, Handle, LaunchSpec, Runtime, ending, marks
-from services.engine.runtimes.logs import KEPT
+from services.engine.runtimes.logs import KEPT, of_runs_since
 from services.engine.runtimes.process import ProcessRuntime
 from tests.engine import programs
 from tests.engine.runtime_contract import RuntimeContract, gone, ready
@@ -53,7 +54,7 @@ class TestProcessRuntime(RuntimeContract):
 PARENT_OF_AN_ENGINE = """
 import asyncio, sys, pathlib, threading, os, signal, time
 from services.engine.runtimes import LaunchSpec
-from services.engine.runtimes.logs import KEPT
+from services.engine.runtimes.logs import KEPT, of_runs_since
 from services.engine.runtimes.process import ProcessRuntime
 from tests.engine import programs
 def die_after(seconds):
@@ -348,6 +349,21 @@ async def test_each_run_begins_with_a_line_of_ours(runtime: ProcessRuntime) -> N
         assert await runtime.wait(handle) == code
     lines = runtime.logs("eng-a", 10)
     assert [line.startswith(START_LINE + "eng-a") for line in lines] == [True, False, True, False]
+
+
+async def test_the_lines_of_earlier_runs_are_left_out_where_that_is_asked_for(runtime: ProcessRuntime) -> None:
+    between = []
+    for code in (1, 2, 3):
+        between.append(time.time())
+        assert await runtime.wait(await runtime.start(LaunchSpec("eng-a", programs.ends_with(code)))) == code
+    lines = runtime.logs("eng-a", 10)
+    assert [of_runs_since(lines, at) for at in (0, *between)] == [lines, lines, lines[2:], lines[4:]]
+    assert of_runs_since(lines, time.time()) == []
+    assert of_runs_since(["only", "words"], time.time()) == ["only", "words"]
+    earlier = f"{START_LINE}eng-a at 2026-01-01T12:00:07Z"  # as earlier releases wrote it
+    noise = [f"{START_LINE}eng-a at noon", "said"]
+    assert of_runs_since([*noise, earlier, "more"], unix("2026-01-01T12:00:07.9Z")) == [earlier, "more"]
+    assert of_runs_since([*noise, earlier, "more"], unix("2026-01-01T12:00:08.1Z")) == []
 
 
 def test_gone_means_dead_or_zombie() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aima_core.errors import AimaError, EngineNotRunning, NotFound, Unavailable, ValidationFailed
@@ -420,8 +420,20 @@ REFUSALS: dict[str, tuple[list[Event], Command[Any], str, dict[str, Any]]] = {
         "no running engine serves x; start a service for it (service.create, service.start)",
         {"reason": "NO_SERVICE", "model": "x", "services": []},
     ),
+    "not started yet": (
+        [service()],
+        begin("M"),
+        "no running engine serves M: its service svc-a is not started yet; start it (service.start)",
+        {"reason": "NO_REPLICA", "model": "M", "services": [SVC]},
+    ),
+    "created anew": (
+        [*RUNNING, begun(), phase("stopped"), removed(), u.ServiceRemoved(service_id=SVC), service()],
+        begin("M"),
+        "no running engine serves M: its service svc-a is not started yet; start it (service.start)",
+        {"reason": "NO_REPLICA", "model": "M", "services": [SVC]},
+    ),
     "stopped": (
-        POOLS["stopped"],
+        [service(), phase("starting"), phase("stopped")],
         begin("M"),
         "no running engine serves M: its service svc-a is stopped; start it (service.start)",
         {"reason": "NO_REPLICA", "model": "M", "services": [SVC]},
@@ -571,6 +583,7 @@ commands = st.one_of(
 )
 
 
+@example([record("p0"), begin("m"), i.RecordPhase(service_id=SVC, phase="asleep")], 0)
 @given(st.lists(commands, max_size=40), st.integers(0, 40))
 def test_any_commands_are_decided_or_refused_as_declared_and_every_request_ends_once(
     asked: list[Command[Any]], cut: int

@@ -20,7 +20,13 @@ from tests.inference.conftest import Gated, Real, StandIn, Start
 from tests.toys import CRIER, REPLICA, Machine, ask, events, made_again, model_view, refused, shelf
 
 SECRET = "xyzzy4711"
-MODELS = shelf(model_view("Toy"), model_view("Voice", type="tts"))
+FAILED = {"status": "error", "error": "no such package", "source": "package", "repo": "gone"}
+MODELS = shelf(
+    model_view("Toy"),
+    model_view("Voice", type="tts"),
+    model_view("Gone", path="", type="", format="", **FAILED),
+    model_view("Damaged", **FAILED),
+)
 ALL = (MODELS, CRIER, INFERENCE)
 
 
@@ -152,6 +158,18 @@ async def test_what_nobody_serves_is_refused_with_what_would_help(client: Client
     assert await ask(client, "inference.models") == {"models": []}
     assert await ask(client, "inference.voices") == {"voices": []}
     assert await log(client) == []
+
+
+async def test_a_model_whose_pull_has_failed_is_not_there_unless_it_was_before(client: Client) -> None:
+    for unit, data in (("inference.chat", asked("x", model="Gone")), ("inference.lease", {"model": "gone"})):
+        error = await refused(client, unit, **data)
+        assert (type(error), error.reason) == (NotFound, "MODEL_NOT_FOUND")
+        assert error.message == (
+            "there is no model gone: its pull has failed: no such package;"
+            " try again: aima call model.pull source=package repo=gone"
+        )
+        damaged = await refused(client, unit, **{**data, "model": "Damaged"})
+        assert (type(damaged), damaged.reason) == (EngineNotRunning, "NO_SERVICE")
 
 
 async def test_without_the_other_domains_a_request_is_refused_soon(site: Machine) -> None:

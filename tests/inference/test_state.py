@@ -34,11 +34,11 @@ AFTER: dict[type[Event], list[tuple[list[Event], Pool | None]]] = {
     u.PhaseChanged: [
         (
             [service(), phase("failed", error="no memory", code="OOM")],
-            Pool(**NAMED, added=True, phase="failed", error="no memory", error_code="OOM"),
+            Pool(**NAMED, added=True, begun=True, phase="failed", error="no memory", error_code="OOM"),
         ),
         (
             [service(), phase("failed", error="no memory", code="OOM"), phase("starting")],
-            Pool(**NAMED, added=True, phase="starting"),
+            Pool(**NAMED, added=True, begun=True, phase="starting"),
         ),
         ([phase("running")], None),
     ],
@@ -62,7 +62,7 @@ AFTER: dict[type[Event], list[tuple[list[Event], Pool | None]]] = {
     ],
     u.RouteRemoved: [
         ([added(), removed()], None),
-        ([service(), phase("running"), added(), removed()], Pool(**NAMED, added=True, phase="running")),
+        ([service(), phase("running"), added(), removed()], Pool(**NAMED, added=True, begun=True, phase="running")),
         ([added("p1"), added(), removed("p1")], Pool(**NAMED, routes=(ROUTE,), phase="running")),
     ],
     u.RequestStarted: [

@@ -227,7 +227,7 @@ async def test_of_two_hundred_at_once_as_many_are_served_as_there_is_room_and_th
             max(data["started_at"] + ended["duration"] for data, ended in _pairs(begun, completed)), abs=1e-5
         )
     live, again = await made_again(site, INFERENCE)
-    assert sum(row[4] for row in live["usage"]) == 176
+    assert sum(row[5] for row in live["usage"]) == 176
     assert again == live
 
 
@@ -273,7 +273,7 @@ async def test_who_runs_out_of_time_while_waiting_has_been_refused_and_who_goes_
         await held
         assert kinds(await log(client)) == [("request_started", "p0"), ("request_completed", "p0")]
     live, _ = await made_again(site, INFERENCE)  # by its end it has recorded all that it counted
-    assert sum(row[4] for row in live["usage"]) == 1
+    assert sum(row[5] for row in live["usage"]) == 1
 
 
 async def test_who_wants_parts_is_told_what_a_request_or_a_lease_waits_for_and_then_the_answer(

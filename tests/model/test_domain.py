@@ -14,9 +14,11 @@ import psutil
 import pytest
 
 from aima_core.domain import Domain, Outside
+from aima_core.errors import NotFound
 from aima_core.nats_server import NatsServer, free_port
 from aima_core.testing import until
 from aima_core.units import Query, View
+from services.model import units as u
 from services.model.state import State
 from tests.model.conftest import Asking, models, rebuilt, tables
 from tests.stand_ins.hub import REPO, Hub, sha256, wheel
@@ -158,12 +160,16 @@ async def test_a_corrupt_download_fails_leaves_nothing_and_can_be_pulled_again(
         assert (error["code"], error["details"]["reason"]) == ("EXECUTION_FAILED", "CHECKSUM_MISMATCH")
         seen = await model.data("get", model_id=ID)
         assert (seen["status"], seen["error"]) == ("error", error["message"])
+        with pytest.raises(NotFound, match=f"its pull has failed: .*; try again: .* source=.* repo={REPO}"):
+            u.present(u.ModelView.model_validate(seen))
         assert model.lying() == []
         assert list((model.root / "pulls").iterdir()) == []
         assert [event["type"] for event in await model.events()][-1] == "model.pull_failed"
         hub.corrupt = False
         assert (await model.data("pull", **tiny(hub)))["status"] == "ready"
-        assert (await model.data("get", model_id=ID))["error"] is None
+        seen = await model.data("get", model_id=ID)
+        assert seen["error"] is None
+        assert u.present(u.ModelView.model_validate(seen)).id == ID
     assert await rebuilt(tmp_path) == tables(tmp_path)
 
 

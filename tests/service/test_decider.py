@@ -16,7 +16,7 @@ from services.service import internal as i
 from services.service import lifecycle
 from services.service import todo as effects
 from services.service import units as u
-from services.service.decider import id_of
+from services.service.decider import id_of, unknown
 from services.service.domain import SERVICE
 from services.service.scaling import within
 from services.service.state import Service
@@ -552,8 +552,18 @@ def test_a_name_that_means_something_else_is_a_conflict_that_says_what(other: di
     with pytest.raises(Conflict) as refused:
         Given(SERVICE, [created()]).when(register(**other))
     (field,) = other
-    assert refused.value.message == f"svc-a exists with another {field}"
+    assert refused.value.message == f"svc-a exists already with other values of: {field}"
     assert refused.value.details == {"reason": "ALREADY_EXISTS", "service_id": "svc-a"}
+
+
+def test_a_refusal_names_the_nearest_services_first_and_no_more_than_twenty() -> None:
+    world = {f"service/{ident}": Service(ident, created()) for ident in [f"svc-{'x' * n}" for n in range(30, 51)]}
+    world["service/svc-chat"] = Service("svc-chat", created())
+    told = unknown(world, "svc-chap")
+    assert told.message.startswith("there is no service svc-chap; there are svc-chat, svc-x")
+    assert told.message.endswith("x and 2 more")
+    assert len(told.details["known"]) == 20
+    assert unknown({}, "svc-chap").message == "there is no service svc-chap; there are none"
 
 
 @pytest.mark.parametrize("name", ["a", "a" * 50])

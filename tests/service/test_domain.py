@@ -35,6 +35,7 @@ MODELS = shelf(
     model_view("Toy", path="/models/toy.gguf", trained_for=10),
     model_view("Voice", type="tts"),
     model_view("Coming", status="pulling"),
+    model_view("Gone", path="", status="error", error="no such package", source="package", repo="gone", tag="v1"),
 )
 MEMORY = memory(10_000)
 PEERS = (MODELS, MEMORY, PROCESSOR, ENGINE)
@@ -101,20 +102,28 @@ async def test_a_service_is_created_once_under_its_name(client: Client) -> None:
     assert await create(client, "My Chat", replicas=2) == "svc-my-chat"
     clash = await refused(client, "service.create", model_id="Toy", name="My Chat", replicas=3)
     assert isinstance(clash, Conflict)
-    assert clash.message == "svc-my-chat exists with another replicas"
+    assert clash.message == "svc-my-chat exists already with other values of: replicas"
     assert await create(client, None) == "svc-toy"  # type: ignore[arg-type]  # the name is left to the domain
     second = await create(client, None)  # type: ignore[arg-type]
     assert second.startswith("svc-toy-")
     unknown = await refused(client, "service.create", model_id="nix")
     assert (type(unknown), unknown.reason) == (NotFound, "MODEL_NOT_FOUND")
+    for unit in ("create", "recommend"):
+        gone = await refused(client, f"service.{unit}", model_id="Gone")
+        assert (type(gone), gone.reason) == (NotFound, "MODEL_NOT_FOUND")
+        assert gone.message.endswith("try again: aima call model.pull source=package repo=gone tag=v1")
     assert (await refused(client, "service.create", model_id="toy", engine="nix")).reason == "ENGINE_NOT_FOUND"
     bad = await refused(client, "service.create", model_id="", replicas=0, device="tpu")
     assert [field["field"] for field in bad.details["fields"]] == ["model_id", "replicas", "device"]
     listed = await ask(client, "service.list", model_id="toy", limit=2)
     assert ([item["id"] for item in listed["services"]], listed["total"]) == (["svc-my-chat", "svc-toy"], 3)
-    for unit in ("get", "status", "logs", "history", "start", "stop", "delete"):
-        error = await refused(client, f"service.{unit}", service_id="svc-none")
+    assert (await refused(client, "service.history", service_id="svc-tow")).reason == "SERVICE_NOT_FOUND"
+    for unit in ("get", "status", "logs", "start", "stop", "delete", "scale"):
+        more = {"replicas": 1} if unit == "scale" else {}
+        error = await refused(client, f"service.{unit}", service_id="svc-tow", **more)
         assert (type(error), error.reason) == (NotFound, "SERVICE_NOT_FOUND"), unit
+        assert error.message.startswith("there is no service svc-tow; there are svc-toy, "), unit
+        assert sorted(error.details["known"]) == sorted(["svc-my-chat", "svc-toy", second]), unit
     assert await types(client, "service/svc-my-chat") == ["created"]
     for ident in ("svc-my-chat", "svc-toy", second):
         assert await ask(client, "service.delete", service_id=ident) == {"success": True}
@@ -123,6 +132,31 @@ async def test_a_service_is_created_once_under_its_name(client: Client) -> None:
         "service.created",
         "service.deleted",
     ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"config": {"slots": "two"}}, "toy: config.slots: a whole number of at least 1 and at most 8"),
+        ({"config": {"slotss": 2}}, "toy: config.slotss: an option of toy: context_length, "),
+        ({"config": {"fail_with": "x"}, "engine": "llamacpp"}, "llamacpp: config.fail_with: an option of llamacpp: "),
+        ({"config": {"slots": 9}, "engine": "toy"}, "toy: config.slots: a whole number of at least 1 and at most 8"),
+    ],
+)
+async def test_options_that_no_engine_would_take_are_refused_when_a_service_is_created(
+    client: Client, asked: dict[str, Any], message: str
+) -> None:
+    error = await refused(client, "service.create", model_id="toy", name="a", **asked)
+    assert isinstance(error, ValidationFailed)
+    assert error.message.startswith(message)
+    assert [field["field"] for field in error.details["fields"]] == [f"config.{option}" for option in asked["config"]]
+    assert (await ask(client, "service.list"))["total"] == 0
+
+
+async def test_options_that_one_engine_would_take_will_do(client: Client) -> None:
+    await create(client, "one", config={"slots": 9})  # llamacpp's
+    await create(client, "coming", model_id="coming", config={"fail_with": "x"})
+    await create(client, "voice", model_id="Voice", config={"nobody": "knows"})  # no engine serves it yet
 
 
 async def test_what_an_engine_does_about_a_client_who_leaves_is_told_with_a_lease_of_its_replica(
@@ -166,6 +200,26 @@ async def test_two_replicas_are_started_shown_and_stopped(client: Client, site: 
     assert (await ask(client, "service.logs", service_id="svc-a", tail=1))["logs"]
     await free_of_slots(client)
     assert await ask(client, "service.delete", service_id="svc-a") == {"success": True}
+
+
+async def test_the_logs_of_a_service_are_not_those_of_a_deleted_one_of_its_name(client: Client) -> None:
+    told = []
+    for _ in range(2):
+        await create(client)
+        await start(client)
+        told.append((await ask(client, "service.logs", service_id="svc-a"))["logs"])
+        await stop(client)
+        if len(told) == 1:
+            await ask(client, "service.delete", service_id="svc-a")
+    for logs in told:
+        begins = [line.startswith("svc-a-r0-1: === aima starts svc-a-r0-1 at ") for line in logs]
+        assert begins == [True] + [False] * (len(logs) - 1)
+        assert len(logs) > 1
+    last = (await ask(client, "service.logs", service_id="svc-a", tail=1))["logs"]
+    assert len(last) == 1
+    await ask(client, "service.delete", service_id="svc-a")
+    await create(client)
+    assert (await ask(client, "service.logs", service_id="svc-a"))["logs"] == []
 
 
 async def test_a_start_that_is_late_fails_leaves_nothing_and_may_be_tried_again(client: Client, site: Machine) -> None:

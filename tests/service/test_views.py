@@ -216,7 +216,8 @@ def test_the_figures_of_a_service_are_those_of_the_inference_domain() -> None:
         "queued": 2,
         "refused": 4,
     }
-    more = {"failed": 9, "prompt_tokens": 5, "completion_tokens": 7, "service_id": SVC, "replicas": []}
+    counts = {"failed": 9, "cancelled": 2, "prompt_tokens": 5, "completion_tokens": 7}
+    more = {**counts, "service_id": SVC, "replicas": []}
     found = views.metrics(inference.ServiceMetrics.model_validate(figures | more))
     assert found.model_dump() == figures
     assert views.service_view(service(UP), found).metrics == found

@@ -13,8 +13,11 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+
+from aima_core.call import unix
+from services.engine.runtimes import START_LINE
 
 CHUNK = 64 * 1024
 TAIL_LIMIT = 8 * 1024 * 1024
@@ -26,6 +29,22 @@ FORGET_AFTER = 7 * 24 * 3600.0
 """Seconds after its last line until the log of an instance that no longer lives is removed."""
 KEPT = 200
 """Instances that no longer live whose logs are kept; each attempt to start a replica is one more."""
+
+
+def of_runs_since(lines: Sequence[str], at: float) -> Sequence[str]:
+    """Return the lines of the runs that began at that time, in Unix seconds, or later; all where no begin is seen."""
+    begins = [(number, begun) for number, line in enumerate(lines) if (begun := _begun(line))]
+    first = next((number for number, begun in begins if begun >= at), len(lines))
+    return lines[first:] if begins else lines
+
+
+def _begun(line: str) -> float:
+    """Return when the run began that a line is the begin of; 0 for any other line."""
+    text = line.rpartition(" at ")[2]
+    with contextlib.suppress(ValueError):
+        # earlier releases wrote no fraction: such a run began within that second
+        return (unix(text) + ("." not in text)) if line.startswith(START_LINE) else 0.0
+    return 0.0
 
 
 class LogFiles:

@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from aima_core.call import timestamp
 from aima_core.errors import ExecutionFailed, ValidationFailed
 from services.engine.runtimes import START_LINE, Handle, Handles, LaunchSpec, Lines, Stats, ending, marks
 from services.engine.runtimes.children import Children, inherited, spawn, why
@@ -149,8 +150,7 @@ class ProcessRuntime:
     def _launch(self, spec: LaunchSpec) -> Handle:
         if not spec.argv:
             raise ValueError("the command is empty")
-        began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        output = self._logs.open(spec.instance, f"{START_LINE}{spec.instance} at {began}")
+        output = self._logs.open(spec.instance, f"{START_LINE}{spec.instance} at {timestamp(time.time())}")
         try:
             own = spec.env | marks.noted(spec.notes) | {marks.INSTANCE: spec.instance, marks.OWNER: self._owner}
             pid = spawn(spec.argv, inherited() | own, spec.cwd or self._folder, output)
