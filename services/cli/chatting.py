@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import stat
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Annotated, Any, cast
 
 import typer
 
 from aima_core.bus import Answer
-from aima_core.errors import EngineNotRunning
+from aima_core.errors import EngineNotRunning, InvalidRequest
 from services.cli import completing
 from services.cli.asking import Door, Reach, open_door
 from services.cli.conversation import Conversation, Turns
@@ -21,15 +23,31 @@ from services.cli.show import err, out
 _PATIENCE = 600.0  # seconds for one answer
 
 
+def _talking(answer: Mapping[str, Any]) -> list[str]:
+    """Return the names, of what `inference.models` answers, that somebody can talk to."""
+    able = [model for model in answer["models"] if model["type"] in ("llm", "vlm")]
+    able.sort(key=lambda model: str(model["status"]) != "running")
+    services = [service for model in able for service in model["services"]]
+    names = [model["id"] for model in able]
+    names += [service[key] for key in ("service_id", "name") for service in services]
+    names += [model["name"] for model in able]
+    return list(dict.fromkeys(name for name in names if name))
+
+
 def chat(
-    message: Annotated[str | None, typer.Argument(help="What to say; without it, a conversation begins.")] = None,
+    message: Annotated[
+        str | None,
+        typer.Argument(
+            help="What to say, behind what is piped in; - says all of that alone. Without it, a conversation begins."
+        ),
+    ] = None,
     model: Annotated[
         str,
         typer.Option(
             "-m",
             "--model",
             help="Model or service; default: the one that has a service.",
-            autocompletion=completing.listed("inference.models"),
+            autocompletion=completing.answered("inference.models", _talking),
         ),
     ] = "",
     system: Annotated[str, typer.Option("-s", "--system", help="What the model is told first.")] = "",
@@ -43,6 +61,8 @@ def chat(
     extra = {"max_tokens": max_tokens, "temperature": temperature}
     options = {key: value for key, value in extra.items() if value is not None}
     reach = Reach(url, api_key, config)
+    if message is not None:
+        message = _whole(message)
     model = model or _first(asyncio.run(_served(reach)))
     begun: Turns = [{"role": "system", "content": system}] if system else []
     if message is not None:
@@ -54,6 +74,29 @@ def chat(
 
     talk = Conversation(model, begun, answer, lambda: asyncio.run(_served(reach)))
     raise typer.Exit(talk.run(interactive=sys.stdin.isatty()))
+
+
+def _whole(message: str) -> str:
+    """Return what there is to say: the message, behind what was piped in. Raises InvalidRequest when that is none."""
+    if message != "-" and not _piped():
+        return message
+    try:
+        text = sys.stdin.buffer.read().decode().strip() if sys.stdin else ""
+    except UnicodeDecodeError as error:
+        raise InvalidRequest("what comes from standard input is no text", reason="NOT_DECODABLE") from error
+    parts = [part for part in (text, message if message != "-" else "") if part]
+    if not parts:
+        raise InvalidRequest("nothing comes from standard input that could be said", reason="NOTHING_TO_SAY")
+    return "\n\n".join(parts)
+
+
+def _piped() -> bool:
+    """Tell whether standard input is a pipe or a file; what else is inherited may never end."""
+    try:
+        mode = os.fstat(0).st_mode
+    except OSError:  # it is closed
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
 async def _say(reach: Reach, model: str, said: Turns, options: dict[str, Any], heard: list[str]) -> None:
@@ -86,14 +129,13 @@ async def turn(door: Door, model: str, said: Turns, options: dict[str, Any], hea
 
 
 async def _served(reach: Reach) -> list[str]:
-    """Return the models that have a service, those that run first.
+    """Return who can be talked to: models that have a service, those that run first, then the services.
 
     Whoever talks to one that does not run hears why: it waits for what is asleep or starting.
     """
     async with open_door(reach) as door:
         answer = await door.ask("inference.models", {}, timeout=5)
-    talking = [model for model in answer.data["models"] if model["type"] in ("llm", "vlm")]
-    return [str(model["id"]) for model in sorted(talking, key=lambda model: model["status"] != "running")]
+    return _talking(answer.data)
 
 
 def _first(models: list[str]) -> str:

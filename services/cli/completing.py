@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from aima_core.directory import DomainInfo
 from aima_core.errors import AimaError
 from services.cli import schema
 from services.cli.asking import Reach, open_door
@@ -36,26 +37,51 @@ def listed(unit: str, field: str = "id") -> Complete:
     """Return what completes to the ids that a unit lists, for a command that is always there."""
 
     def complete(incomplete: str) -> list[tuple[str, str]]:
-        reach = Reach(os.environ.get("AIMA_URL", ""), os.environ.get("AIMA_API_KEY", ""))
-        return [
-            (value, about) for value, about in asyncio.run(_ids(unit, field, reach)) if value.startswith(incomplete)
-        ]
+        found = asyncio.run(_ids(unit, field, _near()))
+        return [(value, about) for value, about in found if value.startswith(incomplete)]
 
     return complete
+
+
+def answered(unit: str, names: Callable[[Mapping[str, Any]], list[str]]) -> Complete:
+    """Return what completes to the names that stand in a unit's answer."""
+
+    async def ask() -> list[str]:
+        with contextlib.suppress(AimaError, TimeoutError):
+            async with asyncio.timeout(_PATIENCE), open_door(_near()) as door:
+                return names((await door.ask(unit, {}, timeout=_PATIENCE)).data)
+        return []
+
+    def complete(incomplete: str) -> list[tuple[str, str]]:
+        return [(name, "") for name in asyncio.run(ask()) if name.startswith(incomplete)]
+
+    return complete
+
+
+def events(incomplete: str) -> list[tuple[str, str]]:
+    """Return the types of events that units say they lead to, and of each domain all, as `service.*`."""
+    found = asyncio.run(_domains())
+    types = {event for info in found for unit in info.units.values() for event in unit.events}
+    types |= {f"{info.name}.*" for info in found}
+    return [(name, "") for name in sorted(types) if name.startswith(incomplete)]
 
 
 def units(incomplete: str) -> list[tuple[str, str]]:
     """Return the units whose names begin so."""
 
-    async def look() -> list[tuple[str, str]]:
-        reach = Reach(os.environ.get("AIMA_URL", ""), os.environ.get("AIMA_API_KEY", ""), wait=_PATIENCE)
-        with contextlib.suppress(AimaError):
-            async with open_door(reach) as door:
-                found = (await door.domains()).values()
-                return [(name, unit.summary) for info in found for name, unit in info.units.items()]
-        return []
+    found = [unit for info in asyncio.run(_domains()) for unit in info.units.values()]
+    return [(unit.name, unit.summary) for unit in found if unit.name.startswith(incomplete)]
 
-    return [(name, about) for name, about in asyncio.run(look()) if name.startswith(incomplete)]
+
+def _near() -> Reach:
+    return Reach(os.environ.get("AIMA_URL", ""), os.environ.get("AIMA_API_KEY", ""), wait=_PATIENCE)
+
+
+async def _domains() -> list[DomainInfo]:
+    with contextlib.suppress(AimaError):
+        async with open_door(_near()) as door:
+            return list((await door.domains()).values())
+    return []
 
 
 def _lister(flag: Flag, domain: str) -> str:

@@ -99,10 +99,13 @@ class Conversation:
         except AimaError as error:
             failure(error, Format.TABLE)
             return
-        if name:  # services have names of their own, which the inference domain knows; it refuses the others
-            self._model = name
-        unknown = f" (there is {', '.join(models) or 'none'})" if self._model not in models else ""
-        told = f"talking to {self._model}{unknown}" if name else f"{self._model}; there is {', '.join(models)}"
+        told = f"there is {', '.join(models) or 'none'}"
+        if not name:
+            told = f"{self._model}; {told}"
+        elif name in models:
+            self._model, told = name, f"talking to {name}"
+        else:
+            told = f"there is no model {name}; {told}; still talking to {self._model}"
         err.print(told, markup=False, highlight=False)
 
 

@@ -22,7 +22,7 @@ from aima_core.directory import did_you_mean, nearest
 from aima_core.errors import ValidationFailed
 from aima_core.relay import STREAM
 from aima_core.words import moment
-from services.cli import asking
+from services.cli import asking, completing
 from services.cli.domains import names
 from services.cli.options import Config, Output
 from services.cli.show import Format, document, err, out
@@ -34,7 +34,12 @@ def events(
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with what happens from now on.")] = False,
     since: Annotated[str, typer.Option("--since", help="A time, or how long ago: 90s, 10m, 2h, 1d.")] = "",
     kind: Annotated[
-        str, typer.Option("--type", help="Only this type or domain: service, service.started, model.pull_*.")
+        str,
+        typer.Option(
+            "--type",
+            help="Only this type or domain: service, service.started, model.pull_*.",
+            autocompletion=completing.events,
+        ),
     ] = "",
     output: Output = Format.TABLE,
     config: Config = None,

@@ -123,14 +123,19 @@ def read(flags: Iterable[Flag], given: Mapping[str, Any]) -> dict[str, Any]:
 def named(error: ValidationFailed, flags: Iterable[Flag]) -> ValidationFailed:
     """Return a unit's refusal of its input for who has typed flags: with their names in place of the fields'."""
     names = {flag.field: flag.name for flag in flags}
-    fields = [
-        {**fault, "field": names[head] + fault["field"][len(head) :]}
-        for fault in error.details.get("fields", ())
-        if (head := str(fault.get("field")).partition(".")[0]) in names
-    ]
-    if not fields:
+    typed: dict[str, str] = {}
+    for fault in error.details.get("fields", ()):
+        field = str(fault.get("field"))
+        known = field if field in names else field.partition(".")[0]
+        if known in names:
+            typed[field] = names[known] + field[len(known) :]
+    if not typed:
         return error
+    fields = [{**each, "field": typed[each["field"]]} for each in error.details["fields"] if each["field"] in typed]
     told = "; ".join(f"{fault['field']}: {fault['expected']}" for fault in fields)
+    if error.message.startswith(tuple(f"{field}: " for field in typed)):  # it says more than what was expected
+        each = "|".join(map(re.escape, typed))
+        told = re.sub(rf"(^|; )({each})(?=: )", lambda match: match[1] + typed[match[2]], error.message)
     return ValidationFailed(told, **{**error.details, "fields": fields})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx2
 import msgspec
@@ -115,9 +115,22 @@ class HttpDoor:
     def _refusal(self, response: httpx2.Response) -> Exception:
         try:
             told = _decode(response.content, type=dict[str, Any])["error"]
-            return from_body(told)
+            return self._misled(told) or from_body(told)
         except (msgspec.MsgspecError, KeyError, AttributeError, TypeError):
             return self._stranger(response)
+
+    def _misled(self, told: Mapping[str, Any]) -> ValidationFailed | None:
+        """Return the refusal of an address below the gateway's, such as its door for OpenAI's clients; else None."""
+        details = told.get("details") or {}
+        details = details.get("details") or details  # that door puts ours into its own
+        root = urlsplit(self._url)
+        path = root.path.rstrip("/")
+        if not (root.netloc and path and (details.get("reason") == "NO_SUCH_PATH" or path.endswith(_API))):
+            return None
+        expected = f"the gateway's root address, {root.scheme}://{root.netloc}"
+        return ValidationFailed(
+            f"--url {self._url}: expected {expected}", fields=[{"field": "--url", "expected": expected}]
+        )
 
     def _stranger(self, response: httpx2.Response) -> Unavailable:
         return Unavailable(

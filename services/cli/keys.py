@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
 
-from aima_core.errors import ValidationFailed
-from services.cli import completing, unit_call, unit_commands
+from aima_core.directory import UnitInfo, did_you_mean, nearest
+from aima_core.errors import AimaError, NotFound, ValidationFailed
+from services.cli import completing, flags, unit_call, unit_commands
 from services.cli.asking import Reach, open_door
+from services.cli.flags import Flag
 from services.cli.options import ApiKey, Columns, Config, Output, Url, listed
 from services.cli.show import Format, document, err
 from services.cli.unit_call import Manner
@@ -17,6 +22,7 @@ from services.cli.unit_call import Manner
 app = typer.Typer(help="Make, list and revoke the keys that the gateway accepts.", no_args_is_help=True)
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_NAMES = {"name": "NAME", "scopes": "--scope", "models": "--model", "key_id": "ID"}  # by field, as they are typed here
 _SHOWN = ("id", "name", "scopes", "models", "expires_at", "expired", "tokens_today")
 
 
@@ -48,7 +54,7 @@ def create(
         "tokens_per_day": tokens,
     }
     data = {field: value for field, value in data.items() if value is not None}
-    document(asyncio.run(_ask("gateway.create_key", data, Reach(url, api_key, config))), output)
+    document(asyncio.run(_ask("gateway.create_key", data, Reach(url, api_key, config), output)), output)
     if output is Format.TABLE:
         err.print("[dim]keep it: nobody can show it again. It goes into the header Authorization: Bearer KEY[/]")
 
@@ -63,8 +69,8 @@ def list_keys(
 ) -> None:
     """List the keys that there are."""
     shown = listed(columns, output) or _SHOWN
-    found = asyncio.run(_ask("gateway.list_keys", {"limit": 1000}, Reach(url, api_key, config)))
-    document(found, output, shown if found["keys"] else ())
+    found = asyncio.run(_ask("gateway.list_keys", {"limit": 1000}, Reach(url, api_key, config), output))
+    document(found, output, shown)
 
 
 @app.command()
@@ -84,7 +90,7 @@ def revoke(
     config: Config = None,
 ) -> None:
     """Make a key worthless, at once and for good."""
-    document(asyncio.run(_ask("gateway.revoke_key", {"key_id": key_id}, Reach(url, api_key, config), not yes)), output)
+    document(asyncio.run(_revoke(key_id, Reach(url, api_key, config), output, not yes)), output)
 
 
 def seconds(text: str) -> float:
@@ -99,9 +105,32 @@ def seconds(text: str) -> float:
         ) from None
 
 
-async def _ask(unit: str, data: dict[str, Any], reach: Reach, confirming: bool = False) -> Any:
+async def _revoke(key_id: str, reach: Reach, output: Format, confirming: bool) -> Any:
+    try:
+        return await _ask("gateway.revoke_key", {"key_id": key_id}, reach, output, confirming)
+    except NotFound as error:
+        keys: list[dict[str, Any]] = []
+        with contextlib.suppress(AimaError):  # who may revoke need not be one who may look
+            keys = (await _ask("gateway.list_keys", {"limit": 1000}, reach, output))["keys"]
+        meant = [key["id"] for key in keys if key["name"] == key_id] or nearest(key_id, [key["id"] for key in keys])
+        raise NotFound(f"{error.message}{did_you_mean(meant)}", **{**error.details, "near": meant}) from error
+
+
+async def _ask(unit: str, data: dict[str, Any], reach: Reach, output: Format, confirming: bool = False) -> Any:
     async with open_door(reach) as door:
         found = await door.describe(unit)
         if confirming:
             unit_commands.confirm(found, data)
-        return await unit_call.answer(door, found, data, Manner())
+        try:
+            return await unit_call.answer(door, found, data, Manner())
+        except ValidationFailed as error:
+            raise (flags.named(error, _typed(found, data)) if output is Format.TABLE else error) from error
+
+
+def _typed(unit: UnitInfo, data: dict[str, Any]) -> Iterator[Flag]:
+    """Yield the flags of a unit by the names that they have here; of a list of one that one stands for it."""
+    for flag in flags.flags_of(unit):
+        name = _NAMES.get(flag.field, flag.name)
+        if isinstance(given := data.get(flag.field), list) and len(given) == 1:
+            yield replace(flag, field=f"{flag.field}.0", name=name)
+        yield replace(flag, name=name)

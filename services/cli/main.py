@@ -6,9 +6,10 @@ success. What is no command here is a domain's, made from what is on the bus: gr
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -44,13 +45,36 @@ app.add_typer(config.app, name="config")
 app.command("version")(overview.version)
 
 
+def _told(wanted: bool) -> None:
+    if wanted:
+        overview.version()
+        raise typer.Exit
+
+
+@app.command("help")
+def show_help(
+    words: Annotated[list[str] | None, typer.Argument(metavar="[COMMAND]...", help="Of what.")] = None,
+) -> None:
+    """Show help, as --help does: `aima help service start`."""
+    app([*(words or ()), "--help"], prog_name="aima", standalone_mode=False)
+
+
 @app.callback()
-def everywhere(url: Url = "", api_key: ApiKey = "", config: Config = None) -> None:
+def everywhere(
+    url: Url = "",
+    api_key: ApiKey = "",
+    config: Config = None,
+    version: Annotated[  # noqa: ARG001 (what it asks for is told before anything else is looked at)
+        bool, typer.Option("--version", is_eager=True, callback=_told, help="Print the version.")
+    ] = False,
+) -> None:
     """AIMA: inference infrastructure that AI agents run."""
     for name, value in (("AIMA_URL", url), ("AIMA_API_KEY", api_key), ("AIMA_CONFIG", str(config or ""))):
         if value:
             os.environ[name] = value  # where the command behind looks for what it is not told itself
 
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # what a disk says that takes no more
 
 # typer carries a click of its own, and of its errors exports only the kinds of this one
 _UsageError: Any = typer.BadParameter.__bases__[0]
@@ -59,26 +83,47 @@ _UsageError: Any = typer.BadParameter.__bases__[0]
 def main() -> None:
     """Run the command that was typed; say what went wrong, and exit with a code that says so too."""
     try:
-        sys.exit(app(prog_name="aima", standalone_mode=False) or 0)
+        code = _run()
+        sys.stdout.flush()
+    except BrokenPipeError:  # `aima events | head`
+        _write_no_more()
+        code = 0
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        _write_no_more()
+        err.print(f"the answer cannot be written: {error.strerror}", markup=False, highlight=False)
+        code = 1
+    sys.exit(code)
+
+
+def _run() -> int:
+    """Run the command that was typed, and return the exit code."""
+    try:
+        return app(prog_name="aima", standalone_mode=False) or 0
     except typer.Abort:
         err.print("[dim]stopped[/]")
-        sys.exit(130)
+        return 130
     except KeyboardInterrupt:
-        sys.exit(130)
+        return 130
     except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # the help stands on stdout by now, and was asked for
+            return 0
         if near := getattr(error, "possibilities", None):
             error.possibilities = near[:1]
         if _wanted_format() is Format.TABLE:
             error.show()
         else:
             failure(InvalidRequest(error.format_message(), reason="USAGE"), _wanted_format())
-        sys.exit(error.exit_code)
+        return int(error.exit_code)
     except AimaError as error:
         failure(error, _wanted_format())
-        sys.exit(2 if isinstance(error, InvalidRequest) else 1)
-    except BrokenPipeError:  # `aima events | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        return 2 if isinstance(error, InvalidRequest) else 1
+
+
+def _write_no_more() -> None:
+    """Let what is still to be written go nowhere, at the end of the program too."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _wanted_format() -> Format:

@@ -9,6 +9,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
+import typer
 from rich.markup import escape
 
 from aima_core import VERSION
@@ -35,9 +36,15 @@ def status(
     api_key: ApiKey = "",
     config: Config = None,
 ) -> None:
-    """Show the bus, the domains, the services and the memory."""
+    """Show the bus, the domains, the services and the memory. Fails when no domain serves."""
     reach = Reach(url, api_key, config)
     found = asyncio.run(_status(reach))
+    _show(found, url, output)
+    if not any(domain["state"] == "serving" for domain in found["domains"]):
+        raise typer.Exit(1)
+
+
+def _show(found: dict[str, Any], url: str, output: Format) -> None:
     if output is not Format.TABLE:
         document(found, output)
         return

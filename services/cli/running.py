@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from aima_core import nats_server
 from aima_core.bus_user import password_file
@@ -114,7 +115,7 @@ def _teller(url: str, data: Path) -> Callable[[Sequence[ProcessState]], None]:
                 told[state.name] = str(state)
                 continue
             told[state.name] = str(state)
-            why = f" ({state.why})" if state.why else ""
+            why = f" ({escape(state.why)})" if state.why and state.state != "starting" else ""  # said as it ended
             err.print(f"{state.name:<10} [{_COLOURS.get(state.state, '')}]{state}[/]{why}", highlight=False)
         if not said_ready and all(state.state == "ready" for state in states):
             said_ready = True

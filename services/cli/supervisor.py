@@ -95,7 +95,7 @@ class Supervisor:
         for name, run in self._runs.items():
             log = self._claim.data / name / "process.log"
             self._children.append(Forked(name, run, log, self._lifeline, self._private))
-            self._watched.append(Watched(self._children[-1]))
+            self._watched.append(Watched(self._children[-1], self._children[-1].last_words))
         for child in self._watched:
             child.launch(now)
 

@@ -1,10 +1,9 @@
-"""Tables: which columns there are room for, which are left out, and that this is said."""
+"""Tables: which columns there are, which there is room for, which are left out, and that this is said."""
 
 from __future__ import annotations
 
 import difflib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.cells import cell_len
@@ -12,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from aima_core.errors import ValidationFailed
+from services.cli import cells, schema
 from services.cli.show import WIDE, err, out
 
 _GAP = 2  # cells between two columns
@@ -47,7 +47,7 @@ def answer(data: Any, columns: Sequence[str] = ()) -> None:
         if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
             nested.append((key, value))
         else:
-            table.add_row(f"[bold]{escape(key)}[/]", escape(cell(value)))
+            table.add_row(f"[bold]{escape(key)}[/]", escape(cells.column(data, key)))
     out.print(table)
     for key, items in nested:
         out.print(f"\n[bold]{escape(key)}[/]")
@@ -67,7 +67,7 @@ def rows(items: Sequence[Any], columns: Sequence[str] = ()) -> None:
             out.print(str(item), markup=False, highlight=False)
         return
     names = list(columns) or _in_use(items)
-    texts = {name: [cell(dig(item, name)) for item in items] for name in names}
+    texts = {name: [cells.column(item, name) for item in items] for name in names}
     widths = {name: max(cell_len(name), *map(_width, texts[name])) for name in names}
     sought = _OF_EVENTS if _are_events(items) else _SOUGHT
     shown = names if columns or WIDE else fitting(widths, out.width, sought)
@@ -102,29 +102,6 @@ def _needed(width: int) -> int:
     return width if width <= _LONG else _PART
 
 
-def dig(item: Mapping[str, Any], name: str) -> Any:
-    """Return what a column holds; `config.slots` reaches into an object."""
-    if name in item:
-        return item[name]
-    head, dot, rest = name.partition(".")
-    inner = item.get(head)
-    return dig(inner, rest) if dot and isinstance(inner, Mapping) else None
-
-
-def cell(value: Any) -> str:
-    """Return a value as it stands in a table."""
-    match value:
-        case None:
-            return ""
-        case str():
-            return value
-        case list() if not any(isinstance(item, Mapping | list) for item in value):
-            return ", ".join(map(str, value))
-        case Mapping() if not any(isinstance(item, Mapping | list) for item in value.values()):
-            return "  ".join(f"{key} {cell(item)}" for key, item in value.items() if item not in (None, ""))
-    return json.dumps(value, ensure_ascii=False)
-
-
 def _in_use(items: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the columns that something stands in; those whose values are made of parts come last."""
     names = list(dict.fromkeys(name for item in items for name in item))
@@ -143,6 +120,32 @@ def _width(text: str) -> int:
     return max((cell_len(line) for line in text.splitlines()), default=0)
 
 
+def check(columns: Sequence[str], answers: schema.Schema) -> None:
+    """Raise ValidationFailed for columns that no answer of this schema has; what it leaves open is for later to see."""
+    known: dict[str, None] = {}
+    for there in _foreseen(answers):
+        if there is None or all(name in there or name.partition(".")[0] in there for name in columns):
+            return
+        known |= dict.fromkeys(there)
+    if columns:
+        raise _refusal(columns, known)
+
+
+def _foreseen(answers: schema.Schema) -> Iterator[schema.Schema | None]:
+    """Yield the fields of each table that answers of a schema hold, and of themselves; None for fields left open."""
+    for each in schema.alternatives(answers, answers):
+        known = each.get("properties", {})
+        for found in known.values():
+            for item in schema.alternatives(schema.items(found, answers), answers):
+                if item.get("type", "object") == "object" and "array" in schema.types(found, answers):
+                    yield _fields(item)
+        yield _fields(each)
+
+
+def _fields(found: schema.Schema) -> schema.Schema | None:
+    return None if found.get("additionalProperties") else found.get("properties")
+
+
 def _chosen(data: Mapping[str, Any], columns: Sequence[str]) -> list[Mapping[str, Any]]:
     """Return the rows that have these columns: a list in the answer, or the answer itself. Raises ValidationFailed."""
     known: dict[str, None] = {}
@@ -151,12 +154,19 @@ def _chosen(data: Mapping[str, Any], columns: Sequence[str]) -> list[Mapping[str
         if all(name in there or name.partition(".")[0] in there for name in columns):
             return items
         known |= there
+    if [] in data.values():
+        return []  # of what there would be in it nothing is known
+    raise _refusal(columns, known)
+
+
+def _refusal(columns: Sequence[str], known: Collection[str]) -> ValidationFailed:
+    told = ", ".join(known)
     strange = [name for name in columns if name.partition(".")[0] not in known]
     near = [match for name in strange for match in difflib.get_close_matches(name, known, n=1)]
     hint = f" Did you mean {', '.join(near)}?" if near else ""
-    raise ValidationFailed(
-        f"--columns: no {', '.join(strange or columns)} among {', '.join(known)}.{hint}",
-        fields=[{"field": "--columns", "expected": ", ".join(known)}],
+    return ValidationFailed(
+        f"--columns: no {', '.join(strange or columns)} among {told}.{hint}",
+        fields=[{"field": "--columns", "expected": told}],
     )
 
 

@@ -19,7 +19,7 @@ from typer.core import TyperCommand
 
 from aima_core.directory import UnitInfo
 from aima_core.errors import InvalidRequest, ValidationFailed
-from services.cli import completing, flags, unit_call
+from services.cli import completing, flags, tables, unit_call
 from services.cli.asking import Reach, open_door
 from services.cli.flags import Flag
 from services.cli.options import listed
@@ -43,6 +43,7 @@ _SHARED: tuple[tuple[str, Any, Any, tuple[str, ...], str], ...] = (
     ("url", str, "", ("--url",), "A gateway, http://host:9090; without it, the bus is asked."),
     ("api_key", str, "", ("--api-key",), "Key for the gateway."),
 )
+_HINTED = 6  # flags that a hint names
 _LEAST = {"timeout": 0.1, "expect": 0}
 _DEFAULTS = {name: default for name, _, default, _, _ in _SHARED}
 
@@ -51,10 +52,16 @@ class UnitCommand(TyperCommand):
     """A command with the flags of a unit."""
 
     fields: Sequence[Flag] = ()
+    ident: str = ""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Take `--config.slots 2` apart before the rest is read."""
-        return super().parse_args(ctx, flags.undotted(args, self.fields))
+        """Take `--config.slots 2` apart before the rest is read; refuse words that no flag stands before."""
+        ctx.allow_extra_args = True  # they are refused here, where it is known what may have been meant
+        extra = super().parse_args(ctx, flags.undotted(args, self.fields))
+        if extra and not ctx.resilient_parsing:
+            given = typed(self.fields, self.ident, ctx.params)
+            ctx.fail(f"Got unexpected extra argument(s) ({' '.join(extra)}){_meant(self.fields, given, extra)}")
+        return extra
 
 
 def command(unit: UnitInfo, ident: str, reach: Reach) -> UnitCommand:
@@ -71,7 +78,7 @@ def command(unit: UnitInfo, ident: str, reach: Reach) -> UnitCommand:
     )(_function(unit, found, ident, reach))
     made = typer.main.get_command(app)
     assert isinstance(made, UnitCommand)
-    made.fields = found
+    made.fields, made.ident = found, ident
     return made
 
 
@@ -110,6 +117,8 @@ def typed(found: Sequence[Flag], ident: str, given: Mapping[str, Any]) -> dict[s
 
 def _run(unit: UnitInfo, found: Sequence[Flag], data: Mapping[str, Any], given: Mapping[str, Any], near: Reach) -> None:
     output, shown = given["output"], listed(given["columns"], given["output"])
+    if not given["dry_run"]:  # what is planned looks different
+        tables.check(shown, unit.output)
     manner = Manner(
         given["dry_run"], given["key"], given["expect"], given["timeout"], given["principal"], given["quiet"]
     )
@@ -206,6 +215,17 @@ def word(value: Any) -> str:
     if text and not set(text) & set(" '\"$&|<>;()*?[]{}!#~`\\\n"):
         return text
     return "'" + text.replace("'", "'\\''") + "'"
+
+
+def _meant(found: Sequence[Flag], given: Mapping[str, Any], extra: Sequence[str]) -> str:
+    """Return the hint for words without a flag: those flags that are still needed, or else which there are."""
+    needed = [flag for flag in found if flag.required and given[flag.field] in (None, [])]
+    if needed:
+        told = (f"{flag.name} {word(text)}" for flag, text in zip(needed, extra, strict=False))
+        return f"; did you mean {' '.join(told)}?"
+    names = [flag.name for flag in found]
+    more = ", …" if len(names) > _HINTED else ""
+    return f"; its flags are {', '.join(names[:_HINTED])}{more}" if names else "; it takes none"
 
 
 def _dashes(word: str) -> str:

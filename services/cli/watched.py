@@ -5,14 +5,17 @@ Takes the time as an argument and sends no signal of its own accord.
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from aima_core.errors import AimaError
 
 FIRST_DELAY = 0.2  # seconds: a process that dies once should hardly be missed
 LONGEST_DELAY = 10.0  # seconds: one that cannot live should not keep the machine busy
+WHY_LENGTH = 200  # characters of what a process wrote last; the rest is in its log
 LONG_LIFE = 5.0  # seconds after which a death counts as the first one again: a loop of deaths is quicker than that
 
 State = Literal["starting", "ready", "restarting", "stopping", "stopped"]
@@ -74,8 +77,9 @@ class Backoff:
 class Watched:
     """A process and its state. `now` is monotonic seconds everywhere."""
 
-    def __init__(self, process: Process) -> None:
-        self.process = process
+    def __init__(self, process: Process, words: Callable[[], str] = lambda: "") -> None:
+        """Take the process and what returns the end of what its present life has written."""
+        self.process, self._words = process, words
         self.state: State = "stopped"
         self.retry_at: float | None = None
         self.exit_code: int | None = None
@@ -128,8 +132,11 @@ class Watched:
     def _ended(self, code: int, now: float) -> None:
         if self.state == "stopping":
             self._become("stopped")
+        elif code < 0:
+            self._retry(now, f"ended by signal {-code}")  # which it cannot have written about
         else:
-            self._retry(now, f"ended by signal {-code}" if code < 0 else f"ended with code {code}")
+            said = reason(self._words(), self.process.name) if code else ""
+            self._retry(now, f"ended with code {code}{': ' if said else ''}{said}")
 
     def _retry(self, now: float, why: str) -> None:
         delay = self._backoff.after(now - self._launched_at)
@@ -140,3 +147,26 @@ class Watched:
         if state != self.state:
             self.state, self._since = state, time.time()
         self._retry_in = retry_in
+
+
+def reason(text: str, name: str = "") -> str:
+    """Return why a process ended, by what it wrote: the last line of it that tells of trouble; empty when none does."""
+    for line in reversed(text.splitlines()):
+        if told := _trouble(line):
+            told = told.removeprefix(f"{name}: ")
+            return told if len(told) <= WHY_LENGTH else told[: WHY_LENGTH - 1] + "…"
+    return ""
+
+
+def _trouble(line: str) -> str:
+    """Return what a line of a log says: all that is not of the log itself, and of that its errors."""
+    try:
+        record: Any = json.loads(line)
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):
+        said = line.strip(" |+\t")  # the frame that Python draws around a group of exceptions
+        return said if any(sign.isalnum() for sign in said) else ""
+    if record.get("level") != "error":
+        return ""
+    return reason(str(record.get("traceback", ""))) or str(record.get("error") or record.get("message", ""))

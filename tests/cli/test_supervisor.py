@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from services.cli.watched import Backoff
+from services.cli.watched import Backoff, reason
 
 DRIVER = Path(__file__).with_name("driver.py")
 SECONDS = 15.0  # for a fact to become true on a busy machine
@@ -157,8 +157,29 @@ def test_a_child_that_always_dies_is_tried_ever_more_slowly(up: Callable[..., Up
     waits = list(dict.fromkeys(s["state"] for s in one.states("a") if s["state"].startswith("restarting")))
     assert waits[:3] == ["restarting in 0.2 s", "restarting in 0.4 s", "restarting in 0.8 s"]
     assert "RuntimeError: broken on purpose" in (data / "a" / "process.log").read_text()
+    assert one.states("a")[-1]["why"] == "ended with code 1: RuntimeError: broken on purpose"
+    assert one.states("b")[-1]["why"] == "ended with code 0"
     one.parent.send_signal(signal.SIGTERM)
     assert one.end() == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", ""),
+        ("a: the port is in use\n\n", "the port is in use"),
+        ('a: the port is in use\n{"level": "info", "message": "stopped"}\n', "the port is in use"),
+        ('{"level": "error", "message": "it broke", "error": "no room"}\n', "no room"),
+        (
+            '{"level": "error", "message": "it broke", "traceback": "Traceback:\\n  x()\\nOSError: full"}',
+            "OSError: full",
+        ),
+        ("  | ValueError: x\n    +--------------------\n", "ValueError: x"),
+        ("x" * 300, "x" * 199 + "…"),
+    ],
+)
+def test_why_a_process_ended_is_the_last_thing_that_it_wrote_of_trouble(text: str, why: str) -> None:
+    assert reason(text, "a") == why
 
 
 def test_the_backoff_doubles_to_ten_seconds_and_forgets_after_five_seconds() -> None:

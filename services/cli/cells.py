@@ -1,0 +1,94 @@
+"""What a value looks like in a table: short, and amounts with their units. Pure. Programs get all of it: `-o json`.
+
+What is counted in bytes is told from the name of the field, as the units use them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_BYTES = re.compile(
+    r"size|weights|overhead|kv_bytes_per_token|(\w+_)?(bytes|memory|storage)"
+    r"|memory_(total|used|free|min|max|recommended|limit)|available|reserved|requested|missing|budget"
+)
+_SHARES = ("total", "used", "free")  # bytes as well, where they stand beside or inside what is counted so
+_UNITS = (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
+_NOTHING: tuple[Any, ...] = (None, "", [], {})
+_PART = 60  # characters of what is inside of a part of a value
+
+
+def column(item: Mapping[str, Any], name: str, within: str = "") -> str:
+    """Return what a column holds, as it stands in a table; `config.slots` reaches into an object."""
+    head, dot, rest = name.partition(".")
+    inner = item.get(head)
+    if name not in item and dot and isinstance(inner, Mapping):
+        return column(inner, rest, head)
+    return cell(item.get(name), name, _shared(item, within))
+
+
+def cell(value: Any, name: str = "", shares: bool = False) -> str:
+    """Return the value of a field as it stands in a table; with `shares`, `total` and `used` are bytes here."""
+    match value:
+        case None:
+            return ""
+        case str():
+            return value
+        case bool():
+            return str(value).lower()
+        case int() | float() if name.endswith("_bandwidth"):
+            return f"{amount(value)}/s"
+        case int() | float() if is_bytes(name) or (shares and name in _SHARES):
+            return amount(value)
+        case int() | float():
+            return figure(value)
+        case Mapping():
+            inside = _shared(value, name)
+            told = [f"{key} {_part(item, key, inside)}" for key, item in value.items() if item not in _NOTHING]
+            return "  ".join(told)
+        case list() if value and all(isinstance(item, Mapping) for item in value):
+            return _counted(value, name)
+        case list() if any(isinstance(item, int | float) for item in value):
+            return _cut(", ".join(map(cell, value)))
+        case list() if not any(isinstance(item, Mapping | list) for item in value):
+            return ", ".join(map(cell, value))
+    return _cut(json.dumps(value, ensure_ascii=False))
+
+
+def is_bytes(name: str) -> bool:
+    """Tell whether a field of this name is a number of bytes, wherever it stands."""
+    return _BYTES.fullmatch(name) is not None
+
+
+def amount(value: float) -> str:
+    """Return bytes in words: `1.5 GiB`; fewer than 1024 as they are."""
+    for unit, worth in _UNITS:
+        if value >= worth:
+            return f"{value / worth:.1f} {unit}"
+    return figure(value)
+
+
+def figure(value: float) -> str:
+    """Return a number: what is whole as it is, all else with four significant digits, more only before the point."""
+    if isinstance(value, int):
+        return str(value)
+    return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def _shared(item: Mapping[str, Any], within: str) -> bool:
+    return is_bytes(within) or {"total", "reserved"} <= item.keys()
+
+
+def _part(value: Any, name: str, shares: bool) -> str:
+    text = cell(value, name, shares)
+    return f"({_cut(text)})" if isinstance(value, Mapping) else text
+
+
+def _counted(items: Sequence[Any], name: str) -> str:
+    return f"1 {name.removesuffix('s') or 'item'}" if len(items) == 1 else f"{len(items)} {name or 'items'}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _PART else text[: _PART - 1] + "…"
