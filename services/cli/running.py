@@ -78,7 +78,7 @@ def up(
                     describe(unit)  # schemas are made once and shared by all
             gc.collect()
             gc.freeze()  # what lives now lives for ever; no collection touches, and so copies, its pages
-            code = Supervisor(claimed, bus, runs, _silent if quiet else _teller(url, settings.data)).run()
+            code = Supervisor(claimed, bus, runs, _teller(url, settings.data, quiet)).run()
     except OSError as error:
         raise Unavailable(
             f"cannot write {settings.data}: {error.strerror}", reason="NOT_WRITABLE", file=str(settings.data)
@@ -99,12 +99,8 @@ def _child(domain: Domain[Any], config: Path | None, data: Path | None, ready: i
     serve(domain, config=config, ready=ready, lifeline=lifeline)
 
 
-def _silent(_: Sequence[ProcessState]) -> None:
-    pass
-
-
-def _teller(url: str, data: Path) -> Callable[[Sequence[ProcessState]], None]:
-    """Return what tells a person, a line for each change and one when all is well."""
+def _teller(url: str, data: Path, quiet: bool) -> Callable[[Sequence[ProcessState]], None]:
+    """Return what tells a person, a line for each change and one when all is well; `quiet`: only what goes wrong."""
     told: dict[str, str] = {}
     said_ready = False
 
@@ -115,9 +111,11 @@ def _teller(url: str, data: Path) -> Callable[[Sequence[ProcessState]], None]:
                 told[state.name] = str(state)
                 continue
             told[state.name] = str(state)
+            if quiet and state.state != "restarting":
+                continue
             why = f" ({escape(state.why)})" if state.why and state.state != "starting" else ""  # said as it ended
             err.print(f"{state.name:<10} [{_COLOURS.get(state.state, '')}]{state}[/]{why}", highlight=False)
-        if not said_ready and all(state.state == "ready" for state in states):
+        if not (said_ready or quiet) and all(state.state == "ready" for state in states):
             said_ready = True
             names = ", ".join(state.name for state in states)
             err.print(f"[green]ready[/] at [bold]{url}[/]: {names}", highlight=False)

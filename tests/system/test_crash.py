@@ -96,6 +96,8 @@ async def test_a_running_service_outlives_the_death_of_everything_beside_its_eng
             await aima.assert_true({created["service_id"]: 2})
             assert (await _chat(aima))["content"]
         assert {name: process.pid for name, process in aima.engines().items()} == before
+        told = (aima.data / "up.log").read_text()  # quiet: of what goes wrong, and of nothing else
+        assert ("ended by signal 9" in told, "ready" in told) == (True, False)
 
 
 async def test_a_chat_whose_carrier_dies_is_settled_and_the_next_one_is_answered(tmp_path: Path, smollm2: Path) -> None:
