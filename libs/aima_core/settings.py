@@ -98,7 +98,7 @@ def load(
     environ: Mapping[str, str] | None = None,
     partial: bool = False,
 ) -> Settings:
-    """Read all settings; `path` is `--config`. Raise ValidationFailed for the first thing that is wrong.
+    """Read all settings; `path` is `--config`. Raise ValidationFailed that tells all that is wrong.
 
     With `partial`, sections that are not among `sections` are somebody else's to check.
     """
@@ -109,9 +109,10 @@ def load(
     for key, value in given.values.items():
         foreign = partial and isinstance(value, dict)
         if key not in known and key not in General.model_fields and not foreign:
-            raise given.fault((key,), f"unknown; expected one of {', '.join(sorted([*General.model_fields, *known]))}")
+            given.fault((key,), f"unknown; expected one of {', '.join(sorted([*General.model_fields, *known]))}")
     general = given.check(General)
     checked: dict[str, Any] = {name: given.check(model, name) for name, model in known.items()}
+    given.refuse()
     data = Path(general.data).expanduser().absolute()
     nats, log, origins = checked.pop("nats"), checked.pop("log"), given.origins()
     if not nats.url:
@@ -154,6 +155,7 @@ class _Given:
     def __init__(self, file: Path) -> None:
         """Read the file; one that is not there sets nothing. Raises InvalidRequest when it is not TOML."""
         self.file = file
+        self._faults: list[ValidationFailed] = []
         self._variables: dict[TomlPath, str] = {}
         try:
             text = file.read_text()
@@ -181,15 +183,16 @@ class _Given:
 
     def _set(self, section: str, key: str, name: str, value: str, model: type[Section]) -> None:
         if key not in model.model_fields:
-            expected = ", ".join(model.model_fields)
-            raise ValidationFailed(f"{name}: unknown; [{section}] has {expected}", reason="BAD_CONFIG", key=name)
+            told = f"{name}: unknown; [{section}] has {', '.join(model.model_fields)}"
+            self._faults.append(ValidationFailed(told, reason="BAD_CONFIG", key=name))
+            return
         inner = self.values.setdefault(section, {})
         if isinstance(inner, dict):
             inner[key] = value
             self._variables[section, key] = name
 
     def check(self, model: type[Section], section: str = "") -> Any:
-        """Return a section, valid; raise ValidationFailed for the first thing that is wrong in it."""
+        """Return a section, valid; when something is wrong in it, take note of that and return nothing of use."""
         if section:
             values = self.values.get(section, {})
         else:
@@ -197,26 +200,43 @@ class _Given:
         try:
             return model.model_validate(values)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            expected = first["msg"]
-            if first["type"] == "extra_forbidden":
-                expected = f"unknown; expected one of {', '.join(model.model_fields)}"
-            raise self.fault((*([section] if section else []), *first["loc"]), expected) from None
+            for each in error.errors(include_url=False):
+                expected = each["msg"]
+                if each["type"] == "extra_forbidden":
+                    expected = f"unknown; expected one of {', '.join(model.model_fields)}"
+                self.fault((*([section] if section else []), *each["loc"]), expected)
+            return None
 
-    def fault(self, path: TomlPath, expected: str) -> ValidationFailed:
-        """Return the refusal of what stands at a path: in the environment if it is from there, else in the file."""
+    def refuse(self) -> None:
+        """Raise what has been found wrong, if anything has."""
+        if len(self._faults) == 1:
+            raise self._faults[0]
+        if self._faults:
+            told = "\n  ".join(fault.message for fault in self._faults)
+            raise ValidationFailed(
+                f"{len(self._faults)} settings are wrong:\n  {told}",
+                reason="BAD_CONFIG",
+                faults=[fault.details for fault in self._faults],
+            )
+
+    def fault(self, path: TomlPath, expected: str) -> None:
+        """Take note of what is wrong at a path: in the environment if it is from there, else in the file."""
         key = ".".join(map(str, path))
         if name := self._variables.get(path[:2]):
-            return ValidationFailed(f"{name}: {key}: {expected}", reason="BAD_CONFIG", key=key, expected=expected)
+            told = f"{name}: {key}: {expected}"
+            self._faults.append(ValidationFailed(told, reason="BAD_CONFIG", key=key, expected=expected))
+            return
         line = line_of(self._lines, path)
         where = f"{self.file}:{line}" if line else f"{self.file} or the environment"
-        return ValidationFailed(
-            f"{where}: {key}: {expected}",
-            reason="BAD_CONFIG",
-            file=str(self.file),
-            line=line,
-            key=key,
-            expected=expected,
+        self._faults.append(
+            ValidationFailed(
+                f"{where}: {key}: {expected}",
+                reason="BAD_CONFIG",
+                file=str(self.file),
+                line=line,
+                key=key,
+                expected=expected,
+            )
         )
 
     def origins(self) -> dict[str, str]:

@@ -144,6 +144,20 @@ def test_what_is_wrong_in_the_file_is_named_with_line_key_and_what_was_expected(
     assert error.message.startswith(f"{tmp_path / 'config.toml'}:{line}: {key}: {expected}")
 
 
+def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
+    error = fault(tmp_path, "[counter]\nstep = 0\nstride = 1\n[conuter]\n", AIMA_LOG_LEVELS="all")
+    first, *told = error.message.splitlines()
+    assert first == "4 settings are wrong:"
+    assert [line.strip().removeprefix(f"{tmp_path}/").partition(": Input")[0] for line in told] == [
+        "AIMA_LOG_LEVELS: unknown; [log] has level",
+        "config.toml:4: conuter: unknown; expected one of counter, data, log, nats, node",
+        "config.toml:2: counter.step",
+        "config.toml:3: counter.stride: unknown; expected one of step, name",
+    ]
+    keys = [each["key"] for each in error.details["faults"]]
+    assert keys == ["AIMA_LOG_LEVELS", "conuter", "counter.step", "counter.stride"]
+
+
 @pytest.mark.parametrize("text", ["[counter\n", "step = \n", "a = 1\na = 2\n", "\0", "[counter]\nstep = 1 2"])
 def test_a_file_that_is_not_toml_is_named_with_the_line(tmp_path: Path, text: str) -> None:
     error = fault(tmp_path, text)
