@@ -133,12 +133,12 @@ class Carrier:
         deadline, should there be one, and Unavailable when the gateway ends before the answer does.
         """
         await self._asking.permitted(caller, job.unit, {"model": job.model})
-        async with self._limited(caller), self._quotas.within(caller.principal, job.tokens) as used:
+        async with self._limited(caller) as limit, self._quotas.within(caller.principal, job.tokens) as used:
             avoid = ""
             for _ in range(_TRIES):
                 lease = await self._take(caller, job, avoid)
                 try:
-                    async with self._held(caller, job, lease, used) as carried:
+                    async with self._held(caller, job, lease, limit, used) as carried:
                         yield carried
                         return
                 except Broken:
@@ -173,43 +173,62 @@ class Carrier:
         return await self._leases.take(caller, job.model, job.types, tools=job.tools, wait=job.wait, avoid=avoid)
 
     @contextlib.asynccontextmanager
-    async def _limited(self, caller: Caller) -> AsyncIterator[None]:
+    async def _limited(self, caller: Caller) -> AsyncIterator[asyncio.Timeout]:
         """Raise Timeout at the caller's deadline, should there be one, or Unavailable when all is cut."""
+        stopping = Unavailable("the gateway is ending; ask again", reason="STOPPING")
+        if self._ending:
+            raise stopping
         try:
             async with asyncio.timeout(caller.timeout) as limit:
                 self._under_way.add(limit)
                 try:
-                    yield
+                    yield limit
                 finally:
                     self._under_way.discard(limit)
         except TimeoutError:
             if not limit.expired():
                 raise
             if self._ending:
-                raise Unavailable("the gateway is ending; ask again", reason="STOPPING") from None
+                raise stopping from None
             raise Timeout(f"no whole answer within {caller.timeout} s", timeout=caller.timeout) from None
 
     @contextlib.asynccontextmanager
-    async def _held(self, caller: Caller, job: Job, lease: inference.Lease, used: list[int]) -> AsyncIterator[Carried]:
+    async def _held(
+        self, caller: Caller, job: Job, lease: inference.Lease, limit: asyncio.Timeout, used: list[int]
+    ) -> AsyncIterator[Carried]:
         """Give the answer of a lease's replica; keep the lease for as long as the block lasts, and settle it then.
 
         Raises Broken when the replica goes away before it has answered anything of use.
         """
+        heard = False
         try:
             with self._leases.kept(caller, lease):
-                async with self._answered(job, lease, used) as carried:
+                begun, reply = time.monotonic(), await self._asked(job, lease)
+                heard = True
+                async with self._answered(job, Carried(lease, reply, begun, job.tokens.prompt), used) as carried:
                     yield carried
             self._leases.settle(caller, lease, carried.outcome())
+        except asyncio.CancelledError:
+            self._leases.settle(caller, lease, self._cut_off(limit, heard=heard))
+            raise
         except BaseException as error:
             self._leases.settle(caller, lease, _failed(error))
             raise
 
-    @contextlib.asynccontextmanager
-    async def _answered(self, job: Job, lease: inference.Lease, used: list[int]) -> AsyncIterator[Carried]:
-        begun = time.monotonic()
+    def _cut_off(self, limit: asyncio.Timeout, *, heard: bool) -> dict[str, Any]:
+        """Return what a request came to that was not let go on: that its caller has left is nobody's failure."""
+        if limit.expired() and (self._ending or not heard):
+            code = "STOPPING" if self._ending else "TIMEOUT"
+            return {"outcome": "failed", "error": code, "error_code": code}
+        return {"outcome": "cancelled"}
+
+    async def _asked(self, job: Job, lease: inference.Lease) -> Reply:
         make = job.make if lease.cancels_whole or job.streamed is None else job.streamed
-        reply = await self._engines.ask(f"{lease.endpoint}{job.path}", make(lease.model), job.headers)
-        carried = Carried(lease, reply, begun, job.tokens.prompt)
+        return await self._engines.ask(f"{lease.endpoint}{job.path}", make(lease.model), job.headers)
+
+    @contextlib.asynccontextmanager
+    async def _answered(self, job: Job, carried: Carried, used: list[int]) -> AsyncIterator[Carried]:
+        reply = carried.reply
         try:
             if not 200 <= reply.status < 300:
                 raise refusal(reply.status, await reply.told(_REFUSAL))
@@ -226,7 +245,7 @@ class Carrier:
 def _failed(error: BaseException) -> dict[str, Any]:
     """Return what a request came to that ended in an error; nothing of the content is in it."""
     match error:
-        case asyncio.CancelledError() | GeneratorExit():
+        case GeneratorExit():
             return {"outcome": "cancelled"}
         case Broken():
             return _failed(gone(begun=False))

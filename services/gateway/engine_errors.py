@@ -44,7 +44,7 @@ def refusal(status: int, body: bytes) -> AimaError:
             return Unavailable(f"the engine is not ready{told}", reason="ENGINE_LOADING", retry_after=1)
         case 501:
             return ValidationFailed(f"the engine cannot do this{told}", reason="ENGINE_REFUSED", status=status)
-        case _ if 400 <= status < 500:
+        case 400 | 404 | 405 | 413 | 415 | 422:
             return ValidationFailed(f"the engine refused the request{told}", reason="ENGINE_REFUSED", status=status)
         case _:
             return ExecutionFailed(f"the engine failed{told}", reason="ENGINE_FAILED", status=status)

@@ -152,14 +152,12 @@ def refusal(status: int, body: bytes) -> AimaError:
         text = ""
     said = f": {text}" if text else ""
     match status:
-        case 400 | 404 | 413 | 422:
+        case 400 | 404 | 405 | 413 | 415 | 422 | 501:
             return ValidationFailed(f"the engine refused the request{said}", reason="ENGINE_REFUSED", status=status)
         case 429:
-            return RateLimited(f"the engine is busy{said}", retry_after=1)
+            return RateLimited(f"the engine is busy{said}", reason="ENGINE_BUSY", retry_after=1)
         case 503:
             return Unavailable(f"the engine is not ready{said}", reason="ENGINE_LOADING", retry_after=1)
-        case _ if 400 <= status < 500:
-            return ExecutionFailed(f"the engine refused the request{said}", reason="ENGINE_REFUSED", status=status)
         case _:
             return ExecutionFailed(f"the engine failed{said}", reason="ENGINE_FAILED", status=status)
 

@@ -18,7 +18,6 @@ from aima_core.errors import (
     AimaError,
     ExecutionFailed,
     NotFound,
-    RateLimited,
     Timeout,
     Unavailable,
     ValidationFailed,
@@ -284,7 +283,7 @@ def _unanswered(seconds: float, patience: float) -> dict[str, Any]:
 
 def _code(error: AimaError) -> str:
     """Return what an engine's error is recorded as; what the caller did wrong blames no replica."""
-    return "ENGINE_REFUSED" if isinstance(error, ValidationFailed | RateLimited) else error.reason
+    return "ENGINE_REFUSED" if isinstance(error, ValidationFailed) else error.reason
 
 
 def react(recorded: Recorded) -> Sequence[Command[Any]]:

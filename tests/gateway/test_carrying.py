@@ -15,6 +15,7 @@ import pytest
 
 from aima_core.bus import Client
 from aima_core.directory import Directory
+from aima_core.errors import Unavailable
 from aima_core.nats_server import NatsServer
 from aima_core.testing import serving, settings_for, until
 from services.gateway.access import Policy
@@ -361,6 +362,15 @@ async def test_a_deadline_of_the_client_ends_a_request_that_takes_longer(here: P
     assert (cut[0]["choices"][0]["delta"]["content"], cut[1]["error"]["code"]) == ("and so on", "timeout")
     await until(lambda: engine.gone == 2)
     await here.waiting(queued=0, outstanding=0)
+    assert {outcome["error_code"] for outcome in await here.outcomes(2)} == {"CANCELLED"}  # it was at work
+
+
+async def test_an_engine_that_says_nothing_until_the_deadline_has_failed(here: Place) -> None:
+    await here.engine(Held())
+    late = await here.site.post(CHAT, ASKED, headers={"Aima-Timeout": "0.3"})
+    assert (late.status_code, late.json()["error"]["code"]) == (504, "timeout")
+    (outcome,) = await here.outcomes(1)
+    assert outcome["error_code"] == "TIMEOUT"
 
 
 # --- quotas -------------------------------------------------------------------------------------------------------
@@ -470,8 +480,8 @@ async def test_a_lease_is_renewed_for_as_long_as_its_request_takes(tmp_path: Pat
         held = Held()
         engine = Engine(held)
         await engine.open()
-        try:
-            asking = asyncio.create_task(_carried(client, engine))
+        async with _carrier(client, engine) as carrier:
+            asking = asyncio.create_task(_whole(carrier))
 
             async def twice() -> bool:
                 log = [event["type"] for event in await events(client, "inference")]
@@ -480,12 +490,31 @@ async def test_a_lease_is_renewed_for_as_long_as_its_request_takes(tmp_path: Pat
             await until(twice)
             held.open.set()
             assert events_of(await asking)[-1] == "[DONE]"
-            assert (await events(client, "inference"))[-1]["type"] != "inference.request_failed"
-        finally:
-            await engine.close()
+        assert (await events(client, "inference"))[-1]["type"] != "inference.request_failed"
+        await engine.close()
 
 
-async def _carried(client: Client, engine: Engine) -> bytes:
+async def test_what_is_cut_has_failed_and_nothing_new_is_begun(tmp_path: Path, nats: NatsServer) -> None:
+    domains = (MODELS, CRIER, INFERENCE)
+    async with serving(*domains, settings=settings_for(tmp_path / "data", nats.url, *domains)) as client:
+        engine = Engine(Held())
+        await engine.open()
+        async with _carrier(client, engine) as carrier:
+            asking = asyncio.create_task(_whole(carrier))
+            await until(lambda: engine.lines)
+            carrier.cut()
+            for told in (asking, _whole(carrier)):
+                with pytest.raises(Unavailable) as refused:
+                    await told
+                assert refused.value.reason == "STOPPING"
+        assert len(engine.lines) == 1
+        last = (await events(client, "inference"))[-1]
+        assert (last["type"], last["data"]["error_code"]) == ("inference.request_failed", "STOPPING")
+        await engine.close()
+
+
+@contextlib.asynccontextmanager
+async def _carrier(client: Client, engine: Engine) -> AsyncIterator[Carrier]:
     directory = Directory(client.nc)
     await directory.open()
     leases = Leases(client, seconds=0.8)
@@ -493,11 +522,15 @@ async def _carried(client: Client, engine: Engine) -> bytes:
     replica = REPLICA | {"endpoint": engine.endpoint}
     await ask(client, "service.say", type="service.replica_started", data=replica)
     try:
-        async with carrier.carry(Caller(timeout=20), job("toy", {"messages": HELLO}, whole=True, wait=20)) as carried:
-            return await carried.whole()
+        yield carrier
     finally:
         await carrier.close()
         await directory.close()
+
+
+async def _whole(carrier: Carrier) -> bytes:
+    async with carrier.carry(Caller(timeout=20), job("toy", {"messages": HELLO}, whole=True, wait=20)) as carried:
+        return await carried.whole()
 
 
 async def _nothing(_key: str, _request: str, _tokens: int) -> None:

@@ -219,7 +219,8 @@ REFUSALS: dict[str, tuple[str, bytes, type[AimaError], str, str]] = {
         *("404 Not Found", b'{"error": "no such model"}'),
         *(ValidationFailed, "ENGINE_REFUSED", "the engine refused the request: no such model"),
     ),
-    "busy": ("429 Too Many", b"", RateLimited, "RATE_LIMITED", "the engine is busy"),
+    "busy": ("429 Too Many", b"", RateLimited, "ENGINE_BUSY", "the engine is busy"),
+    "unauthorized": ("401 Unauthorized", b"", ExecutionFailed, "ENGINE_FAILED", "the engine failed"),
     "loading": ("503 Unavailable", b"[]", Unavailable, "ENGINE_LOADING", "the engine is not ready"),
     "broken": ("500 Broken", b"<html>", ExecutionFailed, "ENGINE_FAILED", "the engine failed"),
     "long words": (
