@@ -33,6 +33,7 @@ from aima_core.units import Out, Unit
 
 _GRACE = 0.5  # seconds that a caller waits beyond the deadline it sent, so that the callee's own error arrives
 _QUIET = 5.0  # seconds without a part after which it is time to see whether somebody is still at it
+_ABSENT = 2  # times in a row that nobody is, until it is believed
 _LOOK = 0.5  # seconds for a domain to say that it is there, and what it has
 
 _SUCCESS = b'{"success":true,'  # how an envelope of ours begins that holds an answer
@@ -129,16 +130,22 @@ class Client:
         leaving = asyncio.create_task(_drained(subscription, leave)) if leave else None
 
         async def following(control: str = "") -> Msg:
+            absent = 0  # how often the server has said that the process is not there: it may be coming back as we did
             with _told(unit, timeout):
                 while True:
                     left = max(until - time.monotonic(), 0.01)
                     coming = subscription.next_msg(timeout=min(left, _QUIET) if control else left)
                     try:
-                        return await or_cancelled(coming, leaving)
+                        message = await or_cancelled(coming, leaving)
                     except nats.errors.TimeoutError:
                         if not control or left <= _QUIET:
                             raise
-                    await self.nc.publish(control, reply=inbox)  # where nobody listens any more, the server says so
+                        if self.nc.is_connected:
+                            await self.nc.publish(control, reply=inbox)
+                        continue
+                    absent += _is_nobody(message)
+                    if not control or not _is_nobody(message) or absent == _ABSENT:
+                        return message
 
         async def first() -> Msg:
             with _told(unit, timeout):
@@ -150,7 +157,7 @@ class Client:
             while calls.SEQ in (message.headers or {}) and calls.FINAL not in (message.headers or {}):
                 yield msgspec.json.decode(message.data)
                 message = await following(message.reply)
-            if (message.headers or {}).get("Status") == "503":
+            if _is_nobody(message):
                 raise await self._nobody(unit)
             yield opened(message.data)
         except _Left:
@@ -197,6 +204,11 @@ class Client:
         return Unavailable(
             f"the {domain} domain does not answer; ask again", reason="DOMAIN_DOWN", domain=domain, unit=unit
         )
+
+
+def _is_nobody(message: Msg) -> bool:
+    """Whether it is the server's, which says that nobody listens."""
+    return (message.headers or {}).get("Status") == "503"
 
 
 class _Left(Exception):

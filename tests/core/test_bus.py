@@ -21,7 +21,7 @@ from aima_core.call import Call
 from aima_core.connection import LARGEST_PAYLOAD, connect
 from aima_core.directory import read_info
 from aima_core.domain import Parts
-from aima_core.errors import Forbidden, PayloadTooLarge, Unavailable, UnitNotFound
+from aima_core.errors import Forbidden, PayloadTooLarge, Timeout, Unavailable, UnitNotFound
 from aima_core.nats_server import MAX_PAYLOAD, USERS, NatsServer
 from aima_core.process import Process
 from aima_core.replies import Replies
@@ -256,22 +256,25 @@ async def test_a_stream_whose_connection_is_closed_meanwhile_is_refused_as_unava
                 pass
 
 
-@pytest.mark.parametrize("lives", [False, True])
+@pytest.mark.parametrize("lives", ["", "and answers", "but says nothing"])
 async def test_a_stream_whose_process_is_gone_is_refused_as_unavailable(
-    shared_nats: NatsServer, monkeypatch: pytest.MonkeyPatch, lives: bool
+    shared_nats: NatsServer, monkeypatch: pytest.MonkeyPatch, lives: str
 ) -> None:
     monkeypatch.setattr("aima_core.bus._QUIET", 0.05)
     async with connected(shared_nats.url) as nc, connected(shared_nats.url) as other:
         asked, control = await other.subscribe("aima.brief.unit"), await other.subscribe("brief.control")
         await other.flush()
-        stream = Client(nc).stream("brief.unit", {}, timeout=60)
+        stream = Client(nc).stream("brief.unit", {}, timeout=0.5 if lives == "but says nothing" else 60)
         part = asyncio.create_task(anext(stream))
         message = await asked.next_msg(timeout=20)
         await other.publish(message.reply, b"1", reply="brief.control", headers={"Aima-Seq": "1"})
         assert await part == 1
         answer = asyncio.create_task(anext(stream))
         await control.next_msg(timeout=20)  # it is seen after
-        if lives:
+        if lives == "but says nothing":
+            with pytest.raises(Timeout):
+                await answer
+        elif lives:
             await other.publish(message.reply, b'{"success":true,"data":2}')
             assert (await answer).data == 2
         else:
