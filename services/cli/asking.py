@@ -102,8 +102,9 @@ async def _named(config: Path | None, wait: float) -> Settings:
         if not ours or (runs(found.data) and told):
             return found
         if not runs(found.data) or time.monotonic() > until:
+            state = "begins to run, or may not be looked at," if runs(found.data) else "does not run"
             raise Unavailable(
-                f"AIMA does not run on {found.data}; `aima up` starts it, nats.url names a bus elsewhere",
+                f"AIMA {state} on {found.data}; `aima up` starts it, nats.url names a bus elsewhere",
                 reason="NOT_UP",
                 data=str(found.data),
             )

@@ -20,6 +20,7 @@ from aima_core.errors import Conflict
 from aima_core.settings import URL_FILE
 
 _LOCK_FILE = "up.lock"
+_PROBED = 0.2  # seconds that somebody who only looks may hold the lock: far longer than it takes
 GRACE = 30.0  # seconds that the children of a supervisor that was killed may take to end: as long as a drain
 
 
@@ -43,7 +44,7 @@ class Claim:
 
 
 def runs(data: Path) -> bool:
-    """Whether a supervisor, or a child of one that was killed, holds the data folder; if nobody may say, it does."""
+    """Whether a supervisor, or a child of one that was killed, holds the data folder; who cannot tell says yes."""
     try:
         lock = os.open(data / _LOCK_FILE, os.O_RDONLY)
     except (FileNotFoundError, NotADirectoryError):
@@ -52,7 +53,7 @@ def runs(data: Path) -> bool:
         return True
     try:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # for a moment: `_lock` tries again
-    except BlockingIOError:
+    except OSError:
         return True
     finally:
         os.close(lock)
@@ -63,7 +64,7 @@ def runs(data: Path) -> bool:
 def claim(data: Path, grace: float = GRACE) -> Iterator[Claim]:
     """Take the data folder for this process and the children it forks.
 
-    Raises Conflict (ALREADY_RUNNING) at once when another supervisor runs there, and after `grace` seconds when only
+    Raises Conflict (ALREADY_RUNNING) soon when another supervisor runs there, and after `grace` seconds when only
     children of one that was killed are left and do not end; `details.pid` is that supervisor. OSError when the folder
     cannot be written.
     """
@@ -82,20 +83,20 @@ def claim(data: Path, grace: float = GRACE) -> Iterator[Claim]:
 
 
 def _lock(lock: int, data: Path, grace: float) -> None:
-    deadline = time.monotonic() + grace
+    begun = time.monotonic()
     while True:
         try:
             return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = _holder(lock)
             pid = holder.get("pid")
-            if pid is not None and _lives(pid):
+            if pid is not None and _lives(pid) and time.monotonic() > begun + _PROBED:
                 raise Conflict(
                     f"aima up already runs on {data} (pid {pid}, since {holder.get('started_at')}); stop it first",
                     reason="ALREADY_RUNNING",
                     pid=pid,
                 ) from None
-            if time.monotonic() > deadline:
+            if time.monotonic() > begun + grace:
                 raise Conflict(
                     f"processes of an earlier aima up (pid {pid}, gone) still run on {data}: {_left(data)}",
                     reason="ALREADY_RUNNING",

@@ -131,7 +131,7 @@ def named(error: ValidationFailed, flags: Iterable[Flag]) -> ValidationFailed:
             typed[field] = names[known] + field[len(known) :]
     if not typed:
         return error
-    fields = [{**each, "field": typed[each["field"]]} for each in error.details["fields"] if each["field"] in typed]
+    fields = [{**each, "field": typed[each["field"]]} for each in error.details["fields"] if each.get("field") in typed]
     told = "; ".join(f"{fault['field']}: {fault['expected']}" for fault in fields)
     if error.message.startswith(tuple(f"{field}: " for field in typed)):  # it says more than what was expected
         each = "|".join(map(re.escape, typed))

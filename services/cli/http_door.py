@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import httpx2
 import msgspec
@@ -17,6 +17,7 @@ from aima_core.errors import InvalidRequest, Unavailable, ValidationFailed, from
 from services.cli.asking import last
 
 _API = "/api/v2"
+_BELOW = (_API, "/api", "/v1", "/mcp", "/docs")  # addresses that people copy for one that is meant for all doors
 _CONNECT = 5.0  # seconds
 _QUIET = 60.0  # seconds without a byte; a gateway that is at work sends something every 15
 
@@ -123,11 +124,11 @@ class HttpDoor:
         """Return the refusal of an address below the gateway's, such as its door for OpenAI's clients; else None."""
         details = told.get("details") or {}
         details = details.get("details") or details  # that door puts ours into its own
-        root = urlsplit(self._url)
-        path = root.path.rstrip("/")
-        if not (root.netloc and path and (details.get("reason") == "NO_SUCH_PATH" or path.endswith(_API))):
+        url = self._url.rstrip("/")
+        root = next((url.removesuffix(below) for below in _BELOW if url.endswith(below)), "")
+        if not root or not (details.get("reason") == "NO_SUCH_PATH" or url.endswith(_API)):
             return None
-        expected = f"the gateway's root address, {root.scheme}://{root.netloc}"
+        expected = f"the gateway's root address, {root}"
         return ValidationFailed(
             f"--url {self._url}: expected {expected}", fields=[{"field": "--url", "expected": expected}]
         )

@@ -38,11 +38,16 @@ def run(
     addr: Addr = "",
     config: Config = None,
 ) -> None:
-    """Run one domain in this process, for a container, systemd or a debugger."""
+    """Run one domain on the bus that there is, for a container, systemd or a debugger."""
     _open_at(addr)
     known = domains.names()
     if domain not in known:
         raise NotFound(f"there is no domain {domain}; there are {', '.join(known)}", reason="NO_DOMAIN", known=known)
+    settings = load({}, path=config, partial=True)
+    if "nats.url" not in settings.origins:  # whatever else listens on the usual port may be somebody else's
+        raise Unavailable(
+            f"there is no bus to be on: nats.url names one, or `aima up` runs one on {settings.data}", reason="NOT_UP"
+        )
     serve(domains.load(domain), config=config)
 
 

@@ -1,8 +1,10 @@
+import fcntl
 import json
 import os
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -37,6 +39,17 @@ def test_whether_somebody_runs_there_can_be_seen_from_outside(tmp_path: Path) ->
     with claim(tmp_path):
         assert runs(tmp_path)
     assert not runs(tmp_path)
+
+
+def test_who_only_looks_stops_nobody_from_running(tmp_path: Path) -> None:
+    (tmp_path / "up.lock").write_text(json.dumps({"pid": os.getpid()}))  # an earlier holder's number can be another's
+    looking = os.open(tmp_path / "up.lock", os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    done = threading.Timer(0.05, os.close, [looking])
+    done.start()
+    with claim(tmp_path):
+        assert runs(tmp_path)
+    done.join()
 
 
 def test_what_a_killed_supervisor_has_left_is_removed(tmp_path: Path) -> None:
