@@ -7,7 +7,7 @@ because clients expect that to be signed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -24,15 +24,15 @@ Json = dict[str, Any]
 _decode = msgspec.json.Decoder(Json).decode
 
 
-def message(model: str, answer: Answer) -> Json:
-    """Return a whole answer."""
+def message(model: str, answer: Answer, stops: Collection[str] = ()) -> Json:
+    """Return a whole answer; `stops` are the client's `stop_sequences`."""
     content: list[Json] = []
     if answer.text or not answer.calls:
         content.append({"type": "text", "text": answer.text})
     for call in answer.calls:
         given = {"id": call.id or _ident("toolu"), "name": call.name, "input": _arguments(call.arguments)}
         content.append({"type": "tool_use", **given})
-    ended = _ended(answer.finish, answer.stopped_by, called=bool(answer.calls))
+    ended = _ended(answer.finish, answer.stopped_by if answer.stopped_by in stops else "", called=bool(answer.calls))
     return _message(model, content, answer.usage, ended)
 
 
@@ -46,8 +46,10 @@ class Events:
 
     media = "text/event-stream; charset=utf-8"
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, stops: Collection[str] = ()) -> None:
+        """`stops` are the client's `stop_sequences`."""
         self._model = model
+        self._stops = stops
         self._index = -1
         self._open = ""  # what the block under way is: text, or which call
         self._called = False
@@ -61,7 +63,8 @@ class Events:
     def feed(self, piece: Piece) -> bytes:
         """Return what a piece of the answer comes to."""
         self._finish = piece.finish or self._finish
-        self._stopped_by = piece.stopped_by or self._stopped_by
+        if piece.stopped_by in self._stops:  # an engine may tell of the model's own as well
+            self._stopped_by = piece.stopped_by
         told = list(self._text(piece.text)) if piece.text else []
         for call in piece.calls:
             told += self._call(call)

@@ -56,11 +56,12 @@ class Anthropic:
         asked = bodies.decode(await bodies.read_json(request, self._limit), requests.MessagesRequest)
         patience = patient(request)
         job = chatting.job(asked.model, requests.completion(asked), whole=not asked.stream, wait=patience.wait)
+        stops = asked.stop_sequences or ()
         if asked.stream:
-            return Streamed(self._carrier, patience.caller, job, answers.Events(asked.model))
+            return Streamed(self._carrier, patience.caller, job, answers.Events(asked.model, stops))
 
         async def tell(carried: Carried) -> dict[str, Any]:
-            return answers.message(asked.model, await chatting.whole(carried))
+            return answers.message(asked.model, await chatting.whole(carried), stops)
 
         return Whole(self._carrier, patience.caller, job, tell)
 

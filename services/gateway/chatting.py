@@ -44,7 +44,7 @@ class CallPiece(msgspec.Struct, frozen=True):
 class Piece:
     """What is new of an answer. `finish`: stop, length, tool_calls or content_filter, once it has ended.
 
-    `stopped_by`: the one of the caller's texts that ended it, if the engine tells.
+    `stopped_by`: the text that ended it, if the engine tells; it may be one of the model's own.
     """
 
     text: str = ""

@@ -103,7 +103,7 @@ def _requests(served: inference.Models, load: inference.Load | None, who: Princi
     """Return what the requests to each service came to, and what it has to do right now."""
     ended = CounterMetricFamily(
         "aima_service_requests",
-        "Requests that have ended, since the service was created; cancelled are those whose caller left.",
+        "Requests that have ended, since the service was created; cancelled: the caller left, or had no time left.",
         labels=(*_SERVICE, "outcome"),
     )
     tokens = CounterMetricFamily(

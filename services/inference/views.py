@@ -13,12 +13,12 @@ from ddsketch.mapping import LogarithmicMapping
 
 from aima_core.records import Recorded, Statement
 from services.inference import units as u
-from services.inference.state import outcome_of
 
 BUCKETS = LogarithmicMapping(0.01)
 PERIOD, PERIODS = 300, 12  # seconds of a slot of the ring of latencies, and its slots: one hour
 SECONDS = 64  # slots of the ring of seconds: the last minute and a little more
 _LEAST_SECONDS = 1e-6  # times are kept in microseconds; a clock that was set back makes durations below zero
+_CANCELLED = "CANCELLED"  # that a caller has left is no fault of the service's
 _REFUSED = "ENGINE_REFUSED"  # what was wrong with a request, not with the service
 _LEAST_TOKENS = 8  # of an answer whose speed is worth knowing
 
@@ -130,7 +130,7 @@ def project(recorded: Recorded) -> Iterable[Statement]:
         case u.RequestsRefused(service_id=ident, count=count):
             yield _ADD_USAGE, (ident, "", 0, 0, 0, count, 0, 0)
         case u.RequestFailed(service_id=ident, process_id=process_id, error_code=code):
-            cancelled = outcome_of(code) == "cancelled"
+            cancelled = code == _CANCELLED
             yield _ADD_USAGE, (ident, process_id, 1, not cancelled, cancelled, 0, 0, 0)
             fault = not (cancelled or code == _REFUSED)
             yield _ADD_SECOND, (ident, process_id, int(at) % SECONDS, int(at), 1, fault, 0)

@@ -210,6 +210,11 @@ async def test_which_text_ended_an_answer_is_told_where_the_engine_tells_it(
             streamed = await stream.get_final_message()
         for message in (said, streamed):
             assert (message.stop_reason, message.stop_sequence) == ("stop_sequence", "two")
+        other = await claude.messages.create(**asked | {"stop_sequences": ["three"]})
+        async with claude.messages.stream(**asked | {"stop_sequences": []}) as stream:
+            none = await stream.get_final_message()
+        for message in (other, none):  # the model's own
+            assert (message.stop_reason, message.stop_sequence) == ("end_turn", None)
 
 
 async def test_an_engine_that_does_not_count_is_not_counted_for(tmp_path: Path, nats: NatsServer) -> None:

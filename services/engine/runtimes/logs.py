@@ -32,10 +32,13 @@ KEPT = 200
 
 
 def of_runs_since(lines: Sequence[str], at: float) -> Sequence[str]:
-    """Return the lines of the runs that began at that time, in Unix seconds, or later; all where no begin is seen."""
+    """Return the lines of the runs that began at that time, in Unix seconds, or later, and of the latest in any case.
+
+    The clock that tells the time may be another's than the one that told the begins.
+    """
     begins = [(number, begun) for number, line in enumerate(lines) if (begun := _begun(line))]
-    first = next((number for number, begun in begins if begun >= at), len(lines))
-    return lines[first:] if begins else lines
+    first = next((number for number, begun in begins if begun >= at), begins[-1][0] if begins else 0)
+    return lines[first:]
 
 
 def _begun(line: str) -> float:
