@@ -103,6 +103,6 @@ def test_a_folder_that_cannot_be_written_stops_the_start_at_once(read_only: Path
     ended = run("up", data=read_only / "data")
     assert ended.returncode == 1
     assert f"cannot write {read_only / 'data'}" in ended.stderr.replace("\n", "")
-    domain = run("run", "model", data=read_only / "data")
+    domain = run("run", "model", data=read_only / "data", AIMA_NATS_URL="nats://127.0.0.1:9")
     assert domain.returncode == 78
     assert f"cannot write {read_only / 'data' / 'model'}" in domain.stderr.replace("\n", "")
