@@ -11,6 +11,7 @@ import ctypes
 import functools
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -31,6 +32,7 @@ MAX_MEMORY_STORE = 256 * 2**20  # bytes; the event copy and the resource bucket 
 MAX_FILE_STORE = 64 * 2**30  # bytes; a ceiling, not a reservation
 SYNC_INTERVAL = 1  # seconds between flushes to the disk
 START_DEADLINE = 10.0  # seconds from the launch to the server's INFO line
+_FATAL = re.compile(r"\[FTL\] (.+)")  # what the server says of why it cannot go on
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -182,7 +184,8 @@ def _await_answer(server: NatsServer) -> None:
         said = log_tail(server.log, since=begin)
         reason = "PORT_IN_USE" if "address already in use" in said else "NATS_SERVER_FAILED"
         what = f"gave no answer in {START_DEADLINE:.0f} s" if ended is None else f"ended with code {ended}"
-        raise Unavailable(f"nats-server on port {server.port} {what}:\n{said}", reason=reason, port=server.port)
+        why = "; ".join(_FATAL.findall(said)) or f"\n{said}"
+        raise Unavailable(f"nats-server on port {server.port} {what}: {why}", reason=reason, port=server.port)
 
 
 def end_with_parent(parent: int, number: int) -> None:

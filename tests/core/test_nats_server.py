@@ -142,13 +142,14 @@ def test_without_a_port_two_servers_find_their_own(tmp_path: Path) -> None:
     assert all(server.port >= 4222 for server in servers)
 
 
-def test_a_store_that_cannot_be_written_is_reported_with_the_end_of_the_log(tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_written_is_reported_in_the_servers_words(tmp_path: Path) -> None:
     (tmp_path / "nats").mkdir()
     (tmp_path / "nats" / "jetstream").write_text("a file, not a folder")
     with pytest.raises(Unavailable, match="ended with code 1") as refusal:
         start(tmp_path / "nats", free_port(), tmp_path / "nats.log", die_with_parent=False)
     assert refusal.value.reason == "NATS_SERVER_FAILED"
     assert "jetstream" in refusal.value.message.lower()
+    assert len(refusal.value.message.splitlines()) == 1
 
 
 def test_stopping_twice_is_no_error(server: NatsServer) -> None:
