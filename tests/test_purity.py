@@ -45,6 +45,7 @@ IMPURE_MODULES = {
 }
 IMPURE_CORE = {
     "bus",
+    "connection",
     "effects",
     "follow",
     "log",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import difflib
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any, get_args
@@ -21,6 +20,7 @@ from nats.aio.msg import Msg
 from aima_core.bus import Client
 from aima_core.errors import UnitNotFound
 from aima_core.logs import logger
+from aima_core.names import did_you_mean, nearest
 from aima_core.units import Risk
 
 _LOOK = 1.0  # seconds between pings
@@ -266,14 +266,3 @@ def unknown(name: str, known: Iterable[str]) -> UnitNotFound:
     """Return the refusal of a name that no unit has, with the nearest that there are."""
     near = nearest(name, known)
     return UnitNotFound(f"there is no unit {name}{did_you_mean(near)}", unit=name, near=near)
-
-
-def nearest(name: str, known: Iterable[str]) -> list[str]:
-    """Return which of these names may have been meant, the likeliest first."""
-    return difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-
-
-def did_you_mean(near: Iterable[str]) -> str:
-    """Return how the refusal of a name ends."""
-    told = " or ".join(near)
-    return f"; did you mean {told}?" if told else ""

@@ -6,7 +6,6 @@ Knows of models only that `answer` lets one speak. Nothing of it is written to a
 from __future__ import annotations
 
 import contextlib
-import difflib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from rich.markup import escape
 
 from aima_core.errors import AimaError
+from aima_core.names import did_you_mean, nearest
 from services.cli.show import Format, err, failure
 
 Turns = list[dict[str, Any]]
@@ -89,8 +89,7 @@ class Conversation:
             case "/model":
                 self._choose(rest.strip())
             case _:
-                near = difflib.get_close_matches(command, _COMMANDS, n=1)
-                hint = f"; did you mean {near[0]}?" if near else "; /help tells what there is"
+                hint = did_you_mean(nearest(command, _COMMANDS)[:1]) or "; /help tells what there is"
                 err.print(f"there is no {command}{hint}", markup=False, highlight=False)
 
     def _choose(self, name: str) -> None:

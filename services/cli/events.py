@@ -18,8 +18,8 @@ from rich.markup import escape
 
 from aima_core import call as calls
 from aima_core.bus import Client
-from aima_core.directory import did_you_mean, nearest
 from aima_core.errors import ValidationFailed
+from aima_core.names import did_you_mean, nearest
 from aima_core.relay import STREAM
 from aima_core.words import moment
 from services.cli import asking, completing

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from aima_core.errors import ValidationFailed
+from aima_core.names import nearest
 from services.cli import cells, schema
 from services.cli.show import WIDE, err, out
 
@@ -162,7 +162,7 @@ def _chosen(data: Mapping[str, Any], columns: Sequence[str]) -> list[Mapping[str
 def _refusal(columns: Sequence[str], known: Collection[str]) -> ValidationFailed:
     told = ", ".join(known)
     strange = [name for name in columns if name.partition(".")[0] not in known]
-    near = [match for name in strange for match in difflib.get_close_matches(name, known, n=1)]
+    near = [match for name in strange for match in nearest(name, known)[:1]]
     hint = f" Did you mean {', '.join(near)}?" if near else ""
     return ValidationFailed(
         f"--columns: no {', '.join(strange or columns)} among {told}.{hint}",
