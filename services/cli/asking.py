@@ -97,18 +97,23 @@ async def _named(config: Path | None, wait: float) -> Settings:
     until = time.monotonic() + wait
     while True:
         found = settings(config)
-        told = found.origins.get("nats.url")
-        ours = told in (None, str(found.data / URL_FILE))  # nobody else has named one
-        if not ours or (runs(found.data) and told):
+        if has_bus(found):
             return found
-        if not runs(found.data) or time.monotonic() > until:
-            state = "begins to run, or may not be looked at," if runs(found.data) else "does not run"
+        alive = runs(found.data)
+        if not alive or time.monotonic() > until:
+            state = "begins to run, or may not be looked at," if alive else "does not run"
             raise Unavailable(
                 f"AIMA {state} on {found.data}; `aima up` starts it, nats.url names a bus elsewhere",
                 reason="NOT_UP",
                 data=str(found.data),
             )
         await asyncio.sleep(_LOOK)
+
+
+def has_bus(found: Settings) -> bool:
+    """Whether somebody has named the bus: the user, or the supervisor of the data folder, which lives."""
+    told = found.origins.get("nats.url")
+    return told is not None and (told != str(found.data / URL_FILE) or runs(found.data))
 
 
 def settings(config: Path | None = None) -> Settings:

@@ -20,7 +20,7 @@ from aima_core.errors import NotFound, Unavailable
 from aima_core.main import main as serve
 from aima_core.settings import chosen_url, load
 from aima_core.wire import describe
-from services.cli import bus_users, domains
+from services.cli import asking, bus_users, domains
 from services.cli.claim import claim
 from services.cli.options import Config
 from services.cli.show import err
@@ -43,8 +43,8 @@ def run(
     known = domains.names()
     if domain not in known:
         raise NotFound(f"there is no domain {domain}; there are {', '.join(known)}", reason="NO_DOMAIN", known=known)
-    settings = load({}, path=config, partial=True)
-    if "nats.url" not in settings.origins:  # whatever else listens on the usual port may be somebody else's
+    settings = asking.settings(config)
+    if not asking.has_bus(settings):  # whatever else listens on the usual port may be somebody else's
         raise Unavailable(
             f"there is no bus to be on: nats.url names one, or `aima up` runs one on {settings.data}", reason="NOT_UP"
         )

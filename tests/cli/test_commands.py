@@ -116,7 +116,7 @@ def test_a_bus_that_is_not_ours_is_not_asked(tmp_path: Path, left_behind: bool) 
             (data / "up.lock").touch()
             (data / "nats.url").write_text(f"nats://127.0.0.1:{port}")
         ended = run("model", "list", data=data, AIMA_NATS_PORT=str(port))
-        alone = run("run", "model", data=tmp_path / "nothing", AIMA_NATS_PORT=str(port))
+        alone = run("run", "model", data=data, AIMA_NATS_PORT=str(port))
         other.setblocking(False)
         with pytest.raises(BlockingIOError):  # nobody has come
             other.accept()
