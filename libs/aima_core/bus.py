@@ -143,8 +143,10 @@ class Client:
                         if self.nc.is_connected:
                             await self.nc.publish(control, reply=inbox)
                         continue
-                    absent += _is_nobody(message)
-                    if not control or not _is_nobody(message) or absent == _ABSENT:
+                    if not (control and _is_nobody(message)):
+                        return message
+                    absent += 1
+                    if absent == _ABSENT:
                         return message
 
         async def first() -> Msg:

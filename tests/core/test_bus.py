@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import json
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -256,31 +256,50 @@ async def test_a_stream_whose_connection_is_closed_meanwhile_is_refused_as_unava
                 pass
 
 
+async def begun(nc: Nats, other: Nats, timeout: float = 60) -> tuple[AsyncGenerator[Any], str]:
+    """Return a stream of which the first part has come from `other`, and where the rest of it goes."""
+    asked = await other.subscribe("aima.brief.unit")
+    await other.flush()
+    stream = Client(nc).stream("brief.unit", {}, timeout=timeout)
+    part = asyncio.create_task(anext(stream))
+    inbox: str = (await asked.next_msg(timeout=20)).reply
+    await other.publish(inbox, b"1", reply="brief.control", headers={"Aima-Seq": "1"})
+    assert await part == 1
+    return stream, inbox
+
+
 @pytest.mark.parametrize("lives", ["", "and answers", "but says nothing"])
 async def test_a_stream_whose_process_is_gone_is_refused_as_unavailable(
     shared_nats: NatsServer, monkeypatch: pytest.MonkeyPatch, lives: str
 ) -> None:
     monkeypatch.setattr("aima_core.bus._QUIET", 0.05)
     async with connected(shared_nats.url) as nc, connected(shared_nats.url) as other:
-        asked, control = await other.subscribe("aima.brief.unit"), await other.subscribe("brief.control")
-        await other.flush()
-        stream = Client(nc).stream("brief.unit", {}, timeout=0.5 if lives == "but says nothing" else 60)
-        part = asyncio.create_task(anext(stream))
-        message = await asked.next_msg(timeout=20)
-        await other.publish(message.reply, b"1", reply="brief.control", headers={"Aima-Seq": "1"})
-        assert await part == 1
+        control = await other.subscribe("brief.control")
+        stream, inbox = await begun(nc, other, timeout=3 if lives == "but says nothing" else 60)
         answer = asyncio.create_task(anext(stream))
         await control.next_msg(timeout=20)  # it is seen after
         if lives == "but says nothing":
             with pytest.raises(Timeout):
                 await answer
         elif lives:
-            await other.publish(message.reply, b'{"success":true,"data":2}')
+            await other.publish(inbox, b'{"success":true,"data":2}')
             assert (await answer).data == 2
         else:
             await other.close()
             with pytest.raises(Unavailable, match="the brief domain does not answer"):
                 await answer
+
+
+async def test_a_process_that_was_missed_once_is_heard_when_it_is_back(
+    shared_nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aima_core.bus._QUIET", 2.0)
+    async with connected(shared_nats.url) as nc, connected(shared_nats.url) as other:
+        stream, inbox = await begun(nc, other)
+        answer, heard = asyncio.create_task(anext(stream)), nc.stats["in_msgs"]
+        await until(lambda: nc.stats["in_msgs"] > heard)  # the server has said that nobody is there
+        await other.publish(inbox, b'{"success":true,"data":2}')
+        assert (await answer).data == 2
 
 
 async def test_a_bus_that_does_not_come_back_is_given_up_by_who_says_so(nats: NatsServer) -> None:
