@@ -183,8 +183,7 @@ class _Given:
 
     def _set(self, section: str, key: str, name: str, value: str, model: type[Section]) -> None:
         if key not in model.model_fields:
-            told = f"{name}: unknown; [{section}] has {', '.join(model.model_fields)}"
-            self._faults.append(ValidationFailed(told, reason="BAD_CONFIG", key=name))
+            self._note(f"{name}: unknown; [{section}] has {', '.join(model.model_fields)}", key=name)
             return
         inner = self.values.setdefault(section, {})
         if isinstance(inner, dict):
@@ -223,21 +222,15 @@ class _Given:
         """Take note of what is wrong at a path: in the environment if it is from there, else in the file."""
         key = ".".join(map(str, path))
         if name := self._variables.get(path[:2]):
-            told = f"{name}: {key}: {expected}"
-            self._faults.append(ValidationFailed(told, reason="BAD_CONFIG", key=key, expected=expected))
+            self._note(f"{name}: {key}: {expected}", key=key, expected=expected)
             return
         line = line_of(self._lines, path)
         where = f"{self.file}:{line}" if line else f"{self.file} or the environment"
-        self._faults.append(
-            ValidationFailed(
-                f"{where}: {key}: {expected}",
-                reason="BAD_CONFIG",
-                file=str(self.file),
-                line=line,
-                key=key,
-                expected=expected,
-            )
-        )
+        told = f"{where}: {key}: {expected}"
+        self._note(told, file=str(self.file), line=line, key=key, expected=expected)
+
+    def _note(self, told: str, **details: Any) -> None:
+        self._faults.append(ValidationFailed(told, reason="BAD_CONFIG", **details))
 
     def origins(self) -> dict[str, str]:
         """Return where each value is from, by `section.key`."""

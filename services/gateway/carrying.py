@@ -175,9 +175,8 @@ class Carrier:
     @contextlib.asynccontextmanager
     async def _limited(self, caller: Caller) -> AsyncIterator[asyncio.Timeout]:
         """Raise Timeout at the caller's deadline, should there be one, or Unavailable when all is cut."""
-        stopping = Unavailable("the gateway is ending; ask again", reason="STOPPING")
         if self._ending:
-            raise stopping
+            raise _stopping()
         try:
             async with asyncio.timeout(caller.timeout) as limit:
                 self._under_way.add(limit)
@@ -189,7 +188,7 @@ class Carrier:
             if not limit.expired():
                 raise
             if self._ending:
-                raise stopping from None
+                raise _stopping() from None
             raise Timeout(f"no whole answer within {caller.timeout} s", timeout=caller.timeout) from None
 
     @contextlib.asynccontextmanager
@@ -240,6 +239,10 @@ class Carrier:
                 used.append(carried.spent)
         finally:
             reply.close()
+
+
+def _stopping() -> Unavailable:
+    return Unavailable("the gateway is ending; ask again", reason="STOPPING")
 
 
 def _failed(error: BaseException) -> dict[str, Any]:
