@@ -39,7 +39,7 @@ def check(
     file: Annotated[Path, typer.Argument(help="A settings file; the environment does not count.")],
     output: Output = Format.TABLE,
 ) -> None:
-    """Tell whether a settings file would do: the first thing that is wrong, with its line, or what it sets."""
+    """Tell whether a settings file would do: what is wrong, with its line, or what it sets."""
     settings = load(sections(), path=file, environ={})
     set_here = [item["key"] for item in shown(settings) if str(item["from"]).startswith(f"{file}:")]
     document({"file": str(file), "valid": True, "sets": set_here}, output)
