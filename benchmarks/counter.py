@@ -11,7 +11,7 @@ from pydantic import Field
 from aima_core.call import Call
 from aima_core.domain import Domain, Outside, World
 from aima_core.errors import Conflict, NotFound
-from aima_core.records import Recorded, Statement
+from aima_core.store.records import Recorded, Statement
 from aima_core.units import Command, Event, Query, View
 
 MOST = 2**40

@@ -15,8 +15,8 @@ import nats.errors
 import uvloop
 from nats.aio.client import Client as Nats
 
-from aima_core.log import Log
-from aima_core.records import Codec
+from aima_core.store.log import Log
+from aima_core.store.records import Codec
 from benchmarks import load
 from benchmarks.counter import COUNTER, Added
 from benchmarks.report import Report

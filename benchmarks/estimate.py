@@ -12,7 +12,7 @@ from typing import Any
 
 import uvloop
 
-from aima_core.bus import Client
+from aima_core.bus.client import Client
 from benchmarks import load
 from benchmarks.replicas import ask, up
 from benchmarks.report import Report

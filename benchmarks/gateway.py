@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import uvloop
 
-from aima_core.bus import Client
+from aima_core.bus.client import Client
 from aima_core.errors import AimaError
 from benchmarks import litellm_proxy, load
 from benchmarks.http_load import Plan, Seen, measured

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from aima_core import nats_server
+from aima_core.bus import nats_server
 from benchmarks.scratch import Scratch, wait_until
 
 _REQUIREMENTS = Path(__file__).with_name("litellm-requirements.txt")

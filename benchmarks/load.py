@@ -12,7 +12,7 @@ import msgspec
 import nats
 from nats.aio.client import Client as Nats
 
-from aima_core.relay import STREAM
+from aima_core.process.relay import STREAM
 
 PAYLOADS = [msgspec.json.encode({"counter_id": f"c{n}", "amount": 1, "note": "n" * 120}) for n in range(256)]
 _TIMEOUT = 30.0  # seconds

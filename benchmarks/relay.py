@@ -18,10 +18,10 @@ import uvloop
 from nats.aio.msg import Msg
 
 from aima_core import call as calls
-from aima_core.log import Log
-from aima_core.records import Codec, Recorded
-from aima_core.relay import Relay, ensure_stream
-from aima_core.runner import Runner
+from aima_core.process.relay import Relay, ensure_stream
+from aima_core.process.writer import Runner
+from aima_core.store.log import Log
+from aima_core.store.records import Codec, Recorded
 from benchmarks import load
 from benchmarks.counter import COUNTER, Add
 from benchmarks.report import Report, percentile

@@ -16,9 +16,9 @@ from typing import Any
 import msgspec
 import uvloop
 
-from aima_core.log import Log, link
-from aima_core.records import Codec, Meta
-from aima_core.runner import Runner
+from aima_core.process.writer import Runner
+from aima_core.store.log import Log, link
+from aima_core.store.records import Codec, Meta
 from benchmarks.counter import COUNTER, Added, Counter
 from benchmarks.report import Report
 from benchmarks.scratch import Options, Scratch

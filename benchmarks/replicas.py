@@ -13,8 +13,8 @@ from typing import Any
 
 import uvloop
 
-from aima_core import nats_server
-from aima_core.bus import Client
+from aima_core.bus import nats_server
+from aima_core.bus.client import Client
 from aima_core.errors import AimaError
 from benchmarks import load
 from benchmarks.report import Report, percentile

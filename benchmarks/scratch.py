@@ -18,8 +18,8 @@ from pathlib import Path
 
 import psutil
 
-from aima_core import nats_server
-from aima_core.nats_server import NatsServer
+from aima_core.bus import nats_server
+from aima_core.bus.nats_server import NatsServer
 
 ROOT = Path(__file__).parents[1]
 _MARK = "AIMA_BENCH"  # environment of every process of ours, and of all that they start

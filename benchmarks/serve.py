@@ -21,12 +21,13 @@ import nats
 import uvloop
 from nats.aio.msg import Msg
 
-from aima_core import logs, process
+from aima_core import structured_logs
 from aima_core.call import Call
-from aima_core.log import Log
-from aima_core.records import Batch
-from aima_core.relay import Relay
-from aima_core.runner import Decision, Runner
+from aima_core.process import domain_process
+from aima_core.process.relay import Relay
+from aima_core.process.writer import Decision, Runner
+from aima_core.store.log import Log
+from aima_core.store.records import Batch
 from aima_core.testing import settings_for
 from aima_core.units import Command
 from benchmarks.counter import COUNTER, Counter
@@ -98,9 +99,9 @@ def main(kind: str, folder: Path, url: str) -> None:
     if kind == ECHO:
         uvloop.run(echo(url))
         return
-    logs.set_up(COUNTER.name, "warning")
-    with patch.multiple(process, **CHANGED[kind]) if CHANGED[kind] else contextlib.nullcontext():
-        process.run(COUNTER, settings_for(folder, url, COUNTER), ready)
+    structured_logs.set_up(COUNTER.name, "warning")
+    with patch.multiple(domain_process, **CHANGED[kind]) if CHANGED[kind] else contextlib.nullcontext():
+        domain_process.run(COUNTER, settings_for(folder, url, COUNTER), ready)
 
 
 if __name__ == "__main__":

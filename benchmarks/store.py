@@ -18,9 +18,9 @@ from uuid import uuid4
 import uvloop
 
 from aima_core import call as calls
-from aima_core.log import SCHEMA, Log
-from aima_core.records import Batch, Codec, Meta, Recorded
-from aima_core.runner import Runner
+from aima_core.process.writer import Runner
+from aima_core.store.log import SCHEMA, Log
+from aima_core.store.records import Batch, Codec, Meta, Recorded
 from benchmarks import counter
 from benchmarks.report import Report
 from benchmarks.scratch import Options, Scratch

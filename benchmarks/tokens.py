@@ -21,12 +21,12 @@ import psutil
 import uvloop
 
 from aima_core import call as calls
-from aima_core import nats_server
-from aima_core.bus import Answer, Client
+from aima_core.bus import nats_server
+from aima_core.bus.client import Answer, Client
 from aima_core.errors import AimaError
-from aima_core.log import Log
-from aima_core.records import Codec
-from aima_core.runner import Runner
+from aima_core.process.writer import Runner
+from aima_core.store.log import Log
+from aima_core.store.records import Codec
 from benchmarks import load
 from benchmarks.report import Report, percentile
 from benchmarks.scratch import Options, Scratch, cpu_seconds, wait_until

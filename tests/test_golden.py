@@ -15,7 +15,7 @@ import pytest
 
 from aima_core import VERSION
 from aima_core.domain import Domain
-from aima_core.records import Codec, Meta, Recorded
+from aima_core.store.records import Codec, Meta, Recorded
 from aima_core.testing import NOON
 
 GOLDEN = Path(__file__).parent / "golden"

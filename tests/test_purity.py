@@ -44,20 +44,11 @@ IMPURE_MODULES = {
     *("threading", "time", "urllib", "uuid", "warnings"),
 }
 IMPURE_CORE = {
-    "bus",
-    "connection",
-    "effects",
-    "follow",
-    "log",
-    "logs",
-    "nats_server",
-    "process",
-    "relay",
-    "runner",
-    "sqlite",
-    "watch",
+    *("bus.client", "bus.connection", "bus.nats_server"),
+    *("process.domain_process", "process.effects", "process.follower", "process.relay", "process.resource_bucket"),
+    *("process.writer", "store.log", "store.sqlite", "structured_logs"),
 }
-PURE_OF_CORE = {("log", "Recorded"), ("log", "Statement"), ("log", "Meta")}
+PURE_OF_CORE = {("store.log", "Recorded"), ("store.log", "Statement"), ("store.log", "Meta")}
 IMPURE_CALLS = {"open", "input", "print", "exec", "eval", "compile", "breakpoint", "__import__", "id", "hash"}
 IMPURE_METHODS = {
     *("now", "utcnow", "today", "getenv", "urandom"),  # clocks, the environment, chance
@@ -132,8 +123,8 @@ def _imported(module: str, names: list[str]) -> str:
         return f"imports {module}"
     if top == "aima_core" and rest in IMPURE_CORE and any((rest, name) not in PURE_OF_CORE for name in names):
         return f"imports {module}"
-    if top == "aima_core" and not rest and (impure := IMPURE_CORE & set(names)):
-        return f"imports aima_core.{', '.join(sorted(impure))}"
+    if top == "aima_core" and (impure := {name for name in names if f"{rest}.{name}".lstrip(".") in IMPURE_CORE}):
+        return f"imports {module}.{', '.join(sorted(impure))}"
     if top == "services" and (module.rpartition(".")[2] == "outside" or "outside" in names):
         return f"imports {module}"
     return ""
@@ -160,9 +151,9 @@ def test_deciding_and_projecting_is_pure(file: Path) -> None:
         ("from random import choice", "line 1: imports random"),
         ("import asyncio", "line 1: imports asyncio"),
         ("import logging", "line 1: imports logging"),
-        ("from aima_core.logs import logger", "line 1: imports aima_core.logs"),
-        ("from aima_core.log import Log, Recorded", "line 1: imports aima_core.log"),
-        ("from aima_core import bus", "line 1: imports aima_core.bus"),
+        ("from aima_core.structured_logs import logger", "line 1: imports aima_core.structured_logs"),
+        ("from aima_core.store.log import Log, Recorded", "line 1: imports aima_core.store.log"),
+        ("from aima_core.bus import client", "line 1: imports aima_core.bus.client"),
         ("from services.engine import outside", "line 1: imports services.engine"),
         ("from pathlib import Path\ndef f(p):\n    return Path(p).read_text()", "line 3: calls .read_text"),
         ("def f(p):\n    return p.exists()", "line 2: calls .exists"),
@@ -186,7 +177,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import PurePath
 from aima_core.call import Call, timestamp
 from aima_core.errors import Conflict
-from aima_core.log import Recorded, Statement
+from aima_core.store.log import Recorded, Statement
 from services.engine import units as engine
 
 def decide(world, command, call):

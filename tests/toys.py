@@ -20,16 +20,16 @@ from typing import Any
 
 import msgspec
 
-from aima_core import nats_server
-from aima_core.bus import Answer, Client
+from aima_core.bus import nats_server
+from aima_core.bus.client import Answer, Client
+from aima_core.bus.nats_server import NatsServer
 from aima_core.call import Call
 from aima_core.domain import Domain, Outside, World
 from aima_core.errors import AimaError, InsufficientResources, NotFound
-from aima_core.log import Log
-from aima_core.nats_server import NatsServer
-from aima_core.records import Codec, Recorded
-from aima_core.runner import Runner
+from aima_core.process.writer import Runner
 from aima_core.settings import Settings
+from aima_core.store.log import Log
+from aima_core.store.records import Codec, Recorded
 from aima_core.testing import settings_for
 from aima_core.units import Command, Event, Query, Success, View
 from services.device import units as device

@@ -27,15 +27,15 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 import msgspec
 
 from aima_core.call import Call
-from aima_core.records import Recorded, Statement, Upcaster
 from aima_core.settings import Section
+from aima_core.store.records import Recorded, Statement, Upcaster
 from aima_core.units import Command, Event, Query, Resource, Risk, Unit, View
 
 if TYPE_CHECKING:
     import asyncio
 
-    from aima_core.bus import Peers
-    from aima_core.reader import Reader
+    from aima_core.bus.client import Peers
+    from aima_core.store.reader import Reader
 
 S = TypeVar("S", bound=msgspec.Struct)
 World = Mapping[str, S]

@@ -10,12 +10,12 @@ from typing import Any, Generic
 
 from nats.aio.client import Client as Nats
 
-from aima_core.bus import Client
-from aima_core.bus_user import OPERATOR, bus_user
+from aima_core.bus.client import Client
+from aima_core.bus.connection import connect
+from aima_core.bus.credentials import OPERATOR, bus_user
 from aima_core.call import Call
-from aima_core.connection import connect
 from aima_core.domain import Domain, S
-from aima_core.process import Process
+from aima_core.process.domain_process import Process
 from aima_core.settings import Settings, load
 from aima_core.units import Command, Event
 

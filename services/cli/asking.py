@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from aima_core.bus import Answer, Client
-from aima_core.bus_user import OPERATOR, bus_user
-from aima_core.connection import connect
-from aima_core.directory import DomainInfo, UnitInfo, read_info, unknown
+from aima_core.bus.client import Answer, Client
+from aima_core.bus.connection import connect
+from aima_core.bus.credentials import OPERATOR, bus_user
+from aima_core.bus.directory import DomainInfo, UnitInfo, read_info, unknown
 from aima_core.errors import Timeout, Unavailable
 from aima_core.settings import URL_FILE, Settings, load
 from services.cli import domains

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from aima_core.bus_user import OPERATOR, inbox
-from aima_core.common import units_of
+from aima_core.bus.credentials import OPERATOR, inbox
 from aima_core.domain import Domain
-from aima_core.relay import STREAM, SUBJECTS
-from aima_core.watch import BUCKET
+from aima_core.process.relay import STREAM, SUBJECTS
+from aima_core.process.resource_bucket import BUCKET
+from aima_core.standard_units import units_of
 from services.cli.bus_calls import calls_of
 
 AGENT, OBSERVER = "agent", "observer"

@@ -15,10 +15,10 @@ from typing import Any
 import bcrypt
 import typer
 
-from aima_core.bus_user import inbox, password_file
+from aima_core.bus.credentials import inbox, password_file
+from aima_core.bus.nats_server import USERS
 from aima_core.domain import Domain
 from aima_core.errors import Unavailable
-from aima_core.nats_server import USERS
 from services.cli import asking, domains
 from services.cli.bus_rights import Rights, rights
 from services.cli.options import Config, Output

@@ -10,9 +10,9 @@ import msgspec
 import typer
 from rich.markup import escape
 
-from aima_core.directory import UnitInfo
+from aima_core.bus.directory import UnitInfo
 from aima_core.errors import AimaError, UnitNotFound
-from aima_core.names import did_you_mean, nearest
+from aima_core.suggestions import did_you_mean, nearest
 from services.cli import completing, tables, unit_call, unit_commands
 from services.cli.asking import Door, Reach, down, open_door
 from services.cli.domains import names

@@ -12,7 +12,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from aima_core.bus import Answer
+from aima_core.bus.client import Answer
 from aima_core.errors import EngineNotRunning, InvalidRequest
 from services.cli import completing
 from services.cli.asking import Door, Reach, open_door

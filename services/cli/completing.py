@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from aima_core.directory import DomainInfo
+from aima_core.bus.directory import DomainInfo
 from aima_core.errors import AimaError
 from services.cli import schema
 from services.cli.asking import Reach, open_door

@@ -13,7 +13,7 @@ from typing import Any
 from rich.markup import escape
 
 from aima_core.errors import AimaError
-from aima_core.names import did_you_mean, nearest
+from aima_core.suggestions import did_you_mean, nearest
 from services.cli.show import Format, err, failure
 
 Turns = list[dict[str, Any]]

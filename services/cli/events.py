@@ -17,11 +17,11 @@ from nats.js.api import ConsumerConfig, DeliverPolicy
 from rich.markup import escape
 
 from aima_core import call as calls
-from aima_core.bus import Client
+from aima_core.bus.client import Client
 from aima_core.errors import ValidationFailed
-from aima_core.names import did_you_mean, nearest
-from aima_core.relay import STREAM
-from aima_core.words import moment
+from aima_core.process.relay import STREAM
+from aima_core.suggestions import did_you_mean, nearest
+from aima_core.text_input import moment
 from services.cli import asking, completing
 from services.cli.domains import names
 from services.cli.options import Config, Output

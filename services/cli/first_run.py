@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from aima_core.bus import Client
-from aima_core.bus_user import OPERATOR, bus_user
-from aima_core.connection import connect
+from aima_core.bus.client import Client
+from aima_core.bus.connection import connect
+from aima_core.bus.credentials import OPERATOR, bus_user
 from aima_core.errors import Conflict, Unavailable
 from services.cli import asking, chatting, unit_call
 from services.cli.asking import BusDoor

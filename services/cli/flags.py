@@ -18,9 +18,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from aima_core.directory import UnitInfo
+from aima_core.bus.directory import UnitInfo
 from aima_core.errors import ValidationFailed
-from aima_core.words import typed
+from aima_core.text_input import typed
 from services.cli import schema
 
 RESERVED = frozenset({"--url", "--api-key", "--help"})  # what these mean is known before the unit is

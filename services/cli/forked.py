@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
 
-from aima_core.nats_server import end_with_parent, log_tail
+from aima_core.bus.nats_server import end_with_parent, log_tail
 
 Run = Callable[[int, int], None]
 """What a child does: `run(ready_fd, lifeline_fd)`.

@@ -17,9 +17,9 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from aima_core import call as calls
-from aima_core.directory import DomainInfo
+from aima_core.bus.directory import DomainInfo
 from aima_core.errors import AimaError, InvalidRequest, NotFound
-from aima_core.names import nearest
+from aima_core.suggestions import nearest
 from services.cli import domains, unit_commands
 from services.cli.asking import Reach, down, open_door
 from services.gateway.rest import ident_of

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from aima_core.common import units_of
-from aima_core.directory import UnitInfo
+from aima_core.bus.directory import UnitInfo
+from aima_core.standard_units import units_of
 from services.cli import domains
 from services.gateway import rest
 from services.gateway.doors import DOORS

@@ -11,8 +11,8 @@ import httpx2
 import msgspec
 
 from aima_core import call as calls
-from aima_core.bus import Answer
-from aima_core.directory import DomainInfo, UnitInfo
+from aima_core.bus.client import Answer
+from aima_core.bus.directory import DomainInfo, UnitInfo
 from aima_core.errors import InvalidRequest, Unavailable, ValidationFailed, from_body
 from services.cli.asking import last
 

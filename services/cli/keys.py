@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from aima_core.directory import UnitInfo
+from aima_core.bus.directory import UnitInfo
 from aima_core.errors import AimaError, NotFound, ValidationFailed
-from aima_core.names import did_you_mean, nearest
+from aima_core.suggestions import did_you_mean, nearest
 from services.cli import completing, flags, unit_call, unit_commands
 from services.cli.asking import Reach, open_door
 from services.cli.flags import Flag

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aima_core import logs
-from aima_core.bus import Client
+from aima_core import structured_logs
+from aima_core.bus.client import Client
+from aima_core.bus.directory import Directory
 from aima_core.call import token
-from aima_core.directory import Directory
 from aima_core.errors import AimaError
 from services.cli import asking
 from services.cli.options import Config
@@ -39,7 +39,7 @@ def mcp(
     """Serve the Model Context Protocol on stdin and stdout. An API key comes from AIMA_API_KEY."""
     from services.gateway.mcp_tools import Mode  # the SDK takes half a second that no other command should
 
-    logs.set_up("mcp", "warning")
+    structured_logs.set_up("mcp", "warning")
     if url := os.environ.get("AIMA_URL"):
         err.print(f"[yellow]this asks the bus; for the gateway a client connects to {url.rstrip('/')}/mcp itself[/]")
     mode = Mode(read_only, tuple(word.strip() for word in only.split(",") if word.strip()))

@@ -13,13 +13,13 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from aima_core import nats_server
-from aima_core.bus_user import password_file
+from aima_core.bus import nats_server
+from aima_core.bus.credentials import password_file
+from aima_core.bus.endpoints import describe
 from aima_core.domain import Domain
 from aima_core.errors import NotFound, Unavailable
-from aima_core.main import main as serve
+from aima_core.process.launch import main as serve
 from aima_core.settings import chosen_url, load
-from aima_core.wire import describe
 from services.cli import asking, bus_users, domains
 from services.cli.claim import claim
 from services.cli.options import Config

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Literal
 
-from aima_core.nats_server import NatsServer
+from aima_core.bus.nats_server import NatsServer
 from services.cli.claim import Claim
 from services.cli.forked import SIGNALS, Forked, Run
 from services.cli.watched import ProcessState, Watched

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from aima_core.errors import ValidationFailed
-from aima_core.names import nearest
+from aima_core.suggestions import nearest
 from services.cli import cells, schema
 from services.cli.show import WIDE, err, out
 

@@ -16,10 +16,10 @@ from typing import Any, cast
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from aima_core import call as calls
-from aima_core.bus import Answer
-from aima_core.directory import UnitInfo
+from aima_core.bus.client import Answer
+from aima_core.bus.directory import UnitInfo
 from aima_core.errors import InvalidRequest, Timeout, ValidationFailed
-from aima_core.words import build
+from aima_core.text_input import build
 from services.cli.asking import Door
 from services.cli.show import err
 

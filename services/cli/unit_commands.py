@@ -17,7 +17,7 @@ import typer
 from rich.markup import escape
 from typer.core import TyperCommand
 
-from aima_core.directory import UnitInfo
+from aima_core.bus.directory import UnitInfo
 from aima_core.errors import InvalidRequest, ValidationFailed
 from services.cli import completing, flags, tables, unit_call
 from services.cli.asking import Reach, open_door

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from aima_core.errors import ExecutionFailed, NotFound
-from aima_core.log import Log
-from aima_core.records import Codec
-from aima_core.runner import Runner
+from aima_core.process.writer import Runner
+from aima_core.store.log import Log
+from aima_core.store.records import Codec
 from services.cli import asking, domains
 from services.cli.options import Config, Output
 from services.cli.show import Format, document

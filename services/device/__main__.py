@@ -1,6 +1,6 @@
 """The device domain as a process of its own: `python -m services.device`."""
 
-from aima_core.main import main
+from aima_core.process.launch import main
 from services.device.domain import DEVICE
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import psutil
 from aima_core.call import Call
 from aima_core.domain import Context, Outside, Parts
 from aima_core.errors import AimaError
-from aima_core.logs import logger
+from aima_core.structured_logs import logger
 from aima_core.units import Command, Query, Success, View
 from services.device import internal as i
 from services.device import units as u

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from aima_core.call import timestamp
-from aima_core.records import Recorded, Statement
+from aima_core.store.records import Recorded, Statement
 from services.device import units as u
 from services.device.drivers import Sample
 

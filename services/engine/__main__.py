@@ -1,6 +1,6 @@
 """The engine domain as a process of its own: `python -m services.engine`."""
 
-from aima_core.main import main
+from aima_core.process.launch import main
 from services.engine.domain import ENGINE
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ import msgspec
 from aima_core.call import Call
 from aima_core.domain import Commands, Context, Outside
 from aima_core.errors import AimaError, NotFound
-from aima_core.logs import logger
-from aima_core.records import Recorded
+from aima_core.store.records import Recorded
+from aima_core.structured_logs import logger
 from aima_core.units import Command, Query, Success, View
 from services.engine import internal as i
 from services.engine import state, views

@@ -7,7 +7,7 @@ from typing import NamedTuple, NoReturn
 
 from aima_core.domain import Context
 from aima_core.errors import AimaError, InsufficientResources
-from aima_core.logs import logger
+from aima_core.structured_logs import logger
 from services.engine.runtimes import Handle, Runtime
 from services.engine.state import State
 from services.resource import units as resource

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from aima_core.call import timestamp
-from aima_core.records import Recorded, Statement
+from aima_core.store.records import Recorded, Statement
 from services.engine import units as u
 from services.engine.manifest_schema import Manifest
 

@@ -1,6 +1,6 @@
 """The gateway as a process of its own: `python -m services.gateway`."""
 
-from aima_core.main import main
+from aima_core.process.launch import main
 from services.gateway.domain import GATEWAY
 
 if __name__ == "__main__":

@@ -25,9 +25,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from aima_core.directory import UnitInfo
+from aima_core.bus.directory import UnitInfo
 from aima_core.errors import Forbidden, NotFound, Unauthorized, ValidationFailed
-from aima_core.names import did_you_mean, nearest
+from aima_core.suggestions import did_you_mean, nearest
 from services.gateway.state import Key
 
 PREFIX = "aima_"  # a key is aima_<id without "key-">_<secret>

@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from aima_core import call as calls
-from aima_core.bus import Answer, Client
+from aima_core.bus.client import Answer, Client
+from aima_core.bus.directory import Directory, UnitInfo
 from aima_core.call import new_trace
-from aima_core.directory import Directory, UnitInfo
 from aima_core.errors import Forbidden, InvalidRequest, ValidationFailed
 from services.gateway.access import NOBODY, Policy, Principal, without_caller, without_owners
 from services.gateway.quotas import Quotas, of_input, used_by

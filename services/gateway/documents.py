@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from aima_core import VERSION
-from aima_core.directory import Directory
+from aima_core.bus.directory import Directory
 from services.gateway import openapi
 from services.gateway.access import Policy
 from services.gateway.answers import json

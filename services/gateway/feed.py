@@ -18,7 +18,7 @@ from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from aima_core.errors import Unavailable
-from aima_core.logs import logger
+from aima_core.structured_logs import logger
 
 BUS_AWAY = (TimeoutError, nats.errors.Error, nats.js.errors.Error, OSError)
 GRACE = 5.0  # seconds that a feed goes on when nobody wants it: clients whose connection broke come back

@@ -22,10 +22,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from aima_core.bus.directory import UnitInfo
 from aima_core.call import timestamp
-from aima_core.directory import UnitInfo
 from aima_core.errors import Unavailable
-from aima_core.relay import STREAM, ensure_stream
+from aima_core.process.relay import STREAM, ensure_stream
 from services.gateway import bodies, sse, wanted
 from services.gateway.access import Policy
 from services.gateway.doors import door

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from aima_core.call import token
 from aima_core.errors import AimaError, Forbidden, InternalError, Unauthorized
-from aima_core.logs import logger
+from aima_core.structured_logs import logger
 from services.gateway.access import NOBODY, Policy, Principal
 from services.gateway.answers import HttpRefusal, failure, status_of
 from services.gateway.asking import Caller, caller_from

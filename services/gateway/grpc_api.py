@@ -23,9 +23,9 @@ from grpc import StatusCode
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from aima_core.bus import Answer
+from aima_core.bus.client import Answer
 from aima_core.errors import AimaError, InternalError, InvalidRequest, NotFound, Unauthorized, Unavailable
-from aima_core.logs import logger
+from aima_core.structured_logs import logger
 from services.gateway import bodies
 from services.gateway.access import NOBODY, Policy, Principal, without_owners
 from services.gateway.asking import Asking, Caller, caller_from

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from aima_core.directory import Directory
+from aima_core.bus.directory import Directory
 from aima_core.errors import Unavailable, ValidationFailed
 from services.gateway import bodies
 from services.gateway.answers import json

@@ -12,10 +12,10 @@ import time
 from collections.abc import Coroutine, Iterator, Mapping
 from typing import Any
 
-from aima_core.batches import Together
-from aima_core.bus import Answer, Client
+from aima_core.bus.batches import Together
+from aima_core.bus.client import Answer, Client
 from aima_core.errors import AimaError, Timeout, Unavailable
-from aima_core.logs import logger
+from aima_core.structured_logs import logger
 from services.gateway.asking import Caller
 from services.inference import units as inference
 

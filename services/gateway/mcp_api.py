@@ -23,10 +23,10 @@ from mcp.shared.exceptions import MCPError
 from pydantic import ValidationError
 
 from aima_core import VERSION
-from aima_core.bus import Answer
-from aima_core.directory import ResourceInfo, UnitInfo
+from aima_core.bus.client import Answer
+from aima_core.bus.directory import ResourceInfo, UnitInfo
 from aima_core.errors import AimaError, Forbidden, InternalError, InvalidRequest, NotFound, Unauthorized, UnitNotFound
-from aima_core.logs import logger
+from aima_core.structured_logs import logger
 from services.gateway import bodies
 from services.gateway import mcp_prompts as prompts
 from services.gateway import mcp_resources as resources

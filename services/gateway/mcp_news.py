@@ -22,9 +22,9 @@ from mcp.shared.subscriptions import (
     event_to_notification,
 )
 
-from aima_core.directory import Directory
+from aima_core.bus.directory import Directory
 from aima_core.errors import AimaError, InvalidRequest, RateLimited
-from aima_core.logs import logger
+from aima_core.structured_logs import logger
 
 MOST_WATCHED = 100  # resources of one client
 _STREAMS = 1000  # of clients that listen

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from mcp_types import GetPromptResult, Prompt, PromptArgument, PromptMessage, TextContent
 
-from aima_core.directory import UnitInfo
+from aima_core.bus.directory import UnitInfo
 from aima_core.errors import NotFound, ValidationFailed
 from services.gateway.mcp_recipes import RECIPES, Recipe
 

@@ -16,7 +16,7 @@ from mcp_types import (
     TextResourceContents,
 )
 
-from aima_core.directory import ResourceInfo
+from aima_core.bus.directory import ResourceInfo
 
 _MOST = 100  # values of a completion, by the protocol
 _JSON = "application/json"

@@ -19,9 +19,9 @@ from typing import Any
 import msgspec
 from mcp_types import CallToolResult, TextContent, Tool, ToolAnnotations
 
-from aima_core.directory import UnitInfo, unknown
+from aima_core.bus.directory import UnitInfo, unknown
 from aima_core.errors import AimaError, Forbidden, InvalidRequest, UnitNotFound
-from aima_core.records import Planned
+from aima_core.store.records import Planned
 from services.gateway.access import Principal
 
 _SAYS_AGAIN = re.compile(r"\bnothing happens (when|if)\b|\bagain\b[^.]* is (no error|the same)\b", re.IGNORECASE)

@@ -12,10 +12,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from aima_core.bus import Answer
-from aima_core.directory import DomainInfo, UnitInfo
+from aima_core.bus.client import Answer
+from aima_core.bus.directory import DomainInfo, UnitInfo
 from aima_core.errors import AimaError, InvalidRequest, NotFound, ValidationFailed
-from aima_core.words import read_query
+from aima_core.text_input import read_query
 from services.gateway import bodies, rest, sse
 from services.gateway.answers import body_of, json
 from services.gateway.asking import Asking, Caller

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from aima_core.bus import Answer
+from aima_core.bus.client import Answer
 from aima_core.errors import AimaError, NotFound
 from services.gateway import bodies
 from services.gateway import ollama_models as models

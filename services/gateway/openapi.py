@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from aima_core.directory import UnitInfo
+from aima_core.bus.directory import UnitInfo
 from aima_core.errors import BY_CODE, Unauthorized
 from services.gateway import openapi_fixed, rest
 from services.gateway.access import NOBODY, Policy

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from aima_core.directory import UnitInfo
+from aima_core.bus.directory import UnitInfo
 
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9._-]")
 

@@ -14,11 +14,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from aima_core.bus import Answer
+from aima_core.bus.client import Answer
 from aima_core.call import timestamp, token
-from aima_core.effects import end
 from aima_core.errors import AimaError, InternalError, NotFound, RateLimited
-from aima_core.logs import logger
+from aima_core.process.effects import end
+from aima_core.structured_logs import logger
 from services.gateway import sse
 from services.gateway.answers import json
 from services.gateway.asking import Asking, Caller

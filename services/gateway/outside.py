@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from starlette.types import ASGIApp
 
 import services
+from aima_core.bus.directory import Directory
 from aima_core.call import Call, timestamp
-from aima_core.directory import Directory
 from aima_core.domain import Context, Outside, Parts, names_in
 from aima_core.errors import Conflict, Unauthorized, ValidationFailed
-from aima_core.logs import logger
+from aima_core.structured_logs import logger
 from aima_core.units import Command, Query, View
 from services.gateway import internal as i
 from services.gateway import units as u

@@ -12,7 +12,7 @@ import msgspec
 
 from aima_core.call import token
 from aima_core.errors import RateLimited
-from aima_core.logs import logger
+from aima_core.structured_logs import logger
 from services.gateway.access import Principal
 
 Book = Callable[[str, str, int], Coroutine[Any, Any, None]]

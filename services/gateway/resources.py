@@ -20,8 +20,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from aima_core.process.resource_bucket import BUCKET
 from aima_core.units import key_of
-from aima_core.watch import BUCKET
 from services.gateway import bodies, sse
 from services.gateway.access import without_owners
 from services.gateway.answers import json

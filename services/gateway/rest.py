@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from aima_core.directory import UnitInfo
+from aima_core.bus.directory import UnitInfo
 
 Units = Mapping[str, UnitInfo]
 

@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from aima_core.errors import AimaError
-from aima_core.logs import logger
+from aima_core.structured_logs import logger
 from aima_core.units import Out, Query
 from services.gateway.access import Principal
 from services.gateway.asking import Asking, Caller

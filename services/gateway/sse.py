@@ -10,7 +10,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from aima_core.effects import end
+from aima_core.process.effects import end
 
 QUIET = 15.0  # seconds after which a comment is sent, so that proxies and clients see that the connection lives
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the second keeps nginx from collecting them

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aima_core.errors import ValidationFailed
+from aima_core.text_input import moment
 from aima_core.units import LARGEST, token
-from aima_core.words import moment
 
 _DOMAIN = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _TYPE = re.compile(r"[a-z][a-z0-9_]{0,39}\.(\*|[a-z][a-z0-9_]{0,60}\*?)")

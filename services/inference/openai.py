@@ -13,7 +13,7 @@ from typing import Any
 import httpx2
 import msgspec
 
-from aima_core.bus import UNREADABLE
+from aima_core.bus.client import UNREADABLE
 from aima_core.errors import AimaError, ExecutionFailed, RateLimited, Unavailable, ValidationFailed
 
 _DONE = b"[DONE]"

@@ -22,7 +22,7 @@ from aima_core.errors import (
     Unavailable,
     ValidationFailed,
 )
-from aima_core.records import Recorded
+from aima_core.store.records import Recorded
 from aima_core.units import Command, Query, View
 from services.inference import figures, openai
 from services.inference import internal as i

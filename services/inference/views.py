@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from ddsketch.mapping import LogarithmicMapping
 
-from aima_core.records import Recorded, Statement
+from aima_core.store.records import Recorded, Statement
 from services.inference import units as u
 
 BUCKETS = LogarithmicMapping(0.01)

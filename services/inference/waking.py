@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from aima_core import call as calls
-from aima_core.bus import Peers
+from aima_core.bus.client import Peers
 from aima_core.call import current_call
-from aima_core.effects import end
 from aima_core.errors import AimaError, Conflict, InsufficientResources, Timeout, Unavailable
-from aima_core.logs import logger
+from aima_core.process.effects import end
+from aima_core.structured_logs import logger
 from services.inference.admission import Admission
 from services.inference.routing import coming, hopeful
 from services.inference.state import Pool

@@ -1,6 +1,6 @@
 """The model domain as a process of its own: `python -m services.model`."""
 
-from aima_core.main import main
+from aima_core.process.launch import main
 from services.model.domain import MODEL
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 from aima_core.call import Call
 from aima_core.domain import Context, Outside
 from aima_core.errors import AimaError, Conflict, NotFound, Unavailable, UnitNotFound
-from aima_core.reader import Row
+from aima_core.store.reader import Row
 from aima_core.units import Command, Query, View
 from services.model import files, looking, views
 from services.model import internal as i

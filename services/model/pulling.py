@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from aima_core.errors import AimaError, InternalError, RateLimited, Timeout, Unavailable
-from aima_core.logs import logger
+from aima_core.structured_logs import logger
 from aima_core.units import Command
 from services.model import files, names
 from services.model import internal as i

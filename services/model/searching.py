@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from aima_core.errors import AimaError, Unavailable
-from aima_core.logs import logger
+from aima_core.structured_logs import logger
 from services.model import units as u
 from services.model.sources import SOURCES, Found
 

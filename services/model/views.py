@@ -8,7 +8,7 @@ from typing import Any, assert_never, cast
 import msgspec
 
 from aima_core.call import timestamp
-from aima_core.records import Recorded, Statement
+from aima_core.store.records import Recorded, Statement
 from services.model import units as u
 from services.model.estimate import estimate, memory_min, memory_recommended
 from services.model.headers.model_file import Format, ModelFile, ModelType

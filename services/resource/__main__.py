@@ -1,6 +1,6 @@
 """The resource domain as a process of its own: `python -m services.resource`."""
 
-from aima_core.main import main
+from aima_core.process.launch import main
 from services.resource.domain import RESOURCE
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 from aima_core.call import Call
 from aima_core.domain import Outside
 from aima_core.errors import AimaError
-from aima_core.records import Recorded
+from aima_core.store.records import Recorded
 from aima_core.units import Command, Query, View
 from services.device.units import DeviceDetected, DeviceRemoved
 from services.engine.units import EngineStopped

@@ -7,7 +7,7 @@ from typing import Any
 
 from aima_core.call import timestamp
 from aima_core.errors import InsufficientResources
-from aima_core.records import Recorded, Statement
+from aima_core.store.records import Recorded, Statement
 from services.resource import units as u
 from services.resource.decider import pressure_of
 from services.resource.room import Facts, Machine, Need, Slot, free_memory, named, room_for

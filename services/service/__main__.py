@@ -1,6 +1,6 @@
 """The service domain as a process of its own: `python -m services.service`."""
 
-from aima_core.main import main
+from aima_core.process.launch import main
 from services.service.domain import SERVICE
 
 if __name__ == "__main__":

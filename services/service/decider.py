@@ -9,7 +9,7 @@ from typing import Any
 from aima_core.call import Call
 from aima_core.domain import World
 from aima_core.errors import Conflict, NotFound
-from aima_core.names import nearest
+from aima_core.suggestions import nearest
 from aima_core.units import Command, Event
 from services.service import internal as i
 from services.service import replicas

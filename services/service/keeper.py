@@ -9,7 +9,7 @@ import time
 
 from aima_core.domain import Context
 from aima_core.errors import AimaError
-from aima_core.logs import logger
+from aima_core.structured_logs import logger
 from services.engine import units as engine
 from services.inference import units as inference
 from services.service import internal as i

@@ -12,7 +12,7 @@ import msgspec
 from aima_core.call import Call
 from aima_core.domain import Commands, Context, Outside
 from aima_core.errors import AimaError, NotFound
-from aima_core.records import Recorded
+from aima_core.store.records import Recorded
 from aima_core.units import Command, Query, View
 from services.engine import units as engine
 from services.inference import units as inference

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from aima_core.call import timestamp
-from aima_core.records import Recorded, Statement
+from aima_core.store.records import Recorded, Statement
 from services.inference import units as inference
 from services.service import units as u
 from services.service.scaling import Bounds, bounds_of

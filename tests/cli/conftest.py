@@ -122,7 +122,7 @@ async def shell(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Shell
 def garden(shell: Shell, tmp_path: Path) -> Iterator[None]:
     """Add the toy domain to the running system, as a process of its own, until the test ends."""
     url = (shell.one.data / "nats.url").read_text().strip()
-    code = "from aima_core.main import main; from tests.cli.toy import GARDEN; main(GARDEN, ready=1)"
+    code = "from aima_core.process.launch import main; from tests.cli.toy import GARDEN; main(GARDEN, ready=1)"
     env = shell.environ | {"AIMA_DATA": str(tmp_path), "AIMA_NATS_URL": url, "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE)
     assert process.stdout

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from aima_core.common import units_of
-from aima_core.directory import UnitInfo, read_info
+from aima_core.bus.directory import UnitInfo, read_info
+from aima_core.bus.endpoints import describe
 from aima_core.domain import Domain
-from aima_core.wire import describe
+from aima_core.standard_units import units_of
 from services.cli import domains
 
 

@@ -20,8 +20,8 @@ sys.path[:0] = [str(Path(__file__).parents[2] / "libs"), str(Path(__file__).pare
 
 import nats  # noqa: E402
 
+from aima_core.bus.nats_server import NatsServer, free_port, start  # noqa: E402
 from aima_core.errors import AimaError  # noqa: E402
-from aima_core.nats_server import NatsServer, free_port, start  # noqa: E402
 from services.cli.claim import claim  # noqa: E402
 from services.cli.supervisor import Supervisor  # noqa: E402
 from services.cli.watched import ProcessState  # noqa: E402

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from aima_core import nats_server
-from aima_core.bus_user import BusUser, bus_user
+from aima_core.bus import nats_server
+from aima_core.bus.credentials import BusUser, bus_user
 from aima_core.domain import Domain
 from aima_core.errors import ValidationFailed
 from aima_core.settings import load

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 import yaml
 
+from aima_core.bus.nats_server import free_port, start
 from aima_core.errors import ValidationFailed
-from aima_core.nats_server import free_port, start
 from aima_core.testing import until
-from aima_core.words import build
+from aima_core.text_input import build
 from services.cli.domains import names
 from tests.system.harness import System, system
 

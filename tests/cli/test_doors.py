@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from aima_core import call as calls
-from aima_core.directory import UnitInfo
+from aima_core.bus.directory import UnitInfo
 from aima_core.errors import AimaError
 from services.cli.asking import Door, Reach, open_door
 from services.cli.unit_call import Manner

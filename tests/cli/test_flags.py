@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from aima_core.directory import UnitInfo
+from aima_core.bus.directory import UnitInfo
 from aima_core.errors import ValidationFailed
 from services.cli import flags, schema, unit_commands
 from services.cli.asking import Reach

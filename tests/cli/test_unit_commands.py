@@ -13,7 +13,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from aima_core.directory import UnitInfo
+from aima_core.bus.directory import UnitInfo
 from services.cli.domains import names
 from services.cli.flags import flags_of
 from services.cli.main import app

@@ -18,9 +18,9 @@ import nats as nats_py
 import pytest
 from nats.aio.client import Client as Nats
 
-from aima_core import nats_server
+from aima_core.bus import nats_server
+from aima_core.bus.nats_server import NatsServer
 from aima_core.domain import Domain
-from aima_core.nats_server import NatsServer
 from aima_core.testing import serving, settings_for
 from tests.core import toy
 

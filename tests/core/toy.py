@@ -19,8 +19,8 @@ from pydantic import Field
 from aima_core.call import Call
 from aima_core.domain import Domain, Effect, Outside, Parts, World
 from aima_core.errors import Conflict, ExecutionFailed, NotFound
-from aima_core.records import Recorded, Statement
 from aima_core.settings import Section
+from aima_core.store.records import Recorded, Statement
 from aima_core.units import Command, Event, Query, Resource, Success, View
 
 # --- counter: contract ------------------------------------------------------------------------------------------

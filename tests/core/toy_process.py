@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from aima_core import logs, process
+from aima_core import structured_logs
+from aima_core.process import domain_process
 from aima_core.testing import settings_for
 from tests.core import toy
 
@@ -17,5 +18,5 @@ def _ready() -> None:
 
 if __name__ == "__main__":
     domain = {"counter": toy.COUNTER, "tally": toy.TALLY}[sys.argv[1]]
-    logs.set_up(domain.name, "info")
-    process.run(domain, settings_for(Path(sys.argv[2]), sys.argv[3], domain), _ready)
+    structured_logs.set_up(domain.name, "info")
+    domain_process.run(domain, settings_for(Path(sys.argv[2]), sys.argv[3], domain), _ready)

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aima_core.errors import AimaError, NotFound
-from aima_core.log import Log
-from aima_core.records import Codec, Meta, Recorded
-from aima_core.runner import Runner
+from aima_core.process.writer import Runner
+from aima_core.store.log import Log
+from aima_core.store.records import Codec, Meta, Recorded
 from aima_core.testing import NOON, Given, call
 from aima_core.units import Command, Event
 from services.device import internal as i
@@ -207,7 +207,7 @@ def test_the_device_that_is_meant_is_the_one_named_else_the_first_gpu_else_the_c
 
 ids = st.sampled_from([CPU.id, GPU.id, DISK.id])
 watts = st.sampled_from([200.0, 300.0])
-# alerts are not among them: each is the news of another moment, and watch.py sees to it that a crossing is one
+# alerts are not among them: each is the news of another moment, and readings.py sees to it that a crossing is one
 found = st.lists(st.sampled_from([CPU, GPU, LARGER, DISK]), max_size=4, unique_by=lambda device: device.id)
 commands = st.one_of(
     st.builds(i.RecordDevices, found=found.map(tuple)),

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from aima_core import nats_server
-from aima_core.bus import Answer, Client
+from aima_core.bus import nats_server
+from aima_core.bus.client import Answer, Client
+from aima_core.bus.nats_server import NatsServer
 from aima_core.errors import AimaError, Conflict, NotFound, ValidationFailed
-from aima_core.nats_server import NatsServer
 from aima_core.testing import serving, settings_for, until
 from services.device.domain import DEVICE
 from services.device.drivers import Found, Probe, Sample

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from aima_core.log import Log
-from aima_core.records import Codec
-from aima_core.runner import Runner
+from aima_core.process.writer import Runner
+from aima_core.store.log import Log
+from aima_core.store.records import Codec
 from aima_core.testing import call
 from aima_core.units import Command
 from services.engine.domain import ENGINE

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from aima_core.bus import Client
+from aima_core.bus.client import Client
 from aima_core.domain import Domain
 from aima_core.errors import (
     AimaError,

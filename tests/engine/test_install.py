@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from aima_core.bus import Client
+from aima_core.bus.client import Client
 from aima_core.errors import ExecutionFailed
 from aima_core.testing import serving, until
 from services.engine import internal as i

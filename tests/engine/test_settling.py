@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aima_core.bus import Client
+from aima_core.bus.client import Client
 from aima_core.call import Call
 from aima_core.domain import Domain
 from aima_core.testing import serving, until

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from aima_core.records import Meta, Recorded
+from aima_core.store.records import Meta, Recorded
 from aima_core.testing import NOON
 from aima_core.units import Event
 from services.engine import units as u

@@ -13,10 +13,10 @@ from typing import Any
 import httpx2
 import pytest
 
-from aima_core import nats_server
-from aima_core.bus import Client
+from aima_core.bus import nats_server
+from aima_core.bus.client import Client
+from aima_core.bus.nats_server import NatsServer
 from aima_core.domain import Domain
-from aima_core.nats_server import NatsServer
 from aima_core.testing import serving, settings_for, until
 from services.gateway.domain import GATEWAY
 from tests.core.toy import COUNTER

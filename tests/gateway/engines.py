@@ -12,8 +12,8 @@ from typing import Any
 
 from openai import AsyncOpenAI
 
+from aima_core.bus.nats_server import NatsServer
 from aima_core.domain import Domain
-from aima_core.nats_server import NatsServer
 from aima_core.testing import until
 from services.inference.domain import INFERENCE
 from tests.gateway.conftest import Site, gateway

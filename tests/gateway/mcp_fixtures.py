@@ -13,8 +13,8 @@ import httpx2
 from mcp import Client as McpClient
 from mcp.client.streamable_http import streamable_http_client
 
-from aima_core import nats_server
-from aima_core.bus import Client
+from aima_core.bus import nats_server
+from aima_core.bus.client import Client
 from aima_core.domain import Domain
 from aima_core.testing import serving, settings_for, until
 from services.gateway.domain import GATEWAY

@@ -15,8 +15,8 @@ import httpx2
 import msgspec
 from hypothesis import strategies as st
 
-from aima_core import nats_server
-from aima_core.nats_server import NatsServer
+from aima_core.bus import nats_server
+from aima_core.bus.nats_server import NatsServer
 from aima_core.testing import until
 from services.engine.http import healthy
 from tests.engine.programs import STAND_IN

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from aima_core.bus.directory import UnitInfo
+from aima_core.bus.nats_server import NatsServer
 from aima_core.call import Call
-from aima_core.common import units_of
-from aima_core.directory import UnitInfo
 from aima_core.errors import Forbidden, NotFound, Unauthorized
-from aima_core.nats_server import NatsServer
-from aima_core.records import Meta, Recorded
+from aima_core.standard_units import units_of
+from aima_core.store.records import Meta, Recorded
 from services.cli import domains
 from services.gateway.access import NOBODY, Policy, Principal, hash_of, static_keys, without_caller, without_owners
 from services.gateway.asking import tells_events, tells_owners

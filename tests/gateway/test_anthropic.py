@@ -15,8 +15,8 @@ import pytest_asyncio
 from anthropic import AsyncAnthropic
 from hypothesis import given
 
+from aima_core.bus.nats_server import NatsServer
 from aima_core.errors import AimaError, ValidationFailed
-from aima_core.nats_server import NatsServer
 from aima_core.testing import until
 from services.gateway import anthropic_answers as answers
 from services.gateway import anthropic_requests as requests

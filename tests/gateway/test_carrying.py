@@ -13,10 +13,10 @@ import httpx2
 import openai
 import pytest
 
-from aima_core.bus import Client
-from aima_core.directory import Directory
+from aima_core.bus.client import Client
+from aima_core.bus.directory import Directory
+from aima_core.bus.nats_server import NatsServer
 from aima_core.errors import Unavailable
-from aima_core.nats_server import NatsServer
 from aima_core.testing import serving, settings_for, until
 from services.gateway.access import Policy
 from services.gateway.asking import Asking, Caller

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from aima_core.nats_server import NatsServer
+from aima_core.bus.nats_server import NatsServer
 from tests.gateway.engines import Line, Place, place
 
 NUMBERS = [0.25, -1.0, 3.0]

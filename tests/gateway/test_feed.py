@@ -17,10 +17,10 @@ from nats.aio.msg import Msg
 from nats.js.client import JetStreamContext
 from nats.js.errors import NotFoundError
 
-from aima_core.connection import connect
-from aima_core.effects import end
-from aima_core.nats_server import NatsServer
-from aima_core.relay import STREAM, ensure_stream
+from aima_core.bus.connection import connect
+from aima_core.bus.nats_server import NatsServer
+from aima_core.process.effects import end
+from aima_core.process.relay import STREAM, ensure_stream
 from aima_core.testing import until
 from services.gateway.feed import numbers
 from services.gateway.following import EventTail

@@ -16,7 +16,7 @@ from google.protobuf import descriptor_pb2, json_format
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from aima_core.nats_server import NatsServer
+from aima_core.bus.nats_server import NatsServer
 from aima_core.testing import until
 from services.gateway.grpc_api import SERVICE
 from services.gateway.proto import gateway_pb2 as pb

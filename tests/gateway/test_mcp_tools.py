@@ -11,7 +11,7 @@ import mcp_types as types
 import pytest
 from typer.testing import CliRunner
 
-from aima_core.directory import ResourceInfo, UnitInfo
+from aima_core.bus.directory import ResourceInfo, UnitInfo
 from aima_core.errors import AimaError, Forbidden, InvalidRequest, NotFound, ValidationFailed
 from services.cli import domains
 from services.cli.main import app

@@ -17,8 +17,8 @@ import pytest_asyncio
 from hypothesis import given
 from ollama import AsyncClient
 
+from aima_core.bus.nats_server import NatsServer
 from aima_core.errors import AimaError, ValidationFailed
-from aima_core.nats_server import NatsServer
 from aima_core.testing import until
 from services.gateway import bodies, chatting
 from services.gateway import ollama_answers as answers

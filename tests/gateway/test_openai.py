@@ -16,7 +16,7 @@ import pytest_asyncio
 from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletionChunk, ChatCompletionMessageParam
 
-from aima_core.nats_server import NatsServer
+from aima_core.bus.nats_server import NatsServer
 from aima_core.testing import until
 from tests.gateway.engines import client_of
 from tests.gateway.model_fixtures import EMBEDDER, MODEL, NUMBERS, TOY, Real, real, stage

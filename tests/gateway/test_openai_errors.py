@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import pytest
 
-from aima_core.nats_server import NatsServer
+from aima_core.bus.nats_server import NatsServer
 from aima_core.testing import until
 from tests.gateway.conftest import ADMIN
 from tests.gateway.engines import HELLO, Engine, Line, Place, client_of, greet, place

@@ -12,8 +12,8 @@ import openai
 import pytest
 from hypothesis import given
 
+from aima_core.bus.nats_server import NatsServer
 from aima_core.errors import AimaError
-from aima_core.nats_server import NatsServer
 from services.gateway import bodies, chatting
 from services.gateway import responses_requests as requests
 from tests.gateway.engines import Line, Place, Script, chunk, greet, place

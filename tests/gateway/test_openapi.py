@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from hypothesis_jsonschema import from_schema
 from openapi_spec_validator import validate
 
-from aima_core.directory import UnitInfo
-from aima_core.nats_server import NatsServer
+from aima_core.bus.directory import UnitInfo
+from aima_core.bus.nats_server import NatsServer
 from aima_core.testing import serving, settings_for
 from services.cli import domains
 from services.gateway import openapi, rest

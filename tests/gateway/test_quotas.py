@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from pydantic import Field
 
+from aima_core.bus.nats_server import NatsServer
 from aima_core.domain import Domain, Outside, Parts
-from aima_core.nats_server import NatsServer
 from aima_core.testing import until
 from aima_core.units import Command, Success, View
 from tests.gateway.conftest import Site, gateway

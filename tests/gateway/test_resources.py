@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from nats.aio.client import Client as Nats
 
-from aima_core.connection import connect
-from aima_core.effects import end
+from aima_core.bus.connection import connect
 from aima_core.errors import Unavailable
+from aima_core.process.effects import end
 from aima_core.testing import until
 from aima_core.units import key_of
 from services.gateway.resources import Watching

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aima_core.common import units_of
-from aima_core.directory import UnitInfo
+from aima_core.bus.directory import UnitInfo
+from aima_core.standard_units import units_of
 from services.cli import domains
 from services.gateway import rest
 

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from aima_core.bus.nats_server import NatsServer
 from aima_core.errors import Unavailable, ValidationFailed
-from aima_core.nats_server import NatsServer
 from aima_core.testing import settings_for, until
 from services.gateway.domain import GATEWAY
 from services.gateway.server import listen

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from aima_core.bus import Answer, Client
+from aima_core.bus.client import Answer, Client
 from aima_core.errors import EngineNotRunning, NotFound, Timeout, Unavailable, ValidationFailed
 from aima_core.testing import serving, until
 from services.inference.domain import INFERENCE

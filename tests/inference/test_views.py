@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aima_core.records import Meta, Recorded
+from aima_core.store.records import Meta, Recorded
 from aima_core.testing import NOON, Given
 from aima_core.units import Event
 from services.inference import figures, views

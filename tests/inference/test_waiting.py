@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from aima_core.bus import Client
+from aima_core.bus.client import Client
 from aima_core.domain import Domain, Outside
 from aima_core.errors import (
     AimaError,
@@ -338,7 +338,9 @@ async def _parts(stream: AsyncGenerator[Any, None]) -> list[Any]:
 
 
 async def test_a_lease_that_nobody_heard_of_is_given_back(site: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aima_core.bus._GRACE", 60.0)  # seconds: whatever is answered is heard, on the slowest machine
+    monkeypatch.setattr(
+        "aima_core.bus.client._GRACE", 60.0
+    )  # seconds: whatever is answered is heard, on the slowest machine
     async with running(site) as client:
         await runs(client, "http://127.0.0.1:9", slots=0)
         await shows(client, phase="running")

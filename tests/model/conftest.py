@@ -19,12 +19,12 @@ import nats as nats_py
 import pytest
 from nats.aio.client import Client as Nats
 
-from aima_core import nats_server
+from aima_core.bus import nats_server
+from aima_core.bus.nats_server import NatsServer
 from aima_core.domain import Domain
-from aima_core.log import Log
-from aima_core.nats_server import NatsServer
-from aima_core.records import Codec
-from aima_core.runner import Runner
+from aima_core.process.writer import Runner
+from aima_core.store.log import Log
+from aima_core.store.records import Codec
 from aima_core.testing import serving, settings_for, until
 from services.model.domain import MODEL
 from tests.stand_ins.hub import Hub

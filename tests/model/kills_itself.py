@@ -12,7 +12,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from aima_core import logs, process, settings
+from aima_core import settings, structured_logs
+from aima_core.process import domain_process
 from services.model.domain import MODEL
 
 
@@ -34,5 +35,5 @@ def arm(when: str, where: str) -> None:
 if __name__ == "__main__":
     arm(*sys.argv[1].split())
     loaded = settings.load({MODEL.name: MODEL.settings})
-    logs.set_up(MODEL.name, loaded.log.level)
-    process.run(MODEL, loaded)
+    structured_logs.set_up(MODEL.name, loaded.log.level)
+    domain_process.run(MODEL, loaded)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from aima_core.nats_server import NatsServer
+from aima_core.bus.nats_server import NatsServer
 from aima_core.testing import until
 from tests.model.conftest import Asking, ModelProcess, asking, rebuilt, tables
 from tests.model.test_domain import FILE, ID, WHEEL, pips, tiny

@@ -13,9 +13,9 @@ from typing import Any
 import psutil
 import pytest
 
+from aima_core.bus.nats_server import NatsServer, free_port
 from aima_core.domain import Domain, Outside
 from aima_core.errors import NotFound
-from aima_core.nats_server import NatsServer, free_port
 from aima_core.testing import until
 from aima_core.units import Query, View
 from services.model import units as u

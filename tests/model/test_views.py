@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from aima_core.call import timestamp
-from aima_core.records import Meta, Recorded
+from aima_core.store.records import Meta, Recorded
 from aima_core.units import Event
 from services.model import units as u
 from services.model import views

@@ -9,9 +9,9 @@ from typing import Any
 import psutil
 import pytest
 
-from aima_core.log import Log
-from aima_core.records import Codec, Meta, Recorded
-from aima_core.runner import Runner
+from aima_core.process.writer import Runner
+from aima_core.store.log import Log
+from aima_core.store.records import Codec, Meta, Recorded
 from aima_core.testing import NOON, call
 from aima_core.units import Event
 from services.resource import internal as i

@@ -12,12 +12,12 @@ import msgspec
 import psutil
 import pytest
 
-from aima_core import nats_server
-from aima_core.bus import Answer, Client
+from aima_core.bus import nats_server
+from aima_core.bus.client import Answer, Client
+from aima_core.bus.nats_server import NatsServer
 from aima_core.call import IDEMPOTENCY_KEY, Call
 from aima_core.domain import Domain, World
 from aima_core.errors import AimaError, Conflict, InsufficientResources, NotFound, ValidationFailed
-from aima_core.nats_server import NatsServer
 from aima_core.testing import serving, settings_for, until
 from aima_core.units import Command, Event, Success, View
 from services.device.units import Device, DeviceDetected, DeviceRemoved

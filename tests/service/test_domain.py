@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from aima_core.bus import Client
+from aima_core.bus.client import Client
 from aima_core.call import IDEMPOTENCY_KEY
 from aima_core.errors import (
     AimaError,

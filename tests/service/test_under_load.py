@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from aima_core.bus import Answer, Client
+from aima_core.bus.client import Answer, Client
 from aima_core.errors import AimaError, Unavailable
 from aima_core.testing import serving, until
 from tests.service.test_domain import ALL, QUICK, create, get, pid_of, start, stop

@@ -9,7 +9,7 @@ import pytest
 
 from aima_core.domain import World
 from aima_core.errors import AimaError
-from aima_core.records import Meta, Recorded
+from aima_core.store.records import Meta, Recorded
 from aima_core.testing import NOON, Given
 from aima_core.units import Command, Event, Success
 from services.inference import units as inference

@@ -19,7 +19,7 @@ import msgspec
 from aima_core.call import Call
 from aima_core.domain import Domain, Effect
 from aima_core.errors import AimaError, InsufficientResources, Timeout, Unavailable
-from aima_core.records import Codec, Meta, Recorded
+from aima_core.store.records import Codec, Meta, Recorded
 from aima_core.testing import NOON
 from aima_core.units import Command, Event
 from services.engine import internal as ei

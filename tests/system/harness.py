@@ -16,13 +16,13 @@ from typing import Any
 
 import psutil
 
-from aima_core.bus import Client
-from aima_core.bus_user import OPERATOR, bus_user
-from aima_core.connection import connect
+from aima_core.bus.client import Client
+from aima_core.bus.connection import connect
+from aima_core.bus.credentials import OPERATOR, bus_user
 from aima_core.errors import AimaError
-from aima_core.log import Log
-from aima_core.records import Codec
 from aima_core.settings import load
+from aima_core.store.log import Log
+from aima_core.store.records import Codec
 from aima_core.testing import until
 from services.cli import domains
 

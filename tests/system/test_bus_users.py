@@ -18,13 +18,13 @@ import pytest
 import pytest_asyncio
 from nats.aio.client import Client as Nats
 
-from aima_core.bus import Client
-from aima_core.bus_user import BusUser, inbox, password_file
-from aima_core.connection import connect
+from aima_core.bus.client import Client
+from aima_core.bus.connection import connect
+from aima_core.bus.credentials import BusUser, inbox, password_file
 from aima_core.errors import Forbidden, Unauthorized
-from aima_core.relay import STREAM
+from aima_core.process.relay import STREAM
+from aima_core.process.resource_bucket import BUCKET
 from aima_core.testing import until
-from aima_core.watch import BUCKET
 from services.cli import domains
 from services.cli.bus_rights import AGENT, OBSERVER
 from tests.system.harness import System, system

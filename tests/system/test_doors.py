@@ -13,7 +13,7 @@ import pytest
 from mcp import ClientSession
 from mcp.client.streamable_http import streamable_http_client
 
-from aima_core.directory import Directory, UnitInfo
+from aima_core.bus.directory import Directory, UnitInfo
 from aima_core.errors import AimaError
 from services.gateway import rest
 from services.gateway.access import NOBODY, Policy, Principal

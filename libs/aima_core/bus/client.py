@@ -18,8 +18,8 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from aima_core import call as calls
+from aima_core.bus.connection import Connection, call_off, check_size
 from aima_core.call import Call, current_call
-from aima_core.connection import Connection, call_off, check_size
 from aima_core.errors import (
     AimaError,
     InternalError,

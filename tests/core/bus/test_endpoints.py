@@ -16,9 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aima_core.bus import Client
+from aima_core.bus.client import Client
+from aima_core.bus.nats_server import NatsServer
 from aima_core.errors import AimaError, Conflict, ExecutionFailed, NotFound, PayloadTooLarge, Timeout, UnitNotFound
-from aima_core.nats_server import NatsServer
 from aima_core.testing import until
 from tests.core.conftest import Bare, talking
 
@@ -851,7 +851,7 @@ async def test_a_process_finishes_what_is_under_way_before_it_ends(tmp_path: Pat
 async def test_who_is_still_waiting_when_the_process_ends_is_told_so(
     tmp_path: Path, shared_nats: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aima_core.process._DRAIN", 0.05)
+    monkeypatch.setattr("aima_core.process.domain_process._DRAIN", 0.05)
     nc = await nats_py.connect(shared_nats.url)
     async with talking(tmp_path, shared_nats) as bare:
         asked = asyncio.create_task(nc.request("aima.counter.grow", b'{"counter_id":"c1"}', timeout=10))

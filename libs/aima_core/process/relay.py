@@ -20,9 +20,9 @@ from nats.aio.msg import Msg
 from nats.js.api import StorageType, StreamConfig
 from nats.js.client import JetStreamContext
 
-from aima_core.log import Log
-from aima_core.logs import logger
-from aima_core.records import Recorded
+from aima_core.store.log import Log
+from aima_core.store.records import Recorded
+from aima_core.structured_logs import logger
 from aima_core.units import token
 
 STREAM = "AIMA_EVENTS"

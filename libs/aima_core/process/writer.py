@@ -15,13 +15,13 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
-from aima_core import replay
 from aima_core.call import Call
 from aima_core.domain import Domain, S
 from aima_core.errors import AimaError, Conflict, InternalError, PayloadTooLarge, Unavailable
-from aima_core.log import Log
-from aima_core.logs import logger
-from aima_core.records import Batch, Meta, Planned, Recorded, Reply, Statement
+from aima_core.store import replay
+from aima_core.store.log import Log
+from aima_core.store.records import Batch, Meta, Planned, Recorded, Reply, Statement
+from aima_core.structured_logs import logger
 from aima_core.units import Command, Event, View
 
 _SNAPSHOT_EVERY = 10_000  # events; replaying that many takes about 20 ms

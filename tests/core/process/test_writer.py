@@ -14,15 +14,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aima_core import effects as effects_module
-from aima_core import runner as runner_module
 from aima_core.call import fresh
 from aima_core.domain import Context, Domain, Outside
-from aima_core.effects import Effects
 from aima_core.errors import AimaError, Conflict, ExecutionFailed, InternalError, PayloadTooLarge, Unavailable
-from aima_core.log import Log
-from aima_core.records import Batch, Codec, Recorded, Statement
-from aima_core.runner import Runner
+from aima_core.process import effects as effects_module
+from aima_core.process import writer as runner_module
+from aima_core.process.effects import Effects
+from aima_core.process.writer import Runner
+from aima_core.store.log import Log
+from aima_core.store.records import Batch, Codec, Recorded, Statement
 from aima_core.testing import until
 from aima_core.units import Command
 from tests.core import toy

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Generic
 
 from aima_core.call import unix
 from aima_core.errors import ValidationFailed
-from aima_core.log import Log
-from aima_core.records import Recorded
+from aima_core.store.log import Log
+from aima_core.store.records import Recorded
 from aima_core.units import LARGEST
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ import pytest
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import NotFoundError
 
-from aima_core.log import Log
-from aima_core.nats_server import NatsServer
-from aima_core.records import Codec
-from aima_core.relay import STREAM, SUBJECTS, subject
+from aima_core.bus.nats_server import NatsServer
+from aima_core.process.relay import STREAM, SUBJECTS, subject
+from aima_core.store.log import Log
+from aima_core.store.records import Codec
 from aima_core.testing import until
 from tests.core.conftest import Bare, Toy, talking
 from tests.core.toy import COUNTER_EVENTS, GrowthAsked
@@ -170,7 +170,7 @@ async def test_no_id_keeps_the_events_behind_it_from_being_copied(tmp_path: Path
 
 
 def test_a_stream_id_is_one_token_of_the_subject() -> None:
-    from aima_core.records import Meta, Recorded
+    from aima_core.store.records import Meta, Recorded
 
     def of(ident: str) -> str:
         event = GrowthAsked(counter_id=ident)
@@ -308,7 +308,7 @@ async def test_a_second_process_on_the_same_log_does_not_start(
 async def test_a_process_without_a_server_ends_with_an_error_that_names_the_address(
     tmp_path: Path, nats: NatsServer, toys: ToyMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from aima_core.connection import connect
+    from aima_core.bus.connection import connect
     from aima_core.errors import Unavailable
 
     nats.stop()

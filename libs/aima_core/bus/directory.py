@@ -17,10 +17,10 @@ import nats.errors
 from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 
-from aima_core.bus import Client
+from aima_core.bus.client import Client
 from aima_core.errors import UnitNotFound
-from aima_core.logs import logger
-from aima_core.names import did_you_mean, nearest
+from aima_core.structured_logs import logger
+from aima_core.suggestions import did_you_mean, nearest
 from aima_core.units import Risk
 
 _LOOK = 1.0  # seconds between pings

@@ -11,8 +11,8 @@ from typing import Any
 import nats as nats_py
 import pytest
 
-from aima_core import follow
-from aima_core.nats_server import NatsServer
+from aima_core.bus.nats_server import NatsServer
+from aima_core.process import follower
 from aima_core.testing import until
 from tests.core.conftest import Bare, Toy, talking
 from tests.core.toy import COUNTER, TALLY
@@ -105,7 +105,7 @@ async def test_a_peer_whose_log_began_anew_while_we_ran_is_followed_from_its_beg
 async def test_more_events_than_fit_on_a_page_are_all_taken_in(
     tmp_path: Path, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follow, "_PAGE", 7)
+    monkeypatch.setattr(follower, "_PAGE", 7)
     async with talking(tmp_path, nats, COUNTER) as bare:
         await asyncio.gather(*[bare.ask("counter.add", counter_id="c1") for _ in range(50)])
     async with talking(tmp_path, nats, COUNTER, TALLY) as bare:
@@ -136,7 +136,7 @@ async def test_a_peer_that_sends_what_cannot_be_read_is_tried_again_over_one_sub
 
     from tests.core import toy
 
-    monkeypatch.setattr("aima_core.process._RESTART", 0.01)
+    monkeypatch.setattr("aima_core.process.domain_process._RESTART", 0.01)
     broken = 0
 
     def react(recorded: Any) -> Any:

@@ -11,8 +11,8 @@ import msgspec
 import pytest
 
 from aima_core.errors import AimaError, Conflict, ExecutionFailed, Unavailable
-from aima_core.log import Log
-from aima_core.records import Batch, Codec, Meta, Recorded, Reply
+from aima_core.store.log import Log
+from aima_core.store.records import Batch, Codec, Meta, Recorded, Reply
 from aima_core.units import Event
 from tests.core.toy import COUNTER_EVENTS, Added, Grown
 
@@ -123,8 +123,8 @@ async def test_replies_and_cursors_are_kept_beside_the_events(tmp_path: Path) ->
 HOLD = """
 import asyncio, sys
 from pathlib import Path
-from aima_core.log import Log
-from tests.core.test_log import CODEC
+from aima_core.store.log import Log
+from tests.core.store.test_log import CODEC
 async def main():
     log = await Log.open(Path(sys.argv[1]), "counter", CODEC)
     print("open", flush=True)
@@ -136,7 +136,7 @@ asyncio.run(main())
 
 def holding(folder: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-c", HOLD, str(folder)]
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root)
 
 

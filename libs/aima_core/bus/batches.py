@@ -14,9 +14,9 @@ from typing import Any
 import msgspec
 
 from aima_core import call as calls
-from aima_core.bus import UNREADABLE, Answer, Client, opened
+from aima_core.bus.client import UNREADABLE, Answer, Client, opened
 from aima_core.errors import AimaError, InternalError, InvalidRequest, from_body
-from aima_core.logs import logger
+from aima_core.structured_logs import logger
 
 _MOST = 256  # requests in a message
 _OF_THE_MESSAGE = {calls.BATCH, calls.TIMEOUT}  # headers of ours that a batch itself may have

@@ -15,9 +15,9 @@ from aima_core import call as calls
 from aima_core.call import current_call
 from aima_core.domain import Domain, Effect, Outside, S
 from aima_core.errors import AimaError
-from aima_core.logs import logger
-from aima_core.records import Recorded
-from aima_core.runner import Runner
+from aima_core.process.writer import Runner
+from aima_core.store.records import Recorded
+from aima_core.structured_logs import logger
 from aima_core.units import Command
 
 _FIRST_RETRY, _LAST_RETRY = 0.2, 10.0  # seconds; doubled after each failure

@@ -11,9 +11,9 @@ from pathlib import Path
 import nats
 import pytest
 
-from aima_core import nats_server
+from aima_core.bus import nats_server
+from aima_core.bus.nats_server import HOST, NatsServer, free_port, log_tail, start
 from aima_core.errors import Unavailable
-from aima_core.nats_server import HOST, NatsServer, free_port, log_tail, start
 
 
 @pytest.fixture
@@ -162,8 +162,8 @@ def test_stopping_twice_is_no_error(server: NatsServer) -> None:
 @pytest.mark.parametrize(("die_with_parent", "left"), [(True, False), (False, True)])
 def test_it_goes_with_a_killed_parent_when_asked(tmp_path: Path, die_with_parent: bool, left: bool) -> None:
     script = f"""
-import sys, time; sys.path.insert(0, {str(Path(nats_server.__file__).parents[1])!r})
-from pathlib import Path; from aima_core.nats_server import *
+import sys, time; sys.path.insert(0, {str(Path(nats_server.__file__).parents[2])!r})
+from pathlib import Path; from aima_core.bus.nats_server import *
 server = start(Path({str(tmp_path)!r}), free_port(), Path({str(tmp_path / "log")!r}), die_with_parent={die_with_parent})
 print(server.pid, flush=True); time.sleep(60)
 """
@@ -179,8 +179,9 @@ print(server.pid, flush=True); time.sleep(60)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the parent's death signal is Linux's")
 def test_a_parent_that_is_gone_before_the_kernel_is_asked_is_noticed() -> None:
-    script = f"import sys; sys.path.insert(0, {str(Path(nats_server.__file__).parents[1])!r})\n" + (
-        "import time; from aima_core.nats_server import end_with_parent; end_with_parent(1 << 22, 15); time.sleep(60)"
+    script = f"import sys; sys.path.insert(0, {str(Path(nats_server.__file__).parents[2])!r})\n" + (
+        "import time; from aima_core.bus.nats_server import end_with_parent\n"
+        "end_with_parent(1 << 22, 15); time.sleep(60)"
     )
     assert subprocess.run([sys.executable, "-c", script], timeout=20).returncode == -signal.SIGTERM
 

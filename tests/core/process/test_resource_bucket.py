@@ -6,7 +6,7 @@ from typing import Any
 
 from nats.js.errors import KeyNotFoundError, NotFoundError
 
-from aima_core.nats_server import NatsServer
+from aima_core.bus.nats_server import NatsServer
 from aima_core.testing import until
 from aima_core.units import Resource
 from tests.core.conftest import Bare, talking

@@ -12,10 +12,10 @@ import nats as nats_py
 import pytest
 from nats.aio.msg import Msg
 
-from aima_core.batches import Together
-from aima_core.bus import Client
+from aima_core.bus.batches import Together
+from aima_core.bus.client import Client
+from aima_core.bus.nats_server import NatsServer
 from aima_core.errors import AimaError, Conflict, Unavailable, UnitNotFound, ValidationFailed
-from aima_core.nats_server import NatsServer
 from aima_core.testing import until
 from tests.core.conftest import Bare, talking
 
@@ -93,7 +93,7 @@ async def test_what_is_said_to_be_no_batch_is_none(bare: Bare) -> None:
 
 
 async def test_each_request_of_a_batch_counts(bare: Bare, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aima_core.wire._MOST_AT_ONCE", 4)
+    monkeypatch.setattr("aima_core.bus.endpoints._MOST_AT_ONCE", 4)
     reply = await batch(bare, "counter.add", *[add("a")] * 4)
     assert reply["error"]["code"] == "RATE_LIMITED"
     assert len(await batch(bare, "counter.add", *[add("a")] * 3)) == 3
@@ -124,7 +124,7 @@ async def test_input_of_an_item_that_is_no_object_is_refused_alone(bare: Bare) -
 async def test_those_that_still_wait_when_the_process_ends_are_told_so_each(
     tmp_path: Path, shared_nats: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aima_core.process._DRAIN", 0.05)
+    monkeypatch.setattr("aima_core.process.domain_process._DRAIN", 0.05)
     nc = await nats_py.connect(shared_nats.url)
     async with talking(tmp_path, shared_nats) as bare:
         items = json.dumps([{"data": {"counter_id": name}} for name in ("a", "b")]).encode()

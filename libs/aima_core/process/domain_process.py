@@ -14,26 +14,26 @@ import msgspec
 import uvloop
 
 from aima_core import VERSION
-from aima_core.bus import Peers
-from aima_core.bus_user import bus_user
+from aima_core.bus.client import Peers
+from aima_core.bus.connection import connect
+from aima_core.bus.credentials import bus_user
+from aima_core.bus.endpoints import Endpoints
+from aima_core.bus.outcomes import Outcome, Replies, encode_view
 from aima_core.call import Call, current_call, fresh
-from aima_core.common import LogPage, LogQuery, Read, ReadQuery, units_of
-from aima_core.connection import connect
 from aima_core.domain import Context, Domain, S
-from aima_core.effects import Effects, end
 from aima_core.errors import AimaError, Conflict, Unavailable, from_body
-from aima_core.follow import Follower
-from aima_core.log import Log
-from aima_core.logs import logger
-from aima_core.reader import Reader
-from aima_core.records import Codec, Recorded, Reply
-from aima_core.relay import Relay
-from aima_core.replies import Outcome, Replies, encode_view
-from aima_core.runner import Runner
+from aima_core.process.effects import Effects, end
+from aima_core.process.follower import Follower
+from aima_core.process.relay import Relay
+from aima_core.process.resource_bucket import Resources
+from aima_core.process.writer import Runner
 from aima_core.settings import Settings
+from aima_core.standard_units import LogPage, LogQuery, Read, ReadQuery, units_of
+from aima_core.store.log import Log
+from aima_core.store.reader import Reader
+from aima_core.store.records import Codec, Recorded, Reply
+from aima_core.structured_logs import logger
 from aima_core.units import Command, Query, Unit
-from aima_core.watch import Resources
-from aima_core.wire import Endpoints
 
 _DRAIN = 25.0  # seconds that running requests get when the process is asked to end; a supervisor kills it after 30
 _RESTART = 1.0  # seconds before a background task that failed runs anew

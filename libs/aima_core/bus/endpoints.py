@@ -21,9 +21,10 @@ from nats.micro.request import ERROR_CODE_HEADER, ERROR_HEADER, Request
 from nats.micro.service import EndpointConfig, Service, ServiceConfig
 
 from aima_core import call as calls
-from aima_core.batches import Item, items_of, replies_of
+from aima_core.bus.batches import Item, items_of, replies_of
+from aima_core.bus.connection import check_size
+from aima_core.bus.outcomes import Outcome, Replies, encode
 from aima_core.call import Call, current_call
-from aima_core.connection import check_size
 from aima_core.domain import Domain
 from aima_core.errors import (
     AimaError,
@@ -34,8 +35,7 @@ from aima_core.errors import (
     Timeout,
     Unavailable,
 )
-from aima_core.logs import logger
-from aima_core.replies import Outcome, Replies, encode
+from aima_core.structured_logs import logger
 from aima_core.units import Unit, parse
 
 _MOST_FIELDS = 1000  # of an input; each unknown one costs the validator an error of its own

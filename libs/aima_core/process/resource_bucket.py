@@ -18,11 +18,11 @@ from nats.js.api import KeyValueConfig
 from nats.js.kv import KeyValue
 from pydantic import ValidationError
 
+from aima_core.bus.outcomes import encode_view
 from aima_core.domain import Domain, S
 from aima_core.errors import AimaError, NotFound
-from aima_core.logs import logger
-from aima_core.records import Recorded
-from aima_core.replies import encode_view
+from aima_core.store.records import Recorded
+from aima_core.structured_logs import logger
 from aima_core.units import Query, Resource, View
 
 BUCKET = "aima-resources"

@@ -16,12 +16,12 @@ from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 
 from aima_core import call as calls
-from aima_core.bus import Client
+from aima_core.bus.client import Client
 from aima_core.domain import Domain, S
 from aima_core.errors import AimaError, PayloadTooLarge, Timeout, Unavailable
-from aima_core.logs import logger
-from aima_core.records import Codec, Meta, Recorded
-from aima_core.runner import Runner
+from aima_core.process.writer import Runner
+from aima_core.store.records import Codec, Meta, Recorded
+from aima_core.structured_logs import logger
 
 _PAGE = 500  # events asked for at once
 _LOOK = 5.0  # seconds; a look at the peer's log even when nothing woke us

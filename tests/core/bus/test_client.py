@@ -14,17 +14,17 @@ import pytest
 from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 
-from aima_core import nats_server
-from aima_core.bus import Client, or_cancelled
-from aima_core.bus_user import BusUser, inbox
+from aima_core.bus import nats_server
+from aima_core.bus.client import Client, or_cancelled
+from aima_core.bus.connection import LARGEST_PAYLOAD, connect
+from aima_core.bus.credentials import BusUser, inbox
+from aima_core.bus.directory import read_info
+from aima_core.bus.nats_server import MAX_PAYLOAD, USERS, NatsServer
+from aima_core.bus.outcomes import Replies
 from aima_core.call import Call
-from aima_core.connection import LARGEST_PAYLOAD, connect
-from aima_core.directory import read_info
 from aima_core.domain import Parts
 from aima_core.errors import Forbidden, PayloadTooLarge, Timeout, Unavailable, UnitNotFound
-from aima_core.nats_server import MAX_PAYLOAD, USERS, NatsServer
-from aima_core.process import Process
-from aima_core.replies import Replies
+from aima_core.process.domain_process import Process
 from aima_core.testing import settings_for, until
 from aima_core.units import Command, Success, View
 from tests.core.conftest import talking
@@ -272,7 +272,7 @@ async def begun(nc: Nats, other: Nats, timeout: float = 60) -> tuple[AsyncGenera
 async def test_a_stream_whose_process_is_gone_is_refused_as_unavailable(
     shared_nats: NatsServer, monkeypatch: pytest.MonkeyPatch, lives: str
 ) -> None:
-    monkeypatch.setattr("aima_core.bus._QUIET", 0.05)
+    monkeypatch.setattr("aima_core.bus.client._QUIET", 0.05)
     async with connected(shared_nats.url) as nc, connected(shared_nats.url) as other:
         control = await other.subscribe("brief.control")
         stream, inbox = await begun(nc, other, timeout=3 if lives == "but says nothing" else 60)
@@ -293,7 +293,7 @@ async def test_a_stream_whose_process_is_gone_is_refused_as_unavailable(
 async def test_a_process_that_was_missed_once_is_heard_when_it_is_back(
     shared_nats: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aima_core.bus._QUIET", 2.0)
+    monkeypatch.setattr("aima_core.bus.client._QUIET", 2.0)
     async with connected(shared_nats.url) as nc, connected(shared_nats.url) as other:
         stream, inbox = await begun(nc, other)
         answer, heard = asyncio.create_task(anext(stream)), nc.stats["in_msgs"]

@@ -16,8 +16,8 @@ from typing import Any, Generic
 import msgspec
 
 from aima_core.domain import Domain, S
-from aima_core.log import Log, set_fact
-from aima_core.records import Statement
+from aima_core.store.log import Log, set_fact
+from aima_core.store.records import Statement
 
 _ROWS = 10_000  # rows per hop: bounds memory, makes the hop itself free
 

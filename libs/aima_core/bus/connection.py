@@ -17,9 +17,9 @@ from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 
 from aima_core import call as calls
-from aima_core.bus_user import BusUser
+from aima_core.bus.credentials import BusUser
 from aima_core.errors import Forbidden, PayloadTooLarge, Unauthorized, Unavailable
-from aima_core.logs import logger
+from aima_core.structured_logs import logger
 
 LARGEST_PAYLOAD = 8 * 1024 * 1024  # bytes of an input; the bus carries twice that, so that refusing is ours to do
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from aima_core.errors import Conflict, Unavailable
-from aima_core.records import Batch, Codec, Recorded, Reply, Statement, decode_meta
-from aima_core.sqlite import Sqlite
+from aima_core.store.records import Batch, Codec, Recorded, Reply, Statement, decode_meta
+from aima_core.store.sqlite import Sqlite
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from aima_core import logs
+from aima_core import structured_logs
 from aima_core.domain import Domain
 from aima_core.errors import AimaError, InvalidRequest
-from aima_core.process import run
+from aima_core.process.domain_process import run
 from aima_core.settings import load
 
 _FINAL = ("LOG_LOCKED", "NOT_WRITABLE")  # reasons that another try will not change
@@ -25,7 +25,7 @@ def main(domain: Domain[Any], *, config: Path | None = None, ready: int = -1, li
     """
     try:
         settings = load({domain.name: domain.settings}, path=config, partial=True)
-        logs.set_up(domain.name, settings.log.level)
+        structured_logs.set_up(domain.name, settings.log.level)
         run(domain, settings, lambda: _say(ready), lifeline)
     except AimaError as error:
         sys.stderr.write(f"{domain.name}: {error.message}\n")

@@ -1,0 +1,1 @@
+"""The bus: both of its sides, and the nats-server itself."""

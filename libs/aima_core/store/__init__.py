@@ -1,0 +1,1 @@
+"""The log of a domain and what is read from it."""
