@@ -50,7 +50,7 @@ docs: setup                          ## write docs/units.md and the pictures in 
 	$(BIN)/python -m services.cli.http_docs
 
 proto: setup-dev                     ## make the messages of the gRPC door from their description
-	cd services/gateway/proto && ../../../$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. gateway.proto
+	cd services/gateway/grpc/proto && ../../../../$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. gateway.proto
 
 lock: setup-dev                      ## resolve the dependencies anew, with hashes and without index addresses
 	$(COMPILE) --extra build -o requirements.txt pyproject.toml

@@ -21,7 +21,7 @@ from services.cli.options import ApiKey, Columns, Config, Output, Url, listed
 from services.cli.show import Format, document, out
 from services.cli.tables import rows
 from services.cli.unit_call import Manner
-from services.gateway.rest import ident_of
+from services.gateway.rest.routes import ident_of
 
 
 def units(

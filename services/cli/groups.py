@@ -22,7 +22,7 @@ from aima_core.errors import AimaError, InvalidRequest, NotFound
 from aima_core.suggestions import nearest
 from services.cli import domains, unit_commands
 from services.cli.asking import Reach, down, open_door
-from services.gateway.rest import ident_of
+from services.gateway.rest.routes import ident_of
 
 _BRIEFLY = 0.3  # seconds that the bus gets to answer where its answer is not what was asked for
 _ASKED = 5.0  # seconds that a gateway gets to refuse

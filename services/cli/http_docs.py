@@ -9,8 +9,8 @@ from pathlib import Path
 from aima_core.bus.directory import UnitInfo
 from aima_core.standard_units import units_of
 from services.cli import domains
-from services.gateway import rest
-from services.gateway.doors import DOORS
+from services.gateway.entrance.paths import DOORS
+from services.gateway.rest.routes import routes as routes_of
 
 FILE = Path(__file__).parents[2] / "docs" / "http.md"
 _MARK = "<!-- {} of {}: written by `make docs` -->"
@@ -38,7 +38,7 @@ def routes() -> Iterator[str]:
     units = all_units()
     yield "| unit | route under `/api/v2` | risk |\n|---|---|---|"
     for unit in units.values():
-        found = list(rest.routes(unit, units))
+        found = list(routes_of(unit, units))
         shown = [route for route in found if route is found[0] or (route.ident and route.method == found[0].method)]
         paths = ", ".join(f"`{route.method} {route.path}`" for route in shown)
         yield f"| `{unit.name}` | {paths} | {unit.risk} |"

@@ -19,12 +19,12 @@ from aima_core.errors import AimaError
 from services.cli import asking
 from services.cli.options import Config
 from services.cli.show import Format, err, failure
-from services.gateway.access import NOBODY, Policy, Principal
-from services.gateway.asking import Asking, Caller
+from services.gateway.entrance.access import NOBODY, Policy, Principal
+from services.gateway.entrance.dispatch import Asking, Caller
 
 if TYPE_CHECKING:
-    from services.gateway.mcp_api import McpServer
-    from services.gateway.mcp_tools import Mode
+    from services.gateway.mcp.api import McpServer
+    from services.gateway.mcp.tools import Mode
 
 _IDENTIFY = 5.0  # seconds
 
@@ -37,7 +37,7 @@ def mcp(
     config: Config = None,
 ) -> None:
     """Serve the Model Context Protocol on stdin and stdout. An API key comes from AIMA_API_KEY."""
-    from services.gateway.mcp_tools import Mode  # the SDK takes half a second that no other command should
+    from services.gateway.mcp.tools import Mode  # the SDK takes half a second that no other command should
 
     structured_logs.set_up("mcp", "warning")
     if url := os.environ.get("AIMA_URL"):
@@ -62,8 +62,8 @@ async def _serve(mode: Mode, config: Config) -> None:
 @contextlib.asynccontextmanager
 async def _server(client: Client, mode: Mode) -> AsyncIterator[McpServer]:
     """Give a server that asks on behalf of whoever the key belongs to, and keeps up with what is on the bus."""
-    from services.gateway.mcp_api import McpServer, Visit
-    from services.gateway.resources import Watching
+    from services.gateway.mcp.api import McpServer, Visit
+    from services.gateway.rest.resources import Watching
 
     who = await _principal(client)
     directory, watching = Directory(client.nc), Watching(client.nc)

@@ -1,10 +1,17 @@
 """The gateway, assembled: read this first.
 
-It is a domain like the others, so that keys and what they use are remembered: `state.py` and `decider.py` are about
-those, `access.py` says who may do what. Its outside is the doors: `server.py` listens, `gate.py` is what every request
-passes, `app.py` has the routes. `native.py` asks units by `rest.py`'s rule, `openapi.py` describes them,
-`following.py` tells what happens; the others speak the APIs of others: `openai_api.py`, `anthropic_api.py`,
-`ollama_api.py` through `carrying.py`, and `mcp_api.py`. No door knows a unit by heart that it can learn from the bus.
+The gateway is a domain like the others, so that keys and their use are remembered: `state.py` and `decider.py` are
+about keys. `outside.py` opens the doors, one folder each:
+
+    entrance/     what every request passes: connection, host, key, rate, quota, errors
+    rest/         units and resources over HTTP, and the OpenAPI document
+    openai/ anthropic/ ollama/    the APIs of models, each through engines/
+    engines/      a request's way to an engine and the answer's way back
+    mcp/ grpc/    the units over the Model Context Protocol and gRPC
+    events/       the event stream as server-sent events
+    monitoring/   health and metrics
+
+No door knows a unit by heart that it can learn from the bus.
 """
 
 from __future__ import annotations

@@ -20,33 +20,33 @@ from aima_core.units import Command, Query, View
 from services.gateway import internal as i
 from services.gateway import units as u
 from services.gateway import views
-from services.gateway.access import PREFIX, Policy, check_scopes, hash_of, static_keys
-from services.gateway.anthropic_api import Anthropic
-from services.gateway.app import assemble
-from services.gateway.asking import Asking
-from services.gateway.carrying import Carrier
-from services.gateway.documents import Documents
-from services.gateway.following import Events, EventTail
-from services.gateway.gate import hosts_of
-from services.gateway.health import Health
-from services.gateway.limits import Rates
-from services.gateway.metrics import Metrics
-from services.gateway.native import Native
-from services.gateway.ollama_api import Ollama
-from services.gateway.ollama_library import OllamaLibrary
-from services.gateway.openai_api import OpenAI
-from services.gateway.openai_media import Media
-from services.gateway.openai_responses import Responses
-from services.gateway.operations import Operations
-from services.gateway.quotas import Quotas
-from services.gateway.resources import Resources, Watching
-from services.gateway.scraping import Scraping
-from services.gateway.server import Http, Listening, listen
+from services.gateway.anthropic.api import Anthropic
+from services.gateway.engines.proxying import Carrier
+from services.gateway.entrance.access import PREFIX, Policy, check_scopes, hash_of, static_keys
+from services.gateway.entrance.app import assemble
+from services.gateway.entrance.dispatch import Asking
+from services.gateway.entrance.gate import hosts_of
+from services.gateway.entrance.metrics import Metrics
+from services.gateway.entrance.quotas import Quotas
+from services.gateway.entrance.rate_limits import Rates
+from services.gateway.entrance.server import Http, Listening, listen
+from services.gateway.events.stream import Events, EventTail
+from services.gateway.monitoring.health import Health
+from services.gateway.monitoring.scraping import Scraping
+from services.gateway.ollama.api import Ollama
+from services.gateway.ollama.library import OllamaLibrary
+from services.gateway.openai.api import OpenAI
+from services.gateway.openai.media import Media
+from services.gateway.openai.responses import Responses
+from services.gateway.rest.api import Native
+from services.gateway.rest.documents import Documents
+from services.gateway.rest.operations import Operations
+from services.gateway.rest.resources import Resources, Watching
 from services.gateway.settings import GatewaySettings, host_of, local
 from services.gateway.state import Key
 
 if TYPE_CHECKING:
-    from services.gateway.grpc_api import GrpcDoor
+    from services.gateway.grpc.api import GrpcDoor
 
 _URL = "gateway.url"  # in the data folder: where the doors are
 
@@ -125,7 +125,9 @@ class GatewayOutside(Outside[Key]):
         return await super().answer(query)
 
     def _app(self, listening: Listening) -> ASGIApp:
-        from services.gateway.mcp_http import McpDoor  # the SDK takes half a second that only this process should pay
+        from services.gateway.mcp.streamable_http import (
+            McpDoor,  # the SDK takes half a second that only this process should pay
+        )
 
         settings, metrics = self.context.settings, Metrics()
         quotas = Quotas(self._reserve, self._settle)
@@ -185,7 +187,7 @@ class GatewayOutside(Outside[Key]):
 def _grpc_door(*parts: Any) -> GrpcDoor:
     """Return the gRPC door. Raises ValidationFailed where the extra that it needs is not installed."""
     try:
-        from services.gateway.grpc_api import GrpcDoor
+        from services.gateway.grpc.api import GrpcDoor
     except ImportError as error:
         raise ValidationFailed(
             f"gateway.grpc_addr needs the extra `grpc` ({error.name} is not installed): pip install 'aima[grpc]'",

@@ -17,7 +17,7 @@ from services.cli import flags, unit_commands
 from services.cli.main import app
 from services.cli.unit_call import read_input
 from services.cli.unit_commands import UnitCommand
-from services.gateway.rest import ident_of
+from services.gateway.rest.routes import ident_of
 from tests.cli.conftest import Shell
 from tests.cli.described import every_unit
 

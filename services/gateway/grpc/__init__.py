@@ -1,0 +1,1 @@
+"""The units over gRPC."""

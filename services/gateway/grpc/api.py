@@ -1,0 +1,262 @@
+"""The units over gRPC, behind the extra `grpc`: Execute, ExecuteStream, WatchResource, health and reflection.
+
+The contract is `proto/gateway.proto`. Imported only where `gateway.grpc_addr` is set: grpc is not to be started before
+a fork.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+from urllib.parse import unquote
+
+import grpc
+import msgspec
+from google.protobuf import json_format
+from google.protobuf.struct_pb2 import Struct, Value
+from grpc import StatusCode
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from aima_core.bus.client import Answer
+from aima_core.errors import AimaError, InternalError, InvalidRequest, NotFound, Unauthorized, Unavailable
+from aima_core.structured_logs import logger
+from services.gateway.entrance import bodies
+from services.gateway.entrance.access import NOBODY, Policy, Principal, without_owners
+from services.gateway.entrance.dispatch import Asking, Caller, caller_from
+from services.gateway.entrance.options import Options, with_options
+from services.gateway.entrance.rate_limits import Rates
+from services.gateway.grpc.proto import gateway_pb2 as pb
+from services.gateway.settings import GatewaySettings
+from services.gateway.state import Key
+
+SERVICE = "aima.v2.Gateway"
+_ERROR = "aima-error-bin"
+_LARGEST = 16 * 2**20  # bytes of a message
+_EXACT = 2.0**53  # up to here a float tells every whole number from the next
+_GRACE = 5.0  # seconds that calls get when the gateway ends
+_CODES = {
+    400: StatusCode.INVALID_ARGUMENT,
+    401: StatusCode.UNAUTHENTICATED,
+    403: StatusCode.PERMISSION_DENIED,
+    404: StatusCode.NOT_FOUND,
+    409: StatusCode.FAILED_PRECONDITION,
+    413: StatusCode.RESOURCE_EXHAUSTED,
+    429: StatusCode.RESOURCE_EXHAUSTED,
+    503: StatusCode.UNAVAILABLE,
+    504: StatusCode.DEADLINE_EXCEEDED,
+}
+
+Context = Any  # grpc.aio.ServicerContext, which has no types
+Changes = Callable[[str], AsyncGenerator[bytes]]
+
+
+class GrpcDoor:
+    """The gRPC server. `changes` yields what stands at an address whenever it changes, as JSON."""
+
+    def __init__(
+        self,
+        asking: Asking,
+        policy: Policy,
+        keys: Mapping[str, Key],
+        rates: Rates,
+        changes: Changes,
+        settings: GatewaySettings,
+    ) -> None:
+        self._asking = asking
+        self._policy = policy
+        self._keys = keys
+        self._rates = rates
+        self._changes = changes
+        self._settings = settings
+        self._health = health.aio.HealthServicer()
+        self._server: grpc.aio.Server | None = None
+
+    async def open(self) -> None:
+        """Begin to serve. Raises Unavailable with PORT_IN_USE."""
+        server = grpc.aio.server(
+            options=(("grpc.max_receive_message_length", _LARGEST), ("grpc.so_reuseport", 0)),
+            maximum_concurrent_rpcs=self._settings.connections,
+        )
+        handlers = {
+            "Execute": grpc.unary_unary_rpc_method_handler(
+                _guarded(self.execute), pb.ExecuteRequest.FromString, pb.ExecuteReply.SerializeToString
+            ),
+            "ExecuteStream": grpc.unary_stream_rpc_method_handler(
+                _guarded_stream(self.execute_stream), pb.ExecuteRequest.FromString, pb.Part.SerializeToString
+            ),
+            "WatchResource": grpc.unary_stream_rpc_method_handler(
+                _guarded_stream(self.watch), pb.WatchRequest.FromString, pb.ResourceValue.SerializeToString
+            ),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        address = self._settings.grpc_addr
+        try:
+            if self._settings.tls_cert:
+                server.add_secure_port(address, _credentials(self._settings))
+            else:
+                server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise Unavailable(f"the gateway cannot listen on {address}: {error}", reason="PORT_IN_USE") from error
+        await server.start()
+        self._server = server
+        for name in ("", SERVICE):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        logger.info("gRPC door open", address=address)
+
+    async def close(self) -> None:
+        """Take no more calls; those under way end, or are cut after a while."""
+        if self._server:
+            await self._health.enter_graceful_shutdown()
+            await self._server.stop(_GRACE)
+
+    async def execute(self, request: pb.ExecuteRequest, context: Context) -> pb.ExecuteReply:
+        """Ask a unit; return its answer. Asked with parts, it learns that a call was cancelled, and gives up."""
+        caller, data = await self._read(request, context)
+        task = asyncio.current_task()
+        async with contextlib.aclosing(self._asking.stream(caller, request.unit, data)) as parts:
+            async for part in parts:
+                if isinstance(part, Answer):
+                    return _reply(part)
+                if task and task.cancelling():  # wait_for, in nats-py, loses what comes together with a message
+                    raise asyncio.CancelledError
+        raise InternalError(f"{request.unit} has ended without an answer")
+
+    async def execute_stream(self, request: pb.ExecuteRequest, context: Context) -> AsyncGenerator[pb.Part]:
+        """Ask a unit; yield its parts and its answer."""
+        caller, data = await self._read(request, context)
+        async with contextlib.aclosing(self._asking.stream(caller, request.unit, data)) as parts:
+            async for part in parts:
+                yield pb.Part(reply=_reply(part)) if isinstance(part, Answer) else pb.Part(part=_value(part))
+
+    async def watch(self, request: pb.WatchRequest, context: Context) -> AsyncGenerator[pb.ResourceValue]:
+        """Yield what stands at an address, now and whenever it changes."""
+        caller = self._caller(context)
+        found = self._asking.directory.resource_of(request.uri)
+        if found is None:
+            raise NotFound(f"{request.uri} is no address of anything here", reason="NO_SUCH_RESOURCE", uri=request.uri)
+        await self._asking.permitted(caller, f"{found.domain}.read", {"uri": request.uri})
+        whole = self._policy.sees_whole(caller.principal, found.domain)
+        async with contextlib.aclosing(self._changes(request.uri)) as values:
+            async for value in values:
+                if not caller.valid():
+                    raise Unauthorized("the key has been revoked, or has expired", reason="KEY_UNKNOWN")
+                told = msgspec.json.decode(value)
+                shown = told if whole else without_owners(told, caller.principal.name)
+                yield pb.ResourceValue(uri=request.uri, value=_value(shown))
+
+    async def _read(self, request: pb.ExecuteRequest, context: Context) -> tuple[Caller, dict[str, Any]]:
+        """Return who asks, and the unit's input. Raises what is wrong with either."""
+        caller = self._caller(context)
+        options = bodies.convert({field.name: value for field, value in request.options.ListFields()}, Options)
+        unit = await self._asking.directory.find(request.unit)
+        if request.type not in ("", unit.kind):
+            raise InvalidRequest(f"{unit.name} is a {unit.kind}, not a {request.type}", reason="WRONG_TYPE")
+        caller = with_options(caller, options)
+        left = context.time_remaining()
+        if left is not None and caller.timeout is None:
+            caller = replace(caller, timeout=max(min(left, 86_400.0), 0.001))
+        return caller, _input(request.input)
+
+    def _caller(self, context: Context) -> Caller:
+        given = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
+        scheme, _, token = given.get("authorization", "").partition(" ")
+        token = token if scheme.lower() == "bearer" else given.get("x-api-key", "")
+        address = _host(context.peer())
+        try:
+            principal = self._policy.identify(token.strip(), self._keys, time.time())
+        except Unauthorized:
+            self._rates.check(NOBODY, address)  # who tries keys is slowed down like anybody without one
+            raise
+        self._rates.check(principal, address)
+        return replace(caller_from(principal, address, given), valid=partial(self._still, principal))
+
+    def _still(self, principal: Principal) -> bool:
+        return self._policy.valid(principal, self._keys, time.time())
+
+
+def _guarded(work: Callable[[Any, Context], Awaitable[Any]]) -> Callable[[Any, Context], Awaitable[Any]]:
+    """Return the method with its errors told as gRPC tells them."""
+
+    async def method(request: Any, context: Context) -> Any:
+        try:
+            return await work(request, context)
+        except Exception as error:
+            await _abort(context, error)
+
+    return method
+
+
+def _guarded_stream(
+    work: Callable[[Any, Context], AsyncGenerator[Any]],
+) -> Callable[[Any, Context], AsyncIterator[Any]]:
+    async def method(request: Any, context: Context) -> AsyncIterator[Any]:
+        try:
+            async with contextlib.aclosing(work(request, context)) as parts:
+                async for part in parts:
+                    yield part
+        except Exception as error:
+            await _abort(context, error)
+
+    return method
+
+
+async def _abort(context: Context, error: Exception) -> None:
+    if not isinstance(error, AimaError):
+        logger.error("the gRPC door broke", exc_info=True)
+        error = InternalError("internal error")
+    body = msgspec.json.encode(error.body(), enc_hook=str)
+    await context.abort(_CODES.get(error.status, StatusCode.INTERNAL), error.message, ((_ERROR, body),))
+
+
+def _host(peer: str) -> str:
+    """Return the address of a peer as HTTP tells it, from `ipv4:127.0.0.1:4711` or `ipv6:%5B::1%5D:4711`."""
+    kind, _, where = unquote(peer).partition(":")
+    return where.rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else "unix"
+
+
+def _input(given: Struct) -> dict[str, Any]:
+    """Return a unit's input; raise InvalidRequest for what JSON has not, such as NaN."""
+    try:
+        data: dict[str, Any] = _plain(json_format.MessageToDict(given))
+    except (json_format.Error, ValueError, RecursionError) as error:
+        raise InvalidRequest(f"the input is not JSON: {error}", reason="NOT_DECODABLE") from None
+    return data
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of a Struct, in which every number is a float, with whole numbers as such: JSON has them."""
+    match value:
+        case float() if value.is_integer() and abs(value) < _EXACT:
+            return int(value)
+        case dict():
+            return {name: _plain(one) for name, one in value.items()}
+        case list():
+            return [_plain(one) for one in value]
+    return value
+
+
+def _reply(answer: Answer) -> pb.ExecuteReply:
+    return pb.ExecuteReply(data=_struct(answer.data), meta=_struct(answer.meta))
+
+
+def _struct(data: Any) -> Struct:
+    struct = Struct()
+    struct.update(data or {})
+    return struct
+
+
+def _value(data: Any) -> Value:
+    return json_format.ParseDict(data, Value())
+
+
+def _credentials(settings: GatewaySettings) -> grpc.ServerCredentials:
+    with open(settings.tls_key, "rb") as key, open(settings.tls_cert, "rb") as chain:
+        return grpc.ssl_server_credentials(((key.read(), chain.read()),))

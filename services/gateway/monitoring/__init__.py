@@ -1,0 +1,1 @@
+"""Health and metrics of the gateway and of the domains behind it."""

@@ -1,0 +1,100 @@
+"""Models and their pulls as Ollama's API shows them, from what the model domain says of them. Pure.
+
+Source: the Ollama API reference. What our models do not have, such as a Modelfile, is left out or empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from services.gateway.ollama.requests import HOSTS, plain, tagged
+
+Json = dict[str, Any]
+_CAPABILITIES = {"llm": ["completion"], "vlm": ["completion", "vision"], "embedding": ["embedding"]}
+_SHORTEST = 19  # characters of a digest; some clients show the part from the eighth on
+
+
+def name_of(model: Mapping[str, Any]) -> str:
+    """Return what Ollama's clients call a model: what they have pulled it as, or its id."""
+    host = next((host for host, source in HOSTS.items() if source == model["source"]), None)
+    if model["source"] != "ollama" and host is None:
+        return tagged(model["id"])
+    repo = f"{host}/{model['repo']}" if host else model["repo"]
+    return f"{repo}:{model['tag']}" if model["tag"] else tagged(repo)
+
+
+def find(known: Iterable[Mapping[str, Any]], name: str) -> Mapping[str, Any] | None:
+    """Return the model that a name means, should there be one."""
+    asked, full = plain(name), tagged(name)
+    meant = (model for model in known if asked in (model["id"], model["name"]) or name_of(model) == full)
+    return next(meant, None)
+
+
+def tag(model: Mapping[str, Any]) -> Json:
+    """Return a model as `/api/tags` lists it."""
+    name = name_of(model)
+    return {
+        "name": name,
+        "model": name,
+        "modified_at": model["changed_at"],
+        "size": model["size"],
+        "digest": model["checksum"].removeprefix("sha256:"),
+        "details": _details(model),
+    }
+
+
+def running(model: Mapping[str, Any], memory: int) -> Json:
+    """Return a model as `/api/ps` lists it; `memory`: bytes that its processes have, 0 while nobody knows."""
+    return {**tag(model), "size": memory or model["size"]}
+
+
+def shown(model: Mapping[str, Any]) -> Json:
+    """Return a model as `/api/show` shows it."""
+    architecture = model["architecture"] or "unknown"
+    facts = {
+        "general.architecture": architecture,
+        "general.parameter_count": model["parameters"],
+        f"{architecture}.context_length": model["requirements"]["context_length"] or None,
+    }
+    return {
+        "modelfile": "",
+        "parameters": "",
+        "template": "",
+        "details": _details(model),
+        "model_info": {name: fact for name, fact in facts.items() if fact is not None},
+        "capabilities": _CAPABILITIES.get(model["type"], []) + (["tools"] if model["tools"] else []),
+        "modified_at": model["changed_at"],
+    }
+
+
+def progress(event: Mapping[str, Any]) -> Json | None:
+    """Return the line that an event of a pull is; None for one that says nothing new."""
+    data = event["data"]
+    match event["type"]:
+        case "model.pull_progress" if data["status"] == "downloading":
+            # clients tell their bars apart by the digest, which is not known until all is here
+            bar = {"digest": f"download:{data['model_id']}".ljust(_SHORTEST, "-")}
+            total = {"total": data["bytes_total"]} if data["bytes_total"] else {}
+            return {"status": f"pulling {data['model_id']}", **bar, **total, "completed": data["bytes_done"]}
+        case "model.pull_progress":
+            return {"status": "verifying sha256 digest"}
+    return None
+
+
+def _details(model: Mapping[str, Any]) -> Json:
+    return {
+        "parent_model": "",
+        "format": model["format"],
+        "family": model["architecture"],
+        "families": [model["architecture"]] if model["architecture"] else [],
+        "parameter_size": _parameters(model["parameters"]),
+        "quantization_level": model["quantization"] or "",
+    }
+
+
+def _parameters(count: int | None) -> str:
+    """Return a number of parameters as people say it: 134.5M, 7.2B."""
+    if not count:
+        return ""
+    return f"{count / 1e9:.1f}B" if count >= 1e9 else f"{count / 1e6:.2f}M"

@@ -1,0 +1,1 @@
+"""OpenAI's API, and reranking as Jina and Cohere have it."""

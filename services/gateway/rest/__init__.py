@@ -1,0 +1,1 @@
+"""Units and resources over HTTP, and the OpenAPI document of all paths."""
