@@ -10,7 +10,7 @@ import pytest
 
 from aima_core.units import parse
 from services.cli import domains, http_docs, state_docs, unit_docs
-from services.service.decider import id_of
+from services.service.rules.decider import id_of
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

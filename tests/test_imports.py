@@ -11,9 +11,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PLANTED = {
     "libs/aima_core/call.py": "import services.engine.units",
-    "services/service/decider.py": "import services.engine.decider",
-    "services/engine/views.py": "import services.cli.main",
-    "services/model/outside.py": "from services.resource.units import GetBudget",  # this is allowed
+    "services/service/rules/decider.py": "import services.engine.rules.decider",
+    "services/engine/rules/views.py": "import services.cli.main",
+    "services/model/outside/adapter.py": "from services.resource.units import GetBudget",  # this is allowed
 }
 
 
@@ -34,7 +34,7 @@ def test_planted_imports_that_break_the_rules_are_found(tmp_path: Path) -> None:
     found = {line.strip().removeprefix("- ").partition(" (")[0] for line in done.stdout.splitlines() if " -> " in line}
     assert {
         "aima_core.call -> services.engine.units",
-        "services.service.decider -> services.engine.decider",
-        "services.engine.views -> services.cli.main",
+        "services.service.rules.decider -> services.engine.rules.decider",
+        "services.engine.rules.views -> services.cli.main",
     } <= found
-    assert not any("services.model.outside -> services.resource" in line for line in found)
+    assert not any("services.model.outside.adapter -> services.resource" in line for line in found)

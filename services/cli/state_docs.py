@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from aima_core.units import Event
-from services.service import lifecycle
+from services.service.rules import lifecycle
 
 FILE = Path(__file__).parents[2] / "docs" / "services.md"
 _MARK = "<!-- {} of {}: drawn by `make docs` -->"

@@ -1,12 +1,17 @@
-"""The device domain, assembled: read this first, then units.py (what it answers) and decider.py (how it decides)."""
+"""The device domain, assembled: read this first.
+
+It knows the hardware of a node and its health. `units.py` is the contract. `rules/` is pure: `decider` says what is
+known of each device, `assessment` when one is in trouble. `outside/` samples the devices through `drivers/`.
+"""
 
 from __future__ import annotations
 
 from aima_core.domain import Domain
 from aima_core.units import Resource
-from services.device import decider, outside, views
 from services.device import internal as i
 from services.device import units as u
+from services.device.outside import adapter
+from services.device.rules import decider, views
 from services.device.settings import DeviceSettings
 
 DEVICE: Domain[decider.State] = Domain(
@@ -42,7 +47,7 @@ DEVICE: Domain[decider.State] = Domain(
     reply=decider.reply,
     tables=views.TABLES,
     project=views.project,
-    outside=outside.DeviceOutside,
+    outside=adapter.DeviceOutside,
     settings=DeviceSettings,
     node_bound=True,
 )

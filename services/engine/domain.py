@@ -1,7 +1,9 @@
 """The engine domain, assembled: read this first.
 
-Engines are data (`manifests/`); what runs of them are instances, each a stream of events. `state.py` says what an
-instance is and what it calls for, `decider.py` what may happen to it, `instances.py` how that is done outside.
+Engines are data: one file in `manifests/` each. What runs of them are instances, each a stream of events. `units.py` is
+the contract. `rules/` is pure: `state` says what an instance is and what it calls for, `decider` what may happen to it.
+`outside/` is all that awaits: `instances` reserves, starts, watches and ends; `packages` installs. `runtimes/` is the
+port to whatever runs a program; `llamacpp_server` is the program of the built-in engine.
 """
 
 from __future__ import annotations
@@ -10,13 +12,13 @@ from aima_core.domain import Domain
 from aima_core.units import Resource
 from services.engine import internal as i
 from services.engine import units as u
-from services.engine.decider import decide
-from services.engine.manifest import load_manifests
-from services.engine.outside import EngineOutside, react
-from services.engine.replies import reply
+from services.engine.manifests.manifest import load_manifests
+from services.engine.outside.adapter import EngineOutside, react
+from services.engine.rules.decider import decide
+from services.engine.rules.replies import reply
+from services.engine.rules.state import State, evolve, todo
+from services.engine.rules.views import TABLES, project
 from services.engine.settings import EngineSettings
-from services.engine.state import State, evolve, todo
-from services.engine.views import TABLES, project
 from services.resource import units as resource
 
 ENGINE = Domain(

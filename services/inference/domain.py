@@ -1,10 +1,15 @@
 """The inference domain, assembled: read this first.
 
-`state.py` knows the services, their replicas and the requests under way; `routing.py` says where one may go,
-`decider.py` what happens to it. `placing.py` lets it wait for its turn (`admission.py`), wakes the service that it
-needs (`waking.py`) or turns it away (`refusals.py`); `outside.py` carries it, in the dialects that engines speak
-(`openai.py`), as each kind of request asks it (`tasks.py`). `views.py` counts and measures, `figures.py` tells what
-that comes to.
+It routes requests to the replicas of services. `units.py` is its contract. `rules/` is pure:
+
+    state              the services, their replicas, the requests under way, and each replica's breaker
+    routing            which replica a request goes to
+    decider            what may happen to a request
+    views, statistics  what is counted and measured, and the answers made of it
+
+`outside/` is all that awaits: `placement` gets each request its replica, with `admission` (waiting in line), `wakeups`
+(starting a service that sleeps) and `refusals`; `adapter` carries the request in the dialect of the engine
+(`openai_dialect`), by the table of `request_kinds`.
 """
 
 from __future__ import annotations
@@ -13,12 +18,12 @@ from aima_core.domain import Domain
 from aima_core.units import Resource
 from services.inference import internal as i
 from services.inference import units as u
-from services.inference.decider import decide, reply
-from services.inference.outside import InferenceOutside, react
+from services.inference.outside.adapter import InferenceOutside, react
+from services.inference.outside.request_kinds import TASKS
+from services.inference.rules.decider import decide, reply
+from services.inference.rules.state import Pool, evolve, todo
+from services.inference.rules.views import TABLES, project
 from services.inference.settings import InferenceSettings
-from services.inference.state import Pool, evolve, todo
-from services.inference.tasks import TASKS
-from services.inference.views import TABLES, project
 from services.service import units as service
 
 _LISTED = (u.ServiceAdded, u.ServiceRemoved, u.RouteAdded, u.RouteChanged, u.RouteRemoved)

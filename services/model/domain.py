@@ -1,13 +1,18 @@
-"""The model domain, assembled. Read this first, then units.py (the contract) and state.py (what happens)."""
+"""The model domain, assembled: read this first.
+
+It knows the models and their files. `units.py` is the contract. `rules/` is pure: `state` says what a model is,
+`decider` what may happen to it. `outside/` is all that awaits; `files/` works on the files of this machine, `headers/`
+reads what a model file says of itself, `sources/` has one file for each hub.
+"""
 
 from __future__ import annotations
 
 from aima_core.domain import Domain
 from aima_core.units import Event, Resource
-from services.model import decider, replies, state, views
 from services.model import internal as i
 from services.model import units as u
-from services.model.outside import ModelOutside
+from services.model.outside.adapter import ModelOutside
+from services.model.rules import decider, replies, state, views
 from services.model.settings import ModelSettings
 
 

@@ -182,7 +182,7 @@ class Pulled(View):
 
 
 class Requirements(View):
-    """What serving a model takes, in bytes; see services/model/estimate.py for the formula."""
+    """What serving a model takes, in bytes; see services/model/rules/estimate.py for the formula."""
 
     weights: int = Field(description="Of the weights.")
     kv_bytes_per_token: int = Field(description="Of the key-value cache, for each token of context of each slot.")

@@ -1,4 +1,8 @@
-"""The resource domain, assembled: read this first, then units.py (what it answers) and decider.py (how it decides)."""
+"""The resource domain, assembled: read this first.
+
+It knows who holds how much memory. `units.py` is the contract. `rules/` is pure: `decider` says who gets memory,
+`capacity` whether a need fits and who makes room for it. `outside/` reads the machine and follows its peers.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,10 @@ from aima_core.domain import Domain
 from aima_core.units import Resource
 from services.device.units import DeviceDetected, DeviceRemoved
 from services.engine.units import EngineStopped
-from services.resource import decider, outside, views
 from services.resource import internal as i
 from services.resource import units as u
+from services.resource.outside import adapter
+from services.resource.rules import decider, views
 from services.resource.settings import ResourceSettings
 
 RESOURCE: Domain[decider.State] = Domain(
@@ -45,7 +50,7 @@ RESOURCE: Domain[decider.State] = Domain(
     tables=views.TABLES,
     project=views.project,
     follows={"engine": (EngineStopped,), "device": (DeviceDetected, DeviceRemoved)},
-    react=outside.react,
-    outside=outside.ResourceOutside,
+    react=adapter.react,
+    outside=adapter.ResourceOutside,
     settings=ResourceSettings,
 )

@@ -1,10 +1,15 @@
 """The service domain, assembled: read this first.
 
-A service is a model behind a name. `lifecycle.py` has its statuses as tables, `state.py` what it is and what it calls
-for, `decider.py` what may happen to it at somebody's request, `replicas.py` what happens to its replicas, `healing.py`
-when they are started again. `selection.py` chooses engine and device, `scaling.py` the number of replicas,
-`recommend.py` says what would be best. `outside.py` is all that awaits: `start_facts.py` and `room.py` look up what a
-start needs, `performing.py` asks the engine domain for the replicas, `keeper.py` watches their load.
+A service is a model behind a name, with replicas that share the load. `units.py` is its contract. `rules/` is pure:
+
+    lifecycle          the statuses of a service and of a replica, as tables
+    state, todo        what a service is, and what it calls for outside
+    decider            what may happen at somebody's request
+    replica_decider    what may happen to replicas; restart_policy says when a failed one is started again
+    selection          which engine and device; scaling: how many replicas; recommendation: what would be best
+
+`outside/` is all that awaits: `adapter` is the way in, `start_facts` and `memory` gather what a start needs,
+`replica_effects` asks the engine domain for replicas, `reconciler` watches load and idleness.
 """
 
 from __future__ import annotations
@@ -14,13 +19,13 @@ from aima_core.units import Resource
 from services.engine import units as engine
 from services.service import internal as i
 from services.service import units as u
-from services.service.decider import decide
-from services.service.outside import ServiceOutside, react
-from services.service.replies import reply
+from services.service.outside.adapter import ServiceOutside, react
+from services.service.rules.decider import decide
+from services.service.rules.replies import reply
+from services.service.rules.state import Service, evolve
+from services.service.rules.todo import todo
+from services.service.rules.views import TABLES, project
 from services.service.settings import ServiceSettings
-from services.service.state import Service, evolve
-from services.service.todo import todo
-from services.service.views import TABLES, project
 
 SERVICE = Domain(
     name="service",

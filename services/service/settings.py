@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from aima_core.settings import Section
-from services.service.replicas import LONGEST_DRAIN
+from services.service.rules.replica_decider import LONGEST_DRAIN
 
 
 class ServiceSettings(Section):

@@ -18,11 +18,11 @@ from aima_core.testing import NOON, Given, call
 from aima_core.units import Command, Event
 from services.device import internal as i
 from services.device import units as u
-from services.device import views
-from services.device.decider import State, chosen, in_order
 from services.device.domain import DEVICE
 from services.device.drivers import Found, Sample
-from services.device.watch import Watch
+from services.device.rules import views
+from services.device.rules.decider import State, chosen, in_order
+from services.device.rules.readings import Watch
 
 CPU = i.FoundDevice(
     id="test-cpu-0",

@@ -21,7 +21,7 @@ from aima_core.testing import serving, settings_for, until
 from services.device.domain import DEVICE
 from services.device.drivers import Found, Probe, Sample
 from services.device.drivers.host import HostProbe
-from services.device.outside import DeviceOutside
+from services.device.outside.adapter import DeviceOutside
 
 
 class StandIn:

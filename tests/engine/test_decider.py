@@ -13,10 +13,10 @@ from aima_core.errors import AimaError, Conflict, NotFound, Unavailable
 from aima_core.testing import NOON, Given
 from aima_core.units import Command, Event
 from services.engine import internal as i
-from services.engine import state
 from services.engine import units as u
 from services.engine.domain import ENGINE
-from services.engine.state import State, todo
+from services.engine.rules import state
+from services.engine.rules.state import State, todo
 
 ID = "eng-1"
 PORTS = (18100, 18101, 18102)

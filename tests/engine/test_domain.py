@@ -32,10 +32,10 @@ from aima_core.testing import NOON, serving, until
 from services.engine import internal as i
 from services.engine import units as u
 from services.engine.domain import ENGINE
-from services.engine.http import healthy
-from services.engine.outside import EngineOutside
+from services.engine.outside.adapter import EngineOutside
+from services.engine.outside.health_check import healthy
+from services.engine.rules.state import State
 from services.engine.runtimes import LaunchSpec
-from services.engine.state import State
 from services.resource.domain import RESOURCE
 from tests.engine.earlier import recorded
 from tests.engine.programs import OBEDIENT, STAND_IN

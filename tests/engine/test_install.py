@@ -15,8 +15,8 @@ from aima_core.errors import ExecutionFailed
 from aima_core.testing import serving, until
 from services.engine import internal as i
 from services.engine.domain import ENGINE
-from services.engine.install import Package
-from services.engine.manifest_schema import Manifest
+from services.engine.manifests.manifest_schema import Manifest
+from services.engine.outside.packages import Package
 from tests.engine.earlier import recorded
 from tests.toys import MANIFEST, ask, events, machine, refused, types
 

@@ -17,8 +17,8 @@ import psutil
 import pytest
 
 from aima_core.testing import until
-from services.engine.http import healthy
-from services.engine.manifest import explain, load_manifests, render
+from services.engine.manifests.manifest import explain, load_manifests, render
+from services.engine.outside.health_check import healthy
 from services.engine.runtimes import Handle, LaunchSpec
 from services.engine.runtimes.process import ProcessRuntime
 

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from aima_core.errors import ValidationFailed
-from services.engine.instances import MISSES
-from services.engine.manifest import BUILT_IN, explain, load_manifests, render
-from services.engine.manifest_schema import Health, Manifest
+from services.engine.manifests.manifest import BUILT_IN, explain, load_manifests, render
+from services.engine.manifests.manifest_schema import Health, Manifest
+from services.engine.outside.instances import MISSES
 from services.engine.runtimes import START_LINE
 
 TOY: dict[str, Any] = {

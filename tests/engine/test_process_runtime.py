@@ -19,7 +19,7 @@ from aima_core.call import unix
 from aima_core.errors import ExecutionFailed
 from aima_core.testing import until
 from services.engine.runtimes import START_LINE, Handle, LaunchSpec, Runtime, ending, marks
-from services.engine.runtimes.logs import KEPT, of_runs_since
+from services.engine.runtimes.log_files import KEPT, of_runs_since
 from services.engine.runtimes.process import ProcessRuntime
 from tests.engine import programs
 from tests.engine.runtime_contract import RuntimeContract, gone, ready
@@ -54,7 +54,7 @@ class TestProcessRuntime(RuntimeContract):
 PARENT_OF_AN_ENGINE = """
 import asyncio, sys, pathlib, threading, os, signal, time
 from services.engine.runtimes import LaunchSpec
-from services.engine.runtimes.logs import KEPT, of_runs_since
+from services.engine.runtimes.log_files import KEPT, of_runs_since
 from services.engine.runtimes.process import ProcessRuntime
 from tests.engine import programs
 def die_after(seconds):

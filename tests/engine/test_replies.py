@@ -13,8 +13,8 @@ from aima_core.units import Command, Event, Success
 from services.engine import internal as i
 from services.engine import units as u
 from services.engine.domain import ENGINE
-from services.engine.replies import reply
-from services.engine.state import State
+from services.engine.rules.replies import reply
+from services.engine.rules.state import State
 from tests.engine.test_decider import (
     ID,
     INSTALLED,

@@ -21,12 +21,12 @@ from aima_core.domain import Domain
 from aima_core.testing import serving, until
 from aima_core.units import Command
 from services.engine.domain import ENGINE
-from services.engine.outside import EngineOutside
-from services.engine.settling import Pace, settled
-from services.engine.state import State
+from services.engine.outside.adapter import EngineOutside
+from services.engine.outside.memory_settlement import Pace, settled
+from services.engine.rules.state import State
 from services.resource import units as resource
 from services.resource.domain import RESOURCE
-from services.resource.outside import ResourceOutside
+from services.resource.outside.adapter import ResourceOutside
 from tests.toys import MANIFEST, Machine, ask, events, machine
 
 MIB = 2**20

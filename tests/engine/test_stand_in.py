@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 
 from aima_core.testing import until
-from services.engine.http import healthy
+from services.engine.outside.health_check import healthy
 from services.engine.runtimes import LaunchSpec
 from services.engine.runtimes.process import ProcessRuntime
 from tests.engine.programs import STAND_IN

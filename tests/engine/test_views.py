@@ -12,8 +12,8 @@ from aima_core.store.records import Meta, Recorded
 from aima_core.testing import NOON
 from aima_core.units import Event
 from services.engine import units as u
-from services.engine import views
-from services.engine.manifest_schema import Manifest
+from services.engine.manifests.manifest_schema import Manifest
+from services.engine.rules import views
 from tests.engine.test_decider import (
     INSTALLED,
     NOT_INSTALLED,

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from aima_core.bus import nats_server
 from aima_core.bus.nats_server import NatsServer
 from aima_core.testing import until
-from services.engine.http import healthy
+from services.engine.outside.health_check import healthy
 from tests.engine.programs import STAND_IN
 from tests.gateway.conftest import Site
 from tests.gateway.scripted_engines import Engine, Place, place

@@ -15,7 +15,7 @@ import httpx2
 import pytest
 
 from aima_core.testing import until
-from services.engine.http import healthy
+from services.engine.outside.health_check import healthy
 from tests.engine.programs import STAND_IN
 from tests.toys import Machine, machine
 

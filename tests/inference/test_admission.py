@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aima_core.errors import EngineNotRunning, Unavailable
-from services.inference.admission import QUEUE_FULL, Admission
-from services.inference.routing import BUSY, LOADING
+from services.inference.outside.admission import QUEUE_FULL, Admission
+from services.inference.rules.routing import BUSY, LOADING
 
 A, B = frozenset({"svc-a"}), frozenset({"svc-b"})
 

@@ -16,11 +16,11 @@ from aima_core.testing import NOON, Given, call
 from aima_core.units import Command, Event, Success
 from services.inference import internal as i
 from services.inference import units as u
-from services.inference.decider import reply
 from services.inference.domain import INFERENCE
-from services.inference.routing import sleeper
-from services.inference.state import Pool, Sweep, todo
-from services.inference.tasks import TASKS
+from services.inference.outside.request_kinds import TASKS
+from services.inference.rules.decider import reply
+from services.inference.rules.routing import sleeper
+from services.inference.rules.state import Pool, Sweep, todo
 
 SVC = "svc-a"
 

@@ -15,7 +15,7 @@ from aima_core.bus.client import Answer, Client
 from aima_core.errors import EngineNotRunning, NotFound, Timeout, Unavailable, ValidationFailed
 from aima_core.testing import serving, until
 from services.inference.domain import INFERENCE
-from services.inference.tasks import TASKS
+from services.inference.outside.request_kinds import TASKS
 from tests.inference.conftest import Gated, Real, StandIn, Start
 from tests.toys import CRIER, REPLICA, Machine, ask, events, made_again, model_view, refused, shelf
 

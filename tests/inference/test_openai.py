@@ -11,17 +11,17 @@ import httpx2
 import pytest
 
 from aima_core.errors import AimaError, ExecutionFailed, RateLimited, Unavailable, ValidationFailed
-from services.inference import openai
 from services.inference import units as u
-from services.inference.state import Route
-from services.inference.tasks import TASKS, Send
+from services.inference.outside import openai_dialect
+from services.inference.outside.request_kinds import TASKS, Send
+from services.inference.rules.state import Route
 from tests.inference.conftest import DONE, Saying, Start, chunk, said
 from tests.inference.test_decider import begun
 
 
 @pytest.fixture
 async def http() -> AsyncIterator[httpx2.AsyncClient]:
-    async with openai.client() as client:
+    async with openai_dialect.client() as client:
         yield client
 
 
@@ -36,14 +36,14 @@ class Kept:
         self.sent.append(part)
 
 
-async def heard(http: httpx2.AsyncClient, url: str) -> tuple[list[openai.Answer], BaseException | None]:
+async def heard(http: httpx2.AsyncClient, url: str) -> tuple[list[openai_dialect.Answer], BaseException | None]:
     """Return the chunks of a stream, and what it broke with."""
-    chunks: list[openai.Answer] = []
+    chunks: list[openai_dialect.Answer] = []
     try:
-        async with aclosing(openai.stream(http, url, {})) as stream:
+        async with aclosing(openai_dialect.stream(http, url, {})) as stream:
             async for answer in stream:
                 chunks.append(answer)
-    except (openai.Broken, AimaError) as error:
+    except (openai_dialect.Broken, AimaError) as error:
         return chunks, error
     return chunks, None
 
@@ -154,7 +154,7 @@ async def test_tool_calls_are_merged_from_their_pieces(http: httpx2.AsyncClient,
 
 def test_pieces_without_an_index_or_a_function_do_no_harm() -> None:
     calls: list[dict[str, Any]] = []
-    openai.merge_tool_calls(calls, [{"id": "c", "function": {"name": "f"}}, {}, {"function": None}])
+    openai_dialect.merge_tool_calls(calls, [{"id": "c", "function": {"name": "f"}}, {}, {"function": None}])
     assert calls == [{"type": "function", "id": "c", "function": {"name": "f", "arguments": ""}}]
 
 
@@ -167,9 +167,9 @@ STREAMS: dict[str, tuple[bytes, list[str], Any]] = {
     "lines that are no data": (b": ping\n\nevent: x\n" + HELLO + DONE, ["hello"], None),
     "with carriage returns": (HELLO.replace(b"\n", b"\r\n") + DONE, ["hello"], None),
     "without a blank": (HELLO.replace(b"data: ", b"data:") + DONE, ["hello"], None),
-    "broken off": (HELLO, ["hello"], (openai.Broken, True)),
-    "broken off in a line": (HELLO + b"data: {", ["hello"], (openai.Broken, True)),
-    "nothing at all": (b"", [], (openai.Broken, False)),
+    "broken off": (HELLO, ["hello"], (openai_dialect.Broken, True)),
+    "broken off in a line": (HELLO + b"data: {", ["hello"], (openai_dialect.Broken, True)),
+    "nothing at all": (b"", [], (openai_dialect.Broken, False)),
     "no JSON": (HELLO + b"data: what\n\n", ["hello"], (ExecutionFailed, "BAD_ANSWER")),
     "an error": (
         HELLO + b'data: {"error": {"message": "out of memory"}}\n\n',
@@ -190,23 +190,23 @@ async def test_a_stream_ends(
         return
     kind, detail = outcome
     assert type(error) is kind
-    assert (error.begun if isinstance(error, openai.Broken) else error.reason) == detail  # type: ignore[union-attr]
+    assert (error.begun if isinstance(error, openai_dialect.Broken) else error.reason) == detail  # type: ignore[union-attr]
 
 
 async def test_a_stream_that_is_cut_off_short_of_its_length_is_broken(http: httpx2.AsyncClient, saying: Saying) -> None:
     chunks, error = await heard(http, await saying(HELLO, length=1000))
     assert len(chunks) == 1
-    assert isinstance(error, openai.Broken)
+    assert isinstance(error, openai_dialect.Broken)
     assert error.begun
 
 
 async def test_nobody_there_is_broken_before_it_began(http: httpx2.AsyncClient, free_port: Callable[[], int]) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     _, error = await heard(http, url)
-    assert isinstance(error, openai.Broken)
+    assert isinstance(error, openai_dialect.Broken)
     assert not error.begun
-    with pytest.raises(openai.Broken) as broken:
-        await openai.ask(http, url, {})
+    with pytest.raises(openai_dialect.Broken) as broken:
+        await openai_dialect.ask(http, url, {})
     assert not broken.value.begun
 
 
@@ -242,7 +242,7 @@ async def test_an_engines_refusal_is_one_of_ours(
 ) -> None:
     url = await saying(body, status=status)
     with pytest.raises(AimaError) as refused:
-        await openai.ask(http, url, {})
+        await openai_dialect.ask(http, url, {})
     assert (type(refused.value), refused.value.reason, refused.value.message) == (kind, reason, message)
     _, error = await heard(http, url)
     assert (type(error), str(error)) == (kind, message)
@@ -271,12 +271,12 @@ async def test_an_engine_that_knows_no_streams_answers_in_one_piece(http: httpx2
 
 
 async def test_nothing_is_made_of_an_answer_that_breaks_off(http: httpx2.AsyncClient, saying: Saying) -> None:
-    with pytest.raises(openai.Broken) as broken:
+    with pytest.raises(openai_dialect.Broken) as broken:
         await run(http, await saying(HELLO), CHAT)
     assert broken.value.begun
 
 
 async def test_an_error_in_an_answer_that_says_it_is_well_is_an_error(http: httpx2.AsyncClient, saying: Saying) -> None:
     with pytest.raises(ExecutionFailed) as refused:
-        await openai.ask(http, await saying(b'{"error": {"message": "no"}}'), {})
+        await openai_dialect.ask(http, await saying(b'{"error": {"message": "no"}}'), {})
     assert refused.value.reason == "ENGINE_FAILED"

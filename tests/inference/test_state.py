@@ -13,7 +13,7 @@ from aima_core.testing import NOON, Given
 from aima_core.units import Event
 from services.inference import units as u
 from services.inference.domain import INFERENCE
-from services.inference.state import Breaker, Pool, Route
+from services.inference.rules.state import Breaker, Pool, Route
 from tests.inference.test_decider import SVC, added, begun, changed, done, failed, phase, removed, renewed, service
 
 ROUTE = Route("p0", "http://p0", "served", "openai", tools=False)

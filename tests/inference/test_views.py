@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from aima_core.store.records import Meta, Recorded
 from aima_core.testing import NOON, Given
 from aima_core.units import Event
-from services.inference import figures, views
 from services.inference import internal as i
 from services.inference import units as u
 from services.inference.domain import INFERENCE
-from services.inference.outside import react
+from services.inference.outside.adapter import react
+from services.inference.rules import statistics, views
 from services.service import units as service_units
 from tests.inference.test_decider import (
     SVC,
@@ -229,12 +229,12 @@ def measured(events: list[Any], now: float = NOON, queued: int = 0) -> u.Service
         def rows(sql: str, *values: Any) -> list[Any]:
             return connection.execute(sql, (SVC, *values)).fetchall()
 
-        found = figures.Rows(
-            rows(figures.USAGE),
-            rows(figures.RECENT, *figures.last_minute(now)),
-            rows(figures.LATENCIES, *figures.last_hour(now)),
+        found = statistics.Rows(
+            rows(statistics.USAGE),
+            rows(statistics.RECENT, *statistics.last_minute(now)),
+            rows(statistics.LATENCIES, *statistics.last_hour(now)),
         )
-        return figures.metrics(given.world[f"inference/{SVC}"], found, queued)
+        return statistics.metrics(given.world[f"inference/{SVC}"], found, queued)
 
 
 NOTHING: dict[str, Any] = {
@@ -347,7 +347,7 @@ def test_counters_are_the_sums_of_the_events_and_rings_what_their_time_holds(
 def test_speeds_are_told_by_what_the_requests_ran_on() -> None:
     events = AFTER["request completed, on something known"][0]
     with projected(events) as connection:
-        told = figures.speeds(connection.execute(figures.SPEEDS, ("m",)).fetchall())
+        told = statistics.speeds(connection.execute(statistics.SPEEDS, ("m",)).fetchall())
     on = {"engine": "toy", "device": "gpu", "slots": 4}
     assert told.model_dump()["speeds"] == [
         {**on, "concurrency": 2, "requests": 2, "tokens_per_second": 24 / 3.5},
@@ -361,7 +361,7 @@ def test_the_load_is_told_of_replicas_that_leave_too() -> None:
     for number in range(3):
         events += [begun(f"x{number}"), failed("", "ENGINE_GONE", request_id=f"x{number}")]
     (pool,) = Given(INFERENCE, events).world.values()
-    assert figures.load(pool, 5, NOON).model_dump() == {
+    assert statistics.load(pool, 5, NOON).model_dump() == {
         "service_id": SVC,
         "phase": "running",
         "outstanding": 2,
@@ -373,7 +373,7 @@ def test_the_load_is_told_of_replicas_that_leave_too() -> None:
             {"process_id": "p1", "outstanding": 1, "slots": 0, "healthy": False, "breaker": "closed"},
         ],
     }
-    assert figures.load(pool, 0, NOON + 5).replicas[0].breaker == "half_open"
+    assert statistics.load(pool, 0, NOON + 5).replicas[0].breaker == "half_open"
 
 
 def test_models_are_listed_with_the_services_of_each_also_of_those_that_do_not_run() -> None:
@@ -428,13 +428,13 @@ def test_models_are_listed_with_the_services_of_each_also_of_those_that_do_not_r
         "status": "unavailable",
         "services": [{"service_id": "svc-d", "name": "d", "replicas": 0, **nothing}],
     }
-    assert figures.models(world.values(), rows, None).model_dump()["models"] == [k, m, n]
-    assert figures.models(world.values(), rows, "embedding").model_dump()["models"] == [k]
-    assert figures.models(world.values(), rows, "tts").models == []
+    assert statistics.models(world.values(), rows, None).model_dump()["models"] == [k, m, n]
+    assert statistics.models(world.values(), rows, "embedding").model_dump()["models"] == [k]
+    assert statistics.models(world.values(), rows, "tts").models == []
 
 
 def test_a_model_without_a_healthy_replica_is_unavailable() -> None:
-    (model,) = figures.models(Given(INFERENCE, [added(), changed(False)]).world.values(), [], None).models
+    (model,) = statistics.models(Given(INFERENCE, [added(), changed(False)]).world.values(), [], None).models
     assert (model.status, model.services[0].replicas) == ("unavailable", 0)
 
 

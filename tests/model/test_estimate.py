@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.model.estimate import Estimate, estimate, memory_min, memory_recommended
-from services.model.formats import ModelFile
+from services.model.headers.formats import ModelFile
+from services.model.rules.estimate import Estimate, estimate, memory_min, memory_recommended
 
 SMOLLM2 = ModelFile(
     format="gguf",

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aima_core.errors import InvalidRequest, NotFound, ValidationFailed
-from services.model.formats import ModelFile, inspect
+from services.model.headers.formats import ModelFile, inspect
 from tests.stand_ins.tiny_models import (
     TINY_GGUF_PARAMETERS,
     TOOL_TEMPLATE,

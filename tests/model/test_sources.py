@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from aima_core.errors import AimaError, ExecutionFailed, NotFound, Unavailable, ValidationFailed
-from services.model.formats import inspect
+from services.model.headers.formats import inspect
 from services.model.sources import SOURCES, Found, Source
-from services.model.sources.http import Policy
+from services.model.sources.hub_http import Policy
 from services.model.sources.huggingface import HuggingFace
 from services.model.sources.modelscope import ModelScope
 from services.model.sources.ollama import Ollama
 from services.model.sources.package import Package
-from services.model.sources.pip import fault_of
+from services.model.sources.pip_download import fault_of
 from services.model.sources.port import paced, within
 from tests.stand_ins.hub import COMMIT, REPO, Hub, sha256, wheel
 from tests.stand_ins.tiny_models import tiny_e5s, tiny_gguf, tiny_hf_folder

@@ -11,8 +11,8 @@ from aima_core.call import timestamp
 from aima_core.store.records import Meta, Recorded
 from aima_core.units import Event
 from services.model import units as u
-from services.model import views
 from services.model.domain import MODEL
+from services.model.rules import views
 from tests.model.test_decider import (
     COMPLETED,
     DAMAGED,

@@ -14,9 +14,9 @@ from aima_core.testing import NOON, Given, call
 from aima_core.units import Command, Event
 from services.resource import internal as i
 from services.resource import units as u
-from services.resource.decider import HYSTERESIS, THRESHOLDS, State, held, machine_at, pressure_of
 from services.resource.domain import RESOURCE
-from services.resource.room import Slot, size
+from services.resource.rules.capacity import Slot, size
+from services.resource.rules.decider import HYSTERESIS, THRESHOLDS, State, held, machine_at, pressure_of
 
 GB = 10**9
 CAPACITY = u.CapacityChanged(

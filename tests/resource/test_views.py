@@ -16,10 +16,10 @@ from aima_core.testing import NOON, call
 from aima_core.units import Event
 from services.resource import internal as i
 from services.resource import units as u
-from services.resource import views
 from services.resource.domain import RESOURCE
-from services.resource.machine import read, reserve
-from services.resource.room import Facts, Machine, Need, Slot
+from services.resource.outside.machine import read, reserve
+from services.resource.rules import views
+from services.resource.rules.capacity import Facts, Machine, Need, Slot
 
 GB = 10**9
 AT_NOON = "2026-01-01T12:00:00.000000Z"

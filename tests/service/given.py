@@ -15,8 +15,8 @@ from aima_core.testing import NOON, Given
 from aima_core.units import Command, Event
 from services.service import internal as i
 from services.service import units as u
-from services.service.decider import id_of
-from services.service.state import Service
+from services.service.rules.decider import id_of
+from services.service.rules.state import Service
 
 SVC, OTHER = "svc-a", "svc-b"
 R0, R1, R2 = f"{SVC}-r0-1", f"{SVC}-r1-1", f"{SVC}-r2-1"

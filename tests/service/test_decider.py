@@ -13,14 +13,14 @@ from aima_core.errors import Conflict, NotFound
 from aima_core.testing import NOON, Given
 from aima_core.units import Command, Event
 from services.service import internal as i
-from services.service import lifecycle
-from services.service import todo as effects
 from services.service import units as u
-from services.service.decider import id_of, unknown
 from services.service.domain import SERVICE
-from services.service.scaling import within
-from services.service.state import Service
-from services.service.todo import todo
+from services.service.rules import lifecycle
+from services.service.rules import todo as effects
+from services.service.rules.decider import id_of, unknown
+from services.service.rules.scaling import within
+from services.service.rules.state import Service
+from services.service.rules.todo import todo
 from tests.service.given import (
     ASK_DELETE,
     ASK_SLEEP,

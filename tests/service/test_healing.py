@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from aima_core.testing import NOON, Given
 from aima_core.units import Event
 from services.resource.units import REFUSALS
-from services.service import healing
 from services.service import units as u
 from services.service.domain import SERVICE
+from services.service.rules import restart_policy
 from tests.service.given import BOTH, ENDPOINT, R0, R1, TWO, broke, down, late, progress, ready, started, up
 
 seeds = st.text(max_size=30)
@@ -39,25 +39,25 @@ seeds = st.text(max_size=30)
 def test_the_next_process_comes_after_half_a_second_and_each_failure_in_a_row_doubles_that_to_a_minute(
     failures: int, least: float, most: float
 ) -> None:
-    delays = [healing.delay(failures, f"{number}") for number in range(200)]
+    delays = [restart_policy.delay(failures, f"{number}") for number in range(200)]
     assert least <= min(delays) < least * 1.01
     assert most * 0.99 < max(delays) <= most
 
 
 @given(st.integers(1, 1000), seeds)
 def test_no_delay_is_longer_than_a_minute_and_its_quarter(failures: int, seed: str) -> None:
-    assert 0.5 <= healing.delay(failures, seed) <= 75.0
+    assert 0.5 <= restart_policy.delay(failures, seed) <= 75.0
 
 
 @given(st.integers(1, 7), seeds)
 def test_one_more_failure_waits_longer(failures: int, seed: str) -> None:
-    assert healing.delay(failures + 1, seed) > healing.delay(failures, seed)
+    assert restart_policy.delay(failures + 1, seed) > restart_policy.delay(failures, seed)
 
 
 def test_what_died_together_does_not_start_together_and_deciding_again_decides_the_same() -> None:
-    delays = [healing.delay(1, f"request-1/svc-a-r{replica}-1") for replica in range(100)]
+    delays = [restart_policy.delay(1, f"request-1/svc-a-r{replica}-1") for replica in range(100)]
     assert len(set(delays)) > 60  # of 125 milliseconds
-    assert delays == [healing.delay(1, f"request-1/svc-a-r{replica}-1") for replica in range(100)]
+    assert delays == [restart_policy.delay(1, f"request-1/svc-a-r{replica}-1") for replica in range(100)]
 
 
 # --- the streak ---------------------------------------------------------------------------------------------------
@@ -78,7 +78,7 @@ def test_what_died_together_does_not_start_together_and_deciding_again_decides_t
 def test_failures_in_a_row_begin_anew_after_ten_seconds_of_answering(
     failures: int, answered_at: float, expected: int
 ) -> None:
-    assert healing.streak(failures, answered_at, NOON) == expected
+    assert restart_policy.streak(failures, answered_at, NOON) == expected
 
 
 # --- giving up ----------------------------------------------------------------------------------------------------
@@ -109,14 +109,14 @@ GIVEN_UP: dict[tuple[str, ...], dict[int, tuple[bool, bool]]] = {
     ],
 )
 def test_whether_a_replica_is_given_up(code: str, unanswered: int, expected: tuple[bool, bool]) -> None:
-    assert tuple(healing.given_up(code, unanswered, proven=proven) for proven in (False, True)) == expected
+    assert tuple(restart_policy.given_up(code, unanswered, proven=proven) for proven in (False, True)) == expected
 
 
 def test_every_code_that_is_known_is_in_a_table() -> None:
-    assert set(HOPELESS) == healing.HOPELESS
-    assert set(ASKED_WRONGLY) == healing.ASKED_WRONGLY
-    assert set(NO_ROOM) == healing.NO_ROOM
-    assert set(REFUSALS) < healing.NO_ROOM
+    assert set(HOPELESS) == restart_policy.HOPELESS
+    assert set(ASKED_WRONGLY) == restart_policy.ASKED_WRONGLY
+    assert set(NO_ROOM) == restart_policy.NO_ROOM
+    assert set(REFUSALS) < restart_policy.NO_ROOM
     assert len({*HOPELESS, *ASKED_WRONGLY, *NO_ROOM}) == len((*HOPELESS, *ASKED_WRONGLY, *NO_ROOM))
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from aima_core.testing import Given
 from aima_core.units import Event
-from services.service import lifecycle
 from services.service import units as u
 from services.service.domain import SERVICE
+from services.service.rules import lifecycle
 from tests.service.given import (
     BOTH,
     DELETED,

@@ -9,8 +9,8 @@ import pytest
 from services.device.units import DeviceItem
 from services.inference.units import Speed
 from services.service import units as u
-from services.service.recommend import Expected, Plan, expect, recommend
-from services.service.selection import Choice
+from services.service.rules.recommendation import Expected, Plan, expect, recommend
+from services.service.rules.selection import Choice
 from tests.service.test_selection import MIB, device, engine
 from tests.toys import model_view
 

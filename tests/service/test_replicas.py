@@ -9,12 +9,12 @@ import pytest
 
 from aima_core.testing import NOON, Given
 from aima_core.units import Command, Event
-from services.service import lifecycle, state
-from services.service import todo as effects
 from services.service import units as u
 from services.service.domain import SERVICE
-from services.service.state import Service
-from services.service.todo import todo
+from services.service.rules import lifecycle, state
+from services.service.rules import todo as effects
+from services.service.rules.state import Service
+from services.service.rules.todo import todo
 from tests.service.given import (
     BEFORE,
     BOTH,

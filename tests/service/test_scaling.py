@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from services.service.scaling import Bounds, Scaler, asked_for
+from services.service.rules.scaling import Bounds, Scaler, asked_for
 from services.service.units import Autoscale
 
 CALM = 60.0

@@ -10,8 +10,8 @@ from aima_core.errors import AimaError, Conflict, InsufficientResources
 from services.device.units import DeviceItem
 from services.engine.units import EngineView
 from services.service import units as u
-from services.service.resource_table import RESOURCE_TABLE, Share
-from services.service.selection import Wish, choose, memory_of, options
+from services.service.rules.resource_table import RESOURCE_TABLE, Share
+from services.service.rules.selection import Wish, choose, memory_of, options
 from tests.toys import model_view
 
 MIB = 2**20

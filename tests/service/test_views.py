@@ -15,10 +15,10 @@ from aima_core.units import Command, Event, Success
 from services.inference import units as inference
 from services.service import internal as i
 from services.service import units as u
-from services.service import views
 from services.service.domain import SERVICE
-from services.service.replies import reply
-from services.service.state import Service
+from services.service.rules import views
+from services.service.rules.replies import reply
+from services.service.rules.state import Service
 from tests.service.given import (
     ASK_DELETE,
     ASK_SLEEP,

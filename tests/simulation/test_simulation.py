@@ -17,19 +17,19 @@ from hypothesis import strategies as st
 from aima_core.errors import AimaError
 from aima_core.units import Command
 from services.engine import internal as ei
-from services.engine import state as es
 from services.engine import units as engine
+from services.engine.rules import state as es
 from services.inference import internal
 from services.inference import units as inference
 from services.resource import internal as ri
 from services.resource import units as resource
-from services.resource.decider import held, machine_at
-from services.resource.room import Need, Slot, room_for
+from services.resource.rules.capacity import Need, Slot, room_for
+from services.resource.rules.decider import held, machine_at
 from services.service import internal as i
-from services.service import state as ss
-from services.service import todo as effects
 from services.service import units as u
-from services.service.decider import within
+from services.service.rules import state as ss
+from services.service.rules import todo as effects
+from services.service.rules.decider import within
 from tests.simulation.world import NODE, Job, Outside, World
 
 T = TypeVar("T")

@@ -23,20 +23,20 @@ from aima_core.store.records import Codec, Meta, Recorded
 from aima_core.testing import NOON
 from aima_core.units import Command, Event
 from services.engine import internal as ei
-from services.engine import state as es
 from services.engine import units as engine
 from services.engine.domain import ENGINE
+from services.engine.rules import state as es
 from services.inference import internal
-from services.inference import state as ps
 from services.inference.domain import INFERENCE
+from services.inference.rules import state as ps
 from services.resource import internal as ri
 from services.resource import units as resource
 from services.resource.domain import RESOURCE
 from services.service import internal as i
-from services.service import state as ss
-from services.service import todo as effects
 from services.service.domain import SERVICE
-from services.service.healing import NO_ROOM
+from services.service.rules import state as ss
+from services.service.rules import todo as effects
+from services.service.rules.restart_policy import NO_ROOM
 from services.service.units import DeleteService
 
 NODE = "node"
@@ -119,7 +119,7 @@ class Machine:
         return max(0, self.memory - self.taken - sum(process.memory for process in self.processes.values()))
 
     def free_ports(self, now: float) -> tuple[int, ...]:
-        """Return the ports that nobody listens on, as `services/engine/ports.py` finds them."""
+        """Return the ports that nobody listens on, as `services/engine/outside/free_ports.py` finds them."""
         held = {process.port for process in self.processes.values() if process.ready_at <= now}
         return tuple(port for port in PORTS if port not in held)
 

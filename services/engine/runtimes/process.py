@@ -22,7 +22,7 @@ from aima_core.call import timestamp
 from aima_core.errors import ExecutionFailed, ValidationFailed
 from services.engine.runtimes import START_LINE, Handle, Handles, LaunchSpec, Lines, Stats, ending, marks
 from services.engine.runtimes.children import Children, inherited, spawn, why
-from services.engine.runtimes.logs import LogFiles
+from services.engine.runtimes.log_files import LogFiles
 
 LEFTOVERS = 2.0
 """Seconds that what a program started may outlive it before it is killed."""

@@ -17,11 +17,11 @@ from typing import BinaryIO
 import httpx2
 
 from aima_core.errors import ExecutionFailed, RateLimited, Unavailable
-from services.model.checksum import file_digest, file_sha256
-from services.model.sources.disk import check_room, publish, writing
-from services.model.sources.http import Policy, refusal, unreachable
+from services.model.files.checksum import file_digest, file_sha256
+from services.model.files.disk import check_room, publish, writing
+from services.model.files.threads import in_thread
+from services.model.sources.hub_http import Policy, refusal, unreachable
 from services.model.sources.port import Progress
-from services.model.threads import in_thread
 
 CONTENT_RANGE = re.compile(r"^bytes (\d+)-\d+/(\d+|\*)$")
 

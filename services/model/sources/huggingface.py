@@ -18,7 +18,7 @@ from huggingface_hub import HfApi, ModelInfo, get_token
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from aima_core.errors import ExecutionFailed, Forbidden, NotFound
-from services.model.sources.http import PATIENT, Policy, client, refusal, unreachable
+from services.model.sources.hub_http import PATIENT, Policy, client, refusal, unreachable
 from services.model.sources.port import Found, Progress, Pulled, check_address, check_mirror, check_repo, check_tag
 from services.model.sources.repo_files import RepoFile, choose, fetch, has_gguf
 

@@ -16,7 +16,7 @@ import httpx2
 import msgspec
 
 from aima_core.errors import AimaError
-from services.model.sources.http import PATIENT, Policy, client, get_json
+from services.model.sources.hub_http import PATIENT, Policy, client, get_json
 from services.model.sources.port import Found, Progress, Pulled, check_address, check_mirror, check_repo, check_tag
 from services.model.sources.repo_files import RepoFile, choose, fetch, has_gguf
 

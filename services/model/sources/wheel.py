@@ -13,9 +13,9 @@ from email.parser import BytesHeaderParser
 from pathlib import Path, PurePosixPath
 
 from aima_core.errors import ExecutionFailed, ValidationFailed
-from services.model.formats import PART, WEIGHTS, inspect
-from services.model.sources.disk import check_room, publish, writing
-from services.model.threads import go_on
+from services.model.files.disk import check_room, publish, writing
+from services.model.files.threads import go_on
+from services.model.headers.formats import PART, WEIGHTS, inspect
 
 CANDIDATES = 8  # weight files that are tried, from the largest down
 MAX_PAPERS = 64 << 20  # bytes of METADATA or RECORD

@@ -1,0 +1,1 @@
+"""What the device domain awaits: its drivers."""

@@ -1,0 +1,140 @@
+"""Everything of the domain that awaits: the drivers, each in a thread, and the sampling of every device."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+
+from aima_core.call import Call
+from aima_core.domain import Context, Outside, Parts
+from aima_core.errors import AimaError
+from aima_core.structured_logs import logger
+from aima_core.units import Command, Query, Success, View
+from services.device import internal as i
+from services.device import units as u
+from services.device.drivers import Found, Probe, Sample
+from services.device.drivers.host import HostProbe
+from services.device.drivers.nvidia import NvidiaProbe
+from services.device.rules import views
+from services.device.rules.decider import State, chosen, device_at, in_order, not_found
+from services.device.rules.readings import Watch
+
+Probes = Callable[[str, Path], Sequence[Probe]]
+
+
+def probes_of(node: str, folder: Path) -> Sequence[Probe]:
+    """Return what looks at this machine; a further kind of accelerator is one more line here."""
+    return HostProbe(node, folder), NvidiaProbe(node)
+
+
+class DeviceOutside(Outside[State]):
+    """The devices of this machine."""
+
+    flows = (u.SetPowerLimit,)
+
+    def __init__(self, context: Context[State], probes: Probes = probes_of) -> None:
+        super().__init__(context)
+        self._probes = probes(context.node, context.folder)
+        self._by_device: dict[str, Probe] = {}
+        self._watches: dict[str, Watch] = {}
+
+    async def open(self) -> None:
+        """Detect before the first request, so that what there is can be told without anybody having asked to look."""
+        await self.context.record(await self._detect())
+
+    async def prepare(self, command: Command[Any], call: Call) -> Command[Any]:  # noqa: ARG002 (the core's)
+        """Look for devices when that is what is asked."""
+        return await self._detect() if isinstance(command, u.Detect) else command
+
+    async def flow(self, command: Command[Any], call: Call, parts: Parts) -> View:  # noqa: ARG002 (the core's)
+        """Set a power limit, then record it. Should we end in between, asking again records it."""
+        assert isinstance(command, u.SetPowerLimit)
+        device_at(self.context.world, command.device_id)
+        probe = self._by_device[command.device_id]
+        before = await asyncio.to_thread(probe.set_power_limit, command.device_id, command.limit_watts)
+        await self.context.record(
+            i.RecordPowerLimit(device_id=command.device_id, limit_watts=command.limit_watts, previous_watts=before)
+        )
+        return Success(success=True)
+
+    async def answer(self, query: Query[Any]) -> View:
+        """Answer from the read table, and from the samples in memory."""
+        match query:
+            case u.GetInfo():
+                device = chosen(self.context.world, query.device_id).device
+                rows = await self.context.read.rows("SELECT * FROM devices WHERE id = ?", (device.id,))
+                if not rows:
+                    raise not_found(self.context.world, device.id)  # it went away while we were reading
+                return views.info(rows[0])
+            case u.ListDevices():
+                found = [device for device in in_order(self.context.world) if query.type in (None, device.type)]
+                page = found[query.offset : query.offset + query.limit]
+                return u.DeviceList(items=[await self._item(device) for device in page], total=len(found))
+            case u.GetMetrics():
+                device, watch = await self._sampled(query.device_id)
+                return views.metrics(device.id, list(watch.samples), history=query.history)
+            case u.GetHealth():
+                device, watch = await self._sampled(query.device_id)
+                status, issues = watch.health(_found(device))
+                return u.Health(device_id=device.id, status=status, issues=issues)
+        return await super().answer(query)
+
+    def background(self) -> Iterable[Callable[[], Coroutine[Any, Any, None]]]:
+        """Keep sampling."""
+        return (self._keep_sampling,)
+
+    async def _detect(self) -> i.RecordDevices:
+        found: dict[str, Found] = {}
+        for probe in self._probes:
+            for one in await asyncio.to_thread(probe.detect):
+                found[one.id] = one
+                self._by_device[one.id] = probe
+        return i.RecordDevices(found=tuple(i.FoundDevice(**msgspec.structs.asdict(one)) for one in found.values()))
+
+    async def _keep_sampling(self) -> None:
+        while True:
+            there = [state.device.id for state in self.context.world.values()]
+            for gone in self._watches.keys() - there:
+                del self._watches[gone]
+            for device_id in there:
+                try:
+                    await self._sample(device_id)
+                except (AimaError, OSError, psutil.Error) as error:  # one device in trouble leaves the others alone
+                    logger.warning("no sample", device_id=device_id, error=str(error))
+            await asyncio.sleep(self.context.settings.interval)
+
+    async def _sampled(self, device_id: str | None) -> tuple[u.Device, Watch]:
+        """Return the device that is meant and its watch, with one sample at least."""
+        device = chosen(self.context.world, device_id).device
+        watch = self._watches.get(device.id)
+        return device, watch or await self._sample(device.id)
+
+    async def _item(self, device: u.Device) -> u.DeviceItem:
+        try:
+            _, watch = await self._sampled(device.id)
+        except (AimaError, OSError, psutil.Error):  # one device in trouble leaves the others alone
+            return views.item(device, None)
+        return views.item(device, watch.samples[-1])
+
+    async def _sample(self, device_id: str) -> Watch:
+        sample: Sample = await asyncio.to_thread(self._by_device[device_id].sample, device_id)
+        state = device_at(self.context.world, device_id)
+        watch = self._watches.get(device_id)
+        if watch is None:
+            watch = self._watches[device_id] = Watch(self.context.settings.history, state.status)
+        status, issues, alerts = watch.take(_found(state.device), sample)
+        for alert in alerts:
+            await self.context.record(
+                i.RecordAlert(device_id=device_id, metric=alert.metric, value=alert.value, threshold=alert.threshold)
+            )
+        await self.context.record(i.RecordHealth(device_id=device_id, status=status, issues=tuple(issues)))
+        return watch
+
+
+def _found(device: u.Device) -> Found:
+    return Found(device.id, device.name, device.vendor, device.type, device.architecture, device.memory)

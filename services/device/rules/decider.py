@@ -1,0 +1,154 @@
+"""What is known of each device: state, decide, evolve, reply. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, assert_never
+
+import msgspec
+
+from aima_core.call import Call
+from aima_core.domain import World
+from aima_core.errors import NotFound
+from aima_core.units import Command, Event, Success, View
+from services.device import internal as i
+from services.device import units as u
+
+_KINDS: tuple[u.DeviceType, ...] = ("gpu", "cpu", "disk")  # what matters most to inference first
+_SAME_WATTS = 0.001  # drivers count in milliwatts
+_NOISE = 0.3  # part of a bandwidth by which it must be measured higher to count: the rest is what else was running
+
+
+class State(msgspec.Struct, frozen=True, kw_only=True):
+    """A device that is there. `power_limit` in watts, None while nobody has set one."""
+
+    device: u.Device
+    status: u.Status = "unknown"
+    power_limit: float | None = None
+
+
+def decide(world: World[State], command: Command[Any], call: Call) -> list[Event]:
+    """Return what happens; nothing when it already is as asked. Raises NotFound for a device that is not there."""
+    match command:
+        case i.RecordDevices(found=found):
+            return _found(world, found, call.node)
+        case u.SetPowerLimit(device_id=device_id, limit_watts=watts):  # only planned: outside/ carries it out
+            before = device_at(world, device_id).power_limit
+            return [] if before == watts else [_limit(device_id, watts, before)]
+        case i.RecordPowerLimit(device_id=device_id, limit_watts=watts, previous_watts=previous):
+            known = device_at(world, device_id).power_limit
+            if known == watts and abs(previous - watts) < _SAME_WATTS:
+                return []
+            return [_limit(device_id, watts, previous)]
+        case i.RecordHealth(device_id=device_id, status=status, issues=issues):
+            before_status = device_at(world, device_id).status
+            if status == before_status:
+                return []
+            return [u.HealthChanged(device_id=device_id, old_status=before_status, new_status=status, issues=issues)]
+        case i.RecordAlert():
+            device_at(world, command.device_id)
+            return [
+                u.MetricsAlert(
+                    device_id=command.device_id,
+                    metric=command.metric,
+                    value=command.value,
+                    threshold=command.threshold,
+                )
+            ]
+    raise TypeError(command)
+
+
+def evolve(state: State | None, event: u.Events) -> State | None:
+    """Return the device after the event; None when it is gone. Never raises."""
+    match event:
+        case u.DeviceDetected(device=device):
+            return msgspec.structs.replace(state, device=device) if state else State(device=device)
+        case u.DeviceRemoved():
+            return None
+        case u.HealthChanged(new_status=status):
+            return state and msgspec.structs.replace(state, status=status)
+        case u.PowerLimitSet(limit_watts=watts):
+            return state and msgspec.structs.replace(state, power_limit=watts)
+        case u.MetricsAlert():
+            return state
+        case _:
+            assert_never(event)
+
+
+def reply(world: World[State], command: Command[Any], events: Sequence[Event]) -> View | None:  # noqa: ARG001 (the core's)
+    """Return the answer: nothing here takes longer than its decision."""
+    if not isinstance(command, i.RecordDevices):
+        return Success(success=True)
+    devices = [
+        u.DeviceView(id=d.id, name=d.name, vendor=d.vendor, type=d.type, memory=d.memory) for d in in_order(world)
+    ]
+    return u.Devices(devices=devices)
+
+
+def device_at(world: World[State], device_id: str) -> State:
+    """Return what is known of a device; raise NotFound."""
+    state = world.get(f"device/{device_id}")
+    if state is None:
+        raise not_found(world, device_id)
+    return state
+
+
+def not_found(world: World[State], device_id: str) -> NotFound:
+    """Return the refusal of a device that is not there; it names those that are."""
+    known = [device.id for device in in_order(world)]
+    return NotFound(
+        f"there is no device {device_id}; there are {', '.join(known) or 'none'}",
+        reason="DEVICE_NOT_FOUND",
+        device_id=device_id,
+        known=known,
+    )
+
+
+def chosen(world: World[State], device_id: str | None) -> State:
+    """Return the device that is meant: the one named, else the first GPU, else the CPU. Raise NotFound."""
+    if device_id is None:
+        for device in in_order(world):
+            return world[f"device/{device.id}"]
+        raise NotFound("no device has been detected", reason="DEVICE_NOT_FOUND", known=[])
+    return device_at(world, device_id)
+
+
+def in_order(world: World[State]) -> list[u.Device]:
+    """Return the devices: GPUs, then CPUs, then disks, each by number."""
+    devices = (state.device for state in world.values())
+    return sorted(devices, key=lambda d: (_KINDS.index(d.type), len(d.id), d.id))  # gpu-10 comes behind gpu-9
+
+
+def _found(world: World[State], found: Iterable[i.FoundDevice], node: str) -> list[Event]:
+    events: list[Event] = []
+    there: set[str] = set()
+    for one in found:
+        state = world.get(f"device/{one.id}")
+        device = u.Device(
+            id=one.id,
+            name=one.name,
+            vendor=one.vendor,
+            type=one.type,
+            architecture=one.architecture,
+            memory=one.memory,
+            node=node,
+            capabilities=one.capabilities,
+            cores=one.cores,
+            uuid=one.uuid,
+            memory_bandwidth=_bandwidth(one.memory_bandwidth, state.device.memory_bandwidth if state else None),
+        )
+        if device.id not in there and (state is None or state.device != device):
+            events.append(u.DeviceDetected(device_id=device.id, device=device))
+        there.add(device.id)
+    return events + [u.DeviceRemoved(device_id=d.id) for d in in_order(world) if d.id not in there]
+
+
+def _bandwidth(measured: int | None, known: int | None) -> int | None:
+    """Return the bandwidth to record: the best that was seen, since whatever else runs can only make it look worse."""
+    if measured is None or known is None:
+        return measured or known
+    return measured if measured >= (1 + _NOISE) * known else known
+
+
+def _limit(device_id: str, watts: float, before: float | None) -> Event:
+    return u.PowerLimitSet(device_id=device_id, limit_watts=watts, previous_watts=before)

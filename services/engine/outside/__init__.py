@@ -1,0 +1,1 @@
+"""What the engine domain awaits: packages, programs, ports, health, peers."""

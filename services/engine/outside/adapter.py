@@ -1,0 +1,214 @@
+"""Everything of the engine domain that awaits: packages, programs, health, and what a start needs to know."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from aima_core.call import Call
+from aima_core.domain import Commands, Context, Outside
+from aima_core.errors import AimaError, NotFound
+from aima_core.store.records import Recorded
+from aima_core.structured_logs import logger
+from aima_core.units import Command, Query, Success, View
+from services.engine import internal as i
+from services.engine import units as u
+from services.engine.manifests.manifest import check, load_manifests
+from services.engine.manifests.manifest_schema import Manifest
+from services.engine.outside.instances import Instances
+from services.engine.outside.memory_settlement import PACE, Pace, keep_settled
+from services.engine.outside.packages import Package
+from services.engine.outside.start_facts import prepare_start
+from services.engine.rules import state, views
+from services.engine.runtimes import boot
+from services.engine.runtimes.log_files import of_runs_since
+from services.engine.runtimes.process import ProcessRuntime
+from services.resource import units as resource
+
+_ROTATE = 30.0  # seconds between looks at the size of the logs
+_SEARCHED = 1_000_000  # lines in which the begin of a run is looked for
+_ENDED = 20  # instances that have ended and are still shown with their engine
+
+Figures = Mapping[str, Mapping[str, Any]]  # what instances use, by process_id
+
+
+class EngineOutside(Outside[state.State]):
+    """The engine domain's side of the world."""
+
+    def __init__(self, context: Context[state.State], root: Path = Path("/"), pace: Pace = PACE) -> None:
+        """`root` is where /proc is read; `pace` is how often slots are settled."""
+        super().__init__(context)
+        folder = context.folder
+        # two AIMAs on one machine have two folders; the same folder is the same AIMA, even if its log was lost
+        owner = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+        self.manifests = load_manifests([folder / "manifests"])
+        self.runtime = ProcessRuntime(folder, owner)
+        self.instances = Instances(context, self.manifests, self.runtime, boot.identity(root))
+        self._pace = pace
+
+    async def open(self) -> None:
+        """End what an earlier run left behind and the log does not know."""
+        known = {found.id for found in self.context.world.values()}
+        for handle in await self.runtime.list():
+            if handle.instance not in known:
+                logger.warning("ending an orphan", process_id=handle.instance, pid=handle.pid)
+                await self.instances.end_orphan(handle)
+
+    async def prepare(self, command: Command[Any], call: Call) -> Command[Any]:
+        """Look up what deciding needs: the manifest, the model, the memory it takes, ports that are free."""
+        match command:
+            case u.StartEngine():
+                return await prepare_start(self.context, self._manifest(command.name), command, call)
+            case u.InstallEngine(name=name, version=version):
+                manifest = self._manifest(name)
+                found = await asyncio.to_thread(self._package(manifest).find)
+                present = found is not None and version in (None, found[1])
+                path, have = found if found else ("", "")
+                return i.BeginInstall(name=name, version=version or "", present=present, path=path, have=have)
+            case u.StopEngine(name=name) | u.RestartEngine(name=name) if name not in self.manifests:
+                if not await self._row(name):
+                    raise NotFound(f"there is no engine or instance {name}", reason="INSTANCE_NOT_FOUND")
+        return command
+
+    async def perform(self, effect: Any) -> Commands:
+        """Do one effect."""
+        match effect:
+            case state.Install(name=name, version=version):
+                return [await self._install(name, version)]
+            case state.Launch(process_id=process_id):
+                return await self.instances.launch(process_id)
+            case state.Watch(process_id=process_id):
+                return await self.instances.watch(process_id)
+            case state.Settle(process_id=process_id):
+                found = self.context.world[f"engine/{process_id}"]
+                await keep_settled(self.context, self.runtime, found, self._pace)
+            case state.End():
+                return await self.instances.end(effect)
+            case state.Expire(at=at) | state.ExpireStop(at=at) | state.ExpireInstall(at=at):
+                await asyncio.sleep(max(at - time.time(), 0))
+                return await self._expired(effect)
+        return await super().perform(effect)
+
+    async def _expired(self, effect: state.Expire | state.ExpireStop | state.ExpireInstall) -> Commands:
+        """Return what comes of a deadline that has come."""
+        match effect:
+            case state.Expire(process_id=ident, run=run):
+                return await self.instances.expire(ident, run)
+            case state.ExpireStop(process_id=ident, run=run):
+                # we may have been away when it came, and the process may be gone since: End is about to say so
+                there = await self.runtime.find(ident)
+                return [i.RecordOverdue(process_id=ident, run=run)] if there else []
+            case state.ExpireInstall(name=name):
+                late = "the package was not there in time"
+                return [i.RecordInstallFailed(name=name, error=late, error_code="TIMEOUT")]
+
+    def background(self) -> Iterable[Callable[[], Coroutine[Any, Any, None]]]:
+        """Keep the logs of the instances short."""
+        return (self._rotate,)
+
+    async def answer(self, query: Query[Any]) -> View:
+        """Answer a query."""
+        match query:
+            case u.GetEngine(name=name):
+                return await self._view(self._manifest(name), await self._used())
+            case u.ListEngines():
+                found = [await self._view(manifest, {}) for manifest in self.manifests.values()]
+                wanted = [
+                    view
+                    for view in found
+                    if query.type in (None, *view.model_types) and query.status in (None, view.status)
+                ]
+                return u.EngineList(items=wanted[query.offset : query.offset + query.limit], total=len(wanted))
+            case u.GetFeatures(name=name):
+                return u.Features.model_validate(self._manifest(name).features.model_dump())
+            case u.CheckConfig(name=name, config=config):
+                check(self._manifest(name), config)
+                return Success()
+            case u.GetLogs(process_id=process_id, tail=tail, since=since):
+                if not await self._row(process_id):
+                    raise NotFound(f"there is no instance {process_id}", reason="INSTANCE_NOT_FOUND")
+                return u.Logs(logs=await asyncio.to_thread(self._logged, process_id, tail, since))
+        return await super().answer(query)
+
+    # --- packages -------------------------------------------------------------------------------------------
+
+    async def _install(self, name: str, version: str) -> Command[Any]:
+        manifest = self._manifest(name)
+        package = self._package(manifest)
+        try:
+            found = await asyncio.to_thread(package.find)
+            if found is None or version not in ("", found[1]):
+                found = await package.install(version)
+        except AimaError as error:
+            return i.RecordInstallFailed(name=name, error=error.message, error_code=error.reason)
+        except OSError as error:
+            told = f"{error.filename or self.context.folder}: {error.strerror}"
+            return i.RecordInstallFailed(name=name, error=told, error_code="INSTALL_FAILED")
+        return i.RecordInstalled(name=name, version=found[1], path=found[0])
+
+    def _package(self, manifest: Manifest) -> Package:
+        return Package(self.context.folder, manifest)
+
+    # --- looking up -----------------------------------------------------------------------------------------
+
+    def _manifest(self, name: str) -> Manifest:
+        if name not in self.manifests:
+            known = sorted(self.manifests)
+            raise NotFound(
+                f"there is no engine {name}; there are {', '.join(known)}", reason="ENGINE_NOT_FOUND", known=known
+            )
+        return self.manifests[name]
+
+    async def _row(self, process_id: str) -> bool:
+        return bool(await self.context.read.rows("SELECT 1 FROM instances WHERE process_id = ?", (process_id,)))
+
+    def _logged(self, process_id: str, tail: int, since: float | None) -> list[str]:
+        if since is None:
+            return self.runtime.logs(process_id, tail)
+        return list(of_runs_since(self.runtime.logs(process_id, _SEARCHED), since)[-tail:])
+
+    async def _used(self) -> Figures:
+        """Return what each living instance uses now. Looks through all processes: some milliseconds."""
+        living = await self.runtime.list()
+        return {handle.instance: msgspec.structs.asdict(await self.runtime.stats(handle)) for handle in living}
+
+    async def _view(self, manifest: Manifest, used: Figures) -> u.EngineView:
+        read = self.context.read
+        rows = await read.rows(
+            "SELECT * FROM instances WHERE name = ? AND status NOT IN ('stopped', 'error') UNION ALL SELECT * FROM"
+            " (SELECT * FROM instances WHERE name = ? AND status IN ('stopped', 'error')"
+            " ORDER BY changed_at DESC LIMIT ?)",
+            (manifest.name, manifest.name, _ENDED),
+        )
+        install = await read.rows("SELECT * FROM installs WHERE name = ?", (manifest.name,))
+        found = dict(install[0]) if install else None
+        if found is None and (have := await asyncio.to_thread(self._package(manifest).find)):
+            found = {"status": "installed", "version": have[1]}
+        return views.engine_view(manifest, rows, found, used)
+
+    async def _rotate(self) -> None:
+        while True:
+            await asyncio.sleep(_ROTATE)
+            await self.runtime.rotate()
+
+
+def react(recorded: Recorded) -> Sequence[Command[Any]]:
+    """End the instance whose memory somebody more important has been given. Pure."""
+    match recorded.event:
+        case resource.Preempted(slot_id=slot_id, by_slot_id=by):
+            process_id, _, run = slot_id.removeprefix("slot-").rpartition("-")
+            if not process_id or not run.isdecimal():
+                return []  # not a slot of ours
+            return [
+                i.RecordFailed(
+                    process_id=process_id, run=int(run), error=f"its memory was given to {by}", error_code="PREEMPTED"
+                )
+            ]
+        case _:
+            return []

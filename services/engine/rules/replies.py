@@ -1,0 +1,79 @@
+"""What the engine domain's commands answer, on the world and on the events since they were decided. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from aima_core.domain import World
+from aima_core.errors import ExecutionFailed
+from aima_core.units import Command, Event, Success, View
+from services.engine import internal as i
+from services.engine import units as u
+from services.engine.rules.state import State
+
+
+def reply(world: World[State], command: Command[Any], events: Sequence[Event]) -> View | None:
+    """Return the command's answer; None while it is not settled. Raises what a start or an install came to instead."""
+    match command:
+        case i.BeginInstall(name=name):
+            return _installed(world.get(f"engine/{name}"), events)
+        case i.BeginStart(process_id=process_id, wait=wait):
+            return _started(world.get(f"engine/{process_id}"), process_id, wait, events)
+        case u.RestartEngine():
+            return _restarted(world, command.name, events)
+        case u.StopEngine(name=name):
+            asked = {event.process_id for event in events if isinstance(event, u.StopRequested)}
+            gone = {event.process_id for event in events if isinstance(event, u.EngineStopped)}
+            # not those that were started since: nobody has asked for their end
+            ending = [state for state in world.values() if state.start and state.status in ("stopping", "error")]
+            present = {state.id for state in ending if state.start and name in (state.id, state.start.name)}
+            return None if (asked or present) & present - gone else Success()
+        case _:
+            return Success()
+
+
+def _installed(state: State | None, events: Sequence[Event]) -> View | None:
+    failure = next((event for event in events if isinstance(event, u.InstallFailed)), None)
+    if failure:
+        raise u.refusal(failure.error, failure.error_code)
+    if state and state.status == "error":  # the install that was under way failed before we could watch it
+        raise u.refusal(state.error, state.error_code)
+    if state is None or state.status != "installed":
+        return None
+    return u.Installed(success=True, path=state.path, version=state.version)
+
+
+def _started(state: State | None, process_id: str, wait: bool, events: Sequence[Event]) -> View | None:
+    stopped = ExecutionFailed(f"{process_id} was stopped while it started", reason="STOPPED", process_id=process_id)
+    for event in events:
+        match event:
+            case u.EngineError(error=error, error_code=code):
+                raise u.refusal(error, code, process_id=process_id)
+            case u.StopRequested() | u.EngineStopped():
+                raise stopped
+    if state is None or state.start is None or state.status == "stopping":  # all of it before we could watch
+        raise stopped
+    if state.status == "error":
+        raise u.refusal(state.error, state.error_code, process_id=process_id)
+    if wait and state.status == "starting":
+        return None
+    endpoint = state.start.endpoint
+    return u.Started(
+        process_id=process_id, status="running" if state.status == "running" else "starting", endpoint=endpoint
+    )
+
+
+def _restarted(world: World[State], name: str, events: Sequence[Event]) -> View | None:
+    """Return the answer of the start that followed; the events may be those of other instances too."""
+    own = [event for event in events if name in (getattr(event, "process_id", ""), getattr(event, "name", ""))]
+    again = next((event for event in reversed(own) if isinstance(event, u.StartRequested)), None)
+    if again is None:
+        for event in own:
+            if isinstance(event, u.EngineError) and event.error_code == u.STOP_TIMEOUT:
+                raise u.refusal(event.error, event.error_code, process_id=event.process_id)
+        if any(isinstance(event, u.EngineStopped) for event in own):
+            raise ExecutionFailed(f"{name} was stopped for good meanwhile", reason="STOPPED")
+        return None
+    later = [event for event in events if event.stream == again.stream]
+    return _started(world.get(again.stream), again.process_id, wait=True, events=later[later.index(again) :])

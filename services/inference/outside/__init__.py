@@ -1,0 +1,1 @@
+"""What the inference domain awaits: engines, peers, and requests that wait."""

@@ -1,0 +1,167 @@
+"""What happens on a command: which requests begin and end, which replicas they may go to. Pure.
+
+`state.py` says what is, `routing.py` which replica is chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from aima_core.call import Call, timestamp
+from aima_core.domain import World
+from aima_core.errors import NotFound
+from aima_core.units import Command, Event, Success, View
+from services.inference import internal as i
+from services.inference import units as u
+from services.inference.rules.routing import choose
+from services.inference.rules.state import BLAMED, Pool, Route, outcome_of
+
+_ROUTED = ("starting", "running")  # the phases in which a service may have replicas
+
+
+def decide(world: World[Pool], command: Command[Any], call: Call) -> list[Event]:
+    """Return what happens; nothing when it already is as asked."""
+    match command:
+        case i.BeginRequest():
+            pool, route = choose(world, command, call.at)
+            return [_started(pool, route, command, _ident(world, command, call), call)]
+        case u.Settle(request_id=request_id):
+            return _settle(world, request_id, command, call)
+        case u.Renew(request_id=request_id, timeout=timeout):
+            request = _under_way(world, request_id, call)
+            until = call.at + timeout
+            return [u.LeaseRenewed(request_id=request_id, service_id=request.service_id, expires_at=until)]
+    found = world.get(f"inference/{command.service_id}")  # type: ignore[attr-defined]  # every other command has one
+    match command:
+        case i.RecordService():
+            return [] if found and found.added else [u.ServiceAdded(**command.model_dump())]
+        case i.RecordRoute(process_id=process_id):
+            known = found and found.route(process_id)
+            return [] if known else [u.RouteAdded(**command.model_dump())]
+    return _of(found, command, call) if found else []
+
+
+def _of(pool: Pool, command: Command[Any], call: Call) -> list[Event]:
+    """Decide the news of a service that is known."""
+    match command:
+        case i.RecordRemoved():
+            removed = u.ServiceRemoved(service_id=pool.service_id)
+            return [*([removed] if pool.added else []), *_no_routes(pool)]
+        case i.RecordPhase(phase=phase):
+            changed = u.PhaseChanged(**command.model_dump())
+            return [*([changed] if phase != pool.phase else []), *(() if phase in _ROUTED else _no_routes(pool))]
+        case i.RecordExpired(request_id=request_id, error=error, error_code=code):
+            request = pool.requests.get(request_id)
+            return [_failed(request, error, code, call)] if request else []
+        case i.RecordRefused(service_id=ident, count=count):
+            return [u.RequestsRefused(service_id=ident, count=count)]
+        case i.RecordHealth(process_id=process_id, healthy=healthy):
+            route = pool.route(process_id)
+            other = route and route.healthy != healthy
+            return [u.RouteChanged(**command.model_dump())] if other else []
+        case i.RecordNoRoute(process_id=process_id):
+            return [u.RouteRemoved(**command.model_dump())] if pool.route(process_id) else []
+    raise TypeError(f"inference has no command {command.spec.name}")
+
+
+def _no_routes(pool: Pool) -> list[Event]:
+    return [u.RouteRemoved(service_id=pool.service_id, process_id=route.process_id) for route in pool.routes]
+
+
+def _ident(world: World[Pool], command: i.BeginRequest, call: Call) -> str:
+    if command.request_id:
+        return command.request_id
+    salt = ""
+    while any(call.new_id("req", salt) in pool.requests for pool in world.values()):
+        salt += "+"  # the caller chose the id of its request, and has chosen it before
+    return call.new_id("req", salt)
+
+
+def _started(pool: Pool, route: Route, command: i.BeginRequest, ident: str, call: Call) -> u.RequestStarted:
+    return u.RequestStarted(
+        request_id=ident,
+        model=pool.model_id,
+        type=pool.type,
+        service_id=pool.service_id,
+        process_id=route.process_id,
+        started_at=call.at,
+        expires_at=call.at + command.timeout,
+        holder=command.holder,
+        concurrency=pool.outstanding(route.process_id) + 1,
+        engine=route.engine,
+        device=route.device,
+        slots=route.slots,
+        owner=call.principal,
+    )
+
+
+def _settle(world: World[Pool], request_id: str, command: u.Settle, call: Call) -> list[Event]:
+    code = _code(command)
+    under_way = any(request_id in pool.requests for pool in world.values())
+    if not under_way and any(pool.has_settled(request_id, outcome_of(code)) for pool in world.values()):
+        return []
+    started = _under_way(world, request_id, call)
+    if code in BLAMED and not started.holder:
+        code = "CALLER_FAILED"  # whoever asks an engine by itself may say what it likes, but not that others shall not
+    if code:
+        return [_failed(started, command.error or f"the request was {command.outcome}", code, call)]
+    usage = command.usage or u.TokensUsed()
+    return [
+        u.RequestCompleted(
+            request_id=started.request_id,
+            model=started.model,
+            type=started.type,
+            service_id=started.service_id,
+            process_id=started.process_id,
+            duration=round(call.at - started.started_at, 6),
+            time_to_first_token=command.time_to_first_token,
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            concurrency=started.concurrency,
+            engine=started.engine,
+            device=started.device,
+            slots=started.slots,
+        )
+    ]
+
+
+def _under_way(world: World[Pool], request_id: str, call: Call) -> u.RequestStarted:
+    """Return a request that is under way; to anybody but its owner it is not there."""
+    pool = next((pool for pool in world.values() if request_id in pool.requests), None)
+    request = pool.requests[request_id] if pool else None
+    if request is None or request.owner not in ("", call.principal):
+        raise NotFound(f"no request {request_id} is under way; it was settled, or its lease has expired")
+    return request
+
+
+def _code(command: u.Settle) -> str:
+    """Return the error code of an outcome, empty for an answer."""
+    match command.outcome:
+        case "completed":
+            return ""
+        case "cancelled":
+            return "CANCELLED"
+        case "failed":
+            return command.error_code or "EXECUTION_FAILED"
+
+
+def _failed(started: u.RequestStarted, error: str, code: str, call: Call) -> Event:
+    return u.RequestFailed(
+        request_id=started.request_id,
+        model=started.model,
+        type=started.type,
+        service_id=started.service_id,
+        process_id=started.process_id,
+        duration=round(call.at - started.started_at, 6),
+        error=error,
+        error_code=code,
+    )
+
+
+def reply(world: World[Pool], command: Command[Any], events: Sequence[Event]) -> View:  # noqa: ARG001 (the core's)
+    """Return the command's answer: what has more to say is a flow."""
+    match events:
+        case [u.LeaseRenewed(expires_at=expires_at)]:
+            return u.Renewed(expires_at=timestamp(expires_at))
+    return Success()

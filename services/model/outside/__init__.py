@@ -1,0 +1,1 @@
+"""What the model domain awaits: pulls, hubs, files."""

@@ -1,0 +1,130 @@
+"""Everything of the model domain that awaits: files, hubs and peers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+from aima_core.call import Call
+from aima_core.domain import Context, Outside
+from aima_core.errors import AimaError, Conflict, NotFound, Unavailable, UnitNotFound
+from aima_core.store.reader import Row
+from aima_core.units import Command, Query, View
+from services.model import internal as i
+from services.model import units as u
+from services.model.files import inspection, model_folders
+from services.model.files.threads import in_thread
+from services.model.outside.pull import pull
+from services.model.outside.search import search
+from services.model.rules import views
+from services.model.rules.decider import known
+from services.model.rules.state import Pull, Remove, State, Verify
+from services.model.sources import SOURCES
+from services.model.sources.port import check
+
+_PEER = 5.0  # seconds that another domain gets to answer a question of ours
+_ALL = 1000  # models and engines in one answer: as many as a page may hold
+
+
+class ModelOutside(Outside[State]):
+    """The world outside of the registry."""
+
+    def __init__(self, context: Context[State]) -> None:
+        super().__init__(context)
+        self._pulls = asyncio.Semaphore(context.settings.pulls_at_once)
+        self._folders: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def prepare(self, command: Command[Any], call: Call) -> Command[Any]:  # noqa: ARG002 (as declared)
+        """Look at the files, at who uses the model, and turn a name into an id."""
+        match command:
+            case u.CreateModel():
+                return await in_thread(inspection.as_created, command)
+            case u.ImportModel():
+                return await in_thread(inspection.as_imported, command)
+            case u.PullModel():
+                check(SOURCES[command.source], command.repo, command.tag, command.mirror)
+                return command
+            case u.VerifyModel():
+                return command.model_copy(update={"model_id": self._id(command.model_id)})
+            case u.DeleteModel():
+                model_id = self._id(command.model_id)
+                services = () if command.force else await self._users(model_id)
+                return i.BeginDelete(model_id=model_id, force=command.force, services=services)
+            case _:
+                return command
+
+    async def perform(self, effect: Any) -> Iterable[Command[Any]]:
+        """Pull, verify or remove. Only one of them touches the files of one model at a time."""
+        folder: Path = self.context.folder
+        async with self._folders.setdefault(effect.model_id, asyncio.Lock()):
+            match effect:
+                case Pull():
+                    async with self._pulls:
+                        return [await pull(folder, effect, self.context.settings, self.context.record)]
+                case Verify(path=path, size=size, checksum=checksum, expected=expected):
+                    issues, intact = await in_thread(inspection.issues_of, Path(path), size, checksum, expected)
+                    return [
+                        i.RecordVerified(model_id=effect.model_id, run=effect.run, issues=issues, intact=intact),
+                    ]
+                case Remove(model_id=model_id):
+                    await in_thread(model_folders.discard, folder, model_id)
+                    return [i.RecordRemoved(model_id=model_id)]
+                case _:
+                    raise TypeError(effect)
+
+    async def answer(self, query: Query[Any]) -> View:
+        """Answer from the read table; only a search leaves the machine."""
+        match query:
+            case u.GetModel(model_id=name):
+                return views.view(await self._row(name))
+            case u.ListModels():
+                return await self._list(query)
+            case u.EstimateResources(model_id=name, context_length=context_length, slots=slots):
+                row = await self._row(name)
+                if not row["path"]:
+                    raise Conflict(f"{row['id']} has no files yet", reason="NO_FILES", model_id=row["id"])
+                return views.estimated(row, context_length, slots)
+            case u.SearchModels():
+                return await search(query, self.context.settings.search_timeout)
+            case u.GetCompatibility():
+                return await self._compatibility()
+            case _:
+                raise TypeError(query)
+
+    def _id(self, name: str) -> str:
+        state = known(self.context.world, name)
+        return state.id if state else name
+
+    async def _row(self, name: str) -> Row:
+        sql = "SELECT * FROM models WHERE id = ? OR name = ? ORDER BY id = ? DESC LIMIT 1"
+        rows = await self.context.read.rows(sql, (name, name, name))
+        if not rows:
+            raise NotFound(f"there is no model {name}", reason="MODEL_NOT_FOUND", model_id=name)
+        return rows[0]
+
+    async def _list(self, query: u.ListModels) -> u.ModelList:
+        where = {"type": query.type, "status": query.status, "format": query.format}
+        rows, total = await self.context.read.page(
+            "models", where=where, limit=query.limit, offset=query.offset, order="id"
+        )
+        return u.ModelList(items=[views.view(row) for row in rows], total=total)
+
+    async def _users(self, model_id: str) -> tuple[str, ...]:
+        """Return the ids of the services that are made for the model."""
+        try:
+            answer = await self.context.peers.client.ask("service.list", {"model_id": model_id}, timeout=_PEER)
+        except (UnitNotFound, Unavailable):
+            # Nobody serves services: an installation may have none, and must be able to delete a model all the same.
+            return ()
+        return tuple(service["id"] for service in answer.data["services"])
+
+    async def _compatibility(self) -> u.Compatibility:
+        rows, _ = await self.context.read.page("models", where={"status": "ready"}, limit=_ALL, offset=0, order="id")
+        try:
+            answer = await self.context.peers.client.ask("engine.list", {"limit": _ALL}, timeout=_PEER)
+        except AimaError:
+            return views.compatibility(rows, None)
+        return views.compatibility(rows, answer.data["items"])

@@ -1,0 +1,190 @@
+"""What may happen to a model. Pure; the picture stands in state.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from aima_core.call import Call
+from aima_core.domain import World
+from aima_core.errors import Conflict, NotFound
+from aima_core.units import Command, Event
+from services.model import internal as i
+from services.model import units as u
+from services.model.rules import model_names
+from services.model.rules.state import State
+
+
+def decide(world: World[State], command: Command[Any], call: Call) -> list[Event]:
+    """Return what happens; nothing when it already is as asked, or when the news is of an earlier run."""
+    match command:
+        case u.PullModel():
+            return _pull(world, command, call)
+        case i.Register():
+            return _register(world, command)
+        case i.BeginDelete():
+            return _delete(find(world, command.model_id), command)
+        case u.VerifyModel():
+            return _verify(find(world, command.model_id), command)
+        case i.RecordRemoved(model_id=model_id):
+            state = world.get(f"model/{model_id}")
+            return [u.FilesRemoved(model_id=model_id)] if state and state.status == "removing" else []
+        case i.RecordProgress() | i.RecordPulled() | i.RecordPullFailed() | i.RecordVerified():
+            state = world.get(f"model/{command.model_id}")
+            return _recorded(world, state, command, call) if state and state.run == command.run else []
+        case _:
+            raise TypeError(f"{command.spec.name} is not decided as it is: Outside.prepare turns it into another")
+
+
+def known(world: World[State], name: str) -> State | None:
+    """Return the model with this id, or else with this name."""
+    exact = world.get(f"model/{name}")
+    return exact or next((state for state in world.values() if state.name == name), None)
+
+
+def find(world: World[State], name: str) -> State:
+    """Return the model with this id or name; raise NotFound. What is being removed is not there any more."""
+    state = known(world, name)
+    if state is None or state.status == "removing":
+        raise NotFound(f"there is no model {name}", reason="MODEL_NOT_FOUND", model_id=name)
+    return state
+
+
+def pulled(world: World[State], command: u.PullModel) -> State | None:
+    """Return the model that this pull has made or is making. The mirror does not matter: it has the same files."""
+    wanted = (command.source, command.repo, command.tag)
+    for state in world.values():
+        if state.pull and (state.pull.source, state.pull.repo, state.pull.tag) == wanted:
+            return state
+    return None
+
+
+def registered(world: World[State], command: i.Register) -> State | None:
+    """Return the model that is already as the command asks."""
+    for state in world.values():
+        wanted = not command.named or command.names[0] in (state.name, state.id)
+        if command.path:
+            same = (state.path, state.checksum, state.type) == (command.path, command.checksum, command.type)
+        else:
+            same = command.type == state.type and command.format in ("", state.format)
+        if wanted and same and state.status != "removing":
+            return state
+    return None
+
+
+def _pull(world: World[State], command: u.PullModel, call: Call) -> list[Event]:
+    state = pulled(world, command)
+    if state and state.status in ("ready", "verifying"):
+        return []
+    if state and state.status == "pulling":
+        raise Conflict(f"{state.id} is being pulled already", reason="ALREADY_PULLING", model_id=state.id)
+    if state and state.status == "removing":
+        raise _being_removed(state)
+    parts = (command.repo, command.tag) if command.tag else (command.repo,)
+    model_id = state.id if state else model_names.slug(*parts)
+    if state is None and _taken(world, model_id):
+        model_id = model_names.distinct(command.source, *parts)
+    return [
+        u.PullStarted(
+            model_id=model_id,
+            source=command.source,
+            repo=command.repo,
+            tag=command.tag,
+            mirror=command.mirror,
+            run=state.run + 1 if state else 1,
+            started_at=call.at,
+        )
+    ]
+
+
+def _register(world: World[State], command: i.Register) -> list[Event]:
+    if registered(world, command):
+        return []
+    for name in command.names:
+        state = known(world, name)
+        if state is None or (state.status == "pending" and state.type == command.type):
+            break
+    else:
+        state = known(world, command.names[0])
+        assert state
+        if state.status == "removing":
+            raise _being_removed(state)
+        raise Conflict(
+            f"there is another model called {command.names[0]}: {state.id}",
+            reason="ALREADY_EXISTS",
+            field="name",
+            model_id=state.id,
+        )
+    model_id = state.id if state else model_names.slug(name)
+    if state is None and _taken(world, model_id):
+        model_id = model_names.distinct(name)
+    fields = ("type", "format", "source", "path", "size", "checksum", "facts")
+    about = {field: getattr(command, field) for field in fields}
+    created = u.ModelCreated(model_id=model_id, name=name, **about)
+    return [u.ModelImported(model_id=model_id, path=command.path), created] if command.imported else [created]
+
+
+def _delete(state: State, command: i.BeginDelete) -> list[Event]:
+    if command.services and not command.force:
+        raise Conflict(
+            f"{state.id} is used by {', '.join(command.services)}; delete those first, or force it",
+            reason="IN_USE",
+            model_id=state.id,
+            services=list(command.services),
+        )
+    return [u.ModelDeleted(model_id=state.id, name=state.name)]
+
+
+def _verify(state: State, command: u.VerifyModel) -> list[Event]:
+    expected = f"sha256:{command.checksum.removeprefix('sha256:')}" if command.checksum else ""
+    if state.status == "verifying":
+        assert state.verify
+        if state.verify.checksum == expected:
+            return []
+        raise Conflict(
+            f"{state.id} is being verified against another checksum", reason="ALREADY_VERIFYING", model_id=state.id
+        )
+    if state.status == "pulling":
+        raise Conflict(f"{state.id} is being pulled", reason="ALREADY_PULLING", model_id=state.id)
+    if not state.path:
+        raise Conflict(f"{state.id} has no files", reason="NO_FILES", model_id=state.id)
+    return [u.VerifyStarted(model_id=state.id, checksum=expected, run=state.run + 1)]
+
+
+def _recorded(world: World[State], state: State, command: Command[Any], call: Call) -> list[Event]:
+    """Decide what our own effects report of the run that is under way."""
+    match command, state.status:
+        case i.RecordProgress(bytes_done=done, bytes_total=total), "pulling":
+            progress = round(min(100.0, 100 * done / total), 1) if total else 0.0
+            about = {field: getattr(command, field) for field in ("status", "bytes_done", "bytes_total", "speed")}
+            return [u.PullProgress(model_id=state.id, progress=progress, run=state.run, **about)]
+        case i.RecordPulled(), "pulling":
+            return list(_completed(world, state, command, call))
+        case i.RecordPullFailed(), "pulling":
+            about = {field: getattr(command, field) for field in ("error", "error_code", "code", "details")}
+            return [u.PullFailed(model_id=state.id, run=state.run, **about)]
+        case i.RecordVerified(issues=issues, intact=intact), "verifying":
+            return [u.ModelVerified(model_id=state.id, valid=not issues, issues=list(issues), intact=intact)]
+        case _:
+            return []
+
+
+def _completed(world: World[State], state: State, command: i.RecordPulled, call: Call) -> Iterator[Event]:
+    assert state.pull
+    duration = max(0.0, round(call.at - state.pull.started_at, 3))
+    size, checksum = command.size, command.checksum
+    yield u.PullCompleted(model_id=state.id, size=size, checksum=checksum, duration=duration, run=state.run)
+    clash = known(world, command.name)
+    name = command.name if command.name and clash in (None, state) else state.id
+    fields = ("type", "format", "path", "size", "checksum", "facts")
+    about = {field: getattr(command, field) for field in fields}
+    yield u.ModelCreated(model_id=state.id, name=name, source=state.pull.source, **about)
+
+
+def _taken(world: World[State], model_id: str) -> bool:
+    """Tell whether a model has this id, or bears it as a name: the two must not be mixed up."""
+    return known(world, model_id) is not None
+
+
+def _being_removed(state: State) -> Conflict:
+    return Conflict(f"{state.id} is just being removed; ask again", reason="BEING_REMOVED", model_id=state.id)

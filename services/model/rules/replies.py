@@ -1,0 +1,77 @@
+"""What the model domain's commands answer, on the world and on the events since they were decided. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from aima_core.domain import World
+from aima_core.errors import Conflict, from_body
+from aima_core.units import Command, Event, Success, View
+from services.model import internal as i
+from services.model import units as u
+from services.model.rules.decider import find, pulled, registered
+from services.model.rules.state import State
+
+
+def reply(world: World[State], command: Command[Any], events: Sequence[Event]) -> View | None:
+    """Return the command's answer; None while it is not settled. Raises what a pull came to instead."""
+    match command:
+        case u.PullModel():
+            return _pulled(world, command, events)
+        case i.Register():
+            created = next((event for event in events if isinstance(event, u.ModelCreated)), None)
+            state = registered(world, command)
+            model_id = created.model_id if created else state.id if state else ""
+            return u.ModelRef(model_id=model_id)
+        case i.BeginDelete(model_id=model_id):
+            return None if _removing(world.get(f"model/{model_id}")) else Success()
+        case u.VerifyModel(model_id=model_id):
+            return _verified(find(world, model_id), events)
+        case _:
+            return Success()
+
+
+def _pulled(world: World[State], command: u.PullModel, events: Sequence[Event]) -> View | None:
+    started = next((event for event in events if isinstance(event, u.PullStarted)), None)
+    if started is None:
+        state = pulled(world, command)
+        return u.Pulled(model_id=state.id, status=_shown(state)) if state else _deleted(command)
+    if not command.wait:
+        return u.Pulled(model_id=started.model_id, status="pulling")
+    for event in events:
+        match event:
+            case u.PullCompleted(run=started.run):
+                return u.Pulled(model_id=event.model_id, status="ready")
+            case u.PullFailed(run=started.run):
+                return _raised(event)
+            case u.ModelDeleted():
+                return _deleted(command)
+    state = world.get(started.stream)
+    if state is None or state.status == "removing":
+        return _deleted(command)
+    if state.status == "pulling":
+        return None
+    return _raised(state.failed) if state.failed else u.Pulled(model_id=state.id, status=_shown(state))
+
+
+def _raised(failed: u.PullFailed) -> NoReturn:
+    raise from_body({"code": failed.code, "message": failed.error, "details": failed.details})
+
+
+def _deleted(command: u.PullModel) -> NoReturn:
+    raise Conflict(f"{command.repo} was deleted while it was being pulled", reason="DELETED")
+
+
+def _shown(state: State) -> u.ModelStatus:
+    return "pending" if state.status == "removing" else state.status
+
+
+def _verified(state: State, events: Sequence[Event]) -> View | None:
+    seen = [event for event in events if isinstance(event, u.ModelVerified)]
+    found = seen[0] if seen else None if state.status == "verifying" else state.verified
+    return u.Verified(valid=found.valid, issues=found.issues) if found else None
+
+
+def _removing(state: State | None) -> bool:
+    return state is not None and state.status == "removing"

@@ -1,0 +1,1 @@
+"""What the resource domain awaits: the machine and its peers."""

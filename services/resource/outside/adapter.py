@@ -1,0 +1,106 @@
+"""Everything of the domain that awaits, and `react`, which turns the news of peers into commands of ours."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
+
+from aima_core.call import Call
+from aima_core.domain import Outside
+from aima_core.errors import AimaError
+from aima_core.store.records import Recorded
+from aima_core.units import Command, Query, View
+from services.device.units import DeviceDetected, DeviceRemoved
+from services.engine.units import EngineStopped
+from services.resource import internal as i
+from services.resource import units as u
+from services.resource.outside import machine
+from services.resource.rules import views
+from services.resource.rules.capacity import Facts
+from services.resource.rules.decider import State, held, machine_at, slot_at
+
+_HEAR = 1.0  # seconds that the engine domain gets to say what has ended
+LEAST_RESERVE = 512 * 2**20  # bytes; a small machine, too, needs memory for everything that is not ours
+
+
+def react(recorded: Recorded) -> Iterable[Command[Any]]:
+    """Free the slot of an engine that has ended, even when nobody lives to release it; count the GPUs."""
+    match recorded.event:
+        case EngineStopped(process_id=process_id, run=run):
+            yield u.Release(slot_id=u.slot_of(f"{process_id}-{run}"))
+        case DeviceDetected(device=device) if device.type == "gpu":
+            yield i.RecordAccelerator(node=device.node, device_id=device.id, present=True)
+        case DeviceRemoved(device_id=device_id):
+            yield i.RecordAccelerator(node=recorded.meta.node, device_id=device_id, present=False)
+
+
+class ResourceOutside(Outside[State]):
+    """The machine, and the read tables."""
+
+    async def open(self) -> None:
+        """Record the machine's capacity before the first request needs it."""
+        await self._look()
+
+    async def prepare(self, command: Command[Any], call: Call) -> Command[Any]:  # noqa: ARG002 (the core's)
+        """Add to an Allocate what the system could give now."""
+        if not isinstance(command, u.Allocate):
+            return command
+        await self._hear()
+        facts = await self._facts()
+        return i.DecideAllocation(**command.model_dump(), available=facts.available)
+
+    async def answer(self, query: Query[Any]) -> View:
+        """Answer from the read tables and the machine."""
+        match query:
+            case u.GetStatus():
+                return views.status(await self._machine(), await self._slots(), await self._facts())
+            case u.GetBudget():
+                return views.budget(await self._machine(), await self._slots())
+            case u.ListAllocations():
+                where = {"slot_id": query.slot_id, "type": query.type}
+                rows, total = await self.context.read.page(
+                    "slots", where=where, limit=query.limit, offset=query.offset, order="since, slot_id"
+                )
+                return u.Allocations(allocations=[u.Slot(**row) for row in rows], total=total)
+            case u.AskCanAllocate():
+                return await self._can_allocate(query)
+        return await super().answer(query)
+
+    def background(self) -> Iterable[Callable[[], Coroutine[Any, Any, None]]]:
+        """Keep looking at the machine."""
+        return (self._keep_looking,)
+
+    async def _hear(self) -> None:
+        """Take in which engines have ended: their memory is free, and a slot of theirs is not one of a later start."""
+        with contextlib.suppress(AimaError, TimeoutError):
+            async with asyncio.timeout(_HEAR):
+                await self.context.caught_up("engine")
+
+    async def _can_allocate(self, query: u.AskCanAllocate) -> u.CanAllocate:
+        await self._hear()
+        facts, world = await self._facts(), self.context.world
+        leaving = [slot for slot_id in set(query.freeing) if (slot := slot_at(world, slot_id))]
+        staying = [slot for slot in held(world) if slot not in leaving]
+        return views.can_allocate(views.need_of(query, facts, leaving), machine_at(world, self.context.node), staying)
+
+    async def _keep_looking(self) -> None:
+        while True:
+            await asyncio.sleep(self.context.settings.interval)
+            await self._look()
+
+    async def _look(self) -> None:
+        facts = await self._facts()
+        kept = machine.reserve(facts.memory, self.context.settings.reserve, LEAST_RESERVE)
+        await self.context.record(i.RecordCapacity(memory=facts.memory, system_reserve=kept, storage=facts.storage))
+        await self.context.record(i.RecordPressure(used_percent=facts.used_percent))
+
+    async def _facts(self) -> Facts:
+        return await asyncio.to_thread(machine.read, self.context.folder)  # a disk may be far away and slow
+
+    async def _machine(self) -> views.Row:
+        return (await self.context.read.rows("SELECT * FROM machines WHERE node = ?", (self.context.node,)))[0]
+
+    async def _slots(self) -> list[views.Row]:
+        return await self.context.read.rows("SELECT * FROM slots ORDER BY since, slot_id")

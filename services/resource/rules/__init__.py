@@ -1,0 +1,1 @@
+"""The rules of the resource domain. All pure."""

@@ -1,0 +1,1 @@
+"""What the service domain awaits: its peers and the time."""

@@ -1,0 +1,51 @@
+"""Gathers what a recommendation rests on: the model, the engines, the devices, the room, what was measured."""
+
+from __future__ import annotations
+
+from aima_core.domain import Context
+from aima_core.errors import Conflict, InsufficientResources
+from services.device import units as device
+from services.engine import units as engine
+from services.model import units as model
+from services.resource import units as resource
+from services.service import units as u
+from services.service.outside.start_facts import StartFacts
+from services.service.rules.recommendation import Expected, Plan, expect, recommend
+from services.service.rules.resource_table import RESOURCE_TABLE
+from services.service.rules.selection import Wish, choose
+from services.service.rules.state import Service
+
+_ASK = 2.0  # seconds for a question that a peer answers from memory
+
+
+class Optimizer:
+    """Answers `service.recommend`."""
+
+    def __init__(self, context: Context[Service], facts: StartFacts) -> None:
+        self._peers = context.peers
+        self._facts = facts
+
+    async def recommend(self, model_id: str, hint: u.Hint) -> u.Recommendation:
+        """Return how to serve the model. Raises NotFound for the model, Conflict when nothing serves it."""
+        peers = self._peers
+        found = model.present(await peers.call(model.GetModel(model_id=model_id)))
+        engines = (await peers.call(engine.ListEngines(type=found.type, limit=1000))).items
+        devices = (await peers.call(device.ListDevices(limit=1000))).items
+        budget = await peers.call(resource.GetBudget(), timeout=_ASK)
+        speeds = await self._facts.speeds(found.id)
+        plans: list[tuple[Plan, Expected]] = []
+        refusal: Conflict | InsufficientResources | None = None
+        for name in RESOURCE_TABLE:
+            for on in ("gpu", "cpu"):
+                wish = Wish("", on, name, {}, 1)  # type: ignore[arg-type]  # the table's keys are the classes
+                try:
+                    choice = choose(found, engines, devices, wish)
+                except (Conflict, InsufficientResources) as error:
+                    refusal = error
+                    continue
+                plans.append((Plan(name, choice), expect(found, choice, devices, speeds)))  # type: ignore[arg-type]
+        if not plans:
+            raise refusal or Conflict(f"no engine serves {found.id}", reason="NO_ENGINE")
+        pool = budget.pools["memory"]
+        gpus = sum(1 for item in devices if item.type == "gpu")
+        return recommend(hint, plans, int(pool.available), gpus)
