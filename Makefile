@@ -44,10 +44,10 @@ bench: setup-dev                     ## figures beside limits measured in the sa
 	$(BIN)/python -m benchmarks
 
 docs: setup                          ## write docs/units.md and the pictures in docs/services.md anew from the code
-	$(BIN)/python -m services.cli.unit_docs > docs/units.md
-	$(BIN)/python -m services.cli.state_docs
-	$(BIN)/python -m services.cli.config_docs > docs/configuration.md
-	$(BIN)/python -m services.cli.http_docs
+	$(BIN)/python -m docs.generators.units > docs/units.md
+	$(BIN)/python -m docs.generators.states
+	$(BIN)/python -m docs.generators.configuration > docs/configuration.md
+	$(BIN)/python -m docs.generators.routes
 
 proto: setup-dev                     ## make the messages of the gRPC door from their description
 	cd services/gateway/grpc/proto && ../../../../$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. gateway.proto

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from aima_core.units import parse
-from services.cli import domains, http_docs, state_docs, unit_docs
+from docs.generators import routes, states, units
+from services.cli import domains
 from services.service.rules.decider import id_of
 
 ROOT = Path(__file__).parents[1]
@@ -18,17 +19,17 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def test_the_unit_reference_is_what_make_docs_writes() -> None:
-    assert (ROOT / "docs" / "units.md").read_text() == "\n".join(unit_docs.pages()).rstrip() + "\n"
+    assert (ROOT / "docs" / "units.md").read_text() == "\n".join(units.pages()).rstrip() + "\n"
 
 
 def test_the_tables_of_routes_are_what_make_docs_writes() -> None:
-    text = http_docs.FILE.read_text()
-    assert text == http_docs.written(text)
+    text = routes.FILE.read_text()
+    assert text == routes.written(text)
 
 
 def test_the_pictures_of_a_service_are_what_make_docs_draws() -> None:
-    text = state_docs.FILE.read_text()
-    assert text == state_docs.drawn(text)
+    text = states.FILE.read_text()
+    assert text == states.drawn(text)
 
 
 def test_every_domain_and_unit_stands_in_the_readme() -> None:

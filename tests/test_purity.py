@@ -155,7 +155,10 @@ def test_deciding_and_projecting_is_pure(file: Path) -> None:
         ("from aima_core.store.log import Log, Recorded", "line 1: imports aima_core.store.log"),
         ("from aima_core.bus import client", "line 1: imports aima_core.bus.client"),
         ("from services.engine import outside", "line 1: imports services.engine"),
-        ("from services.engine.outside.adapter import EngineOutside", "line 1: imports services.engine.outside.adapter"),
+        (
+            "from services.engine.outside.adapter import EngineOutside",
+            "line 1: imports services.engine.outside.adapter",
+        ),
         ("from pathlib import Path\ndef f(p):\n    return Path(p).read_text()", "line 3: calls .read_text"),
         ("def f(p):\n    return p.exists()", "line 2: calls .exists"),
         ("open('x')", "line 1: calls open"),

@@ -1,7 +1,7 @@
 """The command line: `aima`. Each command stands in a file of its own; here they come together.
 
 Answers go to stdout and nothing else does; progress, hints and errors go to stderr. The exit code is 0 only on
-success. What is no command here is a domain's, made from what is on the bus: groups.py.
+success. What is no command here is a domain's, made from what is on the bus: units/groups.py.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Annotated, Any
 import typer
 
 from aima_core.errors import AimaError, InvalidRequest
-from services.cli import bus_users, calls, chatting, config, events, first_run, keys, mcp, overview, running, upkeep
-from services.cli.groups import Aima
-from services.cli.options import ApiKey, Config, Url
-from services.cli.show import Format, err, failure
+from services.cli.commands import bus, call, chat, config, events, first_run, keys, log, mcp, status, up
+from services.cli.shared_options import ApiKey, Config, Url
+from services.cli.show.output import Format, err, failure
+from services.cli.units.groups import Aima
 
 app = typer.Typer(
     name="aima",
@@ -26,28 +26,28 @@ app = typer.Typer(
     epilog="Each domain on the bus is a command too: aima service --help. Mistyped words are refused with the nearest.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    suggest_commands=False,  # groups.py does, with the domains among them
+    suggest_commands=False,  # units/groups.py does, with the domains among them
 )
-app.command("up")(running.up)
-app.command("run")(running.run)
-app.command("status")(overview.status)
-app.command("units")(calls.units)
-app.command("call")(calls.call)
-app.command("exec", help="The same as call.")(calls.call)
-app.command("chat")(chatting.chat)
+app.command("up")(up.up)
+app.command("run")(up.run)
+app.command("status")(status.status)
+app.command("units")(call.units)
+app.command("call")(call.call)
+app.command("exec", help="The same as call.")(call.call)
+app.command("chat")(chat.chat)
 app.command("events")(events.events)
 app.command("mcp")(mcp.mcp)
 app.command("first-run")(first_run.first_run)
 app.add_typer(keys.app, name="keys")
-app.add_typer(upkeep.app, name="log")
-app.add_typer(bus_users.app, name="bus")
+app.add_typer(log.app, name="log")
+app.add_typer(bus.app, name="bus")
 app.add_typer(config.app, name="config")
-app.command("version")(overview.version)
+app.command("version")(status.version)
 
 
 def _told(wanted: bool) -> None:
     if wanted:
-        overview.version()
+        status.version()
         raise typer.Exit
 
 

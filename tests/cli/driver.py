@@ -22,9 +22,9 @@ import nats  # noqa: E402
 
 from aima_core.bus.nats_server import NatsServer, free_port, start  # noqa: E402
 from aima_core.errors import AimaError  # noqa: E402
-from services.cli.claim import claim  # noqa: E402
-from services.cli.supervisor import Supervisor  # noqa: E402
-from services.cli.watched import ProcessState  # noqa: E402
+from services.cli.supervisor.folder_lock import claim  # noqa: E402
+from services.cli.supervisor.restarts import ProcessState  # noqa: E402
+from services.cli.supervisor.supervisor import Supervisor  # noqa: E402
 
 
 def write(file: Path, **fact: object) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from aima_core.errors import Conflict
-from services.cli.claim import claim, runs
+from services.cli.supervisor.folder_lock import claim, runs
 
 
 def test_a_claim_publishes_and_withdraws(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_whether_somebody_runs_there_can_be_seen_from_outside(tmp_path: Path) ->
 
 
 def test_who_only_looks_stops_nobody_from_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.cli.claim._PROBED", 20.0)
+    monkeypatch.setattr("services.cli.supervisor.folder_lock._PROBED", 20.0)
     (tmp_path / "up.lock").write_text(json.dumps({"pid": os.getpid()}))  # an earlier holder's number can be another's
     looking = os.open(tmp_path / "up.lock", os.O_RDONLY)
     fcntl.flock(looking, fcntl.LOCK_SH)
@@ -62,7 +62,7 @@ def test_what_a_killed_supervisor_has_left_is_removed(tmp_path: Path) -> None:
 
 def test_children_of_a_supervisor_that_is_gone_are_given_time_to_end(tmp_path: Path) -> None:
     script = """
-import os, sys, time; from pathlib import Path; from services.cli.claim import claim
+import os, sys, time; from pathlib import Path; from services.cli.supervisor.folder_lock import claim
 with claim(Path(sys.argv[1])):
     if os.fork():
         os._exit(0)

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from services.cli import config_docs
-from services.cli.config import fields, sections
+from docs.generators import configuration
+from services.cli.commands.config import fields, sections
 
 ROOT = Path(__file__).parents[2]
 
@@ -124,7 +124,7 @@ def test_the_path_of_the_file_is_told_whether_it_is_there_or_not(tmp_path: Path)
 
 
 def test_the_settings_reference_is_what_make_docs_writes() -> None:
-    assert (ROOT / "docs" / "configuration.md").read_text() == "\n".join(config_docs.pages()).rstrip() + "\n"
+    assert (ROOT / "docs" / "configuration.md").read_text() == "\n".join(configuration.pages()).rstrip() + "\n"
 
 
 def test_every_setting_explains_itself() -> None:

@@ -13,10 +13,10 @@ import typer
 from typer.core import TyperGroup
 from typer.testing import CliRunner
 
-from services.cli import flags, unit_commands
 from services.cli.main import app
-from services.cli.unit_call import read_input
-from services.cli.unit_commands import UnitCommand
+from services.cli.units import flags, unit_command
+from services.cli.units.unit_call import read_input
+from services.cli.units.unit_command import UnitCommand
 from services.gateway.rest.routes import ident_of
 from tests.cli.conftest import Shell
 from tests.cli.described import every_unit
@@ -58,7 +58,7 @@ def test_every_command_line_in_the_documents_can_be_typed(
     context = context_of(words)
     if isinstance(context.command, UnitCommand):
         found, ident = context.command.fields, ident_of(words[0], UNITS)
-        flags.read(found, unit_commands.typed(found, ident, context.params))
+        flags.read(found, unit_command.typed(found, ident, context.params))
     elif context.info_name in ("call", "exec"):
         unit = UNITS[context.params["unit"]]
         data = read_input(context.params["words"] or [], context.params["given"], unit.input)
@@ -81,5 +81,5 @@ def test_every_option_that_all_units_take_is_documented() -> None:
                  "--api-key"):  # fmt: skip
         assert f"`{word}" in PAGE, word
     (unit,) = [unit for unit in every_unit() if unit.name == "service.list"]
-    known = {word for param in unit_commands.command(unit, "", unit_commands.Reach()).params for word in param.opts}
+    known = {word for param in unit_command.command(unit, "", unit_command.Reach()).params for word in param.opts}
     assert {"--output", "--columns", "--deadline", "--principal", "--api-key"} <= known

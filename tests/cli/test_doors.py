@@ -12,8 +12,8 @@ import pytest
 from aima_core import call as calls
 from aima_core.bus.directory import UnitInfo
 from aima_core.errors import AimaError
-from services.cli.asking import Door, Reach, open_door
-from services.cli.unit_call import Manner
+from services.cli.door.opening import Door, Reach, open_door
+from services.cli.units.unit_call import Manner
 from tests.cli.conftest import KEY, Shell
 
 pytestmark = pytest.mark.timeout(300)

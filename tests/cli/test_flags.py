@@ -9,8 +9,8 @@ import pytest
 
 from aima_core.bus.directory import UnitInfo
 from aima_core.errors import ValidationFailed
-from services.cli import flags, schema, unit_commands
-from services.cli.asking import Reach
+from services.cli.door.opening import Reach
+from services.cli.units import flags, schema, unit_command
 from services.gateway.rest.routes import ident_of
 from tests.cli.described import described, every_unit
 from tests.cli.toy import GARDEN
@@ -21,10 +21,10 @@ PLANT = UNITS["garden.plant"]
 
 def read(*words: str, unit: UnitInfo = PLANT, ident: str = "garden_id") -> dict[str, Any]:
     """Return the input that the words behind `aima garden plant` spell."""
-    command = unit_commands.command(unit, ident, Reach())
+    command = unit_command.command(unit, ident, Reach())
     context = command.make_context("plant", list(words))
     found = flags.flags_of(unit)
-    return flags.read(found, unit_commands.typed(found, ident, context.params))
+    return flags.read(found, unit_command.typed(found, ident, context.params))
 
 
 @pytest.mark.parametrize(
@@ -126,12 +126,12 @@ def test_every_example_of_every_unit_can_be_typed_and_means_the_same(unit: UnitI
     ident = ident_of(unit.domain, {other.name: other for other in every_unit() if other.domain == unit.domain})
     about = ident if ident in unit.input.get("properties", {}) else ""
     for given in unit.examples:
-        words = shlex.split(unit_commands.example(unit, given, about))
+        words = shlex.split(unit_command.example(unit, given, about))
         assert words[:3] == ["aima", unit.domain, unit.action.replace("_", "-")]
         assert read(*words[3:], unit=unit, ident=about) == given
 
 
 @pytest.mark.parametrize("given", PLANT.examples, ids=str)
 def test_every_kind_of_field_can_be_typed_and_means_the_same(given: dict[str, Any]) -> None:
-    words = shlex.split(unit_commands.example(PLANT, given, "garden_id"))
+    words = shlex.split(unit_command.example(PLANT, given, "garden_id"))
     assert read(*words[3:]) == given

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from services.cli.watched import Backoff, reason
+from services.cli.supervisor.restarts import Backoff, reason
 
 DRIVER = Path(__file__).with_name("driver.py")
 SECONDS = 15.0  # for a fact to become true on a busy machine

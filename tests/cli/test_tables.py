@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from aima_core.errors import InvalidRequest, ValidationFailed
-from services.cli import cells, options, schema, tables
-from services.cli.show import Format, document
+from services.cli import shared_options
+from services.cli.show import cells, tables
+from services.cli.show.output import Format, document
+from services.cli.units import schema
 from tests.cli.described import described, every_unit
 from tests.cli.toy import GARDEN
 
@@ -166,6 +168,6 @@ def test_what_units_say_is_bytes_is_told_so_by_its_name() -> None:
 
 
 def test_columns_are_refused_where_there_is_no_table() -> None:
-    assert options.listed(" id, config.slots,", Format.TABLE) == ["id", "config.slots"]
+    assert shared_options.listed(" id, config.slots,", Format.TABLE) == ["id", "config.slots"]
     with pytest.raises(InvalidRequest, match="-o json has everything"):
-        options.listed("id", Format.JSON)
+        shared_options.listed("id", Format.JSON)

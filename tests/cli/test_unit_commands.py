@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from aima_core.bus.directory import UnitInfo
 from services.cli.domains import names
-from services.cli.flags import flags_of
 from services.cli.main import app
+from services.cli.units.flags import flags_of
 from tests.cli.conftest import KEY, Shell
 from tests.cli.described import every_unit
 

@@ -26,7 +26,7 @@ from aima_core.process.relay import STREAM
 from aima_core.process.resource_bucket import BUCKET
 from aima_core.testing import until
 from services.cli import domains
-from services.cli.bus_rights import AGENT, OBSERVER
+from services.cli.bus.rights import AGENT, OBSERVER
 from tests.system.harness import System, system
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.asyncio(loop_scope="module")]

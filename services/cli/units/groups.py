@@ -20,8 +20,9 @@ from aima_core import call as calls
 from aima_core.bus.directory import DomainInfo
 from aima_core.errors import AimaError, InvalidRequest, NotFound
 from aima_core.suggestions import nearest
-from services.cli import domains, unit_commands
-from services.cli.asking import Reach, down, open_door
+from services.cli import domains
+from services.cli.door.opening import Reach, down, open_door
+from services.cli.units import unit_command
 from services.gateway.rest.routes import ident_of
 
 _BRIEFLY = 0.3  # seconds that the bus gets to answer where its answer is not what was asked for
@@ -47,7 +48,7 @@ class DomainGroup(TyperGroup):
             if self.reach.url and not ctx.resilient_parsing:
                 _say_why(self.reach, name)
             return refuse(ctx, cmd_name, self.list_commands(ctx))
-        return unit_commands.command(unit, ident_of(self.info.name, self.info.units), self.reach)
+        return unit_command.command(unit, ident_of(self.info.name, self.info.units), self.reach)
 
 
 class Aima(TyperGroup):

@@ -37,7 +37,7 @@ def document(data: Any, form: Format, columns: Sequence[str] = ()) -> None:
         case Format.YAML:
             print(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), end="")  # noqa: T201
         case Format.TABLE:
-            from services.cli import tables  # which needs the consoles from here
+            from services.cli.show import tables  # which needs the consoles from here
 
             tables.answer(data, columns)
 

@@ -13,21 +13,22 @@ from rich.markup import escape
 from aima_core.bus.directory import UnitInfo
 from aima_core.errors import AimaError, UnitNotFound
 from aima_core.suggestions import did_you_mean, nearest
-from services.cli import completing, tables, unit_call, unit_commands
-from services.cli.asking import Door, Reach, down, open_door
 from services.cli.domains import names
-from services.cli.flags import Flag, flags_of, inner
-from services.cli.options import ApiKey, Columns, Config, Output, Url, listed
-from services.cli.show import Format, document, out
-from services.cli.tables import rows
-from services.cli.unit_call import Manner
+from services.cli.door.opening import Door, Reach, down, open_door
+from services.cli.shared_options import ApiKey, Columns, Config, Output, Url, listed
+from services.cli.show import tables
+from services.cli.show.output import Format, document, out
+from services.cli.show.tables import rows
+from services.cli.units import completion, unit_call, unit_command
+from services.cli.units.flags import Flag, flags_of, inner
+from services.cli.units.unit_call import Manner
 from services.gateway.rest.routes import ident_of
 
 
 def units(
     domain: Annotated[
         str,
-        typer.Argument(help="Only of this domain; or one unit, to see its fields.", autocompletion=completing.units),
+        typer.Argument(help="Only of this domain; or one unit, to see its fields.", autocompletion=completion.units),
     ] = "",
     output: Output = Format.TABLE,
     url: Url = "",
@@ -80,9 +81,9 @@ def _one(unit: UnitInfo, ident: str) -> None:
     fields = [line for flag in flags_of(unit) for line in _lines(flag)]
     rows(fields, ("field", "takes", "default", ""))
     for given in unit.examples:
-        words = "".join(f" {key}={unit_commands.word(value)}" for key, value in given.items())
+        words = "".join(f" {key}={unit_command.word(value)}" for key, value in given.items())
         out.print(f"\n  aima call {unit.name}{words}", markup=False, highlight=False)
-        out.print(f"  {unit_commands.example(unit, given, ident)}", markup=False, highlight=False)
+        out.print(f"  {unit_command.example(unit, given, ident)}", markup=False, highlight=False)
 
 
 def _lines(flag: Flag) -> Iterator[dict[str, Any]]:
@@ -94,7 +95,7 @@ def _lines(flag: Flag) -> Iterator[dict[str, Any]]:
 
 def call(
     unit: Annotated[
-        str, typer.Argument(help="Name of a unit, such as service.create.", autocompletion=completing.units)
+        str, typer.Argument(help="Name of a unit, such as service.create.", autocompletion=completion.units)
     ],
     words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]... [@FILE]", help="The input.")] = None,
     given: Annotated[str | None, typer.Option("--input", help="The input as JSON; - reads standard input.")] = None,

@@ -13,12 +13,12 @@ import typer
 from aima_core.bus.directory import UnitInfo
 from aima_core.errors import AimaError, NotFound, ValidationFailed
 from aima_core.suggestions import did_you_mean, nearest
-from services.cli import completing, flags, unit_call, unit_commands
-from services.cli.asking import Reach, open_door
-from services.cli.flags import Flag
-from services.cli.options import ApiKey, Columns, Config, Output, Url, listed
-from services.cli.show import Format, document, err
-from services.cli.unit_call import Manner
+from services.cli.door.opening import Reach, open_door
+from services.cli.shared_options import ApiKey, Columns, Config, Output, Url, listed
+from services.cli.show.output import Format, document, err
+from services.cli.units import completion, flags, unit_call, unit_command
+from services.cli.units.flags import Flag
+from services.cli.units.unit_call import Manner
 
 app = typer.Typer(help="Make, list and revoke the keys that the gateway accepts.", no_args_is_help=True)
 
@@ -81,7 +81,7 @@ def revoke(
         typer.Argument(
             metavar="ID",
             help="Id of the key, key-7f3a09c1.",
-            autocompletion=completing.listed("gateway.list_keys"),
+            autocompletion=completion.listed("gateway.list_keys"),
         ),
     ],
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Ask no questions: it is meant.")] = False,
@@ -121,7 +121,7 @@ async def _ask(unit: str, data: dict[str, Any], reach: Reach, output: Format, co
     async with open_door(reach) as door:
         found = await door.describe(unit)
         if confirming:
-            unit_commands.confirm(found, data)
+            unit_command.confirm(found, data)
         try:
             return await unit_call.answer(door, found, data, Manner())
         except ValidationFailed as error:

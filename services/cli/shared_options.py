@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from aima_core.errors import InvalidRequest
-from services.cli.show import Format
+from services.cli.show.output import Format
 
 Output = Annotated[Format, typer.Option("-o", "--output", help="table for people, json or yaml for programs.")]
 Columns = Annotated[

@@ -11,7 +11,7 @@ from aima_core.domain import Domain
 from aima_core.process.relay import STREAM, SUBJECTS
 from aima_core.process.resource_bucket import BUCKET
 from aima_core.standard_units import units_of
-from services.cli.bus_calls import calls_of
+from services.cli.bus.calls import calls_of
 
 AGENT, OBSERVER = "agent", "observer"
 DOOR = "gateway"  # the domain that asks for others, and so may ask everything

@@ -1,0 +1,1 @@
+"""The users of the bus and what each may do."""

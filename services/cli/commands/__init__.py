@@ -1,0 +1,1 @@
+"""The commands of `aima`, one file each, named after the command."""

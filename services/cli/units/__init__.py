@@ -1,0 +1,1 @@
+"""Commands that are made from the units on the bus."""
