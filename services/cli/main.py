@@ -14,9 +14,25 @@ from typing import Annotated, Any
 import typer
 
 from aima_core.errors import AimaError, InvalidRequest
-from services.cli.commands import bus, call, chat, config, events, first_run, keys, log, mcp, status, up
+from services.cli.commands import (
+    bus,
+    call,
+    chat,
+    config,
+    events,
+    first_run,
+    keys,
+    log,
+    mcp,
+    run,
+    status,
+    units,
+    up,
+    version,
+)
 from services.cli.shared_options import ApiKey, Config, Url
-from services.cli.show.output import Format, err, failure
+from services.cli.show.console import Format, err
+from services.cli.show.output import failure
 from services.cli.units.groups import Aima
 
 app = typer.Typer(
@@ -29,9 +45,9 @@ app = typer.Typer(
     suggest_commands=False,  # units/groups.py does, with the domains among them
 )
 app.command("up")(up.up)
-app.command("run")(up.run)
+app.command("run")(run.run)
 app.command("status")(status.status)
-app.command("units")(call.units)
+app.command("units")(units.units)
 app.command("call")(call.call)
 app.command("exec", help="The same as call.")(call.call)
 app.command("chat")(chat.chat)
@@ -42,12 +58,12 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(log.app, name="log")
 app.add_typer(bus.app, name="bus")
 app.add_typer(config.app, name="config")
-app.command("version")(status.version)
+app.command("version")(version.version)
 
 
 def _told(wanted: bool) -> None:
     if wanted:
-        status.version()
+        version.version()
         raise typer.Exit
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from aima_core.errors import InvalidRequest
-from services.cli.show.output import Format
+from services.cli.show.console import Format
 
 Output = Annotated[Format, typer.Option("-o", "--output", help="table for people, json or yaml for programs.")]
 Columns = Annotated[
@@ -27,6 +28,14 @@ Url = Annotated[
 ApiKey = Annotated[
     str, typer.Option("--api-key", envvar="AIMA_API_KEY", metavar="KEY", help="Key for the gateway at --url.")
 ]
+
+Addr = Annotated[str, typer.Option("--addr", metavar="HOST:PORT", help="Where the gateway's doors are, or unix:/path.")]
+
+
+def open_at(addr: str) -> None:
+    """Let the gateway of this process and its children open its doors there."""
+    if addr:
+        os.environ["AIMA_GATEWAY_ADDR"] = addr
 
 
 def listed(columns: str, output: Format) -> list[str]:

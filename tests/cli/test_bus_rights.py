@@ -18,9 +18,9 @@ from aima_core.domain import Domain
 from aima_core.errors import ValidationFailed
 from aima_core.settings import load
 from services.cli import domains
+from services.cli.bus import users
 from services.cli.bus.calls import calls_of
 from services.cli.bus.rights import AGENT, DOOR, OBSERVER, Rights, rights
-from services.cli.commands import bus
 
 KNOWN: dict[str, Domain[Any]] = {name: domains.load(name) for name in domains.names()}
 FOUND = rights(KNOWN)
@@ -109,7 +109,7 @@ def test_the_users_of_the_folder_are_written_once_and_kept(tmp_path: Path) -> No
 
 
 def test_nats_server_takes_the_configuration(tmp_path: Path) -> None:
-    bus.write(tmp_path, KNOWN)
+    users.write(tmp_path, KNOWN)
     done = subprocess.run(
         [nats_server.find_binary(), "-t", "-c", str(tmp_path / "nats" / "users.conf")],
         capture_output=True,

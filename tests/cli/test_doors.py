@@ -12,7 +12,8 @@ import pytest
 from aima_core import call as calls
 from aima_core.bus.directory import UnitInfo
 from aima_core.errors import AimaError
-from services.cli.door.opening import Door, Reach, open_door
+from services.cli.door.door import Door, Reach
+from services.cli.door.opening import open_door
 from services.cli.units.unit_call import Manner
 from tests.cli.conftest import KEY, Shell
 

@@ -9,8 +9,9 @@ import pytest
 
 from aima_core.bus.directory import UnitInfo
 from aima_core.errors import ValidationFailed
-from services.cli.door.opening import Reach
-from services.cli.units import flags, schema, unit_command
+from services.cli.door.door import Reach
+from services.cli.show import schema
+from services.cli.units import flags, unit_command
 from services.gateway.rest.routes import ident_of
 from tests.cli.described import described, every_unit
 from tests.cli.toy import GARDEN

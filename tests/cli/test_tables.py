@@ -9,9 +9,9 @@ import pytest
 
 from aima_core.errors import InvalidRequest, ValidationFailed
 from services.cli import shared_options
-from services.cli.show import cells, tables
-from services.cli.show.output import Format, document
-from services.cli.units import schema
+from services.cli.show import cells, schema, tables
+from services.cli.show.console import Format
+from services.cli.show.output import document
 from tests.cli.described import described, every_unit
 from tests.cli.toy import GARDEN
 

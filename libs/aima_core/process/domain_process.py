@@ -116,7 +116,7 @@ class Process(Generic[S]):
             settings=settings.of(self._domain.name),
             world=runner.committed,
             peers=peers,
-            read=Reader(log, self._domain),
+            read=Reader(log, self._domain.evolve),
             record=record,
             caught_up=lambda peer: self._followers[peer].catch_up(),
             news=lambda: runner.watch(()),

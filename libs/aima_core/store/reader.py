@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from typing import TYPE_CHECKING, Any, Generic
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
 
 from aima_core.call import unix
 from aima_core.errors import ValidationFailed
@@ -11,22 +12,16 @@ from aima_core.store.log import Log
 from aima_core.store.records import Recorded
 from aima_core.units import LARGEST
 
-if TYPE_CHECKING:
-    from aima_core.domain import Domain, S
-else:
-    from typing import TypeVar
-
-    S = TypeVar("S")
-
+S = TypeVar("S")
 Row = dict[str, Any]
 
 
 class Reader(Generic[S]):
     """Reads of one domain; nothing here writes."""
 
-    def __init__(self, log: Log, domain: Domain[S]) -> None:
+    def __init__(self, log: Log, evolve: Callable[[S | None, Any], S | None]) -> None:
         self.log = log
-        self._domain = domain
+        self._evolve = evolve
 
     async def rows(self, sql: str, values: tuple[Any, ...] = ()) -> list[Row]:
         """Return all rows of a SELECT as dicts."""
@@ -76,6 +71,6 @@ class Reader(Generic[S]):
         after = 0
         while page := await self.log.events(after, stream=stream, until=until):
             for record in page:
-                state = self._domain.evolve(state, record.event)
+                state = self._evolve(state, record.event)
             after = page[-1].position
         return state

@@ -14,10 +14,11 @@ import typer
 
 from aima_core.bus.client import Answer
 from aima_core.errors import EngineNotRunning, InvalidRequest
-from services.cli.door.opening import Door, Reach, open_door
+from services.cli.door.door import Door, Reach
+from services.cli.door.opening import open_door
 from services.cli.shared_options import ApiKey, Config, Url
+from services.cli.show.console import err, out
 from services.cli.show.conversation import Conversation, Turns
-from services.cli.show.output import err, out
 from services.cli.units import completion
 
 _PATIENCE = 600.0  # seconds for one answer

@@ -12,9 +12,10 @@ from pydantic import BaseModel
 
 from aima_core.settings import CORE_SECTIONS, General, Section, Settings, load, variable
 from services.cli import domains
-from services.cli.door import opening
+from services.cli.door import bus_door
 from services.cli.shared_options import Config, Output
-from services.cli.show.output import Format, document, out
+from services.cli.show.console import Format, out
+from services.cli.show.output import document
 from services.cli.show.tables import rows
 
 app = typer.Typer(help="What is set, by whom, and whether a file would do.", no_args_is_help=True)
@@ -49,7 +50,7 @@ def check(
 @app.command()
 def path(output: Output = Format.TABLE, config: Config = None) -> None:
     """Print where the settings file is, or would be."""
-    file = opening.settings(config).file
+    file = bus_door.settings(config).file
     if output is Format.TABLE:
         out.print(str(file), highlight=False, markup=False)
     else:

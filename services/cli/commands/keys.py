@@ -13,9 +13,11 @@ import typer
 from aima_core.bus.directory import UnitInfo
 from aima_core.errors import AimaError, NotFound, ValidationFailed
 from aima_core.suggestions import did_you_mean, nearest
-from services.cli.door.opening import Reach, open_door
+from services.cli.door.door import Reach
+from services.cli.door.opening import open_door
 from services.cli.shared_options import ApiKey, Columns, Config, Output, Url, listed
-from services.cli.show.output import Format, document, err
+from services.cli.show.console import Format, err
+from services.cli.show.output import document
 from services.cli.units import completion, flags, unit_call, unit_command
 from services.cli.units.flags import Flag
 from services.cli.units.unit_call import Manner

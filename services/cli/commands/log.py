@@ -12,9 +12,10 @@ from aima_core.process.writer import Runner
 from aima_core.store.log import Log
 from aima_core.store.records import Codec
 from services.cli import domains
-from services.cli.door import opening
+from services.cli.door import bus_door
 from services.cli.shared_options import Config, Output
-from services.cli.show.output import Format, document
+from services.cli.show.console import Format
+from services.cli.show.output import document
 
 app = typer.Typer(help="Prove that a domain's log is whole; make its read tables anew.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="Name of a domain; it must not be running.")]
@@ -49,7 +50,7 @@ async def _verify(name: str, config: Any) -> tuple[int | None, int]:
 async def _rebuild(name: str, config: Any) -> int:
     log = await _open(name, config)
     try:
-        return await Runner(domains.load(name), log, opening.settings(config).node).rebuild()
+        return await Runner(domains.load(name), log, bus_door.settings(config).node).rebuild()
     finally:
         await log.close()
 
@@ -59,4 +60,4 @@ async def _open(name: str, config: Any) -> Log:
         known = domains.names()
         raise NotFound(f"there is no domain {name}; there are {', '.join(known)}", reason="NO_DOMAIN", known=known)
     domain = domains.load(name)
-    return await Log.open(opening.settings(config).data / name, name, Codec(domain.events, domain.upcasters))
+    return await Log.open(bus_door.settings(config).data / name, name, Codec(domain.events, domain.upcasters))

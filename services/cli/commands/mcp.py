@@ -16,9 +16,10 @@ from aima_core.bus.client import Client
 from aima_core.bus.directory import Directory
 from aima_core.call import token
 from aima_core.errors import AimaError
-from services.cli.door import opening
+from services.cli.door import bus_door
 from services.cli.shared_options import Config
-from services.cli.show.output import Format, err, failure
+from services.cli.show.console import Format, err
+from services.cli.show.output import failure
 from services.gateway.entrance.access import NOBODY, Policy, Principal
 from services.gateway.entrance.dispatch import Asking, Caller
 
@@ -55,7 +56,7 @@ async def _serve(mode: Mode, config: Config) -> None:
 
     # a thread waits for standard input, and nothing but the end of that would wake it: Ctrl-C ends the process at once
     asyncio.get_running_loop().add_signal_handler(signal.SIGINT, os._exit, 130)
-    async with opening.bus(config) as client, _server(client, mode) as served, stdio_server() as (reading, writing):
+    async with bus_door.bus(config) as client, _server(client, mode) as served, stdio_server() as (reading, writing):
         await served.server.run(reading, writing, served.server.create_initialization_options())
 
 

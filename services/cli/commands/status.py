@@ -1,33 +1,25 @@
-"""`aima status` and `aima version`."""
+"""`aima status`: the bus, the domains, the services and the memory."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
-import platform
 from pathlib import Path
 from typing import Any
 
 import typer
 from rich.markup import escape
 
-from aima_core import VERSION
 from aima_core.errors import AimaError
 from services.cli.domains import names
-from services.cli.door import opening
-from services.cli.door.opening import Door, Reach, open_door
+from services.cli.door import bus_door
+from services.cli.door.door import Door, Reach
+from services.cli.door.opening import open_door
 from services.cli.shared_options import ApiKey, Config, Output, Url
-from services.cli.show.output import Format, document, out
+from services.cli.show.console import Format, out
+from services.cli.show.output import document
 from services.cli.show.tables import rows
-
-
-def version(output: Output = Format.TABLE) -> None:
-    """Print the version."""
-    if output is Format.TABLE:
-        out.print(f"aima {VERSION}", highlight=False)
-    else:
-        document({"aima": VERSION, "python": platform.python_version()}, output)
 
 
 def status(
@@ -77,7 +69,7 @@ async def _status(reach: Reach) -> dict[str, Any]:
         services, error = await _services(door)
         resources = await _maybe(door, "resource.status", {})
         summaries = [{**service, **await _summary(door, service["id"])} for service in services]
-    settings = None if reach.url else opening.settings(reach.config)
+    settings = None if reach.url else bus_door.settings(reach.config)
     running = _up(settings.data) if settings else {}
     expected = () if reach.url else names()
     domains = [

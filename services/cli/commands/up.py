@@ -1,4 +1,4 @@
-"""`aima up` and `aima run`: everything on this machine, or one domain."""
+"""`aima up`: everything on this machine."""
 
 from __future__ import annotations
 
@@ -17,40 +17,18 @@ from aima_core.bus import nats_server
 from aima_core.bus.credentials import password_file
 from aima_core.bus.endpoints import describe
 from aima_core.domain import Domain
-from aima_core.errors import NotFound, Unavailable
+from aima_core.errors import Unavailable
 from aima_core.process.launch import main as serve
 from aima_core.settings import chosen_url, load
 from services.cli import domains
-from services.cli.commands import bus as bus_users
-from services.cli.door import opening
-from services.cli.shared_options import Config
-from services.cli.show.output import err
+from services.cli.bus import users as users_of_bus
+from services.cli.shared_options import Addr, Config, open_at
+from services.cli.show.console import err
 from services.cli.supervisor.folder_lock import claim
 from services.cli.supervisor.restarts import ProcessState
 from services.cli.supervisor.supervisor import Supervisor
 
 _COLOURS = {"ready": "green", "starting": "yellow", "restarting": "red", "stopping": "yellow", "stopped": "dim"}
-
-
-Addr = Annotated[str, typer.Option("--addr", metavar="HOST:PORT", help="Where the gateway's doors are, or unix:/path.")]
-
-
-def run(
-    domain: Annotated[str, typer.Argument(help="Name of a domain.")],
-    addr: Addr = "",
-    config: Config = None,
-) -> None:
-    """Run one domain on the bus that there is, for a container, systemd or a debugger."""
-    _open_at(addr)
-    known = domains.names()
-    if domain not in known:
-        raise NotFound(f"there is no domain {domain}; there are {', '.join(known)}", reason="NO_DOMAIN", known=known)
-    settings = opening.settings(config)
-    if not opening.has_bus(settings):  # whatever else listens on the usual port may be somebody else's
-        raise Unavailable(
-            f"there is no bus to be on: nats.url names one, or `aima up` runs one on {settings.data}", reason="NOT_UP"
-        )
-    serve(domains.load(domain), config=config)
 
 
 def up(
@@ -59,7 +37,7 @@ def up(
     config: Config = None,
 ) -> None:
     """Run everything on this machine: the bus, every domain and the doors. Ctrl-C ends it in order."""
-    _open_at(addr)
+    open_at(addr)
     gc.disable()  # a collection during the imports leaves holes that every child would fill and so copy
     # Everything is imported here once and shared by the processes that are forked; no thread, loop or file before.
     loaded = {name: domains.load(name) for name in domains.names()}
@@ -68,7 +46,7 @@ def up(
     try:
         with claim(settings.data) as claimed:
             if settings.nats.users and not foreign:
-                bus_users.write(settings.data, loaded)
+                users_of_bus.write(settings.data, loaded)
             bus = foreign or nats_server.start(
                 settings.data / "nats",
                 settings.nats.port or None,
@@ -91,11 +69,6 @@ def up(
             f"cannot write {settings.data}: {error.strerror}", reason="NOT_WRITABLE", file=str(settings.data)
         ) from error
     raise typer.Exit(code)
-
-
-def _open_at(addr: str) -> None:
-    if addr:
-        os.environ["AIMA_GATEWAY_ADDR"] = addr
 
 
 def _child(domain: Domain[Any], config: Path | None, data: Path | None, ready: int, lifeline: int) -> None:

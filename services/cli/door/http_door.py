@@ -14,7 +14,7 @@ from aima_core import call as calls
 from aima_core.bus.client import Answer
 from aima_core.bus.directory import DomainInfo, UnitInfo
 from aima_core.errors import InvalidRequest, Unavailable, ValidationFailed, from_body
-from services.cli.door.opening import last
+from services.cli.door.door import last
 
 _API = "/api/v2"
 _BELOW = (_API, "/api", "/v1", "/mcp", "/docs")  # addresses that people copy for one that is meant for all doors

@@ -14,7 +14,8 @@ from rich.markup import escape
 
 from aima_core.errors import AimaError
 from aima_core.suggestions import did_you_mean, nearest
-from services.cli.show.output import Format, err, failure
+from services.cli.show.console import Format, err
+from services.cli.show.output import failure
 
 Turns = list[dict[str, Any]]
 Speak = Callable[[str, Turns, list[str]], None]

@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import enum
 import json
-import os
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import yaml
-from rich.console import Console
 from rich.markup import escape
 
 from aima_core.errors import AimaError
-
-# into a file or a pipe a table is as wide as it needs to be, unless somebody has said how wide
-WIDE = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-out = Console(soft_wrap=True, width=200 if WIDE else None)
-err = Console(stderr=True, soft_wrap=True)
-
-
-class Format(enum.StrEnum):
-    """How an answer is written."""
-
-    TABLE = "table"
-    JSON = "json"
-    YAML = "yaml"
+from services.cli.show import tables
+from services.cli.show.console import Format, err
 
 
 def document(data: Any, form: Format, columns: Sequence[str] = ()) -> None:
@@ -37,8 +22,6 @@ def document(data: Any, form: Format, columns: Sequence[str] = ()) -> None:
         case Format.YAML:
             print(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), end="")  # noqa: T201
         case Format.TABLE:
-            from services.cli.show import tables  # which needs the consoles from here
-
             tables.answer(data, columns)
 
 

@@ -11,9 +11,8 @@ from rich.table import Table
 
 from aima_core.errors import ValidationFailed
 from aima_core.suggestions import nearest
-from services.cli.show import cells
-from services.cli.show.output import WIDE, err, out
-from services.cli.units import schema
+from services.cli.show import cells, schema
+from services.cli.show.console import WIDE, err, out
 
 _GAP = 2  # cells between two columns
 _LONG = 32  # cells up to which a column is shown whole or not at all

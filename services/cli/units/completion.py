@@ -11,8 +11,9 @@ from typing import Any
 
 from aima_core.bus.directory import DomainInfo
 from aima_core.errors import AimaError
-from services.cli.door.opening import Reach, open_door
-from services.cli.units import schema
+from services.cli.door.door import Reach
+from services.cli.door.opening import open_door
+from services.cli.show import schema
 from services.cli.units.flags import Flag
 
 _PATIENCE = 0.5  # seconds: somebody is waiting with a finger on the key

@@ -21,7 +21,7 @@ import msgspec
 from aima_core.bus.directory import UnitInfo
 from aima_core.errors import ValidationFailed
 from aima_core.text_input import typed
-from services.cli.units import schema
+from services.cli.show import schema
 
 RESERVED = frozenset({"--url", "--api-key", "--help"})  # what these mean is known before the unit is
 Kind = Literal["value", "switch", "list", "object"]

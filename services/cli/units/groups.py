@@ -21,7 +21,8 @@ from aima_core.bus.directory import DomainInfo
 from aima_core.errors import AimaError, InvalidRequest, NotFound
 from aima_core.suggestions import nearest
 from services.cli import domains
-from services.cli.door.opening import Reach, down, open_door
+from services.cli.door.door import Reach, down
+from services.cli.door.opening import open_door
 from services.cli.units import unit_command
 from services.gateway.rest.routes import ident_of
 

@@ -20,8 +20,8 @@ from aima_core.bus.client import Answer
 from aima_core.bus.directory import UnitInfo
 from aima_core.errors import InvalidRequest, Timeout, ValidationFailed
 from aima_core.text_input import build
-from services.cli.door.opening import Door
-from services.cli.show.output import err
+from services.cli.door.door import Door
+from services.cli.show.console import err
 
 _LONGEST = 86_400.0  # seconds; what the bus takes as a deadline
 _SILENT = 1.0  # seconds until a person is told that something is under way

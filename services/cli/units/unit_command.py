@@ -19,10 +19,12 @@ from typer.core import TyperCommand
 
 from aima_core.bus.directory import UnitInfo
 from aima_core.errors import InvalidRequest, ValidationFailed
-from services.cli.door.opening import Reach, open_door
+from services.cli.door.door import Reach
+from services.cli.door.opening import open_door
 from services.cli.shared_options import listed
 from services.cli.show import tables
-from services.cli.show.output import Format, document, err
+from services.cli.show.console import Format, err
+from services.cli.show.output import document
 from services.cli.units import completion, flags, unit_call
 from services.cli.units.flags import Flag
 from services.cli.units.unit_call import Manner
