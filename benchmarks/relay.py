@@ -19,7 +19,7 @@ from nats.aio.msg import Msg
 
 from aima_core import call as calls
 from aima_core.process.relay import Relay, ensure_stream
-from aima_core.process.writer import Runner
+from aima_core.process.writer import Writer
 from aima_core.store.log import Log
 from aima_core.store.records import Codec, Recorded
 from benchmarks import load
@@ -63,7 +63,7 @@ async def _visible(scratch: Scratch, place: str, kind: type[Relay], count: int) 
     """Return the seconds from commit to delivery of each event, one at a time."""
     server = scratch.nats(place)
     log = await Log.open(scratch.folder / place / "log", "counter", Codec(COUNTER.events))
-    runner = Runner(COUNTER, log, "bench")
+    runner = Writer(COUNTER, log, "bench")
     await runner.open()
     committed: dict[int, float] = {}
     delivered: dict[int, float] = {}

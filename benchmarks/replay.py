@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import uvloop
 
-from aima_core.process.writer import Runner
+from aima_core.process.writer import Writer
 from aima_core.store.log import Log, link
 from aima_core.store.records import Codec, Meta
 from benchmarks.counter import COUNTER, Added, Counter
@@ -99,9 +99,9 @@ async def _timed(work: Awaitable[Any]) -> float:
     return time.perf_counter() - begun
 
 
-async def _opened(log: Log, amount: int) -> Runner[Counter]:
+async def _opened(log: Log, amount: int) -> Writer[Counter]:
     """Return a runner that has folded the log as it does at the start of a process."""
-    runner = Runner(COUNTER, log, "bench")
+    runner = Writer(COUNTER, log, "bench")
     await runner.open()
     assert runner.position == amount, runner.position
     assert sum(counter.total for counter in runner.committed.values()) == amount

@@ -25,7 +25,7 @@ from aima_core import structured_logs
 from aima_core.call import Call
 from aima_core.process import domain_process
 from aima_core.process.relay import Relay
-from aima_core.process.writer import Decision, Runner
+from aima_core.process.writer import Decision, Writer
 from aima_core.store.log import Log
 from aima_core.store.records import Batch
 from aima_core.testing import settings_for
@@ -35,7 +35,7 @@ from benchmarks.counter import COUNTER, Counter
 ECHO = "echo"
 
 
-class OneByOne(Runner[Counter]):
+class OneByOne(Writer[Counter]):
     """Decides the next command when the one before is committed, as services without grouped commits do."""
 
     def __init__(self, *arguments: Any) -> None:

@@ -18,7 +18,7 @@ from uuid import uuid4
 import uvloop
 
 from aima_core import call as calls
-from aima_core.process.writer import Runner
+from aima_core.process.writer import Writer
 from aima_core.store.log import SCHEMA, Log
 from aima_core.store.records import Batch, Codec, Meta, Recorded
 from benchmarks import counter
@@ -121,9 +121,9 @@ async def _runner(folder: Path, amount: int, outstanding: int) -> float:
     return amount / took
 
 
-async def _open(folder: Path) -> tuple[Log, Runner[counter.Counter]]:
+async def _open(folder: Path) -> tuple[Log, Writer[counter.Counter]]:
     log = await Log.open(folder, "counter", Codec(counter.COUNTER.events))
-    runner = Runner(counter.COUNTER, log, "bench")
+    runner = Writer(counter.COUNTER, log, "bench")
     await runner.open()
     return log, runner
 

@@ -24,7 +24,7 @@ from aima_core import call as calls
 from aima_core.bus import nats_server
 from aima_core.bus.client import Answer, Client
 from aima_core.errors import AimaError
-from aima_core.process.writer import Runner
+from aima_core.process.writer import Writer
 from aima_core.store.log import Log
 from aima_core.store.records import Codec
 from benchmarks import load
@@ -206,7 +206,7 @@ def _pulled(scratch: Scratch, url: str) -> Path:
 async def _route(folder: Path, engines: Sequence[Engine]) -> None:
     """Record for the inference domain where the engines are, as the service domain's news would."""
     log = await Log.open(folder, "inference", Codec(INFERENCE.events))
-    runner = Runner(INFERENCE, log, "bench")
+    runner = Writer(INFERENCE, log, "bench")
     await runner.open()
     for engine in engines:
         name = engine.name

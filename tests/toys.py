@@ -26,7 +26,7 @@ from aima_core.bus.nats_server import NatsServer
 from aima_core.call import Call
 from aima_core.domain import Domain, Outside, World
 from aima_core.errors import AimaError, InsufficientResources, NotFound
-from aima_core.process.writer import Runner
+from aima_core.process.writer import Writer
 from aima_core.settings import Settings
 from aima_core.store.log import Log
 from aima_core.store.records import Codec, Recorded
@@ -451,7 +451,7 @@ async def made_again(machine: Machine, domain: Domain[Any]) -> tuple[dict[str, l
     log = await Log.open(file.parent, domain.name, Codec(domain.events, domain.upcasters))
     try:
         assert await log.verify() is None
-        runner = Runner(domain, log, "test")
+        runner = Writer(domain, log, "test")
         await runner.open()
         world = dict(runner.committed)
         assert await runner.rebuild() == runner.position

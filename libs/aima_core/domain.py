@@ -50,7 +50,7 @@ class Parts(Protocol):
     """Where a flow sends what a caller may see before the answer."""
 
     @property
-    def wanted(self) -> bool:
+    def requested(self) -> bool:
         """Whether the caller asked for parts."""
 
     async def send(self, part: Any) -> None:

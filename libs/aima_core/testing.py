@@ -15,7 +15,7 @@ from aima_core.bus.connection import connect
 from aima_core.bus.credentials import OPERATOR, bus_user
 from aima_core.call import Call
 from aima_core.domain import Domain, S
-from aima_core.process.domain_process import Process
+from aima_core.process.domain_process import DomainProcess
 from aima_core.settings import Settings, load
 from aima_core.units import Command, Event
 
@@ -75,7 +75,7 @@ async def serving(*domains: Domain[Any], settings: Settings) -> AsyncIterator[Cl
     ready = [asyncio.Event() for _ in domains]
     async with asyncio.TaskGroup() as group:
         tasks = [
-            group.create_task(Process(domain, settings).serve(stop, event.set))
+            group.create_task(DomainProcess(domain, settings).serve(stop, event.set))
             for domain, event in zip(domains, ready, strict=True)
         ]
         for task, event in zip(tasks, ready, strict=True):

@@ -14,10 +14,10 @@ from services.device.outside import adapter
 from services.device.rules import decider, views
 from services.device.settings import DeviceSettings
 
-DEVICE: Domain[decider.State] = Domain(
+DEVICE: Domain[decider.DeviceState] = Domain(
     name="device",
     about="Hardware of every node - GPUs, CPUs, memory - and its health.",
-    state=decider.State,
+    state=decider.DeviceState,
     events=u.EVENTS,
     commands=(u.Detect, u.SetPowerLimit),
     internal=(i.RecordDevices, i.RecordHealth, i.RecordAlert, i.RecordPowerLimit),

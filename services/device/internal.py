@@ -6,7 +6,7 @@ from aima_core.units import Command, Success, View
 from services.device.units import Devices, DeviceType, Metric, Status
 
 
-class FoundDevice(View):
+class DetectedDevice(View):
     """A device that a driver has found; the fields are those of `Device`."""
 
     id: str
@@ -24,7 +24,7 @@ class FoundDevice(View):
 class RecordDevices(Command[Devices], unit="device.record_devices"):
     """These are all the devices that are there."""
 
-    found: tuple[FoundDevice, ...]
+    found: tuple[DetectedDevice, ...]
 
 
 class RecordHealth(Command[Success], unit="device.record_health", stream="device_id"):

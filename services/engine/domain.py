@@ -16,7 +16,7 @@ from services.engine.manifests.manifest import load_manifests
 from services.engine.outside.adapter import EngineOutside, react
 from services.engine.rules.decider import decide
 from services.engine.rules.replies import reply
-from services.engine.rules.state import State, evolve, todo
+from services.engine.rules.state import InstanceState, evolve, todo
 from services.engine.rules.views import TABLES, project
 from services.engine.settings import EngineSettings
 from services.resource import units as resource
@@ -24,7 +24,7 @@ from services.resource import units as resource
 ENGINE = Domain(
     name="engine",
     about="Inference engines (llama.cpp, vLLM, SGLang, Ollama, ASR, TTS, ...) and their running processes.",
-    state=State,
+    state=InstanceState,
     events=u.EVENTS,
     commands=(u.InstallEngine, u.StartEngine, u.StopEngine, u.RestartEngine),
     internal=(

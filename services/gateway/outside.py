@@ -21,27 +21,27 @@ from services.gateway import internal as i
 from services.gateway import units as u
 from services.gateway import views
 from services.gateway.anthropic.api import Anthropic
-from services.gateway.engines.proxying import Carrier
+from services.gateway.engines.proxying import Proxy
 from services.gateway.entrance.access import PREFIX, Policy, check_scopes, hash_of, static_keys
 from services.gateway.entrance.app import assemble
-from services.gateway.entrance.dispatch import Asking
+from services.gateway.entrance.dispatch import Dispatcher
 from services.gateway.entrance.gate import hosts_of
 from services.gateway.entrance.metrics import Metrics
 from services.gateway.entrance.quotas import Quotas
-from services.gateway.entrance.rate_limits import Rates
+from services.gateway.entrance.rate_limits import RateLimiter
 from services.gateway.entrance.server import Http, Listening, listen
-from services.gateway.events.stream import Events, EventTail
-from services.gateway.monitoring.health import Health
+from services.gateway.events.stream import EventStream, EventTail
+from services.gateway.monitoring.health import HealthApi
 from services.gateway.monitoring.scraping import Scraping
 from services.gateway.ollama.api import Ollama
 from services.gateway.ollama.library import OllamaLibrary
 from services.gateway.openai.api import OpenAI
 from services.gateway.openai.media import Media
 from services.gateway.openai.responses import Responses
-from services.gateway.rest.api import Native
+from services.gateway.rest.api import RestApi
 from services.gateway.rest.documents import Documents
 from services.gateway.rest.operations import Operations
-from services.gateway.rest.resources import Resources, Watching
+from services.gateway.rest.resources import ResourceApi, Watching
 from services.gateway.settings import GatewaySettings, host_of, local
 from services.gateway.state import Key
 
@@ -72,7 +72,7 @@ class GatewayOutside(Outside[Key]):
         self._open.push_async_callback(self._directory.close)
         listening = listen(self.context.settings)
         self._policy = policy_of(self.context.settings, listening)
-        server = Http(self._app(listening), listening, self.context.settings, self._carrier.cut)
+        server = Http(self._app(listening), listening, self.context.settings, self._proxy.abort)
         await self._mcp.open()
         await server.open()
         self._open.push_async_callback(server.close)
@@ -132,30 +132,30 @@ class GatewayOutside(Outside[Key]):
         settings, metrics = self.context.settings, Metrics()
         quotas = Quotas(self._reserve, self._settle)
         self._open.push_async_callback(quotas.close)
-        asking = Asking(self.context.peers.client, self._directory, self._policy, quotas)
+        asking = Dispatcher(self.context.peers.client, self._directory, self._policy, quotas)
         operations = Operations(asking)
         self._open.push_async_callback(operations.close)
-        self._carrier = carrier = Carrier(asking, quotas)
-        self._open.push_async_callback(carrier.close)
+        self._proxy = proxy = Proxy(asking, quotas)
+        self._open.push_async_callback(proxy.close)
         self._mcp = McpDoor(asking, self._watching.changes, settings.body_limit)
-        native = Native(asking, operations, settings.body_limit)
+        native = RestApi(asking, operations, settings.body_limit)
         library = OllamaLibrary(asking, settings.body_limit)
         routes = [
             *Scraping(metrics.registry, asking).routes(),
             self._mcp.route(),
-            *OpenAI(asking, carrier, settings.body_limit).routes(),
-            *Responses(carrier, settings.body_limit).routes(),
-            *Media(asking, carrier, settings.body_limit, settings.upload_limit).routes(),
-            *Anthropic(carrier, settings.body_limit).routes(),
+            *OpenAI(asking, proxy, settings.body_limit).routes(),
+            *Responses(proxy, settings.body_limit).routes(),
+            *Media(asking, proxy, settings.body_limit, settings.upload_limit).routes(),
+            *Anthropic(proxy, settings.body_limit).routes(),
             *library.routes(),
-            *Ollama(carrier, library.known_as, settings.body_limit).routes(),
-            *Health(self.context.peers.client.nc, self._directory).routes(),
+            *Ollama(proxy, library.known_as, settings.body_limit).routes(),
+            *HealthApi(self.context.peers.client.nc, self._directory).routes(),
             *Documents(self._directory, self._policy).routes(),
-            *Events(self._tail, self._policy, metrics).routes(),
-            *Resources(asking, self._watching, metrics, native.rest).routes(),
+            *EventStream(self._tail, self._policy, metrics).routes(),
+            *ResourceApi(asking, self._watching, metrics, native.rest).routes(),
             *native.routes(),
         ]
-        rates, hosts = Rates(settings.requests_per_minute), hosts_of(listening.host, settings.hosts)
+        rates, hosts = RateLimiter(settings.requests_per_minute), hosts_of(listening.host, settings.hosts)
         if settings.grpc_addr:
             self._grpc = _grpc_door(asking, self._policy, self.context.world, rates, self._watching.changes, settings)
         return assemble(routes, settings, self._policy, self.context.world, rates, hosts, metrics)

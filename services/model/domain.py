@@ -24,7 +24,7 @@ def _registry(event: Event) -> list[str]:
 MODEL = Domain(
     name="model",
     about="The registry of models and their files.",
-    state=state.State,
+    state=state.ModelState,
     events=u.EVENTS,
     commands=(u.CreateModel, u.DeleteModel, u.PullModel, u.ImportModel, u.VerifyModel),
     internal=(

@@ -238,7 +238,7 @@ class ModelList(View):
     total: int
 
 
-class Found(View):
+class SearchResult(View):
     """A model on a hub."""
 
     source: str
@@ -252,7 +252,7 @@ class Found(View):
 class SearchResults(View):
     """What the hubs have."""
 
-    results: list[Found]
+    results: list[SearchResult]
     issues: list[str] = Field(description="Hubs that did not answer.")
 
 

@@ -12,9 +12,9 @@ import pytest
 from aima_core import call as calls
 from aima_core.bus.directory import UnitInfo
 from aima_core.errors import AimaError
-from services.cli.door.door import Door, Reach
+from services.cli.door.door import Door, DoorAddress
 from services.cli.door.opening import open_door
-from services.cli.units.unit_call import Manner
+from services.cli.units.unit_call import CallOptions
 from tests.cli.conftest import KEY, Shell
 
 pytestmark = pytest.mark.timeout(300)
@@ -26,7 +26,7 @@ _FAR = ("model.search",)  # asks hubs, which answer as they like
 async def told(door: Door, unit: str, data: dict[str, Any], **headers: str) -> Any:
     """Return what a unit answers or refuses with, without what is another each time."""
     try:
-        answer = await door.ask(unit, data, timeout=20, headers={**Manner().headers(), **headers})
+        answer = await door.ask(unit, data, timeout=20, headers={**CallOptions().headers(), **headers})
         return _lasting(answer.data)
     except AimaError as error:
         return _lasting(error.body())
@@ -56,7 +56,7 @@ async def everywhere(shell: Shell) -> tuple[list[UnitInfo], dict[str, tuple[Any,
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AIMA_DATA", str(shell.one.data))
         patch.setenv("AIMA_NATS_URL", bus)
-        async with open_door(Reach()) as near, open_door(Reach(shell.url, KEY)) as far:
+        async with open_door(DoorAddress()) as near, open_door(DoorAddress(shell.url, KEY)) as far:
             assert (await near.domains()).keys() == (await far.domains()).keys()
             units = [unit for info in (await near.domains()).values() for unit in info.units.values()]
             for unit in units:

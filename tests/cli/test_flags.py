@@ -9,7 +9,7 @@ import pytest
 
 from aima_core.bus.directory import UnitInfo
 from aima_core.errors import ValidationFailed
-from services.cli.door.door import Reach
+from services.cli.door.door import DoorAddress
 from services.cli.show import schema
 from services.cli.units import flags, unit_command
 from services.gateway.rest.routes import ident_of
@@ -22,7 +22,7 @@ PLANT = UNITS["garden.plant"]
 
 def read(*words: str, unit: UnitInfo = PLANT, ident: str = "garden_id") -> dict[str, Any]:
     """Return the input that the words behind `aima garden plant` spell."""
-    command = unit_command.command(unit, ident, Reach())
+    command = unit_command.command(unit, ident, DoorAddress())
     context = command.make_context("plant", list(words))
     found = flags.flags_of(unit)
     return flags.read(found, unit_command.typed(found, ident, context.params))

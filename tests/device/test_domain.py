@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aima_core.errors import AimaError, NotFound
-from aima_core.process.writer import Runner
+from aima_core.process.writer import Writer
 from aima_core.store.log import Log
 from aima_core.store.records import Codec, Meta, Recorded
 from aima_core.testing import NOON, Given, call
@@ -19,12 +19,12 @@ from aima_core.units import Command, Event
 from services.device import internal as i
 from services.device import units as u
 from services.device.domain import DEVICE
-from services.device.drivers import Found, Sample
+from services.device.drivers import ProbedDevice, Sample
 from services.device.rules import views
-from services.device.rules.decider import State, chosen, in_order
+from services.device.rules.decider import DeviceState, chosen, in_order
 from services.device.rules.readings import Watch
 
-CPU = i.FoundDevice(
+CPU = i.DetectedDevice(
     id="test-cpu-0",
     name="Ryzen",
     vendor="AMD",
@@ -35,17 +35,19 @@ CPU = i.FoundDevice(
     cores=8,
     memory_bandwidth=40_000,
 )
-GPU = i.FoundDevice(
+GPU = i.DetectedDevice(
     id="test-gpu-0", name="H200", vendor="NVIDIA", type="gpu", architecture="hopper", memory=141, uuid="GPU-1"
 )
-DISK = i.FoundDevice(id="test-disk-0", name="/dev/vda", vendor="unknown", type="disk", architecture="ext4", memory=1000)
+DISK = i.DetectedDevice(
+    id="test-disk-0", name="/dev/vda", vendor="unknown", type="disk", architecture="ext4", memory=1000
+)
 
 
-def device(found: i.FoundDevice, **changed: Any) -> u.Device:
+def device(found: i.DetectedDevice, **changed: Any) -> u.Device:
     return u.Device(**{**found.model_dump(), "node": "test", **changed})
 
 
-def detected(found: i.FoundDevice, **changed: Any) -> u.DeviceDetected:
+def detected(found: i.DetectedDevice, **changed: Any) -> u.DeviceDetected:
     return u.DeviceDetected(device_id=found.id, device=device(found, **changed))
 
 
@@ -57,7 +59,7 @@ def limit(watts: float, before: float | None) -> u.PowerLimitSet:
     return u.PowerLimitSet(device_id="test-gpu-0", limit_watts=watts, previous_watts=before)
 
 
-def decided(given: Given[State], command: Command[Any]) -> list[Event] | type[AimaError]:
+def decided(given: Given[DeviceState], command: Command[Any]) -> list[Event] | type[AimaError]:
     try:
         return given.when(command)
     except AimaError as error:
@@ -142,7 +144,7 @@ def test_a_command_in_a_state_comes_to(command: Command[Any], events: list[Event
 
 def test_a_device_that_changed_keeps_its_health_and_its_limit() -> None:
     given = Given(DEVICE, [*STATES["hot"], limit(300, 700), detected(LARGER)])
-    assert given.world == {"device/test-gpu-0": State(device=device(LARGER), status="critical", power_limit=300)}
+    assert given.world == {"device/test-gpu-0": DeviceState(device=device(LARGER), status="critical", power_limit=300)}
 
 
 @pytest.mark.parametrize(
@@ -239,7 +241,7 @@ def test_any_commands_are_decided_or_refused_asking_again_changes_nothing_and_fo
 
 # --- readings -----------------------------------------------------------------------------------------------------
 
-FOUND = Found("test-gpu-0", "H200", "NVIDIA", "gpu", "hopper", 100)
+FOUND = ProbedDevice("test-gpu-0", "H200", "NVIDIA", "gpu", "hopper", 100)
 
 
 def sample(temperature: float | None, at: float = NOON, used: int | None = 10) -> Sample:
@@ -355,7 +357,7 @@ def test_after_these_events_the_table_holds(events: list[Event], rows: list[Any]
 
 async def test_a_rebuilt_table_and_states_are_those_that_were_live(tmp_path: Path) -> None:
     log = await Log.open(tmp_path, "device", Codec(DEVICE.events))
-    runner = Runner(DEVICE, log, "test")
+    runner = Writer(DEVICE, log, "test")
     await runner.open()
 
     async def everything() -> tuple[Any, Any]:

@@ -19,7 +19,7 @@ from aima_core.bus.nats_server import NatsServer
 from aima_core.errors import AimaError, Conflict, NotFound, ValidationFailed
 from aima_core.testing import serving, settings_for, until
 from services.device.domain import DEVICE
-from services.device.drivers import Found, Probe, Sample
+from services.device.drivers import Probe, ProbedDevice, Sample
 from services.device.drivers.host import HostProbe
 from services.device.outside.adapter import DeviceOutside
 
@@ -34,8 +34,8 @@ class StandIn:
         self.temperature = 50.0
         self.limit = 700.0
 
-    def detect(self) -> list[Found]:
-        gpu = Found("test-gpu-0", "Stand-in", "AIMA", "gpu", "paper", 100, ["cuda"], 64, "GPU-1", 5000)
+    def detect(self) -> list[ProbedDevice]:
+        gpu = ProbedDevice("test-gpu-0", "Stand-in", "AIMA", "gpu", "paper", 100, ["cuda"], 64, "GPU-1", 5000)
         return [gpu] if self.there else []
 
     def sample(self, device_id: str) -> Sample:

@@ -1,9 +1,9 @@
 import pytest
 
-from services.device.drivers import Found, Sample
+from services.device.drivers import ProbedDevice, Sample
 from services.device.rules.assessment import LIMITS, NOTHING_RAISED, Alert, alerts, assess
 
-GPU = Found(id="n-gpu-0", name="GPU", vendor="V", type="gpu", architecture="a", memory=1000)
+GPU = ProbedDevice(id="n-gpu-0", name="GPU", vendor="V", type="gpu", architecture="a", memory=1000)
 WARM, HOT, FULL = LIMITS
 
 

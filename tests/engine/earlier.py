@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from aima_core.process.writer import Runner
+from aima_core.process.writer import Writer
 from aima_core.store.log import Log
 from aima_core.store.records import Codec
 from aima_core.testing import call
@@ -16,7 +16,7 @@ from services.engine.domain import ENGINE
 async def recorded(folder: Path, command: Command[Any], *, at: float) -> None:
     """Let a command have been decided then (Unix seconds) by a process that ended before it acted."""
     log = await Log.open(folder, "engine", Codec(ENGINE.events))
-    runner = Runner(ENGINE, log, "test")
+    runner = Writer(ENGINE, log, "test")
     await runner.open()
     await runner.run(command, call(at=at))
     await runner.close()

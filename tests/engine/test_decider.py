@@ -16,7 +16,7 @@ from services.engine import internal as i
 from services.engine import units as u
 from services.engine.domain import ENGINE
 from services.engine.rules import state
-from services.engine.rules.state import State, todo
+from services.engine.rules.state import InstanceState, todo
 
 ID = "eng-1"
 PORTS = (18100, 18101, 18102)
@@ -115,7 +115,7 @@ def broke(run: int) -> i.RecordFailed:
     return i.RecordFailed(process_id=ID, run=run, error="it broke", error_code="DIED")
 
 
-def decided(given: Given[State], command: Command[Any]) -> list[Event] | type[AimaError]:
+def decided(given: Given[InstanceState], command: Command[Any]) -> list[Event] | type[AimaError]:
     try:
         return given.when(command)
     except AimaError as error:
@@ -329,7 +329,7 @@ def test_a_stop_during_a_restart_makes_it_a_stop() -> None:
 def test_what_an_instance_was_before_does_not_stick_to_its_next_run() -> None:
     given = Given(ENGINE, [requested(), started(), failed(), stop(restart=True)])
     given.then(i.RecordGone(process_id=ID, run=1))
-    assert given.world[f"engine/{ID}"] == State(ID, "starting", start=requested(run=2))
+    assert given.world[f"engine/{ID}"] == InstanceState(ID, "starting", start=requested(run=2))
 
 
 def test_health_that_is_back_is_news_once() -> None:
@@ -351,7 +351,7 @@ def test_an_engine_of_two_instances_is_stopped_whole_and_not_restarted_by_its_na
 # --- ports --------------------------------------------------------------------------------------------------------
 
 
-def port_of(given: Given[State], command: i.BeginStart) -> int:
+def port_of(given: Given[InstanceState], command: i.BeginStart) -> int:
     (event,) = given.when(command)
     assert isinstance(event, u.StartRequested)
     return event.port
@@ -373,7 +373,7 @@ def test_an_instance_holds_its_port_until_it_is_gone(status: str) -> None:
 
 
 def test_a_port_that_was_asked_for_is_taken_when_it_is_free_or_refused_when_a_stranger_has_it() -> None:
-    given = Given[State](ENGINE)
+    given = Given[InstanceState](ENGINE)
     assert port_of(given, begin(port=20000, free_ports=(20000,))) == 20000
     with pytest.raises(Conflict) as refused:
         given.when(begin(port=20000, free_ports=()))
@@ -442,7 +442,7 @@ DECLARED: dict[type[Command[Any]], type[Command[Any]]] = {i.BeginStart: u.StartE
 def test_any_commands_are_decided_or_refused_as_declared_and_asking_again_changes_nothing(
     asked: list[Command[Any]],
 ) -> None:
-    given = Given[State](ENGINE)
+    given = Given[InstanceState](ENGINE)
     for command in asked:
         outcome = decided(given, command)
         if isinstance(outcome, type):
@@ -454,7 +454,7 @@ def test_any_commands_are_decided_or_refused_as_declared_and_asking_again_change
 
 @given(st.lists(commands, max_size=40))
 def test_no_two_instances_ever_share_a_port_and_at_rest_nothing_is_to_be_done(asked: list[Command[Any]]) -> None:
-    given = Given[State](ENGINE)
+    given = Given[InstanceState](ENGINE)
     for command in asked:
         if not isinstance(decided(given, command), type):
             given.then(command)
@@ -467,7 +467,7 @@ def test_no_two_instances_ever_share_a_port_and_at_rest_nothing_is_to_be_done(as
 
 @given(st.lists(commands, max_size=30), st.integers(0, 60))
 def test_folding_a_prefix_and_then_the_rest_is_folding_the_whole(asked: list[Command[Any]], cut: int) -> None:
-    given, events = Given[State](ENGINE), list[Event]()
+    given, events = Given[InstanceState](ENGINE), list[Event]()
     for command in asked:
         if not isinstance(decided(given, command), type):
             events += given.then(command)

@@ -34,7 +34,7 @@ from services.engine import units as u
 from services.engine.domain import ENGINE
 from services.engine.outside.adapter import EngineOutside
 from services.engine.outside.health_check import healthy
-from services.engine.rules.state import State
+from services.engine.rules.state import InstanceState
 from services.engine.runtimes import LaunchSpec
 from services.resource.domain import RESOURCE
 from tests.engine.earlier import recorded
@@ -416,14 +416,14 @@ async def test_what_became_ready_while_we_were_away_is_ready_even_when_its_deadl
 async def test_what_is_gone_after_another_boot_was_ended_by_it_and_otherwise_has_died(
     site: Machine, tmp_path: Path
 ) -> None:
-    def booted(started: int) -> Domain[State]:
+    def booted(started: int) -> Domain[InstanceState]:
         proc = tmp_path / str(started) / "proc" / "1"
         proc.mkdir(parents=True, exist_ok=True)
         (proc / "stat").write_text(f"1 (init) S{' 0' * 18} {started} 0\n")
         root = tmp_path / str(started)
         return replace(ENGINE, outside=lambda context: EngineOutside(context, root))
 
-    async def ended_by(before: Domain[State], after: Domain[State], ident: str) -> tuple[str, str]:
+    async def ended_by(before: Domain[InstanceState], after: Domain[InstanceState], ident: str) -> tuple[str, str]:
         settings = site.settings(MODELS, MEMORY, ENGINE)
         async with serving(MODELS, MEMORY, before, settings=settings) as client:
             await start(client, ident)

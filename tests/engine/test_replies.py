@@ -14,7 +14,7 @@ from services.engine import internal as i
 from services.engine import units as u
 from services.engine.domain import ENGINE
 from services.engine.rules.replies import reply
-from services.engine.rules.state import State
+from services.engine.rules.state import InstanceState
 from tests.engine.test_decider import (
     ID,
     INSTALLED,
@@ -149,7 +149,7 @@ ANSWERS: dict[str, tuple[Command[Any], list[Event], list[Event], Any]] = {
 }
 
 
-def answer(world: World[State], command: Command[Any], since: list[Event]) -> Any:
+def answer(world: World[InstanceState], command: Command[Any], since: list[Event]) -> Any:
     try:
         return reply(world, command, since)
     except AimaError as error:

@@ -22,8 +22,8 @@ from aima_core.testing import serving, until
 from aima_core.units import Command
 from services.engine.domain import ENGINE
 from services.engine.outside.adapter import EngineOutside
-from services.engine.outside.memory_settlement import Pace, settled
-from services.engine.rules.state import State
+from services.engine.outside.memory_settlement import SettlementPace, settled
+from services.engine.rules.state import InstanceState
 from services.resource import units as resource
 from services.resource.domain import RESOURCE
 from services.resource.outside.adapter import ResourceOutside
@@ -72,9 +72,9 @@ def test_a_slot_never_says_less_than_is_used_and_goes_down_once_at_most(
     assert lowered <= 1
 
 
-def settling(every: float, lower_after: float, ask_again: float = 0.2) -> Domain[State]:
+def settling(every: float, lower_after: float, ask_again: float = 0.2) -> Domain[InstanceState]:
     """Return the engine domain, quicker."""
-    pace = Pace(every, lower_after, ask_again)
+    pace = SettlementPace(every, lower_after, ask_again)
     return replace(ENGINE, outside=lambda context: EngineOutside(context, pace=pace))
 
 

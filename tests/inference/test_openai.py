@@ -36,14 +36,14 @@ class Kept:
         self.sent.append(part)
 
 
-async def heard(http: httpx2.AsyncClient, url: str) -> tuple[list[openai_dialect.Answer], BaseException | None]:
+async def heard(http: httpx2.AsyncClient, url: str) -> tuple[list[openai_dialect.EngineAnswer], BaseException | None]:
     """Return the chunks of a stream, and what it broke with."""
-    chunks: list[openai_dialect.Answer] = []
+    chunks: list[openai_dialect.EngineAnswer] = []
     try:
         async with aclosing(openai_dialect.stream(http, url, {})) as stream:
             async for answer in stream:
                 chunks.append(answer)
-    except (openai_dialect.Broken, AimaError) as error:
+    except (openai_dialect.BrokenAnswer, AimaError) as error:
         return chunks, error
     return chunks, None
 
@@ -167,9 +167,9 @@ STREAMS: dict[str, tuple[bytes, list[str], Any]] = {
     "lines that are no data": (b": ping\n\nevent: x\n" + HELLO + DONE, ["hello"], None),
     "with carriage returns": (HELLO.replace(b"\n", b"\r\n") + DONE, ["hello"], None),
     "without a blank": (HELLO.replace(b"data: ", b"data:") + DONE, ["hello"], None),
-    "broken off": (HELLO, ["hello"], (openai_dialect.Broken, True)),
-    "broken off in a line": (HELLO + b"data: {", ["hello"], (openai_dialect.Broken, True)),
-    "nothing at all": (b"", [], (openai_dialect.Broken, False)),
+    "broken off": (HELLO, ["hello"], (openai_dialect.BrokenAnswer, True)),
+    "broken off in a line": (HELLO + b"data: {", ["hello"], (openai_dialect.BrokenAnswer, True)),
+    "nothing at all": (b"", [], (openai_dialect.BrokenAnswer, False)),
     "no JSON": (HELLO + b"data: what\n\n", ["hello"], (ExecutionFailed, "BAD_ANSWER")),
     "an error": (
         HELLO + b'data: {"error": {"message": "out of memory"}}\n\n',
@@ -190,22 +190,22 @@ async def test_a_stream_ends(
         return
     kind, detail = outcome
     assert type(error) is kind
-    assert (error.begun if isinstance(error, openai_dialect.Broken) else error.reason) == detail  # type: ignore[union-attr]
+    assert (error.begun if isinstance(error, openai_dialect.BrokenAnswer) else error.reason) == detail  # type: ignore[union-attr]
 
 
 async def test_a_stream_that_is_cut_off_short_of_its_length_is_broken(http: httpx2.AsyncClient, saying: Saying) -> None:
     chunks, error = await heard(http, await saying(HELLO, length=1000))
     assert len(chunks) == 1
-    assert isinstance(error, openai_dialect.Broken)
+    assert isinstance(error, openai_dialect.BrokenAnswer)
     assert error.begun
 
 
 async def test_nobody_there_is_broken_before_it_began(http: httpx2.AsyncClient, free_port: Callable[[], int]) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     _, error = await heard(http, url)
-    assert isinstance(error, openai_dialect.Broken)
+    assert isinstance(error, openai_dialect.BrokenAnswer)
     assert not error.begun
-    with pytest.raises(openai_dialect.Broken) as broken:
+    with pytest.raises(openai_dialect.BrokenAnswer) as broken:
         await openai_dialect.ask(http, url, {})
     assert not broken.value.begun
 
@@ -271,7 +271,7 @@ async def test_an_engine_that_knows_no_streams_answers_in_one_piece(http: httpx2
 
 
 async def test_nothing_is_made_of_an_answer_that_breaks_off(http: httpx2.AsyncClient, saying: Saying) -> None:
-    with pytest.raises(openai_dialect.Broken) as broken:
+    with pytest.raises(openai_dialect.BrokenAnswer) as broken:
         await run(http, await saying(HELLO), CHAT)
     assert broken.value.begun
 

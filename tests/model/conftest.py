@@ -22,7 +22,7 @@ from nats.aio.client import Client as Nats
 from aima_core.bus import nats_server
 from aima_core.bus.nats_server import NatsServer
 from aima_core.domain import Domain
-from aima_core.process.writer import Runner
+from aima_core.process.writer import Writer
 from aima_core.store.log import Log
 from aima_core.store.records import Codec
 from aima_core.testing import serving, settings_for, until
@@ -187,7 +187,7 @@ async def rebuilt(folder: Path) -> list[Any]:
     log = await Log.open(folder / "model", "model", Codec(MODEL.events))
     try:
         assert await log.verify() is None
-        runner = Runner(MODEL, log, "test")
+        runner = Writer(MODEL, log, "test")
         await runner.open()
         await runner.rebuild()
         await runner.close()

@@ -16,7 +16,7 @@ from services.model import internal as i
 from services.model import units as u
 from services.model.domain import MODEL
 from services.model.rules import model_names
-from services.model.rules.state import Pull, Remove, State, Verify
+from services.model.rules.state import ModelState, Pull, Remove, Verify
 
 ID, REPO = "maker-tiny", "maker/tiny"
 DIGEST, OTHER_DIGEST = f"sha256:{'a' * 64}", f"sha256:{'b' * 64}"
@@ -415,7 +415,7 @@ asked_for: st.SearchStrategy[Command[Any]] = st.one_of(
 def test_whatever_is_asked_the_registry_makes_sense_and_asking_again_changes_nothing(
     commands: list[Command[Any]],
 ) -> None:
-    model: Given[State] = Given(MODEL)
+    model: Given[ModelState] = Given(MODEL)
     for command in commands:
         try:
             model.then(command)

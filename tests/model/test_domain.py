@@ -19,7 +19,7 @@ from aima_core.errors import NotFound
 from aima_core.testing import until
 from aima_core.units import Query, View
 from services.model import units as u
-from services.model.rules.state import State
+from services.model.rules.state import ModelState
 from tests.model.conftest import Asking, models, rebuilt, tables
 from tests.stand_ins.hub import REPO, Hub, sha256, wheel
 from tests.stand_ins.tiny_models import tiny_gguf, tiny_gguf_parts, tiny_hf_folder, tiny_safetensors
@@ -512,16 +512,16 @@ class ListServices(Query[Services], unit="service.list"):
     model_id: str | None = None
 
 
-class TheServices(Outside[State]):
+class TheServices(Outside[ModelState]):
     async def answer(self, query: Query[Any]) -> View:
         assert isinstance(query, ListServices)
         return Services(services=[Known(id="svc-1")] if query.model_id == "mine" else [])
 
 
-SERVICE: Domain[State] = Domain(
+SERVICE: Domain[ModelState] = Domain(
     name="service",
     about="Stands in for the services.",
-    state=State,
+    state=ModelState,
     events=(),
     queries=(ListServices,),
     decide=lambda *_: [],

@@ -10,7 +10,7 @@ import pytest
 
 from aima_core.errors import AimaError, ExecutionFailed, NotFound, Unavailable, ValidationFailed
 from services.model.headers.formats import inspect
-from services.model.sources import SOURCES, Found, Source
+from services.model.sources import SOURCES, Source, SourceResult
 from services.model.sources.hub_http import Policy
 from services.model.sources.huggingface import HuggingFace
 from services.model.sources.modelscope import ModelScope
@@ -316,10 +316,10 @@ async def test_an_owners_model_of_a_registry_has_its_own_tags(hub: Hub, weights:
 
 async def test_hubs_with_a_search_are_searched(hub: Hub) -> None:
     assert await HuggingFace(hub.url, BRISK).search("tiny", 5) == [
-        Found("huggingface", "maker/tiny", "tiny", type="llm", downloads=7)
+        SourceResult("huggingface", "maker/tiny", "tiny", type="llm", downloads=7)
     ]
     assert await ModelScope(hub.url, BRISK).search("tiny", 5) == [
-        Found("modelscope", "maker/tiny", "tiny", downloads=7)
+        SourceResult("modelscope", "maker/tiny", "tiny", downloads=7)
     ]
     assert await ModelScope(hub.url, BRISK).search("other", 5) == []
     assert await Ollama(hub.url, BRISK).search("tiny", 5) == []

@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import pytest
 
-from aima_core.process.writer import Runner
+from aima_core.process.writer import Writer
 from aima_core.store.log import Log
 from aima_core.store.records import Codec, Meta, Recorded
 from aima_core.testing import NOON, call
@@ -106,7 +106,7 @@ def test_after_these_events_the_tables_hold(events: list[Event], machines: list[
 
 async def test_rebuilt_tables_and_states_are_those_that_were_live(tmp_path: Path) -> None:
     log = await Log.open(tmp_path, "resource", Codec(RESOURCE.events))
-    runner = Runner(RESOURCE, log, "test")
+    runner = Writer(RESOURCE, log, "test")
     await runner.open()
 
     async def everything() -> tuple[Any, Any, Any]:

@@ -10,7 +10,7 @@ from services.device.units import DeviceItem
 from services.inference.units import Speed
 from services.service import units as u
 from services.service.rules.recommendation import Expected, Plan, expect, recommend
-from services.service.rules.selection import Choice
+from services.service.rules.selection import Selection
 from tests.service.test_selection import MIB, device, engine
 from tests.toys import model_view
 
@@ -19,8 +19,8 @@ NEEDS = {"weights": 10**9, "kv_bytes_per_token": 10**5, "overhead": 0, "context_
 MODEL = model_view("m", requirements=NEEDS)
 
 
-def choice(on: str = "cpu", *, memory: int = 100, reason: str = "it fits", **config: Any) -> Choice:
-    return Choice(engine("a", devices="cpu gpu"), on, config, memory * MIB, 0.0, reason)
+def choice(on: str = "cpu", *, memory: int = 100, reason: str = "it fits", **config: Any) -> Selection:
+    return Selection(engine("a", devices="cpu gpu"), on, config, memory * MIB, 0.0, reason)
 
 
 def speed(
@@ -39,7 +39,7 @@ CONFIG: dict[str, Any] = {"context_length": 4096, "slots": 4}
 
 # --- the estimate -------------------------------------------------------------------------------------------------
 
-ESTIMATED: dict[str, tuple[Choice, list[DeviceItem], Expected]] = {
+ESTIMATED: dict[str, tuple[Selection, list[DeviceItem], Expected]] = {
     "on a CPU company adds a tenth": (
         choice(**CONFIG),
         machine(),
@@ -86,7 +86,7 @@ ESTIMATED: dict[str, tuple[Choice, list[DeviceItem], Expected]] = {
 
 
 @pytest.mark.parametrize(("chosen", "devices", "expected"), ESTIMATED.values(), ids=ESTIMATED)
-def test_without_measurements_it_is_estimated(chosen: Choice, devices: list[DeviceItem], expected: Expected) -> None:
+def test_without_measurements_it_is_estimated(chosen: Selection, devices: list[DeviceItem], expected: Expected) -> None:
     assert expect(MODEL, chosen, devices, []) == expected
 
 
@@ -97,7 +97,7 @@ def test_a_model_without_weights_is_no_division_by_zero() -> None:
 
 # --- what was measured --------------------------------------------------------------------------------------------
 
-MEASURED: dict[str, tuple[Choice, list[Speed], Expected]] = {
+MEASURED: dict[str, tuple[Selection, list[Speed], Expected]] = {
     "alone and in company": (
         choice(**CONFIG),
         [speed(30, 1), speed(12, 4, requests=5)],
@@ -147,7 +147,7 @@ MEASURED: dict[str, tuple[Choice, list[Speed], Expected]] = {
 
 
 @pytest.mark.parametrize(("chosen", "speeds", "expected"), MEASURED.values(), ids=MEASURED)
-def test_what_was_measured_comes_before_an_estimate(chosen: Choice, speeds: list[Speed], expected: Expected) -> None:
+def test_what_was_measured_comes_before_an_estimate(chosen: Selection, speeds: list[Speed], expected: Expected) -> None:
     assert expect(MODEL, chosen, machine(), speeds) == expected
     assert expect(MODEL, chosen, machine(), speeds[::-1]) == expected
 

@@ -11,7 +11,7 @@ from services.device.units import DeviceItem
 from services.engine.units import EngineView
 from services.service import units as u
 from services.service.rules.resource_table import RESOURCE_TABLE, Share
-from services.service.rules.selection import Wish, choose, memory_of, options
+from services.service.rules.selection import SelectionRequest, choose, memory_of, options
 from tests.toys import model_view
 
 MIB = 2**20
@@ -53,8 +53,10 @@ def device(kind: str, memory: int, **other: Any) -> DeviceItem:
     return DeviceItem.model_validate(item | other)
 
 
-def wish(engine: str = "", device: Any = "auto", size: Any = "small", replicas: int = 1, **config: Any) -> Wish:
-    return Wish(engine, device, size, config, replicas)
+def wish(
+    engine: str = "", device: Any = "auto", size: Any = "small", replicas: int = 1, **config: Any
+) -> SelectionRequest:
+    return SelectionRequest(engine, device, size, config, replicas)
 
 
 def gpu(memory: int, free: int | None = None) -> DeviceItem:
@@ -76,7 +78,7 @@ BOTH = "cpu gpu"
 # --- engine and device --------------------------------------------------------------------------------------------
 
 Chosen = tuple[str, str, int, float, str]  # engine, device, MiB of main memory, share of a GPU, why
-CHOSEN: dict[str, tuple[list[EngineView], list[DeviceItem], Wish, Chosen]] = {
+CHOSEN: dict[str, tuple[list[EngineView], list[DeviceItem], SelectionRequest, Chosen]] = {
     "the only one": (
         *([engine("a")], CPU, wish()),
         ("a", "cpu", 248, 0.0, "a on cpu: llm in gguf, preferred among a"),
@@ -165,7 +167,9 @@ CHOSEN: dict[str, tuple[list[EngineView], list[DeviceItem], Wish, Chosen]] = {
 
 
 @pytest.mark.parametrize(("engines", "devices", "wanted", "expected"), CHOSEN.values(), ids=CHOSEN)
-def test_the_choice_is(engines: list[EngineView], devices: list[DeviceItem], wanted: Wish, expected: Chosen) -> None:
+def test_the_choice_is(
+    engines: list[EngineView], devices: list[DeviceItem], wanted: SelectionRequest, expected: Chosen
+) -> None:
     choice = choose(MODEL, engines, devices, wanted)
     found = (choice.engine.name, choice.device, choice.memory / MIB, choice.gpu_fraction, choice.reason)
     assert found == expected
@@ -182,7 +186,9 @@ def test_the_order_in_which_engines_and_devices_are_told_decides_nothing() -> No
 
 # --- refusals -----------------------------------------------------------------------------------------------------
 
-REFUSED: dict[str, tuple[list[EngineView], list[DeviceItem], Wish, type[AimaError], str, dict[str, Any]]] = {
+REFUSED: dict[
+    str, tuple[list[EngineView], list[DeviceItem], SelectionRequest, type[AimaError], str, dict[str, Any]]
+] = {
     "none at all": (
         *([], CPU, wish(), Conflict, "model m is a llm in gguf: no engine serves that"),
         {"reason": "NO_ENGINE", "engines": []},
@@ -258,7 +264,7 @@ REFUSED: dict[str, tuple[list[EngineView], list[DeviceItem], Wish, type[AimaErro
 def test_a_refusal_says_why(
     engines: list[EngineView],
     devices: list[DeviceItem],
-    wanted: Wish,
+    wanted: SelectionRequest,
     kind: type[AimaError],
     message: str,
     details: dict[str, Any],

@@ -302,7 +302,7 @@ def _routes(world: World) -> set[str]:
     return {route.process_id for pool in world.sides["inference"].states.values() for route in pool.routes}
 
 
-def _routable(service: ss.Service) -> list[ss.Member]:
+def _routable(service: ss.Service) -> list[ss.Replica]:
     return [member for member in service.members if member.status in ("running", "unhealthy") and service.runs]
 
 

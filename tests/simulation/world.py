@@ -485,7 +485,7 @@ class World:
         return list(self.sides["service"].states.values())
 
     @property
-    def instances(self) -> list[es.State]:
+    def instances(self) -> list[es.InstanceState]:
         """All instances of engines."""
         return [found for found in self.sides["engine"].states.values() if found.start]
 

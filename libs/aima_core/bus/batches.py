@@ -29,7 +29,7 @@ class _Request(msgspec.Struct, forbid_unknown_fields=True):
     headers: dict[str, str] = {}
 
 
-class Item:
+class BatchItem:
     """One request of a batch, to whoever serves it like a message; what it is answered with stays in `answer`."""
 
     reply = ""  # parts have nowhere to go
@@ -45,7 +45,7 @@ _decode_replies = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
 
 
-def items_of(payload: bytes, headers: Mapping[str, str]) -> list[Item]:
+def items_of(payload: bytes, headers: Mapping[str, str]) -> list[BatchItem]:
     """Return the requests that a message holds; raise InvalidRequest for one that holds none, or too many."""
     for name in headers:
         if name.startswith("Aima-") and name not in _OF_THE_MESSAGE:
@@ -56,15 +56,15 @@ def items_of(payload: bytes, headers: Mapping[str, str]) -> list[Item]:
         raise InvalidRequest(f"the payload is not a batch: {error}", reason="NOT_DECODABLE") from None
     if len(requests) > _MOST:
         raise InvalidRequest(f"{len(requests)} requests in a batch; at most {_MOST} are taken", reason="TOO_MANY_ITEMS")
-    return [Item(bytes(request.data), request.headers) for request in requests]
+    return [BatchItem(bytes(request.data), request.headers) for request in requests]
 
 
-def replies_of(items: Sequence[Item]) -> bytes:
+def replies_of(items: Sequence[BatchItem]) -> bytes:
     """Return the payload that answers them."""
     return b"[%b]" % b",".join(item.answer for item in items)
 
 
-class Together:
+class Batcher:
     """Asks one unit on behalf of many: what is asked in the same turn of the event loop goes in one message.
 
     With `wait` it is what is asked within so many seconds of the first, or until somebody calls `send`. What waits in
@@ -73,7 +73,7 @@ class Together:
     """
 
     def __init__(
-        self, client: Client, unit: str, *, timeout: float, wait: float = 0.0, ahead: Together | None = None
+        self, client: Client, unit: str, *, timeout: float, wait: float = 0.0, ahead: Batcher | None = None
     ) -> None:
         self._client = client
         self._unit = unit

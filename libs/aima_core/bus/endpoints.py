@@ -21,9 +21,9 @@ from nats.micro.request import ERROR_CODE_HEADER, ERROR_HEADER, Request
 from nats.micro.service import EndpointConfig, Service, ServiceConfig
 
 from aima_core import call as calls
-from aima_core.bus.batches import Item, items_of, replies_of
+from aima_core.bus.batches import BatchItem, items_of, replies_of
 from aima_core.bus.connection import check_size
-from aima_core.bus.outcomes import Outcome, Replies, encode
+from aima_core.bus.outcomes import Outcome, ReplyStream, encode
 from aima_core.call import Call, current_call
 from aima_core.domain import Domain
 from aima_core.errors import (
@@ -42,7 +42,7 @@ _MOST_FIELDS = 1000  # of an input; each unknown one costs the validator an erro
 _LONGEST_HEADER = 500  # characters of the error text in a reply's header; the whole of it is in the body
 _MOST_AT_ONCE = 10_000  # requests under way in one process; beyond it memory, not time, would run out
 
-Handle = Callable[[Unit[Any], Call, Replies], Awaitable[Outcome]]
+Handle = Callable[[Unit[Any], Call, ReplyStream], Awaitable[Outcome]]
 
 
 class _Meta(msgspec.Struct, omit_defaults=True):
@@ -161,7 +161,7 @@ class Endpoints:
         finally:
             await self._publish(message, replies_of(items), {})
 
-    async def _serve(self, unit: type[Unit[Any]], message: Msg | Item, token: str) -> None:
+    async def _serve(self, unit: type[Unit[Any]], message: Msg | BatchItem, token: str) -> None:
         begun, fields = time.perf_counter(), unit.model_fields
         call = Call(request_id="", at=time.time(), node=self._node)
         headers: dict[str, str] = {}
@@ -171,13 +171,13 @@ class Endpoints:
             command = parse(unit, _body(message))
             # asking a pydantic model for a field that it has not costs more than parsing its input
             wanted = call.parts or ("stream" in fields and bool(command.stream))  # type: ignore[attr-defined]
-            replies = Replies(self._nc, message.reply, f"{self._control}.{token}", wanted)
+            replies = ReplyStream(self._nc, message.reply, f"{self._control}.{token}", wanted)
             if "timeout" in fields and calls.TIMEOUT not in (message.headers or {}):
                 call = msgspec.structs.replace(call, deadline=call.at + _patience(command))
                 current_call.set(call)
             async with asyncio.timeout((call.deadline or call.at) - time.time()) as clock:
                 outcome = await self._handle(command, call, replies)
-            if replies.wanted:
+            if replies.requested:
                 headers = replies.final_headers()
         except AimaError as error:
             await self._refuse(message, error, call, begun)
@@ -204,7 +204,7 @@ class Endpoints:
         await self._respond(message, b'{"success":true,"data":%b,"meta":%b}' % (outcome.data, meta), headers)
 
     async def _refuse(
-        self, message: Msg | Item, error: AimaError, call: Call | None = None, begun: float = 0.0
+        self, message: Msg | BatchItem, error: AimaError, call: Call | None = None, begun: float = 0.0
     ) -> None:
         call = call or Call(request_id="", at=time.time(), node=self._node)
         meta = _meta(call, begun or time.perf_counter())
@@ -225,8 +225,8 @@ class Endpoints:
             },
         )
 
-    async def _respond(self, message: Msg | Item, data: bytes, headers: dict[str, str]) -> None:
-        if isinstance(message, Item):
+    async def _respond(self, message: Msg | BatchItem, data: bytes, headers: dict[str, str]) -> None:
+        if isinstance(message, BatchItem):
             message.answer = data
         else:
             await self._publish(message, data, headers)
@@ -247,7 +247,7 @@ def _meta(call: Call, begun: float, version: int | None = None, position: int | 
     return _Meta(call.request_id, took, calls.trace_id(call.trace), version, position)
 
 
-def _body(message: Msg | Item) -> bytes:
+def _body(message: Msg | BatchItem) -> bytes:
     """Return the message's input as JSON; raise for what is too large or not decodable."""
     data: bytes = message.data
     check_size(data)

@@ -24,22 +24,22 @@ class Outcome(msgspec.Struct, frozen=True):
     position: int | None = None
 
 
-class Replies:
+class ReplyStream:
     """Where the parts of one request go. A part that nobody is subscribed to cancels the request."""
 
-    def __init__(self, nc: Nats, inbox: str, control: str, wanted: bool) -> None:
+    def __init__(self, nc: Nats, inbox: str, control: str, requested: bool) -> None:
         self._nc = nc
         self._inbox = inbox
         self._control = control
         self._seq = 0
-        self.wanted = wanted and bool(inbox)
+        self.requested = requested and bool(inbox)
 
     async def send(self, part: Any) -> None:
         """Send one part, numbered; nothing when the caller did not ask for parts.
 
         Raises PayloadTooLarge for one that the bus does not carry.
         """
-        if not self.wanted:
+        if not self.requested:
             return
         self._seq += 1
         headers = {calls.SEQ: str(self._seq)}

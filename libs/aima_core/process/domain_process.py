@@ -18,20 +18,20 @@ from aima_core.bus.client import Peers
 from aima_core.bus.connection import connect
 from aima_core.bus.credentials import bus_user
 from aima_core.bus.endpoints import Endpoints
-from aima_core.bus.outcomes import Outcome, Replies, encode_view
+from aima_core.bus.outcomes import Outcome, ReplyStream, encode_view
 from aima_core.call import Call, current_call, fresh
 from aima_core.domain import Context, Domain, S
 from aima_core.errors import AimaError, Conflict, Unavailable, from_body
 from aima_core.process.effects import Effects, end
 from aima_core.process.follower import Follower
 from aima_core.process.relay import Relay
-from aima_core.process.resource_bucket import Resources
-from aima_core.process.writer import Runner
+from aima_core.process.resource_bucket import ResourceBucket
+from aima_core.process.writer import Writer
 from aima_core.settings import Settings
 from aima_core.standard_units import LogPage, LogQuery, Read, ReadQuery, units_of
 from aima_core.store.log import Log
 from aima_core.store.reader import Reader
-from aima_core.store.records import Codec, Recorded, Reply
+from aima_core.store.records import Codec, Recorded, StoredReply
 from aima_core.structured_logs import logger
 from aima_core.units import Command, Query, Unit
 
@@ -42,7 +42,7 @@ _WHOLE = 1_000_000  # events: all there are of what one command led to
 _REMEMBERED = 1000  # answers of flows kept in memory for repeated keys: they may hold content, so never on disk
 
 
-class Process(Generic[S]):
+class DomainProcess(Generic[S]):
     """Serves one domain until told to stop."""
 
     def __init__(self, domain: Domain[S], settings: Settings) -> None:
@@ -67,7 +67,7 @@ class Process(Generic[S]):
         log = await Log.open(folder, domain.name, Codec(domain.events, domain.upcasters))
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(log.close)
-            self._runner = runner = Runner(domain, log, settings.node)
+            self._runner = runner = Writer(domain, log, settings.node)
             await runner.open()
             stack.push_async_callback(runner.close)
             user = bus_user(settings, domain.name)
@@ -77,7 +77,7 @@ class Process(Generic[S]):
             self._outside = outside = domain.outside(self._context(Peers(nc, settings.node), log))
             await outside.open()
             stack.push_async_callback(outside.close)
-            self._resources = Resources(nc, domain, outside.answer)
+            self._resources = ResourceBucket(nc, domain, outside.answer)
             relay = Relay(nc, log, settings.node)
             runner.listeners += [relay.on_commit, self._resources.on_commit]
             effects = Effects(domain, runner, outside)
@@ -131,7 +131,7 @@ class Process(Generic[S]):
 
     # --- one request ----------------------------------------------------------------------------------------
 
-    async def _handle(self, unit: Unit[Any], call: Call, replies: Replies) -> Outcome:
+    async def _handle(self, unit: Unit[Any], call: Call, replies: ReplyStream) -> Outcome:
         if isinstance(unit, LogQuery):
             return Outcome(encode_page(await self._log_page(unit)))
         if isinstance(unit, ReadQuery):
@@ -155,7 +155,7 @@ class Process(Generic[S]):
         return Outcome(data, decision.version, decision.position)
 
     async def _settle(
-        self, command: Command[Any], records: Sequence[Recorded], streams: Sequence[str], replies: Replies
+        self, command: Command[Any], records: Sequence[Recorded], streams: Sequence[str], replies: ReplyStream
     ) -> bytes:
         """Return the command's answer once what it set off has come to an end; events on the way are parts."""
         # most answers are there at once: only one that is not needs a watch (nothing can be missed: there is no await)
@@ -165,7 +165,7 @@ class Process(Generic[S]):
             return await self._settled(command, records, news, replies)
 
     async def _settled(
-        self, command: Command[Any], records: Sequence[Recorded], news: asyncio.Queue[Any], replies: Replies
+        self, command: Command[Any], records: Sequence[Recorded], news: asyncio.Queue[Any], replies: ReplyStream
     ) -> bytes:
         events = [record.event for record in records]
         last = records[-1].position if records else 0
@@ -176,7 +176,7 @@ class Process(Generic[S]):
                     await replies.send(record.wire())
         return encode_view(view)
 
-    async def _once(self, unit: Command[Any], call: Call, replies: Replies) -> Outcome:
+    async def _once(self, unit: Command[Any], call: Call, replies: ReplyStream) -> Outcome:
         """Decide a keyed request at its first coming; give every later one the reply of the first."""
         request, key, runner = _fingerprint(unit), call.idempotency_key, self._runner
         async with runner.keyed(key):
@@ -190,7 +190,7 @@ class Process(Generic[S]):
             if kept is None:
                 decision = await runner.run(command, call, request=request)
                 first, last = decision.position - len(decision.records) + 1, decision.position
-                kept = Reply(key, request, first, last)
+                kept = StoredReply(key, request, first, last)
         records = await runner.log.events(kept.first - 1, until=kept.last, limit=_WHOLE)
         own = runner.stream_of(command)
         streams = tuple(dict.fromkeys([own] if own else []) | dict.fromkeys(record.stream for record in records))
@@ -204,10 +204,10 @@ class Process(Generic[S]):
                 final = _Kept(version=version, position=kept.last, error=error.body())
             else:
                 final = _Kept(version=version, position=kept.last, data=msgspec.Raw(data))
-        await runner.keep_reply(Reply(key, request, kept.first, kept.last, msgspec.json.encode(final)))
+        await runner.keep_reply(StoredReply(key, request, kept.first, kept.last, msgspec.json.encode(final)))
         return final.outcome()
 
-    async def _flow(self, command: Command[Any], call: Call, replies: Replies) -> bytes:
+    async def _flow(self, command: Command[Any], call: Call, replies: ReplyStream) -> bytes:
         """Run a flow; a repeated key joins the first run or gets its answer, for as long as this process lives."""
         if call.dry_run:
             planned = self._runner.plan(await self._outside.prepare(command, call), call)
@@ -227,7 +227,7 @@ class Process(Generic[S]):
             )
         return await asyncio.shield(known[1])
 
-    async def _run_flow(self, command: Command[Any], call: Call, replies: Replies) -> bytes:
+    async def _run_flow(self, command: Command[Any], call: Call, replies: ReplyStream) -> bytes:
         try:
             return encode_view(await self._outside.flow(command, call, replies))
         except BaseException:
@@ -287,7 +287,7 @@ def run(domain: Domain[Any], settings: Settings, ready: Callable[[], None] = lam
             loop.add_signal_handler(number, stop.set)
         if lifeline >= 0:
             loop.add_reader(lifeline, stop.set)
-        await Process(domain, settings).serve(stop, ready)
+        await DomainProcess(domain, settings).serve(stop, ready)
 
     gc.set_threshold(*_COLLECTED)
     uvloop.run(main())

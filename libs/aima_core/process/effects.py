@@ -15,7 +15,7 @@ from aima_core import call as calls
 from aima_core.call import current_call
 from aima_core.domain import Domain, Effect, Outside, S
 from aima_core.errors import AimaError
-from aima_core.process.writer import Runner
+from aima_core.process.writer import Writer
 from aima_core.store.records import Recorded
 from aima_core.structured_logs import logger
 from aima_core.units import Command
@@ -27,7 +27,7 @@ _CANCEL_AGAIN = 0.5  # seconds that a task gets to notice that it is cancelled
 class Effects(Generic[S]):
     """The effects of one domain, as tasks."""
 
-    def __init__(self, domain: Domain[S], runner: Runner[S], outside: Outside[S]) -> None:
+    def __init__(self, domain: Domain[S], runner: Writer[S], outside: Outside[S]) -> None:
         self._domain = domain
         self._runner = runner
         self._outside = outside

@@ -19,7 +19,7 @@ from aima_core import call as calls
 from aima_core.bus.client import Client
 from aima_core.domain import Domain, S
 from aima_core.errors import AimaError, PayloadTooLarge, Timeout, Unavailable
-from aima_core.process.writer import Runner
+from aima_core.process.writer import Writer
 from aima_core.store.records import Codec, Meta, Recorded
 from aima_core.structured_logs import logger
 
@@ -32,7 +32,7 @@ _ASK = 2.0  # seconds for a page, which takes milliseconds: a peer that dies ove
 class Follower(Generic[S]):
     """Our side of one peer."""
 
-    def __init__(self, nc: Nats, domain: Domain[S], peer: str, runner: Runner[S]) -> None:
+    def __init__(self, nc: Nats, domain: Domain[S], peer: str, runner: Writer[S]) -> None:
         self._nc = nc
         self._client = Client(nc)
         self._domain = domain

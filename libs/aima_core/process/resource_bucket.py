@@ -30,7 +30,7 @@ _RETRY = 1.0  # seconds
 _BUS_AWAY = (TimeoutError, nats.errors.Error, nats.js.errors.Error, OSError)
 
 
-class Resources(Generic[S]):
+class ResourceBucket(Generic[S]):
     """The resources of one domain: readable by address, copied to the bucket as they change."""
 
     def __init__(self, nc: Nats, domain: Domain[S], answer: Callable[[Query[Any]], Awaitable[View]]) -> None:

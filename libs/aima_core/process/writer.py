@@ -20,7 +20,7 @@ from aima_core.domain import Domain, S
 from aima_core.errors import AimaError, Conflict, InternalError, PayloadTooLarge, Unavailable
 from aima_core.store import replay
 from aima_core.store.log import Log
-from aima_core.store.records import Batch, Meta, Planned, Recorded, Reply, Statement
+from aima_core.store.records import Batch, Meta, Planned, Recorded, Statement, StoredReply
 from aima_core.structured_logs import logger
 from aima_core.units import Command, Event, View
 
@@ -55,7 +55,7 @@ class _Pending(Generic[S]):
         self.waiting: list[asyncio.Future[None]] = []
 
 
-class Runner(Generic[S]):
+class Writer(Generic[S]):
     """Runs the commands of one domain."""
 
     def __init__(self, domain: Domain[S], log: Log, node: str) -> None:
@@ -170,7 +170,7 @@ class Runner(Generic[S]):
             pending.batch.cursors[cursor[0]] = cursor[1]
         if request:
             first = records[0].position if records else self.position + 1
-            pending.batch.replies.append(Reply(call.idempotency_key, request, first, self.position))
+            pending.batch.replies.append(StoredReply(call.idempotency_key, request, first, self.position))
         pending.states |= states
         for record in records:
             pending.versions[record.stream] = record.version
@@ -194,7 +194,7 @@ class Runner(Generic[S]):
         async with lock:
             yield
 
-    async def keep_reply(self, reply: Reply) -> None:
+    async def keep_reply(self, reply: StoredReply) -> None:
         """Keep the answer of a keyed request."""
         self._pending.batch.replies.append(reply)
         await self._written()

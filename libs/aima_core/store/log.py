@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from aima_core.errors import Conflict, Unavailable
-from aima_core.store.records import Batch, Codec, Recorded, Reply, Statement, decode_meta
+from aima_core.store.records import Batch, Codec, Recorded, Statement, StoredReply, decode_meta
 from aima_core.store.sqlite import Sqlite
 
 SCHEMA = """
@@ -138,11 +138,11 @@ class Log:
         row = await self.file.read(lambda c: c.execute(sql, (recorded_at + 1e-6,)).fetchone())
         return int(row[0])
 
-    async def reply(self, key: str) -> Reply | None:
+    async def reply(self, key: str) -> StoredReply | None:
         """Return what is kept of the request with that idempotency key."""
         sql = "SELECT key, request, first, last, reply FROM replies WHERE key = ?"
         row = await self.file.read(lambda c: c.execute(sql, (key,)).fetchone())
-        return Reply(*row) if row else None
+        return StoredReply(*row) if row else None
 
     async def cursors(self) -> dict[str, int]:
         """Return how far each source has been followed."""

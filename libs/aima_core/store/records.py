@@ -71,7 +71,7 @@ class Planned(msgspec.Struct, frozen=True):
     version: int
 
 
-class Reply(msgspec.Struct, frozen=True):
+class StoredReply(msgspec.Struct, frozen=True):
     """What is kept of a keyed request: what was asked, which events it led to, and its answer once there is one."""
 
     key: str
@@ -86,7 +86,7 @@ class Batch(msgspec.Struct):
 
     records: list[Recorded] = []
     statements: list[Statement] = []
-    replies: list[Reply] = []
+    replies: list[StoredReply] = []
     cursors: dict[str, int] = {}
 
 

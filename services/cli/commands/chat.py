@@ -14,7 +14,7 @@ import typer
 
 from aima_core.bus.client import Answer
 from aima_core.errors import EngineNotRunning, InvalidRequest
-from services.cli.door.door import Door, Reach
+from services.cli.door.door import Door, DoorAddress
 from services.cli.door.opening import open_door
 from services.cli.shared_options import ApiKey, Config, Url
 from services.cli.show.console import err, out
@@ -61,7 +61,7 @@ def chat(
     """Talk to a model. The answer appears as it is made; Ctrl-C stops it."""
     extra = {"max_tokens": max_tokens, "temperature": temperature}
     options = {key: value for key, value in extra.items() if value is not None}
-    reach = Reach(url, api_key, config)
+    reach = DoorAddress(url, api_key, config)
     if message is not None:
         message = _whole(message)
     model = model or _first(asyncio.run(_served(reach)))
@@ -100,7 +100,7 @@ def _piped() -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
-async def _say(reach: Reach, model: str, said: Turns, options: dict[str, Any], heard: list[str]) -> None:
+async def _say(reach: DoorAddress, model: str, said: Turns, options: dict[str, Any], heard: list[str]) -> None:
     async with open_door(reach) as door:
         await turn(door, model, said, options, heard)
 
@@ -129,7 +129,7 @@ async def turn(door: Door, model: str, said: Turns, options: dict[str, Any], hea
             out.print()
 
 
-async def _served(reach: Reach) -> list[str]:
+async def _served(reach: DoorAddress) -> list[str]:
     """Return who can be talked to: models that have a service, those that run first, then the services.
 
     Whoever talks to one that does not run hears why: it waits for what is asleep or starting.

@@ -13,14 +13,14 @@ import typer
 from aima_core.bus.directory import UnitInfo
 from aima_core.errors import AimaError, NotFound, ValidationFailed
 from aima_core.suggestions import did_you_mean, nearest
-from services.cli.door.door import Reach
+from services.cli.door.door import DoorAddress
 from services.cli.door.opening import open_door
 from services.cli.shared_options import ApiKey, Columns, Config, Output, Url, listed
 from services.cli.show.console import Format, err
 from services.cli.show.output import document
 from services.cli.units import completion, flags, unit_call, unit_command
 from services.cli.units.flags import Flag
-from services.cli.units.unit_call import Manner
+from services.cli.units.unit_call import CallOptions
 
 app = typer.Typer(help="Make, list and revoke the keys that the gateway accepts.", no_args_is_help=True)
 
@@ -57,7 +57,7 @@ def create(
         "tokens_per_day": tokens,
     }
     data = {field: value for field, value in data.items() if value is not None}
-    document(asyncio.run(_ask("gateway.create_key", data, Reach(url, api_key, config), output)), output)
+    document(asyncio.run(_ask("gateway.create_key", data, DoorAddress(url, api_key, config), output)), output)
     if output is Format.TABLE:
         err.print("[dim]keep it: nobody can show it again. It goes into the header Authorization: Bearer KEY[/]")
 
@@ -72,7 +72,7 @@ def list_keys(
 ) -> None:
     """List the keys that there are."""
     shown = listed(columns, output) or _SHOWN
-    found = asyncio.run(_ask("gateway.list_keys", {"limit": 1000}, Reach(url, api_key, config), output))
+    found = asyncio.run(_ask("gateway.list_keys", {"limit": 1000}, DoorAddress(url, api_key, config), output))
     document(found, output, shown)
 
 
@@ -93,7 +93,7 @@ def revoke(
     config: Config = None,
 ) -> None:
     """Make a key worthless, at once and for good."""
-    document(asyncio.run(_revoke(key_id, Reach(url, api_key, config), output, not yes)), output)
+    document(asyncio.run(_revoke(key_id, DoorAddress(url, api_key, config), output, not yes)), output)
 
 
 def seconds(text: str) -> float:
@@ -108,7 +108,7 @@ def seconds(text: str) -> float:
         ) from None
 
 
-async def _revoke(key_id: str, reach: Reach, output: Format, confirming: bool) -> Any:
+async def _revoke(key_id: str, reach: DoorAddress, output: Format, confirming: bool) -> Any:
     try:
         return await _ask("gateway.revoke_key", {"key_id": key_id}, reach, output, confirming)
     except NotFound as error:
@@ -119,13 +119,13 @@ async def _revoke(key_id: str, reach: Reach, output: Format, confirming: bool) -
         raise NotFound(f"{error.message}{did_you_mean(meant)}", **{**error.details, "near": meant}) from error
 
 
-async def _ask(unit: str, data: dict[str, Any], reach: Reach, output: Format, confirming: bool = False) -> Any:
+async def _ask(unit: str, data: dict[str, Any], reach: DoorAddress, output: Format, confirming: bool = False) -> Any:
     async with open_door(reach) as door:
         found = await door.describe(unit)
         if confirming:
             unit_command.confirm(found, data)
         try:
-            return await unit_call.answer(door, found, data, Manner())
+            return await unit_call.answer(door, found, data, CallOptions())
         except ValidationFailed as error:
             raise (flags.named(error, _typed(found, data)) if output is Format.TABLE else error) from error
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from aima_core.errors import ExecutionFailed, NotFound
-from aima_core.process.writer import Runner
+from aima_core.process.writer import Writer
 from aima_core.store.log import Log
 from aima_core.store.records import Codec
 from services.cli import domains
@@ -50,7 +50,7 @@ async def _verify(name: str, config: Any) -> tuple[int | None, int]:
 async def _rebuild(name: str, config: Any) -> int:
     log = await _open(name, config)
     try:
-        return await Runner(domains.load(name), log, bus_door.settings(config).node).rebuild()
+        return await Writer(domains.load(name), log, bus_door.settings(config).node).rebuild()
     finally:
         await log.close()
 

@@ -21,7 +21,7 @@ from services.cli.shared_options import Config
 from services.cli.show.console import Format, err
 from services.cli.show.output import failure
 from services.gateway.entrance.access import NOBODY, Policy, Principal
-from services.gateway.entrance.dispatch import Asking, Caller
+from services.gateway.entrance.dispatch import Caller, Dispatcher
 
 if TYPE_CHECKING:
     from services.gateway.mcp.api import McpServer
@@ -63,7 +63,7 @@ async def _serve(mode: Mode, config: Config) -> None:
 @contextlib.asynccontextmanager
 async def _server(client: Client, mode: Mode) -> AsyncIterator[McpServer]:
     """Give a server that asks on behalf of whoever the key belongs to, and keeps up with what is on the bus."""
-    from services.gateway.mcp.api import McpServer, Visit
+    from services.gateway.mcp.api import McpClient, McpServer
     from services.gateway.rest.resources import Watching
 
     who = await _principal(client)
@@ -73,9 +73,9 @@ async def _server(client: Client, mode: Mode) -> AsyncIterator[McpServer]:
         err.print(f"[yellow]no domain {domain} is on the bus now; there are {', '.join(directory.domains)}[/]")
     # as at a door of this machine alone: commands need no key, what is of high risk always does
     served = McpServer(
-        Asking(client, directory, Policy(required=False)),
+        Dispatcher(client, directory, Policy(required=False)),
         watching.changes,
-        lambda _: Visit(Caller(who, "local", token(8)), mode),
+        lambda _: McpClient(Caller(who, "local", token(8)), mode),
     )
     keeping = [asyncio.create_task(work()) for work in (directory.run, watching.run, served.news.run)]
     try:

@@ -14,7 +14,7 @@ from rich.markup import escape
 from aima_core.errors import AimaError
 from services.cli.domains import names
 from services.cli.door import bus_door
-from services.cli.door.door import Door, Reach
+from services.cli.door.door import Door, DoorAddress
 from services.cli.door.opening import open_door
 from services.cli.shared_options import ApiKey, Config, Output, Url
 from services.cli.show.console import Format, out
@@ -29,7 +29,7 @@ def status(
     config: Config = None,
 ) -> None:
     """Show the bus, the domains, the services and the memory. Fails when no domain serves."""
-    reach = Reach(url, api_key, config)
+    reach = DoorAddress(url, api_key, config)
     found = asyncio.run(_status(reach))
     _show(found, url, output)
     if not any(domain["state"] == "serving" for domain in found["domains"]):
@@ -62,7 +62,7 @@ def _show(found: dict[str, Any], url: str, output: Format) -> None:
         )
 
 
-async def _status(reach: Reach) -> dict[str, Any]:
+async def _status(reach: DoorAddress) -> dict[str, Any]:
     """Return what is so; of a gateway's machine only what its units tell."""
     async with open_door(reach) as door:
         there = await door.domains()

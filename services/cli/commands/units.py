@@ -14,7 +14,7 @@ from aima_core.bus.directory import UnitInfo
 from aima_core.errors import AimaError, UnitNotFound
 from aima_core.suggestions import did_you_mean, nearest
 from services.cli.domains import names
-from services.cli.door.door import Door, Reach, down
+from services.cli.door.door import Door, DoorAddress, down
 from services.cli.door.opening import open_door
 from services.cli.shared_options import ApiKey, Config, Output, Url
 from services.cli.show.console import Format, out
@@ -36,7 +36,7 @@ def units(
     config: Config = None,
 ) -> None:
     """List the units that can be asked right now."""
-    found, ident = asyncio.run(_units(domain, Reach(url, api_key, config)))
+    found, ident = asyncio.run(_units(domain, DoorAddress(url, api_key, config)))
     if output is not Format.TABLE:
         document([{"unit": unit.name, **_but_its_name(unit)} for unit in found], output)
         return
@@ -50,7 +50,7 @@ def units(
     out.print(f"[dim]{len(found)} units; `aima units service.create` shows one with its fields[/]")
 
 
-async def _units(name: str, reach: Reach) -> tuple[list[UnitInfo], str]:
+async def _units(name: str, reach: DoorAddress) -> tuple[list[UnitInfo], str]:
     """Return the units that were asked for, and of a single one the field that may be typed first."""
     domain = name.partition(".")[0]
     async with open_door(reach) as door:

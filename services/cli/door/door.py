@@ -15,7 +15,7 @@ CONNECT = 2.0  # seconds
 
 
 @dataclass(frozen=True)
-class Reach:
+class DoorAddress:
     """How far a command reaches: to the gateway at `url` with its key, or without one to the bus of the settings.
 
     `wait` is how long the bus may take to answer at all, in seconds.

@@ -9,13 +9,13 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from services.cli.door.bus_door import BusDoor, bus
-from services.cli.door.door import Door, Reach
+from services.cli.door.door import Door, DoorAddress
 
 _BACK = 5.0  # seconds for a bus that goes away in the middle of an answer to come back
 
 
 @contextlib.asynccontextmanager
-async def open_door(reach: Reach) -> AsyncIterator[Door]:
+async def open_door(reach: DoorAddress) -> AsyncIterator[Door]:
     """Open the door that the command line names; closed again at the end."""
     if reach.url:
         from services.cli.door.http_door import http_door  # an HTTP client takes long to import, and is rarely wanted

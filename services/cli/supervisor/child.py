@@ -29,7 +29,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)  # what
 LOG_LIMIT = 10 * 2**20  # bytes; a larger log is put aside, in place of an older one, when its process starts
 
 
-class Forked:
+class ChildProcess:
     """A function that runs in a child process; launched as often as it is needed."""
 
     def __init__(self, name: str, run: Run, log: Path, lifeline: int, private: Callable[[], Iterable[int]]) -> None:

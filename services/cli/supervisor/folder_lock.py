@@ -25,7 +25,7 @@ GRACE = 30.0  # seconds that the children of a supervisor that was killed may ta
 
 
 @dataclass(frozen=True)
-class Claim:
+class FolderLock:
     """The right to run on a data folder, as long as the `with claim(...)` lasts."""
 
     data: Path
@@ -61,7 +61,7 @@ def runs(data: Path) -> bool:
 
 
 @contextlib.contextmanager
-def claim(data: Path, grace: float = GRACE) -> Iterator[Claim]:
+def claim(data: Path, grace: float = GRACE) -> Iterator[FolderLock]:
     """Take the data folder for this process and the children it forks.
 
     Raises Conflict (ALREADY_RUNNING) soon when another supervisor runs there, and after `grace` seconds when only
@@ -72,7 +72,7 @@ def claim(data: Path, grace: float = GRACE) -> Iterator[Claim]:
     lock = os.open(data / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         _lock(lock, data, grace)
-        claimed = Claim(data, datetime.now(UTC).isoformat(timespec="seconds"))
+        claimed = FolderLock(data, datetime.now(UTC).isoformat(timespec="seconds"))
         # The file stays for ever: who removes a lock file takes it from somebody who has just opened it.
         os.ftruncate(lock, 0)
         os.pwrite(lock, json.dumps({"pid": os.getpid(), "started_at": claimed.started_at}).encode(), 0)

@@ -21,7 +21,7 @@ LONG_LIFE = 5.0  # seconds after which a death counts as the first one again: a 
 State = Literal["starting", "ready", "restarting", "stopping", "stopped"]
 
 
-class Process(Protocol):
+class Launchable(Protocol):
     """What can be launched, and launched again; nats-server and a forked child alike."""
 
     name: str
@@ -74,10 +74,10 @@ class Backoff:
         return delay
 
 
-class Watched:
+class SupervisedProcess:
     """A process and its state. `now` is monotonic seconds everywhere."""
 
-    def __init__(self, process: Process, words: Callable[[], str] = lambda: "") -> None:
+    def __init__(self, process: Launchable, words: Callable[[], str] = lambda: "") -> None:
         """Take the process and what returns the end of what its present life has written."""
         self.process, self._words = process, words
         self.state: State = "stopped"

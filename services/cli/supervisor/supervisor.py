@@ -17,9 +17,9 @@ from contextlib import suppress
 from typing import Literal
 
 from aima_core.bus.nats_server import NatsServer
-from services.cli.supervisor.child import SIGNALS, Forked, Run
-from services.cli.supervisor.folder_lock import Claim
-from services.cli.supervisor.restarts import ProcessState, Watched
+from services.cli.supervisor.child import SIGNALS, ChildProcess, Run
+from services.cli.supervisor.folder_lock import FolderLock
+from services.cli.supervisor.restarts import ProcessState, SupervisedProcess
 
 DRAIN = 30.0  # seconds that the children have for the requests under way
 BUS_STOP = 5.0  # seconds that nats-server has to close its files
@@ -33,7 +33,7 @@ class Supervisor:
 
     def __init__(
         self,
-        claim: Claim,
+        claim: FolderLock,
         nats: NatsServer | str,
         children: Mapping[str, Run],
         on_change: Callable[[Sequence[ProcessState]], None] = lambda _: None,
@@ -44,10 +44,10 @@ class Supervisor:
         `on_change` is called with the state of every process, in order, whenever one of them changes.
         """
         self._claim, self._runs, self._on_change, self._drain = claim, children, on_change, drain
-        self._bus = Watched(nats) if isinstance(nats, NatsServer) else None
+        self._bus = SupervisedProcess(nats) if isinstance(nats, NatsServer) else None
         self._url = nats.url if isinstance(nats, NatsServer) else nats
-        self._children: list[Forked] = []
-        self._watched: list[Watched] = []
+        self._children: list[ChildProcess] = []
+        self._watched: list[SupervisedProcess] = []
         self._phase: Literal["serving", "draining", "ending", "over"] = "serving"
         self._deadline = float("inf")
         self._code = 0
@@ -94,8 +94,8 @@ class Supervisor:
             self._bus.launched(now)
         for name, run in self._runs.items():
             log = self._claim.data / name / "process.log"
-            self._children.append(Forked(name, run, log, self._lifeline, self._private))
-            self._watched.append(Watched(self._children[-1], self._children[-1].last_words))
+            self._children.append(ChildProcess(name, run, log, self._lifeline, self._private))
+            self._watched.append(SupervisedProcess(self._children[-1], self._children[-1].last_words))
         for child in self._watched:
             child.launch(now)
 
@@ -113,7 +113,7 @@ class Supervisor:
     def _ready_pipes(self) -> list[int]:
         return [child.ready_fd for child in self._children if child.ready_fd is not None]
 
-    def _all(self) -> list[Watched]:
+    def _all(self) -> list[SupervisedProcess]:
         return [self._bus, *self._watched] if self._bus else self._watched
 
     def _loop(self) -> None:
@@ -150,7 +150,7 @@ class Supervisor:
             case _:
                 pass
 
-    def _give_up(self, child: Forked, code: int) -> None:
+    def _give_up(self, child: ChildProcess, code: int) -> None:
         self._code = code
         sys.stderr.write(f"{child.name} cannot run (exit code {code}):\n{child.last_words()}\n")
         self.stop()

@@ -11,7 +11,7 @@ from typing import Any
 
 from aima_core.bus.directory import DomainInfo
 from aima_core.errors import AimaError
-from services.cli.door.door import Reach
+from services.cli.door.door import DoorAddress
 from services.cli.door.opening import open_door
 from services.cli.show import schema
 from services.cli.units.flags import Flag
@@ -22,7 +22,7 @@ _NAMES = ("id", "name")  # what the items of a list go by
 Complete = Callable[[str], list[tuple[str, str]]]
 
 
-def values(flag: Flag, domain: str, reach: Reach) -> Complete:
+def values(flag: Flag, domain: str, reach: DoorAddress) -> Complete:
     """Return what completes the value of a flag: never an error, at worst nothing."""
 
     def complete(incomplete: str) -> list[tuple[str, str]]:
@@ -74,8 +74,8 @@ def units(incomplete: str) -> list[tuple[str, str]]:
     return [(unit.name, unit.summary) for unit in found if unit.name.startswith(incomplete)]
 
 
-def _near() -> Reach:
-    return Reach(os.environ.get("AIMA_URL", ""), os.environ.get("AIMA_API_KEY", ""), wait=_PATIENCE)
+def _near() -> DoorAddress:
+    return DoorAddress(os.environ.get("AIMA_URL", ""), os.environ.get("AIMA_API_KEY", ""), wait=_PATIENCE)
 
 
 async def _domains() -> list[DomainInfo]:
@@ -94,7 +94,7 @@ def _lister(flag: Flag, domain: str) -> str:
     return f"{domain}.list" if flag.field == "name" and flag.required else ""
 
 
-async def _ids(unit: str, field: str, reach: Reach) -> list[tuple[str, str]]:
+async def _ids(unit: str, field: str, reach: DoorAddress) -> list[tuple[str, str]]:
     with contextlib.suppress(AimaError, TimeoutError):
         async with asyncio.timeout(_PATIENCE), open_door(replace(reach, wait=_PATIENCE)) as door:
             answer = (await door.ask(unit, {}, timeout=_PATIENCE)).data

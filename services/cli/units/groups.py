@@ -21,7 +21,7 @@ from aima_core.bus.directory import DomainInfo
 from aima_core.errors import AimaError, InvalidRequest, NotFound
 from aima_core.suggestions import nearest
 from services.cli import domains
-from services.cli.door.door import Reach, down
+from services.cli.door.door import DoorAddress, down
 from services.cli.door.opening import open_door
 from services.cli.units import unit_command
 from services.gateway.rest.routes import ident_of
@@ -35,7 +35,7 @@ class DomainGroup(TyperGroup):
     """A domain: a command for each of its units, made when it is asked for."""
 
     info: DomainInfo
-    reach: Reach
+    reach: DoorAddress
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 (typer's signature)
         """Return the actions."""
@@ -88,7 +88,7 @@ class Aima(TyperGroup):
         return refuse(ctx, cmd_name, [*known, *domains.names()])
 
 
-def domain_group(info: DomainInfo, reach: Reach) -> DomainGroup:
+def domain_group(info: DomainInfo, reach: DoorAddress) -> DomainGroup:
     """Return the command of a domain."""
     beyond = f"\n\nThe key reaches none of its units; that needs a scope such as {info.name}:low."
     app = typer.Typer(
@@ -123,13 +123,13 @@ def _actions(ctx: typer.Context) -> None:
         typer.echo(ctx.get_help())
 
 
-def _known(ctx: Any, reach: Reach, name: str) -> DomainInfo | None:
+def _known(ctx: Any, reach: DoorAddress, name: str) -> DomainInfo | None:
     """Return a domain; what `--help` has just listed is not asked for again."""
     listed: Mapping[str, DomainInfo] = ctx.meta.get(_PANEL, {})
     return listed.get(name) or _look(reach, name).get(name)
 
 
-def _say_why(reach: Reach, name: str) -> None:
+def _say_why(reach: DoorAddress, name: str) -> None:
     """Raise the refusal of a unit that a key does not reach: a gateway does not list it, and says why when asked."""
 
     async def ask() -> None:
@@ -140,7 +140,7 @@ def _say_why(reach: Reach, name: str) -> None:
         asyncio.run(ask())
 
 
-def _quietly(ctx: Any, reach: Reach, name: str) -> DomainInfo:
+def _quietly(ctx: Any, reach: DoorAddress, name: str) -> DomainInfo:
     """Return a domain for a shell that completes; one without units when nobody tells of it soon."""
     with contextlib.suppress(AimaError):
         if info := _known(ctx, replace(reach, wait=_BRIEFLY), name):
@@ -148,7 +148,7 @@ def _quietly(ctx: Any, reach: Reach, name: str) -> DomainInfo:
     return DomainInfo(id="", name=name, version="", about="", node="", units={}, resources=[])
 
 
-def _look(reach: Reach, name: str = "") -> Mapping[str, DomainInfo]:
+def _look(reach: DoorAddress, name: str = "") -> Mapping[str, DomainInfo]:
     async def look() -> Mapping[str, DomainInfo]:
         async with open_door(reach) as door:
             return await door.domains(name)
@@ -156,7 +156,7 @@ def _look(reach: Reach, name: str = "") -> Mapping[str, DomainInfo]:
     return asyncio.run(look())
 
 
-def _reach(ctx: Any) -> Reach:
+def _reach(ctx: Any) -> DoorAddress:
     """Return the door that the command line names, wherever in it: the commands behind it are there to be made."""
     given = {name: ctx.params.get(name) or "" for name in ("url", "api_key")}
     words: Sequence[str] = ctx.args
@@ -168,4 +168,4 @@ def _reach(ctx: Any) -> Reach:
         if flag.startswith("--") and name in given:
             given[name] = value if equals else next(iter(words[index + 1 : index + 2]), "")
     config: Path | None = ctx.params.get("config")
-    return Reach(given["url"], given["api_key"], config)
+    return DoorAddress(given["url"], given["api_key"], config)

@@ -28,7 +28,7 @@ _SILENT = 1.0  # seconds until a person is told that something is under way
 
 
 @dataclass(frozen=True)
-class Manner:
+class CallOptions:
     """How a unit is asked. `timeout` in seconds; None: as long as the unit itself may take."""
 
     dry_run: bool = False
@@ -47,7 +47,7 @@ class Manner:
         return headers | ({calls.PRINCIPAL: self.principal} if self.principal else {})
 
 
-async def answer(door: Door, unit: UnitInfo, data: Mapping[str, Any], manner: Manner) -> Any:
+async def answer(door: Door, unit: UnitInfo, data: Mapping[str, Any], manner: CallOptions) -> Any:
     """Return what a unit answers; a person who stops it hears what that does not stop."""
     timeout = manner.timeout or min(unit.patience(data), _LONGEST)
     try:

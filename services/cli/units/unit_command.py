@@ -19,7 +19,7 @@ from typer.core import TyperCommand
 
 from aima_core.bus.directory import UnitInfo
 from aima_core.errors import InvalidRequest, ValidationFailed
-from services.cli.door.door import Reach
+from services.cli.door.door import DoorAddress
 from services.cli.door.opening import open_door
 from services.cli.shared_options import listed
 from services.cli.show import tables
@@ -27,7 +27,7 @@ from services.cli.show.console import Format, err
 from services.cli.show.output import document
 from services.cli.units import completion, flags, unit_call
 from services.cli.units.flags import Flag
-from services.cli.units.unit_call import Manner
+from services.cli.units.unit_call import CallOptions
 
 _ASKING = "How it is asked"
 _KIND = Parameter.KEYWORD_ONLY
@@ -67,7 +67,7 @@ class UnitCommand(TyperCommand):
         return extra
 
 
-def command(unit: UnitInfo, ident: str, reach: Reach) -> UnitCommand:
+def command(unit: UnitInfo, ident: str, reach: DoorAddress) -> UnitCommand:
     """Return the command of a unit; `ident` is the field that may be typed first, without its flag."""
     found = flags.flags_of(unit)
     app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
@@ -95,7 +95,7 @@ def example(unit: UnitInfo, given: Mapping[str, Any], ident: str) -> str:
     return " ".join(words)
 
 
-def _function(unit: UnitInfo, found: Sequence[Flag], ident: str, reach: Reach) -> Callable[..., None]:
+def _function(unit: UnitInfo, found: Sequence[Flag], ident: str, reach: DoorAddress) -> Callable[..., None]:
     """Return what the command runs: a function with a parameter for each flag, as typer reads commands."""
     parameters = list(_parameters(unit, found, ident, reach))
 
@@ -118,23 +118,25 @@ def typed(found: Sequence[Flag], ident: str, given: Mapping[str, Any]) -> dict[s
     return data
 
 
-def _run(unit: UnitInfo, found: Sequence[Flag], data: Mapping[str, Any], given: Mapping[str, Any], near: Reach) -> None:
+def _run(
+    unit: UnitInfo, found: Sequence[Flag], data: Mapping[str, Any], given: Mapping[str, Any], near: DoorAddress
+) -> None:
     output, shown = given["output"], listed(given["columns"], given["output"])
     if not given["dry_run"]:  # what is planned looks different
         tables.check(shown, unit.output)
-    manner = Manner(
+    manner = CallOptions(
         given["dry_run"], given["key"], given["expect"], given["timeout"], given["principal"], given["quiet"]
     )
     if unit.risk == "high" and unit.kind == "command" and not (given["yes"] or manner.dry_run):
         confirm(unit, data)
-    reach = Reach(given["url"] or near.url, given["api_key"] or near.api_key, near.config)
+    reach = DoorAddress(given["url"] or near.url, given["api_key"] or near.api_key, near.config)
     try:
         document(asyncio.run(_answer(unit, data, manner, reach)), output, shown)
     except ValidationFailed as error:
         raise (flags.named(error, found) if output is Format.TABLE else error) from error
 
 
-async def _answer(unit: UnitInfo, data: Mapping[str, Any], manner: Manner, reach: Reach) -> Any:
+async def _answer(unit: UnitInfo, data: Mapping[str, Any], manner: CallOptions, reach: DoorAddress) -> Any:
     async with open_door(reach) as door:
         return await unit_call.answer(door, unit, data, manner)
 
@@ -153,7 +155,7 @@ def confirm(unit: UnitInfo, data: Mapping[str, Any]) -> None:
         raise typer.Exit(1)
 
 
-def _parameters(unit: UnitInfo, found: Sequence[Flag], ident: str, reach: Reach) -> Iterator[Parameter]:
+def _parameters(unit: UnitInfo, found: Sequence[Flag], ident: str, reach: DoorAddress) -> Iterator[Parameter]:
     for flag in found:
         if flag.field == ident:
             info = typer.Argument(
@@ -177,7 +179,7 @@ def _parameters(unit: UnitInfo, found: Sequence[Flag], ident: str, reach: Reach)
             yield Parameter(name, _KIND, default=default, annotation=Annotated[kind, option])
 
 
-def _option(unit: UnitInfo, flag: Flag, ident: str, reach: Reach) -> Any:
+def _option(unit: UnitInfo, flag: Flag, ident: str, reach: DoorAddress) -> Any:
     switch = flag.kind == "switch"
     told = [escape(flag.description)]
     told += [f"[dim]\\[default: {escape(flag.default)}][/]"] if flag.default else []

@@ -9,7 +9,7 @@ import msgspec
 Kind = Literal["cpu", "gpu", "disk"]
 
 
-class Found(msgspec.Struct, frozen=True):
+class ProbedDevice(msgspec.Struct, frozen=True):
     """A device, as it stays for as long as it is there."""
 
     id: str
@@ -50,7 +50,7 @@ class Sample(msgspec.Struct, frozen=True):
 class Probe(Protocol):
     """One way to look at devices. Synchronous and quick (milliseconds); a caller in an event loop uses a thread."""
 
-    def detect(self) -> list[Found]:
+    def detect(self) -> list[ProbedDevice]:
         """Return the devices that are there. None is a normal answer; nothing is raised.
 
         The first look may take some tenths of a second, to measure.

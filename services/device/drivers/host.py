@@ -13,7 +13,7 @@ import psutil
 
 from aima_core import cgroup
 from aima_core.errors import Conflict, NotFound
-from services.device.drivers import Found, Sample, bandwidth
+from services.device.drivers import ProbedDevice, Sample, bandwidth
 
 VENDORS = {
     "GenuineIntel": "Intel",
@@ -48,7 +48,7 @@ class HostProbe:
         self._load = 0.0
         self._bandwidth: int | None = None
 
-    def detect(self) -> list[Found]:
+    def detect(self) -> list[ProbedDevice]:
         """Return the cpu and the disk. The memory is measured once: later on, engines are busy with it."""
         if self._bandwidth is None:
             total, used = self._memory()
@@ -72,11 +72,11 @@ class HostProbe:
             raise NotFound(f"no device {device_id}", device_id=device_id)
         raise Conflict(f"{device_id} has no power limit that can be set", reason="POWER_LIMIT_NOT_SUPPORTED")
 
-    def _find_cpu(self) -> Found:
+    def _find_cpu(self) -> ProbedDevice:
         info = self._cpu_info()
         flags = set((info.get("flags") or info.get("Features") or "").split())
         maker = info.get("vendor_id") or info.get("CPU implementer") or ""
-        return Found(
+        return ProbedDevice(
             id=self._cpu,
             name=info.get("model name") or info.get("Model") or platform.processor() or platform.machine(),
             vendor=VENDORS.get(maker, maker) or "unknown",
@@ -88,11 +88,11 @@ class HostProbe:
             memory_bandwidth=self._bandwidth,
         )
 
-    def _find_disk(self) -> Found:
+    def _find_disk(self) -> ProbedDevice:
         folder = _existing(self._data)
         held = [p for p in psutil.disk_partitions(all=True) if folder.is_relative_to(p.mountpoint)]
         mount = max(held, key=lambda p: len(p.mountpoint), default=None)
-        return Found(
+        return ProbedDevice(
             id=self._disk,
             name=mount.device if mount else str(folder),
             vendor="unknown",

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from aima_core.errors import Conflict, ExecutionFailed, Forbidden, NotFound, ValidationFailed
-from services.device.drivers import Found, Sample
+from services.device.drivers import ProbedDevice, Sample
 
 NOT_AVAILABLE = 2**63  # bytes; NVML writes "not available" as -1 in an unsigned number
 # NVML_DEVICE_ARCH_KEPLER is 2, and so on; numbers that are missing belong to other products
@@ -44,9 +44,9 @@ class NvidiaProbe:
         self._error: type[Exception] = Exception
         self._opened = False
         self._handles: dict[str, Any] = {}
-        self._found: dict[str, Found] = {}
+        self._found: dict[str, ProbedDevice] = {}
 
-    def detect(self) -> list[Found]:
+    def detect(self) -> list[ProbedDevice]:
         """Return the GPUs; one that was seen before and is lost now is still among them."""
         with self._lock:
             self._handles = {}  # what is found again gets a new one; what has none is lost
@@ -129,13 +129,13 @@ class NvidiaProbe:
                 self._found[device_id] = self._describe(device_id, handle, uuid)
         except _Lost:
             if device_id not in self._found:
-                self._found[device_id] = Found(device_id, "NVIDIA GPU", "NVIDIA", "gpu", "unknown", 0)
+                self._found[device_id] = ProbedDevice(device_id, "NVIDIA GPU", "NVIDIA", "gpu", "unknown", 0)
 
-    def _describe(self, device_id: str, handle: Any, uuid: str | None) -> Found:
+    def _describe(self, device_id: str, handle: Any, uuid: str | None) -> ProbedDevice:
         nvml = self._nvml
         compute = self._read(nvml.nvmlDeviceGetCudaComputeCapability, handle)
         shared = self._shares_memory(handle)
-        return Found(
+        return ProbedDevice(
             id=device_id,
             name=self._read(nvml.nvmlDeviceGetName, handle) or "NVIDIA GPU",
             vendor="NVIDIA",
@@ -158,7 +158,7 @@ class NvidiaProbe:
         megahertz = self._read(self._nvml.nvmlDeviceGetMaxClockInfo, handle, self._nvml.NVML_CLOCK_MEM)
         return bits // 8 * megahertz * 1_000_000 * 2 if bits and megahertz else None
 
-    def _memory(self, handle: Any, found: Found) -> tuple[int | None, int]:
+    def _memory(self, handle: Any, found: ProbedDevice) -> tuple[int | None, int]:
         """Return (used, total) bytes: of its own, or the machine's where cpu and gpu share it."""
         if "unified-memory" in found.capabilities:
             memory = psutil.virtual_memory()
@@ -181,7 +181,7 @@ class NvidiaProbe:
             return None, 0
         return int(memory.used) if memory.used < NOT_AVAILABLE else None, int(memory.total)
 
-    def _known(self, device_id: str) -> tuple[Found, Any]:
+    def _known(self, device_id: str) -> tuple[ProbedDevice, Any]:
         """Return the GPU and its handle; None when NVML gave none."""
         with self._lock:
             if device_id not in self._found:

@@ -17,11 +17,11 @@ from aima_core.structured_logs import logger
 from aima_core.units import Command, Query, Success, View
 from services.device import internal as i
 from services.device import units as u
-from services.device.drivers import Found, Probe, Sample
+from services.device.drivers import Probe, ProbedDevice, Sample
 from services.device.drivers.host import HostProbe
 from services.device.drivers.nvidia import NvidiaProbe
 from services.device.rules import views
-from services.device.rules.decider import State, chosen, device_at, in_order, not_found
+from services.device.rules.decider import DeviceState, chosen, device_at, in_order, not_found
 from services.device.rules.readings import Watch
 
 Probes = Callable[[str, Path], Sequence[Probe]]
@@ -32,12 +32,12 @@ def probes_of(node: str, folder: Path) -> Sequence[Probe]:
     return HostProbe(node, folder), NvidiaProbe(node)
 
 
-class DeviceOutside(Outside[State]):
+class DeviceOutside(Outside[DeviceState]):
     """The devices of this machine."""
 
     flows = (u.SetPowerLimit,)
 
-    def __init__(self, context: Context[State], probes: Probes = probes_of) -> None:
+    def __init__(self, context: Context[DeviceState], probes: Probes = probes_of) -> None:
         super().__init__(context)
         self._probes = probes(context.node, context.folder)
         self._by_device: dict[str, Probe] = {}
@@ -89,12 +89,12 @@ class DeviceOutside(Outside[State]):
         return (self._keep_sampling,)
 
     async def _detect(self) -> i.RecordDevices:
-        found: dict[str, Found] = {}
+        found: dict[str, ProbedDevice] = {}
         for probe in self._probes:
             for one in await asyncio.to_thread(probe.detect):
                 found[one.id] = one
                 self._by_device[one.id] = probe
-        return i.RecordDevices(found=tuple(i.FoundDevice(**msgspec.structs.asdict(one)) for one in found.values()))
+        return i.RecordDevices(found=tuple(i.DetectedDevice(**msgspec.structs.asdict(one)) for one in found.values()))
 
     async def _keep_sampling(self) -> None:
         while True:
@@ -136,5 +136,5 @@ class DeviceOutside(Outside[State]):
         return watch
 
 
-def _found(device: u.Device) -> Found:
-    return Found(device.id, device.name, device.vendor, device.type, device.architecture, device.memory)
+def _found(device: u.Device) -> ProbedDevice:
+    return ProbedDevice(device.id, device.name, device.vendor, device.type, device.architecture, device.memory)

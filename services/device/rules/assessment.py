@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from services.device.drivers import Found, Sample
+from services.device.drivers import ProbedDevice, Sample
 
 Status = Literal["healthy", "warning", "critical", "unknown"]
 Metric = Literal["temperature", "memory"]
@@ -37,7 +37,9 @@ UNITS = {"temperature": " °C", "memory": " % in use"}
 NOTHING_RAISED: frozenset[Limit] = frozenset()
 
 
-def assess(found: Found, sample: Sample | None, raised: frozenset[Limit] = NOTHING_RAISED) -> tuple[Status, list[str]]:
+def assess(
+    found: ProbedDevice, sample: Sample | None, raised: frozenset[Limit] = NOTHING_RAISED
+) -> tuple[Status, list[str]]:
     """Return the device's status and what is wrong with it, in words.
 
     `raised` holds the limits that `alerts` regards as still exceeded; without it the sample alone counts.

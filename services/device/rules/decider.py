@@ -19,7 +19,7 @@ _SAME_WATTS = 0.001  # drivers count in milliwatts
 _NOISE = 0.3  # part of a bandwidth by which it must be measured higher to count: the rest is what else was running
 
 
-class State(msgspec.Struct, frozen=True, kw_only=True):
+class DeviceState(msgspec.Struct, frozen=True, kw_only=True):
     """A device that is there. `power_limit` in watts, None while nobody has set one."""
 
     device: u.Device
@@ -27,7 +27,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     power_limit: float | None = None
 
 
-def decide(world: World[State], command: Command[Any], call: Call) -> list[Event]:
+def decide(world: World[DeviceState], command: Command[Any], call: Call) -> list[Event]:
     """Return what happens; nothing when it already is as asked. Raises NotFound for a device that is not there."""
     match command:
         case i.RecordDevices(found=found):
@@ -58,11 +58,11 @@ def decide(world: World[State], command: Command[Any], call: Call) -> list[Event
     raise TypeError(command)
 
 
-def evolve(state: State | None, event: u.Events) -> State | None:
+def evolve(state: DeviceState | None, event: u.Events) -> DeviceState | None:
     """Return the device after the event; None when it is gone. Never raises."""
     match event:
         case u.DeviceDetected(device=device):
-            return msgspec.structs.replace(state, device=device) if state else State(device=device)
+            return msgspec.structs.replace(state, device=device) if state else DeviceState(device=device)
         case u.DeviceRemoved():
             return None
         case u.HealthChanged(new_status=status):
@@ -75,7 +75,7 @@ def evolve(state: State | None, event: u.Events) -> State | None:
             assert_never(event)
 
 
-def reply(world: World[State], command: Command[Any], events: Sequence[Event]) -> View | None:  # noqa: ARG001 (the core's)
+def reply(world: World[DeviceState], command: Command[Any], events: Sequence[Event]) -> View | None:  # noqa: ARG001 (the core's)
     """Return the answer: nothing here takes longer than its decision."""
     if not isinstance(command, i.RecordDevices):
         return Success(success=True)
@@ -85,7 +85,7 @@ def reply(world: World[State], command: Command[Any], events: Sequence[Event]) -
     return u.Devices(devices=devices)
 
 
-def device_at(world: World[State], device_id: str) -> State:
+def device_at(world: World[DeviceState], device_id: str) -> DeviceState:
     """Return what is known of a device; raise NotFound."""
     state = world.get(f"device/{device_id}")
     if state is None:
@@ -93,7 +93,7 @@ def device_at(world: World[State], device_id: str) -> State:
     return state
 
 
-def not_found(world: World[State], device_id: str) -> NotFound:
+def not_found(world: World[DeviceState], device_id: str) -> NotFound:
     """Return the refusal of a device that is not there; it names those that are."""
     known = [device.id for device in in_order(world)]
     return NotFound(
@@ -104,7 +104,7 @@ def not_found(world: World[State], device_id: str) -> NotFound:
     )
 
 
-def chosen(world: World[State], device_id: str | None) -> State:
+def chosen(world: World[DeviceState], device_id: str | None) -> DeviceState:
     """Return the device that is meant: the one named, else the first GPU, else the CPU. Raise NotFound."""
     if device_id is None:
         for device in in_order(world):
@@ -113,13 +113,13 @@ def chosen(world: World[State], device_id: str | None) -> State:
     return device_at(world, device_id)
 
 
-def in_order(world: World[State]) -> list[u.Device]:
+def in_order(world: World[DeviceState]) -> list[u.Device]:
     """Return the devices: GPUs, then CPUs, then disks, each by number."""
     devices = (state.device for state in world.values())
     return sorted(devices, key=lambda d: (_KINDS.index(d.type), len(d.id), d.id))  # gpu-10 comes behind gpu-9
 
 
-def _found(world: World[State], found: Iterable[i.FoundDevice], node: str) -> list[Event]:
+def _found(world: World[DeviceState], found: Iterable[i.DetectedDevice], node: str) -> list[Event]:
     events: list[Event] = []
     there: set[str] = set()
     for one in found:

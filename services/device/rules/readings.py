@@ -9,7 +9,7 @@ from collections import deque
 from typing import NamedTuple
 
 from services.device import units as u
-from services.device.drivers import Found, Sample
+from services.device.drivers import ProbedDevice, Sample
 from services.device.rules.assessment import LIMITS, Alert, Limit, alerts, assess
 
 
@@ -29,13 +29,13 @@ class Watch:
         self.samples: deque[Sample] = deque(maxlen=history)
         self._raised = exceeded_before(status)
 
-    def take(self, found: Found, sample: Sample) -> Reading:
+    def take(self, found: ProbedDevice, sample: Sample) -> Reading:
         """Keep the sample and tell what it means."""
         new, self._raised = alerts(sample, self._raised)
         self.samples.append(sample)
         return Reading(*self.health(found), new)
 
-    def health(self, found: Found) -> tuple[u.Status, list[str]]:
+    def health(self, found: ProbedDevice) -> tuple[u.Status, list[str]]:
         """Return how the device does by its newest sample."""
         return assess(found, self.samples[-1] if self.samples else None, self._raised)
 

@@ -22,7 +22,7 @@ from services.engine import units as u
 from services.engine.manifests.manifest import check, load_manifests
 from services.engine.manifests.manifest_schema import Manifest
 from services.engine.outside.instances import Instances
-from services.engine.outside.memory_settlement import PACE, Pace, keep_settled
+from services.engine.outside.memory_settlement import PACE, SettlementPace, keep_settled
 from services.engine.outside.packages import Package
 from services.engine.outside.start_facts import prepare_start
 from services.engine.rules import state, views
@@ -38,10 +38,12 @@ _ENDED = 20  # instances that have ended and are still shown with their engine
 Figures = Mapping[str, Mapping[str, Any]]  # what instances use, by process_id
 
 
-class EngineOutside(Outside[state.State]):
+class EngineOutside(Outside[state.InstanceState]):
     """The engine domain's side of the world."""
 
-    def __init__(self, context: Context[state.State], root: Path = Path("/"), pace: Pace = PACE) -> None:
+    def __init__(
+        self, context: Context[state.InstanceState], root: Path = Path("/"), pace: SettlementPace = PACE
+    ) -> None:
         """`root` is where /proc is read; `pace` is how often slots are settled."""
         super().__init__(context)
         folder = context.folder

@@ -35,7 +35,7 @@ class Instances:
     """Carries out the effects of instances."""
 
     def __init__(
-        self, context: Context[state.State], manifests: Mapping[str, Manifest], runtime: Runtime, boot: str
+        self, context: Context[state.InstanceState], manifests: Mapping[str, Manifest], runtime: Runtime, boot: str
     ) -> None:
         self._context = context
         self._manifests = manifests

@@ -8,7 +8,7 @@ from typing import NamedTuple, NoReturn
 from aima_core.domain import Context
 from aima_core.errors import AimaError, InsufficientResources
 from aima_core.structured_logs import logger
-from services.engine.rules.state import State
+from services.engine.rules.state import InstanceState
 from services.engine.runtimes import Handle, Runtime
 from services.resource import units as resource
 
@@ -16,7 +16,7 @@ _MARGIN = 20  # a slot is settled with a twentieth more than is used
 _ASK = 3.0  # seconds for the resource domain, which answers at once; one that is away is asked again at the next look
 
 
-class Pace(NamedTuple):
+class SettlementPace(NamedTuple):
     """Seconds between two looks, until a slot is lowered, and from a refusal until it is asked for again.
 
     By the time it is lowered the first requests have come.
@@ -27,7 +27,7 @@ class Pace(NamedTuple):
     ask_again: float = 60.0
 
 
-PACE = Pace(every=5.0, lower_after=10.0)
+PACE = SettlementPace(every=5.0, lower_after=10.0)
 
 
 def settled(limit: int, reserved: int, used: int, peak: int, due: bool) -> int | None:
@@ -47,7 +47,9 @@ def _with_margin(used: int) -> int:
     return used + used // _MARGIN
 
 
-async def keep_settled(context: Context[State], runtime: Runtime, found: State, pace: Pace) -> NoReturn:
+async def keep_settled(
+    context: Context[InstanceState], runtime: Runtime, found: InstanceState, pace: SettlementPace
+) -> NoReturn:
     """Look at what the instance uses until we are cancelled.
 
     What the slot says is asked of the resource domain first: we may have settled it before we were restarted. A raise
@@ -81,7 +83,7 @@ async def keep_settled(context: Context[State], runtime: Runtime, found: State, 
         await asyncio.sleep(pace.every)
 
 
-async def _limit(context: Context[State], slot_id: str) -> int | None:
+async def _limit(context: Context[InstanceState], slot_id: str) -> int | None:
     """Return what the slot says, in bytes; None when there is none."""
     found = await context.peers.call(resource.ListAllocations(slot_id=slot_id), timeout=_ASK)
     return found.allocations[0].memory if found.allocations else None

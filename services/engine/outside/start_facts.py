@@ -14,14 +14,14 @@ from services.engine import units as u
 from services.engine.manifests.manifest import check
 from services.engine.manifests.manifest_schema import Manifest
 from services.engine.outside import free_ports
-from services.engine.rules.state import State
+from services.engine.rules.state import InstanceState
 from services.model import units as model
 
 _UNKNOWN_SHARE = 4  # a file that nobody has looked into: a quarter of its size for the cache and the engine itself
 
 
 async def prepare_start(
-    context: Context[State], manifest: Manifest, command: u.StartEngine, call: Call
+    context: Context[InstanceState], manifest: Manifest, command: u.StartEngine, call: Call
 ) -> i.BeginStart:
     """Return the start with all its facts; refuse what cannot be served, or a config that the engine does not take."""
     settings = context.settings
@@ -68,7 +68,7 @@ async def _of_path(command: u.StartEngine) -> dict[str, Any]:
     }
 
 
-async def _of_model(context: Context[State], manifest: Manifest, command: u.StartEngine) -> dict[str, Any]:
+async def _of_model(context: Context[InstanceState], manifest: Manifest, command: u.StartEngine) -> dict[str, Any]:
     if command.model_id is None:
         raise ValidationFailed(
             "model_id or model_path has to be given", fields=[{"field": "model_id", "expected": "a model"}]

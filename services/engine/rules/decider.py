@@ -13,14 +13,14 @@ from aima_core.errors import Conflict, NotFound, Unavailable
 from aima_core.units import Command, Event
 from services.engine import internal as i
 from services.engine import units as u
-from services.engine.rules.state import State
+from services.engine.rules.state import InstanceState
 
 _INSTALL = 900.0  # seconds until an installation has failed; pip itself gives up somewhat earlier
 _STOP = 30.0  # seconds that what was killed, or what it left, gets until it counts as not ending
 _ABOUT = ("name", "model_id", "model_path")  # what nobody may get another of than was asked for
 
 
-def decide(world: World[State], command: Command[Any], call: Call) -> list[Event]:
+def decide(world: World[InstanceState], command: Command[Any], call: Call) -> list[Event]:
     """Return what happens; nothing when it already is as asked, or when the news is of an earlier run."""
     match command:
         case i.BeginInstall():
@@ -42,7 +42,7 @@ def decide(world: World[State], command: Command[Any], call: Call) -> list[Event
             return _recorded(world.get(f"engine/{getattr(command, 'process_id', '')}"), command, call)
 
 
-def _install(world: World[State], command: i.BeginInstall, call: Call) -> list[Event]:
+def _install(world: World[InstanceState], command: i.BeginInstall, call: Call) -> list[Event]:
     known = world.get(f"engine/{command.name}")
     if known and known.status == "installing":
         return []
@@ -56,7 +56,7 @@ def _install(world: World[State], command: i.BeginInstall, call: Call) -> list[E
     return [u.InstallRequested(name=command.name, version=command.version, deadline=call.at + _INSTALL)]
 
 
-def _begin(world: World[State], command: i.BeginStart, call: Call) -> list[Event]:
+def _begin(world: World[InstanceState], command: i.BeginStart, call: Call) -> list[Event]:
     known = world.get(f"engine/{command.process_id}")
     if known and known.start and known.status in ("starting", "running"):
         if other := [field for field in _ABOUT if getattr(known.start, field) != getattr(command, field)]:
@@ -80,7 +80,7 @@ def _begin(world: World[State], command: i.BeginStart, call: Call) -> list[Event
     ]
 
 
-def _port(world: World[State], command: i.BeginStart) -> int:
+def _port(world: World[InstanceState], command: i.BeginStart) -> int:
     """Return a port that no instance of ours holds and that was free a moment ago."""
     holders = {state.start.port: state.id for state in world.values() if state.start}
     wanted = command.port
@@ -97,7 +97,7 @@ def _port(world: World[State], command: i.BeginStart) -> int:
     return free
 
 
-def _restart(found: Sequence[State], name: str, call: Call) -> list[Event]:
+def _restart(found: Sequence[InstanceState], name: str, call: Call) -> list[Event]:
     if len(found) > 1:
         raise Conflict(
             f"{name} has {len(found)} instances; name one of them",
@@ -110,7 +110,7 @@ def _restart(found: Sequence[State], name: str, call: Call) -> list[Event]:
     return [] if _restarts(state) else [_stop(state, call, force=False, timeout=30, restart=True)]
 
 
-def _recorded(state: State | None, command: Command[Any], call: Call) -> list[Event]:
+def _recorded(state: InstanceState | None, command: Command[Any], call: Call) -> list[Event]:
     """Decide what our own effects report. Each names its run, so that late news is told apart."""
     if state is None or state.start is None or getattr(command, "run", None) != state.run:
         return []
@@ -152,7 +152,7 @@ def _further(come: u.StartProgress, known: u.StartProgress | None) -> bool:
     return known is None or (come != known and come.progress >= known.progress)
 
 
-def _orphan(world: World[State], orphan: i.RecordOrphan) -> list[Event]:
+def _orphan(world: World[InstanceState], orphan: i.RecordOrphan) -> list[Event]:
     """Let those know who count on it: a service that believes it to run, whoever holds its memory."""
     if f"engine/{orphan.process_id}" in world:
         return []
@@ -178,7 +178,7 @@ def _started(start: u.StartRequested, ready: i.RecordReady, node: str) -> u.Engi
     )
 
 
-def _stop(state: State, call: Call, force: bool, timeout: float, restart: bool = False) -> u.StopRequested:
+def _stop(state: InstanceState, call: Call, force: bool, timeout: float, restart: bool = False) -> u.StopRequested:
     assert state.start
     return u.StopRequested(
         process_id=state.id,
@@ -196,12 +196,12 @@ def _patience(force: bool, timeout: float) -> float:
     return _STOP if force else timeout + _STOP
 
 
-def _restarts(state: State) -> bool:
+def _restarts(state: InstanceState) -> bool:
     """Return whether it is being stopped to be started again; a stop that was late leaves it at that."""
     return state.status == "stopping" and state.stop is not None and state.stop.restart
 
 
-def _may_stop(state: State, force: bool) -> bool:
+def _may_stop(state: InstanceState, force: bool) -> bool:
     """A stop under way may still be made to go without a restart, or by force."""
     if state.status == "stopping":
         assert state.stop
@@ -209,11 +209,11 @@ def _may_stop(state: State, force: bool) -> bool:
     return state.status in ("starting", "running")
 
 
-def _named(world: World[State], name: str) -> list[State]:
+def _named(world: World[InstanceState], name: str) -> list[InstanceState]:
     """Return the instances that a name means: one by its process_id, or all of an engine."""
     return [state for state in world.values() if state.start and name in (state.id, state.start.name)]
 
 
-def _installing(world: World[State], name: str) -> bool:
+def _installing(world: World[InstanceState], name: str) -> bool:
     state = world.get(f"engine/{name}")
     return state is not None and state.status == "installing"

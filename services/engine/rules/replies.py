@@ -10,10 +10,10 @@ from aima_core.errors import ExecutionFailed
 from aima_core.units import Command, Event, Success, View
 from services.engine import internal as i
 from services.engine import units as u
-from services.engine.rules.state import State
+from services.engine.rules.state import InstanceState
 
 
-def reply(world: World[State], command: Command[Any], events: Sequence[Event]) -> View | None:
+def reply(world: World[InstanceState], command: Command[Any], events: Sequence[Event]) -> View | None:
     """Return the command's answer; None while it is not settled. Raises what a start or an install came to instead."""
     match command:
         case i.BeginInstall(name=name):
@@ -33,7 +33,7 @@ def reply(world: World[State], command: Command[Any], events: Sequence[Event]) -
             return Success()
 
 
-def _installed(state: State | None, events: Sequence[Event]) -> View | None:
+def _installed(state: InstanceState | None, events: Sequence[Event]) -> View | None:
     failure = next((event for event in events if isinstance(event, u.InstallFailed)), None)
     if failure:
         raise u.refusal(failure.error, failure.error_code)
@@ -44,7 +44,7 @@ def _installed(state: State | None, events: Sequence[Event]) -> View | None:
     return u.Installed(success=True, path=state.path, version=state.version)
 
 
-def _started(state: State | None, process_id: str, wait: bool, events: Sequence[Event]) -> View | None:
+def _started(state: InstanceState | None, process_id: str, wait: bool, events: Sequence[Event]) -> View | None:
     stopped = ExecutionFailed(f"{process_id} was stopped while it started", reason="STOPPED", process_id=process_id)
     for event in events:
         match event:
@@ -64,7 +64,7 @@ def _started(state: State | None, process_id: str, wait: bool, events: Sequence[
     )
 
 
-def _restarted(world: World[State], name: str, events: Sequence[Event]) -> View | None:
+def _restarted(world: World[InstanceState], name: str, events: Sequence[Event]) -> View | None:
     """Return the answer of the start that followed; the events may be those of other instances too."""
     own = [event for event in events if name in (getattr(event, "process_id", ""), getattr(event, "name", ""))]
     again = next((event for event in reversed(own) if isinstance(event, u.StartRequested)), None)

@@ -24,7 +24,7 @@ from services.engine import units as u
 Status = Literal["installing", "installed", "starting", "running", "error", "stopping"]
 
 
-class State(msgspec.Struct, frozen=True):
+class InstanceState(msgspec.Struct, frozen=True):
     """An instance; or, with `start` None, an engine's package."""
 
     id: str
@@ -109,17 +109,17 @@ class ExpireStop(Effect, frozen=True):
 _CLEAR_AWAY = 5.0  # seconds that what is left of a failed start gets to end by itself
 
 
-def evolve(state: State | None, event: u.Events) -> State | None:
+def evolve(state: InstanceState | None, event: u.Events) -> InstanceState | None:
     """Return the instance or package after the event. Never raises."""
     match event:
         case u.InstallRequested():
-            return State(event.name, "installing", version=event.version, deadline=event.deadline)
+            return InstanceState(event.name, "installing", version=event.version, deadline=event.deadline)
         case u.EngineInstalled():
-            return State(event.name, "installed", path=event.path, version=event.version)
+            return InstanceState(event.name, "installed", path=event.path, version=event.version)
         case u.InstallFailed():
-            return State(event.name, "error", error=event.error, error_code=event.error_code)
+            return InstanceState(event.name, "error", error=event.error, error_code=event.error_code)
         case u.StartRequested():
-            return State(event.process_id, "starting", start=event)
+            return InstanceState(event.process_id, "starting", start=event)
         case u.EngineStopped():
             return None
     if state is None:
@@ -139,7 +139,7 @@ def evolve(state: State | None, event: u.Events) -> State | None:
             assert_never(event)
 
 
-def todo(state: State) -> Iterable[Effect]:
+def todo(state: InstanceState) -> Iterable[Effect]:
     """Return what must be happening outside."""
     match state.status:
         case "installing":

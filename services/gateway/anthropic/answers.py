@@ -13,10 +13,10 @@ from typing import Any
 import msgspec
 
 from aima_core.call import timestamp, token
-from services.gateway.engines.chat_completion import Answer, CallPiece, Piece
-from services.gateway.engines.proxying import Tokens
+from services.gateway.engines.chat_completion import ChatAnswer, ChatDelta, ToolCallDelta
+from services.gateway.engines.proxying import TokenUsage
 from services.gateway.engines.sse_parser import decoded
-from services.gateway.engines.translation import Took
+from services.gateway.engines.translation import Timings
 from services.gateway.events import sse
 
 _REASONS = {"length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
@@ -24,7 +24,7 @@ Json = dict[str, Any]
 _decode = msgspec.json.Decoder(Json).decode
 
 
-def message(model: str, answer: Answer, stops: Collection[str] = ()) -> Json:
+def message(model: str, answer: ChatAnswer, stops: Collection[str] = ()) -> Json:
     """Return a whole answer; `stops` are the client's `stop_sequences`."""
     content: list[Json] = []
     if answer.text or not answer.calls:
@@ -41,7 +41,7 @@ def event(kind: str, **data: Any) -> bytes:
     return sse.event({"type": kind, **data}, kind=kind)
 
 
-class Events:
+class MessageEvents:
     """Tells an answer as it comes: one block after another, each begun, filled and ended."""
 
     media = "text/event-stream; charset=utf-8"
@@ -58,9 +58,9 @@ class Events:
 
     def begin(self) -> bytes:
         """Return the begin of the message; what it used is not known yet."""
-        return event("message_start", message=_message(self._model, [], Tokens())) + event("ping")
+        return event("message_start", message=_message(self._model, [], TokenUsage())) + event("ping")
 
-    def feed(self, piece: Piece) -> bytes:
+    def feed(self, piece: ChatDelta) -> bytes:
         """Return what a piece of the answer comes to."""
         self._finish = piece.finish or self._finish
         if piece.stopped_by in self._stops:  # an engine may tell of the model's own as well
@@ -70,7 +70,7 @@ class Events:
             told += self._call(call)
         return b"".join(told)
 
-    def end(self, usage: Tokens, took: Took) -> bytes:  # noqa: ARG002 (others tell the times)
+    def end(self, usage: TokenUsage, took: Timings) -> bytes:  # noqa: ARG002 (others tell the times)
         """Return the end of the message, of which at least one block is told."""
         begun = self._next("text", {"type": "text", "text": ""}) if self._index < 0 else ()
         delta = _ended(self._finish, self._stopped_by, called=self._called)
@@ -86,7 +86,7 @@ class Events:
             yield from self._next("text", {"type": "text", "text": ""})
         yield self._delta({"type": "text_delta", "text": text})
 
-    def _call(self, call: CallPiece) -> Iterator[bytes]:
+    def _call(self, call: ToolCallDelta) -> Iterator[bytes]:
         if self._open != f"call {call.index}":
             self._called = True
             given = {"id": call.id or _ident("toolu"), "name": call.function.name or "", "input": {}}
@@ -131,7 +131,7 @@ def models(found: Sequence[Mapping[str, Any]]) -> Json:
     return {"data": data, "has_more": False, "first_id": ends[0], "last_id": ends[1]}
 
 
-def _message(model: str, content: list[Json], usage: Tokens, ended: Json | None = None) -> Json:
+def _message(model: str, content: list[Json], usage: TokenUsage, ended: Json | None = None) -> Json:
     return {
         "id": _ident("msg"),
         "type": "message",
@@ -143,7 +143,7 @@ def _message(model: str, content: list[Json], usage: Tokens, ended: Json | None 
     }
 
 
-def _usage(usage: Tokens) -> Json:
+def _usage(usage: TokenUsage) -> Json:
     return {"input_tokens": usage.prompt_tokens, "output_tokens": usage.completion_tokens}
 
 

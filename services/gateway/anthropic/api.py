@@ -19,14 +19,14 @@ from services.gateway.anthropic import answers as answers
 from services.gateway.anthropic import requests as requests
 from services.gateway.engines import chat_completion
 from services.gateway.engines.engine_errors import bad_answer
-from services.gateway.engines.proxying import Carried, Carrier
+from services.gateway.engines.proxying import ProxiedAnswer, Proxy
 from services.gateway.engines.sse_parser import decoded
-from services.gateway.engines.translation import Streamed, Whole, for_client
+from services.gateway.engines.translation import TranslatedStream, TranslatedWhole, until_disconnect
 from services.gateway.entrance import bodies
-from services.gateway.entrance.disconnects import patient
+from services.gateway.entrance.disconnects import waiting_caller
 from services.gateway.entrance.error_bodies import json
-from services.gateway.entrance.paths import door
-from services.gateway.entrance.quotas import Estimate
+from services.gateway.entrance.paths import fixed_path
+from services.gateway.entrance.quotas import TokenEstimate
 
 _COUNT = f"{chat_completion.PATH}/input_tokens"  # of llama.cpp: what a chat completion's prompt comes to
 _UNKNOWN = (404, 405, 501)  # statuses of an engine that has no such path
@@ -41,49 +41,51 @@ class Counted(msgspec.Struct):
 class Anthropic:
     """The routes of Anthropic's API."""
 
-    def __init__(self, carrier: Carrier, body_limit: int) -> None:
-        self._carrier = carrier
+    def __init__(self, proxy: Proxy, body_limit: int) -> None:
+        self._proxy = proxy
         self._limit = body_limit
 
     def routes(self) -> list[Route]:
         """Return the routes."""
         return [
-            door("/v1/messages", {"POST": self.messages}),
-            door("/v1/messages/count_tokens", {"POST": self.count}),
+            fixed_path("/v1/messages", {"POST": self.messages}),
+            fixed_path("/v1/messages/count_tokens", {"POST": self.count}),
         ]
 
     async def messages(self, request: Request) -> Response:
         """Let a model take its turn."""
         asked = bodies.decode(await bodies.read_json(request, self._limit), requests.MessagesRequest)
-        patience = patient(request)
-        job = chat_completion.job(asked.model, requests.completion(asked), whole=not asked.stream, wait=patience.wait)
+        patience = waiting_caller(request)
+        job = chat_completion.chat_request(
+            asked.model, requests.completion(asked), whole=not asked.stream, wait=patience.wait
+        )
         stops = asked.stop_sequences or ()
         if asked.stream:
-            return Streamed(self._carrier, patience.caller, job, answers.Events(asked.model, stops))
+            return TranslatedStream(self._proxy, patience.caller, job, answers.MessageEvents(asked.model, stops))
 
-        async def tell(carried: Carried) -> dict[str, Any]:
-            return answers.message(asked.model, await chat_completion.whole(carried), stops)
+        async def tell(carried: ProxiedAnswer) -> dict[str, Any]:
+            return answers.message(asked.model, await chat_completion.joined(carried), stops)
 
-        return Whole(self._carrier, patience.caller, job, tell)
+        return TranslatedWhole(self._proxy, patience.caller, job, tell)
 
     async def count(self, request: Request) -> Response:
         """Count the tokens of a prompt: the engine does, or nobody."""
         asked = bodies.decode(await bodies.read_json(request, self._limit), requests.CountRequest)
-        patience = patient(request)
+        patience = waiting_caller(request)
         prompt = requests.prompt(asked)
         job = replace(
-            chat_completion.job(asked.model, prompt, whole=True, wait=patience.wait),
+            chat_completion.chat_request(asked.model, prompt, whole=True, wait=patience.wait),
             path=_COUNT,
-            make=chat_completion.named(prompt),
-            tokens=Estimate(),
+            make=chat_completion.body_for_model(prompt),
+            tokens=TokenEstimate(),
         )
 
         async def ask() -> Counted:
-            async with self._carrier.carry(patience.caller, job) as carried:
+            async with self._proxy.forward(patience.caller, job) as carried:
                 return _read(await carried.whole())
 
         try:
-            return json(await for_client(request, ask()))
+            return json(await until_disconnect(request, ask()))
         except ValidationFailed as error:
             if error.details.get("status") not in _UNKNOWN:
                 raise

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from services.gateway.engines.engine_errors import bad_answer, failed, gone
-from services.gateway.engines.proxying import Carried, Job, Tokens
+from services.gateway.engines.proxying import EngineRequest, ProxiedAnswer, TokenUsage
 from services.gateway.engines.sse_parser import DONE, MOST_CALLS, Splitter, data_of, decoded
 from services.gateway.entrance.quotas import estimate
 
@@ -32,7 +32,7 @@ class Function(msgspec.Struct, frozen=True):
     arguments: str | None = None
 
 
-class CallPiece(msgspec.Struct, frozen=True):
+class ToolCallDelta(msgspec.Struct, frozen=True):
     """What is new of a tool call: `id` and name come once, at its begin; its arguments, JSON text, in pieces."""
 
     index: int = 0
@@ -41,7 +41,7 @@ class CallPiece(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class Piece:
+class ChatDelta:
     """What is new of an answer. `finish`: stop, length, tool_calls or content_filter, once it has ended.
 
     `stopped_by`: the text that ended it, if the engine tells; it may be one of the model's own.
@@ -49,7 +49,7 @@ class Piece:
 
     text: str = ""
     reasoning: str = ""
-    calls: Sequence[CallPiece] = ()
+    calls: Sequence[ToolCallDelta] = ()
     finish: str = ""
     stopped_by: str = ""
 
@@ -64,7 +64,7 @@ class ToolCall:
 
 
 @dataclass
-class Answer:
+class ChatAnswer:
     """A whole answer."""
 
     text: str = ""
@@ -72,13 +72,13 @@ class Answer:
     calls: list[ToolCall] = field(default_factory=list)
     finish: str = "stop"
     stopped_by: str = ""
-    usage: Tokens = field(default_factory=Tokens)
+    usage: TokenUsage = field(default_factory=TokenUsage)
 
 
 class _Said(msgspec.Struct, frozen=True):
     content: str | None = None
     reasoning_content: str | None = None
-    tool_calls: list[CallPiece] | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class _Choice(msgspec.Struct, frozen=True):
@@ -92,24 +92,24 @@ class _Choice(msgspec.Struct, frozen=True):
 
 class _Chunk(msgspec.Struct, frozen=True):
     choices: list[_Choice] = []
-    usage: Tokens | None = None
+    usage: TokenUsage | None = None
     error: Any = None
 
 
 _decode = msgspec.json.Decoder(_Chunk).decode
 
 
-def job(model: str, body: Mapping[str, Any], *, whole: bool, wait: float = 0.0) -> Job:
+def chat_request(model: str, body: Mapping[str, Any], *, whole: bool, wait: float = 0.0) -> EngineRequest:
     """Return the request for a chat; `body` is that of a chat completion but for the model's name.
 
     A `whole` one is read from a stream, too: only so every engine stops for a client who leaves.
     """
-    return Job(
+    return EngineRequest(
         "inference.chat",
         model,
         types_for(turn.get("content") for turn in body["messages"]),
         PATH,
-        streamed(body),
+        streaming_body(body),
         tokens=estimate(_encode(body), body.get("max_tokens")),
         tools=bool(body.get("tools")),
         wait=wait,
@@ -123,7 +123,7 @@ def types_for(contents: Iterable[Any]) -> tuple[str, ...]:
     return VISION if any(part.get("type") == "image_url" for part in parts) else TEXT
 
 
-async def pieces(carried: Carried) -> AsyncGenerator[Piece]:
+async def deltas(carried: ProxiedAnswer) -> AsyncGenerator[ChatDelta]:
     """Yield a streamed answer piece by piece; `carried.usage` is right at the end. A whole one is one piece.
 
     Raises Unavailable when it breaks off, ExecutionFailed when the engine says that it failed.
@@ -143,10 +143,10 @@ async def pieces(carried: Carried) -> AsyncGenerator[Piece]:
     raise gone(begun=True)
 
 
-async def whole(carried: Carried) -> Answer:
+async def joined(carried: ProxiedAnswer) -> ChatAnswer:
     """Return all of a streamed answer. Raises as `pieces` does, and ExecutionFailed when there is none."""
-    gathered = Gathered()
-    async with aclosing(pieces(carried)) as told:
+    gathered = ChatJoiner()
+    async with aclosing(deltas(carried)) as told:
         async for piece in told:
             gathered.add(piece)
     if not gathered.begun:
@@ -155,14 +155,14 @@ async def whole(carried: Carried) -> Answer:
     return gathered.answer
 
 
-class Gathered:
+class ChatJoiner:
     """An answer whose pieces are being put together. `begun`: there was a piece."""
 
     def __init__(self) -> None:
-        self.answer = Answer()
+        self.answer = ChatAnswer()
         self.begun = False
 
-    def add(self, piece: Piece) -> None:
+    def add(self, piece: ChatDelta) -> None:
         """Take a piece."""
         self.begun = True
         answer = self.answer
@@ -181,12 +181,12 @@ class Gathered:
             known.arguments += call.function.arguments or ""
 
 
-def streamed(body: Mapping[str, Any]) -> Callable[[str], bytes]:
+def streaming_body(body: Mapping[str, Any]) -> Callable[[str], bytes]:
     """Return what makes a body that asks for a stream, and for the usage at its end."""
-    return named({**body, "stream": True, "stream_options": {"include_usage": True}})
+    return body_for_model({**body, "stream": True, "stream_options": {"include_usage": True}})
 
 
-def named(body: Mapping[str, Any]) -> Callable[[str], bytes]:
+def body_for_model(body: Mapping[str, Any]) -> Callable[[str], bytes]:
     """Return what makes a body for an engine that knows the model by some name."""
 
     def make(name: str) -> bytes:
@@ -195,7 +195,7 @@ def named(body: Mapping[str, Any]) -> Callable[[str], bytes]:
     return make
 
 
-def _piece(carried: Carried, data: bytes) -> Piece | None:
+def _piece(carried: ProxiedAnswer, data: bytes) -> ChatDelta | None:
     chunk = _read(data)
     carried.usage = chunk.usage or carried.usage
     if not chunk.choices:
@@ -205,7 +205,7 @@ def _piece(carried: Carried, data: bytes) -> Piece | None:
     if choice.message:
         said = _numbered(choice.message)
     text = said.content or choice.text
-    return Piece(
+    return ChatDelta(
         text, said.reasoning_content or "", said.tool_calls or (), choice.finish_reason or "", _stopped_by(choice)
     )
 

@@ -12,7 +12,7 @@ import msgspec
 
 from aima_core.errors import ValidationFailed
 from services.gateway.engines.engine_errors import bad_answer
-from services.gateway.engines.proxying import Carried, Tokens
+from services.gateway.engines.proxying import ProxiedAnswer, TokenUsage
 from services.gateway.engines.sse_parser import decoded
 
 _FLOAT = 4  # bytes of a number in a vector that comes in base64
@@ -28,14 +28,14 @@ class Vectors(msgspec.Struct):
     """What an engine answers to texts."""
 
     data: list[Vector]
-    usage: Tokens = msgspec.field(default_factory=Tokens)
+    usage: TokenUsage = msgspec.field(default_factory=TokenUsage)
 
 
 _read = msgspec.json.Decoder(Vectors).decode
 _numbers = msgspec.json.Decoder(list[float] | str).decode
 
 
-async def vectors(carried: Carried, model: str, dimensions: int | None = None) -> tuple[Vectors, bytes]:
+async def vectors(carried: ProxiedAnswer, model: str, dimensions: int | None = None) -> tuple[Vectors, bytes]:
     """Return what an engine answers, and the same as it came; note what it used.
 
     Raises ValidationFailed when its vectors have not so many `dimensions`, ExecutionFailed when nobody can read it.

@@ -31,7 +31,7 @@ Buffer = bytes | bytearray | memoryview
 Body = bytes | Sequence[Buffer]  # an upload stays in the blocks in which it came
 
 
-class Broken(Exception):
+class EngineGone(Exception):
     """The engine went away; `begun` tells whether it had answered anything."""
 
     def __init__(self, begun: bool) -> None:
@@ -39,21 +39,21 @@ class Broken(Exception):
         self.begun = begun
 
 
-class Line(asyncio.Protocol):
+class EngineConnection(asyncio.Protocol):
     """A connection to an engine, for one answer after another. `heard`: something has come of the one that it serves.
 
     `resting`: those to the same engine that are free; `kept`: seconds that it stays among them.
     """
 
-    def __init__(self, resting: list[Line], kept: float) -> None:
+    def __init__(self, resting: list[EngineConnection], kept: float) -> None:
         self._resting = resting
         self._kept = kept
-        self._reply: Reply | None = None
+        self._reply: EngineReply | None = None
         self._end: asyncio.TimerHandle | None = None
         self.heard = False
         self.transport: asyncio.Transport
 
-    def take(self, reply: Reply) -> None:
+    def take(self, reply: EngineReply) -> None:
         """Serve an answer from now on."""
         self._reply, self.heard = reply, False
         if self._end:
@@ -101,13 +101,13 @@ class Line(asyncio.Protocol):
             self._reply.full(False)
 
 
-class Reply:
+class EngineReply:
     """An engine's answer as it comes. `status` and `headers` (lower case) are there once `ask` has returned it.
 
     `first_at`: when the first block of its body came, by the monotonic clock.
     """
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, line: EngineConnection) -> None:
         self._line = line
         self._parser = httptools.HttpResponseParser(self)
         self._blocks: list[bytes] = []
@@ -127,7 +127,7 @@ class Reply:
             if self._ended:
                 return b""
             if self._lost:
-                raise Broken(begun=True)
+                raise EngineGone(begun=True)
             await self._wait()
         block = self.come()
         self._go_on()
@@ -149,7 +149,7 @@ class Reply:
         """Return as soon as status and headers are there. Raises Broken when they never come."""
         while not self._headed:
             if self._lost:
-                raise Broken(begun=False)
+                raise EngineGone(begun=False)
             await self._wait()
 
     async def ready(self, *, whole: bool = False) -> None:
@@ -162,7 +162,7 @@ class Reply:
             self._go_on()
         while not self._ended and (whole or not self._blocks):
             if self._lost:
-                raise Broken(begun=False)
+                raise EngineGone(begun=False)
             if self._size > _LARGEST:
                 raise too_large(_LARGEST)
             await self._wait()
@@ -236,7 +236,7 @@ class Reply:
     def on_message_begin(self) -> None:
         """Refuse a second answer: nobody has asked for one."""
         if self._ended:
-            raise Broken(begun=True)
+            raise EngineGone(begun=True)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header."""
@@ -270,14 +270,14 @@ def _place(url: str) -> tuple[str, int, str]:
     return parts.hostname or "", parts.port or 80, parts.path
 
 
-class Engines:
+class EngineClient:
     """The way to the engines. `kept`: seconds that a connection waits for the next request."""
 
     def __init__(self, kept: float = _KEPT) -> None:
         self._kept = kept
-        self._resting: dict[tuple[str, int], list[Line]] = defaultdict(list)
+        self._resting: dict[tuple[str, int], list[EngineConnection]] = defaultdict(list)
 
-    async def ask(self, url: str, body: Body, headers: Mapping[str, str]) -> Reply:
+    async def ask(self, url: str, body: Body, headers: Mapping[str, str]) -> EngineReply:
         """Post to an engine; return its answer with status and headers. Raises Broken when it cannot be reached.
 
         What was sent on a kept connection is sent once more when that ends without a word (RFC 9112, 9.3.1): mostly the
@@ -297,10 +297,10 @@ class Engines:
             line = resting.pop()
             try:
                 return await _asked(line, request, blocks)
-            except Broken:
+            except EngineGone:
                 if line.heard:
                     raise
-        return await _asked(await _connected(host, port, Line(resting, self._kept)), request, blocks)
+        return await _asked(await _connected(host, port, EngineConnection(resting, self._kept)), request, blocks)
 
     def close(self) -> None:
         """Close what is kept."""
@@ -309,18 +309,18 @@ class Engines:
                 line.transport.abort()
 
 
-async def _connected(host: str, port: int, line: Line) -> Line:
+async def _connected(host: str, port: int, line: EngineConnection) -> EngineConnection:
     try:
         async with asyncio.timeout(_CONNECT):
             await asyncio.get_running_loop().create_connection(lambda: line, host, port)
     except (OSError, TimeoutError):
-        raise Broken(begun=False) from None
+        raise EngineGone(begun=False) from None
     return line
 
 
-async def _asked(line: Line, request: bytes, blocks: Sequence[Buffer]) -> Reply:
+async def _asked(line: EngineConnection, request: bytes, blocks: Sequence[Buffer]) -> EngineReply:
     """Return the answer once its head is there."""
-    reply = Reply(line)
+    reply = EngineReply(line)
     try:
         await reply.send(request, blocks)
         await reply.head()

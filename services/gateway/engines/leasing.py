@@ -12,7 +12,7 @@ import time
 from collections.abc import Coroutine, Iterator, Mapping
 from typing import Any
 
-from aima_core.bus.batches import Together
+from aima_core.bus.batches import Batcher
 from aima_core.bus.client import Answer, Client
 from aima_core.errors import AimaError, Timeout, Unavailable
 from aima_core.structured_logs import logger
@@ -36,9 +36,9 @@ class Leases:
         self._seconds = seconds
         self._holder = f"gateway-{secrets.token_hex(8)}"  # another one in each life of the process
         self._finishing: set[asyncio.Task[None]] = set()
-        self._settling = Together(client, "inference.settle", timeout=_QUICK, wait=_TOGETHER)
+        self._settling = Batcher(client, "inference.settle", timeout=_QUICK, wait=_TOGETHER)
         # a lease may need what has just been freed
-        self._taking = Together(client, _TAKE, timeout=_QUICK, ahead=self._settling)
+        self._taking = Batcher(client, _TAKE, timeout=_QUICK, ahead=self._settling)
 
     async def take(
         self, caller: Caller, model: str, types: tuple[str, ...], *, tools: bool, wait: float, avoid: str

@@ -13,15 +13,15 @@ from starlette.types import Receive, Scope, Send
 from aima_core.errors import AimaError
 from services.gateway.engines.assembly import Assembly
 from services.gateway.engines.engine_errors import failed, gone
-from services.gateway.engines.proxying import Carrier, Job, Tokens
+from services.gateway.engines.proxying import EngineRequest, Proxy, TokenUsage
 from services.gateway.engines.sse_parser import DONE, NOTHING, Splitter, data_of, decoded
-from services.gateway.entrance.disconnects import unless_gone
+from services.gateway.entrance.disconnects import cancel_on_disconnect
 from services.gateway.entrance.dispatch import Caller
 from services.gateway.entrance.error_bodies import body_of
 
 
 class _Chunk(msgspec.Struct):
-    usage: Tokens | None = None
+    usage: TokenUsage | None = None
     choices: list[msgspec.Raw] = []
     error: Any = None
 
@@ -37,24 +37,24 @@ _STREAM = [
 
 
 class _Relayed(Response, ABC):
-    def __init__(self, carrier: Carrier, caller: Caller, job: Job) -> None:
+    def __init__(self, proxy: Proxy, caller: Caller, job: EngineRequest) -> None:
         super().__init__()
-        self._carrier, self._caller, self._job = carrier, caller, job
+        self._proxy, self._caller, self._job = proxy, caller, job
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Ask and answer; a client who goes away ends the request."""
-        await unless_gone(receive, self._answer(scope, send))
+        await cancel_on_disconnect(receive, self._answer(scope, send))
 
     @abstractmethod
     async def _answer(self, scope: Scope, send: Send) -> None:
         """Ask, and send the whole answer."""
 
 
-class Whole(_Relayed):
+class WholePassthrough(_Relayed):
     """An answer in JSON that goes on in one piece; one that came in events is put together."""
 
     async def _answer(self, scope: Scope, send: Send) -> None:  # noqa: ARG002 (as the others)
-        async with self._carrier.carry(self._caller, self._job) as carried:
+        async with self._proxy.forward(self._caller, self._job) as carried:
             body = await carried.whole()
             kind = carried.reply.headers.get("content-type", "application/json")
             if carried.streams:
@@ -64,11 +64,11 @@ class Whole(_Relayed):
             await send({"type": "http.response.body", "body": body})
 
 
-class Passed(_Relayed):
+class BlockPassthrough(_Relayed):
     """An answer of any media type, in blocks as they come."""
 
     async def _answer(self, scope: Scope, send: Send) -> None:  # noqa: ARG002 (as the others)
-        async with self._carrier.carry(self._caller, self._job) as carried:
+        async with self._proxy.forward(self._caller, self._job) as carried:
             headers = carried.reply.headers
             await _start(send, headers.get("content-type", "application/octet-stream"), headers.get("content-length"))
             while block := await carried.read():
@@ -76,12 +76,12 @@ class Passed(_Relayed):
             await send({"type": "http.response.body", "body": b""})
 
 
-class Streamed(_Relayed):
+class EventPassthrough(_Relayed):
     """An answer that comes in events, each passed on as it comes."""
 
-    def __init__(self, carrier: Carrier, caller: Caller, job: Job, *, usage_told: bool) -> None:
-        super().__init__(carrier, caller, job)
-        self._tally = Tally(usage_told)
+    def __init__(self, proxy: Proxy, caller: Caller, job: EngineRequest, *, usage_told: bool) -> None:
+        super().__init__(proxy, caller, job)
+        self._tally = UsageReader(usage_told)
         self._begun = False
 
     async def _answer(self, scope: Scope, send: Send) -> None:
@@ -97,7 +97,7 @@ class Streamed(_Relayed):
 
     async def _copy(self, send: Send) -> None:
         tally = self._tally
-        async with self._carrier.carry(self._caller, self._job) as carried:
+        async with self._proxy.forward(self._caller, self._job) as carried:
             while not tally.ended and (block := await carried.read()):
                 if not self._begun:
                     self._begun = True
@@ -112,7 +112,7 @@ class Streamed(_Relayed):
                 raise gone(begun=True)
 
 
-class Tally:
+class UsageReader:
     """Watches a stream of events go by: whether it has ended as it should, and what it says of its usage.
 
     Events are looked into only where they may hold one of the two. The usage is kept back from a client who did not
@@ -122,7 +122,7 @@ class Tally:
     def __init__(self, usage_told: bool) -> None:
         self._told = usage_told
         self._splitter = Splitter()
-        self.usage = Tokens()
+        self.usage = TokenUsage()
         self.ended = False
         self.error: Any = None
 
@@ -147,10 +147,10 @@ class Tally:
         return self._told or bool(chunk.choices)
 
 
-def usage_of(body: bytes) -> Tokens:
+def usage_of(body: bytes) -> TokenUsage:
     """Return the usage that a whole answer tells; none when it tells none."""
     told = decoded(_read, body)
-    return (told and told.usage) or Tokens()
+    return (told and told.usage) or TokenUsage()
 
 
 async def _assembled(stream: bytes) -> dict[str, Any]:

@@ -17,10 +17,10 @@ import msgspec
 
 from aima_core.errors import AimaError, Timeout, Unavailable
 from services.gateway.engines.engine_errors import gone, refusal
-from services.gateway.engines.engine_http import Body, Broken, Engines, Reply
+from services.gateway.engines.engine_http import Body, EngineClient, EngineGone, EngineReply
 from services.gateway.engines.leasing import Leases
-from services.gateway.entrance.dispatch import Asking, Caller
-from services.gateway.entrance.quotas import NONE, Estimate, Quotas
+from services.gateway.entrance.dispatch import Caller, Dispatcher
+from services.gateway.entrance.quotas import NONE, Quotas, TokenEstimate
 from services.inference import units as inference
 
 _TRIES = 3  # of a request, as long as no replica has answered anything
@@ -28,7 +28,7 @@ _REFUSAL = 64 * 1024  # bytes of an engine's refusal that are read: its words st
 _JSON = {"Content-Type": "application/json", "Accept": "*/*"}
 
 
-class Tokens(msgspec.Struct):
+class TokenUsage(msgspec.Struct):
     """`usage` of an answer."""
 
     prompt_tokens: int = 0
@@ -36,7 +36,7 @@ class Tokens(msgspec.Struct):
 
 
 @dataclass(frozen=True)
-class Job:
+class EngineRequest:
     """What is asked of a model. `unit` is the one whose right is needed; `types` of model that will do.
 
     `make(name)` returns the body, for an engine that knows the model by this name; `path` is the engine's. `streamed`
@@ -51,23 +51,23 @@ class Job:
     path: str
     make: Callable[[str], Body]
     headers: Mapping[str, str] = field(default_factory=lambda: _JSON)
-    tokens: Estimate = NONE
+    tokens: TokenEstimate = NONE
     tools: bool = False
     wait: float = 0.0
     whole: bool = False
     streamed: Callable[[str], Body] | None = None
 
 
-class Carried:
+class ProxiedAnswer:
     """A request that an engine is answering. `usage` is for whoever reads the answer to fill in.
 
     `begun`: when the engine was asked, by the monotonic clock; `streams`: the answer comes in events.
     """
 
-    def __init__(self, lease: inference.Lease, reply: Reply, begun: float, prompt: int) -> None:
+    def __init__(self, lease: inference.Lease, reply: EngineReply, begun: float, prompt: int) -> None:
         self.lease = lease
         self.reply = reply
-        self.usage = Tokens()
+        self.usage = TokenUsage()
         self.begun = begun
         self.streams = reply.headers.get("content-type", "").startswith("text/event-stream")
         self._prompt = prompt  # tokens of it, as far as one can say
@@ -77,7 +77,7 @@ class Carried:
         """Return the next block of the answer, empty at the end. Raises Unavailable when the engine breaks off."""
         try:
             block = await self.reply.read()
-        except Broken:
+        except EngineGone:
             raise gone(begun=True) from None
         self._count(block)
         return block
@@ -114,19 +114,19 @@ class Carried:
         return {"outcome": "completed", "usage": usage, "time_to_first_token": self.first}
 
 
-class Carrier:
+class Proxy:
     """Carries requests for all doors."""
 
-    def __init__(self, asking: Asking, quotas: Quotas, leases: Leases | None = None) -> None:
+    def __init__(self, asking: Dispatcher, quotas: Quotas, leases: Leases | None = None) -> None:
         self._asking = asking
         self._leases = leases or Leases(asking.client)
         self._quotas = quotas
-        self._engines = Engines()
+        self._engines = EngineClient()
         self._under_way: set[asyncio.Timeout] = set()
         self._ending = False
 
     @contextlib.asynccontextmanager
-    async def carry(self, caller: Caller, job: Job) -> AsyncIterator[Carried]:
+    async def forward(self, caller: Caller, job: EngineRequest) -> AsyncIterator[ProxiedAnswer]:
         """Give the engine's answer, once it has begun well; however the block is left is what the request came to.
 
         Raises what the lease is refused with, the engine's refusal as an error of ours, Timeout at the caller's
@@ -141,7 +141,7 @@ class Carrier:
                     async with self._held(caller, job, lease, limit, used) as carried:
                         yield carried
                         return
-                except Broken:
+                except EngineGone:
                     avoid = lease.process_id
                     used.clear()  # what nobody gets is not paid for
                 except asyncio.CancelledError:
@@ -150,14 +150,14 @@ class Carrier:
                     raise
             raise gone(begun=False)
 
-    async def reach(self, caller: Caller, job: Job) -> None:
+    async def await_replica(self, caller: Caller, job: EngineRequest) -> None:
         """Return when a replica would take the request; asking for nothing, it is how a client loads a model."""
         await self._asking.permitted(caller, job.unit, {"model": job.model})
         async with self._limited(caller):
             lease = await self._take(caller, job, "")
         self._leases.settle(caller, lease, {"outcome": "cancelled"})
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         """End what is under way, because there is no more time for it; whoever waits is told so."""
         self._ending = True
         for limit in self._under_way:
@@ -169,7 +169,7 @@ class Carrier:
         await self._leases.close()
         self._engines.close()
 
-    async def _take(self, caller: Caller, job: Job, avoid: str) -> inference.Lease:
+    async def _take(self, caller: Caller, job: EngineRequest, avoid: str) -> inference.Lease:
         return await self._leases.take(caller, job.model, job.types, tools=job.tools, wait=job.wait, avoid=avoid)
 
     @contextlib.asynccontextmanager
@@ -193,8 +193,8 @@ class Carrier:
 
     @contextlib.asynccontextmanager
     async def _held(
-        self, caller: Caller, job: Job, lease: inference.Lease, limit: asyncio.Timeout, used: list[int]
-    ) -> AsyncIterator[Carried]:
+        self, caller: Caller, job: EngineRequest, lease: inference.Lease, limit: asyncio.Timeout, used: list[int]
+    ) -> AsyncIterator[ProxiedAnswer]:
         """Give the answer of a lease's replica; keep the lease for as long as the block lasts, and settle it then.
 
         Raises Broken when the replica goes away before it has answered anything of use.
@@ -204,7 +204,7 @@ class Carrier:
             with self._leases.kept(caller, lease):
                 begun, reply = time.monotonic(), await self._asked(job, lease)
                 heard = True
-                async with self._answered(job, Carried(lease, reply, begun, job.tokens.prompt), used) as carried:
+                async with self._answered(job, ProxiedAnswer(lease, reply, begun, job.tokens.prompt), used) as carried:
                     yield carried
             self._leases.settle(caller, lease, carried.outcome())
         except asyncio.CancelledError:
@@ -221,12 +221,14 @@ class Carrier:
             return {"outcome": "failed", "error": code, "error_code": code}
         return {"outcome": "cancelled"}
 
-    async def _asked(self, job: Job, lease: inference.Lease) -> Reply:
+    async def _asked(self, job: EngineRequest, lease: inference.Lease) -> EngineReply:
         make = job.make if lease.cancels_whole or job.streamed is None else job.streamed
         return await self._engines.ask(f"{lease.endpoint}{job.path}", make(lease.model), job.headers)
 
     @contextlib.asynccontextmanager
-    async def _answered(self, job: Job, carried: Carried, used: list[int]) -> AsyncIterator[Carried]:
+    async def _answered(
+        self, job: EngineRequest, carried: ProxiedAnswer, used: list[int]
+    ) -> AsyncIterator[ProxiedAnswer]:
         reply = carried.reply
         try:
             if not 200 <= reply.status < 300:
@@ -250,7 +252,7 @@ def _failed(error: BaseException) -> dict[str, Any]:
     match error:
         case GeneratorExit():
             return {"outcome": "cancelled"}
-        case Broken():
+        case EngineGone():
             return _failed(gone(begun=False))
         case AimaError():
             return {"outcome": "failed", "error": error.reason, "error_code": error.reason}

@@ -14,9 +14,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from aima_core.errors import AimaError
-from services.gateway.engines.chat_completion import Piece, pieces
-from services.gateway.engines.proxying import Carried, Carrier, Job, Tokens
-from services.gateway.entrance.disconnects import unless_gone
+from services.gateway.engines.chat_completion import ChatDelta, deltas
+from services.gateway.engines.proxying import EngineRequest, ProxiedAnswer, Proxy, TokenUsage
+from services.gateway.entrance.disconnects import cancel_on_disconnect
 from services.gateway.entrance.dispatch import Caller
 from services.gateway.entrance.error_bodies import body_of
 
@@ -24,21 +24,21 @@ T = TypeVar("T")
 _encode = msgspec.json.encode
 
 
-async def for_client(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """Return what the work comes to; a client who goes away before cancels it. Raises ClientDisconnect then."""
     found: list[T] = []
 
     async def do() -> None:
         found.append(await work)
 
-    await unless_gone(request.receive, do())
+    await cancel_on_disconnect(request.receive, do())
     if not found:
         raise ClientDisconnect
     return found[0]
 
 
 @dataclass(frozen=True)
-class Took:
+class Timings:
     """How long a request took, in seconds: until a replica had it, until its first word, and from then on."""
 
     waiting: float = 0.0
@@ -51,13 +51,13 @@ class Took:
         return self.waiting + self.first + self.rest
 
 
-def took(carried: Carried, asked: float) -> Took:
+def timings(carried: ProxiedAnswer, asked: float) -> Timings:
     """Return how long a request took that was asked then and has just ended, by the monotonic clock."""
     first = carried.first or 0.0
-    return Took(carried.begun - asked, first, time.monotonic() - carried.begun - first)
+    return Timings(carried.begun - asked, first, time.monotonic() - carried.begun - first)
 
 
-class Teller(Protocol):
+class Translator(Protocol):
     """Puts an answer into words, bytes of the type `media`; `failed` is given the error as the door tells it."""
 
     media: str
@@ -65,57 +65,59 @@ class Teller(Protocol):
     def begin(self) -> bytes:
         """Return what comes first."""
 
-    def feed(self, piece: Piece) -> bytes:
+    def feed(self, piece: ChatDelta) -> bytes:
         """Return what a piece comes to; it may be nothing yet."""
 
-    def end(self, usage: Tokens, took: Took) -> bytes:
+    def end(self, usage: TokenUsage, timings: Timings) -> bytes:
         """Return what comes last."""
 
     def failed(self, said: Mapping[str, Any]) -> bytes:
         """Return what comes last instead when the answer breaks off."""
 
 
-class Whole(Response):
+class TranslatedWhole(Response):
     """An answer in one piece: `tell` reads the engine's, and returns what becomes JSON."""
 
-    def __init__(self, carrier: Carrier, caller: Caller, job: Job, tell: Callable[[Carried], Awaitable[Any]]) -> None:
+    def __init__(
+        self, proxy: Proxy, caller: Caller, job: EngineRequest, tell: Callable[[ProxiedAnswer], Awaitable[Any]]
+    ) -> None:
         super().__init__(media_type="application/json")
-        self._carrier, self._caller, self._job, self._tell = carrier, caller, job, tell
+        self._proxy, self._caller, self._job, self._tell = proxy, caller, job, tell
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 (ASGI's signature)
         """Ask and answer; a client who goes away ends the request."""
-        await unless_gone(receive, self._answer(send))
+        await cancel_on_disconnect(receive, self._answer(send))
 
     async def _answer(self, send: Send) -> None:
-        async with self._carrier.carry(self._caller, self._job) as carried:
+        async with self._proxy.forward(self._caller, self._job) as carried:
             body = _encode(await self._tell(carried))
         headers = [*_head(self._caller, "application/json"), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
 
-class Streamed(Response):
+class TranslatedStream(Response):
     """An answer that is told as it comes; the job asks the engine for a stream."""
 
-    def __init__(self, carrier: Carrier, caller: Caller, job: Job, teller: Teller) -> None:
+    def __init__(self, proxy: Proxy, caller: Caller, job: EngineRequest, teller: Translator) -> None:
         super().__init__(media_type=teller.media)
-        self._carrier, self._caller, self._job, self._teller = carrier, caller, job, teller
+        self._proxy, self._caller, self._job, self._teller = proxy, caller, job, teller
         self._begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Ask and answer; a client who goes away ends the request."""
-        await unless_gone(receive, self._answer(send, scope["path"]))
+        await cancel_on_disconnect(receive, self._answer(send, scope["path"]))
 
     async def _answer(self, send: Send, path: str) -> None:
         asked = time.monotonic()
         try:
-            async with self._carrier.carry(self._caller, self._job) as carried, aclosing(pieces(carried)) as told:
+            async with self._proxy.forward(self._caller, self._job) as carried, aclosing(deltas(carried)) as told:
                 async for piece in told:
                     await self._begin(send)
                     if words := self._teller.feed(piece):
                         await send({"type": "http.response.body", "body": words, "more_body": True})
                 await self._begin(send)
-                last = self._teller.end(carried.usage, took(carried, asked))
+                last = self._teller.end(carried.usage, timings(carried, asked))
         except AimaError as error:
             if not self._begun:
                 raise

@@ -12,7 +12,7 @@ from services.gateway.entrance.access import Policy
 from services.gateway.entrance.error_bodies import HttpRefusal
 from services.gateway.entrance.gate import Gate
 from services.gateway.entrance.metrics import Metrics
-from services.gateway.entrance.rate_limits import Rates
+from services.gateway.entrance.rate_limits import RateLimiter
 from services.gateway.settings import GatewaySettings
 from services.gateway.state import Key
 
@@ -24,7 +24,7 @@ def assemble(
     settings: GatewaySettings,
     policy: Policy,
     keys: Mapping[str, Key],
-    rates: Rates,
+    rates: RateLimiter,
     hosts: frozenset[str] | None,
     metrics: Metrics,
 ) -> ASGIApp:

@@ -18,27 +18,27 @@ _PATIENCE = 600.0  # seconds until a model is loaded, when the client does not s
 
 
 @dataclass(frozen=True)
-class Patience:
+class WaitingCaller:
     """Who asks, and how many seconds it waits for a model that is loading."""
 
     caller: Caller
     wait: float
 
 
-def patient(request: Request, *, wait: bool = False) -> Patience:
+def waiting_caller(request: Request, *, wait: bool = False) -> WaitingCaller:
     """Return what `Prefer: wait=60` (RFC 7240) asks for; a bare `wait`, or the argument, leaves the time to us."""
     caller = caller_of(request.state)
     for preference in request.headers.get("prefer", "").split(","):
         name, _, value = preference.partition(";")[0].strip().partition("=")
         if name.strip().lower() == "wait":
             try:
-                return Patience(caller, read_timeout(value.strip().strip('"')) or _PATIENCE)
+                return WaitingCaller(caller, read_timeout(value.strip().strip('"')) or _PATIENCE)
             except InvalidRequest as error:
                 raise InvalidRequest(f"Prefer: wait: {error.message}", header="Prefer") from None
-    return Patience(caller, _PATIENCE if wait else 0.0)
+    return WaitingCaller(caller, _PATIENCE if wait else 0.0)
 
 
-async def unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+async def cancel_on_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
     """Do the work; a client who goes away before its end cancels it. The request's body has been read."""
     doing = asyncio.current_task()
     assert doing

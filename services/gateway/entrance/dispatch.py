@@ -88,7 +88,7 @@ def read_timeout(text: str) -> float | None:
     return seconds
 
 
-class Asking:
+class Dispatcher:
     """Asks units for callers, after having seen that they may."""
 
     def __init__(self, client: Client, directory: Directory, policy: Policy, quotas: Quotas | None = None) -> None:

@@ -21,7 +21,7 @@ from aima_core.structured_logs import logger
 from services.gateway.entrance.access import NOBODY, Policy, Principal
 from services.gateway.entrance.dispatch import Caller, caller_from
 from services.gateway.entrance.error_bodies import HttpRefusal, failure, status_of
-from services.gateway.entrance.rate_limits import Rates
+from services.gateway.entrance.rate_limits import RateLimiter
 from services.gateway.settings import local
 from services.gateway.state import Key
 
@@ -38,7 +38,7 @@ class Gate:
         app: ASGIApp,
         policy: Policy,
         keys: Mapping[str, Key],
-        rates: Rates,
+        rates: RateLimiter,
         hosts: frozenset[str] | None,
         origins: frozenset[str],
         seen: Callable[[Scope, int, float], None],

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 Answering = Callable[[Request], Awaitable[Response]]
 
 
-class Door(NamedTuple):
+class FixedPath(NamedTuple):
     """A fixed path, as the documents show it. `tag` groups those that belong together."""
 
     method: str
@@ -24,51 +24,55 @@ class Door(NamedTuple):
 
 
 DOORS = (
-    Door("POST", "/api/v2/execute", "Ask the unit that the body names.", "units"),
-    Door("POST", "/api/v2/command/{unit}", "Ask a command by its name; the body is its input.", "units"),
-    Door("GET", "/api/v2/query/{unit}", "Ask a query by its name; the query string is its input.", "units"),
-    Door("POST", "/api/v2/query/{unit}", "Ask a query by its name; the body is its input.", "units"),
-    Door("GET", "/api/v2/units", "List the units that are on the bus.", "units"),
-    Door("GET", "/api/v2/schema/{unit}", "Describe one unit with its JSON Schemas.", "units"),
-    Door("GET", "/api/v2/operations", "List the caller's operations.", "operations"),
-    Door("GET", "/api/v2/operations/{id}", "Show an operation.", "operations"),
-    Door("DELETE", "/api/v2/operations/{id}", "Cancel an operation.", "operations"),
-    Door("GET", "/api/v2/operations/{id}/events", "Follow an operation: server-sent events.", "operations"),
-    Door("GET", "/api/v2/events", "Follow what happens: server-sent events.", "events"),
-    Door("GET", "/api/v2/resources", "List the addresses that can be read and watched.", "resources"),
-    Door("GET", "/api/v2/resource/{uri}", "Read what stands at an address.", "resources"),
-    Door("GET", "/api/v2/resource/{uri}/watch", "Follow what stands at an address: server-sent events.", "resources"),
-    Door("GET", "/api/v2/health", "Tell how everything that the gateway needs is.", "health"),
-    Door("GET", "/health", "Tell that the gateway serves.", "health"),
-    Door("GET", "/metrics", "Tell what the system does and the gateway counts, in Prometheus's text format.", "health"),
-    Door("GET", "/openapi.json", "Describe everything here in OpenAPI 3.1.", "documents"),
-    Door("GET", "/docs", "Show that description as a page.", "documents"),
-    Door("GET", "/v1/models", "List the models that can be asked.", "OpenAI"),
-    Door("GET", "/v1/models/{model}", "Show one model.", "OpenAI"),
-    Door("POST", "/v1/chat/completions", "Answer a conversation.", "OpenAI"),
-    Door("POST", "/v1/completions", "Continue a text.", "OpenAI"),
-    Door("POST", "/v1/embeddings", "Turn texts into vectors.", "OpenAI"),
-    Door("POST", "/v1/responses", "Answer, in the shape of the Responses API.", "OpenAI"),
-    Door("POST", "/v1/audio/transcriptions", "Write down what is spoken.", "OpenAI"),
-    Door("POST", "/v1/audio/translations", "Write down in English what is spoken.", "OpenAI"),
-    Door("POST", "/v1/audio/speech", "Speak a text.", "OpenAI"),
-    Door("POST", "/v1/images/generations", "Make images of a description.", "OpenAI"),
-    Door("POST", "/v1/rerank", "Order documents by how well they answer a query.", "OpenAI"),
-    Door("POST", "/rerank", "The same, where clients of Jina and Cohere look for it.", "OpenAI"),
-    Door("POST", "/v1/messages", "Answer a conversation, in the shape of Anthropic's API.", "Anthropic"),
-    Door("POST", "/v1/messages/count_tokens", "Count the tokens of a conversation.", "Anthropic"),
-    Door("GET", "/api/tags", "List the models, in the shape of Ollama's API.", "Ollama"),
-    Door("POST", "/api/chat", "Answer a conversation.", "Ollama"),
-    Door("POST", "/api/generate", "Continue a text.", "Ollama"),
-    Door("POST", "/api/embed", "Turn texts into vectors.", "Ollama"),
-    Door("POST", "/api/embeddings", "Turn a text into a vector, as older clients ask for it.", "Ollama"),
-    Door("POST", "/api/show", "Show one model.", "Ollama"),
-    Door("GET", "/api/ps", "List the models that are loaded.", "Ollama"),
-    Door("POST", "/api/pull", "Pull a model, with its progress.", "Ollama"),
-    Door("DELETE", "/api/delete", "Remove a model.", "Ollama"),
-    Door("GET", "/api/version", "Tell the version.", "Ollama"),
-    Door("GET", "/", "Tell what is here.", "Ollama"),
-    Door("POST", "/mcp", "Speak the Model Context Protocol.", "MCP"),
+    FixedPath("POST", "/api/v2/execute", "Ask the unit that the body names.", "units"),
+    FixedPath("POST", "/api/v2/command/{unit}", "Ask a command by its name; the body is its input.", "units"),
+    FixedPath("GET", "/api/v2/query/{unit}", "Ask a query by its name; the query string is its input.", "units"),
+    FixedPath("POST", "/api/v2/query/{unit}", "Ask a query by its name; the body is its input.", "units"),
+    FixedPath("GET", "/api/v2/units", "List the units that are on the bus.", "units"),
+    FixedPath("GET", "/api/v2/schema/{unit}", "Describe one unit with its JSON Schemas.", "units"),
+    FixedPath("GET", "/api/v2/operations", "List the caller's operations.", "operations"),
+    FixedPath("GET", "/api/v2/operations/{id}", "Show an operation.", "operations"),
+    FixedPath("DELETE", "/api/v2/operations/{id}", "Cancel an operation.", "operations"),
+    FixedPath("GET", "/api/v2/operations/{id}/events", "Follow an operation: server-sent events.", "operations"),
+    FixedPath("GET", "/api/v2/events", "Follow what happens: server-sent events.", "events"),
+    FixedPath("GET", "/api/v2/resources", "List the addresses that can be read and watched.", "resources"),
+    FixedPath("GET", "/api/v2/resource/{uri}", "Read what stands at an address.", "resources"),
+    FixedPath(
+        "GET", "/api/v2/resource/{uri}/watch", "Follow what stands at an address: server-sent events.", "resources"
+    ),
+    FixedPath("GET", "/api/v2/health", "Tell how everything that the gateway needs is.", "health"),
+    FixedPath("GET", "/health", "Tell that the gateway serves.", "health"),
+    FixedPath(
+        "GET", "/metrics", "Tell what the system does and the gateway counts, in Prometheus's text format.", "health"
+    ),
+    FixedPath("GET", "/openapi.json", "Describe everything here in OpenAPI 3.1.", "documents"),
+    FixedPath("GET", "/docs", "Show that description as a page.", "documents"),
+    FixedPath("GET", "/v1/models", "List the models that can be asked.", "OpenAI"),
+    FixedPath("GET", "/v1/models/{model}", "Show one model.", "OpenAI"),
+    FixedPath("POST", "/v1/chat/completions", "Answer a conversation.", "OpenAI"),
+    FixedPath("POST", "/v1/completions", "Continue a text.", "OpenAI"),
+    FixedPath("POST", "/v1/embeddings", "Turn texts into vectors.", "OpenAI"),
+    FixedPath("POST", "/v1/responses", "Answer, in the shape of the Responses API.", "OpenAI"),
+    FixedPath("POST", "/v1/audio/transcriptions", "Write down what is spoken.", "OpenAI"),
+    FixedPath("POST", "/v1/audio/translations", "Write down in English what is spoken.", "OpenAI"),
+    FixedPath("POST", "/v1/audio/speech", "Speak a text.", "OpenAI"),
+    FixedPath("POST", "/v1/images/generations", "Make images of a description.", "OpenAI"),
+    FixedPath("POST", "/v1/rerank", "Order documents by how well they answer a query.", "OpenAI"),
+    FixedPath("POST", "/rerank", "The same, where clients of Jina and Cohere look for it.", "OpenAI"),
+    FixedPath("POST", "/v1/messages", "Answer a conversation, in the shape of Anthropic's API.", "Anthropic"),
+    FixedPath("POST", "/v1/messages/count_tokens", "Count the tokens of a conversation.", "Anthropic"),
+    FixedPath("GET", "/api/tags", "List the models, in the shape of Ollama's API.", "Ollama"),
+    FixedPath("POST", "/api/chat", "Answer a conversation.", "Ollama"),
+    FixedPath("POST", "/api/generate", "Continue a text.", "Ollama"),
+    FixedPath("POST", "/api/embed", "Turn texts into vectors.", "Ollama"),
+    FixedPath("POST", "/api/embeddings", "Turn a text into a vector, as older clients ask for it.", "Ollama"),
+    FixedPath("POST", "/api/show", "Show one model.", "Ollama"),
+    FixedPath("GET", "/api/ps", "List the models that are loaded.", "Ollama"),
+    FixedPath("POST", "/api/pull", "Pull a model, with its progress.", "Ollama"),
+    FixedPath("DELETE", "/api/delete", "Remove a model.", "Ollama"),
+    FixedPath("GET", "/api/version", "Tell the version.", "Ollama"),
+    FixedPath("GET", "/", "Tell what is here.", "Ollama"),
+    FixedPath("POST", "/mcp", "Speak the Model Context Protocol.", "MCP"),
 )
 
 
@@ -92,11 +96,11 @@ class _Endpoint:
         await response(scope, receive, send)
 
 
-def door(path: str, takes: Mapping[str, Answering]) -> Route:
+def fixed_path(path: str, takes: Mapping[str, Answering]) -> Route:
     """Return the route of a path that takes these methods; others are told so, whatever comes after it."""
     return Route(path, _Endpoint(takes))
 
 
-def door_of_any(path: str, answering: Answering) -> Route:
+def fixed_path_any_method(path: str, answering: Answering) -> Route:
     """Return the route of a path whose methods only who answers knows."""
     return Route(path, _Endpoint({}, answering))

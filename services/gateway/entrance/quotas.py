@@ -20,7 +20,7 @@ _GUESS = 1024  # tokens of an answer whose length nobody bounds
 
 
 @dataclass(frozen=True)
-class Estimate:
+class TokenEstimate:
     """How many tokens a request may use: of its prompt, and of its answer. `guessed`: nobody bounds the answer."""
 
     prompt: int = 0
@@ -28,7 +28,7 @@ class Estimate:
     guessed: bool = False
 
 
-NONE = Estimate()
+NONE = TokenEstimate()
 
 
 class Quotas:
@@ -40,7 +40,7 @@ class Quotas:
         self._settling: set[asyncio.Task[None]] = set()
 
     @contextlib.asynccontextmanager
-    async def within(self, who: Principal, need: Estimate) -> AsyncIterator[list[int]]:
+    async def within(self, who: Principal, need: TokenEstimate) -> AsyncIterator[list[int]]:
         """Reserve what a request may use of its key's day; settle the sum of what the block says that it has used."""
         used: list[int] = []
         if not who.tokens_per_day:
@@ -59,7 +59,7 @@ class Quotas:
         """Wait until all of it is recorded."""
         await asyncio.gather(*self._settling, return_exceptions=True)
 
-    async def _reserve_for(self, key: str, ident: str, need: Estimate) -> None:
+    async def _reserve_for(self, key: str, ident: str, need: TokenEstimate) -> None:
         """Reserve what a request needs of its key's day: what is left of it, where the need is a guess."""
         try:
             await self._reserve(key, ident, need.prompt + need.answer)
@@ -75,15 +75,15 @@ class Quotas:
             logger.warning("tokens are not settled", error=str(error))
 
 
-def estimate(data: bytes, most: int | None, answers: int = 1) -> Estimate:
+def estimate(data: bytes, most: int | None, answers: int = 1) -> TokenEstimate:
     """Return how many tokens a request may use at most, as far as one can say: four bytes of text are about one.
 
     `most`: of each answer, where the client bounds it.
     """
-    return Estimate(len(data) // 4, (_GUESS if most is None else most) * answers, guessed=most is None)
+    return TokenEstimate(len(data) // 4, (_GUESS if most is None else most) * answers, guessed=most is None)
 
 
-def of_input(data: Mapping[str, Any]) -> Estimate:
+def of_input(data: Mapping[str, Any]) -> TokenEstimate:
     """Return how many tokens the input of a unit may use."""
     most = data.get("max_tokens")
     return estimate(msgspec.json.encode(data), most if isinstance(most, int) and most > 0 else None)

@@ -12,7 +12,7 @@ _MOST = 100_000  # buckets that are kept; the one not used for longest goes firs
 _BURST = 6  # a bucket holds a sixth of a minute's requests, at least one
 
 
-class Rates:
+class RateLimiter:
     """Counts requests by who makes them. `default`: requests per minute of somebody without a key; 0: no limit."""
 
     def __init__(self, default: int) -> None:

@@ -26,7 +26,7 @@ _FIELDS = ("domain", "type", "stream", "after", "since", "last_event_id")
 
 
 @dataclass(frozen=True)
-class Wanted:
+class EventFilter:
     """What a client asks for. `after` is a number, `since` Unix seconds; neither: only what is new."""
 
     domains: frozenset[str] = frozenset()
@@ -59,7 +59,7 @@ class Wanted:
         return f"aima.events.{'.'.join(parts)}"
 
 
-def read(pairs: Sequence[tuple[str, str]], last_event_id: str, now: float) -> Wanted:
+def read(pairs: Sequence[tuple[str, str]], last_event_id: str, now: float) -> EventFilter:
     """Return what a query string and the header Last-Event-ID ask for. Raises ValidationFailed."""
     given: dict[str, list[str]] = {}
     for name, text in pairs:
@@ -74,7 +74,7 @@ def read(pairs: Sequence[tuple[str, str]], last_event_id: str, now: float) -> Wa
     after = _number("Last-Event-ID", last_event_id) if last_event_id else None
     if after is None and begin is not None:
         after = _number("last_event_id" if "last_event_id" in given else "after", begin)
-    return Wanted(
+    return EventFilter(
         domains=frozenset(_all("domain", given, _DOMAIN, "the name of a domain, such as service")),
         types=tuple(_all("type", given, _TYPE, "a type such as service.started, or service.*")),
         stream=next(iter(_all("stream", given, _STREAM, "a stream such as service/svc-1")), ""),

@@ -14,7 +14,7 @@ _SECRETIVE = frozenset({"gateway"})  # domains whose events are of high risk to 
 _SUBJECT = re.compile(r"aima\.events\.([a-z0-9_]+)\.([a-z0-9_]+)\.[^.]+")
 
 
-class Told(msgspec.Struct, frozen=True, dict=True):
+class EventFrame(msgspec.Struct, frozen=True, dict=True):
     """An event as clients get it. `principal`: who led to it."""
 
     seq: int
@@ -45,14 +45,14 @@ def visible(who: Principal, domain: str) -> bool:
     return who.reaches(domain, risk) if who.known else risk == "low"
 
 
-def frame_for(who: Principal, policy: Policy, told: Told) -> bytes:
+def frame_for(who: Principal, policy: Policy, told: EventFrame) -> bytes:
     """Return what somebody gets of an event: nothing, the whole, or all but who led to it."""
     if not visible(who, told.domain):
         return b""
     return told.frame if policy.sees_whole(who, told.domain, told.principal) else told.hidden
 
 
-def read(seq: int, subject: str, data: bytes) -> Told | None:
+def read(seq: int, subject: str, data: bytes) -> EventFrame | None:
     """Return a message of the stream as an event; None for what is none of ours."""
     fits = _SUBJECT.fullmatch(subject)
     if not fits:
@@ -65,4 +65,4 @@ def read(seq: int, subject: str, data: bytes) -> Told | None:
         return None
     domain, kind = fits[1], f"{fits[1]}.{fits[2]}"
     frame = sse.event(data, kind=kind, ident=str(seq))
-    return Told(seq, domain, kind, head.stream, head.principal or "", frame)
+    return EventFrame(seq, domain, kind, head.stream, head.principal or "", frame)

@@ -30,11 +30,11 @@ from services.gateway.entrance import bodies
 from services.gateway.entrance.access import Policy
 from services.gateway.entrance.gate import caller_of
 from services.gateway.entrance.metrics import Metrics
-from services.gateway.entrance.paths import door
+from services.gateway.entrance.paths import fixed_path
 from services.gateway.events import event_filter, sse
-from services.gateway.events.event_filter import Wanted
+from services.gateway.events.event_filter import EventFilter
 from services.gateway.events.feed import BUS_AWAY, GRACE, Feed, numbers
-from services.gateway.events.frames import Told, frame_for, read
+from services.gateway.events.frames import EventFrame, frame_for, read
 
 _KEPT = 2048  # events in the ring
 _KEPT_BYTES = 16 * 2**20  # and what they may take together; as much again where some are told without their caller
@@ -45,7 +45,7 @@ _WOKEN = 40  # clients that are woken before other work gets its turn
 _READING = UnitInfo(name="gateway.events", kind="query", risk="low")  # what reading events counts as
 
 
-class Place(NamedTuple):
+class StreamPosition(NamedTuple):
     """How far a client has come: the number in the stream, and which stream, as one made anew counts from 1 again."""
 
     life: int
@@ -57,7 +57,7 @@ class EventTail:
 
     def __init__(self, nc: Nats, grace: float = GRACE) -> None:
         self._js = nc.jetstream(timeout=5)
-        self._ring: deque[Told] = deque()
+        self._ring: deque[EventFrame] = deque()
         self._bytes = 0
         self._floor: int | None = None  # the ring holds all that is behind this number; None: nothing is known yet
         self._feed = Feed(nc, STREAM, self._take, self._forget, grace)
@@ -90,7 +90,7 @@ class EventTail:
             if not waiter.done():
                 waiter.set_result(None)
 
-    async def position(self, asked: Wanted) -> Place:
+    async def position(self, asked: EventFilter) -> StreamPosition:
         """Return where a client begins. Raises Unavailable while JetStream is away.
 
         A number beyond the end of the stream is one of a stream that is no more, as numbers only grow: all of the one
@@ -100,11 +100,11 @@ class EventTail:
             last = await self._feed.found()
             life = self._feed.life
             try:
-                return Place(life, await self._beginning(asked, last))
+                return StreamPosition(life, await self._beginning(asked, last))
             except BUS_AWAY as error:
                 raise Unavailable("events cannot be read right now", reason="NO_JETSTREAM", retry_after=1) from error
 
-    async def _beginning(self, asked: Wanted, last: int) -> int:
+    async def _beginning(self, asked: EventFilter, last: int) -> int:
         """Return the number behind which a client begins; `last` is the newest that the feed has come to."""
         if asked.after is not None:
             beyond = asked.after > last and asked.after > (await self._js.stream_info(STREAM)).state.last_seq
@@ -115,7 +115,9 @@ class EventTail:
         first = await self._read(config, asked.subject(), 1)
         return first[0][0] - 1 if first else last
 
-    async def follow(self, place: Place, asked: Wanted, seen: Callable[[Told], bytes]) -> AsyncGenerator[bytes]:
+    async def follow(
+        self, place: StreamPosition, asked: EventFilter, seen: Callable[[EventFrame], bytes]
+    ) -> AsyncGenerator[bytes]:
         """Yield the events behind a place that are asked for, as frames, until the gateway closes.
 
         `seen` returns the frame of an event that a client gets; an empty one is none.
@@ -159,13 +161,13 @@ class EventTail:
         self._bytes, self._floor = 0, None
         self._news.set()
 
-    def _newer(self, position: int) -> list[Told] | None:
+    def _newer(self, position: int) -> list[EventFrame] | None:
         """Return the next events behind a position; None when they are not in the ring any more."""
         if position >= self._feed.last:
             return []
         if self._floor is None or position < self._floor:
             return None
-        found: deque[Told] = deque(maxlen=_PAGE)
+        found: deque[EventFrame] = deque(maxlen=_PAGE)
         for told in reversed(self._ring):
             if told.seq <= position:
                 break
@@ -183,7 +185,7 @@ class EventTail:
 
     # --- older ones -----------------------------------------------------------------------------------------
 
-    async def _page(self, position: int, subject: str) -> tuple[list[Told], int]:
+    async def _page(self, position: int, subject: str) -> tuple[list[EventFrame], int]:
         """Return the next events with a subject behind a position, and the position behind them."""
         upto = self._feed.last
         config = ConsumerConfig(deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=position + 1)
@@ -221,7 +223,7 @@ class EventTail:
                 await asyncio.sleep(_AWAY)
 
 
-class Events:
+class EventStream:
     """The door to it."""
 
     def __init__(self, tail: EventTail, policy: Policy, metrics: Metrics) -> None:
@@ -231,7 +233,7 @@ class Events:
 
     def routes(self) -> list[Route]:
         """Return the routes."""
-        return [door("/api/v2/events", {"GET": self.follow})]
+        return [fixed_path("/api/v2/events", {"GET": self.follow})]
 
     async def follow(self, request: Request) -> Response:
         """Tell the events that a client asks for, as far as it may see them."""

@@ -28,9 +28,9 @@ from aima_core.errors import AimaError, InternalError, InvalidRequest, NotFound,
 from aima_core.structured_logs import logger
 from services.gateway.entrance import bodies
 from services.gateway.entrance.access import NOBODY, Policy, Principal, without_owners
-from services.gateway.entrance.dispatch import Asking, Caller, caller_from
+from services.gateway.entrance.dispatch import Caller, Dispatcher, caller_from
 from services.gateway.entrance.options import Options, with_options
-from services.gateway.entrance.rate_limits import Rates
+from services.gateway.entrance.rate_limits import RateLimiter
 from services.gateway.grpc.proto import gateway_pb2 as pb
 from services.gateway.settings import GatewaySettings
 from services.gateway.state import Key
@@ -61,10 +61,10 @@ class GrpcDoor:
 
     def __init__(
         self,
-        asking: Asking,
+        asking: Dispatcher,
         policy: Policy,
         keys: Mapping[str, Key],
-        rates: Rates,
+        rates: RateLimiter,
         changes: Changes,
         settings: GatewaySettings,
     ) -> None:

@@ -28,12 +28,12 @@ from aima_core.bus.directory import ResourceInfo, UnitInfo
 from aima_core.errors import AimaError, Forbidden, InternalError, InvalidRequest, NotFound, Unauthorized, UnitNotFound
 from aima_core.structured_logs import logger
 from services.gateway.entrance import bodies
-from services.gateway.entrance.dispatch import Asking, Caller, caller_from
+from services.gateway.entrance.dispatch import Caller, Dispatcher, caller_from
 from services.gateway.entrance.options import Beside, with_options
 from services.gateway.mcp import prompts as prompts
 from services.gateway.mcp import resources as resources
 from services.gateway.mcp import tools as tools
-from services.gateway.mcp.notifications import Changes, News
+from services.gateway.mcp.notifications import Changes, Notifications
 from services.gateway.mcp.tools import Mode
 
 _INSTRUCTIONS = (
@@ -47,7 +47,7 @@ Context = ServerRequestContext[Any, Any]
 
 
 @dataclass(frozen=True)
-class Visit:
+class McpClient:
     """Who asks, and what they are handed. `session` names a session among those of a door.
 
     `gone` is done when nobody can be answered any more; a door whose SDK cancels what goes on then needs none.
@@ -59,17 +59,17 @@ class Visit:
     gone: asyncio.Future[None] | None = None
 
 
-Who = Callable[[Context], Visit]
+Who = Callable[[Context], McpClient]
 
 
 class McpServer:
     """What the protocol asks for, answered from the bus."""
 
-    def __init__(self, asking: Asking, changes: Changes, who: Who) -> None:
+    def __init__(self, asking: Dispatcher, changes: Changes, who: Who) -> None:
         self._asking = asking
         self._directory = asking.directory
         self._who = who
-        self.news = News(asking.directory, changes)
+        self.news = Notifications(asking.directory, changes)
         self.server = _Server(
             "aima",
             version=VERSION,

@@ -67,7 +67,7 @@ class _Session:
         return event
 
 
-class News:
+class Notifications:
     """Tells clients what has changed. `changes` yields what stands at an address, and then whatever comes to."""
 
     def __init__(self, directory: Directory, changes: Changes) -> None:

@@ -26,9 +26,9 @@ from starlette.types import Message, Receive, Scope, Send
 
 from aima_core.call import token
 from aima_core.errors import PayloadTooLarge, RateLimited, Unavailable
-from services.gateway.entrance.dispatch import Asking
+from services.gateway.entrance.dispatch import Dispatcher
 from services.gateway.entrance.gate import caller_of
-from services.gateway.mcp.api import Context, McpServer, Visit
+from services.gateway.mcp.api import Context, McpClient, McpServer
 from services.gateway.mcp.notifications import Changes
 from services.gateway.mcp.tools import mode_from
 
@@ -104,7 +104,7 @@ class Sessions:
 class McpDoor:
     """The door, from `open` to `close`. An ASGI application."""
 
-    def __init__(self, asking: Asking, changes: Changes, body_limit: int) -> None:
+    def __init__(self, asking: Dispatcher, changes: Changes, body_limit: int) -> None:
         self._mcp = McpServer(asking, changes, _who)
         self._limit = body_limit
         # the gate knows better which hosts are ours
@@ -221,11 +221,11 @@ class McpDoor:
             await asyncio.Event().wait()
 
 
-def _who(ctx: Context) -> Visit:
+def _who(ctx: Context) -> McpClient:
     request: Request | None = ctx.request
     assert request, "over HTTP every message comes with its request"
     session = request.headers.get(MCP_SESSION_ID_HEADER, "")
-    return Visit(caller_of(request.state), request.state.mode, session, request.state.gone)
+    return McpClient(caller_of(request.state), request.state.mode, session, request.state.gone)
 
 
 def _begins_session(request: Request) -> bool:

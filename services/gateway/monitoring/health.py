@@ -13,7 +13,7 @@ from aima_core.bus.directory import Directory
 from aima_core.errors import Unavailable, ValidationFailed
 from services.gateway.entrance import bodies
 from services.gateway.entrance.error_bodies import json
-from services.gateway.entrance.paths import door
+from services.gateway.entrance.paths import fixed_path
 from services.gateway.events.feed import BUS_AWAY
 
 _FRESH = 1.0  # seconds that an answer is used again: anybody may ask as often as they like
@@ -22,7 +22,7 @@ _PATIENCE = 1.0  # seconds for JetStream to answer
 Dependencies = dict[str, bool]
 
 
-class Health:
+class HealthApi:
     """Looks at the bus, JetStream, and every domain that has been seen."""
 
     def __init__(self, nc: Nats, directory: Directory) -> None:
@@ -34,7 +34,7 @@ class Health:
 
     def routes(self) -> list[Route]:
         """Return the routes."""
-        return [door("/health", {"GET": self.alive}), door("/api/v2/health", {"GET": self.health})]
+        return [fixed_path("/health", {"GET": self.alive}), fixed_path("/api/v2/health", {"GET": self.health})]
 
     async def alive(self, request: Request) -> Response:  # noqa: ARG002 (Starlette's signature)
         """Say that the process serves."""

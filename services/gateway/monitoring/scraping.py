@@ -24,7 +24,7 @@ from aima_core.errors import AimaError
 from aima_core.structured_logs import logger
 from aima_core.units import Out, Query
 from services.gateway.entrance.access import Principal
-from services.gateway.entrance.dispatch import Asking, Caller
+from services.gateway.entrance.dispatch import Caller, Dispatcher
 from services.gateway.entrance.gate import caller_of
 from services.gateway.monitoring.health import domains_here
 from services.inference import units as inference
@@ -38,7 +38,7 @@ _SERVICE = ("service", "model")
 class Scraping:
     """Answers who scrapes. `own` is what the gateway counts."""
 
-    def __init__(self, own: Collector, asking: Asking) -> None:
+    def __init__(self, own: Collector, asking: Dispatcher) -> None:
         self._own = own
         self._asking = asking
 

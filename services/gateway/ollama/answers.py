@@ -13,10 +13,10 @@ from typing import Any, Literal
 import msgspec
 
 from aima_core.call import timestamp
-from services.gateway.engines.chat_completion import Answer, Gathered, Piece
-from services.gateway.engines.proxying import Tokens
+from services.gateway.engines.chat_completion import ChatAnswer, ChatDelta, ChatJoiner
+from services.gateway.engines.proxying import TokenUsage
 from services.gateway.engines.sse_parser import decoded
-from services.gateway.engines.translation import Took
+from services.gateway.engines.translation import Timings
 
 NDJSON = "application/x-ndjson"
 Json = dict[str, Any]
@@ -37,32 +37,32 @@ class Lines:
     def __init__(self, kind: Kind, model: str) -> None:
         self._kind = kind
         self._model = model
-        self._whole = Gathered()
+        self._whole = ChatJoiner()
 
     def begin(self) -> bytes:
         """Return nothing: the first line is the first piece."""
         return b""
 
-    def feed(self, piece: Piece) -> bytes:
+    def feed(self, piece: ChatDelta) -> bytes:
         """Return the line that a piece is."""
         self._whole.add(piece)
         if not piece.text and not piece.reasoning:
             return b""
-        return line({**_head(self._model), **_said(self._kind, Answer(piece.text, piece.reasoning)), "done": False})
+        return line({**_head(self._model), **_said(self._kind, ChatAnswer(piece.text, piece.reasoning)), "done": False})
 
-    def end(self, usage: Tokens, took: Took) -> bytes:
+    def end(self, usage: TokenUsage, took: Timings) -> bytes:
         """Return the last line, and before it the tools that are called."""
         answer = self._whole.answer
-        called = _said(self._kind, Answer(calls=answer.calls))
+        called = _said(self._kind, ChatAnswer(calls=answer.calls))
         told = line({**_head(self._model), **called, "done": False}) if answer.calls else b""
-        return told + line(final(self._kind, self._model, Answer(finish=answer.finish), usage, took))
+        return told + line(final(self._kind, self._model, ChatAnswer(finish=answer.finish), usage, took))
 
     def failed(self, said: Mapping[str, Any]) -> bytes:
         """Return the last line of an answer that broke off."""
         return line(said)
 
 
-def final(kind: Kind, model: str, answer: Answer, usage: Tokens, took: Took) -> Json:
+def final(kind: Kind, model: str, answer: ChatAnswer, usage: TokenUsage, took: Timings) -> Json:
     """Return the answer that ends a stream, or is all of it."""
     return {
         **_head(model),
@@ -81,10 +81,10 @@ def final(kind: Kind, model: str, answer: Answer, usage: Tokens, took: Took) -> 
 def loaded(kind: Kind, model: str, seconds: float) -> Json:
     """Return the answer to a request that only loads a model, which took so long."""
     durations = {"total_duration": _nanoseconds(seconds), "load_duration": _nanoseconds(seconds)}
-    return {**_head(model), **_said(kind, Answer()), "done": True, "done_reason": "load", **durations}
+    return {**_head(model), **_said(kind, ChatAnswer()), "done": True, "done_reason": "load", **durations}
 
 
-def embedded(model: str, vectors: list[msgspec.Raw], usage: Tokens, took: Took) -> Json:
+def embedded(model: str, vectors: list[msgspec.Raw], usage: TokenUsage, took: Timings) -> Json:
     """Return texts as vectors."""
     return {
         "model": model,
@@ -99,7 +99,7 @@ def _head(model: str) -> Json:
     return {"model": model, "created_at": timestamp(time.time())}
 
 
-def _said(kind: Kind, answer: Answer) -> Json:
+def _said(kind: Kind, answer: ChatAnswer) -> Json:
     thought = {"thinking": answer.reasoning} if answer.reasoning else {}
     if kind == "generate":
         return {"response": answer.text, **thought}

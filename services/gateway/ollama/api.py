@@ -19,13 +19,13 @@ from starlette.routing import Route
 from aima_core import VERSION
 from services.gateway.engines import chat_completion
 from services.gateway.engines.embeddings import vectors
-from services.gateway.engines.proxying import Carried, Carrier, Job
-from services.gateway.engines.translation import Streamed, Whole, for_client, took
+from services.gateway.engines.proxying import EngineRequest, ProxiedAnswer, Proxy
+from services.gateway.engines.translation import TranslatedStream, TranslatedWhole, timings, until_disconnect
 from services.gateway.entrance import bodies
-from services.gateway.entrance.disconnects import patient
+from services.gateway.entrance.disconnects import waiting_caller
 from services.gateway.entrance.error_bodies import json
 from services.gateway.entrance.gate import caller_of
-from services.gateway.entrance.paths import door
+from services.gateway.entrance.paths import fixed_path
 from services.gateway.entrance.quotas import estimate
 from services.gateway.ollama import answers as answers
 from services.gateway.ollama import requests as requests
@@ -42,20 +42,20 @@ KnownAs = Callable[[Request, str], Awaitable[str]]
 class Ollama:
     """The routes of Ollama's API for what models do. `known_as` says which model a name means."""
 
-    def __init__(self, carrier: Carrier, known_as: KnownAs, body_limit: int) -> None:
-        self._carrier = carrier
+    def __init__(self, proxy: Proxy, known_as: KnownAs, body_limit: int) -> None:
+        self._proxy = proxy
         self._known_as = known_as
         self._limit = body_limit
 
     def routes(self) -> list[Route]:
         """Return the routes."""
         return [
-            door("/", {"GET": self.landing}),
-            door("/api/version", {"GET": self.version}),
-            door("/api/chat", {"POST": self.chat}),
-            door("/api/generate", {"POST": self.generate}),
-            door("/api/embed", {"POST": self.embed}),
-            door("/api/embeddings", {"POST": self.embed_one}),
+            fixed_path("/", {"GET": self.landing}),
+            fixed_path("/api/version", {"GET": self.version}),
+            fixed_path("/api/chat", {"POST": self.chat}),
+            fixed_path("/api/generate", {"POST": self.generate}),
+            fixed_path("/api/embed", {"POST": self.embed}),
+            fixed_path("/api/embeddings", {"POST": self.embed_one}),
         ]
 
     async def landing(self, request: Request) -> Response:  # noqa: ARG002 (Starlette's signature)
@@ -80,7 +80,7 @@ class Ollama:
             return await self._load(request, "generate", asked)
         job = await self._job(request, asked, requests.generate(asked))
         if asked.raw:
-            make = chat_completion.streamed(requests.raw(asked))
+            make = chat_completion.streaming_body(requests.raw(asked))
             job = replace(job, unit="inference.complete", path=_COMPLETE, make=make)
         return self._answer(request, "generate", asked, job)
 
@@ -89,32 +89,36 @@ class Ollama:
         data = await read(request, self._limit)
         asked, begun = bodies.decode(data, requests.EmbedRequest), time.monotonic()
 
-        async def tell(carried: Carried) -> Any:
+        async def tell(carried: ProxiedAnswer) -> Any:
             found = await _vectors(carried, asked.model, asked.dimensions)
-            return answers.embedded(asked.model, found, carried.usage, took(carried, begun))
+            return answers.embedded(asked.model, found, carried.usage, timings(carried, begun))
 
         fields = {"input": asked.input, **({"dimensions": asked.dimensions} if asked.dimensions else {})}
-        return Whole(self._carrier, caller_of(request.state), await self._embedding(request, asked.model, fields), tell)
+        return TranslatedWhole(
+            self._proxy, caller_of(request.state), await self._embedding(request, asked.model, fields), tell
+        )
 
     async def embed_one(self, request: Request) -> Response:
         """Turn a text into a vector, as older clients ask for it."""
         asked = bodies.decode(await read(request, self._limit), requests.OldEmbedRequest)
 
-        async def tell(carried: Carried) -> Any:
+        async def tell(carried: ProxiedAnswer) -> Any:
             return {"embedding": (await _vectors(carried, asked.model))[0]}
 
         job = await self._embedding(request, asked.model, {"input": [asked.prompt]})
-        return Whole(self._carrier, caller_of(request.state), job, tell)
+        return TranslatedWhole(self._proxy, caller_of(request.state), job, tell)
 
-    async def _job(self, request: Request, asked: requests.Sampling, body: Mapping[str, Any]) -> Job:
+    async def _job(self, request: Request, asked: requests.Sampling, body: Mapping[str, Any]) -> EngineRequest:
         """Return the request for a chat; it waits for a model that is loading, as Ollama's clients are used to."""
-        model, wait = await self._known_as(request, asked.model), patient(request, wait=True).wait
-        return chat_completion.job(model, body, whole=not asked.streamed, wait=wait)
+        model, wait = await self._known_as(request, asked.model), waiting_caller(request, wait=True).wait
+        return chat_completion.chat_request(model, body, whole=not asked.streamed, wait=wait)
 
-    async def _embedding(self, request: Request, name: str, fields: Mapping[str, Any]) -> Job:
-        make, tokens = chat_completion.named(fields), estimate(msgspec.json.encode(fields), 1)
-        model, wait = await self._known_as(request, name), patient(request, wait=True).wait
-        return Job("inference.embed", model, ("embedding",), _EMBED, make, tokens=tokens, wait=wait, whole=True)
+    async def _embedding(self, request: Request, name: str, fields: Mapping[str, Any]) -> EngineRequest:
+        make, tokens = chat_completion.body_for_model(fields), estimate(msgspec.json.encode(fields), 1)
+        model, wait = await self._known_as(request, name), waiting_caller(request, wait=True).wait
+        return EngineRequest(
+            "inference.embed", model, ("embedding",), _EMBED, make, tokens=tokens, wait=wait, whole=True
+        )
 
     async def _load(self, request: Request, kind: answers.Kind, asked: requests.Sampling) -> Response:
         """Wait until the model is loaded."""
@@ -122,20 +126,20 @@ class Ollama:
             raise requests.refusal("keep_alive", "more than 0: it is service.scale that puts a service to sleep")
         job = await self._job(request, asked, {"messages": []})
         begun = time.monotonic()
-        await for_client(request, self._carrier.reach(caller_of(request.state), job))
+        await until_disconnect(request, self._proxy.await_replica(caller_of(request.state), job))
         return json(answers.loaded(kind, asked.model, time.monotonic() - begun))
 
-    def _answer(self, request: Request, kind: answers.Kind, asked: requests.Sampling, job: Job) -> Response:
+    def _answer(self, request: Request, kind: answers.Kind, asked: requests.Sampling, job: EngineRequest) -> Response:
         """Return the response, whole or in lines."""
         caller, begun = caller_of(request.state), time.monotonic()
         if asked.streamed:
-            return Streamed(self._carrier, caller, job, answers.Lines(kind, asked.model))
+            return TranslatedStream(self._proxy, caller, job, answers.Lines(kind, asked.model))
 
-        async def tell(carried: Carried) -> Any:
-            answer = await chat_completion.whole(carried)
-            return answers.final(kind, asked.model, answer, carried.usage, took(carried, begun))
+        async def tell(carried: ProxiedAnswer) -> Any:
+            answer = await chat_completion.joined(carried)
+            return answers.final(kind, asked.model, answer, carried.usage, timings(carried, begun))
 
-        return Whole(self._carrier, caller, job, tell)
+        return TranslatedWhole(self._proxy, caller, job, tell)
 
 
 async def read(request: Request, limit: int) -> bytes:
@@ -143,6 +147,6 @@ async def read(request: Request, limit: int) -> bytes:
     return await bodies.read(request, limit)
 
 
-async def _vectors(carried: Carried, model: str, dimensions: int | None = None) -> list[msgspec.Raw]:
+async def _vectors(carried: ProxiedAnswer, model: str, dimensions: int | None = None) -> list[msgspec.Raw]:
     found, _ = await vectors(carried, model, dimensions)
     return [vector.embedding for vector in found.data]

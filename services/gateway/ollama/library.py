@@ -17,12 +17,12 @@ from starlette.routing import Route
 
 from aima_core.bus.client import Answer
 from aima_core.errors import AimaError, NotFound
-from services.gateway.engines.translation import for_client
+from services.gateway.engines.translation import until_disconnect
 from services.gateway.entrance import bodies
-from services.gateway.entrance.dispatch import Asking, Caller
+from services.gateway.entrance.dispatch import Caller, Dispatcher
 from services.gateway.entrance.error_bodies import body_of, json
 from services.gateway.entrance.gate import caller_of
-from services.gateway.entrance.paths import door
+from services.gateway.entrance.paths import fixed_path
 from services.gateway.ollama import models as models
 from services.gateway.ollama.answers import NDJSON, line
 from services.gateway.ollama.api import read
@@ -38,18 +38,18 @@ Json = dict[str, Any]
 class OllamaLibrary:
     """The routes of Ollama's API for which models there are."""
 
-    def __init__(self, asking: Asking, body_limit: int) -> None:
+    def __init__(self, asking: Dispatcher, body_limit: int) -> None:
         self._asking = asking
         self._limit = body_limit
 
     def routes(self) -> list[Route]:
         """Return the routes."""
         return [
-            door("/api/tags", {"GET": self.tags}),
-            door("/api/ps", {"GET": self.running}),
-            door("/api/show", {"POST": self.show}),
-            door(_PULL, {"POST": self.pull}),
-            door("/api/delete", {"DELETE": self.delete}),
+            fixed_path("/api/tags", {"GET": self.tags}),
+            fixed_path("/api/ps", {"GET": self.running}),
+            fixed_path("/api/show", {"POST": self.show}),
+            fixed_path(_PULL, {"POST": self.pull}),
+            fixed_path("/api/delete", {"DELETE": self.delete}),
         ]
 
     async def tags(self, request: Request) -> Response:
@@ -84,8 +84,8 @@ class OllamaLibrary:
         asked = bodies.decode(await read(request, self._limit), Named)
         lines = self._pulling(request, asked.called)
         if asked.stream is False:
-            return json(await for_client(request, _last(lines)))
-        first = await for_client(request, anext(lines))  # until then a refusal has its own status
+            return json(await until_disconnect(request, _last(lines)))
+        first = await until_disconnect(request, anext(lines))  # until then a refusal has its own status
         return StreamingResponse(_all(first, lines, caller_of(request.state)), media_type=NDJSON)
 
     async def delete(self, request: Request) -> Response:

@@ -21,17 +21,17 @@ from aima_core.call import unix
 from aima_core.errors import AimaError, NotFound
 from services.gateway.anthropic import answers
 from services.gateway.engines import translation
-from services.gateway.engines.chat_completion import PATH, TEXT, named, streamed, types_for
+from services.gateway.engines.chat_completion import PATH, TEXT, body_for_model, streaming_body, types_for
 from services.gateway.engines.embeddings import vectors
-from services.gateway.engines.passthrough import Streamed, Whole
-from services.gateway.engines.proxying import Carried, Carrier, Job
+from services.gateway.engines.passthrough import EventPassthrough, WholePassthrough
+from services.gateway.engines.proxying import EngineRequest, ProxiedAnswer, Proxy
 from services.gateway.entrance import bodies
 from services.gateway.entrance.access import Principal
-from services.gateway.entrance.disconnects import patient
-from services.gateway.entrance.dispatch import Asking, Caller
+from services.gateway.entrance.disconnects import waiting_caller
+from services.gateway.entrance.dispatch import Caller, Dispatcher
 from services.gateway.entrance.error_bodies import json
 from services.gateway.entrance.gate import caller_of
-from services.gateway.entrance.paths import door
+from services.gateway.entrance.paths import fixed_path
 from services.gateway.entrance.quotas import estimate
 from services.gateway.openai.requests import ChatRequest, CompletionRequest, EmbeddingRequest, Sampling
 
@@ -43,19 +43,19 @@ _encode = msgspec.json.encode
 class OpenAI:
     """The routes of the text API."""
 
-    def __init__(self, asking: Asking, carrier: Carrier, body_limit: int) -> None:
+    def __init__(self, asking: Dispatcher, proxy: Proxy, body_limit: int) -> None:
         self._asking = asking
-        self._carrier = carrier
+        self._proxy = proxy
         self._limit = body_limit
 
     def routes(self) -> list[Route]:
         """Return the routes."""
         return [
-            door("/v1/models", {"GET": self.models}),
-            door("/v1/models/{model:path}", {"GET": self.model}),
-            door(PATH, {"POST": self.chat}),
-            door("/v1/completions", {"POST": self.complete}),
-            door("/v1/embeddings", {"POST": self.embed}),
+            fixed_path("/v1/models", {"GET": self.models}),
+            fixed_path("/v1/models/{model:path}", {"GET": self.model}),
+            fixed_path(PATH, {"POST": self.chat}),
+            fixed_path("/v1/completions", {"POST": self.complete}),
+            fixed_path("/v1/embeddings", {"POST": self.embed}),
         ]
 
     async def chat(self, request: Request) -> Response:
@@ -67,16 +67,16 @@ class OpenAI:
             fields["max_tokens"] = fields["max_completion_tokens"]  # its older name, which every engine knows
         if any(message.role == "developer" for message in asked.messages):
             fields["messages"] = Raw(_as_system(fields["messages"]))
-        job = Job(
+        job = EngineRequest(
             "inference.chat",
             asked.model,
             types_for(message.content for message in asked.messages),
             PATH,
             _body(asked, fields),
-            streamed=None if asked.stream else streamed(fields),
+            streamed=None if asked.stream else streaming_body(fields),
             tokens=estimate(data, asked.max_completion_tokens or asked.max_tokens, asked.answers),
             tools=bool(asked.tools),
-            wait=patient(request).wait,
+            wait=waiting_caller(request).wait,
             whole=not asked.stream,
         )
         return self._sample(request, asked, job)
@@ -85,15 +85,15 @@ class OpenAI:
         """Let a model continue a text."""
         data = await bodies.read_json(request, self._limit)
         asked, fields = bodies.decode(data, CompletionRequest), _fields(data)
-        job = Job(
+        job = EngineRequest(
             "inference.complete",
             asked.model,
             TEXT,
             "/v1/completions",
             _body(asked, fields),
-            streamed=None if asked.stream else streamed(fields),
+            streamed=None if asked.stream else streaming_body(fields),
             tokens=estimate(data, asked.max_tokens, asked.answers),
-            wait=patient(request).wait,
+            wait=waiting_caller(request).wait,
             whole=not asked.stream,
         )
         return self._sample(request, asked, job)
@@ -102,23 +102,23 @@ class OpenAI:
         """Turn texts into vectors."""
         data = await bodies.read_json(request, self._limit)
         asked = bodies.decode(data, EmbeddingRequest)
-        job = Job(
+        job = EngineRequest(
             "inference.embed",
             asked.model,
             ("embedding",),
             "/v1/embeddings",
-            named(_fields(data)),
+            body_for_model(_fields(data)),
             tokens=estimate(data, 0),
-            wait=patient(request).wait,
+            wait=waiting_caller(request).wait,
             whole=True,
         )
         if asked.dimensions is None:
-            return Whole(self._carrier, caller_of(request.state), job)
+            return WholePassthrough(self._proxy, caller_of(request.state), job)
 
-        async def tell(carried: Carried) -> Raw:
+        async def tell(carried: ProxiedAnswer) -> Raw:
             return Raw((await vectors(carried, asked.model, asked.dimensions))[1])
 
-        return translation.Whole(self._carrier, caller_of(request.state), job, tell)
+        return translation.TranslatedWhole(self._proxy, caller_of(request.state), job, tell)
 
     async def models(self, request: Request) -> Response:
         """List the models that have services, as far as the key may use them."""
@@ -154,11 +154,11 @@ class OpenAI:
             return {}
         return {item["id"]: int(unix(item["created_at"])) for item in known.data["items"]}
 
-    def _sample(self, request: Request, asked: Sampling, job: Job) -> Response:
+    def _sample(self, request: Request, asked: Sampling, job: EngineRequest) -> Response:
         caller = caller_of(request.state)
         if not asked.stream:
-            return Whole(self._carrier, caller, job)
-        return Streamed(self._carrier, caller, job, usage_told=_told(asked))
+            return WholePassthrough(self._proxy, caller, job)
+        return EventPassthrough(self._proxy, caller, job, usage_told=_told(asked))
 
 
 def _names(model: Mapping[str, Any], who: Principal) -> list[str]:
@@ -186,7 +186,7 @@ def _told(asked: Sampling) -> bool:
 
 def _body(asked: Sampling, fields: Mapping[str, Raw]) -> Callable[[str], bytes]:
     """Return what makes the engine's body; of a stream, we always want to be told of the usage."""
-    return streamed(fields) if asked.stream and not _told(asked) else named(fields)
+    return streaming_body(fields) if asked.stream and not _told(asked) else body_for_model(fields)
 
 
 def _anthropic(request: Request) -> bool:

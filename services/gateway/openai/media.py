@@ -16,17 +16,17 @@ from starlette.routing import Route
 
 from aima_core.call import token
 from aima_core.errors import ValidationFailed
-from services.gateway.engines.chat_completion import named
+from services.gateway.engines.chat_completion import body_for_model
 from services.gateway.engines.engine_errors import bad_answer
-from services.gateway.engines.passthrough import Passed
-from services.gateway.engines.proxying import Carried, Carrier, Job, Tokens
+from services.gateway.engines.passthrough import BlockPassthrough
+from services.gateway.engines.proxying import EngineRequest, ProxiedAnswer, Proxy, TokenUsage
 from services.gateway.engines.sse_parser import decoded
-from services.gateway.engines.translation import Whole
+from services.gateway.engines.translation import TranslatedWhole
 from services.gateway.entrance import bodies
-from services.gateway.entrance.disconnects import patient
-from services.gateway.entrance.dispatch import Asking
+from services.gateway.entrance.disconnects import waiting_caller
+from services.gateway.entrance.dispatch import Dispatcher
 from services.gateway.entrance.gate import caller_of
-from services.gateway.entrance.paths import door
+from services.gateway.entrance.paths import fixed_path
 from services.gateway.openai.requests import ModelName, Positive
 from services.gateway.openai.uploads import Form, boundary
 
@@ -98,21 +98,21 @@ class Ranking(msgspec.Struct):
 class Media:
     """The routes for media. `upload_limit`: bytes of a body with a file."""
 
-    def __init__(self, asking: Asking, carrier: Carrier, body_limit: int, upload_limit: int) -> None:
+    def __init__(self, asking: Dispatcher, proxy: Proxy, body_limit: int, upload_limit: int) -> None:
         self._asking = asking
-        self._carrier = carrier
+        self._proxy = proxy
         self._limit = body_limit
         self._upload_limit = upload_limit
 
     def routes(self) -> list[Route]:
         """Return the routes."""
         return [
-            door("/v1/audio/transcriptions", {"POST": self.transcribe}),
-            door("/v1/audio/translations", {"POST": self.transcribe}),
-            door("/v1/audio/speech", {"POST": self.speak}),
-            door("/v1/images/generations", {"POST": self.imagine}),
-            door(_RERANK, {"POST": self.rerank}),
-            door("/rerank", {"POST": self.rerank}),
+            fixed_path("/v1/audio/transcriptions", {"POST": self.transcribe}),
+            fixed_path("/v1/audio/translations", {"POST": self.transcribe}),
+            fixed_path("/v1/audio/speech", {"POST": self.speak}),
+            fixed_path("/v1/images/generations", {"POST": self.imagine}),
+            fixed_path(_RERANK, {"POST": self.rerank}),
+            fixed_path("/rerank", {"POST": self.rerank}),
         ]
 
     async def transcribe(self, request: Request) -> Response:
@@ -127,16 +127,16 @@ class Media:
             raise _missing("file", "a file with speech")
         line = boundary()
         headers = {"Content-Type": f"multipart/form-data; boundary={line}", "Accept": "*/*"}
-        job = Job(
+        job = EngineRequest(
             _TRANSCRIBE,
             model,
             ("asr",),
             request.url.path,
             lambda name: form.written(line, {"model": name}),
             headers,
-            wait=patient(request).wait,
+            wait=waiting_caller(request).wait,
         )
-        return Passed(self._carrier, caller_of(request.state), job)
+        return BlockPassthrough(self._proxy, caller_of(request.state), job)
 
     async def speak(self, request: Request) -> Response:
         """Speak a text."""
@@ -155,20 +155,24 @@ class Media:
         body: dict[str, Any] = {"query": asked.query, "documents": _texts(asked)}
         if asked.top_n:
             body["top_n"] = asked.top_n
-        wait = patient(request).wait
-        job = Job("inference.rerank", asked.model, ("rerank",), _RERANK, named(body), wait=wait, whole=True)
+        wait = waiting_caller(request).wait
+        job = EngineRequest(
+            "inference.rerank", asked.model, ("rerank",), _RERANK, body_for_model(body), wait=wait, whole=True
+        )
 
-        async def tell(carried: Carried) -> dict[str, Any]:
+        async def tell(carried: ProxiedAnswer) -> dict[str, Any]:
             ranking = _read(await carried.whole())
             used = ranking.usage or Used()
-            carried.usage = Tokens(prompt_tokens=used.prompt_tokens or used.total_tokens)
+            carried.usage = TokenUsage(prompt_tokens=used.prompt_tokens or used.total_tokens)
             return ranked(asked, ranking)
 
-        return Whole(self._carrier, caller_of(request.state), job, tell)
+        return TranslatedWhole(self._proxy, caller_of(request.state), job, tell)
 
     def _pass(self, request: Request, model: str, data: bytes, unit: str, kind: str) -> Response:
-        job = Job(unit, model, (kind,), request.url.path, named(_fields(data)), wait=patient(request).wait)
-        return Passed(self._carrier, caller_of(request.state), job)
+        job = EngineRequest(
+            unit, model, (kind,), request.url.path, body_for_model(_fields(data)), wait=waiting_caller(request).wait
+        )
+        return BlockPassthrough(self._proxy, caller_of(request.state), job)
 
 
 def ranked(asked: RerankRequest, ranking: Ranking) -> dict[str, Any]:

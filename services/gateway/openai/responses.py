@@ -12,11 +12,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from services.gateway.engines import chat_completion
-from services.gateway.engines.proxying import Carried, Carrier
-from services.gateway.engines.translation import Streamed, Whole
+from services.gateway.engines.proxying import ProxiedAnswer, Proxy
+from services.gateway.engines.translation import TranslatedStream, TranslatedWhole
 from services.gateway.entrance import bodies
-from services.gateway.entrance.disconnects import patient
-from services.gateway.entrance.paths import door
+from services.gateway.entrance.disconnects import waiting_caller
+from services.gateway.entrance.paths import fixed_path
 from services.gateway.openai import responses_answers as answers
 from services.gateway.openai import responses_requests as requests
 
@@ -24,24 +24,26 @@ from services.gateway.openai import responses_requests as requests
 class Responses:
     """The route of the Responses API."""
 
-    def __init__(self, carrier: Carrier, body_limit: int) -> None:
-        self._carrier = carrier
+    def __init__(self, proxy: Proxy, body_limit: int) -> None:
+        self._proxy = proxy
         self._limit = body_limit
 
     def routes(self) -> list[Route]:
         """Return the route."""
-        return [door("/v1/responses", {"POST": self.respond})]
+        return [fixed_path("/v1/responses", {"POST": self.respond})]
 
     async def respond(self, request: Request) -> Response:
         """Let a model take its turn."""
         asked = bodies.decode(await bodies.read_json(request, self._limit), requests.ResponsesRequest)
         requests.check(asked)
-        patience = patient(request)
-        job = chat_completion.job(asked.model, requests.completion(asked), whole=not asked.stream, wait=patience.wait)
+        patience = waiting_caller(request)
+        job = chat_completion.chat_request(
+            asked.model, requests.completion(asked), whole=not asked.stream, wait=patience.wait
+        )
         if asked.stream:
-            return Streamed(self._carrier, patience.caller, job, answers.Events(asked))
+            return TranslatedStream(self._proxy, patience.caller, job, answers.ResponseEvents(asked))
 
-        async def tell(carried: Carried) -> dict[str, Any]:
-            return answers.whole(asked, await chat_completion.whole(carried))
+        async def tell(carried: ProxiedAnswer) -> dict[str, Any]:
+            return answers.whole(asked, await chat_completion.joined(carried))
 
-        return Whole(self._carrier, patience.caller, job, tell)
+        return TranslatedWhole(self._proxy, patience.caller, job, tell)

@@ -12,44 +12,46 @@ from typing import Any
 import msgspec
 
 from aima_core.call import token
-from services.gateway.engines.chat_completion import Answer, CallPiece, Function, Piece
-from services.gateway.engines.proxying import Tokens
-from services.gateway.engines.translation import Took
+from services.gateway.engines.chat_completion import ChatAnswer, ChatDelta, Function, ToolCallDelta
+from services.gateway.engines.proxying import TokenUsage
+from services.gateway.engines.translation import Timings
 from services.gateway.events import sse
 from services.gateway.openai.responses_requests import Format, Json, ResponsesRequest
 
 _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
 
 
-def whole(asked: ResponsesRequest, answer: Answer) -> Json:
+def whole(asked: ResponsesRequest, answer: ChatAnswer) -> Json:
     """Return a whole answer."""
-    told = Told(asked)
-    calls = [CallPiece(index, call.id, Function(call.name, call.arguments)) for index, call in enumerate(answer.calls)]
-    for _ in told.feed(Piece(answer.text, answer.reasoning, calls, answer.finish)):
+    told = ResponseState(asked)
+    calls = [
+        ToolCallDelta(index, call.id, Function(call.name, call.arguments)) for index, call in enumerate(answer.calls)
+    ]
+    for _ in told.feed(ChatDelta(answer.text, answer.reasoning, calls, answer.finish)):
         pass
     for _ in told.end(answer.usage):
         pass
     return told.response
 
 
-class Events:
+class ResponseEvents:
     """Tells an answer as it comes."""
 
     media = "text/event-stream; charset=utf-8"
 
     def __init__(self, asked: ResponsesRequest) -> None:
-        self._told = Told(asked)
+        self._told = ResponseState(asked)
         self._number = 0
 
     def begin(self) -> bytes:
         """Return the begin of the response."""
         return self._events(self._told.begin())
 
-    def feed(self, piece: Piece) -> bytes:
+    def feed(self, piece: ChatDelta) -> bytes:
         """Return what a piece of the answer comes to."""
         return self._events(self._told.feed(piece))
 
-    def end(self, usage: Tokens, took: Took) -> bytes:  # noqa: ARG002 (only others tell how long it took)
+    def end(self, usage: TokenUsage, took: Timings) -> bytes:  # noqa: ARG002 (only others tell how long it took)
         """Return the end of the response."""
         return self._events(self._told.end(usage))
 
@@ -65,7 +67,7 @@ class Events:
         return b"".join(events)
 
 
-class Told:
+class ResponseState:
     """A response as far as it has been told; what is new is told in events, each without its number."""
 
     def __init__(self, asked: ResponsesRequest) -> None:
@@ -80,7 +82,7 @@ class Told:
         for kind in ("created", "in_progress"):
             yield {"type": f"response.{kind}", "response": self.response}
 
-    def feed(self, piece: Piece) -> Iterator[Json]:
+    def feed(self, piece: ChatDelta) -> Iterator[Json]:
         """Yield what a piece of the answer comes to."""
         self._finish = piece.finish or self._finish
         if piece.reasoning:
@@ -90,7 +92,7 @@ class Told:
         for call in piece.calls:
             yield from self._call(call)
 
-    def end(self, usage: Tokens) -> Iterator[Json]:
+    def end(self, usage: TokenUsage) -> Iterator[Json]:
         """Yield the end."""
         reason = _INCOMPLETE.get(self._finish)
         status = "incomplete" if reason else "completed"
@@ -144,7 +146,7 @@ class Told:
         yield self._at(place, "content_part.done", content_index=0, part=part)
         yield from self._done(place, status)
 
-    def _call(self, call: CallPiece) -> Iterator[Json]:
+    def _call(self, call: ToolCallDelta) -> Iterator[Json]:
         if call.index not in self._calls:
             yield from self._close_text("completed")
             self._calls[call.index] = len(self._output)
@@ -205,7 +207,7 @@ def _format(asked: Format) -> Json:
     return {"type": asked.type} if asked.type != "json_schema" else dict(msgspec.to_builtins(asked))
 
 
-def _usage(usage: Tokens) -> Json:
+def _usage(usage: TokenUsage) -> Json:
     return {
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},

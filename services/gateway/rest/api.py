@@ -17,16 +17,16 @@ from aima_core.bus.directory import DomainInfo, UnitInfo
 from aima_core.errors import AimaError, InvalidRequest, NotFound, ValidationFailed
 from aima_core.text_input import read_query
 from services.gateway.entrance import bodies
-from services.gateway.entrance.disconnects import unless_gone
-from services.gateway.entrance.dispatch import Asking, Caller
+from services.gateway.entrance.disconnects import cancel_on_disconnect
+from services.gateway.entrance.dispatch import Caller, Dispatcher
 from services.gateway.entrance.error_bodies import body_of, json
 from services.gateway.entrance.gate import caller_of
 from services.gateway.entrance.options import Options, with_options
-from services.gateway.entrance.paths import door, door_of_any
+from services.gateway.entrance.paths import fixed_path, fixed_path_any_method
 from services.gateway.events import sse
 from services.gateway.rest import routes
 from services.gateway.rest.operations import Operations
-from services.gateway.rest.routes import Found
+from services.gateway.rest.routes import RouteMatch
 
 PREFIX = "/api/v2"
 _LONGEST_NAME = 100  # characters of a unit's name; looking for the nearest to a longer one costs more than it is worth
@@ -42,10 +42,10 @@ class Execute(msgspec.Struct, forbid_unknown_fields=True):
     options: Options = msgspec.field(default_factory=Options)
 
 
-class Native:
+class RestApi:
     """The doors of our own."""
 
-    def __init__(self, asking: Asking, operations: Operations, body_limit: int) -> None:
+    def __init__(self, asking: Dispatcher, operations: Operations, body_limit: int) -> None:
         self._asking = asking
         self._operations = operations
         self._limit = body_limit
@@ -55,14 +55,14 @@ class Native:
     def routes(self) -> list[Route]:
         """Return the routes; the last ones take whatever the others leave."""
         return [
-            door(f"{PREFIX}/execute", {"POST": self.execute}),
-            door(f"{PREFIX}/command/{{unit}}", {"POST": self.named}),
-            door(f"{PREFIX}/query/{{unit}}", {"GET": self.named, "POST": self.named}),
-            door(f"{PREFIX}/units", {"GET": self.units}),
-            door(f"{PREFIX}/schema/{{unit}}", {"GET": self.schema}),
+            fixed_path(f"{PREFIX}/execute", {"POST": self.execute}),
+            fixed_path(f"{PREFIX}/command/{{unit}}", {"POST": self.named}),
+            fixed_path(f"{PREFIX}/query/{{unit}}", {"GET": self.named, "POST": self.named}),
+            fixed_path(f"{PREFIX}/units", {"GET": self.units}),
+            fixed_path(f"{PREFIX}/schema/{{unit}}", {"GET": self.schema}),
             *self._operations.routes(),
-            door_of_any(f"{PREFIX}/{{path:path}}", self.rest),
-            door_of_any("/api/{domain}/{action}", self.alias),
+            fixed_path_any_method(f"{PREFIX}/{{path:path}}", self.rest),
+            fixed_path_any_method("/api/{domain}/{action}", self.alias),
         ]
 
     async def execute(self, request: Request) -> Response:
@@ -112,7 +112,7 @@ class Native:
     async def _unit(self, request: Request) -> UnitInfo:
         return await self._asking.directory.find(request.path_params["unit"][:_LONGEST_NAME])
 
-    def _resolve(self, method: str, segments: list[str]) -> Found:
+    def _resolve(self, method: str, segments: list[str]) -> RouteMatch:
         if self._units is not self._asking.directory.units:
             self._units = self._asking.directory.units
             self._table = routes.Table(self._units)
@@ -164,7 +164,7 @@ class Native:
                 if isinstance(part, Answer):
                     answers.append(json({"success": True, "data": part.data, "meta": part.meta}))
 
-        await unless_gone(request.receive, ask())
+        await cancel_on_disconnect(request.receive, ask())
         if not answers:
             raise ClientDisconnect
         return answers[0]

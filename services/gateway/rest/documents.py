@@ -13,7 +13,7 @@ from aima_core import VERSION
 from aima_core.bus.directory import Directory
 from services.gateway.entrance.access import Policy
 from services.gateway.entrance.error_bodies import json
-from services.gateway.entrance.paths import door
+from services.gateway.entrance.paths import fixed_path
 from services.gateway.rest import openapi
 
 _PAGE = "pages/docs.html"
@@ -36,7 +36,7 @@ class Documents:
 
     def routes(self) -> list[Route]:
         """Return the routes."""
-        return [door("/openapi.json", {"GET": self.openapi}), door("/docs", {"GET": self.page})]
+        return [fixed_path("/openapi.json", {"GET": self.openapi}), fixed_path("/docs", {"GET": self.page})]
 
     async def openapi(self, request: Request) -> Response:  # noqa: ARG002 (Starlette's signature)
         """Describe the doors."""

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from aima_core.errors import BY_CODE
-from services.gateway.entrance.paths import Door
+from services.gateway.entrance.paths import FixedPath
 from services.gateway.rest.openapi_schemas import Json
 
 _IN_A_PATH = re.compile(r"\{([a-z]+)\}")
@@ -14,7 +14,7 @@ _ANY_INPUT = {"type": "object", "description": "The unit's input."}
 _STREAMS = ("/events", "/watch")  # ends of paths that answer with server-sent events
 
 
-def operation(door: Door) -> Json:
+def operation(door: FixedPath) -> Json:
     """Return what is said of a door."""
     name = re.sub(r"[^a-z0-9]+", "_", f"{door.method.lower()}{door.path.lower()}").strip("_")
     media = "text/event-stream" if door.path.endswith(_STREAMS) else "application/json"

@@ -19,10 +19,10 @@ from aima_core.call import timestamp, token
 from aima_core.errors import AimaError, InternalError, NotFound, RateLimited
 from aima_core.process.effects import end
 from aima_core.structured_logs import logger
-from services.gateway.entrance.dispatch import Asking, Caller
+from services.gateway.entrance.dispatch import Caller, Dispatcher
 from services.gateway.entrance.error_bodies import json
 from services.gateway.entrance.gate import caller_of
-from services.gateway.entrance.paths import door
+from services.gateway.entrance.paths import fixed_path
 from services.gateway.events import sse
 
 _BASE = "/api/v2/operations"
@@ -79,16 +79,16 @@ class Operation:
 class Operations:
     """The operations of all callers; each sees its own."""
 
-    def __init__(self, asking: Asking) -> None:
+    def __init__(self, asking: Dispatcher) -> None:
         self._asking = asking
         self._all: dict[str, Operation] = {}
 
     def routes(self) -> list[Route]:
         """Return the routes."""
         return [
-            door(_BASE, {"GET": self.list}),
-            door(f"{_BASE}/{{id}}", {"GET": self.get, "DELETE": self.cancel}),
-            door(f"{_BASE}/{{id}}/events", {"GET": self.follow}),
+            fixed_path(_BASE, {"GET": self.list}),
+            fixed_path(f"{_BASE}/{{id}}", {"GET": self.get, "DELETE": self.cancel}),
+            fixed_path(f"{_BASE}/{{id}}/events", {"GET": self.follow}),
         ]
 
     async def begin(self, caller: Caller, unit: str, data: Mapping[str, Any]) -> Response:

@@ -24,11 +24,11 @@ from aima_core.process.resource_bucket import BUCKET
 from aima_core.units import key_of
 from services.gateway.entrance import bodies
 from services.gateway.entrance.access import without_owners
-from services.gateway.entrance.dispatch import Asking
+from services.gateway.entrance.dispatch import Dispatcher
 from services.gateway.entrance.error_bodies import json
 from services.gateway.entrance.gate import caller_of
 from services.gateway.entrance.metrics import Metrics
-from services.gateway.entrance.paths import Answering, door, door_of_any
+from services.gateway.entrance.paths import Answering, fixed_path, fixed_path_any_method
 from services.gateway.events import sse
 from services.gateway.events.feed import BUS_AWAY, GRACE, Feed
 
@@ -143,10 +143,10 @@ class Watching:
             watched.seq = -1
 
 
-class Resources:
+class ResourceApi:
     """The doors to them. `rest` answers what is no address: the units of the domain `resource` share the path."""
 
-    def __init__(self, asking: Asking, watching: Watching, metrics: Metrics, rest: Answering) -> None:
+    def __init__(self, asking: Dispatcher, watching: Watching, metrics: Metrics, rest: Answering) -> None:
         self._asking = asking
         self._watching = watching
         self._open = metrics.streams.labels("resource")
@@ -155,8 +155,8 @@ class Resources:
     def routes(self) -> list[Route]:
         """Return the routes; they come before those of the units."""
         return [
-            door("/api/v2/resources", {"GET": self.list}),
-            door_of_any(f"{_BASE}/{{uri:path}}", self.serve),
+            fixed_path("/api/v2/resources", {"GET": self.list}),
+            fixed_path_any_method(f"{_BASE}/{{uri:path}}", self.serve),
         ]
 
     async def list(self, request: Request) -> Response:

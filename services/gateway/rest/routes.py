@@ -33,7 +33,7 @@ class Route:
 
 
 @dataclass(frozen=True)
-class Found:
+class RouteMatch:
     """What a request means: a unit and what of its input stood in the path; or the methods that would mean one."""
 
     unit: UnitInfo | None = None
@@ -90,10 +90,10 @@ class Table:
         for unit in units.values():
             self._routes.setdefault(unit.domain, []).extend(routes(unit, units))
 
-    def resolve(self, method: str, segments: Sequence[str]) -> Found:
+    def resolve(self, method: str, segments: Sequence[str]) -> RouteMatch:
         """Return what a request to `/api/v2/<segments>` means."""
         if not 1 <= len(segments) <= 3 or not all(segments):
-            return Found()
+            return RouteMatch()
         matching = [
             (route, given)
             for route in self._routes.get(self._domain(segments[0]), ())
@@ -102,9 +102,9 @@ class Table:
         fixed = [(route, given) for route, given in matching if not given]
         found = {route.method: (route.unit, given) for route, given in reversed(fixed or matching)}
         if method not in found:
-            return Found(allowed=frozenset(found))
+            return RouteMatch(allowed=frozenset(found))
         unit, given = found[method]
-        return Found(unit, given)
+        return RouteMatch(unit, given)
 
     def _domain(self, first: str) -> str:
         return first if first in self._domains else first.removesuffix("s")

@@ -27,8 +27,8 @@ from aima_core.units import Command, Query, View
 from services.inference import internal as i
 from services.inference import units as u
 from services.inference.outside import openai_dialect
-from services.inference.outside.placement import Asked, Placing
-from services.inference.outside.request_kinds import TASKS, Send, Task
+from services.inference.outside.placement import Placement, PlacementRequest
+from services.inference.outside.request_kinds import TASKS, RequestKind, Send
 from services.inference.rules import statistics
 from services.inference.rules.state import Pool, Route, Sweep, carried_here
 from services.service import units as service
@@ -51,7 +51,7 @@ class InferenceOutside(Outside[Pool]):
         super().__init__(context)
         self._http = openai_dialect.client()
         self._holder = secrets.token_hex(4)  # another one in each life of the process
-        self._placing = Placing(context)
+        self._placing = Placement(context)
 
     async def open(self) -> None:
         """Fail what an earlier life of this process was carrying: nobody is left to answer it."""
@@ -125,11 +125,11 @@ class InferenceOutside(Outside[Pool]):
 
     # --- a request ------------------------------------------------------------------------------------------
 
-    def _asked(self, command: Any, call: Call) -> Asked:
+    def _asked(self, command: Any, call: Call) -> PlacementRequest:
         deadline = call.deadline or call.at + command.spec.timeout
         if isinstance(command, u.LeaseModel):
             types = tuple(command.type.split(",")) if command.type else ()
-            return Asked(
+            return PlacementRequest(
                 command.model,
                 types,
                 lambda: command.timeout,
@@ -140,7 +140,7 @@ class InferenceOutside(Outside[Pool]):
                 needs_tools=command.tools,
                 probe=command.probe,
             )
-        return Asked(
+        return PlacementRequest(
             command.model,
             TASKS[type(command)].types,
             lambda: max(deadline - time.time(), 0.001),
@@ -150,7 +150,7 @@ class InferenceOutside(Outside[Pool]):
             bool(getattr(command, "tools", None)),
         )
 
-    async def _lease(self, asked: Asked, avoid: str, parts: Parts) -> u.Lease:
+    async def _lease(self, asked: PlacementRequest, avoid: str, parts: Parts) -> u.Lease:
         started, route = await self._placing.place(asked, self._placing.admission.number(), parts, avoid=avoid)
         lease = u.Lease(
             request_id=started.request_id,
@@ -162,7 +162,7 @@ class InferenceOutside(Outside[Pool]):
             model_id=started.model,
             cancels_whole=route.cancels_whole,
         )
-        if parts.wanted:
+        if parts.requested:
             await self._hand_over(started, lease, parts)
         return lease
 
@@ -178,15 +178,15 @@ class InferenceOutside(Outside[Pool]):
             await self._placing.finish(self._settle(started, **_CALLED_OFF))
             raise
 
-    async def _request(self, asked: Asked, task: Task, command: Command[Any], parts: Parts) -> View:
+    async def _request(self, asked: PlacementRequest, task: RequestKind, command: Command[Any], parts: Parts) -> View:
         """Get a replica, ask its engine, settle. Another replica is tried only before something was passed on."""
         number, avoid = self._placing.admission.number(), ""
         for attempt in range(1, _TRIES + 1):
             started, route = await self._placing.place(asked, number, parts, avoid=avoid)
             try:
                 return await self._carry(asked, started, route, task, command, parts)
-            except openai_dialect.Broken as broken:
-                if (broken.begun and parts.wanted) or attempt == _TRIES:
+            except openai_dialect.BrokenAnswer as broken:
+                if (broken.begun and parts.requested) or attempt == _TRIES:
                     raise Unavailable(
                         "the engine went away in the middle of the request", reason="ENGINE_GONE", begun=broken.begun
                     ) from None
@@ -194,7 +194,13 @@ class InferenceOutside(Outside[Pool]):
         raise AssertionError("the last attempt returns or raises")
 
     async def _carry(
-        self, asked: Asked, lease: u.RequestStarted, route: Route, task: Task, command: Any, parts: Parts
+        self,
+        asked: PlacementRequest,
+        lease: u.RequestStarted,
+        route: Route,
+        task: RequestKind,
+        command: Any,
+        parts: Parts,
     ) -> View:
         """Ask the engine and settle, whatever happens."""
         begun, send = time.monotonic(), Send(parts)
@@ -204,11 +210,11 @@ class InferenceOutside(Outside[Pool]):
             view, usage = await task.run(self._http, route, command, lease, send)
         except asyncio.CancelledError:
             silent = asked.late() and not send.heard
-            patience = _SILENT if parts.wanted else _SILENT_WHOLE
+            patience = _SILENT if parts.requested else _SILENT_WHOLE
             said = _unanswered(time.monotonic() - begun, patience) if silent else _CALLED_OFF
             await self._placing.finish(self._settle(lease, **said))
             raise
-        except openai_dialect.Broken:
+        except openai_dialect.BrokenAnswer:
             await self._settle(lease, "failed", error="the engine went away", error_code="ENGINE_GONE")
             raise
         except AimaError as error:

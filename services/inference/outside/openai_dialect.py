@@ -25,7 +25,7 @@ _CONNECT = 5.0  # seconds
 _PLAIN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
-class Broken(Exception):
+class BrokenAnswer(Exception):
     """The engine went away in the middle of a request; `begun` tells whether it had answered anything."""
 
     def __init__(self, begun: bool) -> None:
@@ -33,7 +33,7 @@ class Broken(Exception):
         self.begun = begun
 
 
-class Tokens(msgspec.Struct):
+class TokenCounts(msgspec.Struct):
     """`usage` of an answer."""
 
     prompt_tokens: int = 0
@@ -64,16 +64,16 @@ class Vector(msgspec.Struct):
     index: int = 0
 
 
-class Answer(msgspec.Struct):
+class EngineAnswer(msgspec.Struct):
     """An answer, or a chunk of a streamed one."""
 
     choices: list[Choice] = []
     data: list[Vector] = []
-    usage: Tokens | None = None
+    usage: TokenCounts | None = None
     error: Any = None
 
 
-_decode = msgspec.json.Decoder(Answer).decode
+_decode = msgspec.json.Decoder(EngineAnswer).decode
 
 
 def client() -> httpx2.AsyncClient:
@@ -84,18 +84,18 @@ def client() -> httpx2.AsyncClient:
     )
 
 
-async def ask(http: httpx2.AsyncClient, url: str, body: Mapping[str, Any]) -> Answer:
+async def ask(http: httpx2.AsyncClient, url: str, body: Mapping[str, Any]) -> EngineAnswer:
     """Return the whole answer. Raises Broken, or the error that the engine's status stands for."""
     try:
         reply = await http.post(url, content=msgspec.json.encode(body), headers=_HEADERS)
     except httpx2.HTTPError:
-        raise Broken(begun=False) from None
+        raise BrokenAnswer(begun=False) from None
     if not reply.is_success:
         raise refusal(reply.status_code, reply.content)
     return _read(reply.content)
 
 
-async def stream(http: httpx2.AsyncClient, url: str, body: Mapping[str, Any]) -> AsyncGenerator[Answer, None]:
+async def stream(http: httpx2.AsyncClient, url: str, body: Mapping[str, Any]) -> AsyncGenerator[EngineAnswer, None]:
     """Yield the chunks of a streamed answer. Leaving early closes the connection, and the engine stops.
 
     An engine that knows no streams answers in one piece, which is the only chunk then.
@@ -120,11 +120,11 @@ async def stream(http: httpx2.AsyncClient, url: str, body: Mapping[str, Any]) ->
                     begun = True
                     yield _read(data)
     except httpx2.HTTPError:
-        raise Broken(begun) from None
-    raise Broken(begun)  # the stream ended without saying so
+        raise BrokenAnswer(begun) from None
+    raise BrokenAnswer(begun)  # the stream ended without saying so
 
 
-def _read(data: bytes) -> Answer:
+def _read(data: bytes) -> EngineAnswer:
     try:
         answer = _decode(data)
     except UNREADABLE:
@@ -134,7 +134,7 @@ def _read(data: bytes) -> Answer:
     return answer
 
 
-def _as_chunk(whole: Answer) -> Answer:
+def _as_chunk(whole: EngineAnswer) -> EngineAnswer:
     """Return a whole answer with its tool calls numbered, as pieces of them are."""
     for choice in whole.choices:
         for number, call in enumerate((choice.message and choice.message.tool_calls) or ()):

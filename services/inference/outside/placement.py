@@ -17,7 +17,7 @@ from services.inference import internal as i
 from services.inference import units as u
 from services.inference.outside.admission import QUEUE_FULL, Admission, Services
 from services.inference.outside.refusals import Refusals
-from services.inference.outside.wakeups import Waking
+from services.inference.outside.wakeups import Wakeups
 from services.inference.rules.routing import BUSY, LOADING, choose, fitting, hopeful, sleeper
 from services.inference.rules.state import Pool, Route
 from services.model import units as model
@@ -30,7 +30,7 @@ _LATE = 0.05  # seconds before its deadline from which a request that is called 
 
 
 @dataclass(frozen=True)
-class Asked:
+class PlacementRequest:
     """A request that wants a replica. `timeout` tells how many seconds it may take from the moment it has one.
 
     `deadline` in Unix seconds; with `wait` it waits until then, with `queue` unless the model is loading.
@@ -68,19 +68,19 @@ class Asked:
 class _Placed:
     """A request on its way. `waits`: in a line, or it has been told to; not while it tries."""
 
-    asked: Asked
+    asked: PlacementRequest
     services: Services
     begin: Callable[[], i.BeginRequest]
     waits: bool
 
 
-class Placing:
+class Placement:
     """Requests on their way to a replica."""
 
     def __init__(self, context: Context[Pool]) -> None:
         self._context = context
         self.admission = Admission(context.settings.queue)
-        self._waking = Waking(context.peers, context.node, self.admission, self._pool)
+        self._waking = Wakeups(context.peers, context.node, self.admission, self._pool)
         self._beginning: Counter[Services] = Counter()  # requests that are decided and being committed
         self._refusals = Refusals(context, self.admission, self._waking)
         self._finishing: set[asyncio.Task[None]] = set()
@@ -92,7 +92,7 @@ class Placing:
         await self._refusals.record()
 
     async def place(
-        self, asked: Asked, number: int, parts: Parts, *, avoid: str = ""
+        self, asked: PlacementRequest, number: int, parts: Parts, *, avoid: str = ""
     ) -> tuple[u.RequestStarted, Route]:
         """Return the request as it has begun, and its replica. `avoid` is the one that has just failed it.
 
@@ -127,7 +127,7 @@ class Placing:
         task.add_done_callback(self._finishing.discard)
         await asyncio.shield(task)
 
-    def unwoken(self, asked: Asked) -> AimaError | None:
+    def unwoken(self, asked: PlacementRequest) -> AimaError | None:
         """Return why the service that a request needs is not woken; None when that is not what it waits for."""
         pools = self._fitting(asked)
         return self._waking.refusal(pools) if sleeper(pools) else None
@@ -207,7 +207,7 @@ class Placing:
                     {"waiting": {"reason": self._reason(one), "queued": self.admission.longest(one.services)}}
                 )
 
-        task = asyncio.create_task(tell()) if parts.wanted else None
+        task = asyncio.create_task(tell()) if parts.requested else None
         try:
             yield
         finally:
@@ -222,7 +222,7 @@ class Placing:
             return LOADING if refusal.reason == LOADING else BUSY
         return BUSY
 
-    def _begin(self, asked: Asked, avoid: str) -> Callable[[], i.BeginRequest]:
+    def _begin(self, asked: PlacementRequest, avoid: str) -> Callable[[], i.BeginRequest]:
         """Return what makes the command of each try: for a moment strict about what to avoid, unless that is gone."""
         routes, strictly = self._routes(asked), bool(avoid)
 
@@ -260,10 +260,10 @@ class Placing:
         with contextlib.suppress(NotFound):  # it was refused
             await self._context.record(u.Settle(request_id=request_id, outcome=outcome, **said))
 
-    def _fitting(self, asked: Asked) -> list[Pool]:
+    def _fitting(self, asked: PlacementRequest) -> list[Pool]:
         return fitting(self._context.world.values(), asked.model, asked.types)
 
-    def _routes(self, asked: Asked) -> list[tuple[str, bool]]:
+    def _routes(self, asked: PlacementRequest) -> list[tuple[str, bool]]:
         return [(route.process_id, route.healthy) for pool in self._fitting(asked) for route in pool.routes]
 
     def _pool(self, service_id: str) -> Pool | None:

@@ -11,7 +11,7 @@ from aima_core.domain import Context
 from aima_core.errors import AimaError, Unavailable
 from services.inference import internal as i
 from services.inference.outside.admission import Admission, Services
-from services.inference.outside.wakeups import Waking
+from services.inference.outside.wakeups import Wakeups
 from services.inference.rules.routing import LOADING, sleeper
 from services.inference.rules.state import Pool
 from services.service import units as service
@@ -22,7 +22,7 @@ _GLANCE = 1.0  # seconds that the service domain gets to tell how far a start is
 class Refusals:
     """Counts and explains refusals."""
 
-    def __init__(self, context: Context[Pool], admission: Admission, waking: Waking) -> None:
+    def __init__(self, context: Context[Pool], admission: Admission, waking: Wakeups) -> None:
         self._context = context
         self._admission = admission
         self._waking = waking

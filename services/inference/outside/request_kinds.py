@@ -36,7 +36,7 @@ class Send:
         """Send a part."""
         if self.first is None:
             self.first = round(time.monotonic() - self._begun, 6)
-        if self._parts.wanted:
+        if self._parts.requested:
             await self._parts.send(part)
 
 
@@ -44,7 +44,7 @@ Run = Callable[[httpx2.AsyncClient, Route, Any, u.RequestStarted, Send], Awaitab
 
 
 @dataclass(frozen=True)
-class Task:
+class RequestKind:
     """A kind of request: the types of model that serve it, and how an engine is asked."""
 
     types: tuple[str, ...]
@@ -54,7 +54,7 @@ class Task:
 async def _chat(
     http: httpx2.AsyncClient, route: Route, command: u.Chat, lease: u.RequestStarted, send: Send
 ) -> tuple[View, dict[str, int]]:
-    text, calls, finish, tokens = "", list[dict[str, Any]](), "", openai_dialect.Tokens()
+    text, calls, finish, tokens = "", list[dict[str, Any]](), "", openai_dialect.TokenCounts()
     async with aclosing(_stream(http, route, "/v1/chat/completions", command, send)) as chunks:
         async for chunk in chunks:
             tokens = chunk.usage or tokens
@@ -82,7 +82,7 @@ async def _chat(
 async def _complete(
     http: httpx2.AsyncClient, route: Route, command: u.Complete, _: u.RequestStarted, send: Send
 ) -> tuple[View, dict[str, int]]:
-    text, finish, tokens = "", "", openai_dialect.Tokens()
+    text, finish, tokens = "", "", openai_dialect.TokenCounts()
     async with aclosing(_stream(http, route, "/v1/completions", command, send)) as chunks:
         async for chunk in chunks:
             tokens = chunk.usage or tokens
@@ -99,7 +99,7 @@ async def _embed(
     http: httpx2.AsyncClient, route: Route, command: u.Embed, _: u.RequestStarted, __: Send
 ) -> tuple[View, dict[str, int]]:
     answer = await openai_dialect.ask(http, f"{route.endpoint}/v1/embeddings", _body(route, command))
-    usage = _usage(answer.usage or openai_dialect.Tokens())
+    usage = _usage(answer.usage or openai_dialect.TokenCounts())
     vectors = sorted(answer.data, key=lambda vector: vector.index)
     return u.Embeddings(embeddings=[vector.embedding for vector in vectors], usage=u.Usage(**usage)), usage
 
@@ -109,7 +109,7 @@ _STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
 
 async def _stream(
     http: httpx2.AsyncClient, route: Route, path: str, command: Command[Any], send: Send
-) -> AsyncGenerator[openai_dialect.Answer]:
+) -> AsyncGenerator[openai_dialect.EngineAnswer]:
     """Yield an engine's answer as it comes, also for a caller who wants it whole.
 
     Only so does every engine stop for one who leaves: llama.cpp goes on with an answer in one piece.
@@ -132,7 +132,7 @@ def _body(route: Route, command: Command[Any]) -> dict[str, Any]:
     return {**given, "model": route.served_model}
 
 
-def _usage(tokens: openai_dialect.Tokens) -> dict[str, int]:
+def _usage(tokens: openai_dialect.TokenCounts) -> dict[str, int]:
     total = tokens.total_tokens or tokens.prompt_tokens + tokens.completion_tokens
     return {
         "prompt_tokens": tokens.prompt_tokens,
@@ -141,14 +141,14 @@ def _usage(tokens: openai_dialect.Tokens) -> dict[str, int]:
     }
 
 
-TASKS: Mapping[type[Command[Any]], Task] = {
-    u.Chat: Task(("llm", "vlm"), _chat),
-    u.Complete: Task(("llm", "vlm"), _complete),
-    u.Embed: Task(("embedding",), _embed),
-    u.Transcribe: Task(("asr",)),
-    u.Synthesize: Task(("tts",)),
-    u.GenerateImage: Task(("diffusion",)),
-    u.GenerateVideo: Task(("video_gen",)),
-    u.Rerank: Task(("rerank",)),
-    u.Detect: Task(("detection",)),
+TASKS: Mapping[type[Command[Any]], RequestKind] = {
+    u.Chat: RequestKind(("llm", "vlm"), _chat),
+    u.Complete: RequestKind(("llm", "vlm"), _complete),
+    u.Embed: RequestKind(("embedding",), _embed),
+    u.Transcribe: RequestKind(("asr",)),
+    u.Synthesize: RequestKind(("tts",)),
+    u.GenerateImage: RequestKind(("diffusion",)),
+    u.GenerateVideo: RequestKind(("video_gen",)),
+    u.Rerank: RequestKind(("rerank",)),
+    u.Detect: RequestKind(("detection",)),
 }

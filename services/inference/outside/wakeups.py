@@ -28,7 +28,7 @@ _LATELY = 5.0  # seconds for which a refusal is remembered
 _GLANCE = 1.0  # seconds that an answer is waited for by those who do not want to wait
 
 
-class Waking:
+class Wakeups:
     """Services that are being woken. `pool` tells how one is, as far as we have heard."""
 
     def __init__(self, peers: Peers, node: str, admission: Admission, pool: Callable[[str], Pool | None]) -> None:

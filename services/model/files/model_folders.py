@@ -21,7 +21,7 @@ from services.model.units import Facts
 _NOTE = "pulled.json"
 
 
-class Arrived(msgspec.Struct, frozen=True):
+class ArrivedFiles(msgspec.Struct, frozen=True):
     """What a pull has brought. `path` is relative to the model's folder, `size` in bytes."""
 
     run: int
@@ -52,7 +52,7 @@ def begin(root: Path, model_id: str) -> Path:
     return folder
 
 
-def arrived(root: Path, model_id: str, run: int) -> Arrived | None:
+def arrived(root: Path, model_id: str, run: int) -> ArrivedFiles | None:
     """Return what this very run has brought, moving it to where it stays if a crash came between; None: go on."""
     noted = _read(staying(root, model_id), run)
     if noted is None and (noted := _read(pulling(root, model_id), run)):
@@ -60,7 +60,7 @@ def arrived(root: Path, model_id: str, run: int) -> Arrived | None:
     return noted
 
 
-def keep(root: Path, model_id: str, found: Arrived) -> None:
+def keep(root: Path, model_id: str, found: ArrivedFiles) -> None:
     """Write down what a pull has brought and move it to where it stays; what lay there of an earlier run goes."""
     folder = pulling(root, model_id)
     first = Path(found.path).parts[0]
@@ -101,9 +101,9 @@ def _move(root: Path, model_id: str) -> None:
         _sync(pulling(root, model_id).parent)
 
 
-def _read(folder: Path, run: int) -> Arrived | None:
+def _read(folder: Path, run: int) -> ArrivedFiles | None:
     try:
-        found = msgspec.json.decode((folder / _NOTE).read_bytes(), type=Arrived)
+        found = msgspec.json.decode((folder / _NOTE).read_bytes(), type=ArrivedFiles)
     except (OSError, msgspec.MsgspecError):
         return None
     return found if found.run == run and (folder / found.path).exists() else None

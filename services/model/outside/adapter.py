@@ -21,7 +21,7 @@ from services.model.outside.pull import pull
 from services.model.outside.search import search
 from services.model.rules import views
 from services.model.rules.decider import known
-from services.model.rules.state import Pull, Remove, State, Verify
+from services.model.rules.state import ModelState, Pull, Remove, Verify
 from services.model.sources import SOURCES
 from services.model.sources.port import check
 
@@ -29,10 +29,10 @@ _PEER = 5.0  # seconds that another domain gets to answer a question of ours
 _ALL = 1000  # models and engines in one answer: as many as a page may hold
 
 
-class ModelOutside(Outside[State]):
+class ModelOutside(Outside[ModelState]):
     """The world outside of the registry."""
 
-    def __init__(self, context: Context[State]) -> None:
+    def __init__(self, context: Context[ModelState]) -> None:
         super().__init__(context)
         self._pulls = asyncio.Semaphore(context.settings.pulls_at_once)
         self._folders: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()

@@ -39,7 +39,7 @@ async def pull(
         async with asyncio.timeout(max(left, 0.0)):
             found = await in_thread(model_folders.arrived, root, effect.model_id, effect.run)
             if found is None:
-                found = await _fetch(root, effect, settings.pull_attempts, Steps(effect, record))
+                found = await _fetch(root, effect, settings.pull_attempts, PullSteps(effect, record))
                 await in_thread(model_folders.keep, root, effect.model_id, found)
     except TimeoutError:
         late = Timeout(f"{effect.repo} was not here within {settings.pull_timeout:g} s", reason="PULL_TIMEOUT")
@@ -62,7 +62,7 @@ async def pull(
     )
 
 
-async def _fetch(root: Path, effect: Pull, attempts: int, steps: Steps) -> model_folders.Arrived:
+async def _fetch(root: Path, effect: Pull, attempts: int, steps: PullSteps) -> model_folders.ArrivedFiles:
     folder = await in_thread(model_folders.begin, root, effect.model_id)
     delay = _FIRST_RETRY
     while True:
@@ -81,10 +81,10 @@ async def _fetch(root: Path, effect: Pull, attempts: int, steps: Steps) -> model
     return await in_thread(_look, got, folder, effect)
 
 
-def _look(got: Pulled, folder: Path, effect: Pull) -> model_folders.Arrived:
+def _look(got: Pulled, folder: Path, effect: Pull) -> model_folders.ArrivedFiles:
     path = loadable(got.path)
     file = inspect(path)
-    return model_folders.Arrived(
+    return model_folders.ArrivedFiles(
         run=effect.run,
         # who packs weights into a package names the file for people; what its header says is the trainer's own
         name=model_names.tidy(path.stem if effect.source == "package" else file.name),
@@ -113,7 +113,7 @@ async def _failed(root: Path, effect: Pull, error: AimaError) -> i.RecordPullFai
     )
 
 
-class Steps:
+class PullSteps:
     """Records how far a pull has come, at most every two seconds or five percent: a `sources.Progress`."""
 
     def __init__(self, effect: Pull, record: Record) -> None:

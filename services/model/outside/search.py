@@ -7,7 +7,7 @@ import asyncio
 from aima_core.errors import AimaError, Unavailable
 from aima_core.structured_logs import logger
 from services.model import units as u
-from services.model.sources import SOURCES, Found
+from services.model.sources import SOURCES, SourceResult
 
 
 async def search(query: u.SearchModels, timeout: float) -> u.SearchResults:
@@ -23,7 +23,7 @@ async def search(query: u.SearchModels, timeout: float) -> u.SearchResults:
     found = [hit for answer in answers if not isinstance(answer, str) for hit in answer]
     return u.SearchResults(
         results=[
-            u.Found(
+            u.SearchResult(
                 source=hit.source,
                 repo=hit.repo,
                 name=hit.name,
@@ -38,7 +38,7 @@ async def search(query: u.SearchModels, timeout: float) -> u.SearchResults:
     )
 
 
-async def _ask(name: str, query: u.SearchModels, timeout: float) -> list[Found] | str:
+async def _ask(name: str, query: u.SearchModels, timeout: float) -> list[SourceResult] | str:
     """Return a hub's hits, or what is wrong with it."""
     try:
         async with asyncio.timeout(timeout):

@@ -12,10 +12,10 @@ from aima_core.units import Command, Event
 from services.model import internal as i
 from services.model import units as u
 from services.model.rules import model_names
-from services.model.rules.state import State
+from services.model.rules.state import ModelState
 
 
-def decide(world: World[State], command: Command[Any], call: Call) -> list[Event]:
+def decide(world: World[ModelState], command: Command[Any], call: Call) -> list[Event]:
     """Return what happens; nothing when it already is as asked, or when the news is of an earlier run."""
     match command:
         case u.PullModel():
@@ -36,13 +36,13 @@ def decide(world: World[State], command: Command[Any], call: Call) -> list[Event
             raise TypeError(f"{command.spec.name} is not decided as it is: Outside.prepare turns it into another")
 
 
-def known(world: World[State], name: str) -> State | None:
+def known(world: World[ModelState], name: str) -> ModelState | None:
     """Return the model with this id, or else with this name."""
     exact = world.get(f"model/{name}")
     return exact or next((state for state in world.values() if state.name == name), None)
 
 
-def find(world: World[State], name: str) -> State:
+def find(world: World[ModelState], name: str) -> ModelState:
     """Return the model with this id or name; raise NotFound. What is being removed is not there any more."""
     state = known(world, name)
     if state is None or state.status == "removing":
@@ -50,7 +50,7 @@ def find(world: World[State], name: str) -> State:
     return state
 
 
-def pulled(world: World[State], command: u.PullModel) -> State | None:
+def pulled(world: World[ModelState], command: u.PullModel) -> ModelState | None:
     """Return the model that this pull has made or is making. The mirror does not matter: it has the same files."""
     wanted = (command.source, command.repo, command.tag)
     for state in world.values():
@@ -59,7 +59,7 @@ def pulled(world: World[State], command: u.PullModel) -> State | None:
     return None
 
 
-def registered(world: World[State], command: i.Register) -> State | None:
+def registered(world: World[ModelState], command: i.Register) -> ModelState | None:
     """Return the model that is already as the command asks."""
     for state in world.values():
         wanted = not command.named or command.names[0] in (state.name, state.id)
@@ -72,7 +72,7 @@ def registered(world: World[State], command: i.Register) -> State | None:
     return None
 
 
-def _pull(world: World[State], command: u.PullModel, call: Call) -> list[Event]:
+def _pull(world: World[ModelState], command: u.PullModel, call: Call) -> list[Event]:
     state = pulled(world, command)
     if state and state.status in ("ready", "verifying"):
         return []
@@ -97,7 +97,7 @@ def _pull(world: World[State], command: u.PullModel, call: Call) -> list[Event]:
     ]
 
 
-def _register(world: World[State], command: i.Register) -> list[Event]:
+def _register(world: World[ModelState], command: i.Register) -> list[Event]:
     if registered(world, command):
         return []
     for name in command.names:
@@ -124,7 +124,7 @@ def _register(world: World[State], command: i.Register) -> list[Event]:
     return [u.ModelImported(model_id=model_id, path=command.path), created] if command.imported else [created]
 
 
-def _delete(state: State, command: i.BeginDelete) -> list[Event]:
+def _delete(state: ModelState, command: i.BeginDelete) -> list[Event]:
     if command.services and not command.force:
         raise Conflict(
             f"{state.id} is used by {', '.join(command.services)}; delete those first, or force it",
@@ -135,7 +135,7 @@ def _delete(state: State, command: i.BeginDelete) -> list[Event]:
     return [u.ModelDeleted(model_id=state.id, name=state.name)]
 
 
-def _verify(state: State, command: u.VerifyModel) -> list[Event]:
+def _verify(state: ModelState, command: u.VerifyModel) -> list[Event]:
     expected = f"sha256:{command.checksum.removeprefix('sha256:')}" if command.checksum else ""
     if state.status == "verifying":
         assert state.verify
@@ -151,7 +151,7 @@ def _verify(state: State, command: u.VerifyModel) -> list[Event]:
     return [u.VerifyStarted(model_id=state.id, checksum=expected, run=state.run + 1)]
 
 
-def _recorded(world: World[State], state: State, command: Command[Any], call: Call) -> list[Event]:
+def _recorded(world: World[ModelState], state: ModelState, command: Command[Any], call: Call) -> list[Event]:
     """Decide what our own effects report of the run that is under way."""
     match command, state.status:
         case i.RecordProgress(bytes_done=done, bytes_total=total), "pulling":
@@ -169,7 +169,7 @@ def _recorded(world: World[State], state: State, command: Command[Any], call: Ca
             return []
 
 
-def _completed(world: World[State], state: State, command: i.RecordPulled, call: Call) -> Iterator[Event]:
+def _completed(world: World[ModelState], state: ModelState, command: i.RecordPulled, call: Call) -> Iterator[Event]:
     assert state.pull
     duration = max(0.0, round(call.at - state.pull.started_at, 3))
     size, checksum = command.size, command.checksum
@@ -181,10 +181,10 @@ def _completed(world: World[State], state: State, command: i.RecordPulled, call:
     yield u.ModelCreated(model_id=state.id, name=name, source=state.pull.source, **about)
 
 
-def _taken(world: World[State], model_id: str) -> bool:
+def _taken(world: World[ModelState], model_id: str) -> bool:
     """Tell whether a model has this id, or bears it as a name: the two must not be mixed up."""
     return known(world, model_id) is not None
 
 
-def _being_removed(state: State) -> Conflict:
+def _being_removed(state: ModelState) -> Conflict:
     return Conflict(f"{state.id} is just being removed; ask again", reason="BEING_REMOVED", model_id=state.id)

@@ -11,10 +11,10 @@ from aima_core.units import Command, Event, Success, View
 from services.model import internal as i
 from services.model import units as u
 from services.model.rules.decider import find, pulled, registered
-from services.model.rules.state import State
+from services.model.rules.state import ModelState
 
 
-def reply(world: World[State], command: Command[Any], events: Sequence[Event]) -> View | None:
+def reply(world: World[ModelState], command: Command[Any], events: Sequence[Event]) -> View | None:
     """Return the command's answer; None while it is not settled. Raises what a pull came to instead."""
     match command:
         case u.PullModel():
@@ -32,7 +32,7 @@ def reply(world: World[State], command: Command[Any], events: Sequence[Event]) -
             return Success()
 
 
-def _pulled(world: World[State], command: u.PullModel, events: Sequence[Event]) -> View | None:
+def _pulled(world: World[ModelState], command: u.PullModel, events: Sequence[Event]) -> View | None:
     started = next((event for event in events if isinstance(event, u.PullStarted)), None)
     if started is None:
         state = pulled(world, command)
@@ -63,15 +63,15 @@ def _deleted(command: u.PullModel) -> NoReturn:
     raise Conflict(f"{command.repo} was deleted while it was being pulled", reason="DELETED")
 
 
-def _shown(state: State) -> u.ModelStatus:
+def _shown(state: ModelState) -> u.ModelStatus:
     return "pending" if state.status == "removing" else state.status
 
 
-def _verified(state: State, events: Sequence[Event]) -> View | None:
+def _verified(state: ModelState, events: Sequence[Event]) -> View | None:
     seen = [event for event in events if isinstance(event, u.ModelVerified)]
     found = seen[0] if seen else None if state.status == "verifying" else state.verified
     return u.Verified(valid=found.valid, issues=found.issues) if found else None
 
 
-def _removing(state: State | None) -> bool:
+def _removing(state: ModelState | None) -> bool:
     return state is not None and state.status == "removing"

@@ -21,7 +21,7 @@ from services.model import units as u
 Status = Literal["pending", "pulling", "ready", "error", "verifying", "removing"]
 
 
-class State(msgspec.Struct, frozen=True):
+class ModelState(msgspec.Struct, frozen=True):
     """A model. `pull` is where it came from, None for one that was created or imported."""
 
     id: str
@@ -70,17 +70,17 @@ class Remove(Effect, frozen=True):
     model_id: str
 
 
-def evolve(state: State | None, event: u.Events) -> State | None:
+def evolve(state: ModelState | None, event: u.Events) -> ModelState | None:
     """Return the model after the event. Never raises."""
     match event:
         case u.PullStarted():
-            model = state or State(event.model_id, event.model_id, "pulling")
+            model = state or ModelState(event.model_id, event.model_id, "pulling")
             return msgspec.structs.replace(
                 model, status="pulling", source=event.source, pull=event, failed=None, run=event.run
             )
         case u.ModelCreated():
             return msgspec.structs.replace(
-                state or State(event.model_id, event.name, "pending"),
+                state or ModelState(event.model_id, event.name, "pending"),
                 name=event.name,
                 status="ready" if event.path else "pending",
                 type=event.type,
@@ -111,7 +111,7 @@ def evolve(state: State | None, event: u.Events) -> State | None:
             assert_never(event)
 
 
-def todo(state: State) -> Iterable[Effect]:
+def todo(state: ModelState) -> Iterable[Effect]:
     """Return what must be happening outside."""
     match state.status:
         case "pulling":

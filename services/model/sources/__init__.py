@@ -9,9 +9,9 @@ from services.model.sources.huggingface import HuggingFace
 from services.model.sources.modelscope import ModelScope
 from services.model.sources.ollama import Ollama
 from services.model.sources.package import Package
-from services.model.sources.port import Found, Progress, Pulled, Source
+from services.model.sources.port import Progress, Pulled, Source, SourceResult
 
-__all__ = ["SOURCES", "Found", "Progress", "Pulled", "Source"]
+__all__ = ["SOURCES", "Progress", "Pulled", "Source", "SourceResult"]
 
 SOURCES: Mapping[str, Source] = MappingProxyType(
     {"package": Package(), "huggingface": HuggingFace(), "modelscope": ModelScope(), "ollama": Ollama()}

@@ -27,7 +27,7 @@ CONTENT_RANGE = re.compile(r"^bytes (\d+)-\d+/(\d+|\*)$")
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RemoteFile:
     """One file of a hub; `sha256` (hexadecimal) and `size` (bytes) are None where the hub does not say."""
 
     url: str
@@ -41,7 +41,7 @@ class _Again(Exception):
     """What lies in the part is of no use; begin anew."""
 
 
-async def download(http: httpx2.AsyncClient, wanted: Wanted, progress: Progress, policy: Policy) -> str:
+async def download(http: httpx2.AsyncClient, wanted: RemoteFile, progress: Progress, policy: Policy) -> str:
     """Have the file at its path, whole and checked, and return its hexadecimal SHA-256.
 
     Nothing is fetched when it is there already. Cancelling keeps the part. Raises what `Source.pull` declares;
@@ -77,7 +77,7 @@ async def download(http: httpx2.AsyncClient, wanted: Wanted, progress: Progress,
         await asyncio.sleep(min(policy.backoff * 2 ** (failures - 1), policy.longest_backoff))
 
 
-async def _attempt(http: httpx2.AsyncClient, wanted: Wanted, part: _Part, progress: Progress) -> str:
+async def _attempt(http: httpx2.AsyncClient, wanted: RemoteFile, part: _Part, progress: Progress) -> str:
     """Fetch what is missing of the part and return the digest of the whole."""
     done = part.length()
     headers = {**wanted.headers, "Accept-Encoding": "identity", **part.resume_headers()}
@@ -139,7 +139,7 @@ def _range(response: httpx2.Response) -> tuple[int, int | None]:
 class _Part:
     """What has arrived of a file."""
 
-    wanted: Wanted
+    wanted: RemoteFile
 
     @property
     def path(self) -> Path:

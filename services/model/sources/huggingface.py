@@ -19,7 +19,15 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 
 from aima_core.errors import ExecutionFailed, Forbidden, NotFound
 from services.model.sources.hub_http import PATIENT, Policy, client, refusal, unreachable
-from services.model.sources.port import Found, Progress, Pulled, check_address, check_mirror, check_repo, check_tag
+from services.model.sources.port import (
+    Progress,
+    Pulled,
+    SourceResult,
+    check_address,
+    check_mirror,
+    check_repo,
+    check_tag,
+)
 from services.model.sources.repo_files import RepoFile, choose, fetch, has_gguf
 
 HUB = "https://huggingface.co"
@@ -83,14 +91,14 @@ class HuggingFace:
                 _license(info),
             )
 
-    async def search(self, query: str, limit: int) -> list[Found]:
+    async def search(self, query: str, limit: int) -> list[SourceResult]:
         """Return the most downloaded models whose name contains the query. Raises as `pull` does."""
         api = HfApi(endpoint=self._home())
         models = await self._ask(
             "search", lambda: list(api.list_models(search=query, limit=limit, sort="downloads", expand=None))
         )
         return [
-            Found("huggingface", model.id, model.id.rsplit("/", 1)[-1], _type(model), None, model.downloads)
+            SourceResult("huggingface", model.id, model.id.rsplit("/", 1)[-1], _type(model), None, model.downloads)
             for model in models
         ]
 

@@ -17,7 +17,15 @@ import msgspec
 
 from aima_core.errors import AimaError
 from services.model.sources.hub_http import PATIENT, Policy, client, get_json
-from services.model.sources.port import Found, Progress, Pulled, check_address, check_mirror, check_repo, check_tag
+from services.model.sources.port import (
+    Progress,
+    Pulled,
+    SourceResult,
+    check_address,
+    check_mirror,
+    check_repo,
+    check_tag,
+)
 from services.model.sources.repo_files import RepoFile, choose, fetch, has_gguf
 
 HUB = "https://www.modelscope.cn"
@@ -94,7 +102,7 @@ class ModelScope:
 
             return await fetch(http, chosen, url_of, into, progress, self.policy, {}, license_name)
 
-    async def search(self, query: str, limit: int) -> list[Found]:
+    async def search(self, query: str, limit: int) -> list[SourceResult]:
         """Return the models whose name contains the query. Raises as `pull` does."""
         body = {"PageSize": limit, "PageNumber": 1, "Name": query, "SortBy": "Default"}
         async with client(self.policy) as http:
@@ -102,7 +110,7 @@ class ModelScope:
             answer: _Search = await get_json(http, request, "search", _Search)
         models = answer.data.model.models or []
         return [
-            Found("modelscope", f"{model.path}/{model.name}", model.name, downloads=model.downloads)
+            SourceResult("modelscope", f"{model.path}/{model.name}", model.name, downloads=model.downloads)
             for model in models[:limit]
         ]
 

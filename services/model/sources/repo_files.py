@@ -14,7 +14,7 @@ from aima_core.errors import NotFound, ValidationFailed
 from services.model.files.checksum import checksum
 from services.model.files.disk import check_room
 from services.model.files.threads import in_thread
-from services.model.sources.download import Wanted, download
+from services.model.sources.download import RemoteFile, download
 from services.model.sources.hub_http import Policy
 from services.model.sources.port import Progress, Pulled, paced, within
 
@@ -112,7 +112,7 @@ async def fetch(
     async def shifted(here: int, _total: int | None) -> None:
         await steady(done + here, total)
 
-    wanted = [Wanted(url_of(file), within(folder, file.path), file.sha256, file.size, headers) for file in files]
+    wanted = [RemoteFile(url_of(file), within(folder, file.path), file.sha256, file.size, headers) for file in files]
     there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
     await in_thread(check_room, folder, max(0, (total or 0) - there))
     for each in wanted:

@@ -19,10 +19,10 @@ from services.inference import units as inference
 from services.model import units as model
 from services.service import internal as i
 from services.service import units as u
-from services.service.outside.memory import Need, Room
-from services.service.outside.recommendation_facts import Optimizer
-from services.service.outside.reconciler import Keeper
-from services.service.outside.replica_effects import Performing
+from services.service.outside.memory import MemoryFinder, Need
+from services.service.outside.recommendation_facts import RecommendationFacts
+from services.service.outside.reconciler import Reconciler
+from services.service.outside.replica_effects import ReplicaEffects
 from services.service.outside.start_facts import StartFacts
 from services.service.rules import state, views
 from services.service.rules.decider import unknown
@@ -37,11 +37,11 @@ class ServiceOutside(Outside[state.Service]):
 
     def __init__(self, context: Context[state.Service]) -> None:
         super().__init__(context)
-        self._room = Room(context)
+        self._room = MemoryFinder(context)
         self._facts = StartFacts(context, self._room)
-        self._keeper = Keeper(context, self._room)
-        self._optimizer = Optimizer(context, self._facts)
-        self._performing = Performing(context)
+        self._keeper = Reconciler(context, self._room)
+        self._optimizer = RecommendationFacts(context, self._facts)
+        self._performing = ReplicaEffects(context)
 
     async def close(self) -> None:
         """Ask no more."""

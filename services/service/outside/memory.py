@@ -29,7 +29,7 @@ class Need(NamedTuple):
     gpu_fraction: float
 
 
-class Room:
+class MemoryFinder:
     """Looks for room; changes nothing."""
 
     def __init__(self, context: Context[Service]) -> None:

@@ -12,13 +12,13 @@ from services.service import units as u
 from services.service.outside.start_facts import StartFacts
 from services.service.rules.recommendation import Expected, Plan, expect, recommend
 from services.service.rules.resource_table import RESOURCE_TABLE
-from services.service.rules.selection import Wish, choose
+from services.service.rules.selection import SelectionRequest, choose
 from services.service.rules.state import Service
 
 _ASK = 2.0  # seconds for a question that a peer answers from memory
 
 
-class Optimizer:
+class RecommendationFacts:
     """Answers `service.recommend`."""
 
     def __init__(self, context: Context[Service], facts: StartFacts) -> None:
@@ -37,7 +37,7 @@ class Optimizer:
         refusal: Conflict | InsufficientResources | None = None
         for name in RESOURCE_TABLE:
             for on in ("gpu", "cpu"):
-                wish = Wish("", on, name, {}, 1)  # type: ignore[arg-type]  # the table's keys are the classes
+                wish = SelectionRequest("", on, name, {}, 1)  # type: ignore[arg-type]  # the table's keys are the classes
                 try:
                     choice = choose(found, engines, devices, wish)
                 except (Conflict, InsufficientResources) as error:

@@ -13,7 +13,7 @@ from aima_core.structured_logs import logger
 from services.engine import units as engine
 from services.inference import units as inference
 from services.service import internal as i
-from services.service.outside.memory import Need, Room, last_used
+from services.service.outside.memory import MemoryFinder, Need, last_used
 from services.service.rules.scaling import Scaler, bounds_of, sleeps_after
 from services.service.rules.state import Service
 
@@ -23,10 +23,10 @@ _STRAYS = 30  # looks between those at instances of services that are no more
 _ASK = 2.0  # seconds for a question that a peer answers from memory
 
 
-class Keeper:
+class Reconciler:
     """What was seen of each service's load, and what it asks for. Forgotten with the process: then it looks anew."""
 
-    def __init__(self, context: Context[Service], room: Room) -> None:
+    def __init__(self, context: Context[Service], room: MemoryFinder) -> None:
         self._context = context
         self._room = room
         self._scalers: dict[str, Scaler] = {}

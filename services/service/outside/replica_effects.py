@@ -24,7 +24,7 @@ _LOOK = 0.2  # seconds between looks at what others are about to finish
 _AWAY = 3.0  # seconds that the inference domain may be away until nobody waits for requests that it would know
 
 
-class Performing:
+class ReplicaEffects:
     """Carries out the effects of services. Each may be called off at any moment, and is tried again when it fails."""
 
     def __init__(self, context: Context[state.Service]) -> None:

@@ -12,8 +12,8 @@ from services.engine import units as engine
 from services.inference import units as inference
 from services.model import units as model
 from services.service import internal as i
-from services.service.outside.memory import Need, Room
-from services.service.rules.selection import Choice, Wish, choose
+from services.service.outside.memory import MemoryFinder, Need
+from services.service.rules.selection import Selection, SelectionRequest, choose
 from services.service.rules.state import Service
 
 _ASK = 2.0  # seconds for a question that a peer answers from memory
@@ -22,7 +22,7 @@ _ASK = 2.0  # seconds for a question that a peer answers from memory
 class StartFacts:
     """Looks things up; changes nothing."""
 
-    def __init__(self, context: Context[Service], room: Room) -> None:
+    def __init__(self, context: Context[Service], room: MemoryFinder) -> None:
         self._peers = context.peers
         self._room = room
 
@@ -39,7 +39,7 @@ class StartFacts:
             )
         engines = await peers.call(engine.ListEngines(type=found.type, limit=1000))
         devices = await peers.call(device.ListDevices(limit=1000))
-        wish = Wish(about.engine, about.device, about.resource_class, about.config, replicas)  # type: ignore[arg-type]
+        wish = SelectionRequest(about.engine, about.device, about.resource_class, about.config, replicas)  # type: ignore[arg-type]
         choice = choose(found, engines.items, devices.items, wish, await self.speeds(found.id))
         features = await peers.call(engine.GetFeatures(name=choice.engine.name), timeout=_ASK)
         return i.BeginStart(
@@ -86,7 +86,7 @@ class StartFacts:
             return []
 
 
-def _slots(choice: Choice, features: engine.Features) -> int:
+def _slots(choice: Selection, features: engine.Features) -> int:
     """Return how many requests a replica works on at once."""
     slots = choice.config.get("slots")
     return slots if isinstance(slots, int) else features.max_concurrent

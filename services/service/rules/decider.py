@@ -15,7 +15,7 @@ from services.service import internal as i
 from services.service import units as u
 from services.service.rules import replica_decider
 from services.service.rules.scaling import within
-from services.service.rules.state import Member, Service
+from services.service.rules.state import Replica, Service
 
 _ABOUT = (
     *("model_id", "engine", "device", "resource_class", "replicas", "persistent", "port", "config"),
@@ -174,7 +174,7 @@ def _with_room(
     ]
 
 
-def _last_heard(member: Member) -> str:
+def _last_heard(member: Replica) -> str:
     return member.message or (f"{member.failure.error_code}: {member.failure.error}" if member.failure else "")
 
 

@@ -16,7 +16,7 @@ from services.inference.units import Speed
 from services.model.units import ModelView
 from services.service import units as u
 from services.service.rules.resource_table import RESOURCE_TABLE
-from services.service.rules.selection import Choice
+from services.service.rules.selection import Selection
 
 _FILLED = 0.5  # of its context that a request fills on average while it is answered
 _GAIN = {"gpu": 0.6, "cpu": 0.1}  # of a request's speed that each further one at once adds to the sum
@@ -36,10 +36,10 @@ class Plan(NamedTuple):
     """A way to serve the model: a resource class and what a replica of it runs on."""
 
     resource_class: u.ResourceClass
-    choice: Choice
+    choice: Selection
 
 
-def expect(found: ModelView, choice: Choice, devices: Sequence[DeviceItem], speeds: Sequence[Speed]) -> Expected:
+def expect(found: ModelView, choice: Selection, devices: Sequence[DeviceItem], speeds: Sequence[Speed]) -> Expected:
     """Return what a replica is expected to do. Nothing is known of a device without a bandwidth: then it is 0."""
     same = [
         speed
@@ -49,7 +49,7 @@ def expect(found: ModelView, choice: Choice, devices: Sequence[DeviceItem], spee
     return _measured(choice, same) if same else _roofline(found, choice, devices)
 
 
-def _measured(choice: Choice, speeds: Sequence[Speed]) -> Expected:
+def _measured(choice: Selection, speeds: Sequence[Speed]) -> Expected:
     """Go by the requests that had no more company than this replica would give them.
 
     What was measured with other slots counts too, but is said to be; company that was never seen is estimated.
@@ -68,7 +68,7 @@ def _measured(choice: Choice, speeds: Sequence[Speed]) -> Expected:
     return Expected(round(together, 1), round(alone, 1), "measured", f"measured on {count} requests here{how}")
 
 
-def _roofline(found: ModelView, choice: Choice, devices: Sequence[DeviceItem]) -> Expected:
+def _roofline(found: ModelView, choice: Selection, devices: Sequence[DeviceItem]) -> Expected:
     device = next((item for item in devices if item.type == choice.device and item.memory_bandwidth), None)
     if device is None or not device.memory_bandwidth:
         return Expected(0.0, 0.0, "roofline", f"the memory bandwidth of the {choice.device} is not known")

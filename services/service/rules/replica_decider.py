@@ -12,7 +12,7 @@ from services.service import internal as i
 from services.service import units as u
 from services.service.rules import lifecycle, restart_policy
 from services.service.rules.scaling import sleeps_after
-from services.service.rules.state import UNRESPONSIVE, Member, Service, process_of
+from services.service.rules.state import UNRESPONSIVE, Replica, Service, process_of
 
 STOP_TIMEOUT = "STOP_TIMEOUT"
 """Error code of a service whose processes have not ended in time; when they have, it is stopped after all."""
@@ -102,7 +102,7 @@ def _stopped(service_id: str, stop: u.StopRequested | None) -> u.ServiceStopped:
     return u.ServiceStopped(service_id=service_id, reason=stop.reason, asleep=stop.asleep)
 
 
-def late(service: Service, waiting: Sequence[Member], error: str, call: Call) -> list[Event]:
+def late(service: Service, waiting: Sequence[Replica], error: str, call: Call) -> list[Event]:
     """Go on with the replicas that answer when a start has taken as long as it may; the others are started again."""
     lost = [member for member in waiting if member.hopeful]
     failed: list[Event] = [
@@ -124,7 +124,7 @@ def late(service: Service, waiting: Sequence[Member], error: str, call: Call) ->
     ]
 
 
-def _ready(service: Service, member: Member, command: i.RecordReplicaReady, call: Call) -> list[Event]:
+def _ready(service: Service, member: Replica, command: i.RecordReplicaReady, call: Call) -> list[Event]:
     assert service.start
     about, start = service.about, service.start
     ready = u.ReplicaStarted(
@@ -147,7 +147,9 @@ def _ready(service: Service, member: Member, command: i.RecordReplicaReady, call
     return [ready, *_settle(service, _others(service, member), call, also=command.endpoint)]
 
 
-def _health(service: Service, member: Member, status: u.Health, call: Call, *, restarting: bool = False) -> list[Event]:
+def _health(
+    service: Service, member: Replica, status: u.Health, call: Call, *, restarting: bool = False
+) -> list[Event]:
     if member.status != {"healthy": "unhealthy", "unhealthy": "running"}[status]:
         return []  # it is so already, or still on its way
     # one that somebody restarts is not silent: the engine domain tells how long it may take
@@ -156,7 +158,7 @@ def _health(service: Service, member: Member, status: u.Health, call: Call, *, r
     return [changed, *_settle(service, _others(service, member), call, also=also)]
 
 
-def _failed(service: Service, member: Member, error: str, code: str, call: Call, *, ended: bool) -> list[Event]:
+def _failed(service: Service, member: Replica, error: str, code: str, call: Call, *, ended: bool) -> list[Event]:
     gone: list[Event] = [u.ReplicaEnded(**_of(service, member))] if ended else []
     if not member.hopeful:
         return gone
@@ -173,7 +175,9 @@ def _failed(service: Service, member: Member, error: str, code: str, call: Call,
     return [*events, *_after_failure(service, member, error, code, streak, call)]
 
 
-def _after_failure(service: Service, member: Member, error: str, code: str, streak: int, call: Call) -> Sequence[Event]:
+def _after_failure(
+    service: Service, member: Replica, error: str, code: str, streak: int, call: Call
+) -> Sequence[Event]:
     """Start the replica again, or give it up; a service without one that may ever answer has failed."""
     others = _others(service, member)
     unanswered = member.unanswered_after(code)
@@ -188,7 +192,7 @@ def _after_failure(service: Service, member: Member, error: str, code: str, stre
     return [u.ServiceFailed(service_id=service.id, error=f"{error}{times}", error_code=code)]
 
 
-def _late_news(service: Service, member: Member | None, command: Command[Any], process_id: str) -> list[Event]:
+def _late_news(service: Service, member: Replica | None, command: Command[Any], process_id: str) -> list[Event]:
     """A service that is on its way down only hears who is gone; a process it does not know is sent away."""
     match command:
         case i.RecordReplicaEnded() | i.RecordReplicaFailed(ended=True) if process_id in service.present():
@@ -207,7 +211,7 @@ def _late_news(service: Service, member: Member | None, command: Command[Any], p
 
 
 def _settle(
-    service: Service, others: Sequence[Member], call: Call, *, also: str = "", of: int | None = None
+    service: Service, others: Sequence[Replica], call: Call, *, also: str = "", of: int | None = None
 ) -> list[Event]:
     """A start has come to its end when the last of its replicas is up or given up; `also` is a new endpoint."""
     endpoints = [*(member.endpoint for member in others if member.answers), *([also] if also else [])]
@@ -225,9 +229,9 @@ def _settle(
     ]
 
 
-def _others(service: Service, member: Member) -> list[Member]:
+def _others(service: Service, member: Replica) -> list[Replica]:
     return [other for other in service.members if other.process_id != member.process_id]
 
 
-def _of(service: Service, member: Member) -> dict[str, Any]:
+def _of(service: Service, member: Replica) -> dict[str, Any]:
     return {"service_id": service.id, "replica": member.replica, "process_id": member.process_id}

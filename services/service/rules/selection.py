@@ -17,7 +17,7 @@ from services.service.rules.resource_table import RESOURCE_TABLE
 _MIB = 2**20
 
 
-class Wish(NamedTuple):
+class SelectionRequest(NamedTuple):
     """What was asked of a service when it was created; `engine` may be empty."""
 
     engine: str
@@ -27,7 +27,7 @@ class Wish(NamedTuple):
     replicas: int
 
 
-class Choice(NamedTuple):
+class Selection(NamedTuple):
     """What a replica runs on: `memory` in bytes of main memory, `gpu_fraction` of one GPU."""
 
     engine: EngineView
@@ -42,9 +42,9 @@ def choose(
     found: ModelView,
     engines: Sequence[EngineView],
     devices: Sequence[DeviceItem],
-    wish: Wish,
+    wish: SelectionRequest,
     speeds: Sequence[Speed] = (),
-) -> Choice:
+) -> Selection:
     """Return the engine, the device and what the replica takes; raise Conflict or InsufficientResources.
 
     Of the engines that are installed and read the model's format, on the devices that they run on and that have the
@@ -58,7 +58,7 @@ def choose(
     ]
     cores = next((device.cores for device in devices if device.type == "cpu" and device.cores), None)
     gpus = [device for device in devices if device.type == "gpu"]
-    choices: list[Choice] = []
+    choices: list[Selection] = []
     crowded = 0
     for engine in fit:
         config = options(found, engine, wish, cores)
@@ -67,11 +67,11 @@ def choose(
             if not engine.installed or wish.device not in ("auto", device):
                 continue
             if device != "gpu":
-                choices.append(Choice(engine, device, config, need, 0.0, ""))
+                choices.append(Selection(engine, device, config, need, 0.0, ""))
             elif gpu := max((gpu for gpu in gpus if _free(gpu) >= need), key=_free, default=None):
                 fraction = min(1.0, math.ceil(100 * need / max(gpu.memory, 1)) / 100)
                 host = found.requirements.overhead
-                choices.append(Choice(engine, device, config, host, fraction, ""))
+                choices.append(Selection(engine, device, config, host, fraction, ""))
             else:
                 crowded = min(crowded or need, need)
     if not choices:
@@ -83,7 +83,7 @@ def choose(
     return best._replace(reason=_why(found, best, choices, wish, crowded, known=known))
 
 
-def options(found: ModelView, engine: EngineView, wish: Wish, cores: int | None) -> dict[str, Any]:
+def options(found: ModelView, engine: EngineView, wish: SelectionRequest, cores: int | None) -> dict[str, Any]:
     """Return the options of a start: those of the resource class that the engine knows, then the service's own."""
     share = RESOURCE_TABLE[wish.resource_class]
     trained_for = found.requirements.context_length
@@ -106,13 +106,13 @@ def _whole(value: object, default: int) -> int:
     return value if isinstance(value, int) and value > 0 else default
 
 
-def _measured(choice: Choice, speeds: Sequence[Speed]) -> float:
+def _measured(choice: Selection, speeds: Sequence[Speed]) -> float:
     """Return the tokens per second that a request was given by this engine on this device, 0 when that is not known."""
     same = [speed for speed in speeds if (speed.engine, speed.device) == (choice.engine.name, choice.device)]
     return min(same, key=lambda speed: speed.concurrency).tokens_per_second if same else 0.0
 
 
-def _rank(choice: Choice) -> tuple[int, bool, str]:
+def _rank(choice: Selection) -> tuple[int, bool, str]:
     return choice.engine.preference.get(choice.device, 0), choice.device == "gpu", choice.engine.name
 
 
@@ -120,7 +120,15 @@ def _free(gpu: DeviceItem) -> int:
     return gpu.memory if gpu.memory_free is None else gpu.memory_free
 
 
-def _why(found: ModelView, best: Choice, choices: Sequence[Choice], wish: Wish, crowded: int, *, known: bool) -> str:
+def _why(
+    found: ModelView,
+    best: Selection,
+    choices: Sequence[Selection],
+    wish: SelectionRequest,
+    crowded: int,
+    *,
+    known: bool,
+) -> str:
     names = ", ".join(sorted({choice.engine.name for choice in choices}))
     how = "measured fastest" if known else "preferred"
     asked = "asked for" if wish.engine else f"{how} among {names}"
@@ -129,7 +137,7 @@ def _why(found: ModelView, best: Choice, choices: Sequence[Choice], wish: Wish, 
 
 
 def _nothing_fits(
-    found: ModelView, fit: Sequence[EngineView], gpus: Sequence[DeviceItem], wish: Wish, crowded: int
+    found: ModelView, fit: Sequence[EngineView], gpus: Sequence[DeviceItem], wish: SelectionRequest, crowded: int
 ) -> Conflict | InsufficientResources:
     if crowded:
         largest = max((_free(gpu) for gpu in gpus), default=0)

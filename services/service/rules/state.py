@@ -23,7 +23,7 @@ class Failure(msgspec.Struct, frozen=True):
     error_code: str
 
 
-class Member(msgspec.Struct, frozen=True):
+class Replica(msgspec.Struct, frozen=True):
     """A replica of the current run, in its present process. Times in Unix seconds, 0 for never.
 
     `streak` counts its failures in a row, `unanswered` the last processes of it that never answered; `proven` once one
@@ -91,12 +91,12 @@ class Service(msgspec.Struct, frozen=True):
     launches: int = 0
     start: u.StartRequested | None = None
     stop: u.StopRequested | None = None
-    members: tuple[Member, ...] = ()
+    members: tuple[Replica, ...] = ()
     leaving: tuple[Leaving, ...] = ()
     error: str = ""
     error_code: str = ""
 
-    def member(self, process_id: str) -> Member | None:
+    def member(self, process_id: str) -> Replica | None:
         """Return the replica of the current run with that process."""
         return next((member for member in self.members if member.process_id == process_id), None)
 
@@ -117,7 +117,7 @@ class Service(msgspec.Struct, frozen=True):
         )
         return (*members, *self.leaving)
 
-    def answering(self) -> tuple[Member, ...]:
+    def answering(self) -> tuple[Replica, ...]:
         """Return the replicas that requests may go to."""
         return tuple(member for member in self.members if member.answers)
 
@@ -192,7 +192,7 @@ def _after(service: Service, event: u.Events) -> Service:
 
 def _requested(service: Service, event: u.StartRequested) -> Service:
     members = tuple(
-        Member(n, process_of(service.id, event.run, n), deadline=event.deadline) for n in range(event.replicas)
+        Replica(n, process_of(service.id, event.run, n), deadline=event.deadline) for n in range(event.replicas)
     )
     # who runs under one of these ids already is taken for the replica it would be
     ours = {member.process_id for member in members}
@@ -207,7 +207,7 @@ def _replaced(service: Service, event: u.ReplicaRequested) -> Service:
     """Put a process in the place of the replica's last one, which may not be gone yet."""
     before = next((member for member in service.members if member.replica == event.replica), None)
     again = before is not None and event.restarts > 0
-    after = Member(
+    after = Replica(
         event.replica,
         event.process_id,
         "waiting" if again else "asked",
@@ -244,7 +244,7 @@ def _failed(service: Service, event: u.ReplicaFailed) -> Service:
     )
 
 
-def _leaving(member: Member, *, drain: bool) -> Leaving:
+def _leaving(member: Replica, *, drain: bool) -> Leaving:
     silent = member.failure is not None and member.failure.error_code == UNRESPONSIVE and member.status == "failed"
     return Leaving(member.process_id, member.replica, drain=drain and member.answers, force=silent)
 
@@ -253,7 +253,7 @@ def _change(service: Service, event: Any, *, status: str = "", **changes: Any) -
     """Change the replica that the event is about, if its status allows it; `status` is what the event says of it."""
     table = lifecycle.REPLICA[type(event)]
 
-    def after(member: Member) -> Member:
+    def after(member: Replica) -> Replica:
         to = table.get(member.status)
         if member.process_id != event.process_id or to is None:
             return member

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from aima_core.domain import Effect
 from services.service.rules import lifecycle
-from services.service.rules.state import Member, Service
+from services.service.rules.state import Replica, Service
 
 
 class RunReplica(Effect, frozen=True):
@@ -72,7 +72,7 @@ def todo(service: Service) -> Iterable[Effect]:
     return effects
 
 
-def _for_member(service: Service, member: Member, *, free: bool) -> Iterable[Effect]:
+def _for_member(service: Service, member: Replica, *, free: bool) -> Iterable[Effect]:
     ident, process_id = service.id, member.process_id
     if member.status == "unhealthy" and member.silent_since:
         yield ReplaceSilent(ident, process_id, member.silent_since)

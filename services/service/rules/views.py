@@ -9,7 +9,7 @@ from aima_core.store.records import Recorded, Statement
 from services.inference import units as inference
 from services.service import units as u
 from services.service.rules.scaling import Bounds, bounds_of
-from services.service.rules.state import Member, Service
+from services.service.rules.state import Replica, Service
 
 TABLES = {
     "services": """CREATE TABLE services (
@@ -106,7 +106,7 @@ def begun(service: Service) -> float:
     return service.start.deadline - service.start.timeout if service.start else 0.0
 
 
-def _replica(member: Member, used: int | None) -> u.Replica:
+def _replica(member: Replica, used: int | None) -> u.Replica:
     failure = member.failure
     return u.Replica(
         replica=member.replica,

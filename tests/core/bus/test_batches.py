@@ -12,7 +12,7 @@ import nats as nats_py
 import pytest
 from nats.aio.msg import Msg
 
-from aima_core.bus.batches import Together
+from aima_core.bus.batches import Batcher
 from aima_core.bus.client import Client
 from aima_core.bus.nats_server import NatsServer
 from aima_core.errors import AimaError, Conflict, Unavailable, UnitNotFound, ValidationFailed
@@ -154,7 +154,7 @@ async def messages(bare: Bare) -> list[Msg]:
     return heard
 
 
-async def asked(together: Together, *counters: str, amount: int = 1) -> list[Any]:
+async def asked(together: Batcher, *counters: str, amount: int = 1) -> list[Any]:
     """Ask for all of them at once; return totals and errors."""
     asks = [together.ask({"counter_id": name, "amount": amount}, {"Aima-Principal": name}) for name in counters]
     answers = await asyncio.gather(*asks, return_exceptions=True)
@@ -162,7 +162,7 @@ async def asked(together: Together, *counters: str, amount: int = 1) -> list[Any
 
 
 async def test_what_is_asked_at_the_same_moment_goes_in_one_message(bare: Bare) -> None:
-    heard, together = await messages(bare), Together(Client(bare.nc), "counter.add", timeout=10)
+    heard, together = await messages(bare), Batcher(Client(bare.nc), "counter.add", timeout=10)
     totals = await asked(together, "a", "b", "NONE", "a")
     assert (totals[0], totals[1], totals[3]) == (2, 1, 2)
     assert isinstance(totals[2], ValidationFailed)
@@ -175,7 +175,7 @@ async def test_what_is_asked_at_the_same_moment_goes_in_one_message(bare: Bare) 
 
 
 async def test_what_need_not_go_at_once_waits_for_others_or_until_it_is_sent(bare: Bare) -> None:
-    heard, patient = await messages(bare), Together(Client(bare.nc), "counter.add", timeout=10, wait=60)
+    heard, patient = await messages(bare), Batcher(Client(bare.nc), "counter.add", timeout=10, wait=60)
     first = asyncio.create_task(asked(patient, "a"))
     await bare.ask("counter.get", counter_id="a")
     second = asyncio.create_task(asked(patient, "a"))
@@ -184,14 +184,14 @@ async def test_what_need_not_go_at_once_waits_for_others_or_until_it_is_sent(bar
     patient.send()
     assert [await first, await second] == [[2], [2]]
     patient.send()  # nothing waits
-    quick = Together(Client(bare.nc), "counter.add", timeout=10, wait=0.01)
+    quick = Batcher(Client(bare.nc), "counter.add", timeout=10, wait=0.01)
     assert await asked(quick, "a", "b") == [3, 1]
     assert len(heard) == 2
 
 
 async def test_what_goes_ahead_is_decided_first(bare: Bare) -> None:
-    first = Together(Client(bare.nc), "counter.add", timeout=10, wait=60)
-    second = Together(Client(bare.nc), "counter.add", timeout=10, ahead=first)
+    first = Batcher(Client(bare.nc), "counter.add", timeout=10, wait=60)
+    second = Batcher(Client(bare.nc), "counter.add", timeout=10, ahead=first)
     for sizes in ((1, 1), (5, 1), (1, 5), (9, 2)) * 5:
         names = [[f"{letter}{number}" for number in range(size)] for letter, size in zip("ab", sizes, strict=True)]
         before = len(await bare.events())
@@ -203,7 +203,7 @@ async def test_what_goes_ahead_is_decided_first(bare: Bare) -> None:
 
 
 async def test_who_gives_up_leaves_the_others_their_answers(bare: Bare) -> None:
-    together = Together(Client(bare.nc), "counter.add", timeout=10, wait=60)
+    together = Batcher(Client(bare.nc), "counter.add", timeout=10, wait=60)
     asking = [asyncio.create_task(asked(together, name)) for name in ("a", "b", "c")]
     await bare.ask("counter.get", counter_id="a")  # by then all three wait to be sent
     asking[1].cancel()
@@ -215,7 +215,7 @@ async def test_who_gives_up_leaves_the_others_their_answers(bare: Bare) -> None:
 
 async def test_what_refuses_the_message_refuses_all_of_it(bare: Bare) -> None:
     for unit, error in (("counter.none", UnitNotFound), ("nobody.add", Unavailable)):
-        answers = await asked(Together(Client(bare.nc), unit, timeout=10), "a", "b")
+        answers = await asked(Batcher(Client(bare.nc), unit, timeout=10), "a", "b")
         assert [type(answer) for answer in answers] == [error] * 2
 
 
@@ -228,7 +228,7 @@ async def test_an_answer_that_is_none_is_an_error_for_all(bare: Bare) -> None:
             await message.respond(answer)
 
         subscription = await bare.nc.subscribe("aima.odd.unit", cb=odd)
-        found = await asked(Together(Client(bare.nc), "odd.unit", timeout=10), "a", "b")
+        found = await asked(Batcher(Client(bare.nc), "odd.unit", timeout=10), "a", "b")
         assert all(isinstance(each, AimaError) for each in found)
         assert found[0] is not found[1]
         assert all(isinstance(each, Conflict) for each in found) is (b"CONFLICT" in answer)

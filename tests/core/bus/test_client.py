@@ -20,11 +20,11 @@ from aima_core.bus.connection import LARGEST_PAYLOAD, connect
 from aima_core.bus.credentials import BusUser, inbox
 from aima_core.bus.directory import read_info
 from aima_core.bus.nats_server import MAX_PAYLOAD, USERS, NatsServer
-from aima_core.bus.outcomes import Replies
+from aima_core.bus.outcomes import ReplyStream
 from aima_core.call import Call
 from aima_core.domain import Parts
 from aima_core.errors import Forbidden, PayloadTooLarge, Timeout, Unavailable, UnitNotFound
-from aima_core.process.domain_process import Process
+from aima_core.process.domain_process import DomainProcess
 from aima_core.testing import settings_for, until
 from aima_core.units import Command, Success, View
 from tests.core.conftest import talking
@@ -172,7 +172,7 @@ async def test_an_input_that_grows_beyond_all_domains_when_encoded_is_refused_on
 
 async def test_a_part_that_is_too_large_with_its_headers_is_refused(shared_nats: NatsServer) -> None:
     async with connected(shared_nats.url) as nc:
-        replies = Replies(nc, nc.new_inbox(), f"{nc.new_inbox()}.1", wanted=True)
+        replies = ReplyStream(nc, nc.new_inbox(), f"{nc.new_inbox()}.1", wanted=True)
         with pytest.raises(PayloadTooLarge):
             await replies.send("x" * (MAX_PAYLOAD - 10))
         assert await hears(nc, "after")
@@ -223,7 +223,7 @@ class Handed(Grower):
 async def test_a_process_whose_connection_is_closed_for_good_ends(tmp_path: Path, shared_nats: NatsServer) -> None:
     domain = dataclasses.replace(COUNTER, outside=Handed)
     stop, ready = asyncio.Event(), asyncio.Event()
-    process = Process(domain, settings_for(tmp_path, shared_nats.url, domain))
+    process = DomainProcess(domain, settings_for(tmp_path, shared_nats.url, domain))
     served = asyncio.create_task(process.serve(stop, ready.set))
     await ready.wait()
     await Handed.handed.pop().close()

@@ -20,7 +20,7 @@ from aima_core.errors import AimaError, Conflict, ExecutionFailed, InternalError
 from aima_core.process import effects as effects_module
 from aima_core.process import writer as runner_module
 from aima_core.process.effects import Effects
-from aima_core.process.writer import Runner
+from aima_core.process.writer import Writer
 from aima_core.store.log import Log
 from aima_core.store.records import Batch, Codec, Recorded, Statement
 from aima_core.testing import until
@@ -30,9 +30,9 @@ from tests.core.toy import COUNTER, Add, CallOff, Counter, Drop, Grow, RecordGro
 
 
 @contextlib.asynccontextmanager
-async def running(folder: Path, domain: Domain[Any] = COUNTER) -> AsyncIterator[Runner[Any]]:
+async def running(folder: Path, domain: Domain[Any] = COUNTER) -> AsyncIterator[Writer[Any]]:
     log = await Log.open(folder, domain.name, Codec(domain.events, domain.upcasters))
-    runner = Runner(domain, log, "test")
+    runner = Writer(domain, log, "test")
     try:
         await runner.open()
         yield runner
@@ -41,15 +41,15 @@ async def running(folder: Path, domain: Domain[Any] = COUNTER) -> AsyncIterator[
         await log.close()
 
 
-async def add(runner: Runner[Any], counter_id: str = "c1", amount: int = 1) -> Any:
+async def add(runner: Writer[Any], counter_id: str = "c1", amount: int = 1) -> Any:
     return await runner.run(Add(counter_id=counter_id, amount=amount), fresh())
 
 
-async def table(runner: Runner[Any], name: str = "counters") -> list[Any]:
+async def table(runner: Writer[Any], name: str = "counters") -> list[Any]:
     return await runner.log.file.read(lambda c: c.execute(f"SELECT * FROM {name} ORDER BY 1").fetchall())
 
 
-def memory(runner: Runner[Any]) -> Any:
+def memory(runner: Writer[Any]) -> Any:
     return runner.committed, runner._world, runner._versions, runner._committed_versions, runner.position
 
 
@@ -236,7 +236,7 @@ async def test_a_caller_that_leaves_does_not_take_the_others_commits_along(tmp_p
 
 async def test_closing_waits_for_what_is_being_written(tmp_path: Path) -> None:
     log = await Log.open(tmp_path, "counter", Codec(COUNTER.events))
-    runner = Runner(COUNTER, log, "test")
+    runner = Writer(COUNTER, log, "test")
     await runner.open()
     task = asyncio.create_task(add(runner))
     await until(lambda: runner.position == 1 and not runner._pending.waiting, every=0)
@@ -429,7 +429,7 @@ def test_state_from_a_snapshot_and_state_from_the_whole_log_are_the_same(
 
 
 @contextlib.asynccontextmanager
-async def effecting(folder: Path, domain: Domain[Any] = COUNTER) -> AsyncIterator[Runner[Any]]:
+async def effecting(folder: Path, domain: Domain[Any] = COUNTER) -> AsyncIterator[Writer[Any]]:
     async with running(folder, domain) as runner:
         fields: dict[str, Any] = dict.fromkeys(field.name for field in dataclasses.fields(Context))
         outside: Outside[Any] = domain.outside(Context(**fields | {"folder": folder, "world": runner.committed}))

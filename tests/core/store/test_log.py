@@ -12,7 +12,7 @@ import pytest
 
 from aima_core.errors import AimaError, Conflict, ExecutionFailed, Unavailable
 from aima_core.store.log import Log
-from aima_core.store.records import Batch, Codec, Meta, Recorded, Reply
+from aima_core.store.records import Batch, Codec, Meta, Recorded, StoredReply
 from aima_core.units import Event
 from tests.core.toy import COUNTER_EVENTS, Added, Grown
 
@@ -110,10 +110,10 @@ async def test_an_event_appears_on_the_wire_with_its_envelope(tmp_path: Path) ->
 
 async def test_replies_and_cursors_are_kept_beside_the_events(tmp_path: Path) -> None:
     async with opened(tmp_path) as log:
-        await log.append(Batch([added(1)], [], [Reply("k", b"asked", 1, 1)], {"peer/1": 4}))
-        await log.append(Batch([], [], [Reply("k", b"never taken", 9, 9, b"answer")], {"peer/1": 5, "peer/2": 1}))
+        await log.append(Batch([added(1)], [], [StoredReply("k", b"asked", 1, 1)], {"peer/1": 4}))
+        await log.append(Batch([], [], [StoredReply("k", b"never taken", 9, 9, b"answer")], {"peer/1": 5, "peer/2": 1}))
     async with opened(tmp_path) as log:
-        assert await log.reply("k") == Reply("k", b"asked", 1, 1, b"answer")
+        assert await log.reply("k") == StoredReply("k", b"asked", 1, 1, b"answer")
         assert await log.reply("other") is None
         assert await log.cursors() == {"peer/1": 5, "peer/2": 1}
 
@@ -208,7 +208,9 @@ async def test_an_empty_log_is_whole(tmp_path: Path) -> None:
 async def test_a_version_that_is_taken_is_refused_and_nothing_of_the_batch_remains(tmp_path: Path) -> None:
     async with opened(tmp_path) as log:
         await write(log, added(1))
-        twice = Batch([added(2, stream="c2", version=1), added(3, version=1)], [], [Reply("k", b"", 2, 3)], {"p": 1})
+        twice = Batch(
+            [added(2, stream="c2", version=1), added(3, version=1)], [], [StoredReply("k", b"", 2, 3)], {"p": 1}
+        )
         with pytest.raises(Conflict) as refusal:
             await log.append(twice)
         assert refusal.value.reason == "VERSION_CONFLICT"

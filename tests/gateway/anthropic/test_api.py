@@ -21,9 +21,9 @@ from aima_core.testing import until
 from services.gateway.anthropic import answers as answers
 from services.gateway.anthropic import requests as requests
 from services.gateway.engines import chat_completion
-from services.gateway.engines.chat_completion import Answer, CallPiece, Function, Piece, ToolCall
-from services.gateway.engines.proxying import Tokens
-from services.gateway.engines.translation import Took
+from services.gateway.engines.chat_completion import ChatAnswer, ChatDelta, Function, ToolCall, ToolCallDelta
+from services.gateway.engines.proxying import TokenUsage
+from services.gateway.engines.translation import Timings
 from services.gateway.entrance import bodies
 from tests.gateway.conftest import ADMIN
 from tests.gateway.model_fixtures import LONG, MODEL, NUMBERS, TOY, Real, bodies_of, real, stage
@@ -424,7 +424,7 @@ def test_what_a_model_cannot_be_given_is_refused(fields: Any, field: str) -> Non
 def test_whatever_is_asked_becomes_a_chat_completion_or_a_refusal(body: bytes) -> None:
     with contextlib.suppress(AimaError):
         asked = bodies.decode(body, requests.MessagesRequest)
-        assert chat_completion.job(asked.model, requests.completion(asked), whole=True).make("m")
+        assert chat_completion.chat_request(asked.model, requests.completion(asked), whole=True).make("m")
 
 
 @pytest.mark.parametrize(
@@ -440,7 +440,7 @@ def test_whatever_is_asked_becomes_a_chat_completion_or_a_refusal(body: bytes) -
 )
 def test_why_an_answer_ends_is_told_in_anthropics_words(finish: str, calls: bool, reason: str) -> None:
     called = [ToolCall("c", "f", '{"a": 1}')] if calls else []
-    told = answers.message("m", Answer("text", calls=called, finish=finish, usage=Tokens(3, 4)))
+    told = answers.message("m", ChatAnswer("text", calls=called, finish=finish, usage=TokenUsage(3, 4)))
     assert (told["stop_reason"], told["stop_sequence"]) == (reason, None)
     assert told["usage"] == {"input_tokens": 3, "output_tokens": 4}
     assert told["content"] == [{"type": "text", "text": "text"}] + (
@@ -449,16 +449,16 @@ def test_why_an_answer_ends_is_told_in_anthropics_words(finish: str, calls: bool
 
 
 def test_blocks_of_a_stream_come_one_after_another() -> None:
-    events = answers.Events("m")
+    events = answers.MessageEvents("m")
     pieces = (
-        Piece("I "),
-        Piece("look"),
-        Piece(calls=[CallPiece(0, "c0", Function("f", ""))]),
-        Piece(calls=[CallPiece(0, None, Function(None, "{}"))]),
-        Piece(calls=[CallPiece(1, "c1", Function("g", '{"a":1}'))]),
-        Piece(finish="tool_calls"),
+        ChatDelta("I "),
+        ChatDelta("look"),
+        ChatDelta(calls=[ToolCallDelta(0, "c0", Function("f", ""))]),
+        ChatDelta(calls=[ToolCallDelta(0, None, Function(None, "{}"))]),
+        ChatDelta(calls=[ToolCallDelta(1, "c1", Function("g", '{"a":1}'))]),
+        ChatDelta(finish="tool_calls"),
     )
-    told = events.begin() + b"".join(map(events.feed, pieces)) + events.end(Tokens(3, 4), Took())
+    told = events.begin() + b"".join(map(events.feed, pieces)) + events.end(TokenUsage(3, 4), Timings())
     lines = [line.removeprefix(b"data: ") for line in told.split(b"\n") if line.startswith(b"data: ")]
     shown = [_brief(msgspec.json.decode(line)) for line in lines]
     assert shown == [
@@ -480,10 +480,10 @@ def test_blocks_of_a_stream_come_one_after_another() -> None:
 
 
 def test_an_answer_of_nothing_is_a_block_of_no_text() -> None:
-    events = answers.Events("m")
-    told = events.feed(Piece(finish="stop")) + events.end(Tokens(), Took())
+    events = answers.MessageEvents("m")
+    told = events.feed(ChatDelta(finish="stop")) + events.end(TokenUsage(), Timings())
     assert told.count(b"event: content_block_start") == told.count(b"event: content_block_stop") == 1
-    assert answers.message("m", Answer())["content"] == [{"type": "text", "text": ""}]
+    assert answers.message("m", ChatAnswer())["content"] == [{"type": "text", "text": ""}]
 
 
 def _brief(event: dict[str, Any]) -> str:

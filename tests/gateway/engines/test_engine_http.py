@@ -11,7 +11,7 @@ import pytest
 from aima_core.errors import ExecutionFailed
 from aima_core.testing import until
 from services.gateway.engines import engine_http
-from services.gateway.engines.engine_http import Broken, Engines, Reply
+from services.gateway.engines.engine_http import EngineClient, EngineGone, EngineReply
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -88,15 +88,15 @@ def endless(head: bytes, block: bytes) -> Script:
     return script
 
 
-async def asked(engine: Engine, body: engine_http.Body = b"{}", engines: Engines | None = None) -> Reply:
-    return await (engines or Engines()).ask(engine.url, body, {"Content-Type": "application/json"})
+async def asked(engine: Engine, body: engine_http.Body = b"{}", engines: EngineClient | None = None) -> EngineReply:
+    return await (engines or EngineClient()).ask(engine.url, body, {"Content-Type": "application/json"})
 
 
-async def whole(reply: Reply) -> bytes:
+async def whole(reply: EngineReply) -> bytes:
     return b"".join([block async for block in blocks_of(reply)])
 
 
-async def blocks_of(reply: Reply) -> AsyncIterator[bytes]:
+async def blocks_of(reply: EngineReply) -> AsyncIterator[bytes]:
     while block := await reply.read():
         yield block
 
@@ -152,14 +152,14 @@ async def test_what_comes_is_there_before_the_end(engine: Start) -> None:
     ],
 )
 async def test_an_answer_without_a_head_is_none(engine: Start, blocks: tuple[bytes, ...]) -> None:
-    with pytest.raises(Broken) as broken:
+    with pytest.raises(EngineGone) as broken:
         await asked(await engine(saying(*blocks)))
     assert not broken.value.begun
 
 
 async def test_nobody_who_listens_is_no_answer(free_port: Callable[[], int]) -> None:
-    with pytest.raises(Broken) as broken:
-        await Engines().ask(f"http://127.0.0.1:{free_port()}/v1/x", b"", {})
+    with pytest.raises(EngineGone) as broken:
+        await EngineClient().ask(f"http://127.0.0.1:{free_port()}/v1/x", b"", {})
     assert not broken.value.begun
 
 
@@ -174,14 +174,14 @@ async def test_nobody_who_listens_is_no_answer(free_port: Callable[[], int]) -> 
 async def test_an_answer_that_breaks_off_is_told_from_one_that_ends(engine: Start, blocks: tuple[bytes, ...]) -> None:
     reply = await asked(await engine(saying(*blocks)))
     assert await reply.read() == b"abc"
-    with pytest.raises(Broken) as broken:
+    with pytest.raises(EngineGone) as broken:
         await reply.read()
     assert broken.value.begun
 
 
 async def test_a_head_without_a_body_has_not_begun(engine: Start) -> None:
     reply = await asked(await engine(saying(CHUNKED)))
-    with pytest.raises(Broken) as broken:
+    with pytest.raises(EngineGone) as broken:
         await reply.ready()
     assert not broken.value.begun
 
@@ -270,7 +270,7 @@ async def test_what_an_engine_says_while_it_thinks_is_not_its_answer(engine: Sta
 
 
 async def test_an_engine_that_speaks_something_else_from_now_on_is_broken(engine: Start) -> None:
-    with pytest.raises(Broken):
+    with pytest.raises(EngineGone):
         await asked(
             await engine(saying(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\nx"))
         )
@@ -304,7 +304,7 @@ def again_and_again(*answers: bytes) -> Script:
 
 
 async def test_the_next_request_goes_by_the_connection_of_the_last_one(engine: Start) -> None:
-    one, engines = await engine(again_and_again(OK, CHUNKED + b"2\r\nok\r\n0\r\n\r\n", OK)), Engines(LONG)
+    one, engines = await engine(again_and_again(OK, CHUNKED + b"2\r\nok\r\n0\r\n\r\n", OK)), EngineClient(LONG)
     for _ in range(3):
         reply = await asked(one, engines=engines)
         assert await whole(reply) == b"ok"
@@ -313,7 +313,7 @@ async def test_the_next_request_goes_by_the_connection_of_the_last_one(engine: S
 
 
 async def test_two_requests_at_once_have_a_connection_each(engine: Start) -> None:
-    one, engines = await engine(again_and_again(OK, OK)), Engines(LONG)
+    one, engines = await engine(again_and_again(OK, OK)), EngineClient(LONG)
     (await asked(one, engines=engines)).close()
     both = await asyncio.gather(asked(one, engines=engines), asked(one, engines=engines))
     assert one.connections == 2
@@ -329,7 +329,7 @@ async def test_a_connection_that_nobody_needs_is_closed_soon(engine: Start) -> N
 
 
 async def test_an_answer_lets_go_of_its_connection_once(engine: Start) -> None:
-    one, engines = await engine(again_and_again(OK, CHUNKED + b"2\r\nok\r\n", OK)), Engines(LONG)
+    one, engines = await engine(again_and_again(OK, CHUNKED + b"2\r\nok\r\n", OK)), EngineClient(LONG)
     first = await asked(one, engines=engines)
     first.close()
     second = await asked(one, engines=engines)
@@ -351,14 +351,14 @@ async def test_a_connection_that_is_used_again_is_not_closed_for_having_been_idl
             writer.write(b"2\r\nok\r\n")
         writer.write(b"0\r\n\r\n")
 
-    one, engines = await engine(script), Engines(kept=1.0)
+    one, engines = await engine(script), EngineClient(kept=1.0)
     (await asked(one, engines=engines)).close()
     assert await whole(await asked(one, engines=engines)) == b"okokokokok"
     assert one.connections == 1
 
 
 async def test_each_engine_has_connections_of_its_own(engine: Start) -> None:
-    engines, said = Engines(LONG), HEAD + b"Content-Length: 2\r\n\r\n"
+    engines, said = EngineClient(LONG), HEAD + b"Content-Length: 2\r\n\r\n"
     one, other = await engine(again_and_again(said + b"me", said + b"me")), await engine(again_and_again(said + b"it"))
     first = await asked(one, engines=engines)
     assert await whole(first) == b"me"
@@ -373,16 +373,16 @@ async def test_an_engine_that_is_heard_breaking_is_not_asked_again(engine: Start
         await reader.readuntil(b"\r\n\r\n{}")
         writer.write(b"HTTP/1.1 2")
 
-    one, engines = await engine(script), Engines(LONG)
+    one, engines = await engine(script), EngineClient(LONG)
     (await asked(one, engines=engines)).close()
-    with pytest.raises(Broken):
+    with pytest.raises(EngineGone):
         await asked(one, engines=engines)
     assert one.connections == 1
 
 
 async def test_what_an_engine_has_refused_to_read_is_not_the_beginning_of_the_next_request(engine: Start) -> None:
     one = await engine(staying(b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno"))
-    engines = Engines(LONG)
+    engines = EngineClient(LONG)
     for number in (1, 2):
         reply = await asked(one, engines=engines)
         assert (reply.status, await whole(reply)) == (404, b"no")
@@ -395,7 +395,7 @@ async def test_a_connection_is_not_kept_while_a_body_is_on_its_way(engine: Start
         writer.write(OK)
         await one.left.wait()
 
-    one, engines = await engine(script), Engines(LONG)
+    one, engines = await engine(script), EngineClient(LONG)
     reply = await asked(one, bytes(64 * 2**20), engines)  # handed over in one piece, and not read
     assert await whole(reply) == b"ok"
     reply.close()
@@ -414,7 +414,7 @@ async def test_an_engine_that_has_closed_a_kept_connection_is_asked_by_another(e
             await reader.readuntil(b"\r\n\r\n{}")  # the second request, which stays without an answer
             hang_up.set()
 
-    one, engines = await engine(script), Engines(LONG)
+    one, engines = await engine(script), EngineClient(LONG)
     for _ in range(2):
         reply = await asked(one, engines=engines)
         assert await whole(reply) == b"ok"
@@ -432,7 +432,7 @@ async def test_an_engine_that_has_closed_a_kept_connection_is_asked_by_another(e
     ],
 )
 async def test_a_connection_that_is_good_for_nothing_more_is_not_kept(engine: Start, answer: bytes) -> None:
-    one, engines = await engine(staying(answer)), Engines(LONG)
+    one, engines = await engine(staying(answer)), EngineClient(LONG)
     for number in (1, 2):
         reply = await asked(one, engines=engines)
         assert await whole(reply) == b"ok"
@@ -451,7 +451,7 @@ async def test_what_an_engine_says_unasked_is_nobodys_answer(engine: Start) -> N
             writer.write(HEAD + b"Content-Length: 5\r\n\r\nwrong")
         await reader.read()
 
-    one, engines = await engine(script), Engines(LONG)
+    one, engines = await engine(script), EngineClient(LONG)
     first = await asked(one, engines=engines)
     first.close()
     say.set()
@@ -462,7 +462,7 @@ async def test_what_an_engine_says_unasked_is_nobodys_answer(engine: Start) -> N
 async def test_a_large_answer_read_slowly_leaves_a_connection_that_can_be_used(engine: Start) -> None:
     large = b"x" * 4 * 2**20
     said = HEAD + b"Content-Length: %d\r\n\r\n" % len(large) + large
-    one, engines = await engine(again_and_again(said, said, OK)), Engines(LONG)
+    one, engines = await engine(again_and_again(said, said, OK)), EngineClient(LONG)
     for body in (large, large, b"ok"):
         reply = await asked(one, engines=engines)
         await reply.ready()
@@ -472,7 +472,7 @@ async def test_a_large_answer_read_slowly_leaves_a_connection_that_can_be_used(e
 
 
 async def test_connections_are_closed_at_the_end(engine: Start) -> None:
-    one, engines = await engine(again_and_again(OK, OK)), Engines(LONG)
+    one, engines = await engine(again_and_again(OK, OK)), EngineClient(LONG)
     reply = await asked(one, engines=engines)
     reply.close()
     engines.close()

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.engines.passthrough import Tally, usage_of
-from services.gateway.engines.proxying import Tokens
+from services.gateway.engines.passthrough import UsageReader, usage_of
+from services.gateway.engines.proxying import TokenUsage
 
 TEXT = {"choices": [{"index": 0, "delta": {"content": 'of "usage" and "error"\n\n'}}]}
 USED = {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 6, "total_tokens": 11}}
@@ -31,43 +31,43 @@ KEPT = (": alive", TEXT, f"id: 7\ndata: {json.dumps(NULL)}", "data: [DONE]")
 def test_a_stream_is_the_same_however_it_is_cut(cuts: list[int], told: bool, end: str) -> None:
     body = written(*STREAM, end=end)
     places = sorted({0, len(body), *(cut % len(body) for cut in cuts)})
-    tally = Tally(told)
+    tally = UsageReader(told)
     passed = b"".join(tally.feed(body[a:b]) for a, b in itertools.pairwise(places))
     assert passed == written(*(STREAM if told else KEPT))
-    assert (tally.usage, tally.ended, tally.error) == (Tokens(5, 6), True, None)
+    assert (tally.usage, tally.ended, tally.error) == (TokenUsage(5, 6), True, None)
 
 
 def test_a_stream_that_stops_in_the_middle_has_not_ended() -> None:
-    tally = Tally(False)
+    tally = UsageReader(False)
     assert tally.feed(written(TEXT) + b"data: [DO") == written(TEXT)
     assert not tally.ended
 
 
 @pytest.mark.parametrize("error", [{"message": "no"}, "no", {}])
 def test_an_error_in_a_stream_is_passed_on_and_noticed(error: Any) -> None:
-    tally = Tally(False)
+    tally = UsageReader(False)
     assert tally.feed(written({"error": error})) == written({"error": error})
     assert tally.error == error
 
 
 def test_events_that_nobody_can_read_are_passed_on() -> None:
-    tally = Tally(False)
+    tally = UsageReader(False)
     odd = written('data: {"usage": broken', 'data: {"usage": {"prompt_tokens": "many"}, "choices": []}')
     odd += b'data: {"usage": null, "choices": [{"text": "\xff"}], "error": "\xff"}\n\n'
     assert tally.feed(odd) == odd
-    assert tally.usage == Tokens()
+    assert tally.usage == TokenUsage()
 
 
 @pytest.mark.parametrize(
     ("body", "usage"),
     [
-        (b'{"usage": {"prompt_tokens": 1, "completion_tokens": 2}}', Tokens(1, 2)),
-        (b'{"usage": {"prompt_tokens": 1, "total_tokens": 1}}', Tokens(1, 0)),
-        (b'{"usage": null}', Tokens()),
-        (b"{}", Tokens()),
-        (b"WEBVTT", Tokens()),
-        (b"\xff", Tokens()),
+        (b'{"usage": {"prompt_tokens": 1, "completion_tokens": 2}}', TokenUsage(1, 2)),
+        (b'{"usage": {"prompt_tokens": 1, "total_tokens": 1}}', TokenUsage(1, 0)),
+        (b'{"usage": null}', TokenUsage()),
+        (b"{}", TokenUsage()),
+        (b"WEBVTT", TokenUsage()),
+        (b"\xff", TokenUsage()),
     ],
 )
-def test_the_usage_of_a_whole_answer_is_what_it_says(body: bytes, usage: Tokens) -> None:
+def test_the_usage_of_a_whole_answer_is_what_it_says(body: bytes, usage: TokenUsage) -> None:
     assert usage_of(body) == usage

@@ -18,11 +18,11 @@ from aima_core.bus.directory import Directory
 from aima_core.bus.nats_server import NatsServer
 from aima_core.errors import Unavailable
 from aima_core.testing import serving, settings_for, until
-from services.gateway.engines.chat_completion import job
+from services.gateway.engines.chat_completion import chat_request
 from services.gateway.engines.leasing import Leases
-from services.gateway.engines.proxying import Carrier
+from services.gateway.engines.proxying import Proxy
 from services.gateway.entrance.access import Policy
-from services.gateway.entrance.dispatch import Asking, Caller
+from services.gateway.entrance.dispatch import Caller, Dispatcher
 from services.gateway.entrance.quotas import Quotas
 from services.inference.domain import INFERENCE
 from tests.gateway.scripted_engines import (
@@ -480,8 +480,8 @@ async def test_a_lease_is_renewed_for_as_long_as_its_request_takes(tmp_path: Pat
         held = Held()
         engine = Engine(held)
         await engine.open()
-        async with _carrier(client, engine) as carrier:
-            asking = asyncio.create_task(_whole(carrier))
+        async with _proxy(client, engine) as proxy:
+            asking = asyncio.create_task(_whole(proxy))
 
             async def twice() -> bool:
                 log = [event["type"] for event in await events(client, "inference")]
@@ -499,11 +499,11 @@ async def test_what_is_cut_has_failed_and_nothing_new_is_begun(tmp_path: Path, n
     async with serving(*domains, settings=settings_for(tmp_path / "data", nats.url, *domains)) as client:
         engine = Engine(Held())
         await engine.open()
-        async with _carrier(client, engine) as carrier:
-            asking = asyncio.create_task(_whole(carrier))
+        async with _proxy(client, engine) as proxy:
+            asking = asyncio.create_task(_whole(proxy))
             await until(lambda: engine.lines)
-            carrier.cut()
-            for told in (asking, _whole(carrier)):
+            proxy.abort()
+            for told in (asking, _whole(proxy)):
                 with pytest.raises(Unavailable) as refused:
                     await told
                 assert refused.value.reason == "STOPPING"
@@ -514,22 +514,24 @@ async def test_what_is_cut_has_failed_and_nothing_new_is_begun(tmp_path: Path, n
 
 
 @contextlib.asynccontextmanager
-async def _carrier(client: Client, engine: Engine) -> AsyncIterator[Carrier]:
+async def _proxy(client: Client, engine: Engine) -> AsyncIterator[Proxy]:
     directory = Directory(client.nc)
     await directory.open()
     leases = Leases(client, seconds=0.8)
-    carrier = Carrier(Asking(client, directory, Policy(required=False)), Quotas(_nothing, _nothing), leases)
+    proxy = Proxy(Dispatcher(client, directory, Policy(required=False)), Quotas(_nothing, _nothing), leases)
     replica = REPLICA | {"endpoint": engine.endpoint}
     await ask(client, "service.say", type="service.replica_started", data=replica)
     try:
-        yield carrier
+        yield proxy
     finally:
-        await carrier.close()
+        await proxy.close()
         await directory.close()
 
 
-async def _whole(carrier: Carrier) -> bytes:
-    async with carrier.carry(Caller(timeout=20), job("toy", {"messages": HELLO}, whole=True, wait=20)) as carried:
+async def _whole(proxy: Proxy) -> bytes:
+    async with proxy.forward(
+        Caller(timeout=20), chat_request("toy", {"messages": HELLO}, whole=True, wait=20)
+    ) as carried:
         return await carried.whole()
 
 

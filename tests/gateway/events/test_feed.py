@@ -22,7 +22,7 @@ from aima_core.bus.nats_server import NatsServer
 from aima_core.process.effects import end
 from aima_core.process.relay import STREAM, ensure_stream
 from aima_core.testing import until
-from services.gateway.events.event_filter import Wanted
+from services.gateway.events.event_filter import EventFilter
 from services.gateway.events.feed import numbers
 from services.gateway.events.stream import EventTail
 from services.gateway.rest.resources import Watching
@@ -114,7 +114,7 @@ async def test_who_leaves_and_comes_back_at_any_moment_misses_nothing_and_hears_
     async with _tail(site, HASTE) as tail, asyncio.TaskGroup() as group:
         group.create_task(_publish(js, 400, every=0.005))
         while heard[-1] < 400:
-            heard += await _hear(tail, Wanted(after=heard[-1]))
+            heard += await _hear(tail, EventFilter(after=heard[-1]))
             await asyncio.sleep(next(pauses))
     assert heard == list(range(401))
 
@@ -122,8 +122,8 @@ async def test_who_leaves_and_comes_back_at_any_moment_misses_nothing_and_hears_
 async def test_who_comes_back_in_time_is_told_for_as_long_as_it_stays(site: Site) -> None:
     js = site.client.nc.jetstream()
     async with _tail(site, HASTE) as tail:
-        place = await tail.position(Wanted())
-        async with contextlib.aclosing(tail.follow(place, Wanted(), attrgetter("frame"))) as frames:
+        place = await tail.position(EventFilter())
+        async with contextlib.aclosing(tail.follow(place, EventFilter(), attrgetter("frame"))) as frames:
             hearing = asyncio.create_task(anext(frames))
             await asyncio.sleep(3 * HASTE)  # nothing shall happen: the grace after the question for a place is over
             await _publish(js, 1)
@@ -135,10 +135,10 @@ async def test_many_who_come_at_once_are_all_served(site: Site) -> None:
     await _publish(js, 3)
     async with _tail(site, HASTE) as tail:
         for _ in range(3):
-            live = [asyncio.create_task(_hear(tail, Wanted())) for _ in range(100)]
-            old = [asyncio.create_task(_hear(tail, Wanted(after=1))) for _ in range(100)]
+            live = [asyncio.create_task(_hear(tail, EventFilter())) for _ in range(100)]
+            old = [asyncio.create_task(_hear(tail, EventFilter(after=1))) for _ in range(100)]
             assert {heard[0] for heard in await asyncio.gather(*old)} == {2}
-            last = (await tail.position(Wanted())).seq
+            last = (await tail.position(EventFilter())).seq
             await _publish(js, 1)
             assert {heard[0] for heard in await asyncio.gather(*live)} == {last + 1}
 
@@ -147,12 +147,12 @@ async def test_a_stream_made_anew_between_the_question_for_a_place_and_its_use_i
     js = site.client.nc.jetstream()
     await _publish(js, 5)
     async with _tail(site, 0) as tail:
-        place = await tail.position(Wanted())
+        place = await tail.position(EventFilter())
         assert place.seq == 5
         await js.delete_stream(STREAM)
         await ensure_stream(js)
         await _publish(js, 2)
-        frames = tail.follow(place, Wanted(), attrgetter("frame"))
+        frames = tail.follow(place, EventFilter(), attrgetter("frame"))
         assert _idents(await anext(frames)) == [1, 2]
         await frames.aclose()
 
@@ -160,11 +160,11 @@ async def test_a_stream_made_anew_between_the_question_for_a_place_and_its_use_i
 async def test_only_a_number_beyond_the_end_of_the_stream_is_of_another_one(site: Site) -> None:
     js = site.client.nc.jetstream()
     async with _tail(site, 60) as tail:
-        await tail.position(Wanted())
+        await tail.position(EventFilter())
         for number in range(1, 51):  # whether the feed has come to it or not
             await _publish(js, 1)
-            assert (await tail.position(Wanted(after=number))).seq == number
-        assert (await tail.position(Wanted(after=51))).seq == 0
+            assert (await tail.position(EventFilter(after=number))).seq == number
+        assert (await tail.position(EventFilter(after=51))).seq == 0
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ async def _publish(js: JetStreamContext, count: int, every: float = 0) -> None:
         await asyncio.sleep(every)
 
 
-async def _hear(tail: EventTail, asked: Wanted) -> list[int]:
+async def _hear(tail: EventTail, asked: EventFilter) -> list[int]:
     """Come, hear the next events, and leave; return their numbers."""
     place = await tail.position(asked)
     async with contextlib.aclosing(tail.follow(place, asked, attrgetter("frame"))) as frames:

@@ -21,8 +21,8 @@ from aima_core.errors import ValidationFailed
 from aima_core.testing import until
 from services.gateway.entrance.access import NOBODY, Policy, Principal
 from services.gateway.events import event_filter
-from services.gateway.events.event_filter import Wanted
-from services.gateway.events.frames import Told as Event
+from services.gateway.events.event_filter import EventFilter
+from services.gateway.events.frames import EventFrame as Event
 from services.gateway.events.frames import frame_for, read, visible
 from tests.core.toy import COUNTER
 from tests.gateway.conftest import Site, Told, gateway, listening
@@ -36,22 +36,22 @@ NOW = 1_767_268_800.0  # 2026-01-01T12:00:00Z
 @pytest.mark.parametrize(
     ("query", "header", "asked"),
     [
-        ("", "", Wanted()),
-        ("after=5", "", Wanted(after=5)),
-        ("after=5", "7", Wanted(after=7)),
-        ("last_event_id=8&after=5", "", Wanted(after=8)),
-        ("since=10m", "", Wanted(since=NOW - 600)),
-        ("since=1.5h", "", Wanted(since=NOW - 5400)),
-        ("since=2026-01-01T11:00:00Z", "", Wanted(since=NOW - 3600)),
-        ("since=999999999d", "", Wanted(since=0.0)),
-        ("since=10m", "3", Wanted(after=3)),
-        ("domain=service&domain=model", "", Wanted(domains=frozenset({"service", "model"}))),
-        ("type=service.*&type=model.pulled", "", Wanted(types=("service.*", "model.pulled"))),
-        ("stream=service/svc-1", "", Wanted(stream="service/svc-1")),
-        ("stream=&after=", "", Wanted()),
+        ("", "", EventFilter()),
+        ("after=5", "", EventFilter(after=5)),
+        ("after=5", "7", EventFilter(after=7)),
+        ("last_event_id=8&after=5", "", EventFilter(after=8)),
+        ("since=10m", "", EventFilter(since=NOW - 600)),
+        ("since=1.5h", "", EventFilter(since=NOW - 5400)),
+        ("since=2026-01-01T11:00:00Z", "", EventFilter(since=NOW - 3600)),
+        ("since=999999999d", "", EventFilter(since=0.0)),
+        ("since=10m", "3", EventFilter(after=3)),
+        ("domain=service&domain=model", "", EventFilter(domains=frozenset({"service", "model"}))),
+        ("type=service.*&type=model.pulled", "", EventFilter(types=("service.*", "model.pulled"))),
+        ("stream=service/svc-1", "", EventFilter(stream="service/svc-1")),
+        ("stream=&after=", "", EventFilter()),
     ],
 )
-def test_a_query_string_says_what_is_wanted(query: str, header: str, asked: Wanted) -> None:
+def test_a_query_string_says_what_is_wanted(query: str, header: str, asked: EventFilter) -> None:
     assert event_filter.read(_pairs(query), header, NOW) == asked
 
 
@@ -86,18 +86,18 @@ def test_what_makes_no_sense_names_the_parameter(query: str, header: str, field:
 @pytest.mark.parametrize(
     ("asked", "subject"),
     [
-        (Wanted(), "aima.events.*.*.*"),
-        (Wanted(domains=frozenset({"service"})), "aima.events.service.*.*"),
-        (Wanted(domains=frozenset({"service", "model"})), "aima.events.*.*.*"),
-        (Wanted(types=("service.started",)), "aima.events.service.started.*"),
-        (Wanted(types=("service.start*",)), "aima.events.service.*.*"),
-        (Wanted(types=("service.started", "service.stopped")), "aima.events.service.*.*"),
-        (Wanted(types=("service.created", "model.created")), "aima.events.*.created.*"),
-        (Wanted(stream="service/svc 1"), "aima.events.service.*.svc_1"),
-        (Wanted(domains=frozenset({"model"}), stream="service/svc-1"), "aima.events.*.*.svc-1"),
+        (EventFilter(), "aima.events.*.*.*"),
+        (EventFilter(domains=frozenset({"service"})), "aima.events.service.*.*"),
+        (EventFilter(domains=frozenset({"service", "model"})), "aima.events.*.*.*"),
+        (EventFilter(types=("service.started",)), "aima.events.service.started.*"),
+        (EventFilter(types=("service.start*",)), "aima.events.service.*.*"),
+        (EventFilter(types=("service.started", "service.stopped")), "aima.events.service.*.*"),
+        (EventFilter(types=("service.created", "model.created")), "aima.events.*.created.*"),
+        (EventFilter(stream="service/svc 1"), "aima.events.service.*.svc_1"),
+        (EventFilter(domains=frozenset({"model"}), stream="service/svc-1"), "aima.events.*.*.svc-1"),
     ],
 )
-def test_what_is_wanted_has_a_subject_that_is_no_wider_than_needed(asked: Wanted, subject: str) -> None:
+def test_what_is_wanted_has_a_subject_that_is_no_wider_than_needed(asked: EventFilter, subject: str) -> None:
     assert asked.subject() == subject
 
 
@@ -107,7 +107,7 @@ KINDS = st.sampled_from(["created", "started", "start_failed", "stopped"])
 
 @given(DOMAINS, KINDS, st.sampled_from(["a", "b"]), st.data())
 def test_an_event_that_fits_has_a_subject_that_is_asked_for(domain: str, kind: str, ident: str, data: Any) -> None:
-    asked = Wanted(
+    asked = EventFilter(
         domains=data.draw(st.frozensets(DOMAINS)),
         types=tuple(data.draw(st.lists(st.builds("{}.{}".format, DOMAINS, KINDS | st.just("start*") | st.just("*"))))),
         stream=data.draw(st.sampled_from(["", "service/a", "model/b"])),

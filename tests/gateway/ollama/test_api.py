@@ -21,9 +21,9 @@ from aima_core.bus.nats_server import NatsServer
 from aima_core.errors import AimaError, ValidationFailed
 from aima_core.testing import until
 from services.gateway.engines import chat_completion
-from services.gateway.engines.chat_completion import CallPiece, Function, Piece
-from services.gateway.engines.proxying import Tokens
-from services.gateway.engines.translation import Took
+from services.gateway.engines.chat_completion import ChatDelta, Function, ToolCallDelta
+from services.gateway.engines.proxying import TokenUsage
+from services.gateway.engines.translation import Timings
 from services.gateway.entrance import bodies
 from services.gateway.ollama import answers as answers
 from services.gateway.ollama import models as models
@@ -452,14 +452,14 @@ def test_what_nobody_knows_is_refused(fields: Any, field: str) -> None:
 def test_whatever_is_asked_becomes_a_chat_completion_or_a_refusal(body: bytes) -> None:
     with contextlib.suppress(AimaError):
         asked = bodies.decode(body, requests.ChatRequest)
-        assert chat_completion.job(asked.model, requests.chat(asked), whole=True).make("m")
+        assert chat_completion.chat_request(asked.model, requests.chat(asked), whole=True).make("m")
 
 
 @given(bodies_of(requests.GenerateRequest, {"model": "m", "prompt": "hi"}))
 def test_whatever_is_prompted_becomes_a_chat_completion_or_a_refusal(body: bytes) -> None:
     with contextlib.suppress(AimaError):
         asked = bodies.decode(body, requests.GenerateRequest)
-        assert chat_completion.job(asked.model, requests.generate(asked), whole=True).make("m")
+        assert chat_completion.chat_request(asked.model, requests.generate(asked), whole=True).make("m")
         assert requests.raw(asked)
 
 
@@ -533,13 +533,13 @@ def test_the_events_of_a_pull_become_lines(kind: str, data: Any, line: Any) -> N
 def test_a_stream_ends_with_what_it_took_and_tells_whole_calls() -> None:
     lines = answers.Lines("chat", "m")
     pieces = (
-        Piece("I "),
-        Piece("look", "hm"),
-        Piece(calls=[CallPiece(0, "c0", Function("f", '{"a"'))]),
-        Piece(calls=[CallPiece(0, None, Function(None, ":1}")), CallPiece(1, "c1", Function("g"))]),
-        Piece(finish="length"),
+        ChatDelta("I "),
+        ChatDelta("look", "hm"),
+        ChatDelta(calls=[ToolCallDelta(0, "c0", Function("f", '{"a"'))]),
+        ChatDelta(calls=[ToolCallDelta(0, None, Function(None, ":1}")), ToolCallDelta(1, "c1", Function("g"))]),
+        ChatDelta(finish="length"),
     )
-    told = b"".join(map(lines.feed, pieces)) + lines.end(Tokens(3, 4), Took(1.0, 0.5, 2.0))
+    told = b"".join(map(lines.feed, pieces)) + lines.end(TokenUsage(3, 4), Timings(1.0, 0.5, 2.0))
     shown = [msgspec.json.decode(line) for line in told.splitlines()]
     assert [line["message"] for line in shown] == [
         {"role": "assistant", "content": "I "},
