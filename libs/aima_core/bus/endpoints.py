@@ -94,7 +94,7 @@ class Endpoints:
         """Take no more requests; let those under way finish for `grace` seconds, then cancel them."""
         if self._service:
             with contextlib.suppress(nats.errors.Error, asyncio.TimeoutError):
-                await self._service.stop()
+                await _drain(self._service)
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=grace)
             self._closing = True
@@ -240,6 +240,15 @@ class Endpoints:
             await self._refuse(message, PayloadTooLarge("the answer is larger than the bus carries"))
         except nats.errors.Error as error:
             logger.warning("reply lost", error=repr(error))
+
+
+async def _drain(service: Service) -> None:
+    """Unsubscribe everything, what tells of the service first, and take the requests that are on their way.
+
+    The service's own `stop` throws those away, and whoever asked waits in vain until the deadline.
+    """
+    told, units = service._subscriptions.values(), (endpoint._subscription for endpoint in service._endpoints)
+    await asyncio.gather(*(subscription.drain() for subscription in (*told, *units)))
 
 
 def _meta(call: Call, begun: float, version: int | None = None, position: int | None = None) -> _Meta:

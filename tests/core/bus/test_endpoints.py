@@ -1,6 +1,7 @@
 """What a client sees that knows nothing of ours: nats-py, JSON, and the subjects."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import math
@@ -859,4 +860,28 @@ async def test_who_is_still_waiting_when_the_process_ends_is_told_so(
     reply = json.loads((await asked).data)
     assert reply["error"]["code"] == "UNAVAILABLE"
     assert reply["error"]["details"]["reason"] == "STOPPING"
+    await nc.close()
+
+
+@pytest.mark.parametrize("attempt", range(3))
+async def test_every_request_that_reaches_a_process_while_it_ends_is_answered(
+    tmp_path: Path, shared_nats: NatsServer, attempt: int
+) -> None:
+    answers, busy = 0, asyncio.Event()
+    nc = await nats_py.connect(shared_nats.url)
+
+    async def ask_until_nobody_is_there() -> None:
+        nonlocal answers
+        with contextlib.suppress(nats.errors.NoRespondersError):
+            while True:
+                reply = await nc.request("aima.counter.log", b"", timeout=10)
+                assert json.loads(reply.data)["success"]
+                answers += 1
+                if answers == 500:
+                    busy.set()
+
+    async with asyncio.TaskGroup() as clients, talking(tmp_path, shared_nats):
+        for _ in range(50):
+            clients.create_task(ask_until_nobody_is_there())
+        await busy.wait()
     await nc.close()
