@@ -36,6 +36,7 @@ class Leases:
         self._seconds = seconds
         self._holder = f"gateway-{secrets.token_hex(8)}"  # another one in each life of the process
         self._finishing: set[asyncio.Task[None]] = set()
+        self._closing = asyncio.Event()
         self._settling = Batcher(client, "inference.settle", timeout=_QUICK, wait=_TOGETHER)
         # a lease may need what has just been freed
         self._taking = Batcher(client, _TAKE, timeout=_QUICK, ahead=self._settling)
@@ -123,22 +124,31 @@ class Leases:
         task.add_done_callback(self._ended)
 
     async def close(self) -> None:
-        """Wait until what is known of requests is recorded, unless the bus is away."""
+        """Wait until what is known of requests is recorded, unless the bus or the inference domain is away."""
+        self._closing.set()
         if self._finishing:
             _, late = await asyncio.wait(self._finishing, timeout=_QUICK)
             for task in late:
                 task.cancel()
 
     async def _record(self, caller: Caller, request_id: str, said: Mapping[str, Any]) -> None:
-        """Say what a request came to; a bus that is away is asked again, until the lease ends by itself."""
+        """Say what a request came to; who is away is asked again until the lease ends by itself.
+
+        When the gateway ends, it is asked once more: the inference domain ends at the same time, and may have gone.
+        """
         until = time.monotonic() + self._seconds
         while time.monotonic() < until:
             try:
                 told = {"request_id": request_id, **said}
                 await self._settling.ask(told, caller.on_behalf())
                 return
-            except (Unavailable, Timeout):
-                await asyncio.sleep(_AGAIN)
+            except (Unavailable, Timeout) as error:
+                if self._closing.is_set():
+                    logger.warning("what a request came to is not recorded", error=error.message)
+                    return
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_AGAIN):
+                        await self._closing.wait()
 
     async def _give_back(self, caller: Caller, taking: asyncio.Future[Answer]) -> None:
         """Settle a lease that came for a client who had gone."""

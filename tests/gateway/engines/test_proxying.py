@@ -494,6 +494,22 @@ async def test_a_lease_is_renewed_for_as_long_as_its_request_takes(tmp_path: Pat
         await engine.close()
 
 
+async def test_the_end_of_the_gateway_does_not_wait_for_an_inference_domain_that_has_ended(
+    tmp_path: Path, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.gateway.leasing._QUICK", 600)  # seconds: longer than this test may take
+    domains = (MODELS, CRIER)
+    caller = Caller(timeout=60)
+    async with serving(*domains, settings=settings_for(tmp_path / "data", nats.url, *domains)) as client:
+        leases = Leases(client, seconds=600)
+        async with serving(INFERENCE, settings=settings_for(tmp_path / "data", nats.url, INFERENCE)):
+            await ask(client, "service.say", type="service.replica_started", data=REPLICA)
+            lease = await leases.take(caller, "toy", ("llm",), tools=False, wait=20, avoid="")
+        leases.settle(caller, lease, {"outcome": "completed"})
+        async with asyncio.timeout(60):
+            await leases.close()
+
+
 async def test_what_is_cut_has_failed_and_nothing_new_is_begun(tmp_path: Path, nats: NatsServer) -> None:
     domains = (MODELS, CRIER, INFERENCE)
     async with serving(*domains, settings=settings_for(tmp_path / "data", nats.url, *domains)) as client:
