@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,10 @@ from tests.stand_ins import weights
 for _number in (signal.SIGINT, signal.SIGHUP):  # what is begun in the background, or by nohup, lets its children ignore
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
+
+# without its bytecode every process that a test starts compiles all of AIMA anew, and each worker all tests
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # how long an example takes, and how long it takes to make one, is the machine's affair
 hypothesis.settings.register_profile(
