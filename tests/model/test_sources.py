@@ -326,6 +326,13 @@ async def test_hubs_with_a_search_are_searched(hub: Hub) -> None:
     assert await Package().search("tiny", 5) == []
 
 
+async def test_a_search_asks_a_hub_that_cannot_answer_once(hub: Hub) -> None:
+    hub.refusals = [503]
+    with pytest.raises(Unavailable) as refusal:
+        await HuggingFace(hub.url, BRISK).search("tiny", 5)
+    assert refusal.value.reason == "HUB_UNREACHABLE"
+
+
 @pytest.mark.parametrize("name", ["package", "huggingface", "modelscope", "ollama"])
 @pytest.mark.parametrize(
     ("repo", "tag", "mirror", "reason"),

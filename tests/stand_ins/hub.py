@@ -31,7 +31,7 @@ class Hub:
     drops: list[int] = field(default_factory=list)
     """After how many bytes each of the next file answers breaks off."""
     refusals: list[int] = field(default_factory=list)
-    """The statuses that the next file requests are refused with."""
+    """The statuses that the next requests for files, or searches of Hugging Face, are refused with."""
     corrupt: bool = False
     ignore_ranges: bool = False
     stall_after: int | None = None
@@ -92,7 +92,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._json({"Code": 200, "Data": {"Model": {"Models": models, "TotalCount": len(models)}}})
 
     def _huggingface(self, path: str, query: Mapping[str, str]) -> bool:
-        if path == "/api/models":
+        if path == "/api/models" and self.served.refusals:
+            self._json({}, self.served.refusals.pop(0))
+        elif path == "/api/models":
             hit = {"id": REPO, "modelId": REPO, "downloads": 7, "pipeline_tag": "text-generation", "tags": []}
             self._json([hit] if query["search"] in REPO else [])
         elif path in (f"/api/models/{REPO}", f"/api/models/{REPO}/revision/v2"):

@@ -14,11 +14,12 @@ from typing import ClassVar, TypeVar
 from urllib.parse import quote
 
 import httpx2
+import msgspec
 from huggingface_hub import HfApi, ModelInfo, get_token
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from aima_core.errors import ExecutionFailed, Forbidden, NotFound
-from services.model.sources.hub_http import PATIENT, Policy, client, refusal, unreachable
+from services.model.sources.hub_http import PATIENT, Policy, client, get_json, refusal, unreachable
 from services.model.sources.port import (
     Progress,
     Pulled,
@@ -45,6 +46,12 @@ TYPES = {
     "text-to-video": "video_gen",
     "object-detection": "detection",
 }
+
+
+class _Hit(msgspec.Struct):
+    id: str
+    pipeline_tag: str | None = None
+    downloads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -92,14 +99,21 @@ class HuggingFace:
             )
 
     async def search(self, query: str, limit: int) -> list[SourceResult]:
-        """Return the most downloaded models whose name contains the query. Raises as `pull` does."""
-        api = HfApi(endpoint=self._home())
-        models = await self._ask(
-            "search", lambda: list(api.list_models(search=query, limit=limit, sort="downloads", expand=None))
-        )
+        """Return the most downloaded models whose name contains the query. Raises as `pull` does.
+
+        `huggingface_hub` would ask a hub that is away for half a minute, in a thread that nothing ends.
+        """
+        token = get_token()
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        asked: dict[str, str | int] = {"search": query, "sort": "downloads", "limit": limit}
+        async with client(self.policy) as http:
+            request = http.build_request("GET", f"{self._home()}/api/models", params=asked, headers=headers)
+            hits: list[_Hit] = await get_json(http, request, "search", list[_Hit])
         return [
-            SourceResult("huggingface", model.id, model.id.rsplit("/", 1)[-1], _type(model), None, model.downloads)
-            for model in models
+            SourceResult(
+                "huggingface", hit.id, hit.id.rpartition("/")[2], TYPES.get(hit.pipeline_tag or ""), None, hit.downloads
+            )
+            for hit in hits[:limit]
         ]
 
     def _info(self, api: HfApi, repo: str, revision: str | None) -> ModelInfo:
@@ -139,7 +153,3 @@ def _license(info: ModelInfo) -> str | None:
         if tag.startswith("license:"):
             return tag.removeprefix("license:")
     return None
-
-
-def _type(info: ModelInfo) -> str | None:
-    return TYPES.get(info.pipeline_tag or "")
