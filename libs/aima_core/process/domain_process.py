@@ -12,6 +12,7 @@ from typing import Any, Generic
 
 import msgspec
 import uvloop
+from nats.aio.client import Client as Nats
 
 from aima_core import VERSION
 from aima_core.bus.client import Peers
@@ -63,15 +64,13 @@ class DomainProcess(Generic[S]):
             lost = not stop.is_set()
             stop.set()
 
-        folder = settings.data / domain.name
-        log = await Log.open(folder, domain.name, Codec(domain.events, domain.upcasters))
+        log = await self._open_log()
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(log.close)
             self._runner = runner = Writer(domain, log, settings.node)
             await runner.open()
             stack.push_async_callback(runner.close)
-            user = bus_user(settings, domain.name)
-            nc = await connect(settings.nats.url, f"aima-{domain.name}", user=user, closed=closed)
+            nc = await self._connect(closed)
             stack.push_async_callback(nc.close)
             self._followers = {peer: Follower(nc, domain, peer, runner) for peer in domain.follows}
             self._outside = outside = domain.outside(self._context(Peers(nc, settings.node), log))
@@ -101,6 +100,14 @@ class DomainProcess(Generic[S]):
         logger.info("closed")
         if lost:
             raise Unavailable("the connection to the bus was closed for good", reason="NO_NATS")
+
+    async def _open_log(self) -> Log:
+        domain, folder = self._domain, self._settings.data / self._domain.name
+        return await Log.open(folder, domain.name, Codec(domain.events, domain.upcasters))
+
+    async def _connect(self, closed: Callable[[], None]) -> Nats:
+        settings, name = self._settings, self._domain.name
+        return await connect(settings.nats.url, f"aima-{name}", user=bus_user(settings, name), closed=closed)
 
     def _context(self, peers: Peers, log: Log) -> Context[S]:
         runner, settings = self._runner, self._settings

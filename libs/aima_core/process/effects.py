@@ -75,17 +75,18 @@ class Effects(Generic[S]):
 
     def _adjust(self, stream: str, state: S | None, cause: str, *, begin: bool = True) -> None:
         try:
-            wanted = set(self._domain.todo(state)) if state is not None else set()
+            # in the order that todo names them, so that the same log always does the same
+            wanted = dict.fromkeys(self._domain.todo(state)) if state is not None else {}
         except Exception:  # a bug that one stream runs into leaves the others alone
             logger.error("todo broke", stream=stream, exc_info=True)
             return
         running = self._running.get(stream, {})
-        for effect in running.keys() - wanted:
+        for effect in [effect for effect in running if effect not in wanted]:
             # an effect that is handing in its result has done its work; one that still works is called off
             task = running.pop(effect)
             self._done.discard(task)
             task.cancel()
-        for effect in wanted - running.keys() if begin else ():
+        for effect in [effect for effect in wanted if effect not in running] if begin else ():
             running[effect] = asyncio.create_task(self._carry_out(effect, cause), name=f"{stream} {effect}")
         if running:
             self._running[stream] = running

@@ -73,7 +73,7 @@ class Writer(Generic[S]):
         self._snapshot_position = 0
         self._pending: _Pending[S] = _Pending()
         self._wake = asyncio.Event()
-        self._watchers: dict[str, set[asyncio.Queue[Sequence[Recorded]]]] = {}
+        self._watchers: dict[str, dict[asyncio.Queue[Sequence[Recorded]], None]] = {}  # in the order of their coming
         self._alone = asyncio.Lock()
         self._keys: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._flusher: asyncio.Task[None] | None = None
@@ -205,12 +205,12 @@ class Writer(Generic[S]):
         queue: asyncio.Queue[Sequence[Recorded]] = asyncio.Queue()
         streams = streams or (_ALL,)
         for stream in streams:
-            self._watchers.setdefault(stream, set()).add(queue)
+            self._watchers.setdefault(stream, {})[queue] = None
         try:
             yield queue
         finally:
             for stream in streams:
-                self._watchers[stream].discard(queue)
+                self._watchers[stream].pop(queue, None)
                 if not self._watchers[stream]:
                     del self._watchers[stream]
 
@@ -326,7 +326,7 @@ class Writer(Generic[S]):
                 done.set_result(None)
         by_queue: dict[asyncio.Queue[Sequence[Recorded]], list[Recorded]] = {}
         for record in records:
-            for queue in self._watchers.get(record.stream, set()) | self._watchers.get(_ALL, set()):
+            for queue in self._watchers.get(record.stream, {}) | self._watchers.get(_ALL, {}):
                 by_queue.setdefault(queue, []).append(record)
         for queue, news in by_queue.items():
             queue.put_nowait(news)

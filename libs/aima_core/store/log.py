@@ -61,14 +61,20 @@ class Log:
             _take(lock, folder)
             file = await Sqlite.open(folder / "log.db")
             try:
-                log = cls(file, codec, lock, await file.write(_create), domain)
-                log._hash = await file.read(_last_hash)
+                log = await cls.over(file, domain, codec, lock)
             except BaseException:
                 await file.close()
                 raise
         except BaseException:
             _let_go(lock)
             raise
+        return log
+
+    @classmethod
+    async def over(cls, file: Sqlite, domain: str, codec: Codec, lock: int) -> Log:
+        """Return the log that an open file holds, a new one in an empty file; `lock` is the descriptor of its lock."""
+        log = cls(file, codec, lock, await file.write(_create), domain)
+        log._hash = await file.read(_last_hash)
         return log
 
     async def close(self) -> None:

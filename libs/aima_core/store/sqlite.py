@@ -34,7 +34,7 @@ class Sqlite:
             try:
                 writer = await _connect(path)
                 opened.push_async_callback(writer.close)
-                await _hop(writer, _prepare_writer)
+                await cls._hop(writer, _prepare_writer)
                 address = f"{path.absolute().as_uri()}?mode=ro"  # quoted: a folder's name may hold a # or a ?
                 reader = await _connect(address, uri=True)
             except sqlite3.Error as error:
@@ -57,7 +57,7 @@ class Sqlite:
             return result
 
         try:
-            return await _hop(self._writer, transaction)
+            return await self._hop(self._writer, transaction)
         except sqlite3.Error as error:
             if _code(error) in _BUGS:
                 raise
@@ -66,7 +66,7 @@ class Sqlite:
     async def read(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """Run `function` on the reading connection; it sees what has been committed."""
         try:
-            return await _hop(self._reader, function)
+            return await self._hop(self._reader, function)
         except sqlite3.Error as error:
             if _code(error) in _BUGS:
                 raise
@@ -79,6 +79,12 @@ class Sqlite:
         finally:
             await self._writer.close()
 
+    @staticmethod
+    async def _hop(connection: aiosqlite.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
+        # aiosqlite's public calls are one hop each; its own primitive runs any function on the connection's thread.
+        result: T = await connection._execute(function, connection._conn)  # type: ignore[no-untyped-call]
+        return result
+
 
 async def _connect(where: str | Path, *, uri: bool = False) -> aiosqlite.Connection:
     connection = aiosqlite.connect(where, uri=uri, isolation_level=None)
@@ -87,12 +93,6 @@ async def _connect(where: str | Path, *, uri: bool = False) -> aiosqlite.Connect
     except sqlite3.Error:
         await asyncio.to_thread(connection._thread.join)  # or it would speak to a loop that may be closed by then
         raise
-
-
-async def _hop(connection: aiosqlite.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
-    # aiosqlite's public calls are one hop each; its own primitive runs any function on the connection's thread.
-    result: T = await connection._execute(function, connection._conn)  # type: ignore[no-untyped-call]
-    return result
 
 
 def _prepare_writer(connection: sqlite3.Connection) -> None:

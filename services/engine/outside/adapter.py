@@ -21,6 +21,7 @@ from services.engine import internal as i
 from services.engine import units as u
 from services.engine.manifests.manifest import check, load_manifests
 from services.engine.manifests.manifest_schema import Manifest
+from services.engine.outside.host import Host
 from services.engine.outside.instances import Instances
 from services.engine.outside.memory_settlement import PACE, SettlementPace, keep_settled
 from services.engine.outside.packages import Package
@@ -38,20 +39,33 @@ _ENDED = 20  # instances that have ended and are still shown with their engine
 Figures = Mapping[str, Mapping[str, Any]]  # what instances use, by process_id
 
 
+def host_of(folder: Path, root: Path) -> Host:
+    """Return this machine, for the AIMA that has this folder; /proc is read under `root`."""
+    # two AIMAs on one machine have two folders; the same folder is the same AIMA, even if its log was lost
+    owner = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    return Host(
+        runtime=ProcessRuntime(folder, owner),
+        boot=boot.identity(root),
+        manifests=load_manifests([folder / "manifests"]),
+    )
+
+
 class EngineOutside(Outside[state.InstanceState]):
     """The engine domain's side of the world."""
 
     def __init__(
-        self, context: Context[state.InstanceState], root: Path = Path("/"), pace: SettlementPace = PACE
+        self,
+        context: Context[state.InstanceState],
+        root: Path = Path("/"),
+        pace: SettlementPace = PACE,
+        host: Callable[[Path, Path], Host] = host_of,
     ) -> None:
         """`root` is where /proc is read; `pace` is how often slots are settled."""
         super().__init__(context)
-        folder = context.folder
-        # two AIMAs on one machine have two folders; the same folder is the same AIMA, even if its log was lost
-        owner = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-        self.manifests = load_manifests([folder / "manifests"])
-        self.runtime = ProcessRuntime(folder, owner)
-        self.instances = Instances(context, self.manifests, self.runtime, boot.identity(root))
+        self._host = host(context.folder, root)
+        self.manifests = self._host.manifests
+        self.runtime = self._host.runtime
+        self.instances = Instances(context, self._host)
         self._pace = pace
 
     async def open(self) -> None:
@@ -66,7 +80,7 @@ class EngineOutside(Outside[state.InstanceState]):
         """Look up what deciding needs: the manifest, the model, the memory it takes, ports that are free."""
         match command:
             case u.StartEngine():
-                return await prepare_start(self.context, self._manifest(command.name), command, call)
+                return await prepare_start(self.context, self._host, self._manifest(command.name), command, call)
             case u.InstallEngine(name=name, version=version):
                 manifest = self._manifest(name)
                 found = await asyncio.to_thread(self._package(manifest).find)
@@ -155,7 +169,7 @@ class EngineOutside(Outside[state.InstanceState]):
         return i.RecordInstalled(name=name, version=found[1], path=found[0])
 
     def _package(self, manifest: Manifest) -> Package:
-        return Package(self.context.folder, manifest)
+        return self._host.package(self.context.folder, manifest)
 
     # --- looking up -----------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from aima_core.domain import Commands, Context
@@ -14,10 +14,9 @@ from services.engine import internal as i
 from services.engine import units as u
 from services.engine.manifests.manifest import explain, render
 from services.engine.manifests.manifest_schema import Manifest
-from services.engine.outside.health_check import healthy, served_model
-from services.engine.outside.packages import Package
+from services.engine.outside.host import Host
 from services.engine.rules import state
-from services.engine.runtimes import Handle, LaunchSpec, Runtime
+from services.engine.runtimes import Handle, LaunchSpec
 from services.resource import units as resource
 
 _LOADING = 0.1  # seconds between looks at an engine that is loading: a small model takes half a second
@@ -34,13 +33,12 @@ T = TypeVar("T")
 class Instances:
     """Carries out the effects of instances."""
 
-    def __init__(
-        self, context: Context[state.InstanceState], manifests: Mapping[str, Manifest], runtime: Runtime, boot: str
-    ) -> None:
+    def __init__(self, context: Context[state.InstanceState], host: Host) -> None:
         self._context = context
-        self._manifests = manifests
-        self._runtime = runtime
-        self._boot = boot
+        self._host = host
+        self._manifests = host.manifests
+        self._runtime = host.runtime
+        self._boot = host.boot
         self._unfinished: dict[str, set[asyncio.Task[Any]]] = {}
 
     async def launch(self, process_id: str) -> Commands:
@@ -98,7 +96,7 @@ class Instances:
         if found is None or found.start is None or found.run != run:
             return []
         start, manifest = found.start, self._manifests.get(found.start.name)
-        if manifest and await healthy(start.endpoint, manifest.health.path, manifest.health.timeout):
+        if manifest and await self._host.healthy(start.endpoint, manifest.health.path, manifest.health.timeout):
             handle = await self._runtime.find(process_id)
             if handle:
                 return [await self._ready(manifest, start, handle)]
@@ -146,7 +144,7 @@ class Instances:
             config=start.config,
             model_type=start.model_type or None,
         )
-        env = {**Package(self._context.folder, manifest).environment(), **env}
+        env = {**self._host.package(self._context.folder, manifest).environment(), **env}
         notes = {"name": start.name, "service": start.service_id, "run": str(start.run)}
         spec = LaunchSpec(start.process_id, argv, env, notes=notes)
         return await self._whole(start, self._runtime.start(spec))
@@ -172,7 +170,10 @@ class Instances:
         death = asyncio.create_task(self._runtime.wait(handle))
         try:
             while not death.done():
-                if await healthy(endpoint, manifest.health.path, manifest.health.timeout) and not death.done():
+                if (
+                    await self._host.healthy(endpoint, manifest.health.path, manifest.health.timeout)
+                    and not death.done()
+                ):
                     return await self._ready(manifest, start, handle)
                 await asyncio.wait((death,), timeout=_LOADING)
             return self._died(manifest, start, death.result(), "START_FAILED")
@@ -183,7 +184,7 @@ class Instances:
         return i.RecordReady(
             process_id=start.process_id,
             run=start.run,
-            served_model=await served_model(start.endpoint, start.model_name),
+            served_model=await self._host.served_model(start.endpoint, start.model_name),
             dialect=manifest.dialect,
             pid=handle.pid,
             pid_started_at=handle.started_at,
@@ -194,7 +195,8 @@ class Instances:
         endpoint = start.endpoint
         misses = 0
         while not (await asyncio.wait((death,), timeout=manifest.health.interval))[0]:
-            misses = 0 if await healthy(endpoint, manifest.health.path, manifest.health.timeout) else misses + 1
+            answers = await self._host.healthy(endpoint, manifest.health.path, manifest.health.timeout)
+            misses = 0 if answers else misses + 1
             found = self._context.world.get(f"engine/{start.process_id}")
             seen: u.Health = "unhealthy" if misses >= MISSES else "healthy"
             if found and misses in (0, MISSES) and seen != found.health and not death.done():

@@ -13,7 +13,7 @@ from services.engine import internal as i
 from services.engine import units as u
 from services.engine.manifests.manifest import check
 from services.engine.manifests.manifest_schema import Manifest
-from services.engine.outside import free_ports
+from services.engine.outside.host import Host
 from services.engine.rules.state import InstanceState
 from services.model import units as model
 
@@ -21,11 +21,11 @@ _UNKNOWN_SHARE = 4  # a file that nobody has looked into: a quarter of its size 
 
 
 async def prepare_start(
-    context: Context[InstanceState], manifest: Manifest, command: u.StartEngine, call: Call
+    context: Context[InstanceState], host: Host, manifest: Manifest, command: u.StartEngine, call: Call
 ) -> i.BeginStart:
     """Return the start with all its facts; refuse what cannot be served, or a config that the engine does not take."""
     settings = context.settings
-    host, wanted = settings.host, command.port
+    address, wanted = settings.host, command.port
     check(manifest, command.config)
     facts = await _of_path(command) if command.model_path is not None else await _of_model(context, manifest, command)
     candidates = (wanted,) if wanted else range(settings.port_min, settings.port_max + 1)
@@ -36,10 +36,10 @@ async def prepare_start(
         runtime=manifest.runtime,
         service_id=command.service_id,
         config=command.config,
-        host=host,
+        host=address,
         address=settings.address,
         port=wanted,
-        free_ports=tuple(await asyncio.to_thread(free_ports.free, host, candidates)),
+        free_ports=tuple(await asyncio.to_thread(host.free_ports, address, candidates)),
         gpu_fraction=command.gpu_fraction,
         priority=command.priority,
         wait=command.wait,

@@ -105,3 +105,7 @@ class Runtime(Protocol):
         Zeros when it is gone.
         """
         ...
+
+    async def rotate(self) -> None:
+        """Keep the logs within their size and number. Call it every few seconds. Raises OSError."""
+        ...

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
+import httpx2
+
 from aima_core.call import Call, timestamp
 from aima_core.domain import Commands, Context, Outside, Parts
 from aima_core.errors import (
@@ -47,9 +49,9 @@ class InferenceOutside(Outside[Pool]):
 
     flows = (*TASKS, u.LeaseModel)
 
-    def __init__(self, context: Context[Pool]) -> None:
+    def __init__(self, context: Context[Pool], http: Callable[[], httpx2.AsyncClient] = openai_dialect.client) -> None:
         super().__init__(context)
-        self._http = openai_dialect.client()
+        self._http = http()
         self._holder = secrets.token_hex(4)  # another one in each life of the process
         self._placing = Placement(context)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine, Iterable
+from pathlib import Path
 from typing import Any
 
 from aima_core.call import Call
-from aima_core.domain import Outside
+from aima_core.domain import Context, Outside
 from aima_core.errors import AimaError
 from aima_core.store.records import Recorded
 from aima_core.units import Command, Query, View
@@ -38,6 +39,11 @@ def react(recorded: Recorded) -> Iterable[Command[Any]]:
 
 class ResourceOutside(Outside[State]):
     """The machine, and the read tables."""
+
+    def __init__(self, context: Context[State], read: Callable[[Path], Facts] = machine.read) -> None:
+        """`read` returns what the machine has now; the disk is that with the folder."""
+        super().__init__(context)
+        self._read = read
 
     async def open(self) -> None:
         """Record the machine's capacity before the first request needs it."""
@@ -97,7 +103,7 @@ class ResourceOutside(Outside[State]):
         await self.context.record(i.RecordPressure(used_percent=facts.used_percent))
 
     async def _facts(self) -> Facts:
-        return await asyncio.to_thread(machine.read, self.context.folder)  # a disk may be far away and slow
+        return await asyncio.to_thread(self._read, self.context.folder)  # a disk may be far away and slow
 
     async def _machine(self) -> views.Row:
         return (await self.context.read.rows("SELECT * FROM machines WHERE node = ?", (self.context.node,)))[0]
