@@ -21,7 +21,7 @@ from services.engine import internal as i
 from services.engine import units as u
 from services.engine.manifests.manifest import check, load_manifests
 from services.engine.manifests.manifest_schema import Manifest
-from services.engine.outside.host import Host
+from services.engine.outside.engine_host import Host
 from services.engine.outside.instances import Instances
 from services.engine.outside.memory_settlement import PACE, SettlementPace, keep_settled
 from services.engine.outside.packages import Package

@@ -13,7 +13,7 @@ from services.engine import internal as i
 from services.engine import units as u
 from services.engine.manifests.manifest import check
 from services.engine.manifests.manifest_schema import Manifest
-from services.engine.outside.host import Host
+from services.engine.outside.engine_host import Host
 from services.engine.rules.state import InstanceState
 from services.model import units as model
 
