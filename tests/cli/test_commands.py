@@ -121,8 +121,8 @@ def test_a_bus_that_is_not_ours_is_not_asked(tmp_path: Path, left_behind: bool) 
         with pytest.raises(BlockingIOError):  # nobody has come
             other.accept()
     assert (ended.returncode, ended.stdout) == (1, "")
-    assert ended.stderr.startswith(f"UNAVAILABLE AIMA does not run on {data}; `aima up` starts it")
-    assert alone.stderr.startswith("UNAVAILABLE there is no bus to be on: nats.url names one")
+    assert ended.stderr.startswith(f"UNAVAILABLE AIMA does not run on {data}; start it with `aima up`")
+    assert alone.stderr.startswith(f"UNAVAILABLE no bus is running for {data}; set nats.url")
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_a_bad_configuration_stops_the_start_and_names_the_place(text: str, said
 def test_a_domain_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
     ended = run("run", "weather", data=tmp_path)
     assert ended.returncode == 1
-    assert "there is no domain weather; there are device, engine" in ended.stderr
+    assert "there is no domain weather; known domains: device, engine" in ended.stderr
 
 
 def test_a_data_folder_that_is_a_file_is_named(tmp_path: Path) -> None:

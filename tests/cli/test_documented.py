@@ -81,5 +81,5 @@ def test_every_option_that_all_units_take_is_documented() -> None:
                  "--api-key"):  # fmt: skip
         assert f"`{word}" in PAGE, word
     (unit,) = [unit for unit in every_unit() if unit.name == "service.list"]
-    known = {word for param in unit_command.command(unit, "", unit_command.Reach()).params for word in param.opts}
+    known = {word for param in unit_command.command(unit, "", unit_command.DoorAddress()).params for word in param.opts}
     assert {"--output", "--columns", "--deadline", "--principal", "--api-key"} <= known

@@ -300,7 +300,7 @@ def test_the_folder_is_taken_until_the_last_child_is_gone(up: Callable[..., Up])
     one.parent.wait()
     code, err = up("b=good", GRACE="0.1").end()
     assert code == 1
-    assert f"processes of an earlier aima up (pid {one.parent.pid}, gone) still run" in json.loads(err)["message"]
+    assert f"children of an ended aima up (pid {one.parent.pid}) still run" in json.loads(err)["message"]
     assert f"a (pid {pid})" in json.loads(err)["message"]
     os.kill(pid, signal.SIGKILL)
     two = up("b=good")

@@ -168,6 +168,6 @@ def test_what_units_say_is_bytes_is_told_so_by_its_name() -> None:
 
 
 def test_columns_are_refused_where_there_is_no_table() -> None:
-    assert shared_options.listed(" id, config.slots,", Format.TABLE) == ["id", "config.slots"]
-    with pytest.raises(InvalidRequest, match="-o json has everything"):
-        shared_options.listed("id", Format.JSON)
+    assert shared_options.column_names(" id, config.slots,", Format.TABLE) == ["id", "config.slots"]
+    with pytest.raises(InvalidRequest, match="-o json contains every field"):
+        shared_options.column_names("id", Format.JSON)

@@ -130,7 +130,7 @@ def test_a_program_gets_what_is_mistyped_as_its_document_too(shell: Shell) -> No
 def test_without_a_bus_a_domain_says_what_starts_one(shell: Shell) -> None:
     ended = shell.run("service", "list", AIMA_NATS_URL="nats://127.0.0.1:9")
     assert ended.returncode == 1
-    assert "no NATS server answers at nats://127.0.0.1:9; `aima up` starts one" in ended.stderr
+    assert "no NATS server answers at nats://127.0.0.1:9; start AIMA with `aima up`" in ended.stderr
 
 
 # --- asking -------------------------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def test_on_a_narrow_terminal_the_columns_left_out_are_named(shell: Shell) -> No
     wide, narrow = shell.run("engine", "list"), shell.run("engine", "list", COLUMNS="60")
     assert wide.stdout.split()[:2] == narrow.stdout.split()[:2] == ["name", "about"]
     assert max(map(len, narrow.stdout.splitlines())) <= 60
-    left = narrow.stderr.removeprefix("no room for ").partition(";")[0].split(", ")
+    left = narrow.stderr.removeprefix("omitted: ").partition(";")[0].split(", ")
     assert set(left) | set(narrow.stdout.splitlines()[0].split()) >= set(wide.stdout.splitlines()[0].split())
 
 
@@ -204,8 +204,8 @@ def test_units_of_no_domain_are_refused_with_the_nearest_there_is(shell: Shell, 
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("modle.pulled", "no domain modle is on the bus now; did you mean model?\n"),
-        ("zzz", "no domain zzz is on the bus now\n"),
+        ("modle.pulled", "there is no domain modle on the bus; did you mean model?\n"),
+        ("zzz", "there is no domain zzz on the bus\n"),
         ("service.*", ""),
         ("ser*", ""),
         ("garden.grown", ""),
@@ -231,15 +231,15 @@ def test_the_refusal_of_the_unit_itself_names_the_flag_for_a_person_and_the_fiel
 def test_what_has_high_risk_needs_a_person_or_yes(shell: Shell, garden: None) -> None:
     ended = shell.run("garden", "burn", "g-1")
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert "garden.burn has high risk, and nobody is here to confirm it: --yes" in ended.stderr
+    assert "garden.burn has high risk and stdin is not a terminal to confirm it; pass --yes" in ended.stderr
     assert good(shell, "garden", "burn", "g-1", "--yes") == {"success": True}
     with shell.terminal("garden", "burn", "g-1") as terminal:
-        assert "garden.burn garden_id=g-1: high risk. Burn everything down." in terminal.until("Go on? [y/N]:")
+        assert "garden.burn garden_id=g-1: high risk. Burn everything down." in terminal.until("Continue? [y/N]:")
         terminal.type("n\n")
-        terminal.until("nothing was done")
+        terminal.until("nothing was changed")
         assert terminal.ended() == 1
     with shell.terminal("garden", "burn", "g-1") as terminal:
-        terminal.until("Go on? [y/N]:")
+        terminal.until("Continue? [y/N]:")
         terminal.type("y\n")
         terminal.until("success")
         assert terminal.ended() == 0
@@ -249,7 +249,7 @@ def test_ctrl_c_ends_the_waiting_and_says_so(shell: Shell, garden: None) -> None
     with shell.terminal("garden", "dig") as terminal:
         terminal.until("garden.dig: digging")
         terminal.process.send_signal(signal.SIGINT)
-        terminal.until("stopped waiting for garden.dig; what it has begun may go on in the background")
+        terminal.until("stopped waiting for garden.dig; it may continue in the background")
         assert terminal.ended() == 130
 
 
@@ -327,7 +327,7 @@ def test_a_key_that_does_not_reach_a_unit_hears_from_the_gateway_what_that_needs
 
 def test_a_domain_of_which_a_key_reaches_nothing_says_so(shell: Shell, narrow: str) -> None:
     far = {"AIMA_URL": shell.url, "AIMA_API_KEY": narrow}
-    said = "The key reaches none of its units; that needs a scope such as"
+    said = "The API key may call none of its units; it needs a scope such as"
     for words in (["service"], ["service", "--help"]):
         assert f"{said} service:low." in shell.run(*words, **far).stdout
     assert said not in shell.run("model", **far).stdout
@@ -434,7 +434,7 @@ def test_a_gateway_is_named_by_flag_or_environment_and_says_who_may(shell: Shell
     assert good(shell, "model", "list", "--url", shell.url, AIMA_NATS_URL="nats://127.0.0.1:9")["total"] >= 0
     refused = shell.run("gateway", "list-keys", "--url", shell.url)
     assert (refused.returncode, "UNAUTHORIZED" in refused.stderr) == (1, True)
-    assert "the key says who asks" in shell.run("model", "list", "--as", "me", **far).stderr
+    assert "over HTTP the API key determines the principal" in shell.run("model", "list", "--as", "me", **far).stderr
     told = good(shell, "status", **far)
     assert {domain["domain"] for domain in told["domains"]} >= {"gateway", "service"}
     assert (told["gateway"], told["nats"]) == (shell.url, None)

@@ -1,4 +1,4 @@
-"""Which units of others a domain asks: what its source names. The core's own, `<domain>.log`, follow from `follows`."""
+"""The units of other domains that a domain calls, read from its source. `<domain>.log` is derived from `follows`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from aima_core.units import Unit
 
 
 def calls_of(name: str, domains: Mapping[str, Domain[Any]]) -> frozenset[str]:
-    """Return the units of other domains that the source of a domain names: `engine.StopEngine`, `"service.list"`."""
+    """Return the units of other domains that a domain's source mentions: `engine.StopEngine`, `"service.list"`."""
     names = {unit.spec.name for domain in domains.values() for unit in domain.units}
-    found = {unit for tree in _trees(name) for unit in _named(tree, names)}
-    return frozenset(unit for unit in found if not unit.startswith(f"{name}."))
+    called = {unit for tree in _trees(name) for unit in _named(tree, names)}
+    return frozenset(unit for unit in called if not unit.startswith(f"{name}."))
 
 
 def _trees(name: str) -> Iterator[ast.AST]:
@@ -27,12 +27,12 @@ def _trees(name: str) -> Iterator[ast.AST]:
 
 
 def _named(tree: ast.AST, names: Iterable[str]) -> Iterator[str]:
-    """Yield the units that a module names; `names` are those that a text may mean."""
+    """Yield the units that a module mentions; `names`: unit names that count in string constants."""
     imported: dict[str, Any] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("services."):
             module = importlib.import_module(node.module)
-            imported |= {given.asname or given.name: getattr(module, given.name, None) for given in node.names}
+            imported |= {alias.asname or alias.name: getattr(module, alias.name, None) for alias in node.names}
     for node in ast.walk(tree):
         match node:
             case ast.Constant(value=str(text)) if text in names:

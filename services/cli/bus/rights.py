@@ -1,4 +1,4 @@
-"""Who may do what on the bus: the subjects that each user publishes and subscribes to, derived from the domains."""
+"""The rights of each user of the bus: subjects to publish and to subscribe to, derived from the domains."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from aima_core.standard_units import units_of
 from services.cli.bus.calls import calls_of
 
 AGENT, OBSERVER = "agent", "observer"
-DOOR = "gateway"  # the domain that asks for others, and so may ask everything
+DOOR = "gateway"  # calls units on behalf of its clients, so it may call all of them
 _VERBS = ("PING", "INFO", "STATS")  # of ADR-32
 _KV_STREAM = f"KV_{BUCKET}"
 
 
 @dataclass(frozen=True)
 class Rights:
-    """What a user may: subjects with wildcards. What is `denied` may not be published even where it is allowed."""
+    """Subjects, with wildcards, that a user may publish and subscribe to. `denied` overrides `publish`."""
 
     about: str
     publish: tuple[str, ...]
@@ -30,50 +30,50 @@ class Rights:
 
 
 def rights(domains: Mapping[str, Domain[Any]]) -> dict[str, Rights]:
-    """Return the rights of every user: one for each domain, then agent, observer and operator."""
+    """Return the rights by user: each domain, agent, observer and operator."""
     calls = {name: calls_of(name, domains) for name in domains if name != DOOR}
-    found = {
+    by_domain = {
         name: _door(domain) if name == DOOR else _domain(domain, calls, domains) for name, domain in domains.items()
     }
-    return found | {AGENT: _agent(domains), OBSERVER: _observer(), OPERATOR: Rights("Everything.", (">",), (">",))}
+    return by_domain | {AGENT: _agent(domains), OBSERVER: _observer(), OPERATOR: Rights("Everything.", (">",), (">",))}
 
 
 # --- one user each ------------------------------------------------------------------------------------------------
 
 
 def _domain(domain: Domain[Any], calls: Mapping[str, frozenset[str]], domains: Mapping[str, Domain[Any]]) -> Rights:
-    """A domain: answers its own units, tells its own events, asks what it asks, follows whom it follows."""
+    """A domain: serves its units, publishes its events, calls the units in its source, follows its peers."""
     own = domain.name
-    asked_by = [name for name in calls if own in _peers(domains[name], calls[name])]
-    askers = sorted({*asked_by, AGENT, OPERATOR, DOOR})
+    called_by = [name for name in calls if own in _peers(domains[name], calls[name])]
+    callers = sorted({*called_by, AGENT, OPERATOR, DOOR})
     return Rights(
         about=f"The {own} domain.",
         publish=(
-            *_told(domain),
-            *(f"{inbox(asker)}.>" for asker in askers),
+            *_publications(domain),
+            *(f"{inbox(caller)}.>" for caller in callers),
             *(f"aima.{peer}.log" for peer in sorted(domain.follows)),
             *(f"aima.{unit}" for unit in sorted(calls[own])),
             *(f"$SRV.{verb}.{peer}" for peer in _peers(domain, calls[own]) for verb in ("PING", "INFO")),
         ),
-        subscribe=_heard(domain),
+        subscribe=_subscriptions(domain),
     )
 
 
 def _door(domain: Domain[Any]) -> Rights:
-    """The gateway: a domain that asks every unit, sees every event and watches every resource."""
+    """The gateway: a domain that calls every unit, reads every event and watches every resource."""
     return Rights(
-        about="The doors: may ask every unit and read every event.",
-        publish=(*_told(domain), "_INBOX.>", "aima.*.*", "aima.*.*.*", *_discover(), *_read(), "$JS.API.INFO"),
+        about="The gateway: may call every unit and read every event.",
+        publish=(*_publications(domain), "_INBOX.>", "aima.*.*", "aima.*.*.*", *_discover(), *_read(), "$JS.API.INFO"),
         denied=("aima.events.*", "aima.events.*.*"),
-        subscribe=(*_heard(domain), SUBJECTS, f"$KV.{BUCKET}.>"),
+        subscribe=(*_subscriptions(domain), SUBJECTS, f"$KV.{BUCKET}.>"),
     )
 
 
 def _agent(domains: Mapping[str, Domain[Any]]) -> Rights:
-    """Whoever shall only ask: each unit that is not of high risk, at no particular node."""
+    """An agent: calls every unit without high risk, but not at a particular node."""
     units = [unit for domain in domains.values() for unit in (*domain.units, *units_of(domain.name, ""))]
     return Rights(
-        about="May ask every unit that is not of high risk, and nothing else.",
+        about="May call every unit that has no high risk, and nothing else.",
         publish=(*sorted(f"aima.{unit.spec.name}" for unit in units if unit.spec.risk != "high"), *_discover()),
         subscribe=(f"{inbox(AGENT)}.>",),
     )
@@ -91,12 +91,12 @@ def _observer() -> Rights:
 
 
 def _peers(domain: Domain[Any], calls: Iterable[str]) -> list[str]:
-    """Return the domains that a domain asks anything."""
+    """Return the domains that a domain calls or follows."""
     return sorted({*domain.follows, *(unit.partition(".")[0] for unit in calls)})
 
 
-def _told(domain: Domain[Any]) -> tuple[str, ...]:
-    """Return what every domain publishes of itself: its events, and the copies of its resources."""
+def _publications(domain: Domain[Any]) -> tuple[str, ...]:
+    """Return the subjects that every domain publishes: its events and the copies of its resources."""
     keys = [
         resource.uri.removeprefix("asms://").replace("{id}", "*").replace("/", ".") for resource in domain.resources
     ]
@@ -111,8 +111,8 @@ def _told(domain: Domain[Any]) -> tuple[str, ...]:
     )
 
 
-def _heard(domain: Domain[Any]) -> tuple[str, ...]:
-    """Return what every domain subscribes to: its units, ADR-32's verbs, its inboxes, the events that it follows."""
+def _subscriptions(domain: Domain[Any]) -> tuple[str, ...]:
+    """Return the subjects every domain subscribes to: its units, ADR-32 verbs, inboxes, events of its peers."""
     name = domain.name
     return (
         f"aima.{name}.*",
@@ -128,7 +128,7 @@ def _discover() -> tuple[str, ...]:
 
 
 def _read() -> tuple[str, ...]:
-    """Return what reading the stream of events and the bucket of resources takes, from now on or from a position."""
+    """Return the subjects needed to read the event stream and the resource bucket, live or from a position."""
     return tuple(
         subject
         for stream in (STREAM, _KV_STREAM)

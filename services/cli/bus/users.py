@@ -1,6 +1,6 @@
 """The users of the bus as nats-server's configuration: one for each domain and each kind of caller.
 
-The server gets hashes; each password lies alone in a file that only its owner's account can read.
+nats-server gets hashes. Each password is in a file of its own that only its owner can read.
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ from aima_core.bus.nats_server import USERS
 from aima_core.domain import Domain
 from services.cli.bus.rights import Rights, rights
 
-# A password here is 256 random bits: no cost makes guessing it harder, but every connection would pay for it.
+# The password is 256 random bits: a higher cost makes no guess harder and slows every connection.
 _COST = 4
 
 
-def write(data: Path, known: Mapping[str, Domain[Any]]) -> dict[str, Rights]:
-    """Write `users.conf` for these domains, and a password for each user without one; return the users' rights.
+def write(data: Path, domains: Mapping[str, Domain[Any]]) -> dict[str, Rights]:
+    """Write `users.conf` and a password for each user without one; return the rights by user.
 
-    Raises OSError when the data folder cannot be written.
+    Raises OSError if the data folder is not writable.
     """
-    found = rights(known)
+    by_user = rights(domains)
     password_file(data, "").mkdir(parents=True, exist_ok=True, mode=0o700)
-    hashes = {name: _hash(_password(password_file(data, name))) for name in found}
-    _private(data / "nats" / USERS, configuration(found, hashes))
-    return found
+    hashes = {name: _hash(_password(password_file(data, name))) for name in by_user}
+    _private(data / "nats" / USERS, configuration(by_user, hashes))
+    return by_user
 
 
-def configuration(found: Mapping[str, Rights], hashes: Mapping[str, str]) -> str:
-    """Return the text for nats-server, whose syntax takes JSON."""
-    listed = [
+def configuration(by_user: Mapping[str, Rights], hashes: Mapping[str, str]) -> str:
+    """Return the configuration for nats-server, whose syntax accepts JSON."""
+    users = [
         {
             "user": name,
             "password": hashes[name],
             "permissions": {
-                "publish": {"allow": right.publish, "deny": right.denied},
-                "subscribe": {"allow": right.subscribe},
+                "publish": {"allow": of_user.publish, "deny": of_user.denied},
+                "subscribe": {"allow": of_user.subscribe},
             },
         }
-        for name, right in found.items()
+        for name, of_user in by_user.items()
     ]
-    return f"# Written by `aima bus users`; do not edit.\nauthorization {json.dumps({'users': listed}, indent=1)}\n"
+    return f"# Written by `aima bus users`; do not edit.\nauthorization {json.dumps({'users': users}, indent=1)}\n"
 
 
 def _password(file: Path) -> str:
@@ -61,12 +61,14 @@ def _password(file: Path) -> str:
 
 
 def _hash(password: str) -> str:
-    return bcrypt.hashpw(password.encode(), bcrypt.gensalt(_COST, prefix=b"2a")).decode()  # what nats-server knows
+    return bcrypt.hashpw(
+        password.encode(), bcrypt.gensalt(_COST, prefix=b"2a")
+    ).decode()  # the variant that nats-server accepts
 
 
 def _private(file: Path, text: str) -> None:
-    """Replace a file in one step by one that only our own account can read."""
-    new = file.with_name(f"{file.name}.{os.getpid()}")
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out_:
+    """Replace a file atomically with one that only the current account can read."""
+    temporary = file.with_name(f"{file.name}.{os.getpid()}")
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out_:
         out_.write(text)
-    new.replace(file)
+    temporary.replace(file)

@@ -1,4 +1,4 @@
-"""`aima bus`: who may do what on the bus."""
+"""`aima bus`: the users of the bus and their rights."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ app = typer.Typer(no_args_is_help=True)
 
 @app.callback()
 def bus() -> None:
-    """Who may do what on the bus."""
+    """Manage the users of the bus and their rights."""
 
 
 @app.command()
 def users(output: Output = Format.TABLE, config: Config = None) -> None:
-    """Write the users for a nats-server: what each may, and a password for each that has none yet."""
+    """Write the users' rights for nats-server, and a password file for each user without one."""
     data = bus_door.settings(config).data
     try:
-        found = users_of_bus.write(data, {name: domains.load(name) for name in domains.names()})
+        rights = users_of_bus.write(data, {name: domains.load(name) for name in domains.names()})
     except OSError as error:
         raise Unavailable(
             f"cannot write {error.filename}: {error.strerror}", reason="NOT_WRITABLE", file=str(error.filename)
@@ -38,15 +38,18 @@ def users(output: Output = Format.TABLE, config: Config = None) -> None:
             "user": name,
             "password_file": str(password_file(data, name)),
             "inbox": f"{inbox(name)}.>",
-            "about": right.about,
-            "publish": list(right.publish),
-            "denied": list(right.denied),
-            "subscribe": list(right.subscribe),
+            "about": of_user.about,
+            "publish": list(of_user.publish),
+            "denied": list(of_user.denied),
+            "subscribe": list(of_user.subscribe),
         }
-        for name, right in found.items()
+        for name, of_user in rights.items()
     ]
     if output is not Format.TABLE:
         document({"configuration": str(data / "nats" / USERS), "users": items}, output)
         return
     rows(items, ("user", "password_file", "inbox", "about"))
-    out.print(f"[dim]for nats-server: include {data / 'nats' / USERS}; -o json shows what each may[/]", highlight=False)
+    out.print(
+        f"[dim]in nats-server's configuration: include {data / 'nats' / USERS}; -o json shows each user's rights[/]",
+        highlight=False,
+    )

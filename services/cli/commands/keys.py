@@ -1,4 +1,4 @@
-"""`aima keys`: the keys that the gateway's doors accept, in short forms of its units."""
+"""`aima keys`: create, list and revoke API keys; shortcuts for units of the gateway domain."""
 
 from __future__ import annotations
 
@@ -15,31 +15,39 @@ from aima_core.errors import AimaError, NotFound, ValidationFailed
 from aima_core.suggestions import did_you_mean, nearest
 from services.cli.door.door import DoorAddress
 from services.cli.door.opening import open_door
-from services.cli.shared_options import ApiKey, Columns, Config, Output, Url, listed
+from services.cli.shared_options import ApiKey, Columns, Config, Output, Url, column_names
 from services.cli.show.console import Format, err
 from services.cli.show.output import document
 from services.cli.units import completion, flags, unit_call, unit_command
 from services.cli.units.flags import Flag
 from services.cli.units.unit_call import CallOptions
 
-app = typer.Typer(help="Make, list and revoke the keys that the gateway accepts.", no_args_is_help=True)
+app = typer.Typer(help="Create, list and revoke API keys of the gateway.", no_args_is_help=True)
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-_NAMES = {"name": "NAME", "scopes": "--scope", "models": "--model", "key_id": "ID"}  # by field, as they are typed here
+_NAMES = {
+    "name": "NAME",
+    "scopes": "--scope",
+    "models": "--model",
+    "key_id": "ID",
+}  # option by field
 _SHOWN = ("id", "name", "scopes", "models", "expires_at", "expired", "tokens_today")
 
 
 @app.command()
 def create(
-    name: Annotated[str, typer.Argument(help="Whose key it is.")],
+    name: Annotated[str, typer.Argument(help="Name of the key, recorded as the principal of its requests.")],
     scope: Annotated[
         list[str] | None,
-        typer.Option("--scope", metavar="DOMAIN:RISK", help="inference:medium, *:high; again for more. Else *:medium."),
+        typer.Option("--scope", metavar="DOMAIN:RISK", help="inference:medium, *:high; repeatable. Default: *:medium."),
     ] = None,
     model: Annotated[
-        list[str] | None, typer.Option("--model", help="A model or service that it may use; without any, all.")
+        list[str] | None, typer.Option("--model", help="A model or service the key may use; repeatable. Default: all.")
     ] = None,
-    expires_in: Annotated[str, typer.Option("--expires-in", metavar="30d", help="Seconds, or 90s, 10m, 2h, 30d.")] = "",
+    expires_in: Annotated[
+        str,
+        typer.Option("--expires-in", metavar="30d", help="Lifetime: seconds, 90s, 10m, 2h."),
+    ] = "",
     requests: Annotated[int | None, typer.Option("--requests-per-minute", min=0, help="0: no limit.")] = None,
     tokens: Annotated[int | None, typer.Option("--tokens-per-day", min=0, help="0: no limit.")] = None,
     output: Output = Format.TABLE,
@@ -47,7 +55,7 @@ def create(
     api_key: ApiKey = "",
     config: Config = None,
 ) -> None:
-    """Make a key; it is shown this once."""
+    """Create a key. The key is shown once and not stored."""
     data = {
         "name": name,
         "scopes": scope,
@@ -59,7 +67,7 @@ def create(
     data = {field: value for field, value in data.items() if value is not None}
     document(asyncio.run(_ask("gateway.create_key", data, DoorAddress(url, api_key, config), output)), output)
     if output is Format.TABLE:
-        err.print("[dim]keep it: nobody can show it again. It goes into the header Authorization: Bearer KEY[/]")
+        err.print("[dim]Store the key: it is not shown again. Send it as the header Authorization: Bearer KEY[/]")
 
 
 @app.command("list")
@@ -70,8 +78,8 @@ def list_keys(
     api_key: ApiKey = "",
     config: Config = None,
 ) -> None:
-    """List the keys that there are."""
-    shown = listed(columns, output) or _SHOWN
+    """List the keys."""
+    shown = column_names(columns, output) or _SHOWN
     found = asyncio.run(_ask("gateway.list_keys", {"limit": 1000}, DoorAddress(url, api_key, config), output))
     document(found, output, shown)
 
@@ -86,54 +94,58 @@ def revoke(
             autocompletion=completion.listed("gateway.list_keys"),
         ),
     ],
-    yes: Annotated[bool, typer.Option("-y", "--yes", help="Ask no questions: it is meant.")] = False,
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask for confirmation.")] = False,
     output: Output = Format.TABLE,
     url: Url = "",
     api_key: ApiKey = "",
     config: Config = None,
 ) -> None:
-    """Make a key worthless, at once and for good."""
+    """Revoke a key, immediately and permanently."""
     document(asyncio.run(_revoke(key_id, DoorAddress(url, api_key, config), output, not yes)), output)
 
 
 def seconds(text: str) -> float:
-    """Return a duration in seconds; raise ValidationFailed for what is none."""
+    """Return a duration such as `30d` in seconds; raise ValidationFailed if it cannot be read."""
     number, unit = (text[:-1], text[-1:]) if text[-1:] in _SECONDS else (text, "s")
     try:
         return float(number) * _SECONDS[unit]
     except ValueError:
-        told = "seconds, or 90s, 10m, 2h, 30d, 4w"
+        expected = "seconds, or 90s, 10m, 2h, 30d, 4w"
         raise ValidationFailed(
-            f"--expires-in {text}: expected {told}", fields=[{"field": "expires_in", "expected": told}]
+            f"--expires-in {text}: expected {expected}", fields=[{"field": "expires_in", "expected": expected}]
         ) from None
 
 
-async def _revoke(key_id: str, reach: DoorAddress, output: Format, confirming: bool) -> Any:
+async def _revoke(key_id: str, address: DoorAddress, output: Format, confirming: bool) -> Any:
     try:
-        return await _ask("gateway.revoke_key", {"key_id": key_id}, reach, output, confirming)
+        return await _ask("gateway.revoke_key", {"key_id": key_id}, address, output, confirming)
     except NotFound as error:
         keys: list[dict[str, Any]] = []
-        with contextlib.suppress(AimaError):  # who may revoke need not be one who may look
-            keys = (await _ask("gateway.list_keys", {"limit": 1000}, reach, output))["keys"]
-        meant = [key["id"] for key in keys if key["name"] == key_id] or nearest(key_id, [key["id"] for key in keys])
-        raise NotFound(f"{error.message}{did_you_mean(meant)}", **{**error.details, "near": meant}) from error
+        with contextlib.suppress(AimaError):  # a caller who may revoke keys may lack the right to list them
+            keys = (await _ask("gateway.list_keys", {"limit": 1000}, address, output))["keys"]
+        suggestions = [key["id"] for key in keys if key["name"] == key_id] or nearest(
+            key_id, [key["id"] for key in keys]
+        )
+        raise NotFound(
+            f"{error.message}{did_you_mean(suggestions)}", **{**error.details, "near": suggestions}
+        ) from error
 
 
-async def _ask(unit: str, data: dict[str, Any], reach: DoorAddress, output: Format, confirming: bool = False) -> Any:
-    async with open_door(reach) as door:
+async def _ask(unit: str, data: dict[str, Any], address: DoorAddress, output: Format, confirming: bool = False) -> Any:
+    async with open_door(address) as door:
         found = await door.describe(unit)
         if confirming:
             unit_command.confirm(found, data)
         try:
             return await unit_call.answer(door, found, data, CallOptions())
         except ValidationFailed as error:
-            raise (flags.named(error, _typed(found, data)) if output is Format.TABLE else error) from error
+            raise (flags.named(error, _flags(found, data)) if output is Format.TABLE else error) from error
 
 
-def _typed(unit: UnitInfo, data: dict[str, Any]) -> Iterator[Flag]:
-    """Yield the flags of a unit by the names that they have here; of a list of one that one stands for it."""
+def _flags(unit: UnitInfo, data: dict[str, Any]) -> Iterator[Flag]:
+    """Yield the unit's flags under the option names of these commands; an only item of a list has its own flag."""
     for flag in flags.flags_of(unit):
         name = _NAMES.get(flag.field, flag.name)
-        if isinstance(given := data.get(flag.field), list) and len(given) == 1:
+        if isinstance(value := data.get(flag.field), list) and len(value) == 1:
             yield replace(flag, field=f"{flag.field}.0", name=name)
         yield replace(flag, name=name)

@@ -1,4 +1,4 @@
-"""`aima log`: proving that a log is whole, and that everything else can be made again from it."""
+"""`aima log`: verify a domain's log, and rebuild its read tables and snapshot from it."""
 
 from __future__ import annotations
 
@@ -17,24 +17,26 @@ from services.cli.shared_options import Config, Output
 from services.cli.show.console import Format
 from services.cli.show.output import document
 
-app = typer.Typer(help="Prove that a domain's log is whole; make its read tables anew.", no_args_is_help=True)
-Name = Annotated[str, typer.Argument(help="Name of a domain; it must not be running.")]
+app = typer.Typer(help="Verify a domain's log; rebuild its read tables from it.", no_args_is_help=True)
+Name = Annotated[str, typer.Argument(help="Name of a domain. Its process must be stopped.")]
 
 
 @app.command()
 def verify(domain: Name, output: Output = Format.TABLE, config: Config = None) -> None:
-    """Walk the chain of hashes; fail at the first row that was changed, removed or put in."""
+    """Check the hash chain of the log; fail at the first row that was changed, removed or inserted."""
     broken, events = asyncio.run(_verify(domain, config))
     if broken is not None:
         raise ExecutionFailed(
-            f"the log of {domain} does not hold together at position {broken}", reason="LOG_TAMPERED", position=broken
+            f"the hash chain of the {domain} log breaks at position {broken}: the row was changed, removed or inserted",
+            reason="LOG_TAMPERED",
+            position=broken,
         )
     document({"domain": domain, "events": events, "intact": True}, output)
 
 
 @app.command()
 def rebuild(domain: Name, output: Output = Format.TABLE, config: Config = None) -> None:
-    """Throw away the read tables and the snapshot, and make them again from the log."""
+    """Delete the read tables and the snapshot and rebuild them from the log."""
     document({"domain": domain, "events": asyncio.run(_rebuild(domain, config))}, output)
 
 
@@ -58,6 +60,6 @@ async def _rebuild(name: str, config: Any) -> int:
 async def _open(name: str, config: Any) -> Log:
     if name not in domains.names():
         known = domains.names()
-        raise NotFound(f"there is no domain {name}; there are {', '.join(known)}", reason="NO_DOMAIN", known=known)
+        raise NotFound(f"there is no domain {name}; known domains: {', '.join(known)}", reason="NO_DOMAIN", known=known)
     domain = domains.load(name)
     return await Log.open(bus_door.settings(config).data / name, name, Codec(domain.events, domain.upcasters))

@@ -1,4 +1,4 @@
-"""`aima run`: one domain, on the bus that there is."""
+"""`aima run`: one domain in the foreground, on a bus that already runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from aima_core.errors import NotFound, Unavailable
 from aima_core.process.launch import main as serve
 from services.cli import domains
 from services.cli.door import bus_door
-from services.cli.shared_options import Addr, Config, open_at
+from services.cli.shared_options import Addr, Config, listen_at
 
 
 def run(
@@ -18,14 +18,16 @@ def run(
     addr: Addr = "",
     config: Config = None,
 ) -> None:
-    """Run one domain on the bus that there is, for a container, systemd or a debugger."""
-    open_at(addr)
+    """Run one domain on a bus that already runs: for a container, systemd or a debugger."""
+    listen_at(addr)
     known = domains.names()
     if domain not in known:
-        raise NotFound(f"there is no domain {domain}; there are {', '.join(known)}", reason="NO_DOMAIN", known=known)
+        raise NotFound(
+            f"there is no domain {domain}; known domains: {', '.join(known)}", reason="NO_DOMAIN", known=known
+        )
     settings = bus_door.settings(config)
-    if not bus_door.has_bus(settings):  # whatever else listens on the usual port may be somebody else's
+    if not bus_door.has_bus(settings):  # a server on the default port may belong to another program
         raise Unavailable(
-            f"there is no bus to be on: nats.url names one, or `aima up` runs one on {settings.data}", reason="NOT_UP"
+            f"no bus is running for {settings.data}; set nats.url, or start one with `aima up`", reason="NOT_UP"
         )
     serve(domains.load(domain), config=config)

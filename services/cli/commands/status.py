@@ -28,61 +28,61 @@ def status(
     api_key: ApiKey = "",
     config: Config = None,
 ) -> None:
-    """Show the bus, the domains, the services and the memory. Fails when no domain serves."""
-    reach = DoorAddress(url, api_key, config)
-    found = asyncio.run(_status(reach))
-    _show(found, url, output)
-    if not any(domain["state"] == "serving" for domain in found["domains"]):
+    """Show the bus, the domains, the services and the memory. Fails if no domain serves."""
+    address = DoorAddress(url, api_key, config)
+    report = asyncio.run(_status(address))
+    _show(report, url, output)
+    if not any(domain["state"] == "serving" for domain in report["domains"]):
         raise typer.Exit(1)
 
 
-def _show(found: dict[str, Any], url: str, output: Format) -> None:
+def _show(report: dict[str, Any], url: str, output: Format) -> None:
     if output is not Format.TABLE:
-        document(found, output)
+        document(report, output)
         return
     if url:
         out.print(f"gateway [bold]{escape(url)}[/]", highlight=False)
     else:
-        told = f"bus   [bold]{found['nats']}[/]   data [bold]{escape(found['data'])}[/]   node {found['node']}"
-        out.print(told, highlight=False)
-    rows(found["domains"], ("domain", "state", "version") if url else ("domain", "state", "pid", "version"))
+        line = f"bus   [bold]{report['nats']}[/]   data [bold]{escape(report['data'])}[/]   node {report['node']}"
+        out.print(line, highlight=False)
+    rows(report["domains"], ("domain", "state", "version") if url else ("domain", "state", "pid", "version"))
     out.print()
-    if found["error"]:
-        out.print(f"[red]the services are not known: {escape(found['error'])}[/]")
-    elif found["services"]:
-        rows(found["services"], ("id", "status", "model_id", "replicas", "active_replicas", "summary"))
+    if report["error"]:
+        out.print(f"[red]the services cannot be listed: {escape(report['error'])}[/]")
+    elif report["services"]:
+        rows(report["services"], ("id", "status", "model_id", "replicas", "active_replicas", "summary"))
     else:
-        out.print("[dim]no services; `aima service create --model-id ...` makes one[/]")
-    if memory := found["memory"]:
+        out.print("[dim]no services; create one with `aima service create --model-id ...`[/]")
+    if memory := report["memory"]:
         gib = {key: f"{value / 2**30:.1f}" for key, value in memory.items()}
         out.print(
             f"\nmemory {gib['used']} of {gib['total']} GiB in use; {gib['reserved']} of {gib['budget']} GiB reserved; "
-            f"pressure {found['pressure']}",
+            f"pressure {report['pressure']}",
             highlight=False,
         )
 
 
-async def _status(reach: DoorAddress) -> dict[str, Any]:
-    """Return what is so; of a gateway's machine only what its units tell."""
-    async with open_door(reach) as door:
-        there = await door.domains()
+async def _status(address: DoorAddress) -> dict[str, Any]:
+    """Return the status document; of a gateway's machine, only what its units answer."""
+    async with open_door(address) as door:
+        serving = await door.domains()
         services, error = await _services(door)
-        resources = await _maybe(door, "resource.status", {})
+        resources = await _ask_or_none(door, "resource.status", {})
         summaries = [{**service, **await _summary(door, service["id"])} for service in services]
-    settings = None if reach.url else bus_door.settings(reach.config)
+    settings = None if address.url else bus_door.settings(address.config)
     running = _up(settings.data) if settings else {}
-    expected = () if reach.url else names()
+    expected = () if address.url else names()
     domains = [
         {
             "domain": name,
-            "state": "serving" if name in there else "down",
+            "state": "serving" if name in serving else "down",
             "pid": running.get("children", {}).get(name),
-            "version": there[name].version if name in there else None,
+            "version": serving[name].version if name in serving else None,
         }
-        for name in sorted({*expected, *there})
+        for name in sorted({*expected, *serving})
     ]
     return {
-        "gateway": reach.url or None,
+        "gateway": address.url or None,
         "nats": settings.nats.url if settings else None,
         "data": str(settings.data) if settings else None,
         "node": settings.node if settings else None,
@@ -103,20 +103,20 @@ async def _services(door: Door) -> tuple[list[dict[str, Any]], str | None]:
 
 
 async def _summary(door: Door, service_id: str) -> dict[str, Any]:
-    found = await _maybe(door, "service.status", {"service_id": service_id})
-    return {"summary": found["summary"]} if found else {}
+    answer = await _ask_or_none(door, "service.status", {"service_id": service_id})
+    return {"summary": answer["summary"]} if answer else {}
 
 
-async def _maybe(door: Door, unit: str, data: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the answer, or None: a status is there to show what does not answer, too."""
+async def _ask_or_none(door: Door, unit: str, data: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the answer, or None if the unit fails: the status also shows what does not answer."""
     with contextlib.suppress(AimaError):
-        found: dict[str, Any] = (await door.ask(unit, data, timeout=3)).data
-        return found
+        answer: dict[str, Any] = (await door.ask(unit, data, timeout=3)).data
+        return answer
     return None
 
 
 def _up(data: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError):
-        found: dict[str, Any] = json.loads((data / "up.json").read_text())
-        return found
+        answer: dict[str, Any] = json.loads((data / "up.json").read_text())
+        return answer
     return {}

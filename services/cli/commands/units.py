@@ -1,4 +1,4 @@
-"""`aima units`: what can be asked right now."""
+"""`aima units`: the units on the bus, or the fields of one unit."""
 
 from __future__ import annotations
 
@@ -28,66 +28,66 @@ from services.gateway.rest.routes import ident_of
 def units(
     domain: Annotated[
         str,
-        typer.Argument(help="Only of this domain; or one unit, to see its fields.", autocompletion=completion.units),
+        typer.Argument(help="A domain, or a unit to show its fields.", autocompletion=completion.units),
     ] = "",
     output: Output = Format.TABLE,
     url: Url = "",
     api_key: ApiKey = "",
     config: Config = None,
 ) -> None:
-    """List the units that can be asked right now."""
+    """List the units on the bus, or show one unit with its fields and examples."""
     found, ident = asyncio.run(_units(domain, DoorAddress(url, api_key, config)))
     if output is not Format.TABLE:
-        document([{"unit": unit.name, **_but_its_name(unit)} for unit in found], output)
+        document([{"unit": unit.name, **_without_name(unit)} for unit in found], output)
         return
     if "." in domain:
-        _one(found[0], ident)
+        _show_unit(found[0], ident)
         return
     rows(
         [{"unit": unit.name, "kind": unit.kind, "risk": unit.risk, "": unit.summary} for unit in found],
         ("unit", "kind", "risk", ""),
     )
-    out.print(f"[dim]{len(found)} units; `aima units service.create` shows one with its fields[/]")
+    out.print(f"[dim]{len(found)} units; `aima units service.create` shows the fields of one[/]")
 
 
-async def _units(name: str, reach: DoorAddress) -> tuple[list[UnitInfo], str]:
-    """Return the units that were asked for, and of a single one the field that may be typed first."""
+async def _units(name: str, address: DoorAddress) -> tuple[list[UnitInfo], str]:
+    """Return the requested units; for a single unit also the field that the command line takes as its argument."""
     domain = name.partition(".")[0]
-    async with open_door(reach) as door:
-        there = await door.domains(domain)
-        if name and domain == name and name not in there:
-            raise await _stranger(name, door)
+    async with open_door(address) as door:
+        serving = await door.domains(domain)
+        if name and domain == name and name not in serving:
+            raise await _unknown_name(name, door)
         if domain == name:
-            return [unit for info in there.values() for unit in info.units.values()], ""
+            return [unit for info in serving.values() for unit in info.units.values()], ""
         unit = await door.describe(name)
-        return [unit], ident_of(domain, there[domain].units if domain in there else {name: unit})
+        return [unit], ident_of(domain, serving[domain].units if domain in serving else {name: unit})
 
 
-async def _stranger(name: str, door: Door) -> AimaError:
-    """Return the refusal of a name that no domain on the bus goes by, with the nearest that there are."""
+async def _unknown_name(name: str, door: Door) -> AimaError:
+    """Return the error for a name that no domain on the bus has, with suggestions."""
     if name in names():
         return down(name)
-    there = await door.domains()
-    near = nearest(name, {*names(), *there, *(unit for info in there.values() for unit in info.units)})
-    return UnitNotFound(f"there is no domain or unit {name}{did_you_mean(near)}", unit=name, near=near)
+    serving = await door.domains()
+    suggestions = nearest(name, {*names(), *serving, *(unit for info in serving.values() for unit in info.units)})
+    return UnitNotFound(f"there is no domain or unit {name}{did_you_mean(suggestions)}", unit=name, near=suggestions)
 
 
-def _but_its_name(unit: UnitInfo) -> dict[str, Any]:
+def _without_name(unit: UnitInfo) -> dict[str, Any]:
     return {key: value for key, value in msgspec.to_builtins(unit).items() if key != "name"}
 
 
-def _one(unit: UnitInfo, ident: str) -> None:
+def _show_unit(unit: UnitInfo, ident: str) -> None:
     out.print(f"[bold]{unit.name}[/]  {unit.kind}, risk {unit.risk}\n{escape(unit.description)}\n", highlight=False)
     fields = [line for flag in flags_of(unit) for line in _lines(flag)]
     rows(fields, ("field", "takes", "default", ""))
-    for given in unit.examples:
-        words = "".join(f" {key}={unit_command.word(value)}" for key, value in given.items())
+    for input_ in unit.examples:
+        words = "".join(f" {key}={unit_command.word(value)}" for key, value in input_.items())
         out.print(f"\n  aima call {unit.name}{words}", markup=False, highlight=False)
-        out.print(f"  {unit_command.example(unit, given, ident)}", markup=False, highlight=False)
+        out.print(f"  {unit_command.example(unit, input_, ident)}", markup=False, highlight=False)
 
 
 def _lines(flag: Flag) -> Iterator[dict[str, Any]]:
-    """Yield a line for a field, and one for each field of the object that it is."""
+    """Yield a row for the field and, if it is an object, for each of its fields."""
     for each in (flag, *inner(flag)):
         name = each.field + ("" if each.required else "?")
         yield {"field": name, "takes": each.takes, "default": each.default, "": each.description}

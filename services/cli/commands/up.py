@@ -1,4 +1,4 @@
-"""`aima up`: everything on this machine."""
+"""`aima up`: the bus and every domain on this machine, under one supervisor."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from aima_core.process.launch import main as serve
 from aima_core.settings import chosen_url, load
 from services.cli import domains
 from services.cli.bus import users as users_of_bus
-from services.cli.shared_options import Addr, Config, open_at
+from services.cli.shared_options import Addr, Config, listen_at
 from services.cli.show.console import err
 from services.cli.supervisor.folder_lock import claim
 from services.cli.supervisor.restarts import ProcessState
@@ -32,22 +32,22 @@ _COLOURS = {"ready": "green", "starting": "yellow", "restarting": "red", "stoppi
 
 
 def up(
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but what goes wrong.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print failures only.")] = False,
     addr: Addr = "",
     config: Config = None,
 ) -> None:
-    """Run everything on this machine: the bus, every domain and the doors. Ctrl-C ends it in order."""
-    open_at(addr)
-    gc.disable()  # a collection during the imports leaves holes that every child would fill and so copy
-    # Everything is imported here once and shared by the processes that are forked; no thread, loop or file before.
+    """Run the bus, every domain and the gateway on this machine. Ctrl-C stops them in order; engines keep running."""
+    listen_at(addr)
+    gc.disable()  # memory freed in shared pages would be reused, and so copied, by every child
+    # Everything is imported once and shared by the forked processes; no thread, event loop or file may be open yet.
     loaded = {name: domains.load(name) for name in domains.names()}
     settings = load({name: domain.settings for name, domain in loaded.items()}, path=config)
-    foreign = chosen_url(path=config)
+    external_url = chosen_url(path=config)
     try:
-        with claim(settings.data) as claimed:
-            if settings.nats.users and not foreign:
+        with claim(settings.data) as lock:
+            if settings.nats.users and not external_url:
                 users_of_bus.write(settings.data, loaded)
-            bus = foreign or nats_server.start(
+            bus = external_url or nats_server.start(
                 settings.data / "nats",
                 settings.nats.port or None,
                 settings.data / "nats" / "server.log",
@@ -60,10 +60,10 @@ def up(
             runs = {name: partial(_child, domain, config, data) for name, domain in loaded.items()}
             for domain in loaded.values():
                 for unit in domain.units:
-                    describe(unit)  # schemas are made once and shared by all
+                    describe(unit)  # build the schemas once; the children share them
             gc.collect()
-            gc.freeze()  # what lives now lives for ever; no collection touches, and so copies, its pages
-            code = Supervisor(claimed, bus, runs, _teller(url, settings.data, quiet)).run()
+            gc.freeze()  # exempt all live objects from collections, which would copy the shared pages
+            code = Supervisor(lock, bus, runs, _reporter(url, settings.data, quiet)).run()
     except OSError as error:
         raise Unavailable(
             f"cannot write {settings.data}: {error.strerror}", reason="NOT_WRITABLE", file=str(settings.data)
@@ -73,37 +73,40 @@ def up(
 
 def _child(domain: Domain[Any], config: Path | None, data: Path | None, ready: int, lifeline: int) -> None:
     gc.enable()
-    if data:  # a bus with users: each process is the one of its domain, whoever we may be
+    if data:  # the bus has users: each process connects as the user of its domain
         os.environ["AIMA_NATS_USER"] = domain.name
         os.environ["AIMA_NATS_PASSWORD_FILE"] = str(password_file(data, domain.name))
     serve(domain, config=config, ready=ready, lifeline=lifeline)
 
 
-def _teller(url: str, data: Path, quiet: bool) -> Callable[[Sequence[ProcessState]], None]:
-    """Return what tells a person, a line for each change and one when all is well; `quiet`: only what goes wrong."""
-    told: dict[str, str] = {}
-    said_ready = False
+def _reporter(url: str, data: Path, quiet: bool) -> Callable[[Sequence[ProcessState]], None]:
+    """Return a function that prints each change of a process's state and, once, that all are ready."""
+    printed: dict[str, str] = {}
+    reported_ready = False
 
-    def tell(states: Sequence[ProcessState]) -> None:
-        nonlocal said_ready
+    def report(states: Sequence[ProcessState]) -> None:
+        nonlocal reported_ready
         for state in states:
-            if told.get(state.name) == str(state) or (state.state in ("starting", "ready") and state.restarts == 0):
-                told[state.name] = str(state)
+            if printed.get(state.name) == str(state) or (state.state in ("starting", "ready") and state.restarts == 0):
+                printed[state.name] = str(state)
                 continue
-            told[state.name] = str(state)
+            printed[state.name] = str(state)
             if quiet and state.state != "restarting":
                 continue
-            why = f" ({escape(state.why)})" if state.why and state.state != "starting" else ""  # said as it ended
+            why = f" ({escape(state.why)})" if state.why and state.state != "starting" else ""  # printed at its end
             err.print(f"{state.name:<10} [{_COLOURS.get(state.state, '')}]{state}[/]{why}", highlight=False)
-        if not (said_ready or quiet) and all(state.state == "ready" for state in states):
-            said_ready = True
+        if not (reported_ready or quiet) and all(state.state == "ready" for state in states):
+            reported_ready = True
             names = ", ".join(state.name for state in states)
             err.print(f"[green]ready[/] at [bold]{url}[/]: {names}", highlight=False)
             with suppress(OSError):
-                doors = (data / "gateway.url").read_text().strip()
-                err.print(f"doors at [bold]{doors}[/]: OpenAI at /v1, MCP at /mcp, all of it at /docs", highlight=False)
+                gateway_url = (data / "gateway.url").read_text().strip()
+                err.print(
+                    f"gateway at [bold]{gateway_url}[/]: OpenAI API at /v1, MCP at /mcp, reference at /docs",
+                    highlight=False,
+                )
             err.print(
-                "[dim]in another terminal: aima status, aima units, aima events -f. Ctrl-C ends all but engines.[/]"
+                "[dim]in another terminal: aima status, aima units, aima events -f; Ctrl-C stops all but engines[/]"
             )
 
-    return tell
+    return report

@@ -1,4 +1,4 @@
-"""The units over the bus that the settings name, or that `aima up` runs."""
+"""The door over the bus: the one in the settings, or the one that `aima up` runs."""
 
 from __future__ import annotations
 
@@ -19,85 +19,82 @@ from services.cli import domains
 from services.cli.door.door import CONNECT, down
 from services.cli.supervisor.folder_lock import runs
 
-_LOOK = 0.05  # seconds between looks for a bus that is being started
+_POLL = 0.05  # seconds between two looks for a bus that is starting
 
 
 @contextlib.asynccontextmanager
 async def bus(config: Path | None = None, *, wait: float = CONNECT, back: float | None = None) -> AsyncIterator[Client]:
-    """Connect to the bus that the settings name, or that `aima up` runs; `back` is that of `connection.connect`.
+    """Connect to the bus in the settings or the bus that `aima up` runs; `back` is that of `connection.connect`.
 
-    Raises Unavailable when there is none of either: whatever else listens on the usual port may be somebody else's.
+    Raises Unavailable if neither exists. The default port is not tried: its server may belong to another program.
     """
-    found = await _named(config, wait)
+    loaded = await _await_bus(config, wait)
     try:
-        nc = await connect(found.nats.url, "aima-cli", user=bus_user(found, OPERATOR), wait=wait, back=back)
+        nc = await connect(loaded.nats.url, "aima-cli", user=bus_user(loaded, OPERATOR), wait=wait, back=back)
     except Unavailable as error:
-        raise Unavailable(f"{error.message}; `aima up` starts one", **error.details) from error
+        raise Unavailable(f"{error.message}; start AIMA with `aima up`", **error.details) from error
     try:
         yield Client(nc)
     finally:
         await nc.close()
 
 
-async def _named(config: Path | None, wait: float) -> Settings:
-    """Return settings with the address of a bus of ours; one that is just being started gets so many seconds."""
+async def _await_bus(config: Path | None, wait: float) -> Settings:
+    """Return settings that name a bus; wait up to `wait` seconds for one that is starting."""
     until = time.monotonic() + wait
     while True:
-        found = settings(config)
-        if has_bus(found):
-            return found
-        alive = runs(found.data)
+        loaded = settings(config)
+        if has_bus(loaded):
+            return loaded
+        alive = runs(loaded.data)
         if not alive or time.monotonic() > until:
-            state = "begins to run, or may not be looked at," if alive else "does not run"
+            state = "is starting, or its lock file cannot be read," if alive else "does not run"
             raise Unavailable(
-                f"AIMA {state} on {found.data}; `aima up` starts it, nats.url names a bus elsewhere",
+                f"AIMA {state} on {loaded.data}; start it with `aima up`, or set nats.url to use a bus elsewhere",
                 reason="NOT_UP",
-                data=str(found.data),
+                data=str(loaded.data),
             )
-        await asyncio.sleep(_LOOK)
+        await asyncio.sleep(_POLL)
 
 
-def has_bus(found: Settings) -> bool:
-    """Whether somebody has named the bus: the user, or the supervisor of the data folder, which lives."""
-    told = found.origins.get("nats.url")
-    return told is not None and (told != str(found.data / URL_FILE) or runs(found.data))
+def has_bus(loaded: Settings) -> bool:
+    """Whether the user configured a bus, or a running supervisor published one in the data folder."""
+    origin = loaded.origins.get("nats.url")
+    return origin is not None and (origin != str(loaded.data / URL_FILE) or runs(loaded.data))
 
 
 def settings(config: Path | None = None) -> Settings:
-    """Return the settings that a client needs; the domains' own sections are theirs to check."""
+    """Return the settings of a client; the sections of domains are not checked."""
     return load({}, path=config, partial=True)
 
 
 class BusDoor:
-    """The bus itself."""
+    """The bus as a `Door`."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
 
     async def domains(self, name: str = "") -> dict[str, DomainInfo]:
-        """Return who answers to `$SRV.INFO`."""
-        found = [read_info(info) for info in await self._client.discover(name)]
-        return {info.name: info for info in sorted(found, key=lambda info: info.name)}
+        loaded = [read_info(info) for info in await self._client.discover(name)]
+        return {info.name: info for info in sorted(loaded, key=lambda info: info.name)}
 
     async def describe(self, unit: str) -> UnitInfo:
-        """Ask the unit's domain for it, and only when that does not have it all the others."""
+        """Ask the unit's own domain first; ask all domains if it does not know the unit."""
         domain = unit.partition(".")[0]
-        found = await self.domains(domain)
-        if domain in found and unit in found[domain].units:
-            return found[domain].units[unit]
-        found = await self.domains()
-        if domain not in found and domain in domains.names():
+        loaded = await self.domains(domain)
+        if domain in loaded and unit in loaded[domain].units:
+            return loaded[domain].units[unit]
+        loaded = await self.domains()
+        if domain not in loaded and domain in domains.names():
             raise down(domain, unit)
-        raise unknown(unit, [name for info in found.values() for name in info.units])
+        raise unknown(unit, [name for info in loaded.values() for name in info.units])
 
     def stream(
         self, unit: str, data: Mapping[str, Any], *, timeout: float, headers: Mapping[str, str]
     ) -> AsyncIterator[Any | Answer]:
-        """Yield the parts and the answer."""
         return self._client.stream(unit, data, timeout=timeout, headers=headers)
 
     async def ask(
         self, unit: str, data: Mapping[str, Any], *, timeout: float, headers: Mapping[str, str] | None = None
     ) -> Answer:
-        """Return the answer."""
         return await self._client.ask(unit, data, timeout=timeout, headers=headers)

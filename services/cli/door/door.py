@@ -1,4 +1,4 @@
-"""A `Door` is a way to the units: over the bus, or over HTTP to a gateway, which may be far away."""
+"""The `Door`: how commands reach units, over the bus or over HTTP to a gateway."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from aima_core.bus.client import Answer
 from aima_core.bus.directory import DomainInfo, UnitInfo
 from aima_core.errors import Timeout, Unavailable
 
-CONNECT = 2.0  # seconds
+CONNECT = 2.0  # seconds to connect to the bus
 
 
 @dataclass(frozen=True)
 class DoorAddress:
-    """How far a command reaches: to the gateway at `url` with its key, or without one to the bus of the settings.
+    """Which door a command uses: the gateway at `url` with `api_key`, or without a URL the bus of the settings.
 
-    `wait` is how long the bus may take to answer at all, in seconds.
+    `wait`: seconds to wait for the bus.
     """
 
     url: str = ""
@@ -28,33 +28,33 @@ class DoorAddress:
 
 
 class Door(Protocol):
-    """A way to the units. Every method raises Unavailable when nobody is behind it."""
+    """Access to the units. Every method raises Unavailable if the bus or the gateway does not answer."""
 
     async def domains(self, name: str = "") -> dict[str, DomainInfo]:
-        """Return the domains that serve, by name, with their units; with a name only that one, if it does."""
+        """Return the serving domains by name, with their units; with a name, only that domain."""
 
     async def describe(self, unit: str) -> UnitInfo:
-        """Return one unit; raise UnitNotFound with the nearest names, or Unavailable when its domain is down."""
+        """Return one unit; raise UnitNotFound with suggestions, or Unavailable if its domain is down."""
 
     def stream(
         self, unit: str, data: Mapping[str, Any], *, timeout: float, headers: Mapping[str, str]
     ) -> AsyncIterator[Any | Answer]:
-        """Yield the parts of an answer as they come, last of all the Answer. Leaving early cancels the work."""
+        """Yield the parts of an answer as they arrive, then the Answer. Leaving early cancels the work."""
 
     async def ask(
         self, unit: str, data: Mapping[str, Any], *, timeout: float, headers: Mapping[str, str] | None = None
     ) -> Answer:
-        """Return the answer; raise the error that the unit replied with."""
+        """Return the answer; raise the error in the unit's reply."""
 
 
 def down(domain: str, unit: str = "") -> Unavailable:
-    """Return the refusal of what a domain that there is, but that does not run, would have answered."""
+    """Return the error for a domain that exists and does not run."""
     about = {"unit": unit} if unit else {}
     return Unavailable(f"the {domain} domain does not answer", reason="DOMAIN_DOWN", domain=domain, **about)
 
 
 async def last(parts: AsyncIterator[Any | Answer], unit: str) -> Answer:
-    """Return the answer that the parts end with."""
+    """Return the answer at the end of the parts; raise Timeout if there is none."""
     async for part in parts:
         if isinstance(part, Answer):
             return part

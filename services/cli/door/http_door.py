@@ -1,4 +1,4 @@
-"""The units over HTTP: a gateway at an URL, asked as any program would ask it."""
+"""The door over HTTP: a gateway at a URL, used through its public API."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from aima_core.errors import InvalidRequest, Unavailable, ValidationFailed, from
 from services.cli.door.door import last
 
 _API = "/api/v2"
-_BELOW = (_API, "/api", "/v1", "/mcp", "/docs")  # addresses that people copy for one that is meant for all doors
+_BELOW = (_API, "/api", "/v1", "/mcp", "/docs")  # URLs of single APIs, which users paste in place of the gateway's root
 _CONNECT = 5.0  # seconds
-_QUIET = 60.0  # seconds without a byte; a gateway that is at work sends something every 15
+_QUIET = 60.0  # seconds without a byte; a working gateway sends a comment every 15
 
 _decode = msgspec.json.decode
 
@@ -30,7 +30,7 @@ class _Domains(msgspec.Struct):
 
 @contextlib.asynccontextmanager
 async def http_door(url: str, api_key: str) -> AsyncIterator[HttpDoor]:
-    """Open the door at `http://`, `https://` or `unix:/path`; nothing is sent before the first question."""
+    """Open the door at `http://`, `https://` or `unix:/path`; the first call connects."""
     if not url.startswith(("http://", "https://", "unix:")):
         raise ValidationFailed(
             f"--url {url}: expected http://host:port, https://host:port or unix:/path",
@@ -47,35 +47,34 @@ async def http_door(url: str, api_key: str) -> AsyncIterator[HttpDoor]:
 
 
 class HttpDoor:
-    """A gateway. What it refuses is raised as the error that the unit, or the gateway itself, has told."""
+    """A gateway as a `Door`. Errors of the unit and of the gateway itself are raised as such."""
 
     def __init__(self, http: httpx2.AsyncClient, url: str) -> None:
         self._http = http
         self._url = url
 
     async def domains(self, name: str = "") -> dict[str, DomainInfo]:
-        """Return the domains with those of their units that the key reaches."""
-        about = {"full": "true", **({"domain": name} if name else {})}
-        found = self._read(await self._get(f"{_API}/units", about), _Domains)
-        return {info.name: info for info in found.domains}
+        """Return the domains with the units that the key may call."""
+        query = {"full": "true", **({"domain": name} if name else {})}
+        answer = self._read(await self._get(f"{_API}/units", query), _Domains)
+        return {info.name: info for info in answer.domains}
 
     async def describe(self, unit: str) -> UnitInfo:
-        """Ask for one unit in full."""
-        found: UnitInfo = self._read(await self._get(f"{_API}/schema/{quote(unit, safe='')}"), UnitInfo)
-        return found
+        answer: UnitInfo = self._read(await self._get(f"{_API}/schema/{quote(unit, safe='')}"), UnitInfo)
+        return answer
 
     async def ask(
         self, unit: str, data: Mapping[str, Any], *, timeout: float, headers: Mapping[str, str] | None = None
     ) -> Answer:
-        """Return the answer."""
         return await last(self.stream(unit, data, timeout=timeout, headers=headers or {}), unit)
 
     async def stream(
         self, unit: str, data: Mapping[str, Any], *, timeout: float, headers: Mapping[str, str]
     ) -> AsyncIterator[Any | Answer]:
-        """Yield the parts and the answer, which come as server-sent events."""
         if calls.PRINCIPAL in headers:
-            raise InvalidRequest("--as: over HTTP the key says who asks", reason="KEY_SAYS_WHO")
+            raise InvalidRequest(
+                "--as cannot be used with --url: over HTTP the API key determines the principal", reason="KEY_SAYS_WHO"
+            )
         sent = {**headers, calls.TIMEOUT: f"{timeout:.3f}", "Accept": "text/event-stream"}
         body = {"unit": unit, "input": data}
         with self._trouble():
@@ -84,15 +83,17 @@ class HttpDoor:
                     await response.aread()
                     raise self._refusal(response)
                 async for kind, text in _events(response.aiter_lines()):
-                    told = self._json(text)
+                    document = self._json(text)
                     if kind == "part":
-                        yield told
+                        yield document
                     elif kind == "result":
-                        yield Answer(told["data"], told.get("meta", {}))
+                        yield Answer(document["data"], document.get("meta", {}))
                         return
                     elif kind == "error":
-                        raise from_body(told.get("error") or {})
-        raise Unavailable(f"the gateway at {self._url} went away in the middle of its answer", reason="NO_GATEWAY")
+                        raise from_body(document.get("error") or {})
+        raise Unavailable(
+            f"the gateway at {self._url} closed the connection before its answer was complete", reason="NO_GATEWAY"
+        )
 
     async def _get(self, path: str, query: Mapping[str, str] | None = None) -> httpx2.Response:
         with self._trouble():
@@ -105,25 +106,27 @@ class HttpDoor:
         try:
             return _decode(response.content, type=shape)
         except msgspec.MsgspecError:
-            raise self._stranger(response) from None
+            raise self._not_a_gateway(response) from None
 
     def _json(self, text: str) -> dict[str, Any]:
         try:
             return _decode(text, type=dict[str, Any])
         except msgspec.MsgspecError as error:
-            raise Unavailable(f"{self._url} does not speak as a gateway does", reason="NO_GATEWAY") from error
+            raise Unavailable(
+                f"{self._url} sent an answer that is not from an AIMA gateway", reason="NO_GATEWAY"
+            ) from error
 
     def _refusal(self, response: httpx2.Response) -> Exception:
         try:
-            told = _decode(response.content, type=dict[str, Any])["error"]
-            return self._misled(told) or from_body(told)
+            document = _decode(response.content, type=dict[str, Any])["error"]
+            return self._wrong_root(document) or from_body(document)
         except (msgspec.MsgspecError, KeyError, AttributeError, TypeError):
-            return self._stranger(response)
+            return self._not_a_gateway(response)
 
-    def _misled(self, told: Mapping[str, Any]) -> ValidationFailed | None:
-        """Return the refusal of an address below the gateway's, such as its door for OpenAI's clients; else None."""
-        details = told.get("details") or {}
-        details = details.get("details") or details  # that door puts ours into its own
+    def _wrong_root(self, document: Mapping[str, Any]) -> ValidationFailed | None:
+        """Return the error for a URL below the gateway's root, such as its OpenAI API; None for other URLs."""
+        details = document.get("details") or {}
+        details = details.get("details") or details  # the OpenAI API nests our details in its own
         url = self._url.rstrip("/")
         root = next((url.removesuffix(below) for below in _BELOW if url.endswith(below)), "")
         if not root or not (details.get("reason") == "NO_SUCH_PATH" or url.endswith(_API)):
@@ -133,9 +136,9 @@ class HttpDoor:
             f"--url {self._url}: expected {expected}", fields=[{"field": "--url", "expected": expected}]
         )
 
-    def _stranger(self, response: httpx2.Response) -> Unavailable:
+    def _not_a_gateway(self, response: httpx2.Response) -> Unavailable:
         return Unavailable(
-            f"what answers at {self._url} is no gateway of ours: status {response.status_code}",
+            f"the server at {self._url} is not an AIMA gateway: status {response.status_code}",
             reason="NO_GATEWAY",
             url=self._url,
         )
@@ -155,7 +158,7 @@ class HttpDoor:
 
 
 async def _events(lines: AsyncIterator[str]) -> AsyncIterator[tuple[str, str]]:
-    """Yield the kind and the data of each server-sent event; comments are passed over."""
+    """Yield the type and the data of each server-sent event; skip comments."""
     kind = ""
     data: list[str] = []
     async for line in lines:

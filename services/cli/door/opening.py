@@ -11,17 +11,17 @@ from collections.abc import AsyncIterator
 from services.cli.door.bus_door import BusDoor, bus
 from services.cli.door.door import Door, DoorAddress
 
-_BACK = 5.0  # seconds for a bus that goes away in the middle of an answer to come back
+_BACK = 5.0  # seconds to reconnect to a bus that is lost during an answer
 
 
 @contextlib.asynccontextmanager
-async def open_door(reach: DoorAddress) -> AsyncIterator[Door]:
-    """Open the door that the command line names; closed again at the end."""
-    if reach.url:
-        from services.cli.door.http_door import http_door  # an HTTP client takes long to import, and is rarely wanted
+async def open_door(address: DoorAddress) -> AsyncIterator[Door]:
+    """Open the door at an address; close it at the end of the block."""
+    if address.url:
+        from services.cli.door.http_door import http_door  # the HTTP client is slow to import and rarely needed
 
-        async with http_door(reach.url, reach.api_key) as door:
+        async with http_door(address.url, address.api_key) as door:
             yield door
         return
-    async with bus(reach.config, wait=reach.wait, back=_BACK) as client:
+    async with bus(address.config, wait=address.wait, back=_BACK) as client:
         yield BusDoor(client)

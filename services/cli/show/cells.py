@@ -1,6 +1,6 @@
-"""What a value looks like in a table: short, and amounts with their units. Pure. Programs get all of it: `-o json`.
+"""Formats a value for a table cell: shortened, and amounts with units. Pure. `-o json` shows values in full.
 
-What is counted in bytes is told from the name of the field, as the units use them.
+The name of a field tells whether its value is a number of bytes.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ _BYTES = re.compile(
     r"size|weights|overhead|kv_bytes_per_token|(\w+_)?(bytes|memory|storage)"
     r"|memory_(total|used|free|min|max|recommended|limit)|available|reserved|requested|missing|budget"
 )
-_SHARES = ("total", "used", "free")  # bytes as well, where they stand beside or inside what is counted so
+_SHARES = ("total", "used", "free")  # bytes if they are beside or inside a field in bytes
 _UNITS = (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 _NOTHING: tuple[Any, ...] = (None, "", [], {})
-_PART = 60  # characters of what is inside of a part of a value
+_PART = 60  # characters of a nested value
 
 
 def column(item: Mapping[str, Any], name: str, within: str = "") -> str:
-    """Return what a column holds, as it stands in a table; `config.slots` reaches into an object."""
+    """Return the text of an item's column; `config.slots` reaches into an object."""
     head, dot, rest = name.partition(".")
     inner = item.get(head)
     if name not in item and dot and isinstance(inner, Mapping):
@@ -30,7 +30,7 @@ def column(item: Mapping[str, Any], name: str, within: str = "") -> str:
 
 
 def cell(value: Any, name: str = "", shares: bool = False) -> str:
-    """Return the value of a field as it stands in a table; with `shares`, `total` and `used` are bytes here."""
+    """Return the text of a value; with `shares`, fields named total, used and free are in bytes."""
     match value:
         case None:
             return ""
@@ -46,8 +46,8 @@ def cell(value: Any, name: str = "", shares: bool = False) -> str:
             return figure(value)
         case Mapping():
             inside = _shared(value, name)
-            told = [f"{key} {_part(item, key, inside)}" for key, item in value.items() if item not in _NOTHING]
-            return "  ".join(told)
+            parts = [f"{key} {_part(item, key, inside)}" for key, item in value.items() if item not in _NOTHING]
+            return "  ".join(parts)
         case list() if value and all(isinstance(item, Mapping) for item in value):
             return _counted(value, name)
         case list() if any(isinstance(item, int | float) for item in value):
@@ -58,12 +58,12 @@ def cell(value: Any, name: str = "", shares: bool = False) -> str:
 
 
 def is_bytes(name: str) -> bool:
-    """Tell whether a field of this name is a number of bytes, wherever it stands."""
+    """Whether fields of this name are in bytes."""
     return _BYTES.fullmatch(name) is not None
 
 
 def amount(value: float) -> str:
-    """Return bytes in words: `1.5 GiB`; fewer than 1024 as they are."""
+    """Return bytes with a unit: `1.5 GiB`; below 1024 without one."""
     for unit, worth in _UNITS:
         if value >= worth:
             return f"{value / worth:.1f} {unit}"
@@ -71,7 +71,7 @@ def amount(value: float) -> str:
 
 
 def figure(value: float) -> str:
-    """Return a number: what is whole as it is, all else with four significant digits, more only before the point."""
+    """Return an integer in full, any other number with four significant digits or without decimals."""
     if isinstance(value, int):
         return str(value)
     return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"

@@ -1,4 +1,4 @@
-"""The two consoles of the command line, and the forms in which an answer is written."""
+"""The consoles for stdout and stderr, and the output formats."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import sys
 
 from rich.console import Console
 
-# into a file or a pipe a table is as wide as it needs to be, unless somebody has said how wide
+# in a file or a pipe, tables are as wide as needed unless COLUMNS is set
 WIDE = not sys.stdout.isatty() and "COLUMNS" not in os.environ
 out = Console(soft_wrap=True, width=200 if WIDE else None)
 err = Console(stderr=True, soft_wrap=True)
 
 
 class Format(enum.StrEnum):
-    """How an answer is written."""
+    """The output formats."""
 
     TABLE = "table"
     JSON = "json"

@@ -1,6 +1,6 @@
-"""A conversation at the terminal: lines with an editor and a history, commands that begin with a slash.
+"""A conversation at the terminal: input lines with editing and history, and commands that start with a slash.
 
-Knows of models only that `answer` lets one speak. Nothing of it is written to a file.
+Talks to models through `answer` only. Writes nothing to disk.
 """
 
 from __future__ import annotations
@@ -21,53 +21,53 @@ Turns = list[dict[str, Any]]
 Speak = Callable[[str, Turns, list[str]], None]
 
 _HELP = """\
-/model NAME   talk to another model; without a name, which there are
-/clear        forget what has been said
-/exit         end; so does Ctrl-D
-/help         this
-A line that ends with a backslash goes on in the next one. Ctrl-C stops an answer."""
+/model NAME   switch to another model; without a name: list them
+/clear        forget the conversation
+/exit         quit, as Ctrl-D does
+/help         show this list
+A backslash at the end of a line continues it on the next. Ctrl-C stops an answer."""
 _COMMANDS = ("/model", "/clear", "/exit", "/quit", "/help")
 
 
 class Conversation:
-    """What has been said, and to whom. `answer(model, said, heard)` prints an answer and hands back its pieces."""
+    """A model and the messages so far. `answer(model, messages, reply)` prints an answer and fills `reply`."""
 
-    def __init__(self, model: str, said: Turns, answer: Speak, models: Callable[[], list[str]]) -> None:
+    def __init__(self, model: str, messages: Turns, answer: Speak, models: Callable[[], list[str]]) -> None:
         self._model = model
-        self._begun = list(said)
-        self._said = list(said)
+        self._initial = list(messages)
+        self._messages = list(messages)
         self._answer = answer
         self._models = models
         self._failed = False
 
     def run(self, *, interactive: bool) -> int:
-        """Talk until there is nothing more to say; return the exit code: 1 when the last thing said was in vain."""
+        """Read and answer messages until the input ends; return the exit code: 1 if the last message failed."""
         if interactive:
             with contextlib.suppress(ImportError):
-                import readline  # noqa: F401 (input() edits lines and remembers them once this is there)
+                import readline  # noqa: F401 (importing it gives input() line editing and history)
 
-            err.print(f"[dim]{escape(self._model)}; /help tells what else there is, Ctrl-D ends[/]", highlight=False)
+            err.print(f"[dim]{escape(self._model)}; /help lists the commands, Ctrl-D quits[/]", highlight=False)
         while True:
             try:
                 text = _read(interactive)
             except EOFError:
                 return int(self._failed)
             except KeyboardInterrupt:
-                err.print("\n[dim]Ctrl-D or /exit ends[/]")
+                err.print("\n[dim]Ctrl-D or /exit quits[/]")
                 continue
             if interactive and text.startswith("/"):
                 if text in ("/exit", "/quit"):
                     return 0
-                self._obey(*text.split(maxsplit=1))
+                self._run_command(*text.split(maxsplit=1))
             elif text:
-                self._say(text, interactive)
+                self._send(text, interactive)
 
-    def _say(self, text: str, interactive: bool) -> None:
-        heard: list[str] = []
-        self._said.append({"role": "user", "content": text})
+    def _send(self, text: str, interactive: bool) -> None:
+        reply: list[str] = []
+        self._messages.append({"role": "user", "content": text})
         self._failed = False
         try:
-            self._answer(self._model, self._said, heard)
+            self._answer(self._model, self._messages, reply)
         except AimaError as error:
             failure(error, Format.TABLE)
             self._failed = True
@@ -75,23 +75,23 @@ class Conversation:
             if not interactive:
                 raise
             err.print("[dim]stopped[/]")
-        if heard:
-            self._said.append({"role": "assistant", "content": "".join(heard)})
+        if reply:
+            self._messages.append({"role": "assistant", "content": "".join(reply)})
         else:
-            self._said.pop()  # a question without an answer would be in the way of the next
+            self._messages.pop()  # an unanswered message would confuse the next one
 
-    def _obey(self, command: str, rest: str = "") -> None:
+    def _run_command(self, command: str, rest: str = "") -> None:
         match command:
             case "/help":
                 err.print(_HELP, markup=False, highlight=False)
             case "/clear":
-                self._said = list(self._begun)
-                err.print("[dim]forgotten[/]")
+                self._messages = list(self._initial)
+                err.print("[dim]conversation cleared[/]")
             case "/model":
                 self._choose(rest.strip())
             case _:
-                hint = did_you_mean(nearest(command, _COMMANDS)[:1]) or "; /help tells what there is"
-                err.print(f"there is no {command}{hint}", markup=False, highlight=False)
+                hint = did_you_mean(nearest(command, _COMMANDS)[:1]) or "; /help lists the commands"
+                err.print(f"there is no command {command}{hint}", markup=False, highlight=False)
 
     def _choose(self, name: str) -> None:
         try:
@@ -99,18 +99,18 @@ class Conversation:
         except AimaError as error:
             failure(error, Format.TABLE)
             return
-        told = f"there is {', '.join(models) or 'none'}"
+        available = f"available: {', '.join(models) or 'none'}"
         if not name:
-            told = f"{self._model}; {told}"
+            message = f"{self._model}; {available}"
         elif name in models:
-            self._model, told = name, f"talking to {name}"
+            self._model, message = name, f"talking to {name}"
         else:
-            told = f"there is no model {name}; {told}; still talking to {self._model}"
-        err.print(told, markup=False, highlight=False)
+            message = f"there is no model {name}; {available}; still talking to {self._model}"
+        err.print(message, markup=False, highlight=False)
 
 
 def _read(interactive: bool) -> str:
-    """Return what somebody says: a line, and those that it goes on in. Raises EOFError at the end."""
+    """Return a message: a line and its continuation lines. Raises EOFError at the end of the input."""
     lines = [_line("> " if interactive else "")]
     while lines[-1].endswith("\\"):
         lines[-1] = lines[-1][:-1]
@@ -119,7 +119,7 @@ def _read(interactive: bool) -> str:
 
 
 def _line(prompt: str) -> str:
-    # the prompt goes through input(), so that line editing knows how wide it is
+    # input() prints the prompt, so that line editing knows its width
     return input(prompt) if prompt else _next()
 
 

@@ -1,4 +1,4 @@
-"""What people and programs see: tables on a terminal, exactly one document with `-o json` or `-o yaml`."""
+"""Writes answers and errors: tables for people, exactly one document with `-o json` or `-o yaml`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from services.cli.show.console import Format, err
 
 
 def document(data: Any, form: Format, columns: Sequence[str] = ()) -> None:
-    """Write an answer; `columns` choose what a table shows of it."""
+    """Write an answer; `columns` select the columns of a table."""
     match form:
         case Format.JSON:
-            print(json.dumps(data, indent=2, ensure_ascii=False))  # noqa: T201 (this is where output is made)
+            print(json.dumps(data, indent=2, ensure_ascii=False))  # noqa: T201 (the answer goes to stdout)
         case Format.YAML:
             print(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), end="")  # noqa: T201
         case Format.TABLE:
@@ -26,7 +26,7 @@ def document(data: Any, form: Format, columns: Sequence[str] = ()) -> None:
 
 
 def failure(error: AimaError, form: Format) -> None:
-    """Write an error: for a person on stderr, for a program as the one document on stdout."""
+    """Write an error: as text on stderr, or as the document on stdout with `-o json` or `-o yaml`."""
     if form is not Format.TABLE:
         document({"error": error.body()}, form)
         return

@@ -1,6 +1,6 @@
-"""What a field of a unit takes: in words for a person, and as a check before anything is sent. Pure.
+"""Describes the values a field accepts, and checks a value before it is sent. Pure.
 
-The check never refuses what the unit would take; of what it does not know, the unit is the judge.
+The check never rejects a value that the unit accepts; keywords it does not know are left to the unit.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 
 Schema = Mapping[str, Any]
 
-_ANY_SIZE = 2**53  # a bound beyond this only says that numbers are finite
+_ANY_SIZE = 2**53  # a larger bound only excludes infinite numbers
 _NAMES = {"string": "text", "integer": "integer", "number": "number", "boolean": "true|false", "object": "object"}
 
 
 def alternatives(found: Schema | bool, root: Schema) -> list[Schema]:
-    """Return the schemas of which a value has to meet one, references followed."""
+    """Return the schemas of which a value must match one; resolve references."""
     if isinstance(found, bool):
-        return [{}]  # `true` is a schema, too
+        return [{}]  # `true` is a valid schema
     if reference := found.get("$ref"):
         return alternatives(root.get("$defs", {}).get(str(reference).rpartition("/")[2], {}), root)
     options = found.get("anyOf") or found.get("oneOf")
@@ -27,7 +27,7 @@ def alternatives(found: Schema | bool, root: Schema) -> list[Schema]:
 
 
 def types(found: Schema, root: Schema) -> set[str]:
-    """Return the JSON types that a value may have; what has an enumeration is a text."""
+    """Return the JSON types of a value; an enumeration without a type counts as string."""
     kinds: set[str] = set()
     for each in alternatives(found, root):
         kind = each.get("type", "string" if "enum" in each or "const" in each else ())
@@ -36,18 +36,18 @@ def types(found: Schema, root: Schema) -> set[str]:
 
 
 def choices(found: Schema, root: Schema) -> list[Any]:
-    """Return the values that there are, where they are enumerated."""
+    """Return the enumerated values; empty if the schema has none."""
     return [value for each in alternatives(found, root) for value in _values(each)]
 
 
 def items(found: Schema, root: Schema) -> Schema:
-    """Return what a list is made of, also where the list is one of several types."""
+    """Return the schema of a list's items, also if a list is one of several types."""
     each: Schema = next((each["items"] for each in alternatives(found, root) if "items" in each), {})
     return each
 
 
 def properties(found: Schema, root: Schema) -> Mapping[str, Schema]:
-    """Return the fields of an object, where they are known."""
+    """Return the schemas of an object's fields; empty if they are not declared."""
     known: Mapping[str, Schema] = next(
         (each["properties"] for each in alternatives(found, root) if "properties" in each), {}
     )
@@ -55,27 +55,27 @@ def properties(found: Schema, root: Schema) -> Mapping[str, Schema]:
 
 
 def short(found: Schema, root: Schema) -> str:
-    """Return a type in few signs: `integer 1..100`, `cpu|gpu`, `list of text`."""
-    told = [_short(each, root) for each in alternatives(found, root) if each.get("type") != "null"]
-    return " or ".join(dict.fromkeys(told)) or "anything"
+    """Return a type in short: `integer 1..100`, `cpu|gpu`, `list of text`."""
+    descriptions = [_short(each, root) for each in alternatives(found, root) if each.get("type") != "null"]
+    return " or ".join(dict.fromkeys(descriptions)) or "anything"
 
 
 def expected(found: Schema, root: Schema) -> str:
-    """Return what a value has to be, as a sentence goes on: `a whole number from 1 to 100`."""
-    told = [_expected(each, root) for each in alternatives(found, root) if each.get("type") != "null"]
-    return ", or ".join(dict.fromkeys(told)) or "anything"
+    """Return what a value must be, to follow `expected`: `a whole number from 1 to 100`."""
+    descriptions = [_expected(each, root) for each in alternatives(found, root) if each.get("type") != "null"]
+    return ", or ".join(dict.fromkeys(descriptions)) or "anything"
 
 
-def faults(value: Any, found: Schema, root: Schema, where: str) -> Iterator[tuple[str, str]]:
-    """Yield where a value is not as it has to be, and what is expected there."""
-    told: list[tuple[str, str]] = []
+def faults(value: Any, found: Schema, root: Schema, path: str) -> Iterator[tuple[str, str]]:
+    """Yield each place path a value does not match, with what is expected there."""
+    descriptions: list[tuple[str, str]] = []
     for each in alternatives(found, root):
-        here = list(_faults(value, each, root, where))
-        if not here:
+        mismatches = list(_faults(value, each, root, path))
+        if not mismatches:
             return
-        if _is(value, each.get("type")) and not told:
-            told = here  # of several alternatives the one that was meant
-    yield from told or [(where, expected(found, root))]
+        if _is(value, each.get("type")) and not descriptions:
+            descriptions = mismatches  # report the alternative whose type the value has
+    yield from descriptions or [(path, expected(found, root))]
 
 
 def _values(each: Schema) -> list[Any]:
@@ -97,15 +97,15 @@ def _bounds(each: Schema) -> str:
     if least is not None and most is not None:
         return f"{least}..{most}"
     signs = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
-    return " ".join(f"{sign} {each[key]}" for key, sign in signs.items() if key in each and _told(each[key]))
+    return " ".join(f"{sign} {each[key]}" for key, sign in signs.items() if key in each and _is_real_bound(each[key]))
 
 
 def _most(each: Schema) -> Any:
     most = each.get("maximum")
-    return most if most is not None and _told(most) else None
+    return most if most is not None and _is_real_bound(most) else None
 
 
-def _told(bound: Any) -> bool:
+def _is_real_bound(bound: Any) -> bool:
     return bool(abs(bound) < _ANY_SIZE)
 
 
@@ -135,8 +135,8 @@ def _range(each: Schema) -> str:
     if least is not None and most is not None:
         return f" from {least} to {most}"
     words = {"exclusiveMinimum": "above", "minimum": "at least", "exclusiveMaximum": "below", "maximum": "at most"}
-    told = [f"{word} {each[key]}" for key, word in words.items() if key in each and _told(each[key])]
-    return f", {' and '.join(told)}" if told else ""
+    descriptions = [f"{word} {each[key]}" for key, word in words.items() if key in each and _is_real_bound(each[key])]
+    return f", {' and '.join(descriptions)}" if descriptions else ""
 
 
 def _form(each: Schema) -> str:
@@ -168,23 +168,23 @@ def _is(value: Any, kind: Any) -> bool:
     return True
 
 
-def _faults(value: Any, each: Schema, root: Schema, where: str) -> Iterator[tuple[str, str]]:
+def _faults(value: Any, each: Schema, root: Schema, path: str) -> Iterator[tuple[str, str]]:
     values = _values(each)
     if not _is(value, each.get("type")) or (values and value not in values):
-        yield where, expected(each, root)
+        yield path, expected(each, root)
     elif isinstance(value, str):
         if not _well_formed(value, each):
-            yield where, expected(each, root)
+            yield path, expected(each, root)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         if not _within(value, each):
-            yield where, expected(each, root)
+            yield path, expected(each, root)
     elif isinstance(value, list):
         if not each.get("minItems", 0) <= len(value) <= each.get("maxItems", len(value)):
-            yield where, _expected(each, root)
+            yield path, _expected(each, root)
         for index, item in enumerate(value):
-            yield from faults(item, each.get("items", {}), root, f"{where}.{index}")
+            yield from faults(item, each.get("items", {}), root, f"{path}.{index}")
     elif isinstance(value, Mapping):
-        yield from _object(value, each, root, where)
+        yield from _object(value, each, root, path)
 
 
 def _within(value: float, each: Schema) -> bool:
@@ -204,15 +204,15 @@ def _well_formed(value: str, each: Schema) -> bool:
     return True
 
 
-def _object(value: Mapping[str, Any], each: Schema, root: Schema, where: str) -> Iterator[tuple[str, str]]:
+def _object(value: Mapping[str, Any], each: Schema, root: Schema, path: str) -> Iterator[tuple[str, str]]:
     known: Mapping[str, Schema] = each.get("properties", {})
     for name in _missing(value, each):
-        yield f"{where}.{name}", f"{expected(known.get(name, {}), root)}, which is required"
+        yield f"{path}.{name}", f"{expected(known.get(name, {}), root)}, which is required"
     for name, inner in value.items():
         if name in known:
-            yield from faults(inner, known[name], root, f"{where}.{name}")
+            yield from faults(inner, known[name], root, f"{path}.{name}")
         elif each.get("additionalProperties") is False:
-            yield f"{where}.{name}", f"one of {', '.join(known)}"
+            yield f"{path}.{name}", f"one of {', '.join(known)}"
 
 
 def _missing(value: Mapping[str, Any], each: Schema) -> Sequence[str]:

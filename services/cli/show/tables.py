@@ -1,4 +1,4 @@
-"""Tables: which columns there are, which there is room for, which are left out, and that this is said."""
+"""Draws tables: chooses the columns that fit, and names on stderr the ones omitted out."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from services.cli.show import cells, schema
 from services.cli.show.console import WIDE, err, out
 
 _GAP = 2  # cells between two columns
-_LONG = 32  # cells up to which a column is shown whole or not at all
-_SOUGHT = ("id", "name", "status", "replicas", "progress", "error")  # what people look for first
+_LONG = 32  # cells; a column up to this width is shown in full or not at all
+_SOUGHT = ("id", "name", "status", "replicas", "progress", "error")  # kept longest when the terminal is narrow
 _OF_EVENTS = ("recorded_at", "type", "data")
-_PART = 20  # cells that one with longer texts, which wrap, gets at least
+_PART = 20  # cells; minimum width of a column that wraps
 
 
 def answer(data: Any, columns: Sequence[str] = ()) -> None:
-    """Write what a unit has answered; all of it, and then ValidationFailed, when a column is not there."""
+    """Write an answer as tables; for an unknown column, write all of it and raise ValidationFailed."""
     if not isinstance(data, Mapping):
         out.print(data)
         return
@@ -30,7 +30,7 @@ def answer(data: Any, columns: Sequence[str] = ()) -> None:
         try:
             chosen = _chosen(data, columns)
         except ValidationFailed:
-            answer(data)  # it may be the only time that it is told: the secret of a new key
+            answer(data)  # it may hold what is shown only once, such as a new key
             raise
         rows(chosen, columns)
         return
@@ -39,7 +39,7 @@ def answer(data: Any, columns: Sequence[str] = ()) -> None:
     if len(lists) == 1 and set(scalars) <= {"total"}:
         rows(lists[0][1])
         if scalars:
-            out.print(f"[dim]{scalars['total']} in all[/]")
+            out.print(f"[dim]{scalars['total']} in total[/]")
         return
     table = Table(show_header=False, box=None, pad_edge=False)
     nested: list[tuple[str, list[Any]]] = []
@@ -55,9 +55,9 @@ def answer(data: Any, columns: Sequence[str] = ()) -> None:
 
 
 def rows(items: Sequence[Any], columns: Sequence[str] = ()) -> None:
-    """Write a table of dicts, or a line for each of anything else.
+    """Write a table of dicts, or one line for each other item.
 
-    Without columns, all that something stands in, as far as the terminal is wide; those left out are named on stderr.
+    Without `columns`: every column that has a value, as far as the terminal is wide; stderr names the ones omitted out.
     """
     if not items:
         out.print("[dim]none[/]")
@@ -79,18 +79,18 @@ def rows(items: Sequence[Any], columns: Sequence[str] = ()) -> None:
     if WIDE:
         out.width = max(out.width, sum(widths[name] + _GAP for name in shown))
     out.print(table)
-    if left := [name for name in names if name not in shown]:
+    if omitted := [name for name in names if name not in shown]:
         err.print(
-            f"[dim]no room for {', '.join(left)}; --columns {','.join(shown[:1] + left[:2])} chooses[/]",
+            f"[dim]omitted: {', '.join(omitted)}; select columns: --columns {','.join(shown[:1] + omitted[:2])}[/]",
             highlight=False,
         )
 
 
 def fitting(widths: Mapping[str, int], room: int, sought: Sequence[str] = _SOUGHT) -> list[str]:
-    """Return the columns, in their order, that there is room for, those sought before others; long texts wrap."""
-    wanted = sorted(widths, key=lambda name: sought.index(name) if name in sought else len(sought))
+    """Return the columns that fit into `room` cells; columns in `sought` are kept first, long texts wrap."""
+    ranked = sorted(widths, key=lambda name: sought.index(name) if name in sought else len(sought))
     shown: list[str] = []
-    for name in wanted:
+    for name in ranked:
         room -= _needed(widths[name]) + _GAP
         if room + _GAP < 0 and len(shown) >= 2:
             break
@@ -103,10 +103,10 @@ def _needed(width: int) -> int:
 
 
 def _in_use(items: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the columns that something stands in; those whose values are made of parts come last."""
+    """Return the columns with a value; columns of objects and lists come last."""
     names = list(dict.fromkeys(name for item in items for name in item))
     values = {name: [item.get(name) for item in items] for name in names}
-    if _are_events(items):  # whose data says more than their envelopes
+    if _are_events(items):  # the data of an event matters more than its envelope
         return [*_OF_EVENTS, *(name for name in names if name not in _OF_EVENTS)]
     used = [name for name in names if any(value not in (None, "", [], {}) for value in values[name])] or names
     return sorted(used, key=lambda name: any(isinstance(value, Mapping | list) for value in values[name]))
@@ -121,18 +121,18 @@ def _width(text: str) -> int:
 
 
 def check(columns: Sequence[str], answers: schema.Schema) -> None:
-    """Raise ValidationFailed for columns that no answer of this schema has; what it leaves open is for later to see."""
+    """Raise ValidationFailed for columns that no answer of this schema can have; open schemas pass."""
     known: dict[str, None] = {}
-    for there in _foreseen(answers):
-        if there is None or all(name in there or name.partition(".")[0] in there for name in columns):
+    for fields in _field_sets(answers):
+        if fields is None or all(name in fields or name.partition(".")[0] in fields for name in columns):
             return
-        known |= dict.fromkeys(there)
+        known |= dict.fromkeys(fields)
     if columns:
         raise _refusal(columns, known)
 
 
-def _foreseen(answers: schema.Schema) -> Iterator[schema.Schema | None]:
-    """Yield the fields of each table that answers of a schema hold, and of themselves; None for fields left open."""
+def _field_sets(answers: schema.Schema) -> Iterator[schema.Schema | None]:
+    """Yield the fields of each list of objects in the schema and of the answer itself; None if the schema is open."""
     for each in schema.alternatives(answers, answers):
         known = each.get("properties", {})
         for found in known.values():
@@ -147,26 +147,29 @@ def _fields(found: schema.Schema) -> schema.Schema | None:
 
 
 def _chosen(data: Mapping[str, Any], columns: Sequence[str]) -> list[Mapping[str, Any]]:
-    """Return the rows that have these columns: a list in the answer, or the answer itself. Raises ValidationFailed."""
+    """Return the rows that have these columns: a list in the answer, or the answer itself.
+
+    Raises ValidationFailed if no row has them.
+    """
     known: dict[str, None] = {}
     for items in _tables(data):
-        there = dict.fromkeys(name for item in items for name in item)
-        if all(name in there or name.partition(".")[0] in there for name in columns):
+        fields = dict.fromkeys(name for item in items for name in item)
+        if all(name in fields or name.partition(".")[0] in fields for name in columns):
             return items
-        known |= there
+        known |= fields
     if [] in data.values():
-        return []  # of what there would be in it nothing is known
+        return []  # an empty list says nothing about its columns
     raise _refusal(columns, known)
 
 
 def _refusal(columns: Sequence[str], known: Collection[str]) -> ValidationFailed:
-    told = ", ".join(known)
-    strange = [name for name in columns if name.partition(".")[0] not in known]
-    near = [match for name in strange for match in nearest(name, known)[:1]]
-    hint = f" Did you mean {', '.join(near)}?" if near else ""
+    available = ", ".join(known)
+    missing = [name for name in columns if name.partition(".")[0] not in known]
+    suggestions = [match for name in missing for match in nearest(name, known)[:1]]
+    hint = f" Did you mean {', '.join(suggestions)}?" if suggestions else ""
     return ValidationFailed(
-        f"--columns: no {', '.join(strange or columns)} among {told}.{hint}",
-        fields=[{"field": "--columns", "expected": told}],
+        f"--columns: no {', '.join(missing or columns)} among {available}.{hint}",
+        fields=[{"field": "--columns", "expected": available}],
     )
 
 

@@ -1,7 +1,7 @@
-"""The parent of `aima up`: forks every process, launches again what dies, and ends all of them in order.
+"""The parent process of `aima up`: forks every child, restarts children that die, and stops all in order.
 
-It has one thread and no event loop, because it forks again whenever a child has died, and a fork copies only the thread
-that calls it. So `on_change` must start no thread either (rich: `Live(auto_refresh=False)`).
+It has one thread and no event loop: it forks again whenever a child dies, and a fork copies only the calling thread. So
+`on_change` must not start a thread either (rich: `Live(auto_refresh=False)`).
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ from services.cli.supervisor.child import SIGNALS, ChildProcess, Run
 from services.cli.supervisor.folder_lock import FolderLock
 from services.cli.supervisor.restarts import ProcessState, SupervisedProcess
 
-DRAIN = 30.0  # seconds that the children have for the requests under way
-BUS_STOP = 5.0  # seconds that nats-server has to close its files
+DRAIN = 30.0  # seconds for children to finish running requests
+BUS_STOP = 5.0  # seconds for nats-server to close its files
 FINAL = (os.EX_CONFIG, os.EX_TEMPFAIL)  # a bad configuration; a log that another process holds
-POLL = 0.05  # seconds between looks at a nats-server that starts: it has no pipe to tell us through
-IDLE = 1.0  # seconds after which it looks around even when nothing has called it
+POLL = 0.05  # seconds between polls of a starting nats-server, which reports through no pipe
+IDLE = 1.0  # seconds between polls without any event
 
 
 class Supervisor:
-    """Keeps the processes of one data folder alive until it is told to stop. Runs once."""
+    """Keeps the processes of one data folder running until it is stopped. Runs once."""
 
     def __init__(
         self,
-        claim: FolderLock,
+        lock: FolderLock,
         nats: NatsServer | str,
         children: Mapping[str, Run],
         on_change: Callable[[Sequence[ProcessState]], None] = lambda _: None,
         drain: float = DRAIN,
     ) -> None:
-        """Take a nats-server that answers (it becomes ours to restart and to stop) or the address of a foreign one.
+        """`nats` is a serving nats-server to supervise, or the address of one that is not ours.
 
-        `on_change` is called with the state of every process, in order, whenever one of them changes.
+        `on_change` receives the states of all processes, in order, whenever one changes.
         """
-        self._claim, self._runs, self._on_change, self._drain = claim, children, on_change, drain
+        self._lock, self._runs, self._on_change, self._drain = lock, children, on_change, drain
         self._bus = SupervisedProcess(nats) if isinstance(nats, NatsServer) else None
         self._url = nats.url if isinstance(nats, NatsServer) else nats
         self._children: list[ChildProcess] = []
-        self._watched: list[SupervisedProcess] = []
+        self._processes: list[SupervisedProcess] = []
         self._phase: Literal["serving", "draining", "ending", "over"] = "serving"
         self._deadline = float("inf")
         self._code = 0
@@ -57,15 +57,15 @@ class Supervisor:
     def run(self) -> int:
         """Serve until SIGINT, SIGTERM, SIGHUP or `stop`; return the exit code.
 
-        0 after a drain; 75 or 78 when a child said with it that it will never run.
+        0 after a drain; 75 or 78 if a child exited with it because it cannot run.
         """
         if threading.active_count() > 1:
-            raise RuntimeError("the supervisor forks, so nothing may have started a thread before")
+            raise RuntimeError("the supervisor forks: no thread may run before")
         self._open()
         try:
             self._loop()
         except BaseException:
-            self._on_change = lambda _: None  # what broke is the view or the disk; the processes still end in order
+            self._on_change = lambda _: None  # the view or the disk failed; still stop the processes in order
             self.stop()
             self._loop()
             raise
@@ -74,10 +74,10 @@ class Supervisor:
         return self._code
 
     def stop(self) -> None:
-        """Begin to drain, as SIGTERM does; nothing happens when it has begun. For `on_change` to call."""
+        """Start to drain, as SIGTERM does. Idempotent; `on_change` may call it."""
         if self._phase == "serving":
             self._phase, self._deadline = "draining", time.monotonic() + self._drain
-            for child in self._watched:
+            for child in self._processes:
                 child.stop(signal.SIGTERM)
 
     def _open(self) -> None:
@@ -85,18 +85,18 @@ class Supervisor:
         self._wake, self._wake_in = os.pipe()
         for end in (self._wake, self._wake_in):
             os.set_blocking(end, False)
-        # A handler must exist for the wake-up byte to be written; what is ignored (nohup) stays so.
-        heard = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
-        self._handlers = {number: signal.signal(number, lambda *_: None) for number in heard}
+        # The wake-up byte is written only for signals with a handler; signals ignored by nohup stay ignored.
+        handled = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
+        self._handlers = {number: signal.signal(number, lambda *_: None) for number in handled}
         self._wake_before = signal.set_wakeup_fd(self._wake_in, warn_on_full_buffer=False)
         now = time.monotonic()
         if self._bus:
             self._bus.launched(now)
         for name, run in self._runs.items():
-            log = self._claim.data / name / "process.log"
+            log = self._lock.data / name / "process.log"
             self._children.append(ChildProcess(name, run, log, self._lifeline, self._private))
-            self._watched.append(SupervisedProcess(self._children[-1], self._children[-1].last_words))
-        for child in self._watched:
+            self._processes.append(SupervisedProcess(self._children[-1], self._children[-1].last_words))
+        for child in self._processes:
             child.launch(now)
 
     def _close(self) -> None:
@@ -105,7 +105,7 @@ class Supervisor:
             signal.signal(number, handler)
         for end in (self._lifeline, self._held_end, self._wake, self._wake_in):
             os.close(end)
-        self._claim.withdraw()
+        self._lock.withdraw()
 
     def _private(self) -> list[int]:
         return [self._held_end, self._wake, self._wake_in, *self._ready_pipes()]
@@ -114,30 +114,30 @@ class Supervisor:
         return [child.ready_fd for child in self._children if child.ready_fd is not None]
 
     def _all(self) -> list[SupervisedProcess]:
-        return [self._bus, *self._watched] if self._bus else self._watched
+        return [self._bus, *self._processes] if self._bus else self._processes
 
     def _loop(self) -> None:
         while True:
             now = time.monotonic()
-            for watched in self._all():
-                watched.step(now)
+            for process in self._all():
+                process.step(now)
             self._advance(now)
             self._report()
             if self._phase == "over":
                 return
-            self._listen(now)
+            self._wait(now)
 
     def _advance(self, now: float) -> None:
-        """Go on to the next phase when its time has come."""
+        """Enter the next phase when it is due."""
         match self._phase:
             case "serving":
-                for child, watched in zip(self._children, self._watched, strict=True):
-                    if watched.exit_code in FINAL:
-                        self._give_up(child, watched.exit_code)
+                for child, process in zip(self._children, self._processes, strict=True):
+                    if process.exit_code in FINAL:
+                        self._give_up(child, process.exit_code)
             case "draining":
                 if now >= self._deadline:
                     self._kill()
-                if all(child.state == "stopped" for child in self._watched):
+                if all(child.state == "stopped" for child in self._processes):
                     self._phase, self._deadline = "ending", now + BUS_STOP
                     if self._bus:
                         self._bus.stop(signal.SIGTERM)
@@ -156,26 +156,26 @@ class Supervisor:
         self.stop()
 
     def _kill(self) -> None:
-        self._deadline = time.monotonic() + IDLE  # once more, should it not have helped
-        for child in self._watched:
+        self._deadline = time.monotonic() + IDLE  # repeat if it did not help
+        for child in self._processes:
             child.stop(signal.SIGKILL)
 
     def _report(self) -> None:
-        seen = [watched.seen() for watched in self._all()]
-        pids = {state.name: state.pid for state in seen if state.pid is not None}
+        states = [process.snapshot() for process in self._all()]
+        pids = {state.name: state.pid for state in states if state.pid is not None}
         if self._phase == "serving" and pids != self._published:
-            # A full disk later on is no reason to stop what runs.
+            # A disk that fills up later must not stop running processes.
             with suppress(*([OSError] if self._published else [])):
-                self._claim.publish(self._url, pids)
+                self._lock.publish(self._url, pids)
             self._published = pids
-        if seen != self._reported:
-            self._reported = seen
-            self._on_change(seen)
+        if states != self._reported:
+            self._reported = states
+            self._on_change(states)
 
-    def _listen(self, now: float) -> None:
-        """Wait until there is something to do, and take what the signals said."""
+    def _wait(self, now: float) -> None:
+        """Wait for an event, a deadline or a signal, and handle signals."""
         until = [self._deadline, now + IDLE]
-        until += [watched.retry_at for watched in self._all() if watched.state == "restarting" and watched.retry_at]
+        until += [process.retry_at for process in self._all() if process.state == "restarting" and process.retry_at]
         if self._bus and self._bus.state == "starting":
             until.append(now + POLL)
         poll = select.poll()
@@ -183,12 +183,12 @@ class Supervisor:
             poll.register(descriptor, select.POLLIN)
         poll.poll(max(0.0, min(until) - now) * 1000)
         with suppress(BlockingIOError):
-            self._heed(set(os.read(self._wake, 4096)))
+            self._handle(set(os.read(self._wake, 4096)))
 
-    def _heed(self, signals: set[int]) -> None:
+    def _handle(self, signals: set[int]) -> None:
         if not signals & {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}:
             return
         if self._phase == "serving":
             self.stop()
-        elif signals & {signal.SIGINT, signal.SIGTERM}:  # a terminal that closes sends SIGHUP more than once
+        elif signals & {signal.SIGINT, signal.SIGTERM}:  # a closing terminal sends SIGHUP more than once
             self._deadline = 0.0

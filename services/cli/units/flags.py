@@ -1,6 +1,6 @@
-"""The flags of a unit, made from its schema, and the input that they spell. Pure.
+"""Turns a unit's schema into flags, and typed flags into the unit's input. Pure.
 
-By the kind of a field:
+The form depends on the type of the field:
 
     --replicas 2                    a number, a text, one of several values
     --wait / --no-wait              a boolean
@@ -23,7 +23,7 @@ from aima_core.errors import ValidationFailed
 from aima_core.text_input import typed
 from services.cli.show import schema
 
-RESERVED = frozenset({"--url", "--api-key", "--help"})  # what these mean is known before the unit is
+RESERVED = frozenset({"--url", "--api-key", "--help"})  # parsed before the unit is known
 Kind = Literal["value", "switch", "list", "object"]
 
 _DOTTED = re.compile(r"(--[A-Za-z0-9_-]+)\.([^=]+)(?:=(.*))?", re.DOTALL)
@@ -31,7 +31,7 @@ _DOTTED = re.compile(r"(--[A-Za-z0-9_-]+)\.([^=]+)(?:=(.*))?", re.DOTALL)
 
 @dataclass(frozen=True)
 class Flag:
-    """One field of a unit as it is typed. `found` is its schema, `root` that of the whole input."""
+    """A field of a unit as a flag. `found` is the field's schema, `root` that of the whole input."""
 
     field: str
     name: str
@@ -42,35 +42,34 @@ class Flag:
 
     @property
     def takes(self) -> str:
-        """What is typed behind the flag, in few signs."""
+        """The accepted values in short, such as `integer 1..100`."""
         each = schema.items(self.found, self.root) if self.kind == "list" else self.found
         return schema.short(each or self.found, self.root)
 
     @property
     def description(self) -> str:
-        """What the field means."""
         return str(self.found.get("description", "")).rstrip()
 
     @property
     def default(self) -> str:
-        """What the unit takes when the flag is left out, where it is worth saying."""
+        """The default as text; empty if there is none."""
         default = self.found.get("default")
         return "" if default in (None, "", [], {}) else _text(default)
 
 
 def flags_of(unit: UnitInfo) -> list[Flag]:
-    """Return a flag for each field of a unit, those that it needs first."""
+    """Return a flag for each field of a unit, required ones first."""
     required = unit.input.get("required", ())
     found = [
         Flag(field, _name(field), _kind(each, unit.input), field in required, each, unit.input)
         for field, told in unit.input.get("properties", {}).items()
-        for each in (told if isinstance(told, Mapping) else {},)  # `true` is a schema, too
+        for each in (told if isinstance(told, Mapping) else {},)  # `true` is a valid schema
     ]
     return sorted(found, key=lambda flag: not flag.required)
 
 
 def inner(flag: Flag) -> list[Flag]:
-    """Return the dotted flags that reach into an object, as far as its fields are known. `undotted` reads them."""
+    """Return the dotted flags for the declared fields of an object; `undotted` parses them."""
     if flag.kind != "object":
         return []
     known = schema.properties(flag.found, flag.root)
@@ -81,7 +80,7 @@ def inner(flag: Flag) -> list[Flag]:
 
 
 def undotted(words: Sequence[str], flags: Iterable[Flag]) -> list[str]:
-    """Return the words with `--config.slots 2` as `--config slots=2`; a value that has not been typed yet is left."""
+    """Rewrite `--config.slots 2` to `--config slots=2`; leave a dotted flag without a value as it is."""
     objects = {flag.name: flag for flag in flags if flag.kind == "object"}
     told: list[str] = []
     rest = iter(words)
@@ -99,7 +98,7 @@ def undotted(words: Sequence[str], flags: Iterable[Flag]) -> list[str]:
 
 
 def read(flags: Iterable[Flag], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the input that was typed, by field; raise ValidationFailed that names each flag that is not right."""
+    """Return the unit's input; raise ValidationFailed that names every invalid flag."""
     data: dict[str, Any] = {}
     wrong: list[tuple[Flag, str, str]] = []
     for flag in flags:
@@ -121,7 +120,7 @@ def read(flags: Iterable[Flag], given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def named(error: ValidationFailed, flags: Iterable[Flag]) -> ValidationFailed:
-    """Return a unit's refusal of its input for who has typed flags: with their names in place of the fields'."""
+    """Return a unit's ValidationFailed with the names of flags in place of field names."""
     names = {flag.field: flag.name for flag in flags}
     typed: dict[str, str] = {}
     for fault in error.details.get("fields", ()):
@@ -133,22 +132,24 @@ def named(error: ValidationFailed, flags: Iterable[Flag]) -> ValidationFailed:
         return error
     fields = [{**each, "field": typed[each["field"]]} for each in error.details["fields"] if each.get("field") in typed]
     told = "; ".join(f"{fault['field']}: {fault['expected']}" for fault in fields)
-    if error.message.startswith(tuple(f"{field}: " for field in typed)):  # it says more than what was expected
+    if error.message.startswith(
+        tuple(f"{field}: " for field in typed)
+    ):  # keep a message with more detail than the fields
         each = "|".join(map(re.escape, typed))
         told = re.sub(rf"(^|; )({each})(?=: )", lambda match: match[1] + typed[match[2]], error.message)
     return ValidationFailed(told, **{**error.details, "fields": fields})
 
 
 def _refusal(wrong: Sequence[tuple[Flag, str, str]], given: Mapping[str, Any]) -> ValidationFailed:
-    told = [_told(flag, where, expected, given.get(flag.field)) for flag, where, expected in wrong]
+    messages = [_message(flag, where, expected, given.get(flag.field)) for flag, where, expected in wrong]
     fields = [{"field": where, "expected": expected} for _, where, expected in wrong]
-    return ValidationFailed("; ".join(told), fields=fields)
+    return ValidationFailed("; ".join(messages), fields=fields)
 
 
-def _told(flag: Flag, where: str, expected: str, value: Any) -> str:
+def _message(flag: Flag, where: str, expected: str, value: Any) -> str:
     if expected == "required":
         return f"{flag.name} is required: {flag.description or flag.takes}".rstrip(".")
-    # a text may be a secret, or long
+    # do not repeat text: it may be secret or long
     free = "string" in schema.types(flag.found, flag.root) and not schema.choices(flag.found, flag.root)
     got = "" if free or where != flag.field or not isinstance(value, str) else f", not {value}"
     return f"{flag.name}{where[len(flag.field) :]}: expected {expected}{got}"
@@ -175,7 +176,7 @@ def _value(flag: Flag, text: str) -> Any:
 def _list(flag: Flag, texts: Sequence[str]) -> Any:
     each = schema.items(flag.found, flag.root)
     if len(texts) == 1 and not texts[0].startswith("[") and "string" in schema.types(flag.found, flag.root):
-        return texts[0]  # a text, or a list of such
+        return texts[0]  # the field accepts a single text as well
     told: list[Any] = []
     for text in texts:
         told += _json(text, list) if text.startswith("[") else [typed(text, each, flag.root)]
@@ -196,19 +197,19 @@ def _object(flag: Flag, texts: Sequence[str]) -> dict[str, Any]:
 
 
 def _path(flag: Flag, dotted: str) -> str:
-    """Return the way into an object, where its own fields may be typed with dashes."""
+    """Return the path into an object; its own fields may be typed with dashes."""
     first, dot, rest = dotted.partition(".")
     known = {key.replace("_", "-"): key for key in schema.properties(flag.found, flag.root)}
     return known.get(first.replace("_", "-"), first) + dot + rest
 
 
 def _put(told: dict[str, Any], path: Sequence[str], text: str, flag: Flag) -> None:
-    """Set what a dotted path leads to, typed as the object's own schema says, if it says so much."""
+    """Set the value at a dotted path, typed by the object's schema where it declares the field."""
     found = flag.found
     for part in path[:-1]:
         told = told.setdefault(part, {})
         if not isinstance(told, dict):
-            raise ValueError(f"{part} to be an object; it is a value already")
+            raise ValueError(f"{part} to be an object; it already has a value")
         found = schema.properties(found, flag.root).get(part, {})
     told[path[-1]] = typed(text, schema.properties(found, flag.root).get(path[-1], {}), flag.root)
 

@@ -1,6 +1,6 @@
-"""`aima` itself: its own commands, and behind them a command for each domain that is on the bus.
+"""The command groups: `aima` with its built-in commands, and one group for each domain on the bus.
 
-The bus is asked only for what is not a command of our own, and for `aima --help`.
+The bus is queried only for words that are not built-in commands, and for `aima --help`.
 """
 
 from __future__ import annotations
@@ -26,60 +26,59 @@ from services.cli.door.opening import open_door
 from services.cli.units import unit_command
 from services.gateway.rest.routes import ident_of
 
-_BRIEFLY = 0.3  # seconds that the bus gets to answer where its answer is not what was asked for
-_ASKED = 5.0  # seconds that a gateway gets to refuse
+_BRIEF = 0.3  # seconds to wait for the bus where help works without it
+_REFUSAL_TIMEOUT = 5.0  # seconds for a gateway to say why a unit is not available
 _PANEL = "Domains on the bus"
 
 
 class DomainGroup(TyperGroup):
-    """A domain: a command for each of its units, made when it is asked for."""
+    """A domain: a command for each of its units, built on demand."""
 
     info: DomainInfo
-    reach: DoorAddress
+    address: DoorAddress
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 (typer's signature)
-        """Return the actions."""
         return sorted(unit.action.replace("_", "-") for unit in self.info.units.values())
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Return the command of an action; dashes and underscores are the same."""
+        """Return the command of an action; dashes and underscores are interchangeable."""
         name = f"{self.info.name}.{cmd_name.replace('-', '_')}"
         unit = self.info.units.get(name)
         if unit is None:
-            if self.reach.url and not ctx.resilient_parsing:
-                _say_why(self.reach, name)
+            if self.address.url and not ctx.resilient_parsing:
+                _raise_refusal(self.address, name)
             return refuse(ctx, cmd_name, self.list_commands(ctx))
-        return unit_command.command(unit, ident_of(self.info.name, self.info.units), self.reach)
+        return unit_command.command(unit, ident_of(self.info.name, self.info.units), self.address)
 
 
 class Aima(TyperGroup):
-    """The root of all commands."""
+    """The root group."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Return our own commands, and the domains if the bus answers soon."""
+        """Return the built-in commands, and the domains if the bus answers quickly."""
         own = super().list_commands(ctx)
         with contextlib.suppress(AimaError):
-            found = ctx.meta[_PANEL] = _look(replace(_reach(ctx), wait=_BRIEFLY))
+            found = ctx.meta[_PANEL] = _fetch(replace(_address(ctx), wait=_BRIEF))
             return own + [name.replace("_", "-") for name in found if name not in own]
         return own
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Return the command that the words name; what else they say is in the context no more, and names the door."""
+        """Resolve the command; keep all words in the context, because they may name the door (`_address`)."""
         ctx.args = args
         return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Return a command of our own, or a domain's."""
+        """Return a built-in command, or the group of a domain."""
         if own := super().get_command(ctx, cmd_name):
             return own
-        reach, name = _reach(ctx), cmd_name.replace("-", "_")
+        address, name = _address(ctx), cmd_name.replace("-", "_")
         if ctx.resilient_parsing:
-            return domain_group(_quietly(ctx, reach, name), reach)
+            return domain_group(_for_completion(ctx, address, name), address)
         known = super().list_commands(ctx)
         try:
-            if info := _known(ctx, reach, name):
-                return domain_group(info, reach)
-            known += _look(reach)
+            if info := _known(ctx, address, name):
+                return domain_group(info, address)
+            known += _fetch(address)
         except AimaError:
             if name in domains.names():
                 raise
@@ -88,13 +87,13 @@ class Aima(TyperGroup):
         return refuse(ctx, cmd_name, [*known, *domains.names()])
 
 
-def domain_group(info: DomainInfo, reach: DoorAddress) -> DomainGroup:
-    """Return the command of a domain."""
-    beyond = f"\n\nThe key reaches none of its units; that needs a scope such as {info.name}:low."
+def domain_group(info: DomainInfo, address: DoorAddress) -> DomainGroup:
+    """Return the command group of a domain."""
+    beyond = f"\n\nThe API key may call none of its units; it needs a scope such as {info.name}:low."
     app = typer.Typer(
         name=info.name.replace("_", "-"),
         cls=DomainGroup,
-        help=escape(info.about) + (beyond if reach.url and reach.api_key and not info.units else ""),
+        help=escape(info.about) + (beyond if address.url and address.api_key and not info.units else ""),
         add_completion=False,
         invoke_without_command=True,
         rich_markup_mode="rich",
@@ -105,16 +104,16 @@ def domain_group(info: DomainInfo, reach: DoorAddress) -> DomainGroup:
     app.callback()(_actions)
     group = typer.main.get_group(app)
     assert isinstance(group, DomainGroup)
-    group.info, group.reach, group.rich_help_panel = info, reach, _PANEL
+    group.info, group.address, group.rich_help_panel = info, address, _PANEL
     return group
 
 
 def refuse(ctx: Any, name: str, known: Iterable[str]) -> None:
-    """Fail with the nearest names that there are; a shell that completes has no use for them."""
+    """Fail with suggestions; do nothing during shell completion."""
     if ctx.resilient_parsing or name.startswith("-"):
         return
-    near = nearest(name.replace("_", "-"), dict.fromkeys(known))
-    hint = f" Did you mean {' or '.join(repr(each) for each in near)}?" if near else ""
+    suggestions = nearest(name.replace("_", "-"), dict.fromkeys(known))
+    hint = f" Did you mean {' or '.join(repr(each) for each in suggestions)}?" if suggestions else ""
     ctx.fail(f"No such command {name!r}.{hint}")
 
 
@@ -123,41 +122,41 @@ def _actions(ctx: typer.Context) -> None:
         typer.echo(ctx.get_help())
 
 
-def _known(ctx: Any, reach: DoorAddress, name: str) -> DomainInfo | None:
-    """Return a domain; what `--help` has just listed is not asked for again."""
+def _known(ctx: Any, address: DoorAddress, name: str) -> DomainInfo | None:
+    """Return a domain; reuse the listing that `--help` has just fetched."""
     listed: Mapping[str, DomainInfo] = ctx.meta.get(_PANEL, {})
-    return listed.get(name) or _look(reach, name).get(name)
+    return listed.get(name) or _fetch(address, name).get(name)
 
 
-def _say_why(reach: DoorAddress, name: str) -> None:
-    """Raise the refusal of a unit that a key does not reach: a gateway does not list it, and says why when asked."""
+def _raise_refusal(address: DoorAddress, name: str) -> None:
+    """Raise the gateway's refusal of a unit that it does not list for this key; a dry run changes nothing."""
 
     async def ask() -> None:
-        async with open_door(reach) as door:
-            await door.ask(name, {}, timeout=_ASKED, headers={calls.DRY_RUN: "true"})
+        async with open_door(address) as door:
+            await door.ask(name, {}, timeout=_REFUSAL_TIMEOUT, headers={calls.DRY_RUN: "true"})
 
-    with contextlib.suppress(NotFound, InvalidRequest):  # who may is looked at before the input is
+    with contextlib.suppress(NotFound, InvalidRequest):  # rights are checked before the input
         asyncio.run(ask())
 
 
-def _quietly(ctx: Any, reach: DoorAddress, name: str) -> DomainInfo:
-    """Return a domain for a shell that completes; one without units when nobody tells of it soon."""
+def _for_completion(ctx: Any, address: DoorAddress, name: str) -> DomainInfo:
+    """Return a domain for shell completion; without units if the bus does not answer quickly."""
     with contextlib.suppress(AimaError):
-        if info := _known(ctx, replace(reach, wait=_BRIEFLY), name):
+        if info := _known(ctx, replace(address, wait=_BRIEF), name):
             return info
     return DomainInfo(id="", name=name, version="", about="", node="", units={}, resources=[])
 
 
-def _look(reach: DoorAddress, name: str = "") -> Mapping[str, DomainInfo]:
-    async def look() -> Mapping[str, DomainInfo]:
-        async with open_door(reach) as door:
+def _fetch(address: DoorAddress, name: str = "") -> Mapping[str, DomainInfo]:
+    async def fetch() -> Mapping[str, DomainInfo]:
+        async with open_door(address) as door:
             return await door.domains(name)
 
-    return asyncio.run(look())
+    return asyncio.run(fetch())
 
 
-def _reach(ctx: Any) -> DoorAddress:
-    """Return the door that the command line names, wherever in it: the commands behind it are there to be made."""
+def _address(ctx: Any) -> DoorAddress:
+    """Return the door named anywhere on the command line: the commands are built from what it serves."""
     given = {name: ctx.params.get(name) or "" for name in ("url", "api_key")}
     words: Sequence[str] = ctx.args
     for index, word in enumerate(words):

@@ -1,4 +1,4 @@
-"""Asking one unit from the command line: how it is asked, its progress, and what is said when somebody stops it."""
+"""Calls one unit from the command line: headers, progress, and the message after Ctrl-C."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from aima_core.text_input import build
 from services.cli.door.door import Door
 from services.cli.show.console import err
 
-_LONGEST = 86_400.0  # seconds; what the bus takes as a deadline
-_SILENT = 1.0  # seconds until a person is told that something is under way
+_LONGEST = 86_400.0  # seconds; the longest deadline that the bus accepts
+_SILENT = 1.0  # seconds until a progress bar appears
 
 
 @dataclass(frozen=True)
 class CallOptions:
-    """How a unit is asked. `timeout` in seconds; None: as long as the unit itself may take."""
+    """Options of a call. `timeout` in seconds; None: the unit's own."""
 
     dry_run: bool = False
     key: str = ""
@@ -39,7 +39,6 @@ class CallOptions:
     quiet: bool = False
 
     def headers(self) -> dict[str, str]:
-        """Return what travels beside the input."""
         headers = {calls.REQUEST_ID: secrets.token_hex(8)}
         headers |= {calls.DRY_RUN: "true"} if self.dry_run else {}
         headers |= {calls.IDEMPOTENCY_KEY: self.key} if self.key else {}
@@ -47,26 +46,26 @@ class CallOptions:
         return headers | ({calls.PRINCIPAL: self.principal} if self.principal else {})
 
 
-async def answer(door: Door, unit: UnitInfo, data: Mapping[str, Any], manner: CallOptions) -> Any:
-    """Return what a unit answers; a person who stops it hears what that does not stop."""
-    timeout = manner.timeout or min(unit.patience(data), _LONGEST)
+async def answer(door: Door, unit: UnitInfo, data: Mapping[str, Any], options: CallOptions) -> Any:
+    """Return the answer's data; after Ctrl-C say that the command may continue in the background."""
+    timeout = options.timeout or min(unit.patience(data), _LONGEST)
     try:
-        found = await ask(door, unit.name, data, timeout=timeout, headers=manner.headers(), quiet=manner.quiet)
+        result = await ask(door, unit.name, data, timeout=timeout, headers=options.headers(), quiet=options.quiet)
     except asyncio.CancelledError:
-        if unit.kind == "command" and not manner.dry_run:
+        if unit.kind == "command" and not options.dry_run:
             err.print(
-                f"[dim]stopped waiting for {unit.name}; what it has begun may go on in the background: "
+                f"[dim]stopped waiting for {unit.name}; it may continue in the background: "
                 f"aima events --since 1m --type {unit.domain}[/]",
                 highlight=False,
             )
         raise
-    return found.data
+    return result.data
 
 
 async def ask(
     door: Door, unit: str, data: Mapping[str, Any], *, timeout: float, headers: Mapping[str, str], quiet: bool
 ) -> Answer:
-    """Return the answer; what takes long shows as a bar on stderr, with progress where parts tell some."""
+    """Return the answer; show a progress bar on stderr if it takes long."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -80,17 +79,17 @@ async def ask(
             async for part in parts:
                 if isinstance(part, Answer):
                     return part
-                news = part.get("data", part) if isinstance(part, dict) else {}
-                if isinstance(news, dict) and "progress" in news:
-                    what = news.get("message") or news.get("status") or news.get("phase") or ""
-                    told, done = f"{unit}: {what}", float(news["progress"])
-                    bar.update(task, description=told, completed=done, total=100, visible=True)
+                update = part.get("data", part) if isinstance(part, dict) else {}
+                if isinstance(update, dict) and "progress" in update:
+                    what = update.get("message") or update.get("status") or update.get("phase") or ""
+                    description, done = f"{unit}: {what}", float(update["progress"])
+                    bar.update(task, description=description, completed=done, total=100, visible=True)
     raise Timeout(f"{unit} did not answer", unit=unit)
 
 
 @contextlib.asynccontextmanager
 async def _later(show: Callable[[], None]) -> AsyncGenerator[None]:
-    """Show something, should the block take long."""
+    """Call `show` if the block takes longer than a second."""
     timer = asyncio.get_running_loop().call_later(_SILENT, show)
     try:
         yield
@@ -99,7 +98,7 @@ async def _later(show: Callable[[], None]) -> AsyncGenerator[None]:
 
 
 def read_input(words: Sequence[str], given: str | None, schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the input of a call: `--input` JSON, `@file` or `-` for standard input, then the key=value words."""
+    """Return the input of a call: JSON from `--input`, `@file` or `-` (stdin), then the key=value words."""
     files = [word for word in words if word.startswith("@")]
     text = sys.stdin.read() if given == "-" else given
     if files:
@@ -107,11 +106,11 @@ def read_input(words: Sequence[str], given: str | None, schema: Mapping[str, Any
         try:
             text = file.read_text()
         except (OSError, UnicodeDecodeError) as error:
-            raise ValidationFailed(f"{file}: cannot be read: {error}", file=str(file)) from error
+            raise ValidationFailed(f"cannot read {file}: {error}", file=str(file)) from error
     try:
         data = json.loads(text) if text is not None else {}
     except json.JSONDecodeError as error:
         raise InvalidRequest(f"the input is not JSON: {error}", reason="NOT_DECODABLE") from error
     if not isinstance(data, dict):
-        raise InvalidRequest("the input has to be a JSON object", reason="NOT_DECODABLE")
+        raise InvalidRequest("the input must be a JSON object", reason="NOT_DECODABLE")
     return {**data, **build([word for word in words if not word.startswith("@")], schema)}

@@ -1,7 +1,7 @@
 """A unit as a command: `aima service start svc-chat --timeout 600`, with a flag for each field of its input.
 
-Made anew each time from what the unit says of itself. Typer builds the command, from a function whose signature is
-written here; what is typed is checked by `flags.py`.
+Built from the unit's description on the bus. Typer builds the command from a function whose signature is assembled
+here; `flags.py` checks the typed values.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from aima_core.bus.directory import UnitInfo
 from aima_core.errors import InvalidRequest, ValidationFailed
 from services.cli.door.door import DoorAddress
 from services.cli.door.opening import open_door
-from services.cli.shared_options import listed
+from services.cli.shared_options import column_names
 from services.cli.show import tables
 from services.cli.show.console import Format, err
 from services.cli.show.output import document
@@ -29,24 +29,24 @@ from services.cli.units import completion, flags, unit_call
 from services.cli.units.flags import Flag
 from services.cli.units.unit_call import CallOptions
 
-_ASKING = "How it is asked"
+_PANEL = "Call options"
 _KIND = Parameter.KEYWORD_ONLY
 
-# name, type, default, the words that mean it, help; where a field of the unit has a word, that means the field
+# name, type, default, option words, help; a field of the unit takes precedence over an option word
 _SHARED: tuple[tuple[str, Any, Any, tuple[str, ...], str], ...] = (
-    ("output", Format, Format.TABLE, ("-o", "--output"), "table for people, json or yaml for programs."),
-    ("columns", str, "", ("--columns",), "Columns of the table, with commas between them."),
-    ("quiet", bool, False, ("-q", "--quiet"), "No progress."),
-    ("dry_run", bool, False, ("--dry-run",), "Show what would happen; nothing does."),
-    ("timeout", float | None, None, ("--timeout", "--deadline"), "Seconds; default: the unit's own."),
-    ("key", str, "", ("--key", "--idempotency-key"), "The same key acts once."),
+    ("output", Format, Format.TABLE, ("-o", "--output"), "table for people; json or yaml for programs."),
+    ("columns", str, "", ("--columns",), "Columns of the table, separated by commas."),
+    ("quiet", bool, False, ("-q", "--quiet"), "Do not show progress."),
+    ("dry_run", bool, False, ("--dry-run",), "Show what would be recorded; change nothing."),
+    ("timeout", float | None, None, ("--timeout", "--deadline"), "Deadline in seconds; default: the unit's own."),
+    ("key", str, "", ("--key", "--idempotency-key"), "Idempotency key: a repeat changes nothing."),
     ("expect", int | None, None, ("--expect", "--expected-version"), "Fail unless at this version."),
-    ("principal", str, "", ("--as", "--principal"), "Who asks; it stands in the events."),
-    ("yes", bool, False, ("-y", "--yes"), "Ask no questions: it is meant."),
-    ("url", str, "", ("--url",), "A gateway, http://host:9090; without it, the bus is asked."),
-    ("api_key", str, "", ("--api-key",), "Key for the gateway."),
+    ("principal", str, "", ("--as", "--principal"), "Principal to record in the events."),
+    ("yes", bool, False, ("-y", "--yes"), "Do not ask for confirmation."),
+    ("url", str, "", ("--url",), "Gateway to use, http://host:9090; default: the bus."),
+    ("api_key", str, "", ("--api-key",), "API key for the gateway."),
 )
-_HINTED = 6  # flags that a hint names
+_HINTED = 6  # flags named in a hint
 _LEAST = {"timeout": 0.1, "expect": 0}
 _DEFAULTS = {name: default for name, _, default, _, _ in _SHARED}
 
@@ -58,8 +58,8 @@ class UnitCommand(TyperCommand):
     ident: str = ""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Take `--config.slots 2` apart before the rest is read; refuse words that no flag stands before."""
-        ctx.allow_extra_args = True  # they are refused here, where it is known what may have been meant
+        """Expand `--config.slots 2`, parse the rest, and reject words without a flag."""
+        ctx.allow_extra_args = True  # rejected below, with a hint
         extra = super().parse_args(ctx, flags.undotted(args, self.fields))
         if extra and not ctx.resilient_parsing:
             given = typed(self.fields, self.ident, ctx.params)
@@ -67,8 +67,8 @@ class UnitCommand(TyperCommand):
         return extra
 
 
-def command(unit: UnitInfo, ident: str, reach: DoorAddress) -> UnitCommand:
-    """Return the command of a unit; `ident` is the field that may be typed first, without its flag."""
+def command(unit: UnitInfo, ident: str, address: DoorAddress) -> UnitCommand:
+    """Return the command of a unit; `ident` is the field that is the positional argument."""
     found = flags.flags_of(unit)
     app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
     app.command(
@@ -78,7 +78,7 @@ def command(unit: UnitInfo, ident: str, reach: DoorAddress) -> UnitCommand:
         short_help=escape(unit.summary),
         epilog=_epilog(unit, ident),
         context_settings={"token_normalize_func": _dashes},
-    )(_function(unit, found, ident, reach))
+    )(_function(unit, found, ident, address))
     made = typer.main.get_command(app)
     assert isinstance(made, UnitCommand)
     made.fields, made.ident = found, ident
@@ -86,7 +86,7 @@ def command(unit: UnitInfo, ident: str, reach: DoorAddress) -> UnitCommand:
 
 
 def example(unit: UnitInfo, given: Mapping[str, Any], ident: str) -> str:
-    """Return an example of the unit's input as it is typed."""
+    """Return an example input as a command line."""
     words = [f"aima {unit.domain} {unit.action.replace('_', '-')}"]
     words += [word(given[ident])] if ident in given else []
     for flag in flags.flags_of(unit):
@@ -95,12 +95,12 @@ def example(unit: UnitInfo, given: Mapping[str, Any], ident: str) -> str:
     return " ".join(words)
 
 
-def _function(unit: UnitInfo, found: Sequence[Flag], ident: str, reach: DoorAddress) -> Callable[..., None]:
-    """Return what the command runs: a function with a parameter for each flag, as typer reads commands."""
-    parameters = list(_parameters(unit, found, ident, reach))
+def _function(unit: UnitInfo, found: Sequence[Flag], ident: str, address: DoorAddress) -> Callable[..., None]:
+    """Return the function that typer runs, with one parameter for each flag."""
+    parameters = list(_parameters(unit, found, ident, address))
 
-    def run(**given: Any) -> None:  # typer calls with the names of the signature below
-        _run(unit, found, flags.read(found, typed(found, ident, given)), _DEFAULTS | given, reach)
+    def run(**given: Any) -> None:  # typer passes the parameters of the signature below
+        _run(unit, found, flags.read(found, typed(found, ident, given)), _DEFAULTS | given, address)
 
     run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {}
@@ -108,7 +108,7 @@ def _function(unit: UnitInfo, found: Sequence[Flag], ident: str, reach: DoorAddr
 
 
 def typed(found: Sequence[Flag], ident: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what was typed for each field, from the parameters of the command. Raises InvalidRequest."""
+    """Return the typed values by field; raise InvalidRequest if a field is given twice."""
     data = {flag.field: given[f"field{index}"] for index, flag in enumerate(found)}
     first = given.get("ident")
     if first is not None:
@@ -119,67 +119,67 @@ def typed(found: Sequence[Flag], ident: str, given: Mapping[str, Any]) -> dict[s
 
 
 def _run(
-    unit: UnitInfo, found: Sequence[Flag], data: Mapping[str, Any], given: Mapping[str, Any], near: DoorAddress
+    unit: UnitInfo, found: Sequence[Flag], data: Mapping[str, Any], given: Mapping[str, Any], default: DoorAddress
 ) -> None:
-    output, shown = given["output"], listed(given["columns"], given["output"])
-    if not given["dry_run"]:  # what is planned looks different
+    output, shown = given["output"], column_names(given["columns"], given["output"])
+    if not given["dry_run"]:  # a plan has columns of its own
         tables.check(shown, unit.output)
-    manner = CallOptions(
+    options = CallOptions(
         given["dry_run"], given["key"], given["expect"], given["timeout"], given["principal"], given["quiet"]
     )
-    if unit.risk == "high" and unit.kind == "command" and not (given["yes"] or manner.dry_run):
+    if unit.risk == "high" and unit.kind == "command" and not (given["yes"] or options.dry_run):
         confirm(unit, data)
-    reach = DoorAddress(given["url"] or near.url, given["api_key"] or near.api_key, near.config)
+    address = DoorAddress(given["url"] or default.url, given["api_key"] or default.api_key, default.config)
     try:
-        document(asyncio.run(_answer(unit, data, manner, reach)), output, shown)
+        document(asyncio.run(_answer(unit, data, options, address)), output, shown)
     except ValidationFailed as error:
         raise (flags.named(error, found) if output is Format.TABLE else error) from error
 
 
-async def _answer(unit: UnitInfo, data: Mapping[str, Any], manner: CallOptions, reach: DoorAddress) -> Any:
-    async with open_door(reach) as door:
-        return await unit_call.answer(door, unit, data, manner)
+async def _answer(unit: UnitInfo, data: Mapping[str, Any], options: CallOptions, address: DoorAddress) -> Any:
+    async with open_door(address) as door:
+        return await unit_call.answer(door, unit, data, options)
 
 
 def confirm(unit: UnitInfo, data: Mapping[str, Any]) -> None:
-    """Return when somebody says that it is meant; ends the program otherwise."""
+    """Ask for confirmation; exit with 1 if it is declined."""
     if not sys.stdin.isatty():
         raise InvalidRequest(
-            f"{unit.name} has high risk, and nobody is here to confirm it: --yes says that it is meant",
+            f"{unit.name} has high risk and stdin is not a terminal to confirm it; pass --yes",
             reason="NOT_CONFIRMED",
         )
     told = " ".join(f"{key}={word(value)}" for key, value in data.items())
     err.print(f"{unit.name} {escape(told)}: [bold red]high risk[/]. {escape(unit.summary)}", highlight=False)
-    if not typer.confirm("Go on?", err=True):
-        err.print("[dim]nothing was done[/]")
+    if not typer.confirm("Continue?", err=True):
+        err.print("[dim]nothing was changed[/]")
         raise typer.Exit(1)
 
 
-def _parameters(unit: UnitInfo, found: Sequence[Flag], ident: str, reach: DoorAddress) -> Iterator[Parameter]:
+def _parameters(unit: UnitInfo, found: Sequence[Flag], ident: str, address: DoorAddress) -> Iterator[Parameter]:
     for flag in found:
         if flag.field == ident:
             info = typer.Argument(
                 metavar=ident.upper(),
                 help=escape(f"{flag.description} Also {flag.name}."),
                 show_default=False,
-                autocompletion=completion.values(flag, unit.domain, reach),
+                autocompletion=completion.values(flag, unit.domain, address),
             )
             yield Parameter("ident", _KIND, default=None, annotation=Annotated[str | None, info])
     taken = set()
     for index, flag in enumerate(found):
-        yield Parameter(f"field{index}", _KIND, default=None, annotation=_option(unit, flag, ident, reach))
+        yield Parameter(f"field{index}", _KIND, default=None, annotation=_option(unit, flag, ident, address))
         for number, inner in enumerate(flags.inner(flag)):
-            yield Parameter(f"field{index}_{number}", _KIND, default=None, annotation=_option(unit, inner, "", reach))
+            yield Parameter(f"field{index}_{number}", _KIND, default=None, annotation=_option(unit, inner, "", address))
         taken |= {flag.name, f"--no-{flag.name[2:]}"} if flag.kind == "switch" else {flag.name}
     for name, kind, default, words, text in _SHARED:
         own = [word for word in words if word not in taken]
         if own:
             least = _LEAST.get(name)
-            option = typer.Option(*own, help=text, min=least, show_default=False, rich_help_panel=_ASKING)
+            option = typer.Option(*own, help=text, min=least, show_default=False, rich_help_panel=_PANEL)
             yield Parameter(name, _KIND, default=default, annotation=Annotated[kind, option])
 
 
-def _option(unit: UnitInfo, flag: Flag, ident: str, reach: DoorAddress) -> Any:
+def _option(unit: UnitInfo, flag: Flag, ident: str, address: DoorAddress) -> Any:
     switch = flag.kind == "switch"
     told = [escape(flag.description)]
     told += [f"[dim]\\[default: {escape(flag.default)}][/]"] if flag.default else []
@@ -189,7 +189,7 @@ def _option(unit: UnitInfo, flag: Flag, ident: str, reach: DoorAddress) -> Any:
         metavar=None if switch else flag.takes,
         help=" ".join(filter(None, told)),
         show_default=False,
-        autocompletion=completion.values(flag, unit.domain, reach),
+        autocompletion=completion.values(flag, unit.domain, address),
     )
     kind: Any = bool | None if switch else list[str] | None if flag.kind in ("list", "object") else str | None
     return Annotated[kind, option]

@@ -74,7 +74,7 @@ with claim(Path(sys.argv[1])):
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     ) as parent:
         assert parent.wait(20) == 0  # its child has inherited the lock
-        with pytest.raises(Conflict, match=f"pid {parent.pid}, gone.*unknown"), claim(tmp_path, grace=0.1):
+        with pytest.raises(Conflict, match=f"ended aima up .pid {parent.pid}.*unknown"), claim(tmp_path, grace=0.1):
             pass
         assert parent.stdin is not None
         parent.stdin.close()
