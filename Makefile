@@ -30,6 +30,7 @@ check: setup-dev                     ## format, lint, types, import rules, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy $(wildcard examples/*.py examples/*/*.py)
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -n 2
 
