@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 COMPILE = $(BIN)/pip-compile -q --no-header --generate-hashes --allow-unsafe --strip-extras --no-annotate
 
-.PHONY: setup setup-dev run test check format chaos bench docs proto lock clean
+.PHONY: setup setup-dev run test check format chaos test-arm bench docs proto lock clean
 
 setup: $(VENV)/.installed            ## create .venv with what running needs
 setup-dev: $(VENV)/.installed-dev    ## and what developing needs
@@ -40,6 +40,9 @@ format: setup-dev                    ## put the code into shape
 
 chaos: setup-dev                     ## kill what runs at random for five minutes, under load, and hold it against the truth
 	$(BIN)/python -m tests.system.chaos $(if $(DURATION),--seconds $(DURATION))
+
+test-arm:                            ## the first run on an emulated 64-bit ARM machine; as root, see the script's first lines
+	tests/platforms/first_run_on_arm.sh
 
 bench: setup-dev                     ## figures beside limits measured in the same run
 	$(BIN)/python -m benchmarks
