@@ -15,7 +15,7 @@ from services.service.rules.decider import id_of
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def test_the_unit_reference_is_what_make_docs_writes() -> None:
@@ -40,7 +40,7 @@ def test_every_domain_and_unit_stands_in_the_readme() -> None:
             assert name in generic or f"`{unit.spec.action}`" in row, unit.spec.name
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_an_example_goes_on_with_the_service_that_it_creates(document: Path) -> None:
     for example in re.split(r"\n(?=\S)", document.read_text()):
         if creating := re.findall(r".*(?:create .*model.id|-d .*\"model_id\").*", example):
@@ -48,10 +48,24 @@ def test_an_example_goes_on_with_the_service_that_it_creates(document: Path) -> 
             assert set(re.findall(r"\bsvc-[\w-]+", example)) <= {id_of(name[1]) for name in named if name}, example
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_link_leads_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):
         assert (document.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_file_that_is_named_is_there(document: Path) -> None:
+    text = document.read_text()
+    written = {line.strip("`:") for line in text.splitlines() if re.fullmatch(r"`[\w./]+`:", line)}  # by a recipe
+    named = set(re.findall(r"`((?:deploy|docs|examples|libs|services|tests)/[\w./-]+\.\w+)`", text))
+    assert [name for name in sorted(named - written) if not (ROOT / name).exists()] == []
+
+
+def test_every_page_stands_in_the_index() -> None:
+    index = ROOT / "docs" / "README.md"
+    targets = set(re.findall(r"\]\(([\w.-]+\.md)\)", index.read_text()))
+    assert targets == {page.name for page in index.parent.glob("*.md")} - {index.name}
 
 
 def test_every_dependency_has_its_line() -> None:
