@@ -5,23 +5,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
 import pytest
 
-from aima_core.bus import nats_server
-from aima_core.bus.client import Client
-from aima_core.bus.nats_server import NatsServer
+from aima_core.bus.client import nats_server
+from aima_core.bus.client.client import Client
+from aima_core.bus.client.connection import connect
+from aima_core.bus.client.nats_server import NatsServer
 from aima_core.domain import Domain
 from aima_core.testing import serving, settings_for, until
 from services.gateway.domain import GATEWAY
 from tests.core.toy import COUNTER
 from tests.gateway.toy import PARCEL
 
+T = TypeVar("T")
 ADMIN = "admin-secret"  # a key of the settings, which may do everything
 
 
@@ -78,19 +83,80 @@ async def _knows(site: Site, domains: set[str]) -> bool:
     return health.status_code == 200 and domains <= set(health.json().get("dependencies", ()))
 
 
-@pytest.fixture
-def nats(tmp_path: Path) -> Iterator[NatsServer]:
-    """A server for one test, which may kill it."""
-    server = nats_server.start(tmp_path / "nats", nats_server.free_port(), tmp_path / "nats.log", die_with_parent=False)
+@contextlib.contextmanager
+def in_background(opening: AbstractAsyncContextManager[T]) -> Iterator[T]:
+    """Hold open, in a thread with a loop of its own, what tests with other loops reach over the network."""
+    opened: Future[T] = Future()
+    loops: list[asyncio.AbstractEventLoop] = []
+    over = asyncio.Event()
+
+    async def hold() -> None:
+        loops.append(asyncio.get_running_loop())
+        try:
+            async with opening as found:
+                opened.set_result(found)
+                await over.wait()
+        except BaseException as error:
+            if opened.done():
+                raise
+            opened.set_exception(error)
+
+    thread = threading.Thread(target=asyncio.run, args=(hold(),))
+    thread.start()
+    found = opened.result()
+    try:
+        yield found
+    finally:
+        loops[0].call_soon_threadsafe(over.set)
+        thread.join()
+
+
+@contextlib.contextmanager
+def bus(folder: Path) -> Iterator[NatsServer]:
+    """Run a nats-server."""
+    server = nats_server.start(folder / "nats", nats_server.free_port(), folder / "nats.log", die_with_parent=False)
     try:
         yield server
     finally:
         server.stop()
 
 
+@contextlib.asynccontextmanager
+async def visit(shared: Site) -> AsyncIterator[Site]:
+    """Give a gateway that others use too, with connections of one's own."""
+    nc = await connect(shared.nats.url, "test")
+    try:
+        async with httpx2.AsyncClient(base_url=shared.url, timeout=30) as http:
+            yield replace(shared, http=http, client=Client(nc))
+    finally:
+        await nc.close()
+
+
 @pytest.fixture
-async def site(tmp_path: Path, nats: NatsServer, free_port: Callable[[], int]) -> AsyncIterator[Site]:
-    """A gateway that asks nobody for a key, beside the toys."""
+def nats(tmp_path: Path) -> Iterator[NatsServer]:
+    """A server for one test, which may kill it."""
+    with bus(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture(scope="package")
+def shared_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A gateway that asks nobody for a key, beside the toys, for all tests that leave it as it is."""
+    folder = tmp_path_factory.mktemp("site")
+    with bus(folder) as server, in_background(gateway(folder / "data", server, nats_server.free_port())) as found:
+        yield found
+
+
+@pytest.fixture
+async def site(shared_site: Site) -> AsyncIterator[Site]:
+    """The gateway that tests share. What it remembers, or has done, is of all of them."""
+    async with visit(shared_site) as found:
+        yield found
+
+
+@pytest.fixture
+async def own_site(tmp_path: Path, nats: NatsServer, free_port: Callable[[], int]) -> AsyncIterator[Site]:
+    """The same for one test alone, which may hurt it."""
     async with gateway(tmp_path / "data", nats, free_port()) as found:
         yield found
 

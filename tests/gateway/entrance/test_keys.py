@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import services
-from aima_core.bus.nats_server import NatsServer
+from aima_core.bus.client.nats_server import NatsServer
 from aima_core.domain import names_in
 from aima_core.testing import serving, settings_for, until
 from services.resource.domain import RESOURCE
@@ -34,6 +34,12 @@ async def _made(site: Site, name: str, **fields: Any) -> dict[str, Any]:
 
 def _shown(made: dict[str, Any]) -> dict[str, str]:
     return {"Authorization": f"Bearer {made['key']}"}
+
+
+@pytest.fixture
+def site(own_site: Site) -> Site:
+    """A gateway of its own for each test: keys and events are counted."""
+    return own_site
 
 
 async def test_a_key_is_made_listed_used_and_revoked(locked: Site) -> None:

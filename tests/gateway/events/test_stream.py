@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nats.aio.client import Client as Nats
 
-from aima_core.bus.connection import connect
-from aima_core.bus.nats_server import NatsServer
+from aima_core.bus.client.connection import connect
+from aima_core.bus.client.nats_server import NatsServer
 from aima_core.errors import ValidationFailed
 from aima_core.testing import until
 from services.gateway.entrance.access import NOBODY, Policy, Principal
@@ -176,6 +176,12 @@ def test_an_event_that_cannot_be_told_without_its_caller_is_told_only_to_those_w
 
 
 # --- live ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def site(own_site: Site) -> Site:
+    """A gateway of its own for each test: events are numbered from its first."""
+    return own_site
 
 
 async def test_a_client_hears_only_what_is_new_unless_it_says_otherwise(site: Site) -> None:

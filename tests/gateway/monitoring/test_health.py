@@ -8,10 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from aima_core.bus.nats_server import NatsServer
+from aima_core.bus.client.nats_server import NatsServer
 from aima_core.testing import serving, settings_for, until
 from tests.core.toy import TALLY
 from tests.gateway.conftest import Site, gateway
+
+
+@pytest.fixture
+def site(own_site: Site) -> Site:
+    """A gateway of its own for each test: what is on its bus comes and goes."""
+    return own_site
 
 
 async def test_a_gateway_with_all_that_it_needs_is_ready(site: Site) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from aima_core.bus.nats_server import NatsServer
+from aima_core.bus.client.nats_server import NatsServer
 from aima_core.domain import Domain, Outside
 from aima_core.errors import ExecutionFailed
 from aima_core.testing import serving, settings_for, until
@@ -54,6 +54,12 @@ def one(name: str, *values: str) -> set[Labels]:
 def of_models(found: dict[str, Any]) -> set[str]:
     """Return the models of which there are figures."""
     return {dict(labels)["model"] for name, by in found.items() if name.startswith("aima_service") for labels in by}
+
+
+@pytest.fixture
+def site(own_site: Site) -> Site:
+    """A gateway of its own for each test: what it has done is counted."""
+    return own_site
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from aima_core.bus.nats_server import NatsServer
+from aima_core.bus.client.nats_server import NatsServer
 from aima_core.errors import BY_CODE
 from aima_core.testing import until
 from tests.gateway.conftest import Site, gateway, listening
@@ -309,25 +309,25 @@ async def test_too_many_requests_are_told_when_to_come_again(
 # --- options ----------------------------------------------------------------------------------------------------
 
 
-async def test_options_of_the_body_and_headers_mean_the_same(site: Site) -> None:
+async def test_options_of_the_body_and_headers_mean_the_same(own_site: Site) -> None:
     trace = "0af7651916cd43dd8448eb211c80319c"
     add = {"unit": "counter.add", "input": {"counter_id": "c1", "amount": 2}}
-    planned = await site.post("/api/v2/execute", add | {"options": {"dry_run": True}})
+    planned = await own_site.post("/api/v2/execute", add | {"options": {"dry_run": True}})
     assert planned.json()["data"]["events"][0]["type"] == "counter.added"
-    again = await site.post("/api/v2/counters/c1/add", {"amount": 2}, headers={"Aima-Dry-Run": "true"})
+    again = await own_site.post("/api/v2/counters/c1/add", {"amount": 2}, headers={"Aima-Dry-Run": "true"})
     assert again.json()["data"]["events"][0]["data"] == planned.json()["data"]["events"][0]["data"]
-    assert (await site.get("/api/v2/counters/c1")).status_code == 404
+    assert (await own_site.get("/api/v2/counters/c1")).status_code == 404
 
     for _ in range(2):
-        once = await site.post("/api/v2/execute", add | {"options": {"idempotency_key": "k1", "trace_id": trace}})
+        once = await own_site.post("/api/v2/execute", add | {"options": {"idempotency_key": "k1", "trace_id": trace}})
         assert once.json()["data"] == {"total": 2}
         assert once.json()["meta"]["trace_id"] == trace
-    same = await site.post("/api/v2/counters/c1/add", {"amount": 2}, headers={"Idempotency-Key": "k1"})
+    same = await own_site.post("/api/v2/counters/c1/add", {"amount": 2}, headers={"Idempotency-Key": "k1"})
     assert same.json()["data"] == {"total": 2}
 
-    late = await site.post("/api/v2/execute", add | {"options": {"expected_version": 7}})
+    late = await own_site.post("/api/v2/execute", add | {"options": {"expected_version": 7}})
     assert (late.status_code, _error(late)["details"]["reason"]) == (409, "VERSION_CONFLICT")
-    late = await site.post("/api/v2/counters/c1/add", {}, headers={"Aima-Expected-Version": "7"})
+    late = await own_site.post("/api/v2/counters/c1/add", {}, headers={"Aima-Expected-Version": "7"})
     assert late.status_code == 409
 
 
@@ -363,26 +363,26 @@ async def test_a_stream_that_is_refused_before_it_has_begun_is_an_ordinary_refus
 
 
 @pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
-async def test_a_client_that_vanishes_takes_its_work_with_it(site: Site, accept: str) -> None:
-    host, port = site.url.removeprefix("http://").split(":")
+async def test_a_client_that_vanishes_takes_its_work_with_it(own_site: Site, accept: str) -> None:
+    host, port = own_site.url.removeprefix("http://").split(":")
     _, writer = await asyncio.open_connection(host, int(port))
     head = f"POST /api/v2/parcels/p/carry HTTP/1.1\r\nHost: {host}\r\nAccept: {accept}\r\nContent-Length: 0\r\n\r\n"
     writer.write(head.encode())
-    await until(lambda: site.world() == ["carries p"])
+    await until(lambda: own_site.world() == ["carries p"])
     writer.close()
-    await until(lambda: site.world() == ["carries p", "dropped p"])
+    await until(lambda: own_site.world() == ["carries p", "dropped p"])
 
 
 async def test_a_client_that_vanishes_in_the_middle_of_its_body_leaves_no_trace(
-    site: Site, capfd: pytest.CaptureFixture[str]
+    own_site: Site, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    host, port = site.url.removeprefix("http://").split(":")
+    host, port = own_site.url.removeprefix("http://").split(":")
     _, writer = await asyncio.open_connection(host, int(port))
     writer.write(f"POST /api/v2/execute HTTP/1.1\r\nHost: {host}\r\nContent-Length: 100\r\n\r\n{{".encode())
     await writer.drain()
     writer.close()
     metric = 'route="/api/v2/execute",status="499"'
-    await until(lambda: _metrics(site, metric))
+    await until(lambda: _metrics(own_site, metric))
     assert "broke" not in capfd.readouterr().err
 
 
@@ -390,24 +390,24 @@ async def _metrics(site: Site, text: str) -> bool:
     return text in (await site.get("/metrics")).text
 
 
-async def test_work_that_nobody_waits_for_can_be_followed_and_cancelled(site: Site) -> None:
+async def test_work_that_nobody_waits_for_can_be_followed_and_cancelled(own_site: Site) -> None:
     asked = {"unit": "parcel.carry", "input": {"parcel_id": "p"}, "options": {"async": True}}
-    begun = await site.post("/api/v2/execute", asked)
+    begun = await own_site.post("/api/v2/execute", asked)
     assert begun.status_code == 202
     where = begun.headers["location"]
     assert begun.json()["data"]["status"] == "running"
-    async with listening(site, f"{where}/events") as next_event:
+    async with listening(own_site, f"{where}/events") as next_event:
         assert (await next_event()).kind == "running"
-        await until(lambda: _progress(site, where))
-        await site.http.delete(where)
+        await until(lambda: _progress(own_site, where))
+        await own_site.http.delete(where)
         last = None
         while told := await next_event():
             last = told
     assert last
     assert (last.kind, last.data["status"]) == ("cancelled", "cancelled")
-    await until(lambda: site.world()[-1] == "dropped p")
-    assert (await site.http.delete(where)).json()["data"]["status"] == "cancelled"
-    listed = (await site.get("/api/v2/operations")).json()["data"]
+    await until(lambda: own_site.world()[-1] == "dropped p")
+    assert (await own_site.http.delete(where)).json()["data"]["status"] == "cancelled"
+    listed = (await own_site.get("/api/v2/operations")).json()["data"]
     assert (listed["total"], listed["operations"][0]["operation_id"]) == (1, where.rpartition("/")[2])
 
 

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from hypothesis_jsonschema import from_schema
 from openapi_spec_validator import validate
 
-from aima_core.bus.directory import UnitInfo
-from aima_core.bus.nats_server import NatsServer
+from aima_core.bus.client.directory import UnitInfo
+from aima_core.bus.client.nats_server import NatsServer
 from aima_core.testing import serving, settings_for
 from services.cli import domains
 from services.gateway.entrance.access import Policy
 from services.gateway.entrance.paths import DOORS
-from services.gateway.rest import openapi, routes
+from services.gateway.rest.routes import openapi, routes
 from tests.core.toy import TALLY
 from tests.gateway.conftest import Site, gateway
 from tests.gateway.rest.test_routes import ALL
@@ -100,17 +100,17 @@ def test_what_needs_a_key_says_so() -> None:
     assert locked(Policy(required=True, open_queries=False)) == {"box.burn", "box.open", "box.look"}
 
 
-async def test_a_domain_that_comes_appears_at_every_native_door_without_a_restart(site: Site) -> None:
-    before = (await site.get("/openapi.json")).json()
+async def test_a_domain_that_comes_appears_at_every_native_door_without_a_restart(own_site: Site) -> None:
+    before = (await own_site.get("/openapi.json")).json()
     assert not any("/toll" in path or "tally" in path for path in before["paths"])
-    assert (await site.get("/api/v2/tally/log")).status_code == 404
-    async with serving(TALLY, settings=settings_for(site.folder, site.nats.url, TALLY)):
-        assert (await site.get("/api/v2/tally/log")).status_code == 200  # whoever asks by name need not wait
-        after = (await site.get("/openapi.json")).json()
+    assert (await own_site.get("/api/v2/tally/log")).status_code == 404
+    async with serving(TALLY, settings=settings_for(own_site.folder, own_site.nats.url, TALLY)):
+        assert (await own_site.get("/api/v2/tally/log")).status_code == 200  # whoever asks by name need not wait
+        after = (await own_site.get("/openapi.json")).json()
         assert "/api/v2/tally/log" in after["paths"]
-        listed = (await site.get("/api/v2/units?domain=tally")).json()["units"]
+        listed = (await own_site.get("/api/v2/units?domain=tally")).json()["units"]
         assert {unit["unit"] for unit in listed} == {"tally.log", "tally.read"}
-        assert (await site.post("/api/v2/execute", {"unit": "tally.log"})).status_code == 200
+        assert (await own_site.post("/api/v2/execute", {"unit": "tally.log"})).status_code == 200
 
 
 async def test_every_fixed_path_is_there_and_every_path_that_is_there_is_listed(site: Site) -> None:
