@@ -19,15 +19,15 @@ import pytest
 from jsonschema import Draft202012Validator
 from mcp.shared.exceptions import MCPDeprecationWarning, MCPError
 
-from aima_core.bus.nats_server import NatsServer
+from aima_core.bus.client.nats_server import NatsServer
 from aima_core.testing import serving, settings_for, until
 from services.gateway.mcp.streamable_http import SESSIONS_EACH, STREAMS_EACH
 from tests.core.toy import COUNTER, TALLY
-from tests.gateway.conftest import gateway
+from tests.gateway.conftest import Site, gateway
 from tests.gateway.mcp.fixtures import MODERN, SESSIONS, Doors, bearer, doors, error_of, hearing, listed
 from tests.toys import model_view, shelf
 
-DOCUMENT = Path(__file__).parents[3] / "docs" / "mcp.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "mcp.md"
 ERAS = pytest.mark.parametrize("mode", [MODERN, SESSIONS])
 SECRET = "what nobody but the unit should know"
 HEADERS = {"Accept": "application/json, text/event-stream", "MCP-Protocol-Version": "2025-11-25"}
@@ -67,12 +67,18 @@ def planned(result: types.CallToolResult) -> list[str]:
     return [event["type"] for event in result.structured_content["events"]]
 
 
+@pytest.fixture
+def found(site: Site) -> Doors:
+    """The gateway that tests share. What it remembers is of all of them."""
+    return Doors(site.url, site.nats.url, site.client, site.folder)
+
+
 # --- tools --------------------------------------------------------------------------------------------------------
 
 
 @ERAS
-async def test_every_unit_on_the_bus_is_a_tool_with_schemas(tmp_path: Path, mode: str) -> None:
-    async with doors(tmp_path, COUNTER) as found, found.mcp(mode) as mcp:
+async def test_every_unit_on_the_bus_is_a_tool_with_schemas(found: Doors, mode: str) -> None:
+    async with found.mcp(mode) as mcp:
         tools = {tool.name: tool for tool in (await mcp.list_tools()).tools}
         units = {unit.spec.name: unit for unit in COUNTER.units}
         assert {name.replace(".", "_") for name in units} <= set(tools)
@@ -113,24 +119,23 @@ async def test_a_tool_answers_to_both_of_its_names_with_structure_and_text(tmp_p
     ],
 )
 async def test_a_refusal_has_the_body_that_it_has_over_http(
-    tmp_path: Path, unit: str, data: dict[str, Any], code: str
+    found: Doors, unit: str, data: dict[str, Any], code: str
 ) -> None:
-    async with doors(tmp_path, COUNTER) as found:
-        expected = await found.error_over_http(unit, data)
-        for mode in (MODERN, SESSIONS):
-            async with found.mcp(mode) as mcp:
-                error = error_of(await mcp.call_tool(unit.replace(".", "_"), data))
-                assert error == expected
-                assert error["code"] == code
-                assert SECRET not in json.dumps(error)
+    expected = await found.error_over_http(unit, data)
+    for mode in (MODERN, SESSIONS):
+        async with found.mcp(mode) as mcp:
+            error = error_of(await mcp.call_tool(unit.replace(".", "_"), data))
+            assert error == expected
+            assert error["code"] == code
+            assert SECRET not in json.dumps(error)
 
 
 @pytest.mark.parametrize("note", [r'"\ud800"', "1" * 40, "[" * 300 + "]" * 300, "NaN"])
-async def test_input_that_is_none_is_refused_as_a_mistake_of_the_client(tmp_path: Path, note: str) -> None:
+async def test_input_that_is_none_is_refused_as_a_mistake_of_the_client(found: Doors, note: str) -> None:
     params = {"name": "counter_add", "arguments": {"counter_id": "c1", "note": "HERE"}, "_meta": META}
     body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}).replace('"HERE"', note)
     headers = HEADERS | {"MCP-Protocol-Version": MODERN, "Mcp-Method": "tools/call", "Mcp-Name": "counter_add"}
-    async with doors(tmp_path, COUNTER) as found, httpx2.AsyncClient() as http:
+    async with httpx2.AsyncClient() as http:
         reply = await http.post(
             f"{found.url}/mcp", content=body.encode(), headers=headers | {"Content-Type": "application/json"}
         )
@@ -140,8 +145,8 @@ async def test_input_that_is_none_is_refused_as_a_mistake_of_the_client(tmp_path
 
 
 @ERAS
-async def test_an_unknown_tool_is_the_protocols_error_with_the_nearest_names(tmp_path: Path, mode: str) -> None:
-    async with doors(tmp_path, COUNTER) as found, found.mcp(mode) as mcp:
+async def test_an_unknown_tool_is_the_protocols_error_with_the_nearest_names(found: Doors, mode: str) -> None:
+    async with found.mcp(mode) as mcp:
         with pytest.raises(MCPError, match="no tool counter_ad; did you mean counter_add") as refused:
             await mcp.call_tool("counter_ad", {"counter_id": "c1"})
         assert refused.value.code == types.INVALID_PARAMS
@@ -150,9 +155,9 @@ async def test_an_unknown_tool_is_the_protocols_error_with_the_nearest_names(tmp
 
 
 @ERAS
-async def test_parts_are_progress_to_who_asks_for_it(tmp_path: Path, mode: str) -> None:
+async def test_parts_are_progress_to_who_asks_for_it(found: Doors, mode: str) -> None:
     seen, heard = hearing()
-    async with doors(tmp_path, COUNTER) as found, found.mcp(mode, heard=heard) as mcp:
+    async with found.mcp(mode, heard=heard) as mcp:
         told: list[tuple[float, float | None, str | None]] = []
 
         async def progress(*news: Any) -> None:
@@ -250,12 +255,12 @@ async def test_the_idempotency_key_in_meta_of_one_key_is_not_that_of_another(tmp
     ],
 )
 async def test_what_meta_says_is_refused_with_its_name_when_it_makes_no_sense(
-    tmp_path: Path, said: Any, field: str
+    found: Doors, said: Any, field: str
 ) -> None:
-    async with doors(tmp_path, COUNTER) as found, found.mcp() as mcp:
-        refusal = error_of(await mcp.call_tool("counter_add", {"counter_id": "c1"}, meta={"aima": said}))
+    async with found.mcp() as mcp:
+        refusal = error_of(await mcp.call_tool("counter_add", {"counter_id": "refused"}, meta={"aima": said}))
         assert (refusal["code"], refusal["details"]["fields"][0]["field"]) == ("VALIDATION_ERROR", field)
-        assert error_of(await mcp.call_tool("counter_get", {"counter_id": "c1"}))["code"] == "NOT_FOUND"
+        assert error_of(await mcp.call_tool("counter_get", {"counter_id": "refused"}))["code"] == "NOT_FOUND"
 
 
 async def test_what_is_in_a_call_reaches_no_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -363,8 +368,8 @@ async def test_who_listens_hears_of_changes_also_of_what_was_not_there_yet(tmp_p
 
 
 @ERAS
-async def test_read_only_hands_out_queries_alone_and_refuses_the_rest(tmp_path: Path, mode: str) -> None:
-    async with doors(tmp_path, COUNTER) as found, found.mcp(mode, query="?read_only=true") as mcp:
+async def test_read_only_hands_out_queries_alone_and_refuses_the_rest(found: Doors, mode: str) -> None:
+    async with found.mcp(mode, query="?read_only=true") as mcp:
         tools = (await mcp.list_tools()).tools
         assert {"counter_get", "counter_read"} <= {tool.name for tool in tools}
         assert all(tool.annotations.read_only_hint for tool in tools)
@@ -373,8 +378,8 @@ async def test_read_only_hands_out_queries_alone_and_refuses_the_rest(tmp_path: 
 
 
 @ERAS
-async def test_only_some_domains_are_handed_out_when_they_are_named(tmp_path: Path, mode: str) -> None:
-    async with doors(tmp_path, COUNTER) as found, found.mcp(mode, query="?only=gateway,model") as mcp:
+async def test_only_some_domains_are_handed_out_when_they_are_named(found: Doors, mode: str) -> None:
+    async with found.mcp(mode, query="?only=gateway,model") as mcp:
         assert {tool.name.split("_")[0] for tool in (await mcp.list_tools()).tools} == {"gateway"}
         assert (await mcp.list_resource_templates()).resource_templates == []
         refusal = error_of(await mcp.call_tool("counter_get", {"counter_id": "c1"}))
@@ -384,8 +389,8 @@ async def test_only_some_domains_are_handed_out_when_they_are_named(tmp_path: Pa
         assert refused.value.data["details"]["reason"] == "NOT_OFFERED"
 
 
-async def test_a_mode_that_is_none_is_refused(tmp_path: Path) -> None:
-    async with doors(tmp_path) as found, httpx2.AsyncClient() as http:
+async def test_a_mode_that_is_none_is_refused(found: Doors) -> None:
+    async with httpx2.AsyncClient() as http:
         reply = await http.post(f"{found.url}/mcp?read_only=perhaps", json=HELLO, headers=HEADERS)
         assert reply.status_code == 400
         assert reply.json()["error"]["details"]["reason"] == "NO_SUCH_MODE"
@@ -517,8 +522,8 @@ async def test_somebody_without_a_key_begins_no_session_where_nothing_is_open(
         assert (await site.post("/mcp", HELLO, headers=HEADERS | bearer("sesame"))).status_code == 200
 
 
-async def test_a_page_elsewhere_that_was_given_our_address_is_refused(tmp_path: Path) -> None:
-    async with doors(tmp_path) as found, httpx2.AsyncClient() as http:
+async def test_a_page_elsewhere_that_was_given_our_address_is_refused(found: Doors) -> None:
+    async with httpx2.AsyncClient() as http:
         reply = await http.post(f"{found.url}/mcp", json=HELLO, headers=HEADERS | {"Host": "evil.example"})
         assert reply.status_code == 421
 
