@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 import httpx2
 import pytest
 
-from aima_core.bus.client import nats_server
-from aima_core.bus.client.client import Client
-from aima_core.bus.client.connection import connect
-from aima_core.bus.client.nats_server import NatsServer
+from aima_core.bus import nats_server
+from aima_core.bus.client import Client
+from aima_core.bus.connection import connect
+from aima_core.bus.nats_server import NatsServer
 from aima_core.domain import Domain
 from aima_core.testing import serving, settings_for, until
 from services.gateway.domain import GATEWAY

@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from openai import AsyncOpenAI
 
+from aima_core.bus import nats_server
 from aima_core.bus.nats_server import NatsServer
 from aima_core.domain import Domain
 from aima_core.testing import until
 from services.inference.domain import INFERENCE
-from tests.gateway.conftest import Site, gateway
+from tests.gateway.conftest import Site, bus, gateway, in_background, visit
 from tests.toys import CRIER, REPLICA, events, model_view, shelf
 
 KINDS = {"Voice": "tts", "Ears": "asr", "Brush": "diffusion", "Judge": "rerank"}
@@ -150,6 +151,8 @@ class Place:
     site: Site
     openai: AsyncOpenAI
     _stack: contextlib.AsyncExitStack
+    begin: int = 0  # what is behind this position of inference's log has happened here
+    services: set[str] = field(default_factory=set)
 
     async def engine(self, script: Script = greet, process_id: str = "p0", **replica: Any) -> Engine:
         """Start an engine, and let the service domain say that it is a replica's."""
@@ -162,6 +165,7 @@ class Place:
     async def announce(self, engine: Engine, process_id: str = "p0", **replica: Any) -> None:
         """Let the service domain say that a replica answers."""
         told = REPLICA | {"process_id": process_id, "endpoint": engine.endpoint, "tools": True} | replica
+        self.services.add(told["service_id"])
         await self.site.ask("service.say", type="service.replica_started", data=told)
 
         async def routed() -> bool:
@@ -190,12 +194,28 @@ class Place:
         async def seen() -> list[dict[str, Any]]:
             log = await events(self.site.client, "inference")
             kinds = {"inference.request_completed": "completed", "inference.request_failed": "failed"}
-            found = [{"kind": kinds[one["type"]]} | one["data"] for one in log if one["type"] in kinds]
+            here = [one for one in log if one["position"] > self.begin and one["type"] in kinds]
+            found = [{"kind": kinds[one["type"]]} | one["data"] for one in here]
             return found if len(found) >= count else []
 
         ended: list[dict[str, Any]] = await until(seen)
         assert len(ended) == count, ended
         return ended
+
+    async def leave(self) -> None:
+        """Leave nothing to whoever comes next: no request, no service and no key."""
+        for service in self.services:
+            await until(lambda service=service: self._at_rest(service))
+            await self.site.ask("service.say", type="service.deleted", data={"service_id": service})
+            await until(lambda service=service: self._gone(service))
+        for key in (await self.site.ask("gateway.list_keys"))["keys"]:
+            await self.site.ask("gateway.revoke_key", key_id=key["id"])
+
+    async def _at_rest(self, service_id: str) -> bool:
+        return all((one["queued"], one["outstanding"]) == (0, 0) for one in await self.load(service_id))
+
+    async def _gone(self, service_id: str) -> bool:
+        return not await self.load(service_id)
 
 
 @contextlib.asynccontextmanager
@@ -209,6 +229,26 @@ async def place(
         client_of(site) as openai,
     ):
         yield Place(site, openai, stack)
+
+
+@contextlib.contextmanager
+def shared_place(folder: Path) -> Iterator[Site]:
+    """Serve the same for tests of which each comes by `visit_place`."""
+    with bus(folder) as server:
+        served = gateway(folder / "data", server, nats_server.free_port(), MODELS, CRIER, INFERENCE)
+        with in_background(served) as site:
+            yield site
+
+
+@contextlib.asynccontextmanager
+async def visit_place(shared: Site) -> AsyncIterator[Place]:
+    """Give a place that others come to before and after, without what they brought."""
+    async with visit(shared) as site, contextlib.AsyncExitStack() as stack, client_of(site) as openai:
+        found = Place(site, openai, stack, begin=(await site.ask("inference.log"))["position"])
+        try:
+            yield found
+        finally:
+            await found.leave()
 
 
 def client_of(site: Site, key: str = "none") -> AsyncOpenAI:

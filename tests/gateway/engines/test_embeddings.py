@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
 
-from aima_core.bus.nats_server import NatsServer
-from tests.gateway.scripted_engines import Line, Place, place
+from tests.gateway.conftest import Site
+from tests.gateway.scripted_engines import Line, Place, shared_place, visit_place
 
 NUMBERS = [0.25, -1.0, 3.0]
 PACKED = base64.b64encode(struct.pack("<3f", *NUMBERS)).decode()
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with shared_place(tmp_path_factory.mktemp("place")) as found:
+        yield found
+
+
 @pytest.fixture
-async def here(tmp_path: Path, nats: NatsServer, free_port: Callable[[], int]) -> AsyncIterator[Place]:
-    async with place(tmp_path / "data", nats, free_port()) as found:
+async def here(shared: Site) -> AsyncIterator[Place]:
+    async with visit_place(shared) as found:
         yield found
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import services
-from aima_core.bus.client.nats_server import NatsServer
+from aima_core.bus.nats_server import NatsServer
 from aima_core.domain import names_in
 from aima_core.testing import serving, settings_for, until
 from services.resource.domain import RESOURCE

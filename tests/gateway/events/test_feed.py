@@ -17,15 +17,15 @@ from nats.aio.msg import Msg
 from nats.js.client import JetStreamContext
 from nats.js.errors import NotFoundError
 
-from aima_core.bus.client.connection import connect
-from aima_core.bus.client.nats_server import NatsServer
-from aima_core.process.domain_process.effects import end
-from aima_core.process.domain_process.relay import STREAM, ensure_stream
+from aima_core.bus.connection import connect
+from aima_core.bus.nats_server import NatsServer
+from aima_core.process.effects import end
+from aima_core.process.relay import STREAM, ensure_stream
 from aima_core.testing import until
 from services.gateway.events.event_filter import EventFilter
 from services.gateway.events.feed import numbers
 from services.gateway.events.stream import EventTail
-from services.gateway.rest.routes.resources import Watching
+from services.gateway.rest.resources import Watching
 from tests.gateway.conftest import Site, gateway, listening
 
 BUCKET = "KV_aima-resources"

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nats.aio.client import Client as Nats
 
-from aima_core.bus.client.connection import connect
-from aima_core.bus.client.nats_server import NatsServer
+from aima_core.bus.connection import connect
+from aima_core.bus.nats_server import NatsServer
 from aima_core.errors import ValidationFailed
 from aima_core.testing import until
 from services.gateway.entrance.access import NOBODY, Policy, Principal

@@ -19,7 +19,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from mcp.shared.exceptions import MCPDeprecationWarning, MCPError
 
-from aima_core.bus.client.nats_server import NatsServer
+from aima_core.bus.nats_server import NatsServer
 from aima_core.testing import serving, settings_for, until
 from services.gateway.mcp.streamable_http import SESSIONS_EACH, STREAMS_EACH
 from tests.core.toy import COUNTER, TALLY

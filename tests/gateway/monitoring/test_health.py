@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from aima_core.bus.client.nats_server import NatsServer
+from aima_core.bus.nats_server import NatsServer
 from aima_core.testing import serving, settings_for, until
 from tests.core.toy import TALLY
 from tests.gateway.conftest import Site, gateway

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from aima_core.bus.client.nats_server import NatsServer
+from aima_core.bus.nats_server import NatsServer
 from aima_core.domain import Domain, Outside
 from aima_core.errors import ExecutionFailed
 from aima_core.testing import serving, settings_for, until

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import openai
 import pytest
 from hypothesis import given
 
-from aima_core.bus.nats_server import NatsServer
 from aima_core.errors import AimaError
 from services.gateway.engines import chat_completion
 from services.gateway.entrance import bodies
 from services.gateway.openai import responses_requests as requests
+from tests.gateway.conftest import Site
 from tests.gateway.model_fixtures import bodies_of
-from tests.gateway.scripted_engines import Line, Place, Script, chunk, greet, place
+from tests.gateway.scripted_engines import Line, Place, Script, chunk, greet, shared_place, visit_place
 
 TOOL: Any = {
     "type": "function",
@@ -30,9 +29,15 @@ TOOL: Any = {
 OTHER: Any = {"type": "function", "name": "time", "parameters": None, "strict": None}
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with shared_place(tmp_path_factory.mktemp("place")) as found:
+        yield found
+
+
 @pytest.fixture
-async def here(tmp_path: Path, nats: NatsServer, free_port: Callable[[], int]) -> AsyncIterator[Place]:
-    async with place(tmp_path / "data", nats, free_port()) as found:
+async def here(shared: Site) -> AsyncIterator[Place]:
+    async with visit_place(shared) as found:
         yield found
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from aima_core.bus.client.nats_server import NatsServer
+from aima_core.bus.nats_server import NatsServer
 from aima_core.errors import BY_CODE
 from aima_core.testing import until
 from tests.gateway.conftest import Site, gateway, listening

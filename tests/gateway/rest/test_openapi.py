@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from hypothesis_jsonschema import from_schema
 from openapi_spec_validator import validate
 
-from aima_core.bus.client.directory import UnitInfo
-from aima_core.bus.client.nats_server import NatsServer
+from aima_core.bus.directory import UnitInfo
+from aima_core.bus.nats_server import NatsServer
 from aima_core.testing import serving, settings_for
 from services.cli import domains
 from services.gateway.entrance.access import Policy
 from services.gateway.entrance.paths import DOORS
-from services.gateway.rest.routes import openapi, routes
+from services.gateway.rest import openapi, routes
 from tests.core.toy import TALLY
 from tests.gateway.conftest import Site, gateway
 from tests.gateway.rest.test_routes import ALL

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from nats.aio.client import Client as Nats
 
-from aima_core.bus.client.connection import connect
+from aima_core.bus.connection import connect
 from aima_core.errors import Unavailable
-from aima_core.process.domain_process.effects import end
+from aima_core.process.effects import end
 from aima_core.testing import until
 from aima_core.units import key_of
-from services.gateway.rest.routes.resources import Watching
+from services.gateway.rest.resources import Watching
 from tests.gateway.conftest import Site, listening
 
 
