@@ -162,7 +162,7 @@ class System:
         found: dict[str, psutil.Process] = {}
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if process.status() == psutil.STATUS_ZOMBIE or process.cwd() != str(self.data / "engine"):
+                if process.cwd() != str(self.data / "engine") or process.status() == psutil.STATUS_ZOMBIE:
                     continue
                 instance = process.environ().get("AIMA_INSTANCE")
                 if instance:
