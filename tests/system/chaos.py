@@ -32,13 +32,14 @@ SERVICES, REPLICAS, CLIENTS = 3, 2, 6
 DEADLINE = 20.0  # seconds that a request may take, and is told so
 GRACE = 3.0  # seconds beyond it within which its error has to be there
 REST = 90.0  # seconds in which everything has to be well again after the last kill
-_PAUSE = (0.5, 3.0)  # seconds between kills
+PAUSE = (0.5, 3.0)  # seconds between kills
 
 
 @dataclass
 class Figures:
-    """What has happened."""
+    """What has happened. `deadline`: seconds that a request may take, and is told so."""
 
+    deadline: float = DEADLINE
     kills: Counter[str] = field(default_factory=Counter)
     requests: Counter[str] = field(default_factory=Counter)
     hung: int = 0
@@ -57,7 +58,7 @@ class Figures:
         return [
             f"killed:                {sum(self.kills.values())} processes: {dict(sorted(self.kills.items()))}",
             f"requests:              {total}, of them answered {answered}, typed errors {refused or 'none'}",
-            f"hung requests:         {self.hung} (the slowest took {self.slowest:.1f} s of {DEADLINE:g} s)",
+            f"hung requests:         {self.hung} (the slowest took {self.slowest:.1f} s of {self.deadline:g} s)",
             f"acknowledged commands: {len(self.acknowledged)}, lost {len(self.lost)}",
             f"replicas restarted:    {self.restarts}",
             f"all well again after:  {self.recovered_after:.1f} s",
@@ -65,9 +66,16 @@ class Figures:
         ]
 
 
-async def run(data: Path, model: Path, seconds: float, seed: int) -> Figures:
+async def run(
+    data: Path,
+    model: Path,
+    seconds: float,
+    seed: int,
+    pause: tuple[float, float] = PAUSE,
+    deadline: float = DEADLINE,
+) -> Figures:
     """Hurt a system for so many seconds and hold it against the truth; raise AssertionError where it does not hold."""
-    figures, chance = Figures(), random.Random(seed)
+    figures, chance = Figures(deadline=deadline), random.Random(seed)
     async with system(data) as aima:
         imported = await aima.ask("model.import", path=str(model), name="small")
         running = {}
@@ -81,13 +89,12 @@ async def run(data: Path, model: Path, seconds: float, seed: int) -> Figures:
                 config={"threads": 1},
             )
             running[created["service_id"]] = REPLICAS
-        for service_id in running:
-            await aima.ask("service.start", service_id=service_id)
+        await asyncio.gather(*(aima.ask("service.start", service_id=service_id) for service_id in running))
         await aima.assert_true(running)
         over = asyncio.Event()
         work = [asyncio.create_task(_ask(aima, list(running), over, figures, chance)) for _ in range(CLIENTS)]
         work.append(asyncio.create_task(_command(aima, imported["model_id"], over, figures)))
-        await _kill(aima, seconds, figures, chance)
+        await _kill(aima, seconds, pause, figures, chance)
         over.set()
         await asyncio.gather(*work)
         begun = time.monotonic()
@@ -120,9 +127,9 @@ async def _ask(aima: System, services: list[str], over: asyncio.Event, figures: 
         messages = [{"role": "user", "content": "Say a word."}]
         begun = time.monotonic()
         try:
-            async with asyncio.timeout(DEADLINE + GRACE):
+            async with asyncio.timeout(figures.deadline + GRACE):
                 model = chance.choice(services)
-                await aima.ask("inference.chat", timeout=DEADLINE, model=model, messages=messages, max_tokens=8)
+                await aima.ask("inference.chat", timeout=figures.deadline, model=model, messages=messages, max_tokens=8)
             outcome = "answered"
         except AimaError as error:
             outcome = error.code
@@ -149,11 +156,13 @@ async def _command(aima: System, model_id: str, over: asyncio.Event, figures: Fi
         await asyncio.sleep(0.1)
 
 
-async def _kill(aima: System, seconds: float, figures: Figures, chance: random.Random) -> None:
+async def _kill(
+    aima: System, seconds: float, pause: tuple[float, float], figures: Figures, chance: random.Random
+) -> None:
     """Kill engines, domains and the bus, one or several at once."""
     until_ = time.monotonic() + seconds
     while time.monotonic() < until_:
-        await asyncio.sleep(chance.uniform(*_PAUSE))
+        await asyncio.sleep(chance.uniform(*pause))
         engines, domains = list(aima.engines().items()), [name for name in ALL if name in aima.pids()]
         kind = chance.choices(("engine", "domain", "nats-server", "several"), (5, 5, 1, 1))[0]
         if kind in ("engine", "several") and engines:

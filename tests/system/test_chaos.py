@@ -13,6 +13,6 @@ from tests.system import chaos
 async def test_nothing_is_lost_orphaned_or_hung_while_everything_is_killed_at_random(
     tmp_path: Path, smollm2: Path
 ) -> None:
-    figures = await chaos.run(tmp_path / "data", smollm2, seconds=20, seed=3)
+    figures = await chaos.run(tmp_path / "data", smollm2, seconds=10, seed=3, pause=(0.5, 1.0), deadline=8)
     assert sum(figures.kills.values()) > 0
     assert figures.acknowledged
