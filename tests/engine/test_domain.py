@@ -39,7 +39,11 @@ from services.engine.runtimes import LaunchSpec
 from services.resource.domain import RESOURCE
 from tests.engine.earlier import recorded
 from tests.engine.programs import OBEDIENT, STAND_IN
-from tests.toys import MANIFEST, Machine, ask, events, machine, made_again, memory, model_view, refused, shelf, types
+from tests.toys.asking import ask, events, refused, types
+from tests.toys.machine import MANIFEST, Machine, machine
+from tests.toys.memory import memory
+from tests.toys.models import model_view, shelf
+from tests.toys.tables import made_again
 
 MODELS = shelf(
     model_view("Toy", path="/models/toy.gguf"),

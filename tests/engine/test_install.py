@@ -18,7 +18,8 @@ from services.engine.domain import ENGINE
 from services.engine.manifests.manifest_schema import Manifest
 from services.engine.outside.packages import Package
 from tests.engine.earlier import recorded
-from tests.toys import MANIFEST, ask, events, machine, refused, types
+from tests.toys.asking import ask, events, refused, types
+from tests.toys.machine import MANIFEST, machine
 
 MISSING = MANIFEST.replace(
     "name: toy", "name: missing\npackage: aima-no-such-package-b3c1\nmodule: aima_no_such_module"

@@ -27,7 +27,8 @@ from services.engine.rules.state import InstanceState
 from services.resource import units as resource
 from services.resource.domain import RESOURCE
 from services.resource.outside.adapter import ResourceOutside
-from tests.toys import MANIFEST, Machine, ask, events, machine
+from tests.toys.asking import ask, events
+from tests.toys.machine import MANIFEST, Machine, machine
 
 MIB = 2**20
 NEVER = 3600.0

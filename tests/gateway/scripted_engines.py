@@ -18,7 +18,9 @@ from aima_core.domain import Domain
 from aima_core.testing import until
 from services.inference.domain import INFERENCE
 from tests.gateway.conftest import Site, bus, gateway, in_background, visit
-from tests.toys import CRIER, REPLICA, events, model_view, shelf
+from tests.toys.asking import events
+from tests.toys.models import model_view, shelf
+from tests.toys.services import CRIER, REPLICA
 
 KINDS = {"Voice": "tts", "Ears": "asr", "Brush": "diffusion", "Judge": "rerank"}
 MODELS = shelf(model_view("Toy"), model_view("Other"), *(model_view(name, type=kind) for name, kind in KINDS.items()))

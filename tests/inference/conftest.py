@@ -17,7 +17,7 @@ import pytest
 from aima_core.testing import until
 from services.engine.outside.health_check import healthy
 from tests.engine.programs import STAND_IN
-from tests.toys import Machine, machine
+from tests.toys.machine import Machine, machine
 
 
 @dataclass

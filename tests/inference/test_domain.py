@@ -17,7 +17,11 @@ from aima_core.testing import serving, until
 from services.inference.domain import INFERENCE
 from services.inference.outside.request_kinds import TASKS
 from tests.inference.conftest import Gated, Real, StandIn, Start
-from tests.toys import CRIER, REPLICA, Machine, ask, events, made_again, model_view, refused, shelf
+from tests.toys.asking import ask, events, refused
+from tests.toys.machine import Machine
+from tests.toys.models import model_view, shelf
+from tests.toys.services import CRIER, REPLICA
+from tests.toys.tables import made_again
 
 SECRET = "xyzzy4711"
 FAILED = {"status": "error", "error": "no such package", "source": "package", "repo": "gone"}

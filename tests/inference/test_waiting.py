@@ -29,7 +29,11 @@ from services.inference.domain import INFERENCE
 from services.service import units as service
 from tests.inference.conftest import Gated
 from tests.inference.test_domain import MODELS, asked, cry, log, up
-from tests.toys import CRIER, Machine, Nothing, Say, ask, made_again, refused
+from tests.toys.asking import ask, refused
+from tests.toys.machine import Machine
+from tests.toys.services import CRIER, Say
+from tests.toys.stateless import Nothing
+from tests.toys.tables import made_again
 
 CREATED = {
     "service_id": "svc-a",

@@ -29,7 +29,12 @@ from aima_core.testing import serving, until
 from services.engine.domain import ENGINE
 from services.inference.domain import INFERENCE
 from services.service.domain import SERVICE
-from tests.toys import PROCESSOR, Machine, ask, events, machine, made_again, memory, model_view, refused, shelf, types
+from tests.toys.asking import ask, events, refused, types
+from tests.toys.devices import PROCESSOR
+from tests.toys.machine import Machine, machine
+from tests.toys.memory import memory
+from tests.toys.models import model_view, shelf
+from tests.toys.tables import made_again
 
 MODELS = shelf(
     model_view("Toy", path="/models/toy.gguf", trained_for=10),

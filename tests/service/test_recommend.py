@@ -12,7 +12,7 @@ from services.service import units as u
 from services.service.rules.recommendation import Expected, Plan, expect, recommend
 from services.service.rules.selection import Selection
 from tests.service.test_selection import MIB, device, engine
-from tests.toys import model_view
+from tests.toys.models import model_view
 
 # 1 GB of weights and 100 kB of cache per token: with half of 4096 tokens 204.8 MB, so 1204.8 MB are read per token
 NEEDS = {"weights": 10**9, "kv_bytes_per_token": 10**5, "overhead": 0, "context_length": 0}

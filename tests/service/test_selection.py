@@ -12,7 +12,7 @@ from services.engine.units import EngineView
 from services.service import units as u
 from services.service.rules.resource_table import RESOURCE_TABLE, Share
 from services.service.rules.selection import SelectionRequest, choose, memory_of, options
-from tests.toys import model_view
+from tests.toys.models import model_view
 
 MIB = 2**20
 

@@ -16,7 +16,8 @@ from aima_core.bus.client import Answer, Client
 from aima_core.errors import AimaError, Unavailable
 from aima_core.testing import serving, until
 from tests.service.test_domain import ALL, QUICK, create, get, pid_of, start, stop
-from tests.toys import Machine, ask, events, machine
+from tests.toys.asking import ask, events
+from tests.toys.machine import Machine, machine
 
 CLIENTS = 8
 SLOW = {"slots": 4, "token_delay": 0.1, "tokens": 12}

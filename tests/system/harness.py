@@ -237,7 +237,7 @@ def _free_ports() -> int:
     while True:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            first = 10_000 + probe.getsockname()[1] % 8_000 // 40 * 40  # below those that tests/toys.py gives out
+            first = 10_000 + probe.getsockname()[1] % 8_000 // 40 * 40  # below those of tests/toys/machine.py
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             for port in range(first, first + 40):
                 stack.enter_context(socket.socket()).bind(("127.0.0.1", port))

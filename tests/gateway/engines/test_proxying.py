@@ -42,7 +42,8 @@ from tests.gateway.scripted_engines import (
     shared_place,
     visit_place,
 )
-from tests.toys import CRIER, REPLICA, ask, events
+from tests.toys.asking import ask, events
+from tests.toys.services import CRIER, REPLICA
 
 CHAT = "/v1/chat/completions"
 ASKED = {"model": "toy", "messages": HELLO}

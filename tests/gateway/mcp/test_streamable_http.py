@@ -25,7 +25,7 @@ from services.gateway.mcp.streamable_http import SESSIONS_EACH, STREAMS_EACH
 from tests.core.toy import COUNTER, TALLY
 from tests.gateway.conftest import Site, gateway
 from tests.gateway.mcp.fixtures import MODERN, SESSIONS, Doors, bearer, doors, error_of, hearing, listed
-from tests.toys import model_view, shelf
+from tests.toys.models import model_view, shelf
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "mcp.md"
 ERAS = pytest.mark.parametrize("mode", [MODERN, SESSIONS])

@@ -19,7 +19,7 @@ from services.resource.domain import RESOURCE
 from tests.core.toy import COUNTER, TALLY
 from tests.gateway.conftest import ADMIN, Site, gateway
 from tests.gateway.scripted_engines import HELLO, Line, Place, greet, hang_up, place
-from tests.toys import Nothing
+from tests.toys.stateless import Nothing
 
 CHAT = "/v1/chat/completions"
 OF = {"service": "svc-a", "model": "toy"}

@@ -20,11 +20,15 @@ from services.inference.domain import INFERENCE
 from services.service.domain import SERVICE
 from tests.gateway.conftest import ADMIN, Site, gateway
 from tests.gateway.scripted_engines import KINDS, Place, client_of, place
-from tests.toys import PROCESSOR, ask, machine, memory, model_view, shelf
+from tests.toys.asking import ask
+from tests.toys.devices import PROCESSOR
+from tests.toys.machine import machine
+from tests.toys.memory import memory
+from tests.toys.models import model_view, shelf
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-STAND_IN = Path(__file__).parents[2] / "stand_ins" / "media_engine.py"
+STAND_IN = Path(__file__).parents[1] / "stand_ins" / "media_engine.py"
 MANIFEST = f"""
 name: media
 about: A stand-in for engines of media.
