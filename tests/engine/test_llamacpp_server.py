@@ -44,7 +44,7 @@ class Engines:
 
         async def answers() -> bool:
             assert await self.runtime.find(handle.instance), self.runtime.logs(handle.instance, 100)
-            return await healthy(endpoint, "/health", 5)
+            return await healthy(endpoint, self.manifests[engine].health.path, 5)
 
         await until(answers, within=60)
         return handle, endpoint

