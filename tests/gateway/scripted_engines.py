@@ -234,10 +234,10 @@ async def place(
 
 
 @contextlib.contextmanager
-def shared_place(folder: Path) -> Iterator[Site]:
+def shared_place(folder: Path, crier: Domain[Any] = CRIER, **environ: str) -> Iterator[Site]:
     """Serve the same for tests of which each comes by `visit_place`."""
     with bus(folder) as server:
-        served = gateway(folder / "data", server, nats_server.free_port(), MODELS, CRIER, INFERENCE)
+        served = gateway(folder / "data", server, nats_server.free_port(), MODELS, crier, INFERENCE, **environ)
         with in_background(served) as site:
             yield site
 

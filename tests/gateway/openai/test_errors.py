@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,18 @@ import pytest
 
 from aima_core.bus.nats_server import NatsServer
 from aima_core.testing import until
-from tests.gateway.conftest import ADMIN
-from tests.gateway.scripted_engines import HELLO, Engine, Line, Place, client_of, greet, place
+from tests.gateway.conftest import ADMIN, Site
+from tests.gateway.scripted_engines import (
+    HELLO,
+    Engine,
+    Line,
+    Place,
+    client_of,
+    greet,
+    place,
+    shared_place,
+    visit_place,
+)
 from tests.inference.test_waiting import CREATED, START, Crier
 
 CHAT = "/v1/chat/completions"
@@ -21,15 +31,31 @@ ASKED: dict[str, Any] = {"model": "toy", "messages": HELLO}
 LIMIT = 10_000  # bytes of a body
 
 
+ENVIRON = {
+    "AIMA_GATEWAY_AUTH": "required",
+    "AIMA_API_KEYS": f"admin:{ADMIN}",
+    "AIMA_GATEWAY_BODY_LIMIT": str(LIMIT),
+    "AIMA_INFERENCE_QUEUE": "2",
+}
+
+
 @pytest.fixture
 async def here(tmp_path: Path, nats: NatsServer, free_port: Callable[[], int]) -> AsyncIterator[Place]:
-    environ = {
-        "AIMA_GATEWAY_AUTH": "required",
-        "AIMA_API_KEYS": f"admin:{ADMIN}",
-        "AIMA_GATEWAY_BODY_LIMIT": str(LIMIT),
-        "AIMA_INFERENCE_QUEUE": "2",
-    }
-    async with place(tmp_path / "data", nats, free_port(), Crier().domain, **environ) as found:
+    async with place(tmp_path / "data", nats, free_port(), Crier().domain, **ENVIRON) as found:
+        found.site.http.headers["Authorization"] = f"Bearer {ADMIN}"
+        yield found
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with shared_place(tmp_path_factory.mktemp("place"), Crier().domain, **ENVIRON) as found:
+        yield found
+
+
+@pytest.fixture
+async def common(shared: Site) -> AsyncIterator[Place]:
+    """The same for all tests that only ask it."""
+    async with visit_place(shared) as found:
         found.site.http.headers["Authorization"] = f"Bearer {ADMIN}"
         yield found
 
@@ -99,9 +125,9 @@ async def test_a_key_sees_only_the_models_that_it_may_use(here: Place) -> None:
 
 
 @pytest.mark.parametrize("name", ["toy", "Toy", "a", "svc-a"])
-async def test_a_model_is_shown_by_whatever_name_it_can_be_asked_by(here: Place, name: str) -> None:
-    await here.engine()
-    async with client_of(here.site, ADMIN) as client:
+async def test_a_model_is_shown_by_whatever_name_it_can_be_asked_by(common: Place, name: str) -> None:
+    await common.engine()
+    async with client_of(common.site, ADMIN) as client:
         assert (await client.chat.completions.create(model=name, messages=HELLO)).choices
         shown = await client.models.retrieve(name)
         assert (shown.id, shown.object, shown.owned_by) == (name, "model", "aima")
@@ -129,8 +155,8 @@ async def test_a_model_is_shown_by_whatever_name_it_can_be_asked_by(here: Place,
         (ASKED | {"stop": [7]}, "stop[0]"),
     ],
 )
-async def test_a_bad_field_is_named(here: Place, body: dict[str, Any], param: str) -> None:
-    status, error, _ = await error_of(here, body)
+async def test_a_bad_field_is_named(common: Place, body: dict[str, Any], param: str) -> None:
+    status, error, _ = await error_of(common, body)
     assert (status, error["type"], error["param"]) == (400, "invalid_request_error", param)
 
 
@@ -138,20 +164,20 @@ async def test_a_bad_field_is_named(here: Place, body: dict[str, Any], param: st
     "body",
     [b"", b"{", b"[]", b'{"model": "toy", "messages": [{"role": "user", "content": "\xff"}]}', b'{"user": "\xff"}'],
 )
-async def test_a_body_that_is_no_json_never_reaches_an_engine(here: Place, body: bytes) -> None:
-    engine = await here.engine()
-    status, error, _ = await error_of(here, content=body)
+async def test_a_body_that_is_no_json_never_reaches_an_engine(common: Place, body: bytes) -> None:
+    engine = await common.engine()
+    status, error, _ = await error_of(common, content=body)
     assert (status, error["type"]) == (400, "invalid_request_error")
     assert engine.lines == []
 
 
-async def test_a_body_is_bounded_and_of_one_kind(here: Place) -> None:
+async def test_a_body_is_bounded_and_of_one_kind(common: Place) -> None:
     long = b'{"model": "toy", "messages": "%b"}' % (b"x" * LIMIT)
-    status, error, _ = await error_of(here, content=long)
+    status, error, _ = await error_of(common, content=long)
     assert (status, error["code"]) == (413, "payload_too_large")
-    status, error, _ = await error_of(here, content=b"model=toy", headers={"Content-Type": "text/plain"})
+    status, error, _ = await error_of(common, content=b"model=toy", headers={"Content-Type": "text/plain"})
     assert (status, error["code"]) == (415, "unsupported_media_type")
-    wrong = await here.site.get(CHAT)
+    wrong = await common.site.get(CHAT)
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "OPTIONS, POST")
     assert wrong.json()["error"]["code"] == "method_not_allowed"
 
