@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+# Most of the time of a test is waiting for something: two workers for each of two cores.
+WORKERS ?= 4
+TEST    = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 COMPILE = $(BIN)/pip-compile -q --no-header --generate-hashes --allow-unsafe --strip-extras --no-annotate
 
 .PHONY: setup setup-dev run test check format chaos test-arm bench docs proto lock clean
@@ -23,8 +26,8 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 run: setup                           ## the main job: start everything, serve a small model, ask it a question
 	$(BIN)/aima first-run $(if $(ONCE),--once)
 
-test: setup-dev                      ## all tests, on two workers
-	$(BIN)/python -m pytest -n 2
+test: setup-dev                      ## all tests, on four workers, or as many as WORKERS says
+	$(TEST)
 
 check: setup-dev                     ## format, lint, types, import rules, tests
 	$(BIN)/ruff format --check .
@@ -32,7 +35,7 @@ check: setup-dev                     ## format, lint, types, import rules, tests
 	$(BIN)/mypy
 	$(BIN)/mypy $(wildcard examples/*.py examples/*/*.py)
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n 2
+	$(TEST)
 
 format: setup-dev                    ## put the code into shape
 	$(BIN)/ruff format .
