@@ -22,6 +22,7 @@ from tests.simulation.life import Life
 Callback = Callable[[Msg], Awaitable[None]]
 
 _EVENTS = "aima.events."
+_APART = 1e-6  # seconds between two messages: timers of the same moment have no order
 _LAGS = (0.0002, 0.0002, 0.0005, 0.003)  # seconds of a message on its way
 _LONG_LAG, _SELDOM = 0.5, 0.005  # seconds that one takes now and then, and how often
 
@@ -33,6 +34,7 @@ class Bus:
         self.loop = loop
         self.loss = 0.0
         self.last: dict[str, bytes] = {}
+        self._stored: set[str] = set()
         self._numbers = itertools.count(1)
         self._subscriptions: dict[str, list[Subscription]] = {}
 
@@ -61,16 +63,24 @@ class Bus:
         else:
             self._subscriptions.pop(subscription.subject, None)
 
-    def route(self, sender: Connection, subject: str, data: bytes, reply: str, headers: dict[str, str] | None) -> None:
+    def route(self, subject: str, data: bytes, reply: str, headers: dict[str, str] | None) -> None:
         """Give a message to whoever has subscribed; say so if nobody has and the sender waits for a reply."""
         receivers = self._receivers(subject)
         for receiver in receivers:
             receiver.take(Msg(receiver.connection, subject, reply, data, headers))
-        if subject.startswith(_EVENTS):
-            self.last[subject.split(".")[2]] = data
-            self._receive(reply, b'{"stream":"AIMA_EVENTS","seq":1}', None)
-        elif reply and not receivers:
+        if reply and not receivers:
             self._receive(reply, b"", {"Status": "503"})
+
+    def store(self, subject: str, data: bytes, reply: str, headers: dict[str, str] | None) -> None:
+        """Keep an event unless it is there already; the live copy and the acknowledgement may be lost."""
+        ident = (headers or {})["Nats-Msg-Id"]
+        if ident not in self._stored:
+            self._stored.add(ident)
+            self.last[subject.split(".")[2]] = data
+        if not self.lost():
+            self.route(subject, data, "", headers)
+        if not self.lost():
+            self._receive(reply, b'{"stream":"AIMA_EVENTS","seq":1}', None)
 
     def _receive(self, subject: str, data: bytes, headers: dict[str, str] | None) -> None:
         for receiver in self._receivers(subject):
@@ -152,9 +162,11 @@ class Connection:
         """Send a message on its way; what a connection publishes arrives in that order."""
         self._check()
         bus, loop = self.bus, self.bus.loop
-        self._sent_until = max(self._sent_until, loop.now + bus.lag())
-        if not bus.lost():
-            loop.call_at(self._sent_until, bus.route, self, subject, payload, reply, headers)
+        self._sent_until = max(self._sent_until + _APART, loop.now + bus.lag())
+        if subject.startswith(_EVENTS):
+            loop.call_at(self._sent_until, bus.store, subject, payload, reply, headers)
+        elif not bus.lost():
+            loop.call_at(self._sent_until, bus.route, subject, payload, reply, headers)
 
     async def request(
         self, subject: str, payload: bytes = b"", timeout: float = 0.5, headers: dict[str, str] | None = None

@@ -106,7 +106,7 @@ def _of_a_life(
 ) -> asyncio.Task[Any]:
     """Return a task that the process which makes it takes with it when it is killed."""
     task = asyncio.Task(coro, loop=loop, context=context)
-    if life := (context.get(LIFE) if context else LIFE.get()):
+    if life := (context.get(LIFE) if context is not None else LIFE.get()):
         life.tasks[task] = None
         task.add_done_callback(lambda ended: life.tasks.pop(ended, None))
     return task

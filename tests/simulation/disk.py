@@ -15,10 +15,10 @@ T = TypeVar("T")
 
 
 class Disk:
-    """The files, each in memory. `dies_after_commit` tells whether a process is killed by its next commit."""
+    """The files, each in memory. `on_commit` hears of every commit before its process does, and may kill that."""
 
-    def __init__(self, dies_after_commit: Callable[[Life], bool] = lambda _: False) -> None:
-        self.dies_after_commit = dies_after_commit
+    def __init__(self, on_commit: Callable[[Life], None] = lambda _: None) -> None:
+        self.on_commit = on_commit
         self._files: dict[str, sqlite3.Connection] = {}
 
     def file(self, name: str) -> sqlite3.Connection:
@@ -44,8 +44,7 @@ class SimulatedSqlite(Sqlite):
     async def write(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """Commit; the process may be killed before it can hear of it."""
         result = await super().write(function)
-        if self._disk.dies_after_commit(self._life):
-            self._life.kill()
+        self._disk.on_commit(self._life)
         self._life.check()
         return result
 

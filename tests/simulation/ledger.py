@@ -15,23 +15,21 @@ _CURSORS = "SELECT source, position FROM cursors"
 
 
 class Ledger:
-    """One log. `states` by stream; `kinds` counts the events by type; `tell` hears of each."""
+    """One log. `states` by stream, `events` in order; `tell` hears of each."""
 
     def __init__(self, domain: Domain[Any], disk: Disk, tell: Callable[[str, object], None]) -> None:
         self.domain = domain
         self.states: dict[str, Any] = {}
-        self.position = 0
-        self.kinds: dict[type[Event], int] = {}
+        self.events: list[Event] = []
         self._disk, self._tell = disk, tell
         self._codec = Codec(domain.events, domain.upcasters)
         self._there = False
 
     def read(self) -> None:
         """Take in what has been recorded since the last time."""
-        for unit, data in self._rows(_PAGE, self.position):
+        for unit, data in self._rows(_PAGE, len(self.events)):
             event = self._codec.decode(unit, data)
-            self.position += 1
-            self.kinds[type(event)] = self.kinds.get(type(event), 0) + 1
+            self.events.append(event)
             self._tell("  recorded", event)
             state = self.domain.evolve(self.states.get(event.stream), event)
             if state is None:

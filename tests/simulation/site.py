@@ -15,23 +15,21 @@ from typing import Any
 import msgspec
 
 from aima_core.domain import Domain
-from aima_core.errors import AimaError, InternalError
 from aima_core.process.domain_process import DomainProcess
 from aima_core.settings import LogSettings, NatsSettings, Settings
 from aima_core.store.log import Log
 from aima_core.store.records import Codec
 from aima_core.testing import NOON
 from services.engine.domain import ENGINE
-from services.engine.host import Host
-from services.engine.outside.adapter import EngineOutside
+from services.engine.outside.engine_host import Host
 from services.inference.domain import INFERENCE
 from services.resource.domain import RESOURCE
-from services.resource.outside.adapter import ResourceOutside
 from services.service.domain import SERVICE
 from tests.simulation.bus import Bus, Connection
 from tests.simulation.callers import Callers
 from tests.simulation.clock import VirtualLoop
 from tests.simulation.disk import Disk, SimulatedSqlite
+from tests.simulation.engines import engine_client
 from tests.simulation.ledger import Ledger
 from tests.simulation.life import LIFE, Life
 from tests.simulation.models import DEVICES, MANIFESTS, MODELS, NODE
@@ -39,10 +37,9 @@ from tests.simulation.programs import Machine, SimulatedPackage, SimulatedRuntim
 
 PORTS = range(9000, 9040)
 _STORY = 150  # lines of the story of a run that are kept
-_OUTSIDE = "of itself"  # who did something that no domain's process did
 
-Outsides = Mapping[str, Callable[..., Any]]
-"""What replaces the `outside` of a domain, by its name: a fault that is planted."""
+DOMAINS: tuple[Domain[Any], ...] = (DEVICES, MODELS, RESOURCE, ENGINE, SERVICE, INFERENCE)
+"""In the order of their start."""
 
 
 class _Log(Log):
@@ -52,6 +49,11 @@ class _Log(Log):
 
 class _Process(DomainProcess[Any]):
     """A domain's process; only its log's file and its connection are other ones."""
+
+    @property
+    def memory(self) -> Mapping[str, Any]:
+        """What the process believes is committed."""
+        return self._runner.committed
 
     def __init__(self, domain: Domain[Any], settings: Settings, site: Site, life: Life) -> None:
         super().__init__(domain, settings)
@@ -70,18 +72,23 @@ class Running:
     """A process that runs. Setting `stop` ends it in order."""
 
     life: Life
+    process: _Process
     stop: asyncio.Event
     ready: asyncio.Event
     serving: asyncio.Task[None]
 
 
 class Site:
-    """The machine. `faulty`: messages are lost and processes die by themselves."""
+    """The machine, what runs on it, and what has happened there."""
 
-    def __init__(self, loop: VirtualLoop, outsides: Outsides | None = None) -> None:
+    def __init__(self, loop: VirtualLoop, *changed: Domain[Any]) -> None:
+        """`changed` take the place of the domains of their names."""
         self.loop, self.rng = loop, loop.rng
         self.machine, self.bus = Machine(loop), Bus(loop)
-        self.disk = Disk(self._dies_after_commit)
+        self.disk = Disk(self._committed)
+        self.steps = 0
+        self.check: Callable[[Site], None] = Site.look
+        """What must be true after every commit; raises AssertionError."""
         self.deadly = 0.0
         """The share of commits after which their process dies."""
         self.connections: dict[Life, Connection] = {}
@@ -90,11 +97,8 @@ class Site:
         """What no simulated trouble explains."""
         self.story: deque[tuple[float, str, object]] = deque(maxlen=_STORY)
         self._burying: set[asyncio.Task[None]] = set()
-        changed = self._outsides() | dict(outsides or {})
-        self.domains = {
-            domain.name: replace(domain, outside=partial(changed[domain.name])) if domain.name in changed else domain
-            for domain in (DEVICES, MODELS, RESOURCE, ENGINE, SERVICE, INFERENCE)
-        }
+        others = {domain.name: domain for domain in changed}
+        self.domains = {domain.name: self._here(others.get(domain.name, domain)) for domain in DOMAINS}
         self.ledgers = {name: Ledger(domain, self.disk, self.tell) for name, domain in self.domains.items()}
         self.settings = Settings(
             Path("/simulated"),
@@ -106,12 +110,16 @@ class Site:
             {},
         )
         self.callers = Callers(self)
+        loop.set_exception_handler(self._unhandled)
 
-    def _outsides(self) -> dict[str, Callable[..., Any]]:
-        return {
-            "engine": partial(EngineOutside, host=self.host),
-            "resource": partial(ResourceOutside, read=self.machine.facts),
+    def _here(self, domain: Domain[Any]) -> Domain[Any]:
+        """Return a domain with this machine below its Outside."""
+        given: dict[str, Any] = {
+            "engine": {"host": self.host},
+            "resource": {"read": self.machine.facts},
+            "inference": {"http": lambda: engine_client(self.machine)},
         }
+        return replace(domain, outside=partial(domain.outside, **given.get(domain.name, {})))
 
     def _sections(self) -> dict[str, Any]:
         sections = {name: domain.settings() for name, domain in self.domains.items()}
@@ -150,14 +158,16 @@ class Site:
         process = _Process(self.domains[name], self.settings, self, life)
         serving = self.loop.create_task(process.serve(stop, ready.set), name=f"{name} process", context=variables)
         serving.add_done_callback(lambda task: self._ended(life, task))
-        self.running[name] = Running(life, stop, ready, serving)
+        self.running[name] = Running(life, process, stop, ready, serving)
         return self.running[name]
 
     async def begin(self) -> None:
         """Start all that do not run, and return when they serve."""
         for name in self.domains:
-            if not self.is_up(name):
-                await self.start(name).ready.wait()
+            found = self.running[name] if self.is_up(name) else self.start(name)
+            ready = self.loop.create_task(found.ready.wait())
+            await asyncio.wait((ready, found.serving), return_when=asyncio.FIRST_COMPLETED)
+            ready.cancel()
 
     def kill(self, name: str) -> None:
         """Kill a domain's process."""
@@ -176,8 +186,14 @@ class Site:
             self.kill(name)
         self.machine.reboot()
 
-    def _dies_after_commit(self, life: Life) -> bool:
-        return self.deadly > 0 and not life.dead and self.rng.random() < self.deadly
+    def _committed(self, life: Life) -> None:
+        if not self.errors:
+            try:
+                self.check(self)
+            except AssertionError as error:  # what runs here is the product's: it must not swallow it
+                self.errors.append(f"{error}")
+        if self.deadly and self.rng.random() < self.deadly:
+            life.kill()
 
     def _died(self, life: Life) -> None:
         self.tell("death of", life.name)
@@ -185,6 +201,9 @@ class Site:
         burying = self.loop.create_task(life.buried(), context=Variables())
         self._burying.add(burying)
         burying.add_done_callback(self._burying.discard)
+
+    def _unhandled(self, _: asyncio.AbstractEventLoop, told: dict[str, Any]) -> None:
+        self.errors.append(f"{told['message']}: {told.get('exception')!r} of {told.get('future') or told.get('task')}")
 
     def _ended(self, life: Life, serving: asyncio.Task[None]) -> None:
         if not serving.cancelled() and (error := serving.exception()) and not life.dead:
@@ -223,11 +242,6 @@ class Complaints(logging.Handler):
         if not (life and life.dead):
             told = logging.Formatter().format(record)
             self._site.errors.append(f"{told} {getattr(record, 'fields', '')}")
-
-
-def is_fault(error: AimaError) -> bool:
-    """Tell of what a caller was answered whether it is never right."""
-    return isinstance(error, InternalError)
 
 
 def _text(about: object) -> str:

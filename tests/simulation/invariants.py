@@ -1,0 +1,147 @@
+"""What must be true: at every moment, once every deadline has come, and when nothing is left to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from services.engine.rules import state as es
+from services.resource import units as resource
+from services.resource.rules.capacity import Slot
+from services.resource.rules.decider import held, machine_at
+from services.service.rules import state as ss
+from tests.simulation.chaos import APPS
+from tests.simulation.models import NODE
+from tests.simulation.site import Site
+
+
+def always(site: Site) -> None:
+    """Check what must be true at every moment."""
+    site.look()
+    assert not site.errors, "\n".join(site.errors)
+    instances, live = _instances(site), site.machine.programs.values()
+    _unique("port", [program.port for program in live])
+    _unique("port", [found.start.port for found in instances.values() if found.start])
+    orphans = [one.instance for one in live if one.instance not in instances or instances[one.instance].run != one.run]
+    assert not orphans, f"nobody knows of the programs {orphans}"
+    slots = held(site.states("resource"))
+    assert sum(slot.memory for slot in slots) <= machine_at(site.states("resource"), NODE).budget
+    assert sum(slot.gpu_fraction for slot in slots) <= 1 + 1e-6
+    for service in _services(site):
+        _agrees(service)
+        waiting_for = {process.replica for process in service.leaving if process.process_id in instances}
+        both = [member.process_id for member in service.members if member.replica in waiting_for]
+        assert not instances.keys() & both, f"{both} have begun before the process in their place was gone"
+    inference, services = site.ledgers["inference"], site.ledgers["service"]
+    if inference.cursor("service") == len(services.events):
+        assert _routes(site) == {one.process_id for service in _services(site) for one in _routable(service)}
+    _known(site, instances)
+
+
+def _known(site: Site, instances: dict[str, es.InstanceState]) -> None:
+    """Check that a service knows of every instance that runs for it, once it has heard of it."""
+    heard = site.ledgers["service"].cursor("engine")
+    untold = {getattr(event, "process_id", "") for event in site.ledgers["engine"].events[heard:]}
+    for found in instances.values():
+        assert found.start
+        owner: ss.Service | None = site.states("service").get(f"service/{found.start.service_id}")
+        if owner and found.status == "running" and found.id not in untold:
+            assert found.id in owner.present(), f"{owner.id} does not know of {found.id}"
+
+
+def in_time(site: Site) -> None:
+    """Check that nothing is on its way any more: every deadline has come, also for what a program holds up."""
+    for service in _services(site):
+        assert service.status not in ("starting", "stopping"), f"{service.id} is {service.status} for ever"
+        late = [member for member in service.members if service.runs and member.status in ("asked", "starting")]
+        assert not late, f"{service.id} waits for ever for {late}"
+    states = site.states("engine").values()
+    late_ones = {state.id: state.status for state in states if state.status in ("starting", "stopping", "installing")}
+    assert not late_ones, f"for ever: {late_ones}"
+
+
+def at_rest(site: Site) -> None:
+    """Check what must be true when nothing is left to do."""
+    in_time(site)
+    assert not site.callers.waiting, f"callers wait for ever: {[task.get_name() for task in site.callers.waiting]}"
+    packages = {state.status for state in site.states("engine").values() if not state.start}
+    assert packages <= {"installed", "error"}
+    instances, live = _instances(site), site.machine.programs
+    assert {found.id: found.status for found in instances.values()} == dict.fromkeys(live, "running")
+    slots = {resource.slot_of(f"{found.id}-{found.run}") for found in instances.values()}
+    assert _slots(site) == slots, f"slots {_slots(site)}, and there should be {slots}"
+    answering: set[str] = set()
+    for service in _services(site):
+        assert service.status in ("created", "running", "degraded", "stopped", "failed")
+        assert not service.leaving, f"{service.id} waits for {service.leaving}"
+        statuses = [member.status for member in service.members]
+        assert set(statuses) <= {"running", "waiting", "ended"}, f"{service.id}: {statuses}"
+        if service.status == "failed":
+            assert set(statuses) <= {"ended"}
+        answering |= {member.process_id for member in service.answering()}
+    assert answering == {found.id for found in instances.values() if found.start and found.start.service_id}
+    pools = site.states("inference").values()
+    assert not any(pool.requests or pool.by_process for pool in pools)
+    _copied(site)
+
+
+def _copied(site: Site) -> None:
+    """Check that memory and what the bus has of the events are what the logs say."""
+    for name, ledger in site.ledgers.items():
+        assert site.running[name].process.memory == ledger.states, f"{name}: folding the log comes to something else"
+        if ledger.events:
+            last = site.bus.last[name]
+            assert f'"position":{len(ledger.events)},'.encode() in last, f"{name}: the bus lacks events"
+
+
+def _instances(site: Site) -> dict[str, es.InstanceState]:
+    return {found.id: found for found in site.states("engine").values() if found.start}
+
+
+def _services(site: Site) -> list[ss.Service]:
+    return list(site.states("service").values())
+
+
+def _routes(site: Site) -> set[str]:
+    return {route.process_id for pool in site.states("inference").values() for route in pool.routes}
+
+
+def _routable(service: ss.Service) -> list[ss.Replica]:
+    return [member for member in service.members if member.status in ("running", "unhealthy") and service.runs]
+
+
+def _unique(what: str, found: list[Any]) -> None:
+    assert len(found) == len(set(found)), f"one {what} twice: {found}"
+
+
+def _agrees(service: ss.Service) -> None:
+    """Check a service's status against its members."""
+    answering, there = len(service.answering()), len(service.members)
+    _unique("process", list(service.present()))
+    _unique("replica", [member.replica for member in service.members])
+    match service.status:
+        case "created" | "stopped":
+            statuses = {member.status for member in service.members}
+            assert statuses <= {"ended"}, f"{service.id} is {service.status} with replicas {statuses}"
+        case "starting":
+            assert there == service.wanted > 0
+            assert any(member.hopeful and not member.answers for member in service.members)
+        case "running":
+            assert answering == there == service.wanted > 0, f"{service.id} runs with {answering} of {there}"
+        case "degraded":
+            assert answering < there == service.wanted
+            assert any(member.hopeful for member in service.members)
+        case "stopping":
+            assert service.present(), f"{service.id} waits for nobody"
+
+
+def _slots(site: Site) -> set[str]:
+    """Return the slots that are not those of apps, which nobody but their owner releases; none may be preempted."""
+    apps = {resource.slot_of(name) for name in APPS}
+    found = [one for one in site.states("resource").values() if isinstance(one, Slot) and one.slot_id not in apps]
+    assert all(slot.status == "active" for slot in found), f"slots that are taken from the living: {found}"
+    return {slot.slot_id for slot in found}
+
+
+def ended(site: Site) -> set[type[Any]]:
+    """Return the types of all events that there are."""
+    return {type(event) for ledger in site.ledgers.values() for event in ledger.events}
