@@ -67,6 +67,18 @@ class Unwhole(EngineOutside):
         self.instances = self._Instances(context, self._host)
 
 
+class Unseen(EngineOutside):
+    """Leaves it to asyncio to complain of what a start was refused with that was called off meanwhile."""
+
+    class _Instances(Instances):
+        def _done(self, process_id: str, task: asyncio.Task[Any]) -> None:
+            self._unfinished.get(process_id, set()).discard(task)
+
+    def __init__(self, context: Context[Any], **more: Any) -> None:
+        super().__init__(context, **more)
+        self.instances = self._Instances(context, self._host)
+
+
 class Hasty(ServiceOutside):
     """Takes a replica for gone that has only been asked to end."""
 
@@ -109,6 +121,7 @@ FAULTS: Mapping[str, Domain[Any]] = {
     "silent": replace(ENGINE, outside=Silent),
     "blind": replace(ENGINE, outside=Blind),
     "unwhole": replace(ENGINE, outside=Unwhole),
+    "unseen": replace(ENGINE, outside=Unseen),
     "hasty": replace(SERVICE, outside=Hasty),
     "timeless": replace(SERVICE, outside=Timeless),
     "unswept": replace(INFERENCE, outside=Unswept),

@@ -14,7 +14,7 @@ from services.engine import internal as i
 from services.engine import units as u
 from services.engine.manifests.manifest import explain, render
 from services.engine.manifests.manifest_schema import Manifest
-from services.engine.outside.engine_host import Host
+from services.engine.outside.adapter.engine_host import Host
 from services.engine.rules import state
 from services.engine.runtimes import Handle, LaunchSpec
 from services.resource import units as resource
@@ -160,6 +160,8 @@ class Instances:
             task.add_done_callback(lambda _: self._done(start.process_id, task))
 
     def _done(self, process_id: str, task: asyncio.Task[Any]) -> None:
+        if not task.cancelled():
+            task.exception()  # seen: who waited for it may have been called off
         unfinished = self._unfinished.get(process_id, set())
         unfinished.discard(task)
         if not unfinished:
