@@ -10,7 +10,8 @@ from aima_core.domain import Domain, Outside, World
 from aima_core.units import Command, Event, Query, Success, View
 from services.device import units as device
 from services.engine.manifests.manifest_schema import Manifest
-from tests.toys import Nothing, model_view, shelf
+from tests.toys.models import model_view, shelf
+from tests.toys.stateless import Nothing
 
 NODE = "node"
 GPU = f"{NODE}-gpu-0"
