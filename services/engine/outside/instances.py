@@ -14,7 +14,7 @@ from services.engine import internal as i
 from services.engine import units as u
 from services.engine.manifests.manifest import explain, render
 from services.engine.manifests.manifest_schema import Manifest
-from services.engine.outside.adapter.engine_host import Host
+from services.engine.outside.engine_host import Host
 from services.engine.rules import state
 from services.engine.runtimes import Handle, LaunchSpec
 from services.resource import units as resource
