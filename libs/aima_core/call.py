@@ -1,6 +1,6 @@
-"""Who asks, when, until when and on whose behalf: what travels beside the input of a unit.
+"""A `Call` is one request without its input: caller, time, deadline, ids. It travels in the message's headers.
 
-Ids and times reach the pure functions from here, so that deciding twice on the same call decides the same.
+Pure functions take ids and the time only from the call: deciding the same call twice gives the same result.
 """
 
 from __future__ import annotations
@@ -28,17 +28,20 @@ DRY_RUN = "Aima-Dry-Run"
 EXPECTED_VERSION = "Aima-Expected-Version"
 PARTS = "Aima-Parts"  # "true": send progress as parts before the reply
 BATCH = "Aima-Batch"  # "true": several requests in one message (batches.py)
-SEQ = "Aima-Seq"
-FINAL = "Aima-Final"
+SEQ = "Aima-Seq"  # number of a part, from 1
+FINAL = "Aima-Final"  # "true": this message is the reply, no part follows
 CONTENT_TYPE = "Content-Type"
-MALFORMED = "Aima-Malformed"  # set by our bus client on a message whose header bytes make no sense
+MALFORMED = "Aima-Malformed"  # our own connection sets it on a message whose header bytes cannot be parsed
 
 _TRACE = re.compile("[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
-_LONGEST_KEY = 200  # characters of any id header: keys are stored, so they are bounded
+_LONGEST_KEY = 200  # characters of an id header; limited because the log stores them
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
-    """One request. `at` and `deadline` are Unix seconds; an absent deadline is the unit's own."""
+    """One request. `at` (when it arrived) and `deadline` are Unix seconds.
+
+    `deadline` is None for calls that the process makes for itself: only the unit's own timeout limits those.
+    """
 
     request_id: str
     at: float
@@ -54,7 +57,10 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     parts: bool = False
 
     def new_id(self, prefix: str, salt: str = "") -> str:
-        """Return an id that is the same whenever this call is decided, or asked with its key, again: `svc-7f3a09c1`."""
+        """Return an id such as `svc-7f3a09c1`: the same each time this call is decided, and for each retry of its key.
+
+        A call that needs several ids of one prefix passes a different `salt` for each.
+        """
         seed = self.idempotency_key or self.request_id
         digest = hashlib.blake2s(f"{seed}/{salt}".encode(), digest_size=4).hexdigest()
         return f"{prefix}-{digest}"
@@ -64,12 +70,16 @@ current_call: ContextVar[Call | None] = ContextVar("current_call", default=None)
 
 
 def token(size: int) -> str:
-    """Return `size` random bytes in hex: enough to tell requests apart (seeded anew after a fork), not a secret."""
+    """Return `size` random bytes in hex, for request and trace ids. Not for secrets: the generator is predictable."""
+    # Python seeds the generator again after a fork, so forked processes do not repeat each other's ids
     return f"{getrandbits(8 * size):0{2 * size}x}"
 
 
 def fresh(node: str = "local", cause: str = "", parent: Call | None = None) -> Call:
-    """Return a call that begins now: on behalf of `parent`, or of ourselves, caused by the event `cause`."""
+    """Return a call that starts now, made for the call `parent` or, without one, for the process itself.
+
+    `cause` is the id of the event that led to it.
+    """
     request_id = token(8)
     return Call(
         request_id=request_id,
@@ -84,40 +94,43 @@ def fresh(node: str = "local", cause: str = "", parent: Call | None = None) -> C
 
 
 def from_headers(headers: Mapping[str, str] | None, *, node: str, default_timeout: float) -> Call:
-    """Return the call that a message's headers describe; raise InvalidRequest for one that makes no sense."""
-    given = headers or {}
+    """Return the call that a message's headers describe; raise InvalidRequest for a header with an invalid value.
+
+    `default_timeout` in seconds applies if the headers have no timeout.
+    """
+    headers = headers or {}
     now = time.time()
     for name in (REQUEST_ID, IDEMPOTENCY_KEY, CAUSATION_ID, CORRELATION_ID, PRINCIPAL):
-        if len(given.get(name, "")) > _LONGEST_KEY:
+        if len(headers.get(name, "")) > _LONGEST_KEY:
             raise InvalidRequest(f"{name} is longer than {_LONGEST_KEY} characters", header=name)
-    timeout = _number(given, TIMEOUT, default_timeout)
+    timeout = _number(headers, TIMEOUT, default_timeout)
     if not 0 < timeout <= 86_400:
         raise InvalidRequest(f"{TIMEOUT} must be above 0 and at most 86400 seconds", header=TIMEOUT)
-    if MALFORMED in given:
+    if MALFORMED in headers:
         raise InvalidRequest("the message's headers cannot be read", reason="NOT_DECODABLE")
-    version = given.get(EXPECTED_VERSION)
-    if version is not None and not (version.isdecimal() and len(version) <= 18):  # 64 bits, as SQLite counts
+    version = headers.get(EXPECTED_VERSION)
+    if version is not None and not (version.isdecimal() and len(version) <= 18):  # fits SQLite's 64-bit integers
         raise InvalidRequest(f"{EXPECTED_VERSION} must be a whole number", header=EXPECTED_VERSION)
-    request_id = given.get(REQUEST_ID) or token(8)
-    trace = given.get(TRACEPARENT, "")
+    request_id = headers.get(REQUEST_ID) or token(8)
+    trace = headers.get(TRACEPARENT, "")
     return Call(
         request_id=request_id,
         at=now,
         node=node,
-        correlation_id=given.get(CORRELATION_ID) or request_id,
-        causation_id=given.get(CAUSATION_ID, ""),
-        principal=given.get(PRINCIPAL, ""),
+        correlation_id=headers.get(CORRELATION_ID) or request_id,
+        causation_id=headers.get(CAUSATION_ID, ""),
+        principal=headers.get(PRINCIPAL, ""),
         trace=trace if _TRACE.fullmatch(trace) else new_trace(),
         deadline=now + timeout,
-        idempotency_key=given.get(IDEMPOTENCY_KEY, ""),
-        dry_run=flag(given, DRY_RUN),
+        idempotency_key=headers.get(IDEMPOTENCY_KEY, ""),
+        dry_run=flag(headers, DRY_RUN),
         expected_version=None if version is None else int(version),
-        parts=flag(given, PARTS),
+        parts=flag(headers, PARTS),
     )
 
 
 def to_headers(call: Call, *, timeout: float, idempotency_key: str = "") -> dict[str, str]:
-    """Return the headers of a request made on behalf of `call`."""
+    """Return the headers of a request that is made for `call`; `timeout` in seconds."""
     headers = {
         REQUEST_ID: token(8),
         CORRELATION_ID: call.correlation_id,
@@ -133,7 +146,7 @@ def to_headers(call: Call, *, timeout: float, idempotency_key: str = "") -> dict
 
 
 def new_trace() -> str:
-    """Return a traceparent that begins a trace; not sampled unless somebody upstream says so."""
+    """Return the traceparent of a new trace. Its sampled flag is off: only callers from outside turn sampling on."""
     return f"00-{token(16)}-{token(8)}-00"
 
 
@@ -155,20 +168,20 @@ def timestamp(at: float) -> str:
 
 
 def unix(text: str) -> float:
-    """Return RFC 3339 text as Unix seconds; raise ValueError when it is none."""
+    """Return RFC 3339 text as Unix seconds; raise ValueError for any other text."""
     return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
 
 
-def _number(given: Mapping[str, str], name: str, default: float) -> float:
+def _number(headers: Mapping[str, str], name: str, default: float) -> float:
     try:
-        return float(given.get(name) or default)
+        return float(headers.get(name) or default)
     except ValueError:
         raise InvalidRequest(f"{name} must be a number of seconds", header=name) from None
 
 
-def flag(given: Mapping[str, str], name: str) -> bool:
-    """Return what a header says that is true or false; raise InvalidRequest for anything else."""
-    value = given.get(name, "").lower()
-    if value not in ("", "true", "false"):  # a dry run that is misspelt must not be a real one
+def flag(headers: Mapping[str, str], name: str) -> bool:
+    """Return a true/false header, False if it is absent; raise InvalidRequest for any other value."""
+    value = headers.get(name, "").lower()
+    if value not in ("", "true", "false"):  # a misspelt value must not turn a dry run into a real one
         raise InvalidRequest(f"{name} must be true or false", header=name)
     return value == "true"

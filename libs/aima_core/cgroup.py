@@ -1,6 +1,6 @@
-"""How much memory the container leaves to its processes: control groups, version 2 and 1.
+"""Reads the memory limit of the container that this process runs in, from control groups of version 2 and 1.
 
-Files and their meaning: Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst of the Linux kernel.
+The files are described in the Linux kernel's Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Version:
-    """Where a version keeps what."""
+    """The file names of one version of control groups."""
 
     mount: str
     limit: str
     used: str
     cache: str
-    """The part of `used` that the kernel gives back before anything is refused, as a line of memory.stat."""
+    """The line of memory.stat for the cache: the part of `used` that the kernel frees before it refuses memory."""
 
 
 V2 = Version("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file")
@@ -26,18 +26,18 @@ V1 = Version("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_b
 
 
 def memory(root: Path = Path("/")) -> tuple[int, int] | None:
-    """Return (limit, used) in bytes of the tightest group that this process is in; None when none has a limit.
+    """Return (limit, used) in bytes of the group with the smallest limit around this process; None without a limit.
 
-    A limit may be larger than the machine: version 1 writes "no limit" as a number near 2^63.
+    The limit may exceed the machine's memory: version 1 writes "no limit" as a number near 2^63.
     """
-    limits = [found for group, version in _groups(root) if (found := _read(group, version)) is not None]
-    return min(limits, default=None)
+    usages = [usage for group, version in _groups(root) if (usage := _read(group, version)) is not None]
+    return min(usages, default=None)
 
 
 def _groups(root: Path) -> Iterator[tuple[Path, Version]]:
-    """Yield every group that bounds this process, from its own up to the one that is mounted.
+    """Yield every group that limits this process, from its own up to the mounted one.
 
-    Inside a container its own path may be that of the host, which is not there: then only the mount itself counts.
+    Inside a container, /proc may show the host's path, which does not exist there; then only the mount itself counts.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
@@ -58,7 +58,7 @@ def _groups(root: Path) -> Iterator[tuple[Path, Version]]:
 
 def _read(group: Path, version: Version) -> tuple[int, int] | None:
     try:
-        limit = int((group / version.limit).read_text())  # "max" in version 2 is no number: no limit
+        limit = int((group / version.limit).read_text())  # version 2 writes "max" for no limit: a ValueError
         used = int((group / version.used).read_text())
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):

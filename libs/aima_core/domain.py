@@ -1,16 +1,18 @@
-"""A domain as plain values and functions, and the one class through which it touches the world.
+"""What a domain consists of: pure functions, and one class for everything that awaits.
 
-Six functions say what a domain is; all but `perform` are pure (no await, clock, randomness, log or I/O):
+`Domain` assembles them. All functions but `perform` are pure: no await, clock, randomness, log or I/O.
 
-    decide(world, command, call) -> events      what happens, given what is; raises a declared error to refuse
-    evolve(state, event) -> state               what is, given what happened; None where nothing is; never raises
-    todo(state) -> effects                      what must be happening outside, given what is; empty at rest
-    project(recorded) -> statements             how an event changes the read tables
-    react(recorded) -> commands                 which of our commands a peer's event calls for
-    Outside.perform(effect) -> commands         does one effect; what came of it returns as commands of ours
+    decide(world, command, call) -> events      the events that the command causes; raises a declared error to refuse
+    evolve(state, event) -> state               the stream's next state, None if it has none any more; never raises
+    reply(world, command, events) -> view       the command's answer, None while its effects are still running
+    todo(state) -> effects                      the effects that must be running outside; empty at rest
+    project(recorded) -> statements             the SQL by which an event changes the read tables
+    react(recorded) -> commands                 our own commands in response to an event of a followed domain
+    Outside.perform(effect) -> commands         carries out one effect; returns its result as commands of our own
 
-`decide` sees every stream of its domain, because some rules span streams (no two instances on one port); it is
-safe because a domain has one writer. `evolve` and `todo` see one stream, so their cost does not grow with the rest.
+`decide` sees every stream of its domain, because some rules span streams (no two instances on one port). That is
+safe because a domain has one writer. `evolve` and `todo` see one stream: their cost does not grow with the number of
+streams.
 """
 
 from __future__ import annotations
@@ -39,89 +41,101 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound=msgspec.Struct)
 World = Mapping[str, S]
+"""The states of a domain's streams, by stream: `service/svc-1`."""
 Commands = Iterable[Command[Any]]
 
 
 class Effect(msgspec.Struct, frozen=True):
-    """Something that must be happening outside. Two equal effects are one; its fields are its identity."""
+    """Work that must be under way outside, such as a download. Effects with equal type and fields are one effect."""
 
 
 class Parts(Protocol):
-    """Where a flow sends what a caller may see before the answer."""
+    """Sends the parts of an answer, such as tokens, before the answer itself."""
 
     @property
     def requested(self) -> bool:
         """Whether the caller asked for parts."""
 
     async def send(self, part: Any) -> None:
-        """Send one part; anything that encodes as JSON."""
+        """Send one part: any value that encodes as JSON. Does nothing if the caller did not ask for parts."""
 
 
 @dataclass(kw_only=True)
 class Context(Generic[S]):
-    """What the core hands to a domain's Outside."""
+    """What the core gives a domain's Outside to work with."""
 
     node: str
     folder: Path
     settings: Any
     world: World[S]
-    """Committed states by stream; read it, never keep it."""
+    """The committed states, live: they change after every await, so read them again instead of keeping them."""
     peers: Peers
+    """Typed calls to other domains."""
     read: Reader[S]
+    """Reads our read tables and our log."""
     record: Callable[[Command[Any]], Awaitable[Sequence[Recorded]]]
-    """Decide one of our own commands; returns when it is committed."""
+    """Decide one of our own commands; returns its events once they are committed."""
     caught_up: Callable[[str], Awaitable[None]]
-    """Return when all that a followed peer had recorded until now is taken in; raise Unavailable if it is away."""
+    """Wait until every event that a followed domain has recorded by now is handled here.
+
+    Raises Unavailable if that domain does not answer."""
     news: Callable[[], AbstractContextManager[asyncio.Queue[Sequence[Recorded]]]]
-    """Give a queue of all our events that are committed from now on, one entry for each commit."""
+    """Open a queue of all our events committed from now on; one entry per commit."""
 
 
 class Outside(Generic[S]):
-    """Everything of a domain that awaits. A domain overrides what it needs."""
+    """The part of a domain that awaits. A domain overrides the methods it needs."""
 
     flows: tuple[type[Command[Any]], ...] = ()
-    """Commands that are a conversation with the world rather than one decision: `flow` runs them."""
+    """Commands that `flow` runs instead of `decide`: they exchange several messages with the outside world."""
 
     def __init__(self, context: Context[S]) -> None:
         self.context = context
 
     async def open(self) -> None:
-        """Acquire what the domain holds while it runs."""
+        """Acquire connections, files and the like before the first request is handled."""
 
     async def close(self) -> None:
-        """Let go of it."""
+        """Release everything that `open` acquired."""
 
     async def prepare(self, command: Command[Any], call: Call) -> Command[Any]:  # noqa: ARG002 (for overriding)
-        """Return the command with what deciding needs to know from outside. Reads only: dry runs come here too."""
+        """Return the command, completed with the outside facts that `decide` needs.
+
+        Must not change anything: dry runs call it too.
+        """
         return command
 
     async def perform(self, effect: Any) -> Commands:
-        """Do the effect. Cancelled when it is no longer wanted, tried again after a failure: must bear both."""
+        """Carry out the effect and return its result as commands of our own.
+
+        Is cancelled when `todo` no longer names the effect, and retried after a failure; must tolerate both.
+        """
         raise TypeError(f"{type(self).__name__} cannot perform {effect}")
 
     async def flow(self, command: Command[Any], call: Call, parts: Parts) -> View:  # noqa: ARG002 (for overriding)
-        """Carry one of `flows` through."""
+        """Run one of `flows` from start to answer."""
         raise TypeError(f"{type(self).__name__} has no flow for {command.spec.name}")
 
     async def answer(self, query: Query[Any]) -> View:
-        """Answer a query from the read tables, from memory, or from the world."""
+        """Answer a query from the read tables, from memory or from the outside world."""
         raise TypeError(f"{type(self).__name__} cannot answer {query.spec.name}")
 
     def background(self) -> Iterable[Callable[[], Coroutine[Any, Any, None]]]:
-        """Return what runs for as long as the process does, such as sampling; run anew when it fails."""
+        """Return the work that runs as long as the process, such as sampling. Work that fails is started again."""
         return ()
 
 
-def _nothing(_: Any) -> Iterable[Any]:
+def _no_items(_: Any) -> Iterable[Any]:
     return ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Domain(Generic[S]):
-    """One domain, assembled. `internal` commands never come from the wire."""
+    """One domain. `commands` and `queries` are served on the bus; only the domain itself sends `internal` commands."""
 
     name: str
     about: str
+    """One sentence for people: what the domain knows and does."""
     state: type[S]
     events: tuple[type[Event], ...]
     commands: tuple[type[Command[Any]], ...] = ()
@@ -131,30 +145,32 @@ class Domain(Generic[S]):
     decide: Callable[[World[S], Any, Call], list[Event]]
     evolve: Callable[[S | None, Any], S | None]
     reply: Callable[[World[S], Any, Sequence[Event]], View | None]
-    """The answer of a command on the committed world and on the events since it was decided, its own first.
+    """Return a command's answer from the committed world and the events since its decision, its own events first.
 
-    None while it is not settled yet; raises what the command came to instead."""
-    todo: Callable[[S], Iterable[Effect]] = _nothing
+    Returns None while the result is still open; raises an error if the command failed in the end."""
+    todo: Callable[[S], Iterable[Effect]] = _no_items
     tables: Mapping[str, str] = field(default_factory=dict)
     """Read tables: name to CREATE TABLE statement."""
-    project: Callable[[Recorded], Iterable[Statement]] = _nothing
+    project: Callable[[Recorded], Iterable[Statement]] = _no_items
     follows: Mapping[str, tuple[type[Event], ...]] = field(default_factory=dict)
-    react: Callable[[Recorded], Iterable[Command[Any]]] = _nothing
+    """The other domains whose events `react` receives: domain name to event types."""
+    react: Callable[[Recorded], Iterable[Command[Any]]] = _no_items
     outside: Callable[[Context[S]], Outside[S]] = Outside
     settings: type[Section] = Section
     node_bound: bool = False
-    """Whether each node runs one of its own, addressed as `aima.<unit>.<node>` too."""
+    """Whether every node runs its own process of this domain, also addressed as `aima.<unit>.<node>`."""
     log_risk: Risk = "low"
     """The risk of reading the domain's log."""
     upcasters: Mapping[str, Upcaster] = field(default_factory=dict)
+    """Readers of event types that older releases recorded: type name to a function from its data to a current event."""
 
     @property
     def units(self) -> tuple[type[Unit[Any]], ...]:
-        """Everything that the domain answers on the bus."""
+        """The commands and queries that the domain serves on the bus."""
         return (*self.commands, *self.queries)
 
 
 def names_in(package: ModuleType) -> list[str]:
-    """Return the names of the domains in a package, which are its folders with a `domain.py`; imports none of those."""
-    found = (module.name for module in pkgutil.iter_modules(package.__path__) if module.ispkg)
-    return sorted(name for name in found if find_spec(f"{package.__name__}.{name}.domain"))
+    """Return the names of the domains in a package: its folders with a `domain.py`. Imports no domain."""
+    folders = (module.name for module in pkgutil.iter_modules(package.__path__) if module.ispkg)
+    return sorted(name for name in folders if find_spec(f"{package.__name__}.{name}.domain"))

@@ -1,26 +1,26 @@
-"""The errors that a caller can act on, and how they travel.
+"""The errors that a request can be refused with. Nothing else is sent to a caller.
 
-The tree, with the code on the wire and the HTTP status that a gateway maps it to:
+Each has a code, which replies carry, and an HTTP status, which the gateway answers with:
 
     AimaError
     ├── InvalidRequest          INVALID_REQUEST         400   not decodable, wrong envelope
-    │   └── ValidationFailed    VALIDATION_ERROR        400   the unit's schema refuses the input
+    │   └── ValidationFailed    VALIDATION_ERROR        400   the input does not match the unit's schema
     ├── Unauthorized            UNAUTHORIZED            401
     ├── Forbidden               FORBIDDEN               403
     ├── NotFound                NOT_FOUND               404
     │   └── UnitNotFound        UNIT_NOT_FOUND          404
-    ├── Conflict                CONFLICT                409   it cannot be, given what is
+    ├── Conflict                CONFLICT                409   not possible in the current state
     ├── PayloadTooLarge         PAYLOAD_TOO_LARGE       413
     ├── RateLimited             RATE_LIMITED            429
-    ├── ExecutionFailed         EXECUTION_FAILED        500   the world outside refused
-    ├── InternalError           INTERNAL_ERROR          500   a bug of ours; never shows what broke inside
+    ├── ExecutionFailed         EXECUTION_FAILED        500   something outside AIMA failed: a download, an engine
+    ├── InternalError           INTERNAL_ERROR          500   a bug in AIMA; the reply shows no internals
     ├── Unavailable             UNAVAILABLE             503   a process, a server or a hub does not answer
     │   ├── InsufficientResources  INSUFFICIENT_RESOURCES  503
     │   └── EngineNotRunning    ENGINE_NOT_RUNNING      503
     └── Timeout                 TIMEOUT                 504
 
-The code is from this closed list. What exactly is wrong stands in `details.reason`
-(`MODEL_NOT_FOUND`, `VERSION_CONFLICT`, `PORT_IN_USE`, ...), beside whatever a program needs to go on.
+No other codes exist. `details.reason` holds the exact cause (`MODEL_NOT_FOUND`, `VERSION_CONFLICT`, `PORT_IN_USE`,
+...), and the other details hold the data that a program needs to react.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any, ClassVar
 
 
 class AimaError(Exception):
-    """A declared refusal: `message` for a person, `details` for a program."""
+    """An error reply: `message` is for people, `details` for programs."""
 
     code: ClassVar[str] = "INTERNAL_ERROR"
     status: ClassVar[int] = 500
@@ -42,11 +42,11 @@ class AimaError(Exception):
 
     @property
     def reason(self) -> str:
-        """The most exact code there is: `details.reason`, or the code itself."""
+        """The exact cause, `details.reason`; the code if the details have none."""
         return str(self.details.get("reason", self.code))
 
     def body(self) -> dict[str, Any]:
-        """Return the error as it stands in a reply envelope."""
+        """Return the `error` field of a reply envelope."""
         return {"code": self.code, "message": self.message, "details": self.details}
 
 
@@ -57,37 +57,37 @@ class InvalidRequest(AimaError):
 
 
 class ValidationFailed(InvalidRequest):
-    """The input is not what the unit's schema asks for; `details.fields` names each fault."""
+    """The input does not match the unit's schema; `details.fields` lists each bad field."""
 
     code = "VALIDATION_ERROR"
 
 
 class Unauthorized(AimaError):
-    """Nobody is known to be asking."""
+    """The caller's key or password is missing or wrong."""
 
     code, status = "UNAUTHORIZED", 401
 
 
 class Forbidden(AimaError):
-    """Who asks may not."""
+    """The caller lacks the right to do this."""
 
     code, status = "FORBIDDEN", 403
 
 
 class NotFound(AimaError):
-    """What the request names is not there."""
+    """The thing that the request names does not exist."""
 
     code, status = "NOT_FOUND", 404
 
 
 class UnitNotFound(NotFound):
-    """No domain on the bus answers to that unit."""
+    """No domain on the bus serves the unit."""
 
     code = "UNIT_NOT_FOUND"
 
 
 class Conflict(AimaError):
-    """The request cannot be met, given what is."""
+    """The current state does not allow the request."""
 
     code, status = "CONFLICT", 409
 
@@ -99,31 +99,31 @@ class PayloadTooLarge(AimaError):
 
 
 class RateLimited(AimaError):
-    """Too many requests; `details.retry_after` in seconds."""
+    """Too many requests; `details.retry_after` says in how many seconds to retry."""
 
     code, status = "RATE_LIMITED", 429
 
 
 class ExecutionFailed(AimaError):
-    """The world outside did not do what was asked of it."""
+    """Something outside AIMA failed: a download, an engine, the operating system."""
 
     code, status = "EXECUTION_FAILED", 500
 
 
 class InternalError(AimaError):
-    """A bug of ours. The log has the traceback under the request id."""
+    """A bug in AIMA. The domain's process log has the traceback under the request id."""
 
     code, status = "INTERNAL_ERROR", 500
 
 
 class Unavailable(AimaError):
-    """Something that the request needs does not answer right now; asking again later may help."""
+    """Something that the request needs does not answer at the moment; a later retry may succeed."""
 
     code, status = "UNAVAILABLE", 503
 
 
 class InsufficientResources(Unavailable):
-    """There is not enough memory or accelerator; the details say how much is missing and who holds it."""
+    """Not enough memory or accelerators are free; the details give the missing amount and the current holders."""
 
     code = "INSUFFICIENT_RESOURCES"
 
@@ -135,23 +135,23 @@ class EngineNotRunning(Unavailable):
 
 
 class Timeout(AimaError):
-    """The deadline of the request has passed."""
+    """The request's deadline has passed."""
 
     code, status = "TIMEOUT", 504
 
 
 def _tree(root: type[AimaError]) -> dict[str, type[AimaError]]:
-    found = {root.code: root}
+    by_code = {root.code: root}
     for child in root.__subclasses__():
-        found |= _tree(child)
-    return found
+        by_code |= _tree(child)
+    return by_code
 
 
 BY_CODE: Mapping[str, type[AimaError]] = _tree(AimaError) | {"INTERNAL_ERROR": InternalError}
 
 
 def from_body(body: Mapping[str, Any]) -> AimaError:
-    """Return the error that a reply envelope carries; a code of a later release reads as an internal error."""
+    """Return the error in a reply envelope; an unknown code, as a later release may send, becomes an InternalError."""
     error = BY_CODE.get(str(body.get("code")), InternalError)(str(body.get("message", "")))
     error.details = dict(body.get("details") or {})
     return error

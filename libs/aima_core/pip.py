@@ -1,12 +1,12 @@
-"""Runs pip as a child that does not outlive us. Which index it asks is the user's own configuration."""
+"""Builds the command line of a pip that ends with this process. The user's pip configuration chooses the index."""
 
 from __future__ import annotations
 
 import os
 import sys
 
-# Runs pip so that the kernel ends it when we die without a word (SIGKILL), or it would go on writing into a folder
-# that our next process believes to be its own. Linux only; elsewhere a pip that was left behind runs to its end.
+# On SIGKILL we cannot stop pip ourselves, so the kernel does: a surviving pip would write into a folder that our next
+# process uses as its own. Linux only; on other systems a pip that was left behind runs to its end.
 _BOUND = """
 import ctypes, os, runpy, sys
 parent = int(sys.argv.pop(1))
@@ -20,7 +20,7 @@ runpy.run_module("pip", run_name="__main__", alter_sys=True)
 
 
 def command(*arguments: str) -> list[str]:
-    """Return the command line of a pip that is bound to this process, for a child in a session of its own."""
-    own = [sys.executable, "-P", "-c", _BOUND, str(os.getpid())]  # -P: no pip.py of the current folder
-    # a cached wheel would hold the disk space of what was deleted
-    return [*own, *arguments, "--disable-pip-version-check", "--no-input", "--no-cache-dir"]
+    """Return the command line of a pip that ends with this process; run it as a child in a session of its own."""
+    python = [sys.executable, "-P", "-c", _BOUND, str(os.getpid())]  # -P: ignore a pip.py in the current folder
+    # no cache: a cached wheel would keep the disk space of a deleted package
+    return [*python, *arguments, "--disable-pip-version-check", "--no-input", "--no-cache-dir"]

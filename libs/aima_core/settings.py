@@ -1,6 +1,6 @@
-"""Settings, read in one place: defaults, then the TOML file, then `AIMA_<SECTION>_<KEY>` from the environment.
+"""Reads the settings: defaults, overridden by the TOML file, overridden by `AIMA_<SECTION>_<KEY>` in the environment.
 
-Whatever is unknown or ill-typed stops the start with the file, the line, the key and what was expected.
+An unknown key or an invalid value stops the start; the error names file, line, key and what was expected.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from aima_core.toml_lines import Path as TomlPath
 from aima_core.toml_lines import line_of, lines
 
 _DEFAULT_PORT = 4222
-URL_FILE = "nats.url"  # in the data folder: where the bus that `aima up` runs is
-_ALIASES = {"AIMA_API_KEYS": "AIMA_GATEWAY_API_KEYS"}  # names that people know by heart
+URL_FILE = "nats.url"  # in the data folder; holds the URL of the NATS server that `aima up` started
+_ALIASES = {"AIMA_API_KEYS": "AIMA_GATEWAY_API_KEYS"}  # well-known short names
 _NODE = re.compile(r"[^A-Za-z0-9-]+")
 
 
@@ -32,37 +32,41 @@ def default_node() -> str:
 
 
 class Section(BaseModel):
-    """A part of the settings; a domain derives its own from this."""
+    """One section of the settings file; a domain derives its own section from this class."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class NatsSettings(Section):
-    """Where the bus is."""
+    """How to reach the bus."""
 
-    url: str = Field("", description="URL of a NATS server; empty: the one that `aima up` runs.")
+    url: str = Field("", description="URL of a NATS server; empty: the server that `aima up` starts.")
     port: int = Field(
-        0, ge=0, le=65535, description="Port of the one that `aima up` runs; 0: 4222 or the next free one."
+        0, ge=0, le=65535, description="Port of the server that `aima up` starts; 0: 4222 or the next free port."
     )
-    users: bool = Field(False, description="Whether the one that `aima up` runs asks who connects: docs/bus-users.md.")
+    users: bool = Field(
+        False, description="Whether the server that `aima up` starts requires user and password: docs/bus-users.md."
+    )
     user: str = Field(
-        "", pattern=r"^[A-Za-z0-9_-]*$", description="User to be on the bus; empty: the domain, or operator."
+        "",
+        pattern=r"^[A-Za-z0-9_-]*$",
+        description="User name on the bus; empty: the domain's name, for the command line operator.",
     )
     password_file: str = Field(
-        "", description="File with that user's password; empty: nats/users/ in the data folder, if it is there."
+        "", description="File with that user's password; empty: nats/users/<user> in the data folder, if it exists."
     )
 
 
 class LogSettings(Section):
-    """What the processes write to stderr."""
+    """The log that each process writes to stderr."""
 
-    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is written.")
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level that is written.")
 
 
 class General(Section):
-    """What stands at the top of the file, outside any section."""
+    """The keys at the top of the file, outside any section."""
 
-    data: str = Field("~/.aima", description="Folder that holds everything AIMA keeps.")
+    data: str = Field("~/.aima", description="Folder for all of AIMA's data.")
     node: str = Field(
         default_factory=default_node,
         pattern=r"^[A-Za-z0-9-]{1,63}$",
@@ -75,7 +79,7 @@ CORE_SECTIONS: Mapping[str, type[Section]] = {"nats": NatsSettings, "log": LogSe
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings of a process. `file` need not be there."""
+    """All settings of a process. `file` is the path of the settings file, even if the file does not exist."""
 
     data: Path
     node: str
@@ -84,10 +88,10 @@ class Settings:
     sections: Mapping[str, Section]
     file: Path
     origins: Mapping[str, str]
-    """Where each value that is not a default is from, by `section.key`: a variable's name, or file and line."""
+    """The source of each value that is not a default, by `section.key`: a variable's name, or file and line."""
 
     def of(self, domain: str) -> Any:
-        """Return a domain's own section."""
+        """Return a domain's own section; None if its section was not loaded."""
         return self.sections.get(domain)
 
 
@@ -98,43 +102,47 @@ def load(
     environ: Mapping[str, str] | None = None,
     partial: bool = False,
 ) -> Settings:
-    """Read all settings; `path` is `--config`. Raise ValidationFailed that tells all that is wrong.
+    """Read all settings; `path` is the file named with `--config`.
 
-    With `partial`, sections that are not among `sections` are somebody else's to check.
+    Raises ValidationFailed for a missing file and for invalid settings, naming all of them; InvalidRequest for a file
+    that cannot be read or is not TOML. With `partial`, sections that are not in `sections` are not checked.
     """
     environ = os.environ if environ is None else environ
-    given = _Given(_file(path, environ))
-    known = {**CORE_SECTIONS, **sections}
-    given.overlay(environ, known)
-    for key, value in given.values.items():
-        foreign = partial and isinstance(value, dict)
-        if key not in known and key not in General.model_fields and not foreign:
-            given.fault((key,), f"unknown; expected one of {', '.join(sorted([*General.model_fields, *known]))}")
-    general = given.check(General)
-    checked: dict[str, Any] = {name: given.check(model, name) for name, model in known.items()}
-    given.refuse()
+    sources = _Sources(_file(path, environ))
+    models = {**CORE_SECTIONS, **sections}
+    sources.overlay(environ, models)
+    for key, value in sources.values.items():
+        unchecked = partial and isinstance(value, dict)
+        if key not in models and key not in General.model_fields and not unchecked:
+            known = ", ".join(sorted([*General.model_fields, *models]))
+            sources.add_fault((key,), f"unknown; expected one of {known}")
+    general = sources.check(General)
+    checked: dict[str, Any] = {name: sources.check(model, name) for name, model in models.items()}
+    sources.raise_faults()
     data = Path(general.data).expanduser().absolute()
-    nats, log, origins = checked.pop("nats"), checked.pop("log"), given.origins()
+    nats, log, origins = checked.pop("nats"), checked.pop("log"), sources.origins()
     if not nats.url:
-        if in_use := _url_in_use(data):
+        running_url = _running_url(data)
+        if running_url:
             origins["nats.url"] = str(data / URL_FILE)
-        nats = nats.model_copy(update={"url": in_use or f"nats://127.0.0.1:{nats.port or _DEFAULT_PORT}"})
-    return Settings(data, general.node, nats, log, checked, given.file, origins)
+        nats = nats.model_copy(update={"url": running_url or f"nats://127.0.0.1:{nats.port or _DEFAULT_PORT}"})
+    return Settings(data, general.node, nats, log, checked, sources.file, origins)
 
 
 def chosen_url(environ: Mapping[str, str] | None = None, path: Path | None = None) -> str:
-    """Return the URL that the user named in the environment or the file, or nothing: then the server is ours to run."""
+    """Return the NATS URL from the environment or the file; empty if neither has one, and `aima up` starts a server."""
     environ = os.environ if environ is None else environ
-    nats = _Given(_file(path, environ)).values.get("nats", {})
+    nats = _Sources(_file(path, environ)).values.get("nats", {})
     return environ.get("AIMA_NATS_URL") or (str(nats.get("url", "")) if isinstance(nats, dict) else "")
 
 
 def variable(section: str, key: str) -> str:
-    """Return the name of the variable that sets a key; the section is empty for what stands outside any."""
+    """Return the name of the environment variable that sets a key; `section` is empty for keys outside any section."""
     return "_".join(filter(None, ("AIMA", section, key))).upper()
 
 
-def _url_in_use(data: Path) -> str:
+def _running_url(data: Path) -> str:
+    """Return the URL of the server that `aima up` started; empty if there is no file with one."""
     try:
         return (data / URL_FILE).read_text().strip()
     except OSError:
@@ -142,18 +150,18 @@ def _url_in_use(data: Path) -> str:
 
 
 def _file(path: Path | None, environ: Mapping[str, str]) -> Path:
-    named = path or (Path(environ["AIMA_CONFIG"]) if environ.get("AIMA_CONFIG") else None)
-    if named and not named.is_file():
-        raise ValidationFailed(f"{named}: there is no such file", reason="NO_CONFIG", file=str(named))
+    chosen = path or (Path(environ["AIMA_CONFIG"]) if environ.get("AIMA_CONFIG") else None)
+    if chosen and not chosen.is_file():
+        raise ValidationFailed(f"{chosen}: the file does not exist", reason="NO_CONFIG", file=str(chosen))
     home = Path(environ.get("AIMA_DATA") or "~/.aima").expanduser()
-    return named or home / "config.toml"
+    return chosen or home / "config.toml"
 
 
-class _Given:
-    """What is set, and where: the file's values, with those of the environment over them."""
+class _Sources:
+    """The values of the file, overridden by the environment; knows where each value is from and which are invalid."""
 
     def __init__(self, file: Path) -> None:
-        """Read the file; one that is not there sets nothing. Raises InvalidRequest when it is not TOML."""
+        """Read the file; a missing file sets nothing. Raises InvalidRequest if it is not TOML or not readable."""
         self.file = file
         self._faults: list[ValidationFailed] = []
         self._variables: dict[TomlPath, str] = {}
@@ -168,9 +176,9 @@ class _Given:
             raise InvalidRequest(f"{file}: not TOML: {error}", reason="BAD_CONFIG", file=str(file)) from error
         self._lines = lines(text)
 
-    def overlay(self, environ: Mapping[str, str], known: Mapping[str, type[Section]]) -> None:
-        """Put the environment over the file; what is no section of `known` there is somebody else's."""
-        # aliases first: a name that says exactly what it means goes over them
+    def overlay(self, environ: Mapping[str, str], models: Mapping[str, type[Section]]) -> None:
+        """Override the file with the environment; variables of other sections than those of `models` are ignored."""
+        # aliases first, so that the full name of a variable overrides its alias
         for name in sorted(environ, key=lambda name: name not in _ALIASES):
             section, _, key = _ALIASES.get(name, name).removeprefix("AIMA_").lower().partition("_")
             if not name.startswith("AIMA_") or environ[name] == "":
@@ -178,20 +186,21 @@ class _Given:
             if not key and section in General.model_fields:
                 self.values[section] = environ[name]
                 self._variables[section,] = name
-            elif key and section in known:
-                self._set(section, key, name, environ[name], known[section])
+            elif key and section in models:
+                self._set(section, key, name, environ[name], models[section])
 
-    def _set(self, section: str, key: str, name: str, value: str, model: type[Section]) -> None:
+    def _set(self, section: str, key: str, variable_name: str, value: str, model: type[Section]) -> None:
         if key not in model.model_fields:
-            self._note(f"{name}: unknown; [{section}] has {', '.join(model.model_fields)}", key=name)
+            message = f"{variable_name}: unknown; [{section}] has {', '.join(model.model_fields)}"
+            self._add(message, key=variable_name)
             return
-        inner = self.values.setdefault(section, {})
-        if isinstance(inner, dict):
-            inner[key] = value
-            self._variables[section, key] = name
+        values = self.values.setdefault(section, {})
+        if isinstance(values, dict):
+            values[key] = value
+            self._variables[section, key] = variable_name
 
     def check(self, model: type[Section], section: str = "") -> Any:
-        """Return a section, valid; when something is wrong in it, take note of that and return nothing of use."""
+        """Return a validated section; None if it has faults, which `raise_faults` raises."""
         if section:
             values = self.values.get(section, {})
         else:
@@ -203,36 +212,36 @@ class _Given:
                 expected = each["msg"]
                 if each["type"] == "extra_forbidden":
                     expected = f"unknown; expected one of {', '.join(model.model_fields)}"
-                self.fault((*([section] if section else []), *each["loc"]), expected)
+                self.add_fault((*([section] if section else []), *each["loc"]), expected)
             return None
 
-    def refuse(self) -> None:
-        """Raise what has been found wrong, if anything has."""
+    def raise_faults(self) -> None:
+        """Raise one ValidationFailed for all faults; do nothing if there are none."""
         if len(self._faults) == 1:
             raise self._faults[0]
         if self._faults:
-            told = "\n  ".join(fault.message for fault in self._faults)
+            messages = "\n  ".join(fault.message for fault in self._faults)
             raise ValidationFailed(
-                f"{len(self._faults)} settings are wrong:\n  {told}",
+                f"{len(self._faults)} settings are wrong:\n  {messages}",
                 reason="BAD_CONFIG",
                 faults=[fault.details for fault in self._faults],
             )
 
-    def fault(self, path: TomlPath, expected: str) -> None:
-        """Take note of what is wrong at a path: in the environment if it is from there, else in the file."""
+    def add_fault(self, path: TomlPath, expected: str) -> None:
+        """Record that the value at a path is invalid, with its source: the variable, or the file and its line."""
         key = ".".join(map(str, path))
-        if name := self._variables.get(path[:2]):
-            self._note(f"{name}: {key}: {expected}", key=key, expected=expected)
+        if variable_name := self._variables.get(path[:2]):
+            self._add(f"{variable_name}: {key}: {expected}", key=key, expected=expected)
             return
         line = line_of(self._lines, path)
-        where = f"{self.file}:{line}" if line else f"{self.file} or the environment"
-        told = f"{where}: {key}: {expected}"
-        self._note(told, file=str(self.file), line=line, key=key, expected=expected)
+        place = f"{self.file}:{line}" if line else f"{self.file} or the environment"
+        message = f"{place}: {key}: {expected}"
+        self._add(message, file=str(self.file), line=line, key=key, expected=expected)
 
-    def _note(self, told: str, **details: Any) -> None:
-        self._faults.append(ValidationFailed(told, reason="BAD_CONFIG", **details))
+    def _add(self, message: str, **details: Any) -> None:
+        self._faults.append(ValidationFailed(message, reason="BAD_CONFIG", **details))
 
     def origins(self) -> dict[str, str]:
-        """Return where each value is from, by `section.key`."""
-        found = {path: f"{self.file}:{line}" for path, line in self._lines.items()} | self._variables
-        return {".".join(map(str, path)): origin for path, origin in found.items()}
+        """Return the source of each value, by `section.key`."""
+        sources = {path: f"{self.file}:{line}" for path, line in self._lines.items()} | self._variables
+        return {".".join(map(str, path)): source for path, source in sources.items()}

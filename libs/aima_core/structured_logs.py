@@ -1,4 +1,4 @@
-"""Structured logging: one JSON object a line on stderr. Says what happened to whom, never what was in it.
+"""Structured logging: one JSON object per line on stderr. Never log the content of requests or answers.
 
 logger.info("instance started", process_id="eng-1", port=8100)
 """
@@ -40,19 +40,19 @@ class Logger:
         self._logger = logging.getLogger(name)
 
     def debug(self, message: str, **fields: Any) -> None:
-        """Log what helps while developing."""
+        """Log a detail for developers."""
         self._logger.debug(message, extra={"fields": fields})
 
     def info(self, message: str, **fields: Any) -> None:
-        """Log what an operator would like to have seen."""
+        """Log an event of interest to the operator."""
         self._logger.info(message, extra={"fields": fields})
 
     def warning(self, message: str, **fields: Any) -> None:
-        """Log what went wrong and is being handled."""
+        """Log a failure that AIMA handles itself."""
         self._logger.warning(message, extra={"fields": fields})
 
     def error(self, message: str, *, exc_info: bool = False, **fields: Any) -> None:
-        """Log what somebody has to look at; `exc_info` adds the traceback of the exception being handled."""
+        """Log a failure that needs attention; `exc_info` adds the traceback of the current exception."""
         self._logger.error(message, exc_info=exc_info, extra={"fields": fields})
 
 

@@ -1,4 +1,4 @@
-"""What somebody may have meant who has mistyped a name. Pure."""
+"""Suggestions for mistyped names. Pure."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:
-    """Return which of these names may have been meant, the likeliest first."""
+    """Return up to three of the known names that are similar to `name`, the most similar first."""
     return difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
 
 
-def did_you_mean(near: Iterable[str]) -> str:
-    """Return how the refusal of a name ends."""
-    told = " or ".join(near)
-    return f"; did you mean {told}?" if told else ""
+def did_you_mean(names: Iterable[str]) -> str:
+    """Return the end of a message about an unknown name: `; did you mean a or b?`, empty without suggestions."""
+    choices = " or ".join(names)
+    return f"; did you mean {choices}?" if choices else ""

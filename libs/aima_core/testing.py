@@ -1,4 +1,4 @@
-"""For tests: given/when/then on the pure functions, and a real domain process on a real nats-server."""
+"""Helpers for tests: given/when/then for the pure functions, and real domain processes on a real nats-server."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from aima_core.process.domain_process import DomainProcess
 from aima_core.settings import Settings, load
 from aima_core.units import Command, Event
 
-NOON = 1_767_268_800.0  # 2026-01-01T12:00:00Z, the hour at which tests decide
+NOON = 1_767_268_800.0  # 2026-01-01T12:00:00Z, the time of every call in tests
 
 
 def call(request_id: str = "request-1", *, at: float = NOON) -> Call:
-    """Return a call with nothing random in it."""
+    """Return a call with fixed ids and time."""
     return Call(request_id=request_id, at=at, node="test")
 
 
 class Given(Generic[S]):
-    """What has happened; `when` decides a command on it."""
+    """The world after some events; `when` decides a command in it."""
 
     def __init__(self, domain: Domain[S], events: Iterable[Event] = ()) -> None:
         self.domain = domain
@@ -37,7 +37,7 @@ class Given(Generic[S]):
             self.fold(event)
 
     def fold(self, event: Event) -> None:
-        """Let one more event happen."""
+        """Apply one more event to the world."""
         state = self.domain.evolve(self.world.get(event.stream), event)
         if state is None:
             self.world.pop(event.stream, None)
@@ -49,7 +49,7 @@ class Given(Generic[S]):
         return self.domain.decide(self.world, command, call(request_id, at=at))
 
     def then(self, command: Command[Any], *, at: float = NOON, request_id: str = "request-1") -> list[Event]:
-        """Decide and let it happen."""
+        """Decide the command, apply its events to the world and return them."""
         events = self.when(command, at=at, request_id=request_id)
         for event in events:
             self.fold(event)
@@ -62,15 +62,15 @@ def settings_for(
     *domains: Domain[Any],
     environ: Mapping[str, str] | None = None,
 ) -> Settings:
-    """Return settings that touch nothing of the user's."""
+    """Return settings that use only `folder` and `url`, nothing of the user's own AIMA."""
     sections = {domain.name: domain.settings for domain in domains}
-    given = {"AIMA_DATA": str(folder), "AIMA_NODE": "test", "AIMA_NATS_URL": url, **(environ or {})}
-    return load(sections, environ=given)
+    variables = {"AIMA_DATA": str(folder), "AIMA_NODE": "test", "AIMA_NATS_URL": url, **(environ or {})}
+    return load(sections, environ=variables)
 
 
 @contextlib.asynccontextmanager
 async def serving(*domains: Domain[Any], settings: Settings) -> AsyncIterator[Client]:
-    """Serve domains in this very process, each as it would be in its own; give a client of the bus."""
+    """Serve domains inside the test's own process and yield a client of the bus."""
     stop = asyncio.Event()
     ready = [asyncio.Event() for _ in domains]
     async with asyncio.TaskGroup() as group:
@@ -91,7 +91,10 @@ async def serving(*domains: Domain[Any], settings: Settings) -> AsyncIterator[Cl
 
 
 async def until(fact: Callable[[], Any], *, within: float = 20.0, every: float = 0.02) -> Any:
-    """Wait for a fact: return what the (possibly async) function returns once that is true; fail after `within` s."""
+    """Call the (possibly async) function until its result is true and return that result.
+
+    Calls it every `every` seconds; raises AssertionError after `within` seconds.
+    """
     deadline = asyncio.get_running_loop().time() + within
     while True:
         result = fact()
@@ -100,5 +103,5 @@ async def until(fact: Callable[[], Any], *, within: float = 20.0, every: float =
         if result:
             return result
         if asyncio.get_running_loop().time() > deadline:
-            raise AssertionError(f"not so within {within:g} s: {getattr(fact, '__name__', fact)}")
+            raise AssertionError(f"still false after {within:g} s: {getattr(fact, '__name__', fact)}")
         await asyncio.sleep(every)

@@ -1,4 +1,4 @@
-"""Turns text, such as `key=value` words or a query string, into a unit's input by the types of its schema. Pure."""
+"""Converts text, such as `key=value` words or a query string, to a unit's input, using the unit's schema. Pure."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def moment(text: str, now: float) -> float:
-    """Return a time as Unix seconds, 1970 at the earliest: RFC 3339, or how long ago: 90s, 10m, 2h, 1d.
+    """Return a time as Unix seconds, at least 0. The text is RFC 3339, or a time before now: 90s, 10m, 2h, 1d.
 
-    Raises ValueError for anything else.
+    Raises ValueError for any other text.
     """
     if ago := _AGO.fullmatch(text):
         return max(now - float(ago.group(1)) * _SECONDS[ago.group(2)], 0.0)
@@ -29,7 +29,10 @@ def moment(text: str, now: float) -> float:
 
 
 def build(words: Sequence[str], schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the input that the words spell; `config.slots=2` reaches into an object. Raises ValidationFailed."""
+    """Return the input that `key=value` words describe; `config.slots=2` sets a field of an object.
+
+    Raises ValidationFailed for a word without `=`, and for a key that is used both as a value and as an object.
+    """
     built: dict[str, Any] = {}
     for word in words:
         key, equals, text = word.partition("=")
@@ -38,61 +41,69 @@ def build(words: Sequence[str], schema: Mapping[str, Any]) -> dict[str, Any]:
                 f"{word!r}: expected key=value", fields=[{"field": word, "expected": "key=value, such as name=chat"}]
             )
         *path, last = key.split(".")
-        where, found = built, _property(schema, path[0] if path else last)
+        target, field_schema = built, _property(schema, path[0] if path else last)
         for part in path:
-            where = where.setdefault(part, {})
-            if not isinstance(where, dict):
-                raise ValidationFailed(f"{key}: {part} is a value already", fields=[{"field": key, "expected": "one"}])
-        where[last] = typed(text, {} if path else found, schema)
+            target = target.setdefault(part, {})
+            if not isinstance(target, dict):
+                expected = f"either a value or fields for {part}, not both"
+                raise ValidationFailed(f"{key}: expected {expected}", fields=[{"field": key, "expected": expected}])
+        target[last] = typed(text, {} if path else field_schema, schema)
     return built
 
 
 def read_query(pairs: Sequence[tuple[str, str]], schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the input that a query string spells: a list is one in JSON, or a key that comes again.
+    """Return the input that a query string describes. A list is written as JSON, or by repeating its key.
 
-    Raises ValidationFailed for a key that comes again and is no list.
+    Raises ValidationFailed if a key is repeated that does not hold a list.
     """
     built: dict[str, Any] = {}
     for key, text in pairs:
-        found = _property(schema, key)
-        many = "array" in _types(found, schema) and not text.startswith("[")
-        if key in built and not (many and isinstance(built[key], list)):
+        field_schema = _property(schema, key)
+        is_item = "array" in _types(field_schema, schema) and not text.startswith("[")
+        if key in built and not (is_item and isinstance(built[key], list)):
             raise ValidationFailed(
                 f"{key[:100]}: given more than once", fields=[{"field": key[:100], "expected": "once"}]
             )
-        built[key] = [*built.get(key, ()), typed(text, _items(found), schema)] if many else typed(text, found, schema)
+        if is_item:
+            built[key] = [*built.get(key, ()), typed(text, _items(field_schema), schema)]
+        else:
+            built[key] = typed(text, field_schema, schema)
     return built
 
 
 def _property(schema: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    found = schema.get("properties", {}).get(key)
-    return found if isinstance(found, Mapping) else {}  # `true` is a schema, too
+    field_schema = schema.get("properties", {}).get(key)
+    return field_schema if isinstance(field_schema, Mapping) else {}  # JSON Schema allows `true` as a schema
 
 
-def typed(text: str, found: Mapping[str, Any], schema: Mapping[str, Any]) -> Any:
-    """Return the text as what the schema asks for: as it is where it may be a text, else as JSON, else as it is."""
-    types = _types(found, schema)
+def typed(text: str, field_schema: Mapping[str, Any], schema: Mapping[str, Any]) -> Any:
+    """Return the text itself if the field may be a string or the text is not JSON, otherwise the decoded JSON.
+
+    `schema` is the whole schema, in which references are looked up.
+    """
+    types = _types(field_schema, schema)
     if "string" in types and not (text.startswith(("[", "{")) and types & {"array", "object"}):
         return text
     try:
         return msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError):
-        return text  # the unit says what it expected
+        return text  # the unit's own validation names the expected type
 
 
-def _items(found: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what a list is made of, also where the list is one of several types."""
-    options = (found, *found.get("anyOf", ()))
+def _items(field_schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the schema of a list's items, also if the list is one of several allowed types."""
+    options = (field_schema, *field_schema.get("anyOf", ()))
     items: Mapping[str, Any] = next((option["items"] for option in options if "items" in option), {})
     return items
 
 
-def _types(found: Mapping[str, Any], schema: Mapping[str, Any]) -> set[str]:
-    if reference := found.get("$ref"):
-        found = schema.get("$defs", {}).get(str(reference).rpartition("/")[2], {})
-    types = {found["type"]} if isinstance(found.get("type"), str) else set(found.get("type", ()))
-    for other in found.get("anyOf", ()):
-        types |= _types(other, schema)
-    if "enum" in found or "const" in found:
+def _types(field_schema: Mapping[str, Any], schema: Mapping[str, Any]) -> set[str]:
+    if reference := field_schema.get("$ref"):
+        field_schema = schema.get("$defs", {}).get(str(reference).rpartition("/")[2], {})
+    declared = field_schema.get("type", ())
+    types = {declared} if isinstance(declared, str) else set(declared)
+    for option in field_schema.get("anyOf", ()):
+        types |= _types(option, schema)
+    if "enum" in field_schema or "const" in field_schema:
         types.add("string")
     return types

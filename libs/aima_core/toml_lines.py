@@ -1,6 +1,6 @@
-"""On which line of a TOML file each key stands: tomllib reads the values and keeps no positions.
+"""Finds the line of each key in a TOML file; tomllib reads the values but keeps no positions.
 
-For text that tomllib has accepted; what it would refuse is no concern of this file.
+Works only on text that tomllib has accepted: it does not check the syntax again.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Iterator
 
 Path = tuple[str | int, ...]
-"""Where a value is: the keys that lead to it, and in an array its index."""
+"""The keys that lead to a value; an index for an element of an array."""
 
 _TOKEN = re.compile(
     r"""
@@ -25,54 +25,54 @@ _TOKEN = re.compile(
 
 def lines(text: str) -> dict[Path, int]:
     """Return the line, from 1, of each table, key and array element."""
-    return _Reader(text).found
+    return _Reader(text).lines
 
 
-def line_of(known: dict[Path, int], path: Path) -> int | None:
-    """Return the line of a path, or of the nearest thing that it is in."""
-    while path and path not in known:
+def line_of(lines: dict[Path, int], path: Path) -> int | None:
+    """Return the line of a path, or of the innermost table or array around it; None if neither has a line."""
+    while path and path not in lines:
         path = path[:-1]
-    return known.get(path)
+    return lines.get(path)
 
 
 class _Reader:
     def __init__(self, text: str) -> None:
-        self.found: dict[Path, int] = {}
+        self.lines: dict[Path, int] = {}
         self._tokens = list(_tokens(text))
-        self._at = 0
+        self._index = 0
         self._table: Path = ()
         while self._peek():
             self._statement()
 
     def _peek(self) -> str:
-        return self._tokens[self._at][0] if self._at < len(self._tokens) else ""
+        return self._tokens[self._index][0] if self._index < len(self._tokens) else ""
 
-    def _take(self) -> tuple[str, int]:
-        self._at += 1
-        return self._tokens[self._at - 1]
+    def _next(self) -> tuple[str, int]:
+        self._index += 1
+        return self._tokens[self._index - 1]
 
     def _statement(self) -> None:
         if self._peek() == "\n":
-            self._take()
+            self._next()
         elif self._peek() == "[":
             while self._peek() == "[":
-                self._take()
+                self._next()
             self._table = self._key(())
             while self._peek() == "]":
-                self._take()
+                self._next()
         else:
             self._value(self._key(self._table))
 
-    def _key(self, within: Path) -> Path:
-        """Read `a."b".c` and the equals sign behind it; each part is noted where it stands first."""
-        path = within
+    def _key(self, table: Path) -> Path:
+        """Read `a."b".c` and the equals sign after it; record for each part the line where it first appears."""
+        path = table
         while self._peek() not in ("=", "]"):
-            part, line = self._take()
+            part, line = self._next()
             if part != ".":
                 path = (*path, _plain(part))
-                self.found.setdefault(path, line)
+                self.lines.setdefault(path, line)
         if self._peek() == "=":
-            self._take()
+            self._next()
         return path
 
     def _value(self, path: Path) -> None:
@@ -83,28 +83,28 @@ class _Reader:
                 self._array(path)
             case _:
                 while self._peek() not in ("", "\n", ",", "]", "}"):
-                    self._take()
+                    self._next()
 
     def _inline(self, path: Path) -> None:
-        self._take()
+        self._next()
         while self._peek() != "}":
             if self._peek() in (",", "\n"):
-                self._take()
+                self._next()
             else:
                 self._value(self._key(path))
-        self._take()
+        self._next()
 
     def _array(self, path: Path) -> None:
-        self._take()
+        self._next()
         index = 0
         while self._peek() != "]":
             if self._peek() in (",", "\n"):
-                self._take()
+                self._next()
             else:
-                self.found[*path, index] = self._tokens[self._at][1]
+                self.lines[*path, index] = self._tokens[self._index][1]
                 self._value((*path, index))
                 index += 1
-        self._take()
+        self._next()
 
 
 def _tokens(text: str) -> Iterator[tuple[str, int]]:

@@ -1,7 +1,8 @@
-"""Atomic units: Command and Query (pydantic, they come from outside), Event (msgspec, we wrote it), Resource.
+"""The base classes of units: Command, Query, Event and Resource.
 
-A unit says everything about itself once: its name and limits in the class line, its fields as the schema,
-its docstring as the description. Discovery, documents, doors and command line are made from that.
+Commands and queries come from outside, so pydantic validates them; events are our own, so fast msgspec structs hold
+them. The class of a unit is its only description: the class line holds its name and limits, the fields are its schema,
+the docstring is its description. Discovery, docs, doors and the command line are generated from the class.
 """
 
 from __future__ import annotations
@@ -18,47 +19,47 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from aima_core.errors import AimaError, ValidationFailed
 
 Risk = Literal["low", "medium", "high"]
-LARGEST = 2**63 - 1  # what SQLite holds as an integer: the bound of whatever is stored or compared there
+LARGEST = 2**63 - 1  # the largest integer that SQLite holds: the limit of every integer stored or compared there
 _NOT_IN_A_TOKEN = re.compile(r"[^A-Za-z0-9_-]")
-_LONGEST_TOKEN = 200  # characters; a server cuts the connection over a subject of more than 4096
-_MOST_NAMED = 20  # faults of an input that a refusal names
-_LONGEST_NAME = 100  # characters of a field's name in a refusal: the caller chose it
+_LONGEST_TOKEN = 200  # characters; nats-server closes the connection on a subject of more than 4096
+_MOST_LISTED = 20  # bad fields that a refusal lists
+_LONGEST_NAME = 100  # characters of a field name in a refusal; the caller chose the name, so it may be huge
 
 
 class View(BaseModel):
-    """What a unit answers."""
+    """The base class of answers."""
 
     model_config = ConfigDict(frozen=True)
 
 
 class Success(View):
-    """The answer of a command that has nothing more to say."""
+    """The answer of a command without a result."""
 
-    success: bool = Field(True, description="Always true; a refusal is an error reply.")
+    success: bool = Field(True, description="Always true; a refused command gets an error reply.")
 
 
 _LARGEST_OPTIONS = 64 * 1024  # characters of JSON
 
 
-def _keepable(options: dict[str, Any]) -> dict[str, Any]:
-    """Refuse options that an event could not hold: numbers that JSON has not, or more than anybody sets by hand."""
+def _check_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Refuse options that an event cannot hold: numbers that JSON lacks, or more text than a person writes."""
     try:
         size = len(json.dumps(options, allow_nan=False))
     except ValueError:
-        raise ValueError("no number in it may be infinite") from None
+        raise ValueError("numbers must be finite") from None
     if size > _LARGEST_OPTIONS:
-        raise ValueError(f"at most {_LARGEST_OPTIONS} characters of JSON")
+        raise ValueError(f"must be at most {_LARGEST_OPTIONS} characters of JSON")
     return options
 
 
-Options = Annotated[dict[str, Any], AfterValidator(_keepable)]
-"""Free-form options of something that only its owner knows to check."""
+Options = Annotated[dict[str, Any], AfterValidator(_check_options)]
+"""Free-form options. Only the program that they are for, such as an engine, can check them further."""
 
 Out = TypeVar("Out", bound=View)
 
 
 class UnitSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What the class line of a unit says beside its fields."""
+    """The class keywords of a unit; `Unit` describes them."""
 
     name: str
     kind: Literal["command", "query"]
@@ -72,22 +73,27 @@ class UnitSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def domain(self) -> str:
-        """The part of the name before the dot."""
+        """The part of the name before the dot: `service` in `service.start`."""
         return self.name.partition(".")[0]
 
     @property
     def action(self) -> str:
-        """The part of the name behind the dot."""
+        """The part of the name after the dot: `start` in `service.start`."""
         return self.name.partition(".")[2]
 
 
 class Unit(BaseModel, Generic[Out]):
-    """The input of a unit; `Out` is its output. Frozen, strict, and closed to unknown fields.
+    """The input of a unit; `Out` is its output. Frozen and strict; unknown fields are refused.
 
-    Class keywords: `unit` its name; `stream` the field that names the stream it is about; `risk`;
-    `timeout` seconds until a call without a deadline of its own is given up; `batches`: many may be asked in one
-    message, as they answer at once; `errors` it may refuse with;
-    `events` it may record; `examples` of its input, which the tests validate.
+    Class keywords:
+      `unit`: its name, such as `service.start`
+      `stream`: the field that holds the id of its stream; absent for a command that starts a new stream
+      `risk`: low, medium or high; by default medium for a command, low for a query
+      `timeout`: seconds after which a call without a deadline fails
+      `batches`: whether one message may hold several requests; only for units that answer at once
+      `errors`: the errors that it may refuse with
+      `events`: the events that it may record
+      `examples`: inputs for the documentation; tests validate them
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -95,11 +101,11 @@ class Unit(BaseModel, Generic[Out]):
     output: ClassVar[type[View]]
     kind: ClassVar[Literal["command", "query"]]
 
-    def __init_subclass__(cls, **_: Any) -> None:  # pydantic's hook below takes the class keywords
+    def __init_subclass__(cls, **_: Any) -> None:  # drops the class keywords: pydantic's hook below reads them
         super().__init_subclass__()
 
     @classmethod
-    def __pydantic_init_subclass__(  # type: ignore[override]  # names what the class line may say
+    def __pydantic_init_subclass__(  # type: ignore[override]  # declares the class keywords that a unit may have
         cls,
         *,
         unit: str | None = None,
@@ -138,26 +144,29 @@ class Unit(BaseModel, Generic[Out]):
 
 
 class Command(Unit[Out]):
-    """A unit that has effects and appends events."""
+    """A unit that changes something: it appends events, which may cause effects outside."""
 
     kind = "command"
 
 
 class Query(Unit[Out]):
-    """A unit without effects."""
+    """A unit that only reads."""
 
     kind = "query"
 
 
 class Page(BaseModel):
-    """What every list query takes beside its own fields."""
+    """The paging fields of every list query."""
 
-    limit: int = Field(100, ge=1, le=1000, description="At most so many items.")
-    offset: int = Field(0, ge=0, le=LARGEST, description="Skip so many items.")
+    limit: int = Field(100, ge=1, le=1000, description="Maximum number of items to return.")
+    offset: int = Field(0, ge=0, le=LARGEST, description="Number of items to skip.")
 
 
 class EventMeta(msgspec.StructMeta):
-    """Lets an event's class line name its type and the field that names its stream."""
+    """Adds two class keywords to events: `unit`, the event's type, and `stream`, the field that holds its stream's id.
+
+    They become the class attributes `unit`, `stream_field` and `stream_prefix`.
+    """
 
     unit: str
     stream_field: str
@@ -173,7 +182,6 @@ class EventMeta(msgspec.StructMeta):
         stream: str | None = None,
         **config: Any,
     ) -> Any:
-        """Make the struct; `unit` and `stream` become class attributes."""
         cls = super().__new__(mcs, name, bases, namespace, **config)
         if unit:
             cls.unit = unit
@@ -184,7 +192,7 @@ class EventMeta(msgspec.StructMeta):
 
 
 class Event(msgspec.Struct, metaclass=EventMeta, frozen=True, kw_only=True):
-    """A fact. Never edited; only optional fields with a default may ever be added."""
+    """Something that happened. Logs hold events for ever, so a release may only add fields, and only with a default."""
 
     unit: ClassVar[str]
     stream_field: ClassVar[str]
@@ -192,26 +200,29 @@ class Event(msgspec.Struct, metaclass=EventMeta, frozen=True, kw_only=True):
 
     @property
     def stream(self) -> str:
-        """The stream that the fact belongs to: domain, slash, id."""
+        """The event's stream: domain, slash, id, such as `service/svc-1`."""
         return f"{self.stream_prefix}{getattr(self, self.stream_field)}"
 
 
 def token(ident: str) -> str:
-    """Return an id as one token of a subject or a key: nothing in it may split, widen or overfill the subject."""
+    """Return an id as one token of a subject or a key.
+
+    Replaces every character that could split the subject or act as a wildcard, and cuts the token at 200 characters.
+    """
     return _NOT_IN_A_TOKEN.sub("_", ident)[:_LONGEST_TOKEN] or "_"
 
 
 def key_of(uri: str) -> str:
-    """Return the key in the resource bucket of an address: `asms://device/gpu-0/info` is `device.gpu-0.info`."""
+    """Return the key of an address in the resource bucket: `device.gpu-0.info` for `asms://device/gpu-0/info`."""
     return ".".join(token(part) for part in uri.removeprefix("asms://").split("/"))
 
 
 class Resource(msgspec.Struct, frozen=True, kw_only=True):
-    """An address that can be read and watched: `asms://service/{id}`, backed by a query.
+    """An address that can be read and watched, such as `asms://service/{id}`. A query answers a read.
 
-    `query` makes the query that reads it, from the `{id}` of the address (None where it has none).
-    `touched` returns the ids that an event changes; an address without `{id}` returns any non-empty list.
-    `ids` returns those that there are, of the ids of the domain's streams.
+    `query` returns that query for an `{id}`; it gets None for an address without `{id}`.
+    `touched` returns the ids whose content an event changes; for an address without `{id}`, any non-empty list.
+    `ids` returns the existing ids of this resource, given the ids of all streams of the domain.
     """
 
     uri: str
@@ -221,16 +232,16 @@ class Resource(msgspec.Struct, frozen=True, kw_only=True):
     ids: Callable[[Sequence[str]], Iterable[str]] = tuple
 
     def match(self, uri: str) -> tuple[bool, str | None]:
-        """Tell whether the address is one of this resource's, and the id in it."""
+        """Return whether the address belongs to this resource, and its `{id}`."""
         if "{id}" not in self.uri:
             return uri == self.uri, None
         head, _, tail = self.uri.partition("{id}")
-        fits = uri.startswith(head) and uri.endswith(tail) and len(uri) > len(head) + len(tail)
-        ident = uri[len(head) : len(uri) - len(tail)] if fits else None
+        matches = uri.startswith(head) and uri.endswith(tail) and len(uri) > len(head) + len(tail)
+        ident = uri[len(head) : len(uri) - len(tail)] if matches else None
         return bool(ident) and "/" not in (ident or "/"), ident
 
     def key(self, ident: str | None) -> str:
-        """Return the key in the resource bucket: `asms://device/{id}/info` of gpu-0 is `device.gpu-0.info`."""
+        """Return the key in the resource bucket: `device.gpu-0.info` for gpu-0 of `asms://device/{id}/info`."""
         return key_of(self.uri.replace("{id}", token(ident or "")))
 
 
@@ -238,7 +249,7 @@ U = TypeVar("U", bound=Unit[Any])
 
 
 def parse(unit: type[U], data: bytes | str) -> U:
-    """Return the unit's input from JSON; raise ValidationFailed with one entry for each bad field."""
+    """Decode a unit's input from JSON; raise ValidationFailed, whose `details.fields` lists the bad fields."""
     try:
         return unit.model_validate_json(data or b"{}")
     except ValidationError as error:
@@ -246,11 +257,11 @@ def parse(unit: type[U], data: bytes | str) -> U:
 
 
 def refusal(what: str, error: ValidationError) -> ValidationFailed:
-    """Return pydantic's findings as our error: field, message, what came. The input itself may be a secret."""
+    """Return pydantic's error as ours: each bad field and what was expected. Leaves out the input: it may be secret."""
     faults = error.errors(include_url=False, include_context=False, include_input=False)
     fields = [
         {"field": ".".join(str(part) for part in fault["loc"])[:_LONGEST_NAME] or "(input)", "expected": fault["msg"]}
-        for fault in faults[:_MOST_NAMED]
+        for fault in faults[:_MOST_LISTED]
     ]
-    named = "; ".join(f"{fault['field']}: {fault['expected']}" for fault in fields)
-    return ValidationFailed(f"{what}: {named}", fields=fields)
+    summary = "; ".join(f"{field['field']}: {field['expected']}" for field in fields)
+    return ValidationFailed(f"{what}: {summary}", fields=fields)
