@@ -1,1 +1,1 @@
-"""The log of a domain and what is read from it."""
+"""A domain's log and everything derived from it: state, snapshots, read tables."""

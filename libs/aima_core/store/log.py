@@ -1,7 +1,7 @@
-"""The event log: the only truth of a domain. All the SQL of the core's own tables is here.
+"""The event log of a domain, its only source of truth. All SQL for the core's own tables is in this file.
 
-One file, one owner (an exclusive lock), append only. Every row carries the hash of the row before it.
-Positions have no gaps; versions count within a stream and have none either.
+One SQLite file per log, append only; an exclusive lock keeps it to one process. Each row's hash covers the hash of the
+row before it. Positions number all events of the log, versions the events of one stream; neither has gaps.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 
 _GENESIS = b"\0" * 32
-_REPLIES_KEPT = 7 * 86_400.0  # seconds in which a repeated idempotency key gets the reply of the first request
+_REPLY_LIFETIME = 7 * 86_400.0  # seconds for which a repeated idempotency key gets the first request's reply
 
 
 class Log:
@@ -51,14 +51,17 @@ class Log:
 
     @classmethod
     async def open(cls, folder: Path, domain: str, codec: Codec) -> Log:
-        """Open or create `<folder>/log.db`; raise Unavailable when it cannot be, Conflict when somebody has it."""
+        """Open or create `<folder>/log.db`.
+
+        Raises Unavailable if that fails, Conflict if another process has the log open.
+        """
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock = os.open(folder / "log.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise _not_writable(folder, error) from error
         try:
-            _take(lock, folder)
+            _acquire(lock, folder)
             file = await Sqlite.open(folder / "log.db")
             try:
                 log = await cls.over(file, domain, codec, lock)
@@ -66,30 +69,32 @@ class Log:
                 await file.close()
                 raise
         except BaseException:
-            _let_go(lock)
+            _release(lock)
             raise
         return log
 
     @classmethod
     async def over(cls, file: Sqlite, domain: str, codec: Codec, lock: int) -> Log:
-        """Return the log that an open file holds, a new one in an empty file; `lock` is the descriptor of its lock."""
+        """Return the log in an open file; creates it in an empty file. `lock` is the file descriptor of its lock."""
         log = cls(file, codec, lock, await file.write(_create), domain)
         log._hash = await file.read(_last_hash)
         return log
 
     async def close(self) -> None:
-        """Close the file and let go of the lock."""
         try:
             await self.file.close()
         finally:
-            _let_go(self._lock)
+            _release(self._lock)
 
     def event_id(self, position: int) -> str:
-        """Return the id of the event at a position: unique over all logs, and the same on every reading."""
+        """Return the id of the event at a position. It is unique across all logs and never changes."""
         return f"{self.ident}-{position}"
 
     async def append(self, batch: Batch) -> None:
-        """Write the batch in one transaction: events first, so that the version check guards all the rest."""
+        """Write the batch in one transaction.
+
+        Events are inserted first: if their versions conflict, nothing else is written. Raises Conflict then.
+        """
         encode = self.codec.encode
         chain = self._hash
 
@@ -102,8 +107,8 @@ class Log:
                 tip = link(tip, row, data, meta)
                 rows.append((*row, data, meta, tip))
             connection.executemany("INSERT INTO events VALUES (?,?,?,?,?,?,?,?)", rows)
-            for sql, run in _runs(batch.statements):
-                connection.executemany(sql, run)
+            for sql, rows_of_values in _grouped(batch.statements):
+                connection.executemany(sql, rows_of_values)
             connection.executemany(
                 "INSERT INTO replies VALUES (?,?,?,?,?,?) ON CONFLICT (key) DO UPDATE SET reply = excluded.reply",
                 [(r.key, r.request, r.first, r.last, r.reply, time.time()) for r in batch.replies],
@@ -118,49 +123,52 @@ class Log:
             self._hash = await self.file.write(write)
         except sqlite3.IntegrityError as error:
             if "events." not in str(error):
-                raise  # a read table's own rule: a bug of its domain, not a log that moved
-            raise Conflict(f"the log moved under its owner: {error}", reason="VERSION_CONFLICT") from error
+                raise  # a constraint of a read table: a bug in its domain, not a conflict in the log
+            raise Conflict(
+                f"the log holds events that this process did not write: {error}", reason="VERSION_CONFLICT"
+            ) from error
 
     async def events(
         self, after: int = 0, *, limit: int = 1000, stream: str | None = None, until: int | None = None
     ) -> list[Recorded]:
-        """Return the events behind a position in order, of one stream or of all, up to and with `until`."""
-        wanted = ["position > ?"]
+        """Return the events after a position, oldest first, of one stream or of all; `until` is the last position."""
+        conditions = ["position > ?"]
         values: list[Any] = [after]
         if stream is not None:
-            wanted.append("stream = ?")
+            conditions.append("stream = ?")
             values.append(stream)
         if until is not None:
-            wanted.append("position <= ?")
+            conditions.append("position <= ?")
             values.append(until)
-        sql = f"SELECT * FROM events WHERE {' AND '.join(wanted)} ORDER BY position LIMIT ?"  # noqa: S608 (no input)
+        where = " AND ".join(conditions)
+        sql = f"SELECT * FROM events WHERE {where} ORDER BY position LIMIT ?"  # noqa: S608 (no input)
         rows = await self.file.read(lambda c: c.execute(sql, (*values, limit)).fetchall())
         return [self._record(row) for row in rows]
 
     async def position_at(self, recorded_at: float) -> int:
-        """Return the position of the last event recorded at or before a time (Unix seconds); 0 before the first."""
+        """Return the position of the last event recorded at or before a time (Unix seconds); 0 if there is none."""
         sql = "SELECT coalesce(max(position), 0) FROM events WHERE recorded_at < ?"
-        # times are shown in whole microseconds: the one that is shown has to find its event
+        # callers see times rounded to microseconds: an event may be up to 1 µs later than the time shown for it
         row = await self.file.read(lambda c: c.execute(sql, (recorded_at + 1e-6,)).fetchone())
         return int(row[0])
 
     async def reply(self, key: str) -> StoredReply | None:
-        """Return what is kept of the request with that idempotency key."""
+        """Return the stored reply of the request with this idempotency key; None if there is none."""
         sql = "SELECT key, request, first, last, reply FROM replies WHERE key = ?"
         row = await self.file.read(lambda c: c.execute(sql, (key,)).fetchone())
         return StoredReply(*row) if row else None
 
     async def cursors(self) -> dict[str, int]:
-        """Return how far each source has been followed."""
+        """Return, for each followed log, the position up to which it has been handled."""
         return dict(await self.file.read(lambda c: c.execute("SELECT source, position FROM cursors").fetchall()))
 
     async def fact(self, name: str) -> str | None:
-        """Return a small durable value beside the log, such as the fingerprint of the read tables."""
+        """Return a small value stored with the log, such as the fingerprint of the read tables; None if not set."""
         row = await self.file.read(lambda c: c.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone())
         return row[0] if row else None
 
     async def save_snapshot(self, fingerprint: str, position: int, states: Iterable[tuple[str, int, bytes]]) -> None:
-        """Replace the snapshot: the state of every stream at a position, valid for one version of `evolve`."""
+        """Replace the snapshot: the state of every stream at a position. `fingerprint` is that of the `evolve` code."""
         rows = list(states)
 
         def write(connection: sqlite3.Connection) -> None:
@@ -171,15 +179,15 @@ class Log:
         await self.file.write(write)
 
     async def snapshot(self, fingerprint: str) -> tuple[int, list[tuple[str, int, bytes]]]:
-        """Return the position and the states of the snapshot; (0, []) when there is none that this code may use."""
-        known, _, position = (await self.fact("snapshot") or "").partition(" ")
-        if known != fingerprint:
+        """Return the snapshot's position and states; (0, []) if there is none with this fingerprint."""
+        saved_fingerprint, _, position = (await self.fact("snapshot") or "").partition(" ")
+        if saved_fingerprint != fingerprint:
             return 0, []
         rows = await self.file.read(lambda c: c.execute("SELECT stream, version, state FROM snapshot").fetchall())
         return int(position), rows
 
     async def verify(self) -> int | None:
-        """Walk the chain of hashes; return the first position that does not follow from what is before it."""
+        """Check the chain of hashes; return the position of the first damaged or missing event, None if all is well."""
 
         def walk(connection: sqlite3.Connection) -> int | None:
             tip, expected = _GENESIS, 1
@@ -201,34 +209,34 @@ class Log:
 
 
 def set_fact(connection: sqlite3.Connection, name: str, value: str) -> None:
-    """Write a fact within the caller's transaction."""
+    """Store a fact within the caller's transaction."""
     connection.execute("INSERT OR REPLACE INTO facts VALUES (?,?)", (name, value))
 
 
 def link(before: bytes, row: Sequence[Any], data: bytes, meta: bytes) -> bytes:
-    """Return the hash of a row: SHA-256 over the hash before it and everything that the row says."""
+    """Return the hash of a row: SHA-256 over the hash of the row before it and all columns of the row."""
     head = "\x1f".join(map(repr, row)).encode()
     return hashlib.sha256(b"\x1e".join((before, head, data, meta))).digest()
 
 
-def _runs(statements: Iterable[Statement]) -> Iterable[tuple[str, list[tuple[Any, ...]]]]:
-    """Group neighbours with the same SQL, which executemany runs several times faster than one by one."""
-    sql = ""
-    run: list[tuple[Any, ...]] = []
-    for text, values in statements:
-        if text != sql and run:
-            yield sql, run
-            run = []
-        sql = text
-        run.append(values)
-    if run:
-        yield sql, run
+def _grouped(statements: Iterable[Statement]) -> Iterable[tuple[str, list[tuple[Any, ...]]]]:
+    """Group consecutive statements with the same SQL: executemany runs them several times faster than single calls."""
+    group_sql = ""
+    group: list[tuple[Any, ...]] = []
+    for sql, values in statements:
+        if sql != group_sql and group:
+            yield group_sql, group
+            group = []
+        group_sql = sql
+        group.append(values)
+    if group:
+        yield group_sql, group
 
 
 def _create(connection: sqlite3.Connection) -> str:
     for statement in SCHEMA.split(";"):
         connection.execute(statement)
-    connection.execute("DELETE FROM replies WHERE recorded_at < ?", (time.time() - _REPLIES_KEPT,))
+    connection.execute("DELETE FROM replies WHERE recorded_at < ?", (time.time() - _REPLY_LIFETIME,))
     row = connection.execute("SELECT value FROM facts WHERE name = 'log'").fetchone()
     if row:
         return str(row[0])
@@ -242,7 +250,7 @@ def _last_hash(connection: sqlite3.Connection) -> bytes:
     return row[0] if row else _GENESIS
 
 
-def _take(lock: int, folder: Path) -> None:
+def _acquire(lock: int, folder: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -257,8 +265,8 @@ def _take(lock: int, folder: Path) -> None:
         raise _not_writable(folder, error) from error
 
 
-def _let_go(lock: int) -> None:
-    """Unlock, then close: the lock would outlive it in a child that was forked and has not run its program yet."""
+def _release(lock: int) -> None:
+    """Unlock explicitly before closing: a child forked but not yet exec'ed has a copy that would keep the lock."""
     fcntl.flock(lock, fcntl.LOCK_UN)
     os.close(lock)
 

@@ -1,4 +1,4 @@
-"""What queries read: the domain's read tables and its log. One hop to SQLite per call."""
+"""Reads a domain's read tables and log for its queries. Each call is one hop to SQLite's thread."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 class Reader(Generic[S]):
-    """Reads of one domain; nothing here writes."""
+    """The read access of one domain; cannot write."""
 
     def __init__(self, log: Log, evolve: Callable[[S | None, Any], S | None]) -> None:
         self.log = log
@@ -36,13 +36,16 @@ class Reader(Generic[S]):
     async def page(
         self, table: str, *, where: dict[str, Any], limit: int, offset: int, order: str = "rowid"
     ) -> tuple[list[Row], int]:
-        """Return one page of a read table and the total, filtered by equality; a None in `where` does not filter."""
-        given = {column: value for column, value in where.items() if value is not None}
-        condition = f"WHERE {' AND '.join(f'{column} = ?' for column in given)}" if given else ""
-        values = tuple(given.values())
+        """Return one page of a read table, and the number of matching rows on all pages.
+
+        `where` filters by equality: column to value; a value of None does not filter.
+        """
+        filters = {column: value for column, value in where.items() if value is not None}
+        condition = f"WHERE {' AND '.join(f'{column} = ?' for column in filters)}" if filters else ""
+        values = tuple(filters.values())
 
         def select(connection: sqlite3.Connection) -> tuple[list[Row], int]:
-            # table, columns and order are named by the domain's code; only values come from callers
+            # no SQL injection: table, columns and order come from the domain's code, only values from callers
             cursor = connection.execute(
                 f"SELECT * FROM {table} {condition} ORDER BY {order} LIMIT ? OFFSET ?",  # noqa: S608
                 (*values, limit, offset),
@@ -55,11 +58,14 @@ class Reader(Generic[S]):
         return await self.log.file.read(select)
 
     async def history(self, stream: str, *, after: int = 0, limit: int = 1000) -> list[Recorded]:
-        """Return the events of a stream behind a position, in order."""
+        """Return the events of a stream after a position, oldest first."""
         return await self.log.events(after, stream=stream, limit=limit)
 
     async def state_at(self, stream: str, as_of: str) -> S | None:
-        """Fold a stream up to a log position (digits) or a time (RFC 3339); raise ValidationFailed for neither."""
+        """Return a stream's state at a log position (digits) or a time (RFC 3339); None if it had none then.
+
+        Raises ValidationFailed if `as_of` is neither.
+        """
         try:
             until = min(int(as_of), LARGEST) if as_of.isdecimal() else await self.log.position_at(unix(as_of))
         except (ValueError, OverflowError):

@@ -1,4 +1,4 @@
-"""What a log holds or would, as values: an event with its envelope, a plan, a kept reply, a batch; and their codec."""
+"""The values that a log stores, and their codec: events, replies, batches. Also the plan of a dry run."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from aima_core.errors import ExecutionFailed
 from aima_core.units import Event
 
 Statement = tuple[str, tuple[Any, ...]]
+"""SQL with its values."""
 Upcaster = Callable[[dict[str, Any]], Event]
+"""Converts the data of an event type that an older release recorded to an event of this release."""
 
 
 class Meta(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Why an event was recorded: stored once beside its data, never inside it."""
+    """The context of an event: the request that led to it, the caller, the node. Stored beside the event's data."""
 
     request_id: str = ""
     correlation_id: str = ""
@@ -28,12 +30,12 @@ class Meta(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @classmethod
     def of(cls, call: Call) -> Meta:
-        """Return what an event remembers of the call that led to it."""
+        """Return the context of the events that a call leads to."""
         return cls(call.request_id, call.correlation_id, call.causation_id, call.principal, call.trace, call.node)
 
 
 class Recorded(NamedTuple):
-    """An event as the log holds it. `recorded_at` in Unix seconds."""
+    """An event in the log. `recorded_at` is in Unix seconds, `position` counts in the log, `version` in the stream."""
 
     position: int
     stream: str
@@ -44,7 +46,7 @@ class Recorded(NamedTuple):
     id: str
 
     def wire(self) -> dict[str, Any]:
-        """Return the event as the bus, the queries and the doors show it."""
+        """Return the event as it is sent to others: on the bus, in query results, at the doors."""
         meta = self.meta
         return {
             "id": self.id,
@@ -64,7 +66,7 @@ class Recorded(NamedTuple):
 
 
 class Planned(msgspec.Struct, frozen=True):
-    """What a dry run returns."""
+    """The answer of a dry run: the events it would record, the effects it would start, the version of its stream."""
 
     events: list[dict[str, Any]]
     effects: list[dict[str, Any]]
@@ -72,7 +74,10 @@ class Planned(msgspec.Struct, frozen=True):
 
 
 class StoredReply(msgspec.Struct, frozen=True):
-    """What is kept of a keyed request: what was asked, which events it led to, and its answer once there is one."""
+    """A request with an idempotency key: its fingerprint, the range of its events, its reply once there is one.
+
+    `first` and `last` are positions; `last` is `first - 1` if the request led to no events.
+    """
 
     key: str
     request: bytes
@@ -82,7 +87,7 @@ class StoredReply(msgspec.Struct, frozen=True):
 
 
 class Batch(msgspec.Struct):
-    """What one transaction writes."""
+    """The content of one transaction."""
 
     records: list[Recorded] = []
     statements: list[Statement] = []
@@ -91,7 +96,7 @@ class Batch(msgspec.Struct):
 
 
 class Codec:
-    """Turns events into bytes and back; an event type of an older release goes through its upcaster."""
+    """Encodes and decodes events. An upcaster decodes an event type that only older releases record."""
 
     def __init__(self, events: Sequence[type[Event]], upcasters: Mapping[str, Upcaster] | None = None) -> None:
         self.encode = msgspec.json.Encoder().encode
@@ -101,7 +106,7 @@ class Codec:
         self._decoders = decoders
 
     def decode(self, unit: str, data: bytes) -> Event:
-        """Return the event; raise ExecutionFailed for a type that this release does not know, or for a damaged one."""
+        """Return the event; raise ExecutionFailed if its type is unknown to this release or its data is damaged."""
         if (decode := self._decoders.get(unit)) is None:
             raise ExecutionFailed(
                 f"the log holds an event of type {unit}, which this release does not know", reason="UNKNOWN_EVENT"

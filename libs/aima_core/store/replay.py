@@ -1,6 +1,7 @@
-"""What is made from the log again: state in memory, snapshots of it, read tables. Everything here can be thrown away.
+"""Derives state, snapshots and read tables from the log. All of them can be deleted and derived again.
 
-What was made by other code is made anew: snapshot and tables carry a fingerprint of the module that derived them.
+Snapshot and read tables carry a fingerprint of the code that derived them. If the code has changed, they are derived
+again.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ from aima_core.domain import Domain, S
 from aima_core.store.log import Log, set_fact
 from aima_core.store.records import Statement
 
-_ROWS = 10_000  # rows per hop: bounds memory, makes the hop itself free
+_ROWS = 10_000  # rows per hop: few enough for memory, enough to make the cost of the hop negligible
 
 
 @dataclass(frozen=True)
 class Folded(Generic[S]):
-    """The log in memory. `versions` also has streams without a state; `snapshot` is where the snapshot stands."""
+    """The states after all events of the log. `versions` includes streams that have no state any more.
+
+    `snapshot` is the position of the snapshot that loading started from; 0 without a snapshot.
+    """
 
     world: dict[str, S]
     versions: dict[str, int]
@@ -33,9 +37,9 @@ class Folded(Generic[S]):
 
 
 async def load(domain: Domain[S], log: Log) -> Folded[S]:
-    """Fold the log: the snapshot, if this code may use it, and all events behind it."""
+    """Fold the log: start from the snapshot, if its fingerprint matches, and apply all later events."""
     decode = msgspec.json.Decoder(domain.state).decode
-    snapshot, rows = await log.snapshot(_of_fold(domain))
+    snapshot, rows = await log.snapshot(_state_fingerprint(domain))
     world = {stream: decode(state) for stream, _, state in rows if state}
     versions = {stream: version for stream, version, _ in rows}
     evolve, decode_event, position = domain.evolve, log.codec.decode, snapshot
@@ -52,16 +56,19 @@ async def load(domain: Domain[S], log: Log) -> Folded[S]:
 
 
 async def save(domain: Domain[S], log: Log, world: Mapping[str, S], versions: Mapping[str, int], position: int) -> None:
-    """Replace the snapshot. A stream without a state keeps its version: it may begin again."""
+    """Replace the snapshot. It keeps the version of a stream without a state: the stream may get events again."""
     encode = msgspec.json.encode
     rows = [
         (stream, version, encode(world[stream]) if stream in world else b"") for stream, version in versions.items()
     ]
-    await log.save_snapshot(_of_fold(domain), position, rows)
+    await log.save_snapshot(_state_fingerprint(domain), position, rows)
 
 
 async def build_tables(domain: Domain[Any], log: Log, *, anew: bool = False) -> None:
-    """Make the read tables from the log, unless they are there and were made by this code."""
+    """Build the read tables from the log; do nothing if they exist and their fingerprint matches.
+
+    With `anew`, build them in any case.
+    """
     fingerprint = _fingerprint(domain.project, repr(sorted(domain.tables.items())))
     names = await log.file.read(_tables)
     if not anew and await log.fact("tables") == fingerprint and names >= set(domain.tables):
@@ -88,7 +95,7 @@ def _create(tables: Mapping[str, str], connection: sqlite3.Connection) -> None:
     for name, statement in tables.items():
         connection.execute(f"DROP TABLE IF EXISTS {name}")
         connection.execute(statement)
-    set_fact(connection, "tables", "")  # until they are filled
+    set_fact(connection, "tables", "")  # no fingerprint until they are full: a crash in between builds them again
 
 
 def _execute(statements: Sequence[Statement], connection: sqlite3.Connection) -> None:
@@ -96,7 +103,7 @@ def _execute(statements: Sequence[Statement], connection: sqlite3.Connection) ->
         connection.execute(*statement)
 
 
-def _of_fold(domain: Domain[Any]) -> str:
+def _state_fingerprint(domain: Domain[Any]) -> str:
     return _fingerprint(domain.evolve, repr(msgspec.json.schema(domain.state)))
 
 
