@@ -1,1 +1,1 @@
-"""The bus: both of its sides, and the nats-server itself."""
+"""The bus: sending requests, serving units, and running the nats-server."""

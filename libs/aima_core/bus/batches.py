@@ -1,8 +1,9 @@
-"""Several requests to one unit in one message: what many callers ask at the same moment costs one passage.
+"""Batches: several requests to one unit in one message, so that many simultaneous callers cost one message.
 
-The header `Aima-Batch: true` says that the payload is a list of `{"data": {...}, "headers": {...}}`, each a request
-as it would be in a message of its own. The reply is the list of their envelopes, once the last of them is there. For
-units that say so (`batches`): small ones that are asked often and answer at once.
+With the header `Aima-Batch: true`, the payload is a list of `{"data": {...}, "headers": {...}}`; each member is a
+request like one in its own message. The reply is the list of their envelopes, sent when all are answered. A payload
+that is not such a list is refused as a whole; an invalid input refuses only its own request. Only units with
+`batches=True` accept batches: small, frequent requests that are answered at once.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ from aima_core.bus.client import UNREADABLE, Answer, Client, opened
 from aima_core.errors import AimaError, InternalError, InvalidRequest, from_body
 from aima_core.structured_logs import logger
 
-_MOST = 256  # requests in a message
-_OF_THE_MESSAGE = {calls.BATCH, calls.TIMEOUT}  # headers of ours that a batch itself may have
+_MOST_ITEMS = 256  # requests in a message
+_MESSAGE_HEADERS = {calls.BATCH, calls.TIMEOUT}  # the AIMA headers that the message itself may have
 
 
 class _Request(msgspec.Struct, forbid_unknown_fields=True):
-    """One of them on the wire."""
+    """One request of a batch, on the wire."""
 
     data: msgspec.Raw = msgspec.Raw(b"{}")
     headers: dict[str, str] = {}
 
 
 class BatchItem:
-    """One request of a batch, to whoever serves it like a message; what it is answered with stays in `answer`."""
+    """One request of a batch, handled like a message of its own; its reply envelope is stored in `answer`."""
 
-    reply = ""  # parts have nowhere to go
+    reply = ""  # no inbox: requests in a batch cannot send parts
 
     def __init__(self, data: bytes, headers: dict[str, str]) -> None:
         self.data = data
@@ -46,30 +47,38 @@ _encode = msgspec.json.Encoder().encode
 
 
 def items_of(payload: bytes, headers: Mapping[str, str]) -> list[BatchItem]:
-    """Return the requests that a message holds; raise InvalidRequest for one that holds none, or too many."""
+    """Return the requests in a batch; raise InvalidRequest if its headers or its payload are invalid."""
     for name in headers:
-        if name.startswith("Aima-") and name not in _OF_THE_MESSAGE:
-            raise InvalidRequest(f"in a batch {name} is each request's own", reason="HEADER_OF_ITEMS", header=name)
+        if name.startswith("Aima-") and name not in _MESSAGE_HEADERS:
+            raise InvalidRequest(
+                f"in a batch, {name} must be a header of a single request, not of the message",
+                reason="HEADER_OF_ITEMS",
+                header=name,
+            )
     try:
         requests = _decode(payload)
     except (*UNREADABLE, ValueError) as error:
-        raise InvalidRequest(f"the payload is not a batch: {error}", reason="NOT_DECODABLE") from None
-    if len(requests) > _MOST:
-        raise InvalidRequest(f"{len(requests)} requests in a batch; at most {_MOST} are taken", reason="TOO_MANY_ITEMS")
+        raise InvalidRequest(f"the payload is not a list of requests: {error}", reason="NOT_DECODABLE") from None
+    if len(requests) > _MOST_ITEMS:
+        raise InvalidRequest(
+            f"the batch has {len(requests)} requests; the limit is {_MOST_ITEMS}", reason="TOO_MANY_ITEMS"
+        )
     return [BatchItem(bytes(request.data), request.headers) for request in requests]
 
 
 def replies_of(items: Sequence[BatchItem]) -> bytes:
-    """Return the payload that answers them."""
+    """Return the payload of the reply to a batch."""
     return b"[%b]" % b",".join(item.answer for item in items)
 
 
 class Batcher:
-    """Asks one unit on behalf of many: what is asked in the same turn of the event loop goes in one message.
+    """Collects requests to one unit and sends them as batches.
 
-    With `wait` it is what is asked within so many seconds of the first, or until somebody calls `send`. What waits in
-    `ahead` goes whenever these go, in the same packet, and is decided before them: each is a batch, be it of one, so
-    that they take the same way, and what is decided together is committed together.
+    Requests made in the same turn of the event loop go in one message. With `wait`, the batch waits up to so many
+    seconds after its first request for more, or until `send` is called.
+
+    `ahead` is a Batcher whose requests must be decided before these: it sends whenever this one does, just before it.
+    Both always send batches, even of one request, so that both take the same path and are committed together.
     """
 
     def __init__(
@@ -81,66 +90,66 @@ class Batcher:
         self._wait = wait
         self._ahead = ahead
         self._waiting: list[tuple[_Request, asyncio.Future[Answer]]] = []
-        self._due: asyncio.Handle | None = None
-        self._asking: set[asyncio.Task[None]] = set()
+        self._scheduled_send: asyncio.Handle | None = None
+        self._requests: set[asyncio.Task[None]] = set()
 
     def ask(self, data: Mapping[str, Any], headers: Mapping[str, str]) -> asyncio.Future[Answer]:
-        """Return what will be the unit's answer, or what `Client.ask` raises."""
+        """Add a request; return a future of its answer. The future raises the same errors as `Client.ask`."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Answer] = loop.create_future()
         timeout = {calls.TIMEOUT: f"{self._timeout:.3f}"}
         self._waiting.append((_Request(msgspec.Raw(_encode(data)), {**timeout, **headers}), answer))
-        if len(self._waiting) == _MOST:
+        if len(self._waiting) == _MOST_ITEMS:
             self.send()
-        elif self._due is None:
-            self._due = loop.call_later(self._wait, self.send) if self._wait else loop.call_soon(self.send)
+        elif self._scheduled_send is None:
+            self._scheduled_send = loop.call_later(self._wait, self.send) if self._wait else loop.call_soon(self.send)
         return answer
 
     def send(self) -> None:
-        """Ask now what waits to be asked."""
+        """Send the waiting requests now."""
         if self._ahead:
             self._ahead.send()
-        if self._due:
-            self._due.cancel()
-            self._due = None
+        if self._scheduled_send:
+            self._scheduled_send.cancel()
+            self._scheduled_send = None
         if self._waiting:
-            asking = asyncio.create_task(self._ask(self._waiting))
+            request = asyncio.create_task(self._send(self._waiting))
             self._waiting = []
-            self._asking.add(asking)
-            asking.add_done_callback(self._asking.discard)
+            self._requests.add(request)
+            request.add_done_callback(self._requests.discard)
 
-    async def _ask(self, waiting: Sequence[tuple[_Request, asyncio.Future[Answer]]]) -> None:
-        """Ask, and tell each what it is answered; whatever happens, nobody is left waiting."""
+    async def _send(self, waiting: Sequence[tuple[_Request, asyncio.Future[Answer]]]) -> None:
+        """Send a batch and resolve the future of each request, on any failure with an error."""
         try:
             replies = await self._replies([request for request, _ in waiting])
         except AimaError as error:
             replies = [error] * len(waiting)
         except Exception:
-            logger.error("a batch broke", unit=self._unit, exc_info=True)
+            logger.error("a batch failed unexpectedly", unit=self._unit, exc_info=True)
             replies = [InternalError("internal error")] * len(waiting)
         for reply, (_, answer) in zip(replies, waiting, strict=True):
-            if answer.done():  # cancelled: whoever asked has gone
+            if answer.done():  # its caller has cancelled it
                 continue
             try:
-                answer.set_result(opened(reply) if isinstance(reply, bytes) else _raised(reply))
+                answer.set_result(opened(reply) if isinstance(reply, bytes) else _raise_copy(reply))
             except AimaError as error:
                 answer.set_exception(error)
 
     async def _replies(self, requests: Sequence[_Request]) -> Sequence[bytes | AimaError]:
-        """Return the envelopes, as many as there are requests."""
+        """Return the envelope of each request, in their order."""
         headers = {calls.BATCH: "true"}
         reply = await self._client.reply(self._unit, _encode(requests), timeout=self._timeout, headers=headers)
         if not reply.startswith(b"["):
-            opened(reply)  # raises why all of them are refused
+            opened(reply)  # raises the error for which the whole batch is refused
         try:
             replies = [bytes(each) for each in _decode_replies(reply)]
         except UNREADABLE:
             replies = []
         if len(replies) != len(requests):
-            raise InternalError("a batch is not answered item by item")
+            raise InternalError("the reply to a batch does not hold one answer per request")
         return replies
 
 
-def _raised(error: AimaError) -> Answer:
-    """Raise an error of its own for each who gets it: raising marks an exception."""
+def _raise_copy(error: AimaError) -> Answer:
+    """Raise a copy: each waiting caller needs its own exception, because raising changes its traceback."""
     raise from_body(error.body())

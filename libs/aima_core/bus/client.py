@@ -1,6 +1,6 @@
-"""The client side of the bus: ask a unit, take its parts and its answer.
+"""Sends requests to units over the bus and receives their answers, with parts or without.
 
-`Client` speaks in names and dicts (doors, command line); `Peers` speaks in typed units (domains among themselves).
+`Client` takes unit names and dicts, for doors and the command line; `Peers` takes typed units, for other domains.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from aima_core import call as calls
-from aima_core.bus.connection import Connection, call_off, check_size
+from aima_core.bus.connection import Connection, cancel_and_wait, check_size
 from aima_core.call import Call, current_call
 from aima_core.errors import (
     AimaError,
@@ -31,20 +31,21 @@ from aima_core.errors import (
 )
 from aima_core.units import Out, Unit
 
-_GRACE = 0.5  # seconds that a caller waits beyond the deadline it sent, so that the callee's own error arrives
-_QUIET = 5.0  # seconds without a part after which it is time to see whether somebody is still at it
-_ABSENT = 2  # times in a row that nobody is, until it is believed
-_LOOK = 0.5  # seconds for a domain to say that it is there, and what it has
+_GRACE = 0.5  # seconds that a caller waits beyond the deadline it sent, so that the domain's own Timeout can arrive
+_QUIET = 5.0  # seconds without a part after which the client pings the process that serves the stream
+_MISSED_PINGS = 2  # pings without a receiver after which a stream counts as dead; one may only mean a reconnect
+_PING_TIMEOUT = 0.5  # seconds for a domain to answer a ping, and to list its units
 
-_SUCCESS = b'{"success":true,'  # how an envelope of ours begins that holds an answer
+_SUCCESS = b'{"success":true,'  # the first bytes of every envelope with an answer
 
-UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)  # how decoding JSON fails
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""The exceptions that decoding JSON from outside raises."""
 
 _encode = msgspec.json.Encoder().encode
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """A reply envelope without its wrapping."""
+    """The answer of a unit: the content of a successful reply envelope."""
 
     data: Any
     meta: dict[str, Any]
@@ -70,7 +71,7 @@ _decode_info = msgspec.json.Decoder(_Info).decode
 
 
 class Client:
-    """Asks units by name."""
+    """Sends requests to units by name. Timeouts are in seconds."""
 
     def __init__(self, nc: Nats) -> None:
         self.nc = nc
@@ -78,33 +79,34 @@ class Client:
     async def ask(
         self, unit: str, data: Mapping[str, Any] | bytes, *, timeout: float, headers: Mapping[str, str] | None = None
     ) -> Answer:
-        """Return the answer of one unit; raise the error that it replied with.
+        """Return a unit's answer; raise the error that it replies with.
 
-        Raises UnitNotFound or Unavailable at once when nobody serves it, Timeout after `timeout` seconds.
+        Raises UnitNotFound or Unavailable at once if no process serves the unit, Timeout after `timeout` seconds,
+        PayloadTooLarge for a too large input, Forbidden if the bus user may not send to the unit.
         """
         return opened(await self.reply(unit, data, timeout=timeout, headers=headers))
 
     async def envelope(
         self, unit: str, data: Mapping[str, Any], *, timeout: float, headers: Mapping[str, str] | None = None
     ) -> bytes:
-        """Return the answer of one unit in its envelope, as it came; raises what `ask` raises."""
+        """Return a unit's answer as the unchanged bytes of its envelope; raises the same errors as `ask`."""
         reply = await self.reply(unit, data, timeout=timeout, headers=headers)
         if not reply.startswith(_SUCCESS):
-            opened(reply)
+            opened(reply)  # raises the error in it
         return reply
 
     async def reply(
         self, unit: str, data: Mapping[str, Any] | bytes, *, timeout: float, headers: Mapping[str, str] | None = None
     ) -> bytes:
-        """Return what comes back from one unit, an answer or a refusal; raises what the bus itself refuses with."""
+        """Return a unit's reply undecoded, also if it is an error; raises only the errors of the bus itself."""
         payload, subject = _payload(data), f"aima.{unit}"
-        sent = {calls.TIMEOUT: f"{timeout:.3f}", **(headers or {})}
-        with _told(unit, timeout):
+        all_headers = {calls.TIMEOUT: f"{timeout:.3f}", **(headers or {})}
+        with _request_errors(unit, timeout):
             try:
-                asked = self.nc.request(subject, payload, timeout=timeout + _GRACE, headers=sent)
-                message = await self._answer(subject, asked)
+                request = self.nc.request(subject, payload, timeout=timeout + _GRACE, headers=all_headers)
+                message = await self._wait(subject, request)
             except nats.errors.NoRespondersError:
-                raise await self._nobody(unit) from None
+                raise await self._no_responders(unit) from None
         reply: bytes = message.data
         return reply
 
@@ -117,132 +119,144 @@ class Client:
         headers: Mapping[str, str] | None = None,
         leave: asyncio.Event | None = None,
     ) -> AsyncGenerator[Any | Answer, None]:
-        """Yield the parts of an answer as they come, last of all the Answer itself. Leaving early cancels the work.
+        """Yield the parts of an answer as they arrive, then the Answer itself. Closing the generator cancels the work.
 
-        Raises what `ask` raises, also when the process that has sent parts is gone before it has answered. Who sets
-        `leave` still gets what had been sent by the time that the server knows, and then the end.
+        Raises the same errors as `ask`; Unavailable also if the process ends after some parts. Set the event `leave`
+        to stop early without losing parts: those sent before the server learns of it still arrive, then the generator
+        ends without an Answer.
         """
         payload, subject, inbox = _payload(data), f"aima.{unit}", self.nc.new_inbox()
-        sent = {calls.TIMEOUT: f"{timeout:.3f}", calls.PARTS: "true", **(headers or {})}
-        until = time.monotonic() + timeout + _GRACE
-        with _told(unit, timeout):
+        all_headers = {calls.TIMEOUT: f"{timeout:.3f}", calls.PARTS: "true", **(headers or {})}
+        deadline = time.monotonic() + timeout + _GRACE
+        with _request_errors(unit, timeout):
             subscription = await self.nc.subscribe(inbox)
-        leaving = asyncio.create_task(_drained(subscription, leave)) if leave else None
+        draining = asyncio.create_task(_drain_on(leave, subscription)) if leave else None
 
-        async def following(control: str = "") -> Msg:
-            absent = 0  # how often the server has said that the process is not there: it may be coming back as we did
-            with _told(unit, timeout):
+        async def next_message(control: str = "") -> Msg:
+            """Return the next message; ping the `control` subject of the serving process while none arrives."""
+            missed_pings = 0
+            with _request_errors(unit, timeout):
                 while True:
-                    left = max(until - time.monotonic(), 0.01)
-                    coming = subscription.next_msg(timeout=min(left, _QUIET) if control else left)
+                    remaining = max(deadline - time.monotonic(), 0.01)
+                    incoming = subscription.next_msg(timeout=min(remaining, _QUIET) if control else remaining)
                     try:
-                        message = await or_cancelled(coming, leaving)
+                        message = await wait_for_message(incoming, draining)
                     except nats.errors.TimeoutError:
-                        if not control or left <= _QUIET:
+                        if not control or remaining <= _QUIET:
                             raise
                         if self.nc.is_connected:
                             await self.nc.publish(control, reply=inbox)
                         continue
-                    if not (control and _is_nobody(message)):
+                    if not (control and _is_no_responders(message)):
                         return message
-                    absent += 1
-                    if absent == _ABSENT:
+                    missed_pings += 1
+                    if missed_pings == _MISSED_PINGS:
                         return message
 
-        async def first() -> Msg:
-            with _told(unit, timeout):
-                await self.nc.publish(subject, payload, reply=inbox, headers=sent)
-            return await following()
+        async def first_message() -> Msg:
+            with _request_errors(unit, timeout):
+                await self.nc.publish(subject, payload, reply=inbox, headers=all_headers)
+            return await next_message()
 
         try:
-            message = await self._answer(subject, first())
+            message = await self._wait(subject, first_message())
             while calls.SEQ in (message.headers or {}) and calls.FINAL not in (message.headers or {}):
                 yield msgspec.json.decode(message.data)
-                message = await following(message.reply)
-            if _is_nobody(message):
-                raise await self._nobody(unit)
+                message = await next_message(message.reply)
+            if _is_no_responders(message):
+                raise await self._no_responders(unit)
             yield opened(message.data)
-        except _Left:
+        except _Drained:
             return
         finally:
-            if leaving:
-                leaving.cancel()
+            if draining:
+                draining.cancel()
             with contextlib.suppress(nats.errors.Error):
                 await subscription.unsubscribe()
 
     async def discover(self, domain: str = "", *, wait: float = 0.3) -> list[dict[str, Any]]:
-        """Return the `$SRV.INFO` of every process that answers; ends `wait` seconds after the last that did.
+        """Return the `$SRV.INFO` of every process on the bus; stops `wait` seconds after the last answer.
 
-        With a domain, of the first of its processes that answers. Raises Unavailable when there is no bus.
+        With a domain, returns only the first answer of its processes. Raises Unavailable if the bus does not answer.
         """
-        found: list[dict[str, Any]] = []
+        infos: list[dict[str, Any]] = []
         inbox = self.nc.new_inbox()
-        with _no_bus():
+        with _bus_errors():
             subscription = await self.nc.subscribe(inbox)
             try:
                 await self.nc.publish(f"$SRV.INFO.{domain}".rstrip("."), b"", reply=inbox)
-                while not (domain and found):
+                while not (domain and infos):
                     message = await subscription.next_msg(timeout=wait)
                     if message.data:
-                        found.append(msgspec.json.decode(message.data))
+                        infos.append(msgspec.json.decode(message.data))
             except (TimeoutError, nats.errors.TimeoutError):
                 pass
             finally:
                 with contextlib.suppress(nats.errors.Error):
                     await subscription.unsubscribe()
-        return found
+        return infos
 
-    async def _answer(self, subject: str, answer: Coroutine[Any, Any, Msg]) -> Msg:
-        return await or_cancelled(self.nc.unless_denied(subject, answer) if isinstance(self.nc, Connection) else answer)
+    async def _wait(self, subject: str, reply: Coroutine[Any, Any, Msg]) -> Msg:
+        """Return the reply to a request on a subject; raise Forbidden if the server denies the request."""
+        if isinstance(self.nc, Connection):
+            reply = self.nc.reply_unless_denied(subject, reply)
+        return await wait_for_message(reply)
 
-    async def _nobody(self, unit: str) -> AimaError:
-        """Tell a unit that does not exist from a domain that is not running, or has only just come back."""
+    async def _no_responders(self, unit: str) -> AimaError:
+        """Return the error for a unit without a listener: UnitNotFound if its domain runs without it, else Unavailable.
+
+        A unit that its domain lists was not there yet when the request arrived: the domain has just started.
+        """
         domain = unit.partition(".")[0]
         with contextlib.suppress(TimeoutError, nats.errors.Error, msgspec.MsgspecError):
-            await self.nc.request(f"$SRV.PING.{domain}", b"", timeout=_LOOK)  # who is down shall not wait for INFO
-            info = await self.nc.request(f"$SRV.INFO.{domain}", b"", timeout=_LOOK)
-            if f"aima.{unit}" not in {each.subject for each in _decode_info(info.data).endpoints}:
+            # ping first: a domain that is down fails here at once, without waiting for its INFO
+            await self.nc.request(f"$SRV.PING.{domain}", b"", timeout=_PING_TIMEOUT)
+            info = await self.nc.request(f"$SRV.INFO.{domain}", b"", timeout=_PING_TIMEOUT)
+            if f"aima.{unit}" not in {endpoint.subject for endpoint in _decode_info(info.data).endpoints}:
                 return UnitNotFound(f"there is no unit {unit}", unit=unit)
         return Unavailable(
-            f"the {domain} domain does not answer; ask again", reason="DOMAIN_DOWN", domain=domain, unit=unit
+            f"the {domain} domain does not answer; it may be restarting, try again",
+            reason="DOMAIN_DOWN",
+            domain=domain,
+            unit=unit,
         )
 
 
-def _is_nobody(message: Msg) -> bool:
-    """Whether it is the server's, which says that nobody listens."""
+def _is_no_responders(message: Msg) -> bool:
+    """Whether the message is the server's own note that no process listens on the subject."""
     return (message.headers or {}).get("Status") == "503"
 
 
-class _Left(Exception):
-    """A stream is at its end because its caller has left it."""
+class _Drained(Exception):
+    """The caller has left the stream, and every part sent before has arrived."""
 
 
-async def _drained(subscription: Subscription, leave: asyncio.Event) -> None:
-    """Unsubscribe when it is time to leave; return when all that had been sent by then has been taken."""
+async def _drain_on(leave: asyncio.Event, subscription: Subscription) -> None:
+    """Unsubscribe once `leave` is set; return when every message sent before has arrived."""
     await leave.wait()
     with contextlib.suppress(nats.errors.Error, TimeoutError):
         await subscription.drain()  # type: ignore[no-untyped-call]
 
 
-async def or_cancelled(coming: Coroutine[Any, Any, Msg], leaving: asyncio.Task[None] | None = None) -> Msg:
-    """Return the message that is coming; raise _Left when the leaving has ended without it.
+async def wait_for_message(incoming: Coroutine[Any, Any, Msg], draining: asyncio.Task[None] | None = None) -> Msg:
+    """Return the incoming message; raise _Drained if `draining` ends first.
 
-    In a task of its own, because `wait_for` before Python 3.12 forgets a cancellation in the moment of an answer:
-    somebody's Ctrl-C, a deadline, or that a client has gone.
+    The wait is a task of its own, because `asyncio.wait_for` before Python 3.12 loses a cancellation (Ctrl-C, a
+    deadline, a client that disconnects) that comes at the same moment as the message.
     """
-    waiting = asyncio.ensure_future(coming)
+    waiting = asyncio.ensure_future(incoming)
     try:
-        await asyncio.wait((waiting, leaving) if leaving else (waiting,), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((waiting, draining) if draining else (waiting,), return_when=asyncio.FIRST_COMPLETED)
         if not waiting.done():
-            raise _Left
+            raise _Drained
         return await waiting
     finally:
-        await call_off(waiting)
+        await cancel_and_wait(waiting)
 
 
 @contextlib.contextmanager
-def _no_bus() -> Iterator[None]:
-    """Raise what goes wrong with the bus as Unavailable."""
+def _bus_errors() -> Iterator[None]:
+    """Raise every error of the connection as Unavailable."""
     try:
         yield
     except (nats.errors.Error, OSError) as error:
@@ -250,44 +264,48 @@ def _no_bus() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _told(unit: str, timeout: float) -> Iterator[None]:
-    """Raise what goes wrong with the bus while a unit is asked as an error of ours."""
-    with _no_bus():
+def _request_errors(unit: str, timeout: float) -> Iterator[None]:
+    """Raise every error of the connection during a request to a unit as one of ours."""
+    with _bus_errors():
         try:
             yield
         except (TimeoutError, nats.errors.TimeoutError):
             raise Timeout(f"{unit} did not answer within {timeout:g} s", unit=unit, timeout=timeout) from None
         except nats.errors.MaxPayloadError:
-            raise PayloadTooLarge(f"the input of {unit} is larger than the bus carries", unit=unit) from None
+            raise PayloadTooLarge(f"the input of {unit} is larger than the bus allows", unit=unit) from None
 
 
 def _payload(data: Mapping[str, Any] | bytes) -> bytes:
     payload = data if isinstance(data, bytes) else _encode(data)
-    check_size(payload)  # encoded anew, `1e15` is five times as long as it came
+    check_size(payload)  # also after a door's own check: encoded again, `1e15` is five times as long
     return payload
 
 
 def opened(data: bytes) -> Answer:
-    """Return the answer that an envelope holds; raise the error that it holds instead."""
+    """Return the answer in an envelope; raise the error in it."""
     try:
         envelope = _decode(data)
         if envelope.success:
             return Answer(envelope.data, envelope.meta)
         error = from_body(envelope.error or {})
-    except (*UNREADABLE, TypeError, ValueError) as broken:
-        raise InternalError("the reply is not an envelope of ours") from broken
+    except (*UNREADABLE, TypeError, ValueError) as decode_error:
+        raise InternalError("the reply is not a valid envelope") from decode_error
     raise error
 
 
 class Peers:
-    """Typed calls to other domains, on behalf of the call that is being handled."""
+    """Typed requests to other domains, made for the call that is currently handled."""
 
     def __init__(self, nc: Nats, node: str) -> None:
         self.client = Client(nc)
         self._node = node
 
     async def call(self, unit: Unit[Out], *, key: str = "", timeout: float | None = None) -> Out:
-        """Ask a peer; `key` makes asking again harmless. The deadline is the nearer of the caller's and the unit's."""
+        """Send a request and return its answer; raises the same errors as `Client.ask`.
+
+        Pass the same idempotency `key` again to retry without a second effect. The request ends at the current call's
+        deadline or after `timeout` seconds (default: the unit's own), whichever is earlier.
+        """
         parent = current_call.get() or calls.fresh(self._node)
         seconds = _remaining(parent, timeout or unit.spec.timeout)
         answer = await self.client.ask(
@@ -302,7 +320,7 @@ class Peers:
 def _remaining(parent: Call, timeout: float) -> float:
     if parent.deadline is None:
         return timeout
-    left = parent.deadline - time.time()
-    if left <= 0:
+    remaining = parent.deadline - time.time()
+    if remaining <= 0:
         raise Timeout("the deadline of the request has passed")
-    return min(left, timeout)
+    return min(remaining, timeout)

@@ -1,6 +1,7 @@
-"""Connections to the bus: nats-py with its gaps closed.
+"""Connections to the bus: nats-py with four gaps closed.
 
-Those are: what the server turns away, what is too large for it, what is no request of ours, what cannot be read.
+`Connection` reports permission errors to the request they belong to, refuses messages that are too large before the
+server hangs up, drops messages that are not requests from subjects that serve requests, and survives malformed data.
 """
 
 from __future__ import annotations
@@ -21,29 +22,29 @@ from aima_core.bus.credentials import BusUser
 from aima_core.errors import Forbidden, PayloadTooLarge, Unauthorized, Unavailable
 from aima_core.structured_logs import logger
 
-LARGEST_PAYLOAD = 8 * 1024 * 1024  # bytes of an input; the bus carries twice that, so that refusing is ours to do
+LARGEST_PAYLOAD = 8 * 1024 * 1024  # bytes of an input; the server allows twice that, so the refusal comes from AIMA
 
 _CONNECT_TIMEOUT = 2  # seconds for one attempt
-_RECONNECT = 0.2  # seconds between attempts to come back
+_RECONNECT = 0.2  # seconds between attempts to reconnect
 
 _VIOLATION = "permissions violation"
 _STALE = "stale connection"
-_DENIED = re.compile(r'permissions violation for publish to "(.+)"')  # nats-py tells it in small letters
+_DENIED = re.compile(r'permissions violation for publish to "(.+)"')  # nats-py puts the server's text in lower case
 
 
 class Connection(Nats):
-    """A connection to the bus, as a user where there is one."""
+    """A connection to the bus, with a user or without."""
 
     def __init__(self, user: BusUser | None = None) -> None:
         super().__init__()
         self.user = user
         self.refused = False
-        """Whether the server has not taken us for the user."""
+        """Whether the server has refused the user's name or password."""
         self._denials: dict[str, set[asyncio.Future[None]]] = {}
 
     async def on_error(self, error: Exception) -> None:
-        """Take note of what the server says beside the replies."""
-        logger.debug("bus", error=repr(error))
+        """Handle an error that the server reports outside of a reply, such as a denied publish."""
+        logger.debug("error on the bus connection", error=repr(error))
         text = str(error)
         self.refused = self.refused or "Authorization Violation" in text
         if denied := _DENIED.search(text):
@@ -53,65 +54,74 @@ class Connection(Nats):
     async def publish(
         self, subject: str, payload: bytes = b"", reply: str = "", headers: dict[str, str] | None = None
     ) -> None:
-        """Publish; raises MaxPayloadError for what is too large with its headers, over which the server hangs up."""
-        if headers and len(payload) + _size(headers) > self.max_payload:  # nats-py counts the payload only
+        """Publish a message; raise MaxPayloadError if payload and headers together exceed the server's limit.
+
+        nats-py checks the payload alone, and the server closes the connection if the headers exceed the limit.
+        """
+        if headers and len(payload) + _size(headers) > self.max_payload:
             raise nats.errors.MaxPayloadError
         await super().publish(subject, payload, reply, headers)
 
     async def flush(self, timeout: int = 10) -> None:
-        """Return when the server has all that was sent until now; nats-py's ping would overtake what still waits."""
+        """Return when the server has received every message published before.
+
+        nats-py's own flush sends its ping ahead of messages that still wait in the buffer.
+        """
         if not self.is_closed:
             await self._flush_pending(force_flush=True)
         await super().flush(timeout)
 
-    async def unless_denied(self, subject: str, answer: Coroutine[Any, Any, Msg]) -> Msg:
-        """Return the answer to what is published on a subject; raise Forbidden when the server turns it away.
+    async def reply_unless_denied(self, subject: str, reply: Coroutine[Any, Any, Msg]) -> Msg:
+        """Return the reply to a request on a subject; raise Forbidden if the user may not publish there.
 
-        The server tells that to the connection, not in a reply: whoever only waits for one waits in vain.
+        The server reports a denial to the connection, not as a reply: a request alone would wait for its timeout.
         """
         if self.user is None:
-            return await answer
-        waiting, denial = asyncio.ensure_future(answer), asyncio.get_running_loop().create_future()
+            return await reply
+        waiting, denial = asyncio.ensure_future(reply), asyncio.get_running_loop().create_future()
         denials = self._denials.setdefault(subject.lower(), set())
         denials.add(denial)
         try:
             await asyncio.wait((waiting, denial), return_when=asyncio.FIRST_COMPLETED)
             if denial.done():
                 raise Forbidden(
-                    f"the bus does not let the user {self.user.name} ask {subject}", reason="BUS_USER", subject=subject
+                    f"the bus user {self.user.name} may not send to {subject}", reason="BUS_USER", subject=subject
                 )
             return await waiting
         finally:
             denials.discard(denial)
             if not denials and self._denials.get(subject.lower()) is denials:
                 del self._denials[subject.lower()]
-            await call_off(waiting)
+            await cancel_and_wait(waiting)
 
     async def _process_err(self, err_msg: str) -> None:
-        """Come back after an error of the server's, over which nats-py would close for ever."""
+        """Reconnect after an error from the server; nats-py would close the connection for good."""
         if _VIOLATION in err_msg or _STALE in err_msg:
             await super()._process_err(err_msg)
             return
-        logger.warning("the bus hangs up", error=err_msg)
+        logger.warning("the NATS server closed the connection", error=err_msg)
         error = nats.errors.Error(f"nats: {err_msg}")
         await self._error_cb(error)
         await self._process_op_err(error)
 
     async def _process_pong(self) -> None:
-        """Take a pong, also one for a flush that was called off, over which the reading task would end."""
+        """Accept the pong of a flush that was cancelled; nats-py's reading task would fail on it and end."""
         if self._pongs and self._pongs[0].done():
             self._pongs[0] = asyncio.get_running_loop().create_future()
         await super()._process_pong()
 
     async def _read_loop(self) -> None:
-        """Read until the connection ends; come back after anything else over which nats-py would just stop reading."""
+        """Read until the connection ends. Reconnect if reading fails for another reason; nats-py would just stop."""
         await super()._read_loop()
         this = asyncio.current_task()
         if self.is_connected and not (this and this.cancelling()):
-            await self._process_op_err(nats.errors.Error("nats: what came could not be read"))
+            await self._process_op_err(nats.errors.Error("nats: received data that cannot be read"))
 
     async def _process_headers(self, headers: Any) -> dict[str, str] | None:
-        """Return the headers; over bytes that are none the reading task would end and leave the process deaf."""
+        """Return the headers, with `Aima-Malformed` for bytes that are not headers.
+
+        nats-py's reading task would end on such bytes, and the process would receive nothing more.
+        """
         try:
             return await super()._process_headers(headers)
         except (ValueError, IndexError):
@@ -120,7 +130,7 @@ class Connection(Nats):
     def _build_message(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
     ) -> Msg | None:
-        """Return the message; None drops what came as a request and is none, or from where no text leads back."""
+        """Return the message; None drops it: it is not a request where one is expected, or its subject is not text."""
         subscription = self._subs.get(sid)
         if subscription and _takes_requests(subscription.subject) and not _is_request(headers, reply):
             return None
@@ -130,13 +140,13 @@ class Connection(Nats):
             return None
 
 
-async def call_off(work: asyncio.Future[Any]) -> None:
-    """Cancel what need not be done any more, and return when it has ended: it might outlive what it uses."""
+async def cancel_and_wait(work: asyncio.Future[Any]) -> None:
+    """Cancel the work and return when it has ended, so that it cannot outlive the things that it uses."""
     if not work.done():
         work.cancel()
         await asyncio.wait((work,))
     if not work.cancelled():
-        work.exception()  # seen: nobody is interested
+        work.exception()  # marks the exception as retrieved, or asyncio would log it
 
 
 async def connect(
@@ -148,69 +158,71 @@ async def connect(
     back: float | None = None,
     closed: Callable[[], None] = lambda: None,
 ) -> Nats:
-    """Connect, as a user where there is one; keep trying for `wait` seconds.
+    """Connect to the bus, with a user or without; keep trying for `wait` seconds.
 
-    A connection that is lost later is tried for `back` seconds, without it for ever. `closed` is called when the
-    connection has ended for good, whoever ended it. Raises Unavailable when nobody answers, Unauthorized when the
-    server does not take us for the user.
+    A connection that is lost later is retried for `back` seconds, or for ever if that is None. `closed` is called when
+    the connection has ended for good, on either side's initiative. Raises Unavailable if no server answers,
+    Unauthorized if the server refuses the user or requires one.
     """
-    until = time.monotonic() + wait
+    deadline = time.monotonic() + wait
     client = Connection(user)
 
-    async def disconnected() -> None:
+    async def on_disconnect() -> None:
         if not client.is_closed:
-            logger.warning("the bus is gone; reconnecting")
+            logger.warning("lost the connection to the bus; reconnecting")
 
-    async def gone() -> None:
+    async def on_close() -> None:
         closed()
 
     while True:
         try:
-            async with asyncio.timeout(max(until - time.monotonic(), 0.1)):  # told to reconnect for ever, it tries so
+            # the timeout is needed: with endless reconnects, nats-py's first connect never gives up either
+            async with asyncio.timeout(max(deadline - time.monotonic(), 0.1)):
                 await client.connect(
                     url,
                     name=name,
                     connect_timeout=_CONNECT_TIMEOUT,
                     allow_reconnect=True,
                     max_reconnect_attempts=-1 if back is None else round(back / _RECONNECT),
-                    reconnect_time_wait=_RECONNECT,  # type: ignore[arg-type]  # it takes fractions
+                    reconnect_time_wait=_RECONNECT,  # type: ignore[arg-type]  # accepts fractions of a second
                     ping_interval=10,
                     max_outstanding_pings=2,
                     pending_size=32 * 1024 * 1024,
                     error_cb=client.on_error,
-                    disconnected_cb=disconnected,
+                    disconnected_cb=on_disconnect,
                     reconnected_cb=_on_reconnect,
-                    closed_cb=gone,
+                    closed_cb=on_close,
                     user=user.name if user else None,
                     password=user.password if user else None,
                     inbox_prefix=user.inbox if user else DEFAULT_INBOX_PREFIX,
                 )
             return client
         except (TimeoutError, OSError, nats.errors.Error) as error:
-            if time.monotonic() >= until:
+            if time.monotonic() >= deadline:
                 if client.refused:
-                    who = f"does not take the password of {user.name}" if user else "wants to know who connects"
-                    raise Unauthorized(f"the bus {who}; docs/bus-users.md", reason="BUS_USER") from error
+                    cause = f"refuses the password of user {user.name}" if user else "requires a user and a password"
+                    message = f"the NATS server {cause}; see docs/bus-users.md"
+                    raise Unauthorized(message, reason="BUS_USER") from error
                 raise Unavailable(f"no NATS server answers at {url}", reason="NO_NATS", url=url) from error
             await asyncio.sleep(0.1)
 
 
 async def _on_reconnect() -> None:
-    logger.info("the bus is back")
+    logger.info("reconnected to the bus")
 
 
 def check_size(data: bytes) -> None:
-    """Raise PayloadTooLarge for an input that no domain takes."""
+    """Raise PayloadTooLarge for an input above the limit of 8 MiB."""
     if len(data) > LARGEST_PAYLOAD:
         raise PayloadTooLarge(
-            f"the input is {len(data)} bytes; at most {LARGEST_PAYLOAD} are taken",
+            f"the input has {len(data)} bytes; the limit is {LARGEST_PAYLOAD}",
             size=len(data),
             limit=LARGEST_PAYLOAD,
         )
 
 
 def _size(headers: Mapping[str, str]) -> int:
-    """Return the bytes that headers take on the wire: a first line, one for each, an empty one."""
+    """Return the bytes that headers take on the wire: a version line, a line per header, an empty line."""
     lines = (f"{name.strip()}: {value.strip()}" for name, value in headers.items())
     return len("NATS/1.0\r\n\r\n") + sum(len(line.encode()) + 2 for line in lines)
 
@@ -220,9 +232,9 @@ def _takes_requests(subject: str) -> bool:
 
 
 def _is_request(headers: dict[str, str] | None, reply: bytes) -> bool:
-    """Whether somebody asks, and wants the answer where answers go.
+    """Whether a message is a request: not a note of the server, and its reply goes to an inbox.
 
-    JetStream sends to whatever subject a user names, and a domain answers to whatever subject a user names: the user
-    could so borrow their right to publish there (decision 0013).
+    JetStream delivers to any subject that a user names, and a domain replies to any subject that a user names. With
+    them a user could publish where only JetStream or the domain may (decision 0013).
     """
     return "Status" not in (headers or {}) and not reply.startswith((b"aima.", b"$"))

@@ -1,6 +1,6 @@
-"""Who we are on a bus that asks: a name, a password, and an inbox that nobody else may read.
+"""The user as which a process connects to a bus with users: name, password, and an inbox that only this user may read.
 
-Which users there are and what each may do is no concern of this file; `aima bus users` writes that for the server.
+The users and their rights are not defined here: `aima bus users` writes them for the server.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 from aima_core.errors import ValidationFailed
 from aima_core.settings import Settings
 
-OPERATOR = "operator"  # who the command line is
+OPERATOR = "operator"  # the user of the command line
 _INBOX = "_INBOX"
 
 
@@ -25,40 +25,40 @@ class BusUser:
 
     @property
     def inbox(self) -> str:
-        """The prefix of the subjects on which this user is answered."""
+        """The prefix of the subjects on which this user receives replies."""
         return inbox(self.name)
 
 
 def inbox(user: str) -> str:
-    """Return the prefix of a user's inboxes; `*` for anybody's."""
+    """Return the prefix of a user's inboxes; with `*` a pattern for all users."""
     return f"{_INBOX}.{user}"
 
 
 def password_file(data: Path, user: str) -> Path:
-    """Return where `aima bus users` keeps a user's password."""
+    """Return the file in which `aima bus users` stores a user's password."""
     return data / "nats" / "users" / user
 
 
 def bus_user(settings: Settings, default: str) -> BusUser | None:
-    """Return who to be on the bus: whom the settings or the URL name, else `default` if its password can be read.
+    """Return the user to connect as; None to connect without one.
 
-    None is nobody, which is right for a server that does not ask. Raises ValidationFailed for a password file that the
-    settings name and that cannot be read.
+    The password comes from the settings' password file, else from the URL, else from the user's file in the data
+    folder; without any of these there is no user. Raises ValidationFailed if the settings' file cannot be read.
     """
-    chosen = settings.nats
-    if chosen.password_file:
+    nats = settings.nats
+    if nats.password_file:
         try:
-            return BusUser(chosen.user or default, Path(chosen.password_file).expanduser().read_text().strip())
+            return BusUser(nats.user or default, Path(nats.password_file).expanduser().read_text().strip())
         except (OSError, UnicodeDecodeError) as error:
             raise ValidationFailed(
-                f"nats.password_file: {chosen.password_file} cannot be read: {error}",
+                f"nats.password_file: {nats.password_file} cannot be read: {error}",
                 reason="BAD_CONFIG",
                 key="nats.password_file",
             ) from error
-    address = urlsplit(chosen.url)
+    address = urlsplit(nats.url)
     if address.username and address.password:
         return BusUser(unquote(address.username), unquote(address.password))
-    name = chosen.user or default
+    name = nats.user or default
     try:
         return BusUser(name, password_file(settings.data, name).read_text().strip())
     except OSError:

@@ -1,7 +1,7 @@
-"""Which units are on the bus right now, and all that a door needs to offer them: read from `$SRV.INFO` (ADR-32).
+"""The directory of the units on the bus, with everything that a door needs to offer them.
 
-Kept up to date by pinging: whoever answers with an id not seen yet is asked for its units, so that a domain which
-somebody adds is known within seconds, and at once to whoever asks for it by name.
+Each process describes its units in `$SRV.INFO` (ADR-32). The directory pings all processes every second and reads the
+description of each new one, so an added domain is known within seconds; `find` looks for an unknown unit at once.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from aima_core.structured_logs import logger
 from aima_core.suggestions import did_you_mean, nearest
 from aima_core.units import Risk
 
-_LOOK = 1.0  # seconds between pings
-_MISSED = 3.5  # seconds of silence after which a process counts as away
-_FORGOTTEN = 3600.0  # seconds of silence after which its units are no longer offered
-_ASK = 2.0  # seconds for a process to describe itself
-_FRESH = 0.5  # seconds in which a look for an unknown name is not repeated
+_PING_INTERVAL = 1.0  # seconds
+_AWAY_AFTER = 3.5  # seconds of silence after which a process counts as away
+_FORGOTTEN_AFTER = 3600.0  # seconds of silence after which the units of a process are no longer offered
+_INFO_TIMEOUT = 2.0  # seconds for a process to describe itself
+_LOOK_INTERVAL = 0.5  # seconds at least between two looks for unknown names
 _RISKS = get_args(Risk)
 
 _decode = msgspec.json.decode
@@ -49,12 +49,12 @@ class UnitInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def domain(self) -> str:
-        """The part of the name before the dot."""
+        """The part of the name before the dot: `service` in `service.start`."""
         return self.name.partition(".")[0]
 
     @property
     def action(self) -> str:
-        """The part of the name behind the dot."""
+        """The part of the name after the dot: `start` in `service.start`."""
         return self.name.partition(".")[2]
 
     @property
@@ -63,13 +63,13 @@ class UnitInfo(msgspec.Struct, frozen=True, kw_only=True):
         return self.description.partition("\n")[0]
 
     def patience(self, data: Mapping[str, Any]) -> float:
-        """Return the seconds that a call without a deadline may take: an input's own `timeout` counts."""
+        """Return the timeout in seconds of a call without a deadline: the unit's, or the input's `timeout` plus 5 s."""
         own = data.get("timeout")
         return max(self.timeout, own + 5.0 if isinstance(own, int | float) and not isinstance(own, bool) else 0.0)
 
 
 class ResourceInfo(msgspec.Struct, frozen=True):
-    """An address that can be read and watched, or a template of such: `asms://service/{id}`."""
+    """An address that can be read and watched, or a template of addresses: `asms://service/{id}`."""
 
     uri: str
     about: str
@@ -77,7 +77,7 @@ class ResourceInfo(msgspec.Struct, frozen=True):
 
 
 class DomainInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One process of a domain, as it describes itself; `id` is another in each of its lives."""
+    """One process of a domain, as it describes itself; every new process has a new `id`."""
 
     id: str
     name: str
@@ -89,7 +89,10 @@ class DomainInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_info(info: Mapping[str, Any]) -> DomainInfo:
-    """Return what a `$SRV.INFO` says; endpoints that are no units of its own, or say too little, are left out."""
+    """Return the process that a `$SRV.INFO` describes.
+
+    Leaves out endpoints that are not units of its domain, and endpoints and resources that are described invalidly.
+    """
     metadata: Mapping[str, str] = info.get("metadata") or {}
     node = metadata.get("node", "")
     units = {}
@@ -101,8 +104,8 @@ def read_info(info: Mapping[str, Any]) -> DomainInfo:
                 units[name] = _unit(name, endpoint.get("metadata") or {})
     resources: list[ResourceInfo] = []
     with contextlib.suppress(msgspec.MsgspecError, ValueError):
-        told = _decode(metadata.get("resources", "[]"), type=list[dict[str, str]])
-        resources = [ResourceInfo(each["uri"], each.get("about", ""), info["name"]) for each in told if "uri" in each]
+        rows = _decode(metadata.get("resources", "[]"), type=list[dict[str, str]])
+        resources = [ResourceInfo(row["uri"], row.get("about", ""), info["name"]) for row in rows if "uri" in row]
     return DomainInfo(
         id=info["id"],
         name=info["name"],
@@ -114,32 +117,33 @@ def read_info(info: Mapping[str, Any]) -> DomainInfo:
     )
 
 
-def _unit(name: str, about: Mapping[str, str]) -> UnitInfo:
-    risk = about.get("risk", "")
+def _unit(name: str, metadata: Mapping[str, str]) -> UnitInfo:
+    risk = metadata.get("risk", "")
     return UnitInfo(
         name=name,
-        kind=about.get("kind", "command"),
-        risk=risk if risk in _RISKS else "high",  # who says nothing of it is not trusted with little
-        description=about.get("description", ""),
-        input=_decode(about.get("input", "{}"), type=dict[str, Any]),
-        output=_decode(about.get("output", "{}"), type=dict[str, Any]),
-        examples=_decode(about.get("examples", "[]"), type=list[dict[str, Any]]),
-        events=[event for event in about.get("events", "").split(",") if event],
-        errors=[code for code in about.get("errors", "").split(",") if code],
-        timeout=float(about.get("timeout", 30)),
+        kind=metadata.get("kind", "command"),
+        risk=risk if risk in _RISKS else "high",  # to be safe if the process does not state it
+        description=metadata.get("description", ""),
+        input=_decode(metadata.get("input", "{}"), type=dict[str, Any]),
+        output=_decode(metadata.get("output", "{}"), type=dict[str, Any]),
+        examples=_decode(metadata.get("examples", "[]"), type=list[dict[str, Any]]),
+        events=[event for event in metadata.get("events", "").split(",") if event],
+        errors=[code for code in metadata.get("errors", "").split(",") if code],
+        timeout=float(metadata.get("timeout", 30)),
     )
 
 
 class Directory:
-    """The units on a bus. `version` grows whenever what is offered changes."""
+    """The units on the bus. `version` grows with each change of `domains`, and so of `units` and `resources`."""
 
     def __init__(self, nc: Nats) -> None:
         self._nc = nc
         self._client = Client(nc)
         self._processes: dict[str, DomainInfo] = {}
-        self._seen: dict[str, float] = {}
-        self._whole: set[str] = set()  # processes that have said the same twice: one that begins answers half of it
-        self._asking: set[asyncio.Task[None]] = set()
+        self._last_seen: dict[str, float] = {}
+        # processes that described themselves twice in the same way: a starting process may describe only some units
+        self._complete: set[str] = set()
+        self._info_requests: set[asyncio.Task[None]] = set()
         self._inbox = ""
         self._looked_at = 0.0
         self._changed = asyncio.Event()
@@ -149,29 +153,29 @@ class Directory:
         self.domains: Mapping[str, DomainInfo] = {}
 
     async def open(self) -> None:
-        """Take a first look; returns when it has been taken."""
+        """Read the descriptions of all processes for the first time."""
         self._inbox = self._nc.new_inbox()
         await self._nc.subscribe(self._inbox, cb=self._on_pong)
         await self._nc.flush()
-        self._take([read_info(info) for info in await self._client.discover()])
+        self._add([read_info(info) for info in await self._client.discover()])
 
     async def run(self) -> None:
-        """Keep looking for ever; the bus may come and go."""
+        """Keep the directory up to date until cancelled; goes on after the bus was away."""
         while True:
             with contextlib.suppress(nats.errors.Error, OSError):
                 await self._nc.publish("$SRV.PING", b"", reply=self._inbox)
-            await asyncio.sleep(_LOOK)
-            self._forget()
+            await asyncio.sleep(_PING_INTERVAL)
+            self._forget_silent()
 
     async def close(self) -> None:
-        """Ask nobody any more."""
-        for task in self._asking:
+        """Cancel the requests for descriptions that are under way."""
+        for task in self._info_requests:
             task.cancel()
-        await asyncio.gather(*self._asking, return_exceptions=True)
+        await asyncio.gather(*self._info_requests, return_exceptions=True)
 
     async def find(self, name: str) -> UnitInfo:
-        """Return a unit, looking anew for one that is not known; raise UnitNotFound with the nearest names."""
-        if name not in self.units and time.monotonic() - self._looked_at > _FRESH:
+        """Return a unit; raise UnitNotFound with similar names. Asks the bus again for a name that is not known."""
+        if name not in self.units and time.monotonic() - self._looked_at > _LOOK_INTERVAL:
             await self.look()
         try:
             return self.units[name]
@@ -179,30 +183,30 @@ class Directory:
             raise unknown(name, self.units) from None
 
     async def look(self) -> None:
-        """Ask everybody anew."""
+        """Read the descriptions of all processes again."""
         self._looked_at = time.monotonic()
-        self._take([read_info(info) for info in await self._client.discover(wait=0.1)])
+        self._add([read_info(info) for info in await self._client.discover(wait=0.1)])
 
     def resource_of(self, uri: str) -> ResourceInfo | None:
-        """Return what an address is one of."""
-        wanted = uri.split("/")
+        """Return the resource that an address belongs to; None for an unknown address."""
+        uri_parts = uri.split("/")
         for resource in self.resources:
-            parts = resource.uri.split("/")
-            if len(parts) == len(wanted) and all(
-                bool(given) if part.startswith("{") else part == given
-                for part, given in zip(parts, wanted, strict=True)
+            template_parts = resource.uri.split("/")
+            if len(template_parts) == len(uri_parts) and all(
+                bool(part) if template.startswith("{") else template == part
+                for template, part in zip(template_parts, uri_parts, strict=True)
             ):
                 return resource
         return None
 
     def away(self) -> list[str]:
-        """Return the domains that are known and do not answer now."""
-        late = time.monotonic() - _MISSED
-        here = {self._processes[ident].name for ident, at in self._seen.items() if at > late}
-        return sorted({info.name for info in self._processes.values()} - here)
+        """Return the known domains of which no process has answered a ping for 3.5 s."""
+        limit = time.monotonic() - _AWAY_AFTER
+        answering = {self._processes[ident].name for ident, at in self._last_seen.items() if at > limit}
+        return sorted({info.name for info in self._processes.values()} - answering)
 
     async def changed(self, version: int) -> None:
-        """Return as soon as the version is another than this one."""
+        """Return as soon as `self.version` differs from `version`."""
         while self.version == version:
             self._changed.clear()
             await self._changed.wait()
@@ -213,46 +217,49 @@ class Directory:
             ident, name = str(pong["id"]), str(pong["name"])
         except (msgspec.MsgspecError, KeyError):
             return
-        if ident in self._whole:
-            self._seen[ident] = time.monotonic()
+        if ident in self._complete:
+            self._last_seen[ident] = time.monotonic()
         else:
-            task = asyncio.create_task(self._ask(name, ident))
-            self._asking.add(task)
-            task.add_done_callback(self._asking.discard)
+            task = asyncio.create_task(self._request_info(name, ident))
+            self._info_requests.add(task)
+            task.add_done_callback(self._info_requests.discard)
 
-    async def _ask(self, name: str, ident: str) -> None:
+    async def _request_info(self, name: str, ident: str) -> None:
         try:
-            message = await self._nc.request(f"$SRV.INFO.{name}.{ident}", b"", timeout=_ASK)
-            found = read_info(_decode(message.data))
+            message = await self._nc.request(f"$SRV.INFO.{name}.{ident}", b"", timeout=_INFO_TIMEOUT)
+            info = read_info(_decode(message.data))
         except (TimeoutError, nats.errors.Error, msgspec.MsgspecError, KeyError) as error:
             logger.debug("a process does not describe itself", name=name, error=repr(error))
             return
-        self._take([found])
+        self._add([info])
 
-    def _take(self, found: Iterable[DomainInfo]) -> None:
+    def _add(self, infos: Iterable[DomainInfo]) -> None:
         now = time.monotonic()
-        for info in found:
-            # a process that is started again takes the place of the one that it was
-            for other, known in list(self._processes.items()):
-                if (known.name, known.node) == (info.name, info.node) and self._seen[other] < now - _MISSED:
-                    del self._processes[other], self._seen[other]
-                    self._whole.discard(other)
+        for info in infos:
+            # a restarted process replaces its predecessor: the same domain on the same node, silent by now
+            for ident, other in list(self._processes.items()):
+                if (other.name, other.node) == (info.name, info.node) and self._last_seen[ident] < now - _AWAY_AFTER:
+                    self._remove(ident)
             if self._processes.get(info.id) == info:
-                self._whole.add(info.id)
-            self._processes[info.id], self._seen[info.id] = info, now
-        self._offer()
+                self._complete.add(info.id)
+            self._processes[info.id], self._last_seen[info.id] = info, now
+        self._update()
 
-    def _forget(self) -> None:
-        gone = [ident for ident, at in self._seen.items() if at < time.monotonic() - _FORGOTTEN]
-        for ident in gone:
-            del self._processes[ident], self._seen[ident]
-            self._whole.discard(ident)
-        if gone:
-            self._offer()
+    def _forget_silent(self) -> None:
+        limit = time.monotonic() - _FORGOTTEN_AFTER
+        silent = [ident for ident, at in self._last_seen.items() if at < limit]
+        for ident in silent:
+            self._remove(ident)
+        if silent:
+            self._update()
 
-    def _offer(self) -> None:
-        """Make known what there is, if it is something else than before."""
-        domains = {info.name: info for info in self._processes.values()}  # the newest come last
+    def _remove(self, ident: str) -> None:
+        del self._processes[ident], self._last_seen[ident]
+        self._complete.discard(ident)
+
+    def _update(self) -> None:
+        """Set `domains`, `units` and `resources` from the known processes; if they change, raise the version."""
+        domains = {info.name: info for info in self._processes.values()}  # the newest process of a domain comes last
         if domains == self.domains:
             return
         self.domains = dict(sorted(domains.items()))
@@ -263,6 +270,6 @@ class Directory:
 
 
 def unknown(name: str, known: Iterable[str]) -> UnitNotFound:
-    """Return the refusal of a name that no unit has, with the nearest that there are."""
+    """Return the error for an unknown unit, with similar names among the known ones."""
     near = nearest(name, known)
     return UnitNotFound(f"there is no unit {name}{did_you_mean(near)}", unit=name, near=near)

@@ -1,6 +1,7 @@
-"""The server side of the bus: the micro endpoints of one domain and what happens to a message on its way in and out.
+"""Serves the units of one domain on the bus: decodes each request, runs its handler, encodes the reply.
 
-The bus client runs the callbacks of a subscription one after another, so a callback only hands over to a task.
+Every unit is an endpoint of a NATS micro service (ADR-32). nats-py runs the callbacks of a subscription one after
+another, so each callback only starts a task.
 """
 
 from __future__ import annotations
@@ -38,11 +39,12 @@ from aima_core.errors import (
 from aima_core.structured_logs import logger
 from aima_core.units import Unit, parse
 
-_MOST_FIELDS = 1000  # of an input; each unknown one costs the validator an error of its own
-_LONGEST_HEADER = 500  # characters of the error text in a reply's header; the whole of it is in the body
-_MOST_AT_ONCE = 10_000  # requests under way in one process; beyond it memory, not time, would run out
+_MOST_FIELDS = 1000  # fields of an input; pydantic creates an error for each unknown field
+_LONGEST_HEADER = 500  # characters of the error message in a reply's header; the body has all of it
+_MOST_AT_ONCE = 10_000  # requests under way in one process; more could exhaust its memory
 
 Handle = Callable[[Unit[Any], Call, ReplyStream], Awaitable[Outcome]]
+"""Runs one validated request; the reply stream sends its parts."""
 
 
 class _Meta(msgspec.Struct, omit_defaults=True):
@@ -65,12 +67,13 @@ class Endpoints:
         self._service: Service | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._control = nc.new_inbox()
+        """The inbox to which the server reports parts that nobody received."""
         self._by_token: dict[str, asyncio.Task[None]] = {}
-        self._tokens = 0
+        self._last_token = 0
         self._closing = False
 
     async def open(self, version: str) -> None:
-        """Subscribe every unit, describe each in its metadata, and answer $SRV.PING, INFO and STATS (ADR-32)."""
+        """Subscribe to every unit's subject, and answer $SRV.PING, INFO and STATS with the units' descriptions."""
         name = self._domain.name
         resources = [{"uri": resource.uri, "about": resource.about} for resource in self._domain.resources]
         await self._nc.subscribe(f"{self._control}.*", cb=self._on_control)
@@ -91,16 +94,16 @@ class Endpoints:
         await self._nc.flush()
 
     async def close(self, grace: float) -> None:
-        """Take no more requests; let those under way finish for `grace` seconds, then cancel them."""
+        """Stop accepting requests; give those under way `grace` seconds to finish, then cancel them."""
         if self._service:
             with contextlib.suppress(nats.errors.Error, asyncio.TimeoutError):
                 await _drain(self._service)
         if self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=grace)
+            _, unfinished = await asyncio.wait(self._tasks, timeout=grace)
             self._closing = True
-            for task in late:
+            for task in unfinished:
                 task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+            await asyncio.gather(*unfinished, return_exceptions=True)
 
     async def _add(self, unit: type[Unit[Any]], subject: str) -> None:
         assert self._service
@@ -109,18 +112,20 @@ class Endpoints:
                 name=subject.replace(".", "_"),
                 subject=f"aima.{subject}",
                 metadata=describe(unit),
-                handler=self._taker(unit),
+                handler=self._on_request(unit),
             )
         )
 
-    def _taker(self, unit: type[Unit[Any]]) -> Callable[[Request], Awaitable[None]]:
-        async def take(request: Request) -> None:
+    def _on_request(self, unit: type[Unit[Any]]) -> Callable[[Request], Awaitable[None]]:
+        """Return the callback of a unit's subscription: it starts a task for each request."""
+
+        async def start(request: Request) -> None:
             message: Msg = request._msg
             if len(self._tasks) >= _MOST_AT_ONCE:
-                await self._refuse(message, RateLimited("too many requests at once", retry_after=1))
+                await self._refuse(message, self._too_many())
                 return
-            self._tokens += 1
-            token = str(self._tokens)
+            self._last_token += 1
+            token = str(self._last_token)
             serve = self._serve_batch if calls.BATCH in (message.headers or {}) else self._serve
             task = asyncio.create_task(serve(unit, message, token))
             self._tasks.add(task)
@@ -128,91 +133,96 @@ class Endpoints:
             task.add_done_callback(self._tasks.discard)
             task.add_done_callback(lambda _: self._by_token.pop(token, None))
 
-        return take
+        return start
 
     async def _on_control(self, message: Msg) -> None:
-        """The server says that a part found nobody: the caller is gone, so is the reason to go on."""
+        """Cancel a request if the server reports that nobody received one of its parts: its caller is gone."""
         if (message.headers or {}).get("Status") == "503" and (
             task := self._by_token.get(message.subject.rpartition(".")[2])
         ):
             task.cancel()
 
+    def _too_many(self) -> RateLimited:
+        limit = f"the {self._domain.name} process handles at most {_MOST_AT_ONCE} requests at a time"
+        return RateLimited(f"{limit}; try again in 1 s", retry_after=1)
+
     async def _serve_batch(self, unit: type[Unit[Any]], message: Msg, token: str) -> None:
-        """Serve each request that a message holds as if it had come alone; answer when the last of them is answered."""
+        """Serve each request of a batch like one of its own; reply when all are answered."""
         headers = message.headers or {}
         try:
             if not calls.flag(headers, calls.BATCH):
                 await self._serve(unit, message, token)
                 return
             if not unit.spec.batches:
-                raise InvalidRequest(f"{unit.spec.name} is asked one by one", reason="NO_BATCHES")
+                raise InvalidRequest(f"{unit.spec.name} does not accept batches", reason="NO_BATCHES")
             items = items_of(message.data, headers)
             if len(self._tasks) + len(items) > _MOST_AT_ONCE:
-                raise RateLimited("too many requests at once", retry_after=1)
+                raise self._too_many()
         except (InvalidRequest, RateLimited) as error:
             await self._refuse(message, error)
             return
-        serving = [asyncio.create_task(self._serve(unit, item, token)) for item in items]
-        for task in serving:
+        tasks = [asyncio.create_task(self._serve(unit, item, token)) for item in items]
+        for task in tasks:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         try:
-            await asyncio.gather(*serving, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
         finally:
             await self._publish(message, replies_of(items), {})
 
     async def _serve(self, unit: type[Unit[Any]], message: Msg | BatchItem, token: str) -> None:
-        begun, fields = time.perf_counter(), unit.model_fields
+        started_at, fields = time.perf_counter(), unit.model_fields
         call = Call(request_id="", at=time.time(), node=self._node)
         headers: dict[str, str] = {}
         try:
             call = calls.from_headers(message.headers, node=self._node, default_timeout=unit.spec.timeout)
             current_call.set(call)
             command = parse(unit, _body(message))
-            # asking a pydantic model for a field that it has not costs more than parsing its input
-            wanted = call.parts or ("stream" in fields and bool(command.stream))  # type: ignore[attr-defined]
-            replies = ReplyStream(self._nc, message.reply, f"{self._control}.{token}", wanted)
+            # checks `fields` first: getattr for a missing field of a pydantic model costs more than parsing the input
+            wants_parts = call.parts or ("stream" in fields and bool(command.stream))  # type: ignore[attr-defined]
+            replies = ReplyStream(self._nc, message.reply, f"{self._control}.{token}", wants_parts)
             if "timeout" in fields and calls.TIMEOUT not in (message.headers or {}):
-                call = msgspec.structs.replace(call, deadline=call.at + _patience(command))
+                call = msgspec.structs.replace(call, deadline=call.at + _default_timeout(command))
                 current_call.set(call)
             async with asyncio.timeout((call.deadline or call.at) - time.time()) as clock:
                 outcome = await self._handle(command, call, replies)
             if replies.requested:
                 headers = replies.final_headers()
         except AimaError as error:
-            await self._refuse(message, error, call, begun)
+            await self._refuse(message, error, call, started_at)
             return
         except TimeoutError:
-            late = clock.expired()
-            if not late:
-                logger.error("unit broke", unit=unit.spec.name, exc_info=True)  # a time limit of the domain's own
-            told = Timeout(f"{unit.spec.name} took longer than asked") if late else InternalError("internal error")
-            await self._refuse(message, told, call, begun)
+            if clock.expired():
+                await self._refuse(message, _deadline_exceeded(unit, call), call, started_at)
+                return
+            # a timeout inside the domain, which should have handled it: a bug
+            logger.error("a unit failed unexpectedly", unit=unit.spec.name, exc_info=True)
+            await self._refuse(message, InternalError("internal error"), call, started_at)
             return
         except asyncio.CancelledError:
             if self._closing:
-                gone = Unavailable(f"the {self._domain.name} process is ending; ask again", reason="STOPPING")
-                await self._refuse(message, gone, call, begun)
+                stopping = Unavailable(f"the {self._domain.name} process is stopping; try again", reason="STOPPING")
+                await self._refuse(message, stopping, call, started_at)
                 raise
-            logger.info("the caller has gone", unit=unit.spec.name)
+            logger.info("request cancelled: its caller is gone", unit=unit.spec.name)
             raise
         except Exception:
-            logger.error("unit broke", unit=unit.spec.name, exc_info=True)
-            await self._refuse(message, InternalError("internal error"), call, begun)
+            logger.error("a unit failed unexpectedly", unit=unit.spec.name, exc_info=True)
+            await self._refuse(message, InternalError("internal error"), call, started_at)
             return
-        meta = encode(_meta(call, begun, outcome.version, outcome.position))
+        meta = encode(_meta(call, started_at, outcome.version, outcome.position))
         await self._respond(message, b'{"success":true,"data":%b,"meta":%b}' % (outcome.data, meta), headers)
 
     async def _refuse(
-        self, message: Msg | BatchItem, error: AimaError, call: Call | None = None, begun: float = 0.0
+        self, message: Msg | BatchItem, error: AimaError, call: Call | None = None, started_at: float = 0.0
     ) -> None:
         call = call or Call(request_id="", at=time.time(), node=self._node)
-        meta = _meta(call, begun or time.perf_counter())
+        meta = _meta(call, started_at or time.perf_counter())
         text = error.message.replace("\r", " ").replace("\n", " ")[:_LONGEST_HEADER]
         try:
             body = msgspec.json.encode({"success": False, "error": error.body(), "meta": meta}, enc_hook=repr)
-        except (ValueError, OverflowError):  # half a surrogate of a file's name, a number beyond 64 bits
-            logger.error("a refusal cannot be encoded", code=error.code, exc_info=True)
+        except (ValueError, OverflowError):  # a lone surrogate in a file name, an integer above 64 bits
+            logger.error("an error reply cannot be encoded; sent without details", code=error.code, exc_info=True)
             bare = {"code": error.code, "message": text.encode("ascii", "replace").decode(), "details": {}}
             body = msgspec.json.encode({"success": False, "error": bare, "meta": meta})
         await self._respond(
@@ -237,27 +247,28 @@ class Endpoints:
         try:
             await self._nc.publish(message.reply, data, headers=headers or None)
         except nats.errors.MaxPayloadError:
-            await self._refuse(message, PayloadTooLarge("the answer is larger than the bus carries"))
+            await self._refuse(message, PayloadTooLarge("the answer is larger than the bus allows"))
         except nats.errors.Error as error:
-            logger.warning("reply lost", error=repr(error))
+            logger.warning("a reply could not be sent", error=repr(error))
 
 
 async def _drain(service: Service) -> None:
-    """Unsubscribe everything, what tells of the service first, and take the requests that are on their way.
+    """Unsubscribe from everything, discovery first, and wait until the requests already sent to us have arrived.
 
-    The service's own `stop` throws those away, and whoever asked waits in vain until the deadline.
+    The service's own `stop` drops those requests; their callers would wait until their deadlines.
     """
-    told, units = service._subscriptions.values(), (endpoint._subscription for endpoint in service._endpoints)
-    await asyncio.gather(*(subscription.drain() for subscription in (*told, *units)))
+    discovery = service._subscriptions.values()
+    units = (endpoint._subscription for endpoint in service._endpoints)
+    await asyncio.gather(*(subscription.drain() for subscription in (*discovery, *units)))
 
 
-def _meta(call: Call, begun: float, version: int | None = None, position: int | None = None) -> _Meta:
-    took = round((time.perf_counter() - begun) * 1000, 3)
-    return _Meta(call.request_id, took, calls.trace_id(call.trace), version, position)
+def _meta(call: Call, started_at: float, version: int | None = None, position: int | None = None) -> _Meta:
+    duration_ms = round((time.perf_counter() - started_at) * 1000, 3)
+    return _Meta(call.request_id, duration_ms, calls.trace_id(call.trace), version, position)
 
 
 def _body(message: Msg | BatchItem) -> bytes:
-    """Return the message's input as JSON; raise for what is too large or not decodable."""
+    """Return the message's input as JSON; raise PayloadTooLarge or InvalidRequest for an input that is not usable."""
     data: bytes = message.data
     check_size(data)
     if not data:
@@ -266,25 +277,32 @@ def _body(message: Msg | BatchItem) -> bytes:
         try:
             data = msgspec.json.encode(msgspec.msgpack.decode(data))
         except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
-            raise InvalidRequest("the payload is not msgpack", reason="NOT_DECODABLE") from error
+            raise InvalidRequest("the payload is not valid msgpack", reason="NOT_DECODABLE") from error
     try:
-        found = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+        fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InvalidRequest(f"the payload is not a JSON object: {error}", reason="NOT_DECODABLE") from None
-    if len(found) > _MOST_FIELDS:
-        raise InvalidRequest(f"the input has {len(found)} fields; no unit has that many", reason="TOO_MANY_FIELDS")
+    if len(fields) > _MOST_FIELDS:
+        raise InvalidRequest(
+            f"the input has {len(fields)} fields; the limit is {_MOST_FIELDS}", reason="TOO_MANY_FIELDS"
+        )
     return data
 
 
-def _patience(command: Unit[Any]) -> float:
-    """Return the seconds that a call without a deadline of its own may take: its input's timeout counts."""
+def _deadline_exceeded(unit: type[Unit[Any]], call: Call) -> Timeout:
+    timeout = (call.deadline or call.at) - call.at
+    return Timeout(f"{unit.spec.name} did not finish within {round(timeout, 3):g} s")
+
+
+def _default_timeout(command: Unit[Any]) -> float:
+    """Return the timeout in seconds of a call without a deadline: the unit's, or the input's `timeout` plus 5 s."""
     own = getattr(command, "timeout", None)
     return max(command.spec.timeout, own + 5.0 if isinstance(own, int | float) else 0.0)
 
 
 @functools.cache
 def describe(unit: type[Unit[Any]]) -> dict[str, str]:
-    """Return an endpoint's metadata: all that a door needs to offer the unit. Values are text, as ADR-32 asks."""
+    """Return an endpoint's metadata: all that a door needs to offer the unit. ADR-32 requires text values."""
     spec = unit.spec
     return {
         "kind": spec.kind,

