@@ -1,1 +1,1 @@
-"""One domain as a running process: the single writer, its effects, and its copies of the log."""
+"""A domain as a running process: its single writer, its effects, its followers, and the copies on JetStream."""

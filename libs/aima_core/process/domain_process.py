@@ -1,4 +1,8 @@
-"""One domain as a running process: log, writer, endpoints, effects, followers, and the copies for the outside."""
+"""Runs one domain as a process: assembles its parts, handles its requests, and stops it in order.
+
+The parts: the log, the writer, the endpoints on the bus, the effects, the followers of other domains, and the copies of
+events and resources on JetStream.
+"""
 
 from __future__ import annotations
 
@@ -36,15 +40,16 @@ from aima_core.store.records import Codec, Recorded, StoredReply
 from aima_core.structured_logs import logger
 from aima_core.units import Command, Query, Unit
 
-_DRAIN = 25.0  # seconds that running requests get when the process is asked to end; a supervisor kills it after 30
-_RESTART = 1.0  # seconds before a background task that failed runs anew
-_COLLECTED = (10_000, 10, 10)  # objects between collections; with Python's 700 they take a tenth of a busy process
-_WHOLE = 1_000_000  # events: all there are of what one command led to
-_REMEMBERED = 1000  # answers of flows kept in memory for repeated keys: they may hold content, so never on disk
+_DRAIN = 25.0  # seconds for running requests to finish when the process stops; the supervisor kills it after 30
+_RESTART = 1.0  # seconds before failed background work is started again
+# thresholds of the garbage collector; with Python's default of 700 it takes a tenth of a busy process's time
+_GC_THRESHOLDS = (10_000, 10, 10)
+_NO_LIMIT = 1_000_000  # events; more than any command leads to
+_MOST_FLOW_ANSWERS = 1000  # kept in memory for repeated keys; never on disk, because they may hold content
 
 
 class DomainProcess(Generic[S]):
-    """Serves one domain until told to stop."""
+    """Serves one domain on the bus."""
 
     def __init__(self, domain: Domain[S], settings: Settings) -> None:
         self._domain = domain
@@ -53,52 +58,53 @@ class DomainProcess(Generic[S]):
         self._flow_answers: dict[str, tuple[bytes, asyncio.Task[bytes]]] = {}
 
     async def serve(self, stop: asyncio.Event, ready: Callable[[], None] = lambda: None) -> None:
-        """Open everything, call `ready` when requests are answered, run until `stop`, drain, close.
+        """Open everything, call `ready` once requests are answered, run until `stop`, drain, close.
 
-        Raises Unavailable when the connection to the bus ended for good before: only a new process gets another.
+        Raises Unavailable if the connection to the bus ends for good before `stop`; the supervisor then starts a new
+        process, which connects again.
         """
-        domain, settings, lost = self._domain, self._settings, False
+        domain, settings, bus_lost = self._domain, self._settings, False
 
-        def closed() -> None:
-            nonlocal lost
-            lost = not stop.is_set()
+        def on_bus_closed() -> None:
+            nonlocal bus_lost
+            bus_lost = not stop.is_set()
             stop.set()
 
         log = await self._open_log()
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(log.close)
-            self._runner = runner = Writer(domain, log, settings.node)
-            await runner.open()
-            stack.push_async_callback(runner.close)
-            nc = await self._connect(closed)
+            self._writer = writer = Writer(domain, log, settings.node)
+            await writer.open()
+            stack.push_async_callback(writer.close)
+            nc = await self._connect(on_bus_closed)
             stack.push_async_callback(nc.close)
-            self._followers = {peer: Follower(nc, domain, peer, runner) for peer in domain.follows}
+            self._followers = {peer: Follower(nc, domain, peer, writer) for peer in domain.follows}
             self._outside = outside = domain.outside(self._context(Peers(nc, settings.node), log))
             await outside.open()
             stack.push_async_callback(outside.close)
             self._resources = ResourceBucket(nc, domain, outside.answer)
             relay = Relay(nc, log, settings.node)
-            runner.listeners += [relay.on_commit, self._resources.on_commit]
-            effects = Effects(domain, runner, outside)
+            writer.listeners += [relay.on_commit, self._resources.on_commit]
+            effects = Effects(domain, writer, outside)
             stack.push_async_callback(effects.close)
-            stack.push_async_callback(self._end_tasks)
+            stack.push_async_callback(self._cancel_tasks)
             endpoints = Endpoints(nc, domain, self._units(), self._handle, settings.node)
             await endpoints.open(VERSION)
             effects.start()
             for work in (
                 relay.run,
-                lambda: self._resources.run(runner.streams),
-                *(f.run for f in self._followers.values()),
+                lambda: self._resources.run(writer.streams),
+                *(follower.run for follower in self._followers.values()),
                 *outside.background(),
             ):
-                self._tasks.append(asyncio.create_task(_for_ever(work)))
-            logger.info("serving", position=runner.position)
+                self._tasks.append(asyncio.create_task(_run_with_restarts(work)))
+            logger.info("serving", position=writer.position)
             ready()
             await stop.wait()
             logger.info("draining")
-            await endpoints.close(0 if lost else _DRAIN)  # without a bus nobody is answered
+            await endpoints.close(0 if bus_lost else _DRAIN)  # without a bus, no reply can be sent
         logger.info("closed")
-        if lost:
+        if bus_lost:
             raise Unavailable("the connection to the bus was closed for good", reason="NO_NATS")
 
     async def _open_log(self) -> Log:
@@ -110,30 +116,30 @@ class DomainProcess(Generic[S]):
         return await connect(settings.nats.url, f"aima-{name}", user=bus_user(settings, name), closed=closed)
 
     def _context(self, peers: Peers, log: Log) -> Context[S]:
-        runner, settings = self._runner, self._settings
+        writer, settings = self._writer, self._settings
 
         async def record(command: Command[Any]) -> Sequence[Recorded]:
             parent = current_call.get()
             call = fresh(settings.node, parent=parent)
-            return (await runner.run(command, call)).records
+            return (await writer.run(command, call)).records
 
         return Context(
             node=settings.node,
             folder=settings.data / self._domain.name,
             settings=settings.of(self._domain.name),
-            world=runner.committed,
+            world=writer.committed,
             peers=peers,
             read=Reader(log, self._domain.evolve),
             record=record,
             caught_up=lambda peer: self._followers[peer].catch_up(),
-            news=lambda: runner.watch(()),
+            news=lambda: writer.watch(()),
         )
 
     def _units(self) -> tuple[type[Unit[Any]], ...]:
-        uri = self._domain.resources[0].uri.replace("{id}", "x") if self._domain.resources else "asms://none"
-        return (*self._domain.units, *units_of(self._domain.name, uri, self._domain.log_risk))
+        example_uri = self._domain.resources[0].uri.replace("{id}", "x") if self._domain.resources else "asms://none"
+        return (*self._domain.units, *units_of(self._domain.name, example_uri, self._domain.log_risk))
 
-    async def _end_tasks(self) -> None:
+    async def _cancel_tasks(self) -> None:
         await end([*self._tasks, *(task for _, task in self._flow_answers.values())])
 
     # --- one request ----------------------------------------------------------------------------------------
@@ -145,112 +151,111 @@ class DomainProcess(Generic[S]):
             view = await self._resources.read(unit.uri)
             return Outcome(encode_view(Read(uri=unit.uri, data=view.model_dump(mode="json"))))
         if isinstance(unit, Query):
-            return Outcome(encode_view(await self._outside.answer(unit)), position=self._runner.position)
+            return Outcome(encode_view(await self._outside.answer(unit)), position=self._writer.position)
         if not isinstance(unit, Command):
             raise TypeError(unit)
         if isinstance(unit, self._outside.flows):
             return Outcome(await self._flow(unit, call, replies))
-        self._runner.expect(unit, call)  # before the world is looked at; once more when deciding
+        self._writer.check_version(unit, call)  # before `prepare` does any work; deciding checks again
         if call.idempotency_key and not call.dry_run:
-            return await self._once(unit, call, replies)
+            return await self._run_once(unit, call, replies)
         command = await self._outside.prepare(unit, call)
         if call.dry_run:
-            planned = self._runner.plan(command, call)
-            return Outcome(msgspec.json.encode(planned), version=planned.version)
-        decision = await self._runner.run(command, call)
-        data = await self._settle(command, decision.records, decision.streams, replies)
+            plan = self._writer.plan(command, call)
+            return Outcome(msgspec.json.encode(plan), version=plan.version)
+        decision = await self._writer.run(command, call)
+        data = await self._answer(command, decision.records, decision.streams, replies)
         return Outcome(data, decision.version, decision.position)
 
-    async def _settle(
+    async def _answer(
         self, command: Command[Any], records: Sequence[Recorded], streams: Sequence[str], replies: ReplyStream
     ) -> bytes:
-        """Return the command's answer once what it set off has come to an end; events on the way are parts."""
-        # most answers are there at once: only one that is not needs a watch (nothing can be missed: there is no await)
-        if (view := self._runner.answer(command, [record.event for record in records])) is not None:
+        """Return the command's answer once its result is known; until then, send each new event as a part."""
+        # most answers are known at once and need no watch; no event is missed, because there is no await before it
+        if (view := self._writer.answer(command, [record.event for record in records])) is not None:
             return encode_view(view)
-        with self._runner.watch(streams) as news:
-            return await self._settled(command, records, news, replies)
+        with self._writer.watch(streams) as commits:
+            return await self._wait_for_answer(command, records, commits, replies)
 
-    async def _settled(
-        self, command: Command[Any], records: Sequence[Recorded], news: asyncio.Queue[Any], replies: ReplyStream
+    async def _wait_for_answer(
+        self, command: Command[Any], records: Sequence[Recorded], commits: asyncio.Queue[Any], replies: ReplyStream
     ) -> bytes:
         events = [record.event for record in records]
         last = records[-1].position if records else 0
-        while (view := self._runner.answer(command, events)) is None:
-            for record in await news.get():
-                if record.position > last:  # what was read from the log may come as news too
+        while (view := self._writer.answer(command, events)) is None:
+            for record in await commits.get():
+                if record.position > last:  # an event that was read from the log may also be in the queue
                     events.append(record.event)
                     await replies.send(record.wire())
         return encode_view(view)
 
-    async def _once(self, unit: Command[Any], call: Call, replies: ReplyStream) -> Outcome:
-        """Decide a keyed request at its first coming; give every later one the reply of the first."""
-        request, key, runner = _fingerprint(unit), call.idempotency_key, self._runner
-        async with runner.keyed(key):
-            kept = await runner.log.reply(key)
-            if kept is not None and kept.request != request:
-                raise Conflict("this idempotency key was used for another request", reason="KEY_REUSED", key=key)
-            if kept is not None and kept.reply is not None:
-                # before the world is looked at: what was prepared for the first request may be gone by now
-                return msgspec.json.decode(kept.reply, type=_Kept).outcome()
+    async def _run_once(self, unit: Command[Any], call: Call, replies: ReplyStream) -> Outcome:
+        """Run a request with an idempotency key; a repeated request gets the reply of the first."""
+        request, key, writer = _fingerprint(unit), call.idempotency_key, self._writer
+        async with writer.key_lock(key):
+            stored = await writer.log.reply(key)
+            if stored is not None and stored.request != request:
+                raise _key_reused(key)
+            if stored is not None and stored.reply is not None:
+                # before `prepare`, which may fail now: what it found for the first request may be gone
+                return msgspec.json.decode(stored.reply, type=_FinalReply).outcome()
             command = await self._outside.prepare(unit, call)
-            if kept is None:
-                decision = await runner.run(command, call, request=request)
+            if stored is None:
+                decision = await writer.run(command, call, request=request)
                 first, last = decision.position - len(decision.records) + 1, decision.position
-                kept = StoredReply(key, request, first, last)
-        records = await runner.log.events(kept.first - 1, until=kept.last, limit=_WHOLE)
-        own = runner.stream_of(command)
+                stored = StoredReply(key, request, first, last)
+        records = await writer.log.events(stored.first - 1, until=stored.last, limit=_NO_LIMIT)
+        own = writer.stream_of(command)
         streams = tuple(dict.fromkeys([own] if own else []) | dict.fromkeys(record.stream for record in records))
         version = records[-1].version if records else None
-        with runner.watch(streams) as news:  # before the log is read: nothing falls between the two
-            since = [r for s in streams for r in await runner.log.events(kept.last, stream=s, limit=_WHOLE)]
-            since.sort(key=lambda record: record.position)
+        with writer.watch(streams) as commits:  # watch before reading the log, so that no event is missed between them
+            later = [r for s in streams for r in await writer.log.events(stored.last, stream=s, limit=_NO_LIMIT)]
+            later.sort(key=lambda record: record.position)
             try:
-                data = await self._settled(command, [*records, *since], news, replies)
-            except AimaError as error:  # what it came to: asked again, it has come to the same
-                final = _Kept(version=version, position=kept.last, error=error.body())
+                data = await self._wait_for_answer(command, [*records, *later], commits, replies)
+            except AimaError as error:  # is the result of the request, so it is stored and repeated like an answer
+                final = _FinalReply(version=version, position=stored.last, error=error.body())
             else:
-                final = _Kept(version=version, position=kept.last, data=msgspec.Raw(data))
-        await runner.keep_reply(StoredReply(key, request, kept.first, kept.last, msgspec.json.encode(final)))
+                final = _FinalReply(version=version, position=stored.last, data=msgspec.Raw(data))
+        await writer.store_reply(StoredReply(key, request, stored.first, stored.last, msgspec.json.encode(final)))
         return final.outcome()
 
     async def _flow(self, command: Command[Any], call: Call, replies: ReplyStream) -> bytes:
-        """Run a flow; a repeated key joins the first run or gets its answer, for as long as this process lives."""
+        """Run a flow. A repeated idempotency key joins the first run or gets its answer, until this process ends."""
+        key = call.idempotency_key
         if call.dry_run:
-            planned = self._runner.plan(await self._outside.prepare(command, call), call)
-            return msgspec.json.encode(planned)
-        if not call.idempotency_key:
+            plan = self._writer.plan(await self._outside.prepare(command, call), call)
+            return msgspec.json.encode(plan)
+        if not key:
             return encode_view(await self._outside.flow(command, call, replies))
         request = _fingerprint(command)
-        known = self._flow_answers.get(call.idempotency_key)
-        if known is None:
-            while len(self._flow_answers) >= _REMEMBERED:
+        if key not in self._flow_answers:
+            while len(self._flow_answers) >= _MOST_FLOW_ANSWERS:
                 self._flow_answers.pop(next(iter(self._flow_answers)))
             task = asyncio.create_task(self._run_flow(command, call, replies))
-            known = self._flow_answers[call.idempotency_key] = (request, task)
-        if known[0] != request:
-            raise Conflict(
-                "this idempotency key was used for another request", reason="KEY_REUSED", key=call.idempotency_key
-            )
-        return await asyncio.shield(known[1])
+            self._flow_answers[key] = (request, task)
+        first_request, answer = self._flow_answers[key]
+        if first_request != request:
+            raise _key_reused(key)
+        return await asyncio.shield(answer)
 
     async def _run_flow(self, command: Command[Any], call: Call, replies: ReplyStream) -> bytes:
         try:
             return encode_view(await self._outside.flow(command, call, replies))
         except BaseException:
-            self._flow_answers.pop(call.idempotency_key, None)  # nothing came of it: the key may be tried again
+            self._flow_answers.pop(call.idempotency_key, None)  # it failed, so the key may be used for a retry
             raise
 
     async def _log_page(self, query: LogQuery) -> LogPage:
-        log = self._runner.log
+        log = self._writer.log
         records = await log.events(query.after, limit=query.limit, stream=query.stream)
         return LogPage(
-            log=log.ident, position=self._runner.committed_position, events=[record.wire() for record in records]
+            log=log.ident, position=self._writer.committed_position, events=[record.wire() for record in records]
         )
 
 
-class _Kept(msgspec.Struct):
-    """A reply as it is kept beside its key."""
+class _FinalReply(msgspec.Struct):
+    """The reply to a request with an idempotency key, as the log stores it: an answer or an error."""
 
     version: int | None
     position: int | None
@@ -264,7 +269,7 @@ class _Kept(msgspec.Struct):
 
 
 def encode_page(page: LogPage) -> bytes:
-    """Return a log page as JSON; msgspec, because its events are structs of ours."""
+    """Return a log page as JSON. Uses msgspec, because pydantic cannot encode the events in it."""
     return msgspec.json.encode({"log": page.log, "position": page.position, "events": page.events})
 
 
@@ -272,21 +277,25 @@ def _fingerprint(command: Command[Any]) -> bytes:
     return hashlib.sha256(f"{command.spec.name}\0{command.model_dump_json()}".encode()).digest()
 
 
-async def _for_ever(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run background work for the life of the process; a failure is logged and the work begun anew."""
+def _key_reused(key: str) -> Conflict:
+    return Conflict("this idempotency key was already used for another request", reason="KEY_REUSED", key=key)
+
+
+async def _run_with_restarts(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run background work until it returns; log each failure and start the work again."""
     while True:
         try:
             await work()
             return
         except AimaError as error:
-            logger.warning("background work failed", error=error.message)
+            logger.warning("background work failed; restarting", error=error.message)
         except Exception:
-            logger.error("background work broke", exc_info=True)
+            logger.error("background work failed unexpectedly; restarting", exc_info=True)
         await asyncio.sleep(_RESTART)
 
 
 def run(domain: Domain[Any], settings: Settings, ready: Callable[[], None] = lambda: None, lifeline: int = -1) -> None:
-    """Run the process until SIGTERM or SIGINT, or until the other end of `lifeline` is closed."""
+    """Run the process until SIGTERM or SIGINT, or until the other end of the pipe `lifeline` is closed."""
 
     async def main() -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
@@ -296,5 +305,5 @@ def run(domain: Domain[Any], settings: Settings, ready: Callable[[], None] = lam
             loop.add_reader(lifeline, stop.set)
         await DomainProcess(domain, settings).serve(stop, ready)
 
-    gc.set_threshold(*_COLLECTED)
+    gc.set_threshold(*_GC_THRESHOLDS)
     uvloop.run(main())

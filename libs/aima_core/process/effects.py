@@ -1,7 +1,7 @@
-"""Keeps the outside world as the facts ask: after every commit, what `todo` names is running and nothing else.
+"""Runs the effects of a domain: after every commit, exactly the effects that `todo` returns are running.
 
-There is no queue of effects and no table of retries: after a crash the log is folded, `todo` is asked, and the
-same effects start again.
+There is no stored queue of effects and no table of retries. After a crash, the states are loaded from the log, `todo`
+returns the same effects, and they start again.
 """
 
 from __future__ import annotations
@@ -21,32 +21,33 @@ from aima_core.structured_logs import logger
 from aima_core.units import Command
 
 _FIRST_RETRY, _LAST_RETRY = 0.2, 10.0  # seconds; doubled after each failure
-_CANCEL_AGAIN = 0.5  # seconds that a task gets to notice that it is cancelled
+_CANCEL_AGAIN = 0.5  # seconds for a task to end after it is cancelled, before it is cancelled again
 
 
 class Effects(Generic[S]):
-    """The effects of one domain, as tasks."""
+    """The running effects of one domain; each is a task."""
 
-    def __init__(self, domain: Domain[S], runner: Writer[S], outside: Outside[S]) -> None:
+    def __init__(self, domain: Domain[S], writer: Writer[S], outside: Outside[S]) -> None:
         self._domain = domain
-        self._runner = runner
+        self._writer = writer
         self._outside = outside
         self._running: dict[str, dict[Effect, asyncio.Task[None]]] = {}
         self._recording: set[asyncio.Task[None]] = set()
-        self._done: WeakSet[asyncio.Task[None]] = WeakSet()  # of those running, the ones that have done their work
-        self._before: dict[str, S] = {}
+        self._performed: WeakSet[asyncio.Task[None]] = WeakSet()  # running tasks whose `perform` has returned
+        self._states: dict[str, S] = {}
+        """The states after the last commit that was handled here."""
 
     def start(self) -> None:
-        """Ask every stream what is to be done, and follow the commits from here on."""
-        self._runner.listeners.append(self._on_commit)
-        self._before = dict(self._runner.committed)
-        for stream, state in self._before.items():
+        """Start the effects of every stream, and adjust them after each commit from now on."""
+        self._writer.listeners.append(self._on_commit)
+        self._states = dict(self._writer.committed)
+        for stream, state in self._states.items():
             self._adjust(stream, state, cause="")
 
     async def close(self) -> None:
-        """Cancel all of them; the next process starts them anew."""
-        if self._on_commit in self._runner.listeners:  # not when the start came to nothing
-            self._runner.listeners.remove(self._on_commit)
+        """Cancel all effects; the next process starts them again."""
+        if self._on_commit in self._writer.listeners:  # absent if `start` was never called
+            self._writer.listeners.remove(self._on_commit)
         tasks = [task for effects in self._running.values() for task in effects.values()]
         await end(tasks)
         await asyncio.gather(*self._recording, return_exceptions=True)
@@ -54,39 +55,40 @@ class Effects(Generic[S]):
     def _on_commit(self, records: Sequence[Recorded], states: Mapping[str, Any]) -> None:
         causes = {record.stream: record.id for record in records}
         for stream, state in states.items():
-            if not self._done.isdisjoint(self._running.get(stream, {}).values()):
-                self._call_off_between(stream, records)
+            if not self._performed.isdisjoint(self._running.get(stream, {}).values()):
+                self._stop_within_commit(stream, records)
             self._adjust(stream, state, causes.get(stream, ""))
             if state is None:
-                self._before.pop(stream, None)
+                self._states.pop(stream, None)
             else:
-                self._before[stream] = state
+                self._states[stream] = state
 
-    def _call_off_between(self, stream: str, records: Sequence[Recorded]) -> None:
-        """Forget effects that were unwanted at any moment within a commit: wanted again after, they are done again.
+    def _stop_within_commit(self, stream: str, records: Sequence[Recorded]) -> None:
+        """Stop effects that `todo` did not return between two events of a commit; if it returns them after, they rerun.
 
-        What a commit ends with does not show that: an outcome may be recorded together with the next request for the
-        same effect.
+        The last state of the commit does not show this: the result of an effect and the next request for the same
+        effect may be recorded in one commit.
         """
-        state = self._before.get(stream)
+        state = self._states.get(stream)
         for record in [record for record in records if record.stream == stream][:-1]:
             state = self._domain.evolve(state, record.event)
-            self._adjust(stream, state, cause="", begin=False)
+            self._adjust(stream, state, cause="", start=False)
 
-    def _adjust(self, stream: str, state: S | None, cause: str, *, begin: bool = True) -> None:
+    def _adjust(self, stream: str, state: S | None, cause: str, *, start: bool = True) -> None:
+        """Stop the effects of a stream that `todo` does not return, and start those that it does."""
         try:
-            # in the order that todo names them, so that the same log always does the same
-            wanted = dict.fromkeys(self._domain.todo(state)) if state is not None else {}
-        except Exception:  # a bug that one stream runs into leaves the others alone
-            logger.error("todo broke", stream=stream, exc_info=True)
+            # a dict as a set keeps todo's order, so that the same log always does the same
+            required = dict.fromkeys(self._domain.todo(state)) if state is not None else {}
+        except Exception:  # a bug that affects one stream must not affect the others
+            logger.error("todo failed unexpectedly", stream=stream, exc_info=True)
             return
         running = self._running.get(stream, {})
-        for effect in [effect for effect in running if effect not in wanted]:
-            # an effect that is handing in its result has done its work; one that still works is called off
+        for effect in [effect for effect in running if effect not in required]:
+            # also if its result is being recorded right now: the recording is a task of its own and goes on
             task = running.pop(effect)
-            self._done.discard(task)
+            self._performed.discard(task)
             task.cancel()
-        for effect in [effect for effect in wanted if effect not in running] if begin else ():
+        for effect in [effect for effect in required if effect not in running] if start else ():
             running[effect] = asyncio.create_task(self._carry_out(effect, cause), name=f"{stream} {effect}")
         if running:
             self._running[stream] = running
@@ -94,31 +96,34 @@ class Effects(Generic[S]):
             self._running.pop(stream, None)
 
     async def _carry_out(self, effect: Effect, cause: str) -> None:
-        """Perform until it works, then record what came of it. Stays known as done until it is no longer wanted."""
+        """Perform the effect until it succeeds, then record its result.
+
+        The finished task stays in `_running` for as long as `todo` returns the effect, so that it is not run again.
+        """
         delay = _FIRST_RETRY
         while True:
-            current_call.set(calls.fresh(self._runner.node, cause))
+            current_call.set(calls.fresh(self._writer.node, cause))
             try:
-                outcome = list(await self._outside.perform(effect))
-                self._done.add(_this_task())
-                # recording the outcome may itself make this effect unwanted: it is never cut short by that
-                recording = asyncio.create_task(self._record(outcome, cause))
+                commands = list(await self._outside.perform(effect))
+                self._performed.add(_this_task())
+                # a task of its own: recording the result may end this effect, which cancels this task but not that one
+                recording = asyncio.create_task(self._record(commands, cause))
                 self._recording.add(recording)
                 recording.add_done_callback(self._recording.discard)
                 await asyncio.shield(recording)
             except AimaError as error:
                 logger.warning("effect failed; trying again", effect=type(effect).__name__, error=str(error))
             except Exception:
-                logger.error("effect broke; trying again", effect=type(effect).__name__, exc_info=True)
+                logger.error("effect failed unexpectedly; trying again", effect=type(effect).__name__, exc_info=True)
             else:
                 return
-            self._done.discard(_this_task())
+            self._performed.discard(_this_task())
             await asyncio.sleep(delay)
             delay = min(delay * 2, _LAST_RETRY)
 
-    async def _record(self, outcome: Sequence[Command[Any]], cause: str) -> None:
-        for command in outcome:
-            await self._runner.run(command, calls.fresh(self._runner.node, cause))
+    async def _record(self, commands: Sequence[Command[Any]], cause: str) -> None:
+        for command in commands:
+            await self._writer.run(command, calls.fresh(self._writer.node, cause))
 
 
 def _this_task() -> asyncio.Task[Any]:
@@ -128,10 +133,13 @@ def _this_task() -> asyncio.Task[Any]:
 
 
 async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel the tasks until they have ended: Python 3.11's wait_for, which the bus client uses, can lose one."""
-    left = ended = set(tasks)
-    while left:
-        for task in left:
+    """Cancel the tasks and wait until they have ended.
+
+    Cancels repeatedly, because `asyncio.wait_for` of Python 3.11, which nats-py uses, can lose a cancellation.
+    """
+    running = every_task = set(tasks)
+    while running:
+        for task in running:
             task.cancel()
-        _, left = await asyncio.wait(left, timeout=_CANCEL_AGAIN)
-    await asyncio.gather(*ended, return_exceptions=True)  # what they ended with has been logged
+        _, running = await asyncio.wait(running, timeout=_CANCEL_AGAIN)
+    await asyncio.gather(*every_task, return_exceptions=True)  # the tasks have logged their errors themselves

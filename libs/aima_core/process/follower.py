@@ -1,7 +1,7 @@
-"""Follows the events of another domain, each exactly once, in order, from a cursor in our own log.
+"""Follows another domain: handles each of its events exactly once and in order, from a cursor in our own log.
 
-The live copy on the bus only wakes us: what is missing is asked of the peer's log itself (`<domain>.log`), so
-that a lost message, a restarted server or an emptied stream cannot make a gap (decision 0005).
+The live copies of events on the bus only wake the follower. It reads the events from the peer's log (`<domain>.log`),
+so a lost message, a restarted server or a deleted JetStream stream cannot cause a gap (decision 0005).
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ from aima_core.process.writer import Writer
 from aima_core.store.records import Codec, Meta, Recorded
 from aima_core.structured_logs import logger
 
-_PAGE = 500  # events asked for at once
-_LOOK = 5.0  # seconds; a look at the peer's log even when nothing woke us
+_PAGE = 500  # events per request
+_POLL_INTERVAL = 5.0  # seconds after which the peer's log is read even if no event woke the follower
 _RETRY = 0.5  # seconds
-_ASK = 2.0  # seconds for a page, which takes milliseconds: a peer that dies over it is asked again
+_PAGE_TIMEOUT = 2.0  # seconds; a page takes milliseconds, so a peer that has died meanwhile is asked again soon
 
 
 class Follower(Generic[S]):
-    """Our side of one peer."""
+    """Follows one peer: another domain whose events our domain reacts to."""
 
-    def __init__(self, nc: Nats, domain: Domain[S], peer: str, runner: Writer[S]) -> None:
+    def __init__(self, nc: Nats, domain: Domain[S], peer: str, writer: Writer[S]) -> None:
         self._nc = nc
         self._client = Client(nc)
         self._domain = domain
         self._peer = peer
-        self._runner = runner
+        self._writer = writer
         self._codec = Codec(domain.follows[peer])
-        self._wanted = {event.unit for event in domain.follows[peer]}
+        self._event_types = {event.unit for event in domain.follows[peer]}
         self._wake = asyncio.Event()
-        self._moved = asyncio.Event()
+        self._advanced = asyncio.Event()
         self._limit = _PAGE
-        self._source = ""  # peer and the id of its log: a log that was begun anew is followed from its beginning
+        self._source = ""  # the peer and the id of its log; a new log is followed from its beginning
 
     async def run(self) -> None:
-        """Follow for ever."""
+        """Follow the peer until cancelled."""
         subscription = await self._nc.subscribe(f"aima.events.{self._peer}.>", cb=self._on_event)
         try:
             await self._follow()
-        finally:  # run anew after a failure, it would otherwise be subscribed twice
+        finally:  # after a failure `run` is called again, and would have two subscriptions
             with contextlib.suppress(nats.errors.Error):
                 await subscription.unsubscribe()
 
@@ -58,57 +58,59 @@ class Follower(Generic[S]):
         while True:
             try:
                 self._wake.clear()
-                while await self._page():
+                while await self._handle_page():
                     pass
-                async with asyncio.timeout(_LOOK):
+                async with asyncio.timeout(_POLL_INTERVAL):
                     await self._wake.wait()
             except TimeoutError:
                 continue
             except PayloadTooLarge:
                 if self._limit == 1:
                     raise
-                self._limit //= 2  # events as large as that come in smaller pages
+                self._limit //= 2  # large events need smaller pages
             except AimaError as error:
-                # a peer that is away comes back; anything else is for somebody to look at
-                tell = logger.debug if isinstance(error, Unavailable | Timeout) else logger.warning
-                tell("peer not followed right now", peer=self._peer, error=error.message)
+                # an unavailable peer will come back; any other error needs attention
+                log = logger.debug if isinstance(error, Unavailable | Timeout) else logger.warning
+                log("the peer's log cannot be read; trying again", peer=self._peer, error=error.message)
                 await asyncio.sleep(_RETRY)
 
     async def catch_up(self) -> None:
-        """Return when everything that the peer had recorded until now has been taken in.
+        """Return when every event that the peer has recorded by now is handled; raise Unavailable if it is away.
 
-        For a request that finds nothing where the caller has just been told by the peer that there is something.
+        For a request about something that the caller already knows from the peer, but that is not known here yet.
         """
         answer = await self._client.ask(f"{self._peer}.log", {"limit": 1}, timeout=2)
         source, position = f"{self._peer}/{answer.data['log']}", answer.data["position"]
         self._wake.set()
-        while self._runner.cursors.get(source, 0) < position:
-            self._moved.clear()
-            await self._moved.wait()
+        while self._writer.cursors.get(source, 0) < position:
+            self._advanced.clear()
+            await self._advanced.wait()
 
     async def _on_event(self, _: Msg) -> None:
         self._wake.set()
 
-    async def _page(self) -> bool:
-        """Take in one page of the peer's log; True when there may be more."""
-        after = self._runner.cursors.get(self._source, 0)
-        answer = await self._client.ask(f"{self._peer}.log", {"after": after, "limit": self._limit}, timeout=_ASK)
+    async def _handle_page(self) -> bool:
+        """Handle one page of the peer's log; return whether there may be more."""
+        after = self._writer.cursors.get(self._source, 0)
+        request = {"after": after, "limit": self._limit}
+        answer = await self._client.ask(f"{self._peer}.log", request, timeout=_PAGE_TIMEOUT)
         source = f"{self._peer}/{answer.data['log']}"
         if source != self._source:
             self._source = source
             return True
         events: list[dict[str, Any]] = answer.data["events"]
-        passed = after
+        cursor = after
         for row in events:
-            if row["type"] in self._wanted:
-                await self._take(row)
-                passed = row["position"]
-        if events and events[-1]["position"] != passed:
-            await self._runner.advance(self._source, events[-1]["position"])
-        self._moved.set()
+            if row["type"] in self._event_types:
+                await self._handle(row)
+                cursor = row["position"]
+        if events and events[-1]["position"] != cursor:
+            await self._writer.advance(self._source, events[-1]["position"])
+        self._advanced.set()
         return len(events) == self._limit
 
-    async def _take(self, row: dict[str, Any]) -> None:
+    async def _handle(self, row: dict[str, Any]) -> None:
+        """Run the commands with which our domain reacts to an event, and advance the cursor."""
         record = Recorded(
             row["position"],
             row["stream"],
@@ -119,15 +121,15 @@ class Follower(Generic[S]):
             row["id"],
         )
         call = msgspec.structs.replace(
-            calls.fresh(self._runner.node, record.id),
+            calls.fresh(self._writer.node, record.id),
             correlation_id=row["correlation_id"],
             principal=row["principal"],
             trace=calls.child_of(row["trace"]),
         )
         commands = list(self._domain.react(record))
         for command in commands[:-1]:
-            await self._runner.run(command, call)
-        if commands:  # with the last of them goes the cursor: the ones before are harmless to repeat
-            await self._runner.run(commands[-1], call, cursor=(self._source, record.position))
+            await self._writer.run(command, call)
+        if commands:  # the cursor is committed with the last command; after a crash the others run again, harmlessly
+            await self._writer.run(commands[-1], call, cursor=(self._source, record.position))
         else:
-            await self._runner.advance(self._source, record.position)
+            await self._writer.advance(self._source, record.position)

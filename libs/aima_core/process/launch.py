@@ -1,4 +1,4 @@
-"""How a domain becomes a process: settings, log, serve; and how it says that it cannot."""
+"""The entry point of a domain's process: loads the settings, sets up the log, serves; exits with a meaningful code."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from aima_core.errors import AimaError, InvalidRequest
 from aima_core.process.domain_process import run
 from aima_core.settings import load
 
-_FINAL = ("LOG_LOCKED", "NOT_WRITABLE")  # reasons that another try will not change
 _LOCKED = "LOG_LOCKED"
+_PERMANENT = (_LOCKED, "NOT_WRITABLE")  # reasons that a restart does not remove
 
 
 def main(domain: Domain[Any], *, config: Path | None = None, ready: int = -1, lifeline: int = -1) -> None:
-    """Serve the domain until told to stop; say so with a byte to `ready`, and stop when `lifeline` reads as ended.
+    """Serve the domain until SIGTERM, SIGINT or the end of the pipe `lifeline`.
 
-    Exits with 78 (EX_CONFIG) when settings or data folder will not do, with 75 (EX_TEMPFAIL) when another process has
-    the log: a supervisor need not try again.
+    Writes a byte to the pipe `ready` once requests are answered. Exits with 78 (EX_CONFIG) if the settings or the data
+    folder are unusable, with 75 (EX_TEMPFAIL) if another process has the log: a supervisor need not restart it then.
     """
     try:
         settings = load({domain.name: domain.settings}, path=config, partial=True)
         structured_logs.set_up(domain.name, settings.log.level)
-        run(domain, settings, lambda: _say(ready), lifeline)
+        run(domain, settings, lambda: _report_ready(ready), lifeline)
     except AimaError as error:
         sys.stderr.write(f"{domain.name}: {error.message}\n")
         if error.reason == _LOCKED:
             sys.exit(os.EX_TEMPFAIL)
-        sys.exit(os.EX_CONFIG if isinstance(error, InvalidRequest) or error.reason in _FINAL else 1)
+        sys.exit(os.EX_CONFIG if isinstance(error, InvalidRequest) or error.reason in _PERMANENT else 1)
 
 
-def _say(ready: int) -> None:
+def _report_ready(ready: int) -> None:
     if ready >= 0:
         os.write(ready, b"1")

@@ -1,7 +1,7 @@
-"""Copies the log to JetStream, in order, for everybody outside: subjects `aima.events.<domain>.<event>.<stream id>`.
+"""Copies a domain's log to JetStream, in order, on subjects `aima.events.<domain>.<event>.<stream id>`.
 
-Woken by the commit. Each message carries its event's id as Nats-Msg-Id, and on start the relay looks at the last
-message it left in the stream, so that after a crash nothing is missing and nothing is there twice.
+Every commit wakes the relay. After a start it continues behind the last event in the JetStream stream, and each message
+carries its event's id as Nats-Msg-Id, by which JetStream drops duplicates. So a crash neither loses nor doubles events.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from aima_core.units import token
 
 STREAM = "AIMA_EVENTS"
 SUBJECTS = "aima.events.>"
-_WINDOW = 64  # publishes awaiting their acknowledgement; larger ones gain nothing
+_WINDOW = 64  # messages published before waiting for their acknowledgements; a larger window is not faster
 _PAGE = 256  # events read from the log at once when behind
-_PAUSE = 0.005  # seconds between publishes: what happens meanwhile goes together, and wakes everybody once
-_LOOK = 5.0  # seconds; a look at the connection even when nothing happens
+_PAUSE = 0.005  # seconds between publishes; events recorded meanwhile are published together and wake followers once
+_CHECK_INTERVAL = 5.0  # seconds after which the connection is checked even without new events
 _RETRY = 0.5  # seconds
 _ACK_TIMEOUT = 5.0  # seconds
 
@@ -38,50 +38,50 @@ _encode = msgspec.json.Encoder().encode
 
 
 def subject(record: Recorded) -> str:
-    """Return the subject of an event; a stream id becomes one token of it."""
+    """Return the subject of an event; the id of its stream is the last token."""
     return f"aima.events.{record.event.unit}.{token(record.stream.partition('/')[2])}"
 
 
 async def ensure_stream(js: JetStreamContext) -> None:
-    """Create the stream of all events unless it is there."""
+    """Create the JetStream stream for the events of all domains if it does not exist."""
     try:
         await js.stream_info(STREAM)
     except nats.js.errors.NotFoundError:
-        with contextlib.suppress(nats.js.errors.BadRequestError):  # another domain was quicker
+        with contextlib.suppress(nats.js.errors.BadRequestError):  # another domain has created it meanwhile
             await js.add_stream(StreamConfig(name=STREAM, subjects=[SUBJECTS], storage=StorageType.FILE))
 
 
 class Relay:
-    """One domain's copy on its way out."""
+    """Publishes the events of one domain's log."""
 
     def __init__(self, nc: Nats, log: Log, node: str) -> None:
         self._nc = nc
         self._js = nc.jetstream(timeout=_ACK_TIMEOUT)
         self._inbox = nc.new_inbox()
         self._listening = False
-        self._window = 0  # which window is out; a late acknowledgement of an earlier one counts for nothing
-        self._awaited = 0
-        self._refused = b""
+        self._window = 0  # number of the current window; late acknowledgements of earlier windows are ignored
+        self._unacknowledged = 0
+        self._refusal = b""
         self._acknowledged = asyncio.Event()
         self._log = log
         self._node = node
-        self._ready: deque[Recorded] = deque(maxlen=4 * _PAGE)
-        self._behind = True  # there may be events in the log that nobody has handed over
+        self._committed: deque[Recorded] = deque(maxlen=4 * _PAGE)
+        self._behind = True  # whether the log may hold unpublished events that are not in `_committed`
         self._wake = asyncio.Event()
 
     def on_commit(self, records: Sequence[Recorded], _: Mapping[str, Any]) -> None:
-        """Take over what has just been committed; a listener of the runner."""
+        """Queue the committed events; a listener of the writer."""
         if records:
-            self._ready.extend(records)
+            self._committed.extend(records)
             self._wake.set()
 
     async def run(self) -> None:
-        """Publish for ever; the bus may come and go."""
+        """Publish events until cancelled; goes on after the bus was away."""
         position: int | None = None
         reconnects = self._nc.stats["reconnects"]
         while True:
             try:
-                if reconnects != self._nc.stats["reconnects"]:  # the server may have lost the end of the stream
+                if reconnects != self._nc.stats["reconnects"]:  # the server may have lost the newest events in a crash
                     reconnects, position, self._behind = self._nc.stats["reconnects"], None, True
                 if position is None:
                     if not self._listening:
@@ -94,36 +94,37 @@ class Relay:
                     position = await self._publish(records, position)
                     await asyncio.sleep(_PAUSE)
             except (TimeoutError, nats.errors.Error, nats.js.errors.Error, OSError) as error:
-                logger.warning("events wait for JetStream", error=repr(error))
-                position = None  # look again how far the stream has come: the last acknowledgements may be lost
+                logger.warning("cannot publish events to JetStream; trying again", error=repr(error))
+                position = None  # read the last published event again: acknowledgements may be lost
                 self._behind = True
                 await asyncio.sleep(_RETRY)
 
     async def _next(self, position: int) -> list[Recorded]:
-        """Return the events behind a position: those just committed, or a page of the log; none after a while."""
+        """Return the events after a position: just committed ones, or a page of the log; none after 5 s without any."""
         while True:
             self._wake.clear()
-            while self._ready and self._ready[0].position <= position:
-                self._ready.popleft()
-            if self._ready and self._ready[0].position == position + 1:
-                records = list(self._ready)
-                self._ready.clear()
+            while self._committed and self._committed[0].position <= position:
+                self._committed.popleft()
+            if self._committed and self._committed[0].position == position + 1:
+                records = list(self._committed)
+                self._committed.clear()
                 return records
-            if self._ready or self._behind:
+            if self._committed or self._behind:
                 if page := await self._log.events(position, limit=_PAGE):
                     return page
                 self._behind = False
             try:
-                async with asyncio.timeout(_LOOK):
+                async with asyncio.timeout(_CHECK_INTERVAL):
                     await self._wake.wait()
             except TimeoutError:
                 return []
 
     async def _publish(self, records: Sequence[Recorded], position: int) -> int:
+        """Publish the events in windows; return the position of the last acknowledged one."""
         for start in range(0, len(records), _WINDOW):
             window = records[start : start + _WINDOW]
             self._window += 1
-            self._awaited, self._refused = len(window), b""
+            self._unacknowledged, self._refusal = len(window), b""
             self._acknowledged.clear()
             reply = f"{self._inbox}.{self._window}"
             for record in window:
@@ -131,28 +132,28 @@ class Relay:
                     subject(record), _encode(record.wire()), reply=reply, headers={"Nats-Msg-Id": record.id}
                 )
             await asyncio.wait_for(self._acknowledged.wait(), _ACK_TIMEOUT)
-            if self._refused:
-                raise nats.js.errors.APIError(description=self._refused.decode(errors="replace"))
+            if self._refusal:
+                raise nats.js.errors.APIError(description=self._refusal.decode(errors="replace"))
             position = window[-1].position
         return position
 
     async def _on_acknowledgement(self, message: Msg) -> None:
-        """Count; nats-py's own way keeps a future, a semaphore and a token for each, at four times the cost."""
+        """Count the acknowledgements of a window. nats-py's own publish costs four times as much per message."""
         if message.subject.rpartition(".")[2] != str(self._window):
             return
         if not message.data or b'"error"' in message.data:
-            self._refused = message.data or b"nobody stores events"
-        self._awaited -= 1
-        if self._awaited == 0 or self._refused:
+            self._refusal = message.data or b"no JetStream stream stores events"
+        self._unacknowledged -= 1
+        if self._unacknowledged == 0 or self._refusal:
             self._acknowledged.set()
 
     async def _last_published(self) -> int:
-        """Return the position of the newest event of this very log in the stream; 0 when it holds none."""
+        """Return the position of the domain's newest event in the JetStream stream; 0 if that is not from this log."""
         try:
             message = await self._js.get_last_msg(STREAM, f"aima.events.{self._log.domain}.>")
         except nats.js.errors.NotFoundError:
             return 0
         last = msgspec.json.decode(message.data or b"{}")
         ident, _, position = str(last.get("id", "")).rpartition("-")
-        # another node's event came last: publish all again, the stream drops what it has by its message ids
+        # if the newest event is from another node's log, all events are published again; JetStream drops duplicates
         return int(position) if ident == self._log.ident else 0

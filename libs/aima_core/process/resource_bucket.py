@@ -1,7 +1,7 @@
-"""Keeps the JetStream bucket `aima-resources` in step: the key of an address holds what reading it returns.
+"""Copies a domain's resources to the JetStream bucket `aima-resources`, where clients can watch them.
 
-Watching a resource is watching its key (`nats kv watch aima-resources service.svc-1`). A convenience copy: what
-it lacks after a crash is written anew when the process starts.
+The key of an address holds the resource's content (`nats kv watch aima-resources service.svc-1`). The bucket is only a
+copy: every start of the process writes all of it again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _BUS_AWAY = (TimeoutError, nats.errors.Error, nats.js.errors.Error, OSError)
 
 
 class ResourceBucket(Generic[S]):
-    """The resources of one domain: readable by address, copied to the bucket as they change."""
+    """Reads the resources of one domain by address, and copies those that change to the bucket."""
 
     def __init__(self, nc: Nats, domain: Domain[S], answer: Callable[[Query[Any]], Awaitable[View]]) -> None:
         self._js = nc.jetstream(timeout=5)
@@ -41,16 +41,16 @@ class ResourceBucket(Generic[S]):
         self._wake = asyncio.Event()
 
     async def read(self, uri: str) -> View:
-        """Return what stands at an address; raise NotFound when it is none of ours."""
+        """Return the content of a resource; raise NotFound if the domain has no such address."""
         for resource in self._domain.resources:
-            fits, ident = resource.match(uri)
-            if fits:
+            matches, ident = resource.match(uri)
+            if matches:
                 return await self._answer(_query(resource, ident, uri))
         known = ", ".join(resource.uri for resource in self._domain.resources)
-        raise NotFound(f"{uri} is not an address of {self._domain.name}; those are {known}", uri=uri)
+        raise NotFound(f"{uri} is not an address of {self._domain.name}; known: {known}", uri=uri)
 
     def on_commit(self, records: Sequence[Recorded], _: Mapping[str, Any]) -> None:
-        """Mark what the events touch; a listener of the runner."""
+        """Mark the resources that the events change; a listener of the writer."""
         for index, resource in enumerate(self._domain.resources):
             for record in records:
                 for ident in resource.touched(record.event):
@@ -59,7 +59,7 @@ class ResourceBucket(Generic[S]):
             self._wake.set()
 
     async def run(self, streams: Iterable[str]) -> None:
-        """Copy for ever. Whenever the bucket is found, after a start or a loss, every address is written anew."""
+        """Copy changed resources until cancelled. After a start or a lost connection, copies all resources."""
         bucket: KeyValue | None = None
         while True:
             try:
@@ -71,7 +71,7 @@ class ResourceBucket(Generic[S]):
                 self._wake.clear()
                 await self._wake.wait()
             except _BUS_AWAY as error:
-                logger.debug("resources wait for JetStream", error=repr(error))
+                logger.debug("cannot copy resources to JetStream; trying again", error=repr(error))
                 bucket = None
                 await asyncio.sleep(_RETRY)
 
@@ -83,28 +83,28 @@ class ResourceBucket(Generic[S]):
     async def _copy(self, bucket: KeyValue, index: int, ident: str | None) -> None:
         resource = self._domain.resources[index]
         key = resource.key(ident)
-        del self._dirty[index, ident]  # first: what is touched while it is read is read again
+        del self._dirty[index, ident]  # before reading: a change during the read must cause another read
         try:
             await bucket.put(key, encode_view(await self._answer(resource.query(ident))))
         except NotFound:
             with contextlib.suppress(nats.js.errors.NotFoundError):
-                await bucket.get(key)  # no marker for what was never there
+                await bucket.get(key)  # raises if the key does not exist: deleting it would still leave a marker
                 await bucket.delete(key)
         except (AimaError, nats.errors.MaxPayloadError) as error:
-            logger.debug("resource not copied", key=key, error=str(error))
+            logger.debug("a resource could not be copied", key=key, error=str(error))
         except _BUS_AWAY:
             self._dirty[index, ident] = None
             raise
-        except Exception:  # a bug that one address runs into leaves the others alone
-            logger.error("resource broke", key=key, exc_info=True)
+        except Exception:  # a bug that affects one resource must not affect the others
+            logger.error("copying a resource failed unexpectedly", key=key, exc_info=True)
 
 
 def _query(resource: Resource, ident: str | None, uri: str) -> Query[Any]:
-    """Return the query that reads an address; raise NotFound when its id is none that the query would take."""
+    """Return the query that reads an address; raise NotFound if the address has an invalid id."""
     try:
         return resource.query(ident)
     except ValidationError:
-        raise NotFound(f"there is nothing at {uri}", uri=uri) from None
+        raise NotFound(f"{uri} does not exist", uri=uri) from None
 
 
 async def _bucket(js: Any) -> KeyValue:

@@ -1,8 +1,8 @@
-"""The one writer of a domain: decides commands one after another in memory, commits them in groups.
+"""The single writer of a domain: decides commands one after another in memory and commits their events in groups.
 
-Deciding is synchronous, so the event loop itself keeps decisions apart; only the commit waits. Whatever was
-decided while the previous transaction was being written goes into the next one. A caller hears nothing before
-its commit. When a commit fails, memory goes back to what the log holds and every waiting caller gets the error.
+Deciding is synchronous, so two decisions never overlap; only the commit awaits. Commands decided while a transaction
+is being written go into the next one. A caller gets its result only after the commit. If a commit fails, the state in
+memory returns to that of the log, and every waiting caller gets the error.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from aima_core.structured_logs import logger
 from aima_core.units import Command, Event, View
 
 _SNAPSHOT_EVERY = 10_000  # events; replaying that many takes about 20 ms
-_LARGEST_EVENT = 512 * 1024  # bytes of JSON; every bus carries it, to JetStream and to followers
-_ALL = "*"  # no stream has this name: a stream's has a slash
+_LARGEST_EVENT = 512 * 1024  # bytes of JSON; small enough for any bus to carry to JetStream and to followers
+_ALL = "*"  # key of the watchers of all streams; never a stream's name, because that contains a slash
 
 Listener = Callable[[Sequence[Recorded], Mapping[str, Any]], None]
-"""Told of every commit: its events, and the states it left (None where a stream has no state any more)."""
+"""Called after every commit with its events and the new states; None stands for a stream without a state."""
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """What a command came to. `streams` are those whose news may settle it."""
+    """The committed result of a command. Later events of `streams` may complete the command's answer."""
 
     records: list[Recorded]
     streams: tuple[str, ...]
@@ -41,12 +41,12 @@ class Decision(msgspec.Struct, frozen=True):
     position: int
 
 
-class _GroupBroke(Unavailable):
-    """The commit failed on something in it: each command of the group is tried again by itself."""
+class _GroupFailed(Unavailable):
+    """The commit of a group failed; each of its commands is tried again in a group of its own."""
 
 
 class _Pending(Generic[S]):
-    """What is decided and not yet committed."""
+    """The decided events that are not committed yet, and the callers that wait for them."""
 
     def __init__(self) -> None:
         self.batch = Batch()
@@ -56,7 +56,10 @@ class _Pending(Generic[S]):
 
 
 class Writer(Generic[S]):
-    """Runs the commands of one domain."""
+    """Runs the commands of one domain.
+
+    `committed` holds the states in the log, by stream; `position` counts events that are still being written, too.
+    """
 
     def __init__(self, domain: Domain[S], log: Log, node: str) -> None:
         self.domain = domain
@@ -73,24 +76,25 @@ class Writer(Generic[S]):
         self._snapshot_position = 0
         self._pending: _Pending[S] = _Pending()
         self._wake = asyncio.Event()
-        self._watchers: dict[str, dict[asyncio.Queue[Sequence[Recorded]], None]] = {}  # in the order of their coming
-        self._alone = asyncio.Lock()
-        self._keys: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        # a dict without values as a set: it keeps the order, so the same log always does the same
+        self._watchers: dict[str, dict[asyncio.Queue[Sequence[Recorded]], None]] = {}
+        self._retry_lock = asyncio.Lock()
+        self._key_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._flusher: asyncio.Task[None] | None = None
 
     # --- life -----------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Fold the log into memory, bring the read tables up to this release, begin to write."""
+        """Load the states from the log, rebuild outdated read tables, start committing."""
         await self._load()
         await replay.build_tables(self.domain, self.log)
         self.cursors = await self.log.cursors()
         self._flusher = asyncio.create_task(self._flush(), name=f"{self.domain.name} writer")
 
     async def close(self) -> None:
-        """Write what is pending and a snapshot; then the log may be closed."""
+        """Commit the pending events and write a snapshot; the caller closes the log afterwards."""
         if self._flusher:
-            with contextlib.suppress(Exception):  # who waited for the commit has been told
+            with contextlib.suppress(Exception):  # the callers that wait for the commit have got the error
                 await self._written()
             self._flusher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -98,7 +102,7 @@ class Writer(Generic[S]):
         await self._snapshot()
 
     async def rebuild(self) -> int:
-        """Throw away snapshot and read tables, make both again from the log; return how many events it holds."""
+        """Delete snapshot and read tables and build both again from the log; return the number of events in it."""
         await self.log.save_snapshot("", 0, ())
         await self._load()
         await replay.build_tables(self.domain, self.log, anew=True)
@@ -106,16 +110,16 @@ class Writer(Generic[S]):
         return self._committed_position
 
     async def _load(self) -> None:
-        found = await replay.load(self.domain, self.log)
-        self._world, self.committed = found.world, dict(found.world)
-        self._versions, self._committed_versions = found.versions, dict(found.versions)
-        self.position = self._committed_position = found.position
-        self._snapshot_position = found.snapshot
+        folded = await replay.load(self.domain, self.log)
+        self._world, self.committed = folded.world, dict(folded.world)
+        self._versions, self._committed_versions = folded.versions, dict(folded.versions)
+        self.position = self._committed_position = folded.position
+        self._snapshot_position = folded.snapshot
 
     # --- commands -------------------------------------------------------------------------------------------
 
     def plan(self, command: Command[Any], call: Call) -> Planned:
-        """Decide without recording: the events, the effects they would cause, the version they were decided at."""
+        """Decide a command without recording it: return its events, the effects they would start, the version."""
         streams, events = self._decide(command, call)
         effects: list[dict[str, Any]] = []
         for stream in dict.fromkeys(event.stream for event in events):
@@ -139,27 +143,27 @@ class Writer(Generic[S]):
     async def run(
         self, command: Command[Any], call: Call, *, cursor: tuple[str, int] | None = None, request: bytes = b""
     ) -> Decision:
-        """Decide the command and return when what was decided is committed; raise what `decide` raises.
+        """Decide the command and return once its events are committed; raises the errors of `decide`.
 
-        `cursor` is a follower's position, `request` the fingerprint of a keyed request: both go into the same
-        transaction as the events.
+        `cursor` is a follower's source and position, `request` the fingerprint of a request with an idempotency key.
+        Both are written in the same transaction as the events.
         """
         try:
             return await self._run(command, call, cursor, request)
-        except _GroupBroke:
+        except _GroupFailed:
             pass
-        async with self._alone:  # so that what is wrong with one command is told to its caller alone
+        async with self._retry_lock:  # one retry at a time, so that only the failing command's caller gets the error
             while True:
                 try:
                     return await self._run(command, call, cursor, request)
-                except _GroupBroke:
-                    continue  # on a newcomer that joined it
+                except _GroupFailed:
+                    continue  # a new command had joined this one's group
 
     async def _run(self, command: Command[Any], call: Call, cursor: tuple[str, int] | None, request: bytes) -> Decision:
         streams, events = self._decide(command, call)
         records, states, statements = self._apply(events, call)
         if not (records or cursor or request):
-            # "it is so already" may rest on events that are still being written: they might come to nothing
+            # "nothing to do" may be due to events that are still being written, and their commit may fail
             if self.position != self._committed_position:
                 await self._written()
             return Decision([], streams, self._versions.get(streams[0], 0) if streams else 0, self.position)
@@ -183,25 +187,25 @@ class Writer(Generic[S]):
         return Decision(records, streams, version, position)
 
     async def advance(self, source: str, position: int) -> None:
-        """Remember a follower's position when what it saw called for no command."""
+        """Store a follower's position after events that led to no command."""
         self._pending.batch.cursors[source] = position
         await self._written()
 
     @contextlib.asynccontextmanager
-    async def keyed(self, key: str) -> AsyncIterator[None]:
-        """Let one request with this idempotency key be looked up and decided at a time."""
-        lock = self._keys.setdefault(key, asyncio.Lock())
+    async def key_lock(self, key: str) -> AsyncIterator[None]:
+        """Hold a lock for an idempotency key, so that two requests with it cannot both be the first."""
+        lock = self._key_locks.setdefault(key, asyncio.Lock())
         async with lock:
             yield
 
-    async def keep_reply(self, reply: StoredReply) -> None:
-        """Keep the answer of a keyed request."""
+    async def store_reply(self, reply: StoredReply) -> None:
+        """Store the reply of a request with an idempotency key; returns once it is committed."""
         self._pending.batch.replies.append(reply)
         await self._written()
 
     @contextlib.contextmanager
     def watch(self, streams: Sequence[str]) -> Iterator[asyncio.Queue[Sequence[Recorded]]]:
-        """Give a queue of the events that are committed to any of the streams from now on; of all, if none is named."""
+        """Yield a queue of the events committed to any of the streams from now on; with no streams, to any stream."""
         queue: asyncio.Queue[Sequence[Recorded]] = asyncio.Queue()
         streams = streams or (_ALL,)
         for stream in streams:
@@ -216,21 +220,21 @@ class Writer(Generic[S]):
 
     @property
     def committed_position(self) -> int:
-        """Position of the newest event that is in the log; `position` counts those being written too."""
+        """The position of the newest event in the log."""
         return self._committed_position
 
     @property
     def streams(self) -> Iterable[str]:
-        """Every stream that ever had an event, also those that have no state any more."""
+        """Every stream that has had an event, including those without a state now."""
         return self._committed_versions
 
     def stream_of(self, command: Command[Any]) -> str | None:
-        """Return the stream that a command is about; None for one that begins a stream."""
+        """Return the stream of a command; None for a command that starts a new stream."""
         field = command.spec.stream
         return f"{self.domain.name}/{getattr(command, field)}" if field else None
 
     def answer(self, command: Command[Any], events: Sequence[Event]) -> View | None:
-        """Return the command's answer on what is committed, None while it is not settled."""
+        """Return a command's answer from the committed states, None while its result is still open."""
         return self.domain.reply(self.committed, command, events)
 
     # --- deciding -------------------------------------------------------------------------------------------
@@ -238,23 +242,23 @@ class Writer(Generic[S]):
     def _decide(self, command: Command[Any], call: Call) -> tuple[tuple[str, ...], list[Event]]:
         own = self.stream_of(command)
         if own is not None:
-            self._expect(own, call)
+            self._check_version(own, call)
         events = self.domain.decide(self._world, command, call)
         streams = tuple(dict.fromkeys(event.stream for event in events))
         if own is None and streams:
-            self._expect(streams[0], call)
+            self._check_version(streams[0], call)
         return (own, *(s for s in streams if s != own)) if own else streams, events
 
-    def expect(self, command: Command[Any], call: Call) -> None:
-        """Refuse a command about a stream that is not at the version its caller expects."""
+    def check_version(self, command: Command[Any], call: Call) -> None:
+        """Raise Conflict if the command's stream is not at the version that the caller expects."""
         if own := self.stream_of(command):
-            self._expect(own, call)
+            self._check_version(own, call)
 
-    def _expect(self, stream: str, call: Call) -> None:
+    def _check_version(self, stream: str, call: Call) -> None:
         actual = self._versions.get(stream, 0)
         if call.expected_version is not None and call.expected_version != actual:
             raise Conflict(
-                f"{stream} is at version {actual}, not {call.expected_version}",
+                f"{stream} is at version {actual}, not at the expected version {call.expected_version}",
                 reason="VERSION_CONFLICT",
                 stream=stream,
                 expected_version=call.expected_version,
@@ -264,7 +268,7 @@ class Writer(Generic[S]):
     def _apply(
         self, events: Sequence[Event], call: Call
     ) -> tuple[list[Recorded], dict[str, S | None], list[Statement]]:
-        """Number the events, fold them, project them; nothing in memory moves until all of that has worked."""
+        """Number the events, fold and project them; changes the state in memory only after all of it has succeeded."""
         meta = Meta.of(call)
         records: list[Recorded] = []
         states: dict[str, S | None] = {}
@@ -274,7 +278,7 @@ class Writer(Generic[S]):
             stream, position = event.stream, self.position + offset
             if (size := len(self.log.codec.encode(event))) > _LARGEST_EVENT:
                 raise PayloadTooLarge(
-                    f"this would record an event of {size} bytes; at most {_LARGEST_EVENT} are kept",
+                    f"the request leads to an event of {size} bytes; the limit is {_LARGEST_EVENT}",
                     size=size,
                     limit=_LARGEST_EVENT,
                 )
@@ -291,11 +295,11 @@ class Writer(Generic[S]):
         return records, states, statements
 
     async def _written(self) -> None:
-        """Wait until what is pending is committed. A caller that gives up leaves the commit to the others."""
-        done = asyncio.get_running_loop().create_future()
+        """Wait until the pending events are committed. Cancelling the wait does not cancel the commit."""
+        done = asyncio.get_running_loop().create_future()  # one per caller: a cancelled one leaves the others alone
         self._pending.waiting.append(done)
         self._wake.set()
-        await done  # its own future: cancelling it cancels nothing else
+        await done
 
     # --- committing -----------------------------------------------------------------------------------------
 
@@ -333,8 +337,8 @@ class Writer(Generic[S]):
         for listener in self.listeners:
             try:
                 listener(records, pending.states)
-            except Exception:  # a bug in one domain function must not end the writer
-                logger.error("a listener broke", exc_info=True)
+            except Exception:  # a bug in a function of the domain must not end the writer
+                logger.error("a commit listener failed unexpectedly", exc_info=True)
 
     def _roll_back(self, failed: _Pending[S], error: Exception) -> None:
         later, self._pending = self._pending, _Pending()
@@ -345,15 +349,15 @@ class Writer(Generic[S]):
                 self._versions[stream] = self._committed_versions.get(stream, 0)
         self.position = self._committed_position
         logger.error("commit failed", error=repr(error), events=len(failed.batch.records))
-        shown: Exception = InternalError("the log could not be written")
+        caller_error: Exception = InternalError("the log could not be written")
         if isinstance(error, AimaError):
-            shown = error  # the disk, the file: no fault of any command
+            caller_error = error  # the disk or the file is the cause, not one of the commands
         elif len(failed.waiting) + len(later.waiting) > 1:
-            shown = _GroupBroke("the commit failed; trying again", reason="GROUP_BROKE")
+            caller_error = _GroupFailed("the commit failed; trying again", reason="GROUP_BROKE")
         for done in (*failed.waiting, *later.waiting):
             if not done.done():
-                done.set_exception(shown)
-                done.exception()  # seen: a caller may have left
+                done.set_exception(caller_error)
+                done.exception()  # marks it as retrieved: asyncio would log it if its caller is gone
 
     async def _snapshot(self) -> None:
         if self._committed_position == self._snapshot_position:
@@ -361,8 +365,8 @@ class Writer(Generic[S]):
         position = self._committed_position
         try:
             await replay.save(self.domain, self.log, dict(self.committed), self._committed_versions, position)
-        except Exception as error:  # it only saves time at the next start; the writer goes on without it
-            logger.warning("no snapshot", error=repr(error))
+        except Exception as error:  # a snapshot only makes the next start faster, so the writer continues without it
+            logger.warning("a snapshot could not be written", error=repr(error))
             return
         self._snapshot_position = position
 
