@@ -44,8 +44,9 @@ IMPURE_MODULES = {
     *("threading", "time", "urllib", "uuid", "warnings"),
 }
 IMPURE_CORE = {
-    *("bus.client", "bus.connection", "bus.nats_server"),
+    *("bus.client", "bus.connection", "bus.nats_server", "bus.peers"),
     *("process.domain_process", "process.effects", "process.follower", "process.relay", "process.resource_bucket"),
+    *("process.idempotency", "process.watchers"),
     *("process.writer", "store.log", "store.sqlite", "structured_logs"),
 }
 PURE_OF_CORE = {("store.log", "Recorded"), ("store.log", "Statement"), ("store.log", "Meta")}

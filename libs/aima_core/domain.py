@@ -36,7 +36,7 @@ from aima_core.units import Command, Event, Query, Resource, Risk, Unit, View
 if TYPE_CHECKING:
     import asyncio
 
-    from aima_core.bus.client import Peers
+    from aima_core.bus.peers import Peers
     from aima_core.store.reader import Reader
 
 S = TypeVar("S", bound=msgspec.Struct)

@@ -1,6 +1,6 @@
 """Sends requests to units over the bus and receives their answers, with parts or without.
 
-`Client` takes unit names and dicts, for doors and the command line; `Peers` takes typed units, for other domains.
+`Client` takes unit names and dicts; for typed units see peers.py.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from aima_core import call as calls
-from aima_core.bus.connection import Connection, cancel_and_wait, check_size
-from aima_core.call import Call, current_call
+from aima_core.bus.connection import Connection, cancel_and_wait
+from aima_core.bus.payloads import check_size
 from aima_core.errors import (
     AimaError,
     InternalError,
@@ -29,7 +29,6 @@ from aima_core.errors import (
     UnitNotFound,
     from_body,
 )
-from aima_core.units import Out, Unit
 
 _GRACE = 0.5  # seconds that a caller waits beyond the deadline it sent, so that the domain's own Timeout can arrive
 _QUIET = 5.0  # seconds without a part after which the client pings the process that serves the stream
@@ -291,36 +290,3 @@ def opened(data: bytes) -> Answer:
     except (*UNREADABLE, TypeError, ValueError) as decode_error:
         raise InternalError("the reply is not a valid envelope") from decode_error
     raise error
-
-
-class Peers:
-    """Typed requests to other domains, made for the call that is currently handled."""
-
-    def __init__(self, nc: Nats, node: str) -> None:
-        self.client = Client(nc)
-        self._node = node
-
-    async def call(self, unit: Unit[Out], *, key: str = "", timeout: float | None = None) -> Out:
-        """Send a request and return its answer; raises the same errors as `Client.ask`.
-
-        Pass the same idempotency `key` again to retry without a second effect. The request ends at the current call's
-        deadline or after `timeout` seconds (default: the unit's own), whichever is earlier.
-        """
-        parent = current_call.get() or calls.fresh(self._node)
-        seconds = _remaining(parent, timeout or unit.spec.timeout)
-        answer = await self.client.ask(
-            unit.spec.name,
-            unit.model_dump_json(exclude_unset=True).encode(),
-            timeout=seconds,
-            headers=calls.to_headers(parent, timeout=seconds, idempotency_key=key),
-        )
-        return unit.output.model_validate(answer.data)  # type: ignore[return-value]  # output is the Out of this unit
-
-
-def _remaining(parent: Call, timeout: float) -> float:
-    if parent.deadline is None:
-        return timeout
-    remaining = parent.deadline - time.time()
-    if remaining <= 0:
-        raise Timeout("the deadline of the request has passed")
-    return min(remaining, timeout)

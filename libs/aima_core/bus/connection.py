@@ -19,10 +19,8 @@ from nats.aio.msg import Msg
 
 from aima_core import call as calls
 from aima_core.bus.credentials import BusUser
-from aima_core.errors import Forbidden, PayloadTooLarge, Unauthorized, Unavailable
+from aima_core.errors import Forbidden, Unauthorized, Unavailable
 from aima_core.structured_logs import logger
-
-LARGEST_PAYLOAD = 8 * 1024 * 1024  # bytes of an input; the server allows twice that, so the refusal comes from AIMA
 
 _CONNECT_TIMEOUT = 2  # seconds for one attempt
 _RECONNECT = 0.2  # seconds between attempts to reconnect
@@ -209,16 +207,6 @@ async def connect(
 
 async def _on_reconnect() -> None:
     logger.info("reconnected to the bus")
-
-
-def check_size(data: bytes) -> None:
-    """Raise PayloadTooLarge for an input above the limit of 8 MiB."""
-    if len(data) > LARGEST_PAYLOAD:
-        raise PayloadTooLarge(
-            f"the input has {len(data)} bytes; the limit is {LARGEST_PAYLOAD}",
-            size=len(data),
-            limit=LARGEST_PAYLOAD,
-        )
 
 
 def _size(headers: Mapping[str, str]) -> int:

@@ -23,8 +23,8 @@ from nats.micro.service import EndpointConfig, Service, ServiceConfig
 
 from aima_core import call as calls
 from aima_core.bus.batches import BatchItem, items_of, replies_of
-from aima_core.bus.connection import check_size
 from aima_core.bus.outcomes import Outcome, ReplyStream, encode
+from aima_core.bus.payloads import body_of
 from aima_core.call import Call, current_call
 from aima_core.domain import Domain
 from aima_core.errors import (
@@ -39,7 +39,6 @@ from aima_core.errors import (
 from aima_core.structured_logs import logger
 from aima_core.units import Unit, parse
 
-_MOST_FIELDS = 1000  # fields of an input; pydantic creates an error for each unknown field
 _LONGEST_HEADER = 500  # characters of the error message in a reply's header; the body has all of it
 _MOST_AT_ONCE = 10_000  # requests under way in one process; more could exhaust its memory
 
@@ -177,7 +176,7 @@ class Endpoints:
         try:
             call = calls.from_headers(message.headers, node=self._node, default_timeout=unit.spec.timeout)
             current_call.set(call)
-            command = parse(unit, _body(message))
+            command = parse(unit, body_of(message.data, message.headers))
             # checks `fields` first: getattr for a missing field of a pydantic model costs more than parsing the input
             wants_parts = call.parts or ("stream" in fields and bool(command.stream))  # type: ignore[attr-defined]
             replies = ReplyStream(self._nc, message.reply, f"{self._control}.{token}", wants_parts)
@@ -265,28 +264,6 @@ async def _drain(service: Service) -> None:
 def _meta(call: Call, started_at: float, version: int | None = None, position: int | None = None) -> _Meta:
     duration_ms = round((time.perf_counter() - started_at) * 1000, 3)
     return _Meta(call.request_id, duration_ms, calls.trace_id(call.trace), version, position)
-
-
-def _body(message: Msg | BatchItem) -> bytes:
-    """Return the message's input as JSON; raise PayloadTooLarge or InvalidRequest for an input that is not usable."""
-    data: bytes = message.data
-    check_size(data)
-    if not data:
-        return b"{}"
-    if "msgpack" in (message.headers or {}).get(calls.CONTENT_TYPE, ""):
-        try:
-            data = msgspec.json.encode(msgspec.msgpack.decode(data))
-        except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
-            raise InvalidRequest("the payload is not valid msgpack", reason="NOT_DECODABLE") from error
-    try:
-        fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise InvalidRequest(f"the payload is not a JSON object: {error}", reason="NOT_DECODABLE") from None
-    if len(fields) > _MOST_FIELDS:
-        raise InvalidRequest(
-            f"the input has {len(fields)} fields; the limit is {_MOST_FIELDS}", reason="TOO_MANY_FIELDS"
-        )
-    return data
 
 
 def _deadline_exceeded(unit: type[Unit[Any]], call: Call) -> Timeout:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import hashlib
 import signal
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Generic
@@ -19,16 +18,17 @@ import uvloop
 from nats.aio.client import Client as Nats
 
 from aima_core import VERSION
-from aima_core.bus.client import Peers
 from aima_core.bus.connection import connect
 from aima_core.bus.credentials import bus_user
 from aima_core.bus.endpoints import Endpoints
 from aima_core.bus.outcomes import Outcome, ReplyStream, encode_view
+from aima_core.bus.peers import Peers
 from aima_core.call import Call, current_call, fresh
 from aima_core.domain import Context, Domain, S
-from aima_core.errors import AimaError, Conflict, Unavailable, from_body
+from aima_core.errors import AimaError, Unavailable
 from aima_core.process.effects import Effects, end
 from aima_core.process.follower import Follower
+from aima_core.process.idempotency import FinalReply, FlowAnswers, fingerprint, key_reused
 from aima_core.process.relay import Relay
 from aima_core.process.resource_bucket import ResourceBucket
 from aima_core.process.writer import Writer
@@ -45,7 +45,6 @@ _RESTART = 1.0  # seconds before failed background work is started again
 # thresholds of the garbage collector; with Python's default of 700 it takes a tenth of a busy process's time
 _GC_THRESHOLDS = (10_000, 10, 10)
 _NO_LIMIT = 1_000_000  # events; more than any command leads to
-_MOST_FLOW_ANSWERS = 1000  # kept in memory for repeated keys; never on disk, because they may hold content
 
 
 class DomainProcess(Generic[S]):
@@ -55,7 +54,7 @@ class DomainProcess(Generic[S]):
         self._domain = domain
         self._settings = settings
         self._tasks: list[asyncio.Task[None]] = []
-        self._flow_answers: dict[str, tuple[bytes, asyncio.Task[bytes]]] = {}
+        self._flow_answers = FlowAnswers()
 
     async def serve(self, stop: asyncio.Event, ready: Callable[[], None] = lambda: None) -> None:
         """Open everything, call `ready` once requests are answered, run until `stop`, drain, close.
@@ -132,7 +131,7 @@ class DomainProcess(Generic[S]):
             read=Reader(log, self._domain.evolve),
             record=record,
             caught_up=lambda peer: self._followers[peer].catch_up(),
-            news=lambda: writer.watch(()),
+            news=lambda: writer.watchers.watch(()),
         )
 
     def _units(self) -> tuple[type[Unit[Any]], ...]:
@@ -140,7 +139,7 @@ class DomainProcess(Generic[S]):
         return (*self._domain.units, *units_of(self._domain.name, example_uri, self._domain.log_risk))
 
     async def _cancel_tasks(self) -> None:
-        await end([*self._tasks, *(task for _, task in self._flow_answers.values())])
+        await end([*self._tasks, *self._flow_answers.tasks()])
 
     # --- one request ----------------------------------------------------------------------------------------
 
@@ -174,7 +173,7 @@ class DomainProcess(Generic[S]):
         # most answers are known at once and need no watch; no event is missed, because there is no await before it
         if (view := self._writer.answer(command, [record.event for record in records])) is not None:
             return encode_view(view)
-        with self._writer.watch(streams) as commits:
+        with self._writer.watchers.watch(streams) as commits:
             return await self._wait_for_answer(command, records, commits, replies)
 
     async def _wait_for_answer(
@@ -191,14 +190,14 @@ class DomainProcess(Generic[S]):
 
     async def _run_once(self, unit: Command[Any], call: Call, replies: ReplyStream) -> Outcome:
         """Run a request with an idempotency key; a repeated request gets the reply of the first."""
-        request, key, writer = _fingerprint(unit), call.idempotency_key, self._writer
+        request, key, writer = fingerprint(unit), call.idempotency_key, self._writer
         async with writer.key_lock(key):
             stored = await writer.log.reply(key)
             if stored is not None and stored.request != request:
-                raise _key_reused(key)
+                raise key_reused(key)
             if stored is not None and stored.reply is not None:
                 # before `prepare`, which may fail now: what it found for the first request may be gone
-                return msgspec.json.decode(stored.reply, type=_FinalReply).outcome()
+                return msgspec.json.decode(stored.reply, type=FinalReply).outcome()
             command = await self._outside.prepare(unit, call)
             if stored is None:
                 decision = await writer.run(command, call, request=request)
@@ -208,15 +207,17 @@ class DomainProcess(Generic[S]):
         own = writer.stream_of(command)
         streams = tuple(dict.fromkeys([own] if own else []) | dict.fromkeys(record.stream for record in records))
         version = records[-1].version if records else None
-        with writer.watch(streams) as commits:  # watch before reading the log, so that no event is missed between them
+        with writer.watchers.watch(
+            streams
+        ) as commits:  # watch before reading the log, so that no event is missed between them
             later = [r for s in streams for r in await writer.log.events(stored.last, stream=s, limit=_NO_LIMIT)]
             later.sort(key=lambda record: record.position)
             try:
                 data = await self._wait_for_answer(command, [*records, *later], commits, replies)
             except AimaError as error:  # is the result of the request, so it is stored and repeated like an answer
-                final = _FinalReply(version=version, position=stored.last, error=error.body())
+                final = FinalReply(version=version, position=stored.last, error=error.body())
             else:
-                final = _FinalReply(version=version, position=stored.last, data=msgspec.Raw(data))
+                final = FinalReply(version=version, position=stored.last, data=msgspec.Raw(data))
         await writer.store_reply(StoredReply(key, request, stored.first, stored.last, msgspec.json.encode(final)))
         return final.outcome()
 
@@ -228,23 +229,11 @@ class DomainProcess(Generic[S]):
             return msgspec.json.encode(plan)
         if not key:
             return encode_view(await self._outside.flow(command, call, replies))
-        request = _fingerprint(command)
-        if key not in self._flow_answers:
-            while len(self._flow_answers) >= _MOST_FLOW_ANSWERS:
-                self._flow_answers.pop(next(iter(self._flow_answers)))
-            task = asyncio.create_task(self._run_flow(command, call, replies))
-            self._flow_answers[key] = (request, task)
-        first_request, answer = self._flow_answers[key]
-        if first_request != request:
-            raise _key_reused(key)
-        return await asyncio.shield(answer)
 
-    async def _run_flow(self, command: Command[Any], call: Call, replies: ReplyStream) -> bytes:
-        try:
+        async def run() -> bytes:
             return encode_view(await self._outside.flow(command, call, replies))
-        except BaseException:
-            self._flow_answers.pop(call.idempotency_key, None)  # it failed, so the key may be used for a retry
-            raise
+
+        return await self._flow_answers.get(key, fingerprint(command), run)
 
     async def _log_page(self, query: LogQuery) -> LogPage:
         log = self._writer.log
@@ -254,31 +243,9 @@ class DomainProcess(Generic[S]):
         )
 
 
-class _FinalReply(msgspec.Struct):
-    """The reply to a request with an idempotency key, as the log stores it: an answer or an error."""
-
-    version: int | None
-    position: int | None
-    data: msgspec.Raw = msgspec.Raw(b"null")
-    error: dict[str, Any] | None = None
-
-    def outcome(self) -> Outcome:
-        if self.error is not None:
-            raise from_body(self.error)
-        return Outcome(bytes(self.data), self.version, self.position)
-
-
 def encode_page(page: LogPage) -> bytes:
     """Return a log page as JSON. Uses msgspec, because pydantic cannot encode the events in it."""
     return msgspec.json.encode({"log": page.log, "position": page.position, "events": page.events})
-
-
-def _fingerprint(command: Command[Any]) -> bytes:
-    return hashlib.sha256(f"{command.spec.name}\0{command.model_dump_json()}".encode()).digest()
-
-
-def _key_reused(key: str) -> Conflict:
-    return Conflict("this idempotency key was already used for another request", reason="KEY_REUSED", key=key)
 
 
 async def _run_with_restarts(work: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic
 from weakref import WeakValueDictionary
 
@@ -18,6 +18,8 @@ import msgspec
 from aima_core.call import Call
 from aima_core.domain import Domain, S
 from aima_core.errors import AimaError, Conflict, InternalError, PayloadTooLarge, Unavailable
+from aima_core.process.dry_run import plan_of
+from aima_core.process.watchers import Watchers
 from aima_core.store import replay
 from aima_core.store.log import Log
 from aima_core.store.records import Batch, Meta, Planned, Recorded, Statement, StoredReply
@@ -26,7 +28,6 @@ from aima_core.units import Command, Event, View
 
 _SNAPSHOT_EVERY = 10_000  # events; replaying that many takes about 20 ms
 _LARGEST_EVENT = 512 * 1024  # bytes of JSON; small enough for any bus to carry to JetStream and to followers
-_ALL = "*"  # key of the watchers of all streams; never a stream's name, because that contains a slash
 
 Listener = Callable[[Sequence[Recorded], Mapping[str, Any]], None]
 """Called after every commit with its events and the new states; None stands for a stream without a state."""
@@ -69,6 +70,7 @@ class Writer(Generic[S]):
         self.position = 0
         self.cursors: dict[str, int] = {}
         self.listeners: list[Listener] = []
+        self.watchers = Watchers()
         self._world: dict[str, S] = {}
         self._versions: dict[str, int] = {}
         self._committed_versions: dict[str, int] = {}
@@ -76,8 +78,6 @@ class Writer(Generic[S]):
         self._snapshot_position = 0
         self._pending: _Pending[S] = _Pending()
         self._wake = asyncio.Event()
-        # a dict without values as a set: it keeps the order, so the same log always does the same
-        self._watchers: dict[str, dict[asyncio.Queue[Sequence[Recorded]], None]] = {}
         self._retry_lock = asyncio.Lock()
         self._key_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._flusher: asyncio.Task[None] | None = None
@@ -121,24 +121,8 @@ class Writer(Generic[S]):
     def plan(self, command: Command[Any], call: Call) -> Planned:
         """Decide a command without recording it: return its events, the effects they would start, the version."""
         streams, events = self._decide(command, call)
-        effects: list[dict[str, Any]] = []
-        for stream in dict.fromkeys(event.stream for event in events):
-            state = self._world.get(stream)
-            before = set(self.domain.todo(state)) if state is not None else set()
-            for event in events:
-                if event.stream == stream:
-                    state = self.domain.evolve(state, event)
-            after = self.domain.todo(state) if state is not None else ()
-            effects += [
-                {"effect": type(effect).__name__, **msgspec.to_builtins(effect)}
-                for effect in after
-                if effect not in before
-            ]
-        return Planned(
-            [{"type": event.unit, "stream": event.stream, "data": msgspec.to_builtins(event)} for event in events],
-            effects,
-            self._versions.get(streams[0], 0) if streams else 0,
-        )
+        version = self._versions.get(streams[0], 0) if streams else 0
+        return plan_of(self.domain, self._world, events, version)
 
     async def run(
         self, command: Command[Any], call: Call, *, cursor: tuple[str, int] | None = None, request: bytes = b""
@@ -202,21 +186,6 @@ class Writer(Generic[S]):
         """Store the reply of a request with an idempotency key; returns once it is committed."""
         self._pending.batch.replies.append(reply)
         await self._written()
-
-    @contextlib.contextmanager
-    def watch(self, streams: Sequence[str]) -> Iterator[asyncio.Queue[Sequence[Recorded]]]:
-        """Yield a queue of the events committed to any of the streams from now on; with no streams, to any stream."""
-        queue: asyncio.Queue[Sequence[Recorded]] = asyncio.Queue()
-        streams = streams or (_ALL,)
-        for stream in streams:
-            self._watchers.setdefault(stream, {})[queue] = None
-        try:
-            yield queue
-        finally:
-            for stream in streams:
-                self._watchers[stream].pop(queue, None)
-                if not self._watchers[stream]:
-                    del self._watchers[stream]
 
     @property
     def committed_position(self) -> int:
@@ -328,12 +297,7 @@ class Writer(Generic[S]):
         for done in pending.waiting:
             if not done.done():
                 done.set_result(None)
-        by_queue: dict[asyncio.Queue[Sequence[Recorded]], list[Recorded]] = {}
-        for record in records:
-            for queue in self._watchers.get(record.stream, {}) | self._watchers.get(_ALL, {}):
-                by_queue.setdefault(queue, []).append(record)
-        for queue, news in by_queue.items():
-            queue.put_nowait(news)
+        self.watchers.notify(records)
         for listener in self.listeners:
             try:
                 listener(records, pending.states)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from aima_core import call as calls
-from aima_core.bus.client import Peers
+from aima_core.bus.peers import Peers
 from aima_core.call import current_call
 from aima_core.errors import AimaError, Conflict, InsufficientResources, Timeout, Unavailable
 from aima_core.process.effects import end

@@ -16,11 +16,12 @@ from nats.aio.msg import Msg
 
 from aima_core.bus import nats_server
 from aima_core.bus.client import Client, wait_for_message
-from aima_core.bus.connection import LARGEST_PAYLOAD, connect
+from aima_core.bus.connection import connect
 from aima_core.bus.credentials import BusUser, inbox
 from aima_core.bus.directory import read_info
 from aima_core.bus.nats_server import MAX_PAYLOAD, USERS, NatsServer
 from aima_core.bus.outcomes import ReplyStream
+from aima_core.bus.payloads import LARGEST_PAYLOAD
 from aima_core.call import Call
 from aima_core.domain import Parts
 from aima_core.errors import Forbidden, PayloadTooLarge, Timeout, Unavailable, UnitNotFound

@@ -1,0 +1,46 @@
+"""Typed requests from one domain to another."""
+
+from __future__ import annotations
+
+import time
+
+from nats.aio.client import Client as Nats
+
+from aima_core import call as calls
+from aima_core.bus.client import Client
+from aima_core.call import Call, current_call
+from aima_core.errors import Timeout
+from aima_core.units import Out, Unit
+
+
+class Peers:
+    """Sends typed requests to other domains, for the call that is currently handled."""
+
+    def __init__(self, nc: Nats, node: str) -> None:
+        self.client = Client(nc)
+        self._node = node
+
+    async def call(self, unit: Unit[Out], *, key: str = "", timeout: float | None = None) -> Out:
+        """Send a request and return its answer; raises the same errors as `Client.ask`.
+
+        Pass the same idempotency `key` again to retry without a second effect. The request ends at the current call's
+        deadline or after `timeout` seconds (default: the unit's own), whichever is earlier.
+        """
+        parent = current_call.get() or calls.fresh(self._node)
+        seconds = _remaining(parent, timeout or unit.spec.timeout)
+        answer = await self.client.ask(
+            unit.spec.name,
+            unit.model_dump_json(exclude_unset=True).encode(),
+            timeout=seconds,
+            headers=calls.to_headers(parent, timeout=seconds, idempotency_key=key),
+        )
+        return unit.output.model_validate(answer.data)  # type: ignore[return-value]  # output is the Out of this unit
+
+
+def _remaining(parent: Call, timeout: float) -> float:
+    if parent.deadline is None:
+        return timeout
+    remaining = parent.deadline - time.time()
+    if remaining <= 0:
+        raise Timeout("the deadline of the request has passed")
+    return min(remaining, timeout)

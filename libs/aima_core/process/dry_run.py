@@ -1,0 +1,32 @@
+"""The answer of a dry run: what a decided command would record and start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from aima_core.domain import Domain, S
+from aima_core.store.records import Planned
+from aima_core.units import Event
+
+
+def plan_of(domain: Domain[S], world: Mapping[str, S], events: Sequence[Event], version: int) -> Planned:
+    """Return the plan of a command that decided these events in this world, at this version of its stream."""
+    effects: list[dict[str, Any]] = []
+    for stream in dict.fromkeys(event.stream for event in events):
+        state = world.get(stream)
+        before = set(domain.todo(state)) if state is not None else set()
+        for event in events:
+            if event.stream == stream:
+                state = domain.evolve(state, event)
+        after = domain.todo(state) if state is not None else ()
+        effects += [
+            {"effect": type(effect).__name__, **msgspec.to_builtins(effect)} for effect in after if effect not in before
+        ]
+    return Planned(
+        [{"type": event.unit, "stream": event.stream, "data": msgspec.to_builtins(event)} for event in events],
+        effects,
+        version,
+    )

@@ -1,0 +1,73 @@
+"""What a repeated idempotency key gets: the stored reply of the first request, or the answer of the first flow."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
+
+import msgspec
+
+from aima_core.bus.outcomes import Outcome
+from aima_core.errors import Conflict, from_body
+from aima_core.units import Command
+
+_MOST_FLOW_ANSWERS = 1000  # kept in memory
+
+
+class FinalReply(msgspec.Struct):
+    """The reply to a request with an idempotency key, as the log stores it: an answer or an error."""
+
+    version: int | None
+    position: int | None
+    data: msgspec.Raw = msgspec.Raw(b"null")
+    error: dict[str, Any] | None = None
+
+    def outcome(self) -> Outcome:
+        """Return the answer; raise the error."""
+        if self.error is not None:
+            raise from_body(self.error)
+        return Outcome(bytes(self.data), self.version, self.position)
+
+
+class FlowAnswers:
+    """The answers of flows by idempotency key. In memory only, because they may hold content (decision 0004)."""
+
+    def __init__(self) -> None:
+        self._answers: dict[str, tuple[bytes, asyncio.Task[bytes]]] = {}
+
+    async def get(self, key: str, request: bytes, run: Callable[[], Coroutine[Any, Any, bytes]]) -> bytes:
+        """Return the answer of the first request with the key: run it, join the run, or return the kept answer.
+
+        `request` is the fingerprint of the request; raises Conflict if the first request had another.
+        """
+        if key not in self._answers:
+            while len(self._answers) >= _MOST_FLOW_ANSWERS:
+                self._answers.pop(next(iter(self._answers)))
+            self._answers[key] = (request, asyncio.create_task(self._run(key, run)))
+        first_request, answer = self._answers[key]
+        if first_request != request:
+            raise key_reused(key)
+        return await asyncio.shield(answer)
+
+    def tasks(self) -> Iterable[asyncio.Task[bytes]]:
+        """Return the tasks that run the flows, finished ones included."""
+        return [task for _, task in self._answers.values()]
+
+    async def _run(self, key: str, run: Callable[[], Coroutine[Any, Any, bytes]]) -> bytes:
+        try:
+            return await run()
+        except BaseException:
+            self._answers.pop(key, None)  # it failed, so the key may be used for a retry
+            raise
+
+
+def fingerprint(command: Command[Any]) -> bytes:
+    """Return a hash of a request's unit and input, to recognize a key that is used for another request."""
+    return hashlib.sha256(f"{command.spec.name}\0{command.model_dump_json()}".encode()).digest()
+
+
+def key_reused(key: str) -> Conflict:
+    """Return the error for an idempotency key that came with another request before."""
+    return Conflict("this idempotency key was already used for another request", reason="KEY_REUSED", key=key)

@@ -1,0 +1,46 @@
+"""Queues through which requests and domains follow committed events, by stream."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator, Sequence
+
+from aima_core.store.records import Recorded
+
+_ALL = "*"  # key of the watchers of all streams; never a stream's name, because that contains a slash
+
+
+class Watchers:
+    """The open queues of one domain."""
+
+    def __init__(self) -> None:
+        # dicts without values as sets: they keep the order, so that the same log always does the same
+        self._queues: dict[str, dict[asyncio.Queue[Sequence[Recorded]], None]] = {}
+
+    @contextlib.contextmanager
+    def watch(self, streams: Sequence[str]) -> Iterator[asyncio.Queue[Sequence[Recorded]]]:
+        """Yield a queue of the events committed to any of the streams from now on; with no streams, to any stream.
+
+        The queue gets one entry per commit.
+        """
+        queue: asyncio.Queue[Sequence[Recorded]] = asyncio.Queue()
+        streams = streams or (_ALL,)
+        for stream in streams:
+            self._queues.setdefault(stream, {})[queue] = None
+        try:
+            yield queue
+        finally:
+            for stream in streams:
+                self._queues[stream].pop(queue, None)
+                if not self._queues[stream]:
+                    del self._queues[stream]
+
+    def notify(self, records: Sequence[Recorded]) -> None:
+        """Put the events of a commit into the queues that watch their streams."""
+        by_queue: dict[asyncio.Queue[Sequence[Recorded]], list[Recorded]] = {}
+        for record in records:
+            for queue in self._queues.get(record.stream, {}) | self._queues.get(_ALL, {}):
+                by_queue.setdefault(queue, []).append(record)
+        for queue, news in by_queue.items():
+            queue.put_nowait(news)
