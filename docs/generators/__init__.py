@@ -1,1 +1,1 @@
-"""The pages of the documentation that are made from the code: `make docs`."""
+"""Generators of the documentation pages that are made from the code: `make docs`."""

@@ -1,4 +1,4 @@
-"""Writes the tables of routes into docs/http.md, from the units and the fixed paths that the gateway goes by."""
+"""Writes the tables of routes into docs/http.md, from the units and the gateway's fixed paths: `make docs`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MARK = "<!-- {} of {}: written by `make docs` -->"
 
 
 def written(text: str) -> str:
-    """Return the document with both tables as the code has them now."""
+    """Return the document with both tables up to date."""
     for name, lines in (("doors", doors()), ("routes", routes())):
         begin, end = _MARK.format("begin", name), _MARK.format("end", name)
         head, _, rest_of = text.partition(begin)
@@ -28,33 +28,34 @@ def written(text: str) -> str:
 
 def doors() -> Iterator[str]:
     """Yield the table of the fixed paths."""
-    yield "| path | what it does | of |\n|---|---|---|"
+    yield "| path | what it does | API |\n|---|---|---|"
     for door in DOORS:
         yield f"| `{door.method} {door.path}` | {door.summary} | {door.tag} |"
 
 
 def routes() -> Iterator[str]:
-    """Yield the table of the units, each with the route to show first and with that about one thing, if it has one."""
+    """Yield the table of the units: of each its main route, and the route for a single item if it has one."""
     units = all_units()
     yield "| unit | route under `/api/v2` | risk |\n|---|---|---|"
     for unit in units.values():
-        found = list(routes_of(unit, units))
-        shown = [route for route in found if route is found[0] or (route.ident and route.method == found[0].method)]
-        paths = ", ".join(f"`{route.method} {route.path}`" for route in shown)
+        every_route = list(routes_of(unit, units))
+        main = every_route[0]
+        listed = [route for route in every_route if route is main or (route.ident and route.method == main.method)]
+        paths = ", ".join(f"`{route.method} {route.path}`" for route in listed)
         yield f"| `{unit.name}` | {paths} | {unit.risk} |"
 
 
 def all_units() -> dict[str, UnitInfo]:
-    """Return every unit of every domain, with what decides its routes."""
-    found = {}
+    """Return every unit of every domain by name, with the fields that its routes depend on."""
+    infos = {}
     for name in domains.names():
         domain = domains.load(name)
         for unit in (*domain.units, *units_of(name, "asms://x", domain.log_risk)):
             spec = unit.spec
-            found[spec.name] = UnitInfo(
+            infos[spec.name] = UnitInfo(
                 name=spec.name, kind=spec.kind, risk=spec.risk, input=unit.model_json_schema(), timeout=spec.timeout
             )
-    return found
+    return infos
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Draws the statuses of a service and of a replica into docs/services.md, from the tables that the code goes by."""
+"""Draws the statuses of a service and of a replica into docs/services.md, from the tables in the code: `make docs`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MARK = "<!-- {} of {}: drawn by `make docs` -->"
 
 
 def drawn(text: str) -> str:
-    """Return the document with both pictures as the code has them now."""
+    """Return the document with both pictures up to date."""
     for name, lines in (("service", service()), ("replica", replica())):
         begin, end = _MARK.format("begin", name), _MARK.format("end", name)
         head, _, rest = text.partition(begin)
@@ -44,7 +44,7 @@ def replica() -> Iterator[str]:
 
 
 def _arrows(table: Mapping[type[Event], Mapping[Any, str]]) -> Iterator[str]:
-    """Yield an arrow for each pair of statuses, with the events that lead from the one to the other."""
+    """Yield an arrow for each transition between two statuses, labelled with the events that cause it."""
     labels: dict[tuple[str, str], list[str]] = {}
     for event, steps in table.items():
         for before, after in steps.items():

@@ -53,7 +53,7 @@ class NatsSettings(Section):
         description="User name on the bus; empty: the domain's name, for the command line operator.",
     )
     password_file: str = Field(
-        "", description="File with that user's password; empty: nats/users/<user> in the data folder, if it exists."
+        "", description="File with that user's password; empty: the one in nats/users/ in the data folder, if any."
     )
 
 
