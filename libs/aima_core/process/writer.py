@@ -105,7 +105,7 @@ class Writer(Generic[S]):
         """Delete snapshot and read tables and build both again from the log; return the number of events in it."""
         await self.log.save_snapshot("", 0, ())
         await self._load()
-        await replay.build_tables(self.domain, self.log, anew=True)
+        await replay.build_tables(self.domain, self.log, force=True)
         await self._snapshot()
         return self._committed_position
 

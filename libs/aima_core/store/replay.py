@@ -64,14 +64,14 @@ async def save(domain: Domain[S], log: Log, world: Mapping[str, S], versions: Ma
     await log.save_snapshot(_state_fingerprint(domain), position, rows)
 
 
-async def build_tables(domain: Domain[Any], log: Log, *, anew: bool = False) -> None:
+async def build_tables(domain: Domain[Any], log: Log, *, force: bool = False) -> None:
     """Build the read tables from the log; do nothing if they exist and their fingerprint matches.
 
-    With `anew`, build them in any case.
+    With `force`, build them in any case.
     """
     fingerprint = _fingerprint(domain.project, repr(sorted(domain.tables.items())))
     names = await log.file.read(_tables)
-    if not anew and await log.fact("tables") == fingerprint and names >= set(domain.tables):
+    if not force and await log.fact("tables") == fingerprint and names >= set(domain.tables):
         return
     await log.file.write(partial(_create, domain.tables))
     after = 0
