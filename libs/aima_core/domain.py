@@ -68,7 +68,7 @@ class Context(Generic[S]):
     folder: Path
     settings: Any
     world: World[S]
-    """The committed states, live: they change after every await, so read them again instead of keeping them."""
+    """The committed states, live: they may change at every await, so read them again instead of keeping them."""
     peers: Peers
     """Typed calls to other domains."""
     read: Reader[S]
