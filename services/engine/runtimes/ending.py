@@ -1,4 +1,4 @@
-"""Noticing that a process has died, and making it die. Knows pids, not instances."""
+"""Waits for the death of processes and kills them. Works on pids; must not depend on instances."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ import psutil
 from aima_core.errors import ExecutionFailed
 
 POLL = 0.5
-"""Seconds between two looks where the kernel does not tell us that a process has died."""
+"""Seconds between two checks on systems without a notification of a process's death."""
 KILLED = 5.0
-"""Seconds until something that was killed must be gone; a process stuck in a driver is not."""
+"""Seconds after SIGKILL within which a process must have ended; one stuck in a driver does not."""
 
 
 class Death(asyncio.Event):
-    """Set by the kernel when the process has died, if it `tells` us; otherwise never."""
+    """Set when the process has died, if the system is `notifying` (pidfd); otherwise never."""
 
-    tells = False
+    notifying = False
 
-    async def maybe(self) -> None:
-        """Return when the process has died, or when it is time to look oneself."""
+    async def wait_or_poll(self) -> None:
+        """Return when the process has died; without notification, when the next check is due."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.wait(), None if self.tells else POLL)
+            await asyncio.wait_for(self.wait(), None if self.notifying else POLL)
 
 
 @contextlib.contextmanager
 def watched(pid: int) -> Iterator[Death]:
-    """Watch a process, a child of ours or not. Look whether it is the right one after this was entered."""
+    """Watch a process, a child or not. Check inside the context that the pid still is the intended process."""
     death = Death()
     descriptor = _pidfd(pid)
     if descriptor is None:
         yield death
         return
-    death.tells = True
+    death.notifying = True
     loop = asyncio.get_running_loop()
     loop.add_reader(descriptor, death.set)
     try:
@@ -50,15 +50,15 @@ def watched(pid: int) -> Iterator[Death]:
 
 def _pidfd(pid: int) -> int | None:
     if sys.platform == "linux":
-        with contextlib.suppress(OSError):  # gone already, or a kernel before 5.3
+        with contextlib.suppress(OSError):  # already ended, or a kernel before 5.3
             return os.pidfd_open(pid)
     return None
 
 
 def signal(processes: Sequence[psutil.Process], *, kill: bool) -> None:
-    """Ask the processes to end, or make them; those that are gone are no error."""
+    """Send SIGTERM, or SIGKILL with `kill`. Processes that have ended are ignored."""
     for process in processes:
-        with contextlib.suppress(psutil.Error):  # psutil refuses when the pid has passed to another process
+        with contextlib.suppress(psutil.Error):  # psutil raises if the pid now belongs to another process
             if kill:
                 process.kill()
             else:
@@ -66,7 +66,7 @@ def signal(processes: Sequence[psutil.Process], *, kill: bool) -> None:
 
 
 def lives(process: psutil.Process) -> bool:
-    """Return whether it is still that process, and no zombie."""
+    """Return whether the process runs: the pid still is this process, and not a zombie."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
@@ -74,25 +74,25 @@ def lives(process: psutil.Process) -> bool:
 
 
 async def gone(processes: Sequence[psutil.Process], seconds: float) -> None:
-    """Return when none of them lives, or after so many seconds."""
+    """Return when none of the processes lives, at the latest after `seconds`."""
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and any(lives(process) for process in processes):  # noqa: ASYNC110 - nobody tells us
+    while time.monotonic() < deadline and any(lives(process) for process in processes):  # noqa: ASYNC110 - no notification
         await asyncio.sleep(0.02)
 
 
-def kill(what: str, look: Callable[[], Iterable[psutil.Process]]) -> None:
-    """Kill all that `look` finds until it finds nothing alive. Blocks, for milliseconds as a rule.
+def kill(instance: str, find: Callable[[], Iterable[psutil.Process]]) -> None:
+    """Kill all processes that `find` returns, until it returns none that lives. Blocks, usually for milliseconds.
 
-    Raises ExecutionFailed (reason STOP_FAILED) naming `what` when the system does not let go of it.
+    Raises ExecutionFailed (reason STOP_FAILED) naming `instance` if processes survive SIGKILL for five seconds.
     """
     deadline = time.monotonic() + KILLED
-    while remaining := [process for process in look() if lives(process)]:
+    while remaining := [process for process in find() if lives(process)]:
         if time.monotonic() > deadline:
             pids = sorted(process.pid for process in remaining)
             raise ExecutionFailed(
-                f"{what} does not end: the system does not let go of the processes {pids}",
+                f"{instance} cannot be ended: its processes {pids} survived SIGKILL for {KILLED:g} s",
                 reason="STOP_FAILED",
-                instance=what,
+                instance=instance,
                 pids=pids,
             )
         signal(remaining, kill=True)

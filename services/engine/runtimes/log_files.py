@@ -1,10 +1,9 @@
-"""The log files of instances: what programs write to stdout and stderr, kept by size.
+"""The log files of instances: stdout and stderr of their programs, limited in size.
 
-A program writes to its file descriptor itself, for as long as it lives and while we restart. A pipe through us
-would break with us (the next write would kill the program), and a renamed file would keep being written to under
-its new name. So the program appends to one file (O_APPEND: each write goes to the present end), and rotation
-copies what is there and truncates the file: the next write starts it anew. What arrives between the last copied
-byte and the truncation is lost; that is some microseconds once in ten megabytes.
+A program writes directly to its file, also while AIMA restarts: a pipe through AIMA would break at its end and the
+next write would kill the program. Renaming the file does not help, since the program keeps writing to the renamed
+one. Therefore the program appends (O_APPEND: each write goes to the current end), and rotation copies the file and
+truncates it. Output between the last copied byte and the truncation is lost: some microseconds per ten megabytes.
 """
 
 from __future__ import annotations
@@ -21,46 +20,46 @@ from services.engine.runtimes import START_LINE
 
 CHUNK = 64 * 1024
 TAIL_LIMIT = 8 * 1024 * 1024
-"""Bytes that one look at the last lines may read: a program can write lines without end."""
+"""Bytes that one call of `tail` reads at most, since a line may be arbitrarily long."""
 PARTIAL = 20
-"""Milliseconds that the rest of a line may take to come: a write over the border of a page is seen in two pieces, and
-truncated between them it would be a line cut in two. What ends without a newline is taken as it is after that."""
+"""Milliseconds that a rotation waits for the rest of a line: a write across a page boundary becomes visible in two
+pieces, and a truncation between them would cut the line in two."""
 FORGET_AFTER = 7 * 24 * 3600.0
-"""Seconds after its last line until the log of an instance that no longer lives is removed."""
+"""Seconds after its last line until the log of an ended instance is removed."""
 KEPT = 200
-"""Instances that no longer live whose logs are kept; each attempt to start a replica is one more."""
+"""Ended instances whose logs are kept; each attempt to start a replica is another instance."""
 
 
 def of_runs_since(lines: Sequence[str], at: float) -> Sequence[str]:
-    """Return the lines of the runs that began at that time, in Unix seconds, or later, and of the latest in any case.
+    """Return the lines of all runs that started at `at` (Unix seconds) or later; at least those of the latest run.
 
-    The clock that tells the time may be another's than the one that told the begins.
+    `at` may come from the clock of another machine, so that the latest run may seem to be older.
     """
-    begins = [(number, begun) for number, line in enumerate(lines) if (begun := _begun(line))]
-    first = next((number for number, begun in begins if begun >= at), begins[-1][0] if begins else 0)
+    starts = [(number, started_at) for number, line in enumerate(lines) if (started_at := _started_at(line))]
+    first = next((number for number, started_at in starts if started_at >= at), starts[-1][0] if starts else 0)
     return lines[first:]
 
 
-def _begun(line: str) -> float:
-    """Return when the run began that a line is the begin of; 0 for any other line."""
+def _started_at(line: str) -> float:
+    """Return the start time (Unix seconds) in the start line of a run; 0 for any other line."""
     text = line.rpartition(" at ")[2]
     with contextlib.suppress(ValueError):
-        # earlier releases wrote no fraction: such a run began within that second
+        # earlier releases wrote whole seconds: such a run started within that second
         return (unix(text) + ("." not in text)) if line.startswith(START_LINE) else 0.0
     return 0.0
 
 
 class LogFiles:
-    """`<folder>/<instance>.log` and the older `.log.1` (youngest) to `.log.<keep>`."""
+    """The current log `<folder>/<instance>.log` and the rotated ones, `.log.1` (newest) to `.log.<keep>`."""
 
     def __init__(self, folder: Path, max_bytes: int, keep: int) -> None:
         self._folder, self._max_bytes, self._keep = folder, max_bytes, keep
-        self._moving = threading.Lock()  # a reader must not see the files half moved
+        self._rotating = threading.Lock()  # readers must not see a rotation half done
 
     def open(self, instance: str, header: str) -> int:
-        """Return a descriptor to append to, after the header line; the caller closes it. Raises OSError."""
+        """Write the header line and return a descriptor to append to; the caller closes it. Raises OSError."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        # Nobody else may read it: an engine may write what it was asked.
+        # Readable by the owner only: an engine may log prompts.
         descriptor = os.open(self._path(instance), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
             os.write(descriptor, header.encode() + b"\n")
@@ -70,14 +69,14 @@ class LogFiles:
         return descriptor
 
     def rotate(self) -> None:
-        """Move aside what has grown too large. Raises OSError, with nothing lost."""
+        """Rotate each log larger than `max_bytes`. Raises OSError, without loss of lines."""
         for path in sorted(self._folder.glob("*.log")):
             if path.stat().st_size > self._max_bytes:
-                with self._moving:
+                with self._rotating:
                     self._rotate(path)
 
     def forget(self, living: Collection[str]) -> None:
-        """Remove the logs of what does not live any more: what is long over, and all but the newest. Raises OSError."""
+        """Remove the logs of ended instances: those older than a week, and all but the newest 200. Raises OSError."""
         ended = [(path.stat().st_mtime, path) for path in self._folder.glob("*.log") if path.stem not in living]
         for number, (written, path) in enumerate(sorted(ended, reverse=True)):
             if number >= KEPT or time.time() - written > FORGET_AFTER:
@@ -85,7 +84,6 @@ class LogFiles:
                     old.unlink(missing_ok=True)
 
     def has(self, instance: str) -> bool:
-        """Return whether there is a log of the instance."""
         return self._path(instance).exists()
 
     def _rotate(self, path: Path) -> None:
@@ -93,7 +91,7 @@ class LogFiles:
         try:
             with path.open("rb") as source, open(copy, "wb", opener=_private) as target:
                 last = b"\n"
-                while chunk := source.read(CHUNK):  # reads on while the program writes, up to the very last byte
+                while chunk := source.read(CHUNK):  # also reads what the program writes meanwhile
                     target.write(chunk)
                     last = chunk[-1:]
                 target.flush()
@@ -114,17 +112,17 @@ class LogFiles:
             copy.unlink(missing_ok=True)
 
     def tail(self, instance: str, lines: int) -> list[str]:
-        """Return the last lines, oldest first, read from the end backwards through the older files."""
+        """Return the last lines, oldest first. Reads backwards from the end of the newest file."""
         if lines <= 0:
             return []
-        with self._moving:
+        with self._rotating:
             blocks: list[bytes] = []
             read = newlines = 0
             for number in range(self._keep + 1):
                 for block in _backwards(self._path(instance, number)):
                     blocks.append(block)
                     read, newlines = read + len(block), newlines + block.count(b"\n")
-                    # The text ends with a newline of its own, so one more is needed to know a line's beginning.
+                    # The text itself ends with a newline, so the start of the first line is only known after one more.
                     if newlines > lines or read >= TAIL_LIMIT:
                         return _split(blocks, lines)
             return _split(blocks, lines)
@@ -138,7 +136,7 @@ def _private(path: str, flags: int) -> int:
 
 
 def _backwards(path: Path) -> Iterator[bytes]:
-    """Yield the file's blocks, the last one first; none when there is no such file."""
+    """Yield the file's blocks, the last one first; none if the file does not exist."""
     with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
         position = file.seek(0, os.SEEK_END)
         while position > 0:

@@ -1,7 +1,6 @@
-"""Finding our processes among all that run on the machine, by the marks in their environment.
+"""Finds the processes of this AIMA on the machine by the marks in their environment. Must not start or end any.
 
-The environment of a process is fixed when it starts and is inherited by what it starts, so the marks survive any
-crash of ours. This file only looks; it starts and ends nothing.
+The environment of a process is fixed at its start and inherited by its children, so the marks survive a crash of AIMA.
 """
 
 from __future__ import annotations
@@ -18,18 +17,18 @@ OWNER = "AIMA_OWNER"
 NOTE = "AIMA_NOTE_"
 
 CLOCK_STEP = 2.0
-"""Seconds. Start times are counted from the boot time, which the kernel rounds and shifts when the clock is set."""
+"""Tolerance of start times in seconds: they are relative to the boot time, which shifts when the clock is set."""
 
 
 def environment(process: psutil.Process) -> dict[str, str]:
-    """Return the environment that the process was started with; empty when it is dead or another user's."""
+    """Return the environment that the process was started with; empty if it is dead or belongs to another user."""
     try:
         for _ in range(5):
-            found = dict(process.environ())
-            # In the middle of an exec the kernel shows an empty one. Only the head of a session can be an engine of
-            # ours, so that the many processes that really have none (kernel threads) cost no waiting.
-            if found or os.getsid(process.pid) != process.pid or process.status() == psutil.STATUS_ZOMBIE:
-                return found
+            variables = dict(process.environ())
+            # During an exec the kernel shows an empty environment: read it again. Only for session leaders, as
+            # engines are; the many processes without an environment (kernel threads) must not cost waiting time.
+            if variables or os.getsid(process.pid) != process.pid or process.status() == psutil.STATUS_ZOMBIE:
+                return variables
             time.sleep(0.001)
     except (psutil.Error, OSError):
         pass
@@ -37,8 +36,8 @@ def environment(process: psutil.Process) -> dict[str, str]:
 
 
 def marked(owner: str) -> dict[str, list[psutil.Process]]:
-    """Return the living processes that carry the owner's mark, by instance: the programs and what they started."""
-    found: dict[str, list[psutil.Process]] = {}
+    """Return the living processes with the owner's mark, by instance: the programs and what they started."""
+    instances: dict[str, list[psutil.Process]] = {}
     for pid in psutil.pids():
         try:
             process = psutil.Process(pid)
@@ -46,26 +45,26 @@ def marked(owner: str) -> dict[str, list[psutil.Process]]:
             continue
         marks = environment(process)
         if marks.get(OWNER) == owner and (instance := marks.get(INSTANCE)):
-            found.setdefault(instance, []).append(process)
-    return found
+            instances.setdefault(instance, []).append(process)
+    return instances
 
 
 def noted(notes: dict[str, str]) -> dict[str, str]:
-    """Return notes as they stand in an environment."""
+    """Return notes as environment variables."""
     return {f"{NOTE}{name.upper()}": value for name, value in notes.items()}
 
 
 def notes(process: psutil.Process) -> dict[str, str]:
     """Return the notes that the process was started with."""
-    found = environment(process).items()
-    return {name.removeprefix(NOTE).lower(): value for name, value in found if name.startswith(NOTE)}
+    variables = environment(process).items()
+    return {name.removeprefix(NOTE).lower(): value for name, value in variables if name.startswith(NOTE)}
 
 
 def head(processes: list[psutil.Process], recorded: int | None) -> psutil.Process | None:
-    """Return the program itself among the processes of one instance; None when only its leftovers live.
+    """Return the program itself among the processes of one instance; None if only processes that it started live.
 
-    With a recorded pid it is that one or none. Without (we died between start and record) it is the oldest head
-    of a session: what a program starts in a session of its own is younger.
+    That is the process with the recorded pid. Without a record (AIMA crashed between start and record) it is the oldest
+    session leader: a session that the program itself has started is younger.
     """
     if recorded is not None:
         return next((process for process in processes if process.pid == recorded), None)
@@ -74,7 +73,7 @@ def head(processes: list[psutil.Process], recorded: int | None) -> psutil.Proces
 
 
 def leads_session(process: psutil.Process) -> bool:
-    """Return whether the process was started in a session of its own, as every program of ours is."""
+    """Return whether the process leads a session, as every program that AIMA starts does."""
     try:
         return os.getsid(process.pid) == process.pid
     except OSError:
@@ -82,7 +81,7 @@ def leads_session(process: psutil.Process) -> bool:
 
 
 def living(handle: Handle, owner: str) -> psutil.Process | None:
-    """Return the very process of the handle: same pid, same start, same marks, and no zombie; None otherwise."""
+    """Return the process of the handle if it lives: same pid, start time and marks, not a zombie. None otherwise."""
     try:
         process = psutil.Process(handle.pid)
         same = abs(process.create_time() - handle.started_at) <= CLOCK_STEP
@@ -95,17 +94,17 @@ def living(handle: Handle, owner: str) -> psutil.Process | None:
 
 
 def family(process: psutil.Process) -> list[psutil.Process]:
-    """Return the process, what it started, and the rest of its process group: also those without our marks."""
-    found = {process}
+    """Return the process, its descendants and the rest of its process group, also those without marks."""
+    members = {process}
     try:
-        found.update(process.children(recursive=True))
+        members.update(process.children(recursive=True))
         group = os.getpgid(process.pid)
     except (psutil.Error, OSError):
-        return list(found)
+        return list(members)
     for pid in psutil.pids():
         try:
             if group == process.pid == os.getpgid(pid):
-                found.add(psutil.Process(pid))
+                members.add(psutil.Process(pid))
         except (psutil.Error, OSError):
             continue
-    return sorted(found, key=lambda member: member != process)
+    return sorted(members, key=lambda member: member != process)
