@@ -125,7 +125,12 @@ def test_a_users_manifest_goes_before_the_built_in_of_its_name(tmp_path: Path) -
         ("presets", {"vlm": {"slots": 99}}, "(file)", "presets.vlm.slots must be a whole number"),
         ("presets", {"vlm": {"nothing": 1}}, "(file)", "an option of toy: heat, loud"),
         ("failures", [{"pattern": "(", "error_code": "X", "message": ""}], "failures.0", "a regular expression"),
-        ("failures", [{"pattern": "a", "error_code": "X", "message": "{b}"}], "failures.0", "has not: b"),
+        (
+            "failures",
+            [{"pattern": "a", "error_code": "X", "message": "{b}"}],
+            "failures.0",
+            "groups of the pattern, not b",
+        ),
     ],
 )
 def test_a_bad_field_is_named(tmp_path: Path, path: str, value: Any, field: str, expected: str) -> None:
@@ -166,7 +171,7 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
 def test_two_manifests_of_one_name_in_one_folder_are_refused(tmp_path: Path) -> None:
     write(tmp_path, TOY)
     write(tmp_path, TOY, "toy2.yaml")
-    with pytest.raises(ValidationFailed, match=r"toy2\.yaml: name: a name that toy\.yaml has not taken"):
+    with pytest.raises(ValidationFailed, match=r"toy2\.yaml: name: a unique name; toy\.yaml has this one too"):
         load_manifests([tmp_path])
 
 

@@ -142,10 +142,22 @@ async def test_a_service_is_created_once_under_its_name(client: Client) -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"config": {"slots": "two"}}, "toy: config.slots: a whole number of at least 1 and at most 8"),
-        ({"config": {"slotss": 2}}, "toy: config.slotss: an option of toy: context_length, "),
-        ({"config": {"fail_with": "x"}, "engine": "llamacpp"}, "llamacpp: config.fail_with: an option of llamacpp: "),
-        ({"config": {"slots": 9}, "engine": "toy"}, "toy: config.slots: a whole number of at least 1 and at most 8"),
+        (
+            {"config": {"slots": "two"}},
+            "engine toy does not accept the config; config.slots: expected a whole number of at least 1 and at most 8",
+        ),
+        (
+            {"config": {"slotss": 2}},
+            "engine toy does not accept the config; config.slotss: expected an option of toy: context_length, ",
+        ),
+        (
+            {"config": {"fail_with": "x"}, "engine": "llamacpp"},
+            "engine llamacpp does not accept the config; config.fail_with: expected an option of llamacpp: ",
+        ),
+        (
+            {"config": {"slots": 9}, "engine": "toy"},
+            "engine toy does not accept the config; config.slots: expected a whole number of at least 1 and at most 8",
+        ),
     ],
 )
 async def test_options_that_no_engine_would_take_are_refused_when_a_service_is_created(
@@ -265,7 +277,10 @@ async def test_a_start_that_fails_says_why_and_may_be_tried_again(client: Client
     assert await site.living() == []
     await create(client, "b", config={"slots": 9})
     bad = await refused(client, "service.start", service_id="svc-b")
-    assert bad.message == "toy: config.slots: a whole number of at least 1 and at most 8"
+    assert (
+        bad.message
+        == "engine toy does not accept the config; config.slots: expected a whole number of at least 1 and at most 8"
+    )
 
 
 async def test_what_the_engine_s_log_says_is_hopeless_is_not_tried_again(client: Client) -> None:

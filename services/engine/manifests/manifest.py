@@ -1,4 +1,4 @@
-"""Reading the engine manifests, and turning one into the command of a start. Starts nothing."""
+"""Loads engine manifests and turns one into the command line of a start. Must not start processes."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ BUILT_IN = Path(__file__).parent
 
 
 def load_manifests(folders: Sequence[Path]) -> dict[str, Manifest]:
-    """Return every manifest by engine name: the built-in ones, then those of the folders, where the later one wins.
+    """Return the manifests by engine name: the built-in ones, overridden by those of the folders; the last one wins.
 
-    A folder that is not there holds none. Raises ValidationFailed (reason MANIFEST_INVALID) that names the file, each
-    bad field and what was expected; also for two manifests of one name in one folder, of which neither can be meant.
+    A missing folder counts as empty. Raises ValidationFailed (reason MANIFEST_INVALID), which names the file and each
+    bad field with the expected value, also if two manifests of one folder have the same name.
     """
-    found: dict[str, Manifest] = {}
+    manifests: dict[str, Manifest] = {}
     for folder in (BUILT_IN, *folders):
         files: dict[str, Path] = {}
-        for file in sorted(path for ending in ("*.yaml", "*.yml") for path in folder.glob(ending)):
+        for file in sorted(path for pattern in ("*.yaml", "*.yml") for path in folder.glob(pattern)):
             manifest = _load(file)
             if other := files.get(manifest.name):
-                raise _invalid(file, [{"field": "name", "expected": f"a name that {other.name} has not taken"}])
+                raise _invalid(file, [{"field": "name", "expected": f"a unique name; {other.name} has this one too"}])
             files[manifest.name] = file
-            found[manifest.name] = manifest
-    return found
+            manifests[manifest.name] = manifest
+    return manifests
 
 
 def _load(file: Path) -> Manifest:
@@ -60,16 +60,16 @@ def _load(file: Path) -> Manifest:
 
 
 def _invalid(file: Path, fields: list[dict[str, str]]) -> ValidationFailed:
-    named = "; ".join(f"{fault['field']}: {fault['expected']}" for fault in fields)
-    return ValidationFailed(f"{file}: {named}", reason="MANIFEST_INVALID", file=str(file), fields=fields)
+    listed = "; ".join(f"{fault['field']}: {fault['expected']}" for fault in fields)
+    return ValidationFailed(f"{file}: {listed}", reason="MANIFEST_INVALID", file=str(file), fields=fields)
 
 
 def check(manifest: Manifest, config: Mapping[str, object]) -> None:
-    """Raise ValidationFailed that names each field of a config that the engine does not take."""
+    """Raise ValidationFailed, naming each option that is unknown or has a bad value."""
     if faults := manifest.faults(config):
         fields = [fault | {"field": f"config.{fault['field']}"} for fault in faults]
-        named = "; ".join(f"{fault['field']}: {fault['expected']}" for fault in fields)
-        raise ValidationFailed(f"{manifest.name}: {named}", fields=fields)
+        listed = "; ".join(f"{fault['field']}: expected {fault['expected']}" for fault in fields)
+        raise ValidationFailed(f"engine {manifest.name} does not accept the config; {listed}", fields=fields)
 
 
 def render(
@@ -83,24 +83,23 @@ def render(
     config: Mapping[str, object],
     model_type: str | None = None,
 ) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Return the command and the environment of a start.
+    """Return the command line and the environment of a start.
 
-    The config's options go before those that the model's type needs, and these before the defaults.
-    Raises what `check` does.
+    Options come from the config, then from the preset of the model's type, then from the defaults. Raises as `check`.
     """
     check(manifest, config)
     preset = next((values for name, values in manifest.presets.items() if name == model_type), {})
-    chosen = {name: config.get(name, preset.get(name, option.value())) for name, option in manifest.options.items()}
-    known = {name: _text(value) for name, value in chosen.items() if value is not None}
-    known |= {"python": python, "model_path": model_path, "model_name": model_name, "port": str(port), "host": host}
+    options = {name: config.get(name, preset.get(name, option.value())) for name, option in manifest.options.items()}
+    values = {name: _text(value) for name, value in options.items() if value is not None}
+    values |= {"python": python, "model_path": model_path, "model_name": model_name, "port": str(port), "host": host}
     args = [
         arg
         for name, option in manifest.options.items()
-        if chosen[name] is not None and chosen[name] is not False
+        if options[name] is not None and options[name] is not False
         for arg in option.args
     ]
-    argv = tuple(template.format_map(known) for template in (*manifest.command, *args))
-    return argv, {name: template.format_map(known) for name, template in manifest.env.items()}
+    argv = tuple(template.format_map(values) for template in (*manifest.command, *args))
+    return argv, {name: template.format_map(values) for name, template in manifest.env.items()}
 
 
 def _text(value: object) -> str:
@@ -108,11 +107,11 @@ def _text(value: object) -> str:
 
 
 def explain(manifest: Manifest, log_lines: Sequence[str]) -> tuple[str, str] | None:
-    """Return error code and message of what the log of the last run says went wrong; None when nothing is known."""
+    """Return error code and message of the failure that the log of the last run shows; None if no pattern matches."""
     starts = [number for number, line in enumerate(log_lines) if line.startswith(START_LINE)]
     run = log_lines[starts[-1] :] if starts else log_lines
     for failure in manifest.failures:
         for line in run:
-            if found := re.search(failure.pattern, line):
-                return failure.error_code, failure.message.format_map(found.groupdict(""))
+            if match := re.search(failure.pattern, line):
+                return failure.error_code, failure.message.format_map(match.groupdict(""))
     return None

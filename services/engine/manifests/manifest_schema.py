@@ -1,4 +1,4 @@
-"""What stands in a manifest file. Adding an engine is adding such a file; `manifest.py` reads and uses them."""
+"""The schema of a manifest file, which describes one engine. `manifest.py` loads and uses the files."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-GIVEN = frozenset({"python", "model_path", "model_name", "port", "host"})
-"""The placeholders that a start fills in; every option is one more."""
+RESERVED = frozenset({"python", "model_path", "model_name", "port", "host"})
+"""Placeholders that every start fills in; each option is another one."""
 
 Value = bool | int | float | str
 Device = Literal["cpu", "gpu"]
@@ -25,17 +25,17 @@ class _Part(BaseModel):
 
 
 class Option(_Part):
-    """A setting of the engine that the `config` of a start may give."""
+    """An option of the engine, which the `config` of a start may set."""
 
-    about: str = Field(description="What it sets, with its unit.")
-    type: Literal["int", "float", "bool", "str"] = Field(description="The JSON type that is accepted.")
+    about: str = Field(description="The effect of the option, with its unit.")
+    type: Literal["int", "float", "bool", "str"] = Field(description="JSON type of the value.")
     default: Value | None = Field(
-        None, description="Used when nothing is given; `cpu_count` for an int: the processors that may be used."
+        None, description="Default value; `cpu_count` for an int: the number of usable processors."
     )
-    minimum: float | None = Field(None, description="The smallest number that is accepted.")
-    maximum: float | None = Field(None, description="The largest number that is accepted.")
-    choices: tuple[str, ...] | None = Field(None, description="The texts that are accepted.")
-    args: tuple[str, ...] = Field((), description="Appended to the command when it is set (a bool: when it is true).")
+    minimum: float | None = Field(None, description="Smallest accepted number.")
+    maximum: float | None = Field(None, description="Largest accepted number.")
+    choices: tuple[str, ...] | None = Field(None, description="Accepted texts.")
+    args: tuple[str, ...] = Field((), description="Appended to the command if the option is set (a bool: if true).")
 
     @model_validator(mode="after")
     def _default_fits(self) -> Self:
@@ -45,12 +45,11 @@ class Option(_Part):
         return self
 
     def accepts(self, value: object) -> bool:
-        """Return whether the value is one that the option may have."""
         match self.type:
             case "bool":
                 return isinstance(value, bool)
             case "str":
-                # What is given ends up in a command line and an environment, where a zero byte cannot be.
+                # The value goes into a command line or an environment, which cannot contain a zero byte.
                 return isinstance(value, str) and "\0" not in value and (self.choices is None or value in self.choices)
             case "int":
                 return isinstance(value, int) and not isinstance(value, bool) and self._bounded(value)
@@ -62,7 +61,7 @@ class Option(_Part):
         return math.isfinite(value) and (low is None or value >= low) and (high is None or value <= high)
 
     def expected(self) -> str:
-        """Return in words what is accepted."""
+        """Return a description of the accepted values, such as "a whole number of at least 1"."""
         if self.choices is not None:
             return "one of " + ", ".join(self.choices)
         kind = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}[self.type]
@@ -71,44 +70,44 @@ class Option(_Part):
         return " and ".join(filter(None, (f"{kind} of {low or high}" if low or high else kind, high if low else None)))
 
     def value(self) -> Value | None:
-        """Return the default on this machine."""
+        """Return the default value on this machine."""
         if self.type == "int" and self.default == "cpu_count":
             return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return self.default
 
 
 class Health(_Part):
-    """How to see that the engine answers."""
+    """The health check of the engine."""
 
-    path: str = Field(pattern="^/", description="Answers GET with 200 when the model is loaded.")
-    interval: float = Field(0.5, gt=0, le=60, description="Seconds between two looks.")
+    path: str = Field(pattern="^/", description="Path that answers GET with 2xx once the model is loaded.")
+    interval: float = Field(0.5, gt=0, le=60, description="Seconds between two checks.")
     timeout: float = Field(
-        1.0, gt=0, le=60, description="Seconds until a look counts as failed; three make it unhealthy."
+        1.0, gt=0, le=60, description="Seconds until a check fails; three failures in a row make it unhealthy."
     )
 
 
 class Features(_Part):
-    """What the engine can do; the fields of `engine.features`."""
+    """The features and limits of the engine; the fields of `engine.features`."""
 
-    supports_streaming: bool = Field(False, description="Sends tokens as they come.")
-    supports_batch: bool = Field(False, description="Takes several inputs in one request.")
-    supports_tools: bool = Field(False, description="Calls tools, where the model can.")
+    supports_streaming: bool = Field(False, description="Streams tokens.")
+    supports_batch: bool = Field(False, description="Accepts several inputs in one request.")
+    supports_tools: bool = Field(False, description="Calls tools, if the model supports them.")
     supports_embedding: bool = Field(False, description="Embeds texts.")
-    supports_multimodal: bool = Field(False, description="Takes images or audio in a chat.")
+    supports_multimodal: bool = Field(False, description="Accepts images or audio in a chat.")
     supports_quantization: bool = Field(False, description="Runs quantised weights.")
     cancels_whole: bool = Field(
-        True, description="Stops working for a client who leaves, also where the answer is not streamed."
+        True, description="Stops generating when the client disconnects from an unstreamed request."
     )
-    max_concurrent: int = Field(1, ge=1, description="Requests worked on at once, at most.")
-    max_context_length: int = Field(ge=1, description="Tokens of context, at most.")
+    max_concurrent: int = Field(1, ge=1, description="Maximum number of requests processed at once.")
+    max_context_length: int = Field(ge=1, description="Maximum context, in tokens.")
 
 
 class Failure(_Part):
-    """A way to fail that shows in the log."""
+    """A failure that the engine's log shows."""
 
     pattern: str = Field(description="A regular expression, searched in each line of the log.")
-    error_code: str = Field(pattern="^[A-Z][A-Z_]*$", description="What to report, such as OUT_OF_MEMORY.")
-    message: str = Field(description="For a person: what is wrong, what helps; {group} names a group of the pattern.")
+    error_code: str = Field(pattern="^[A-Z][A-Z_]*$", description="Error code to report, such as OUT_OF_MEMORY.")
+    message: str = Field(description="Cause and remedy, for a person; {group} inserts a group of the pattern.")
 
     @model_validator(mode="after")
     def _groups_exist(self) -> Self:
@@ -117,35 +116,35 @@ class Failure(_Part):
         except re.error as error:
             raise ValueError(f"the pattern must be a regular expression: {error}") from None
         if unknown := placeholders([self.message]) - set(groups):
-            raise ValueError(f"the message names groups that the pattern has not: {', '.join(sorted(unknown))}")
+            raise ValueError(f"the message may only name groups of the pattern, not {', '.join(sorted(unknown))}")
         return self
 
 
 class Manifest(_Part):
-    """An engine: what it serves, how its process is started, how it is watched."""
+    """An engine: what it serves, the command line of its process, its health check."""
 
-    name: Name = Field(description="Names the engine everywhere.")
+    name: Name = Field(description="Name of the engine in all units.")
     about: str = Field(description="One sentence for people who choose an engine.")
-    type: ModelType = Field(description="What it is mainly for; one of `model_types`.")
-    version: str = Field(description="The version that the manifest was written for and tried with.")
-    runtime: Literal["process"] = Field("process", description="What runs it.")
-    package: str | None = Field(None, description="The PyPI package that brings it; null when it is no Python package.")
-    module: str | None = Field(None, description="The module that can be imported once the engine is installed.")
-    command: tuple[str, ...] = Field(min_length=1, description="Program and arguments; each a template.")
-    options: dict[Name, Option] = Field(default={}, description="What the caller's config may set.")
+    type: ModelType = Field(description="Main type of model; one of `model_types`.")
+    version: str = Field(description="Version that the manifest was tested with.")
+    runtime: Literal["process"] = Field("process", description="Runtime that starts it.")
+    package: str | None = Field(None, description="PyPI package of the engine; null if it has none.")
+    module: str | None = Field(None, description="Module that can be imported once the package is installed.")
+    command: tuple[str, ...] = Field(min_length=1, description="Program and arguments; each is a template.")
+    options: dict[Name, Option] = Field(default={}, description="Options that the config of a start may set.")
     env: dict[str, str] = Field(default={}, description="Environment of the process; the values are templates.")
     presets: dict[ModelType, dict[str, Value]] = Field(
-        default={}, description="Options that a type of model needs; the caller's config goes before them."
+        default={}, description="Options by type of model; the config of a start overrides them."
     )
-    health: Health = Field(description="How to see that it answers.")
-    dialect: Literal["openai"] = Field("openai", description="The API that it speaks.")
-    endpoints: tuple[str, ...] = Field(description="The paths of that API that it answers.")
-    model_types: tuple[ModelType, ...] = Field(min_length=1, description="The types of model that it serves.")
-    formats: tuple[str, ...] = Field(min_length=1, description="The file formats that it reads.")
-    features: Features = Field(description="What it can do.")
-    devices: tuple[Device, ...] = Field(min_length=1, description="Where it runs.")
-    preference: dict[Device, int] = Field(default={}, description="The higher, the sooner it is chosen on that device.")
-    failures: tuple[Failure, ...] = Field((), description="Tried in this order on the log of a run that failed.")
+    health: Health = Field(description="Health check.")
+    dialect: Literal["openai"] = Field("openai", description="API of the engine.")
+    endpoints: tuple[str, ...] = Field(description="Supported paths of that API.")
+    model_types: tuple[ModelType, ...] = Field(min_length=1, description="Types of model that it serves.")
+    formats: tuple[str, ...] = Field(min_length=1, description="File formats that it loads.")
+    features: Features = Field(description="Features and limits.")
+    devices: tuple[Device, ...] = Field(min_length=1, description="Devices that it runs on.")
+    preference: dict[Device, int] = Field(default={}, description="Rank by device: the highest engine is chosen.")
+    failures: tuple[Failure, ...] = Field((), description="Searched in this order in the log of a failed run.")
 
     @field_validator("command", "env")
     @classmethod
@@ -155,8 +154,8 @@ class Manifest(_Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if taken := GIVEN & set(self.options):
-            raise ValueError(f"options cannot be called {', '.join(sorted(taken))}: the start fills these in")
+        if taken := RESERVED & set(self.options):
+            raise ValueError(f"options cannot be called {', '.join(sorted(taken))}: every start uses these names")
         if self.type not in self.model_types:
             raise ValueError(f"the type {self.type} must be one of the model_types")
         always = {name for name, option in self.options.items() if option.default is not None}
@@ -166,10 +165,10 @@ class Manifest(_Part):
             *((f"options.{name}.args", option.args, always | {name}) for name, option in self.options.items()),
         ]
         for where, texts, known in templates:
-            if unknown := placeholders(texts) - GIVEN - known:
+            if unknown := placeholders(texts) - RESERVED - known:
                 raise ValueError(
                     f"{where} uses {', '.join(f'{{{name}}}' for name in sorted(unknown))}; "
-                    f"known are {', '.join(sorted(GIVEN | known))} (an option needs a default to stand there)"
+                    f"known are {', '.join(sorted(RESERVED | known))} (an option without a default cannot be used here)"
                 )
         for model_type, preset in self.presets.items():
             if faults := self.faults(preset):
@@ -177,26 +176,26 @@ class Manifest(_Part):
         return self
 
     def faults(self, config: Mapping[str, object]) -> list[dict[str, str]]:
-        """Return what is wrong with the config: field and what was expected; never the value, it may be a secret."""
+        """Return the field and the expected value of each fault of a config; never the value, which may be a secret."""
         known = ", ".join(sorted(self.options)) or "none"
-        found = []
+        faults = []
         for name, value in config.items():
             option = self.options.get(name)
             if option is None:
-                found.append({"field": name, "expected": f"an option of {self.name}: {known}"})
+                faults.append({"field": name, "expected": f"an option of {self.name}: {known}"})
             elif not option.accepts(value):
-                found.append({"field": name, "expected": option.expected()})
-        return found
+                faults.append({"field": name, "expected": option.expected()})
+        return faults
 
 
 def placeholders(templates: Iterable[str]) -> set[str]:
-    """Return the names in braces. Raises ValueError for anything but plain names: a template computes nothing."""
-    found = set()
+    """Return the names in braces. Raises ValueError for anything else in braces: a template must not compute."""
+    names = set()
     for template in templates:
         for _, name, form, conversion in string.Formatter().parse(template):
             if name is None:
                 continue
             if not name.isidentifier() or form or conversion:
-                raise ValueError(f"{template!r} is no template: only {{name}} may stand in braces, {{{{ for a brace")
-            found.add(name)
-    return found
+                raise ValueError(f"{template!r} is no template: braces may only hold a name; write {{{{ for a brace")
+            names.add(name)
+    return names
