@@ -1,9 +1,9 @@
 """The engine domain, assembled: read this first.
 
-Engines are data: one file in `manifests/` each. What runs of them are instances, each a stream of events. `units.py` is
-the contract. `rules/` is pure: `state` says what an instance is and what it calls for, `decider` what may happen to it.
-`outside/` is all that awaits: `instances` reserves, starts, watches and ends; `packages` installs. `runtimes/` is the
-port to whatever runs a program; `llamacpp_server` is the program of the built-in engine.
+An engine is a file in `manifests/`; each of its processes is an instance, with a stream of events. `units.py` is the
+contract. `rules/` is pure: `state` defines an instance and its effects, `decider` its transitions. `outside/` does I/O:
+`instances` reserves memory, starts, watches and ends instances; `packages` installs engines. `runtimes/` starts and
+finds processes; `llamacpp_server` is the program of the built-in engine.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ ENGINE = Domain(
             about="An engine and its instances.",
             query=lambda name: u.GetEngine(name=name or ""),
             touched=lambda event: [event.name] if hasattr(event, "name") else [],
-            ids=lambda _: load_manifests([]),  # an engine is there before anything has happened to it
+            ids=lambda _: load_manifests([]),  # an engine exists before its first event
         ),
         Resource(
             uri="asms://engines/status",

@@ -1,4 +1,4 @@
-"""Commands of the engine domain to itself: what an install or a start begins with, and what came of it."""
+"""Commands that the engine domain sends itself: prepared installs and starts, and the results of its effects."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from services.engine.units import Health, Installed, Phase, Started
 
 
 class BeginInstall(Command[Installed], unit="engine.begin_install", stream="name"):
-    """An InstallEngine with what is there already: `have` is the version found, `present` whether that will do."""
+    """An InstallEngine with the package already installed: `have` is its version, `present` whether it satisfies."""
 
     name: str
     version: str
@@ -19,7 +19,10 @@ class BeginInstall(Command[Installed], unit="engine.begin_install", stream="name
 
 
 class BeginStart(Command[Started], unit="engine.begin_start", stream="process_id"):
-    """A StartEngine with all that deciding needs to know: the model's facts, and ports that were free a moment ago."""
+    """A StartEngine with the facts for its decision: those of the model, and ports that were free a moment ago.
+
+    `port_range`: the first and the last port that instances may get.
+    """
 
     process_id: str
     name: str
@@ -35,6 +38,7 @@ class BeginStart(Command[Started], unit="engine.begin_start", stream="process_id
     address: str = ""
     port: int | None
     free_ports: tuple[int, ...]
+    port_range: tuple[int, int] = (1024, 65535)
     memory: int
     gpu_fraction: float = 0.0
     priority: int
@@ -43,7 +47,7 @@ class BeginStart(Command[Started], unit="engine.begin_start", stream="process_id
 
 
 class RecordInstalled(Command[Success], unit="engine.record_installed", stream="name"):
-    """The package is there."""
+    """The package is installed."""
 
     name: str
     version: str
@@ -51,7 +55,7 @@ class RecordInstalled(Command[Success], unit="engine.record_installed", stream="
 
 
 class RecordInstallFailed(Command[Success], unit="engine.record_install_failed", stream="name"):
-    """The package could not be had."""
+    """The installation has failed."""
 
     name: str
     error: str
@@ -59,7 +63,7 @@ class RecordInstallFailed(Command[Success], unit="engine.record_install_failed",
 
 
 class RecordProgress(Command[Success], unit="engine.record_progress", stream="process_id"):
-    """A start has come further."""
+    """A start has reached another phase."""
 
     process_id: str
     run: int
@@ -69,7 +73,7 @@ class RecordProgress(Command[Success], unit="engine.record_progress", stream="pr
 
 
 class RecordReady(Command[Success], unit="engine.record_ready", stream="process_id"):
-    """The instance answers."""
+    """The instance answers its health endpoint."""
 
     process_id: str
     run: int
@@ -81,7 +85,7 @@ class RecordReady(Command[Success], unit="engine.record_ready", stream="process_
 
 
 class RecordHealth(Command[Success], unit="engine.record_health", stream="process_id"):
-    """The instance has begun or ceased to answer."""
+    """The instance became healthy or unhealthy."""
 
     process_id: str
     run: int
@@ -99,14 +103,14 @@ class RecordFailed(Command[Success], unit="engine.record_failed", stream="proces
 
 
 class RecordOverdue(Command[Success], unit="engine.record_overdue", stream="process_id"):
-    """The deadline of a stop has come, and the process is still there."""
+    """The deadline of a stop has passed and the process still runs."""
 
     process_id: str
     run: int
 
 
 class RecordOrphan(Command[Success], unit="engine.record_orphan", stream="process_id"):
-    """A program of ours that the log does not know is being ended. What was not noted with it is empty, or run 0."""
+    """An engine process that the log does not know is being ended. Unknown fields are empty, an unknown `run` is 0."""
 
     process_id: str
     name: str
@@ -115,7 +119,7 @@ class RecordOrphan(Command[Success], unit="engine.record_orphan", stream="proces
 
 
 class RecordGone(Command[Success], unit="engine.record_gone", stream="process_id"):
-    """The process is gone."""
+    """The process has ended."""
 
     process_id: str
     run: int

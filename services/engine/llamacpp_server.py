@@ -1,8 +1,9 @@
-"""Serves one GGUF model with llama.cpp's own OpenAI-compatible server, as a process of its own.
+"""Serves one GGUF model with llama.cpp's OpenAI-compatible server. Runs as a separate process.
 
     python -m services.engine.llamacpp_server --model FILE --alias NAME --port PORT
 
-It imports nothing of AIMA, so that it starts fast and stays small. Stdout and stderr are the log of the instance.
+It must not import other modules of AIMA, so that it starts fast and stays small. Stdout and stderr are the log of the
+instance.
 """
 
 from __future__ import annotations
@@ -17,25 +18,25 @@ import xllamacpp
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until SIGTERM, which breaks off what is under way (exit code 0). Return 1 if the model cannot be served."""
+    """Serve until SIGTERM, which aborts running requests (exit code 0). Return 1 if the model cannot be served."""
     options = _parser().parse_args(arguments)
     if not os.path.isfile(options.model):
         return _refuse(f"there is no model file {options.model}")
-    # Loading is one long call that no handler of ours could interrupt: until it is done, SIGTERM just ends us.
+    # Loading is one long call that a Python signal handler cannot interrupt: SIGTERM kills the process meanwhile.
     try:
         server = xllamacpp.Server(_parameters(options))
     except RuntimeError as error:
-        return _refuse(f"{options.model} cannot be served: {error} The lines above say why.")
-    _say(f"serving {options.alias} at {server.listening_address}")
+        return _refuse(f"{options.model} cannot be served: {error} See the lines above for the cause.")
+    _report(f"serving {options.alias} at {server.listening_address}")
     _wait_for(signal.SIGTERM, signal.SIGINT)
-    _say("stopping")
-    # Ended in order, the server waits for a stream under way until it is next written to: half a minute was seen.
-    # There is nothing to save, the system takes back memory and sockets, and clients see that the answer broke off.
+    _report("stopping")
+    # An orderly shutdown waits until each running stream is next written to, up to half a minute. There is nothing to
+    # save: the system frees memory and sockets, and clients see that the answer was cut off.
     os._exit(0)
 
 
 def _wait_for(*numbers: signal.Signals) -> None:
-    # The signal may be handed to any thread of the server, which would not wake this one. The byte in the pipe does.
+    # The signal may reach another thread of the server, which does not wake this one. The byte in the pipe does.
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer)
@@ -45,18 +46,18 @@ def _wait_for(*numbers: signal.Signals) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="llamacpp_server", description="One GGUF model behind an OpenAI API.")
+    parser = argparse.ArgumentParser(prog="llamacpp_server", description="Serve one GGUF model with an OpenAI API.")
     parser.add_argument("--model", required=True, help="the GGUF file")
-    parser.add_argument("--alias", required=True, help="the name that requests call the model by")
+    parser.add_argument("--alias", required=True, help="the model's name in requests")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--context-length", type=int, default=4096, help="tokens, for each slot")
-    parser.add_argument("--slots", type=int, default=4, help="requests worked on at once")
+    parser.add_argument("--context-length", type=int, default=4096, help="tokens per slot")
+    parser.add_argument("--slots", type=int, default=4, help="requests processed at once")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--prompt-cache-mib", type=int, default=0, help="memory for prompts that may come again")
+    parser.add_argument("--prompt-cache-mib", type=int, default=0, help="memory for a cache of earlier prompts")
     parser.add_argument("--gpu-layers", type=int, default=-1, help="layers on the GPU; -1: as many as fit")
     parser.add_argument("--embedding", action="store_true", help="serve embeddings instead of text")
-    parser.add_argument("--pooling", choices=("mean", "cls", "last"), help="default: as the model says")
+    parser.add_argument("--pooling", choices=("mean", "cls", "last"), help="default: the model's own")
     return parser
 
 
@@ -71,29 +72,29 @@ def _parameters(options: argparse.Namespace) -> xllamacpp.CommonParams:
     parameters.cpuparams.n_threads = options.threads
     parameters.cpuparams_batch.n_threads = options.threads
     parameters.n_gpu_layers = options.gpu_layers
-    # llama.cpp would take up to 8 GiB for this over time, which nobody has reserved.
+    # By default llama.cpp fills up to 8 GiB over time, which the instance has not reserved.
     parameters.cache_ram_mib = options.prompt_cache_mib
     parameters.endpoint_metrics = parameters.endpoint_slots = parameters.endpoint_props = True
     parameters.use_jinja = True
     parameters.ui = False
-    parameters.offline = True  # it serves this file and fetches nothing
+    parameters.offline = True  # serve this file only, download nothing
     parameters.cors_origins = ""  # by default any web page in a browser on this machine may use the model
     parameters.embedding = options.embedding
     if options.embedding:
-        # An embedding is made of a whole text at once, so that the batch must hold all of it.
+        # A text is embedded in one pass: the batch must hold all of it.
         parameters.n_batch = parameters.n_ubatch = options.context_length
     if options.pooling:
         parameters.pooling_type = xllamacpp.llama_pooling_type[f"LLAMA_POOLING_TYPE_{options.pooling.upper()}"]
     return parameters
 
 
-def _say(line: str) -> None:
+def _report(line: str) -> None:
     sys.stderr.write(f"llamacpp_server: {line}\n")
     sys.stderr.flush()
 
 
 def _refuse(line: str) -> int:
-    _say(line)
+    _report(line)
     return 1
 
 

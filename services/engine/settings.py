@@ -1,4 +1,4 @@
-"""Settings of the engine domain."""
+"""The settings of the engine domain: section `[engine]`, or `AIMA_ENGINE_<KEY>`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from aima_core.settings import Section
 
 
 class EngineSettings(Section):
-    """`[engine]`"""
+    """Addresses and ports of engine instances."""
 
     host: str = Field("127.0.0.1", description="Address that engines listen on.")
-    address: str = Field("", description="Name by which other machines reach engines here; default: the host above.")
-    port_min: int = Field(18100, ge=1024, le=65535, description="First port that instances get.")
-    port_max: int = Field(18999, ge=1024, le=65535, description="Last port that instances get.")
+    address: str = Field("", description="Name or address by which other machines reach the engines; default: `host`.")
+    port_min: int = Field(18100, ge=1024, le=65535, description="First port of the range for instances.")
+    port_max: int = Field(18999, ge=1024, le=65535, description="Last port of the range for instances.")

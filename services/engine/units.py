@@ -26,15 +26,15 @@ _REFUSALS: Mapping[str, type[AimaError]] = {
     **dict.fromkeys(resource.REFUSALS, InsufficientResources),
 }
 REBOOTED = "REBOOTED"
-"""Error code of an instance that went with the machine."""
+"""Error code of an instance that ended because the machine or its container was restarted."""
 STOP_TIMEOUT = "STOP_TIMEOUT"
-"""The error code of an instance that does not end."""
+"""Error code of an instance whose process still runs after the deadline of its stop."""
 ORPHAN = "orphan"
-"""The reason of the end of a program of ours that the log did not know: we end it when we begin."""
+"""Reason of `engine.stopped` for an engine process that the log does not know; the domain ends it when it starts."""
 
 
 def refusal(error: str, error_code: str, **details: Any) -> AimaError:
-    """Return what a failure that was recorded means to somebody who waits."""
+    """Return the error that a waiting caller gets for a recorded failure; `error_code` becomes its reason."""
     return _REFUSALS.get(error_code, ExecutionFailed)(error, reason=error_code, **details)
 
 
@@ -49,9 +49,9 @@ EngineName = Annotated[
 ProcessId = Annotated[
     str,
     Field(
-        pattern=r"^[a-z0-9]+-[a-z0-9-]+$",  # with a dash, which no engine's name has: both name streams and instances
+        pattern=r"^[a-z0-9]+-[a-z0-9-]+$",  # the dash tells it from an engine's name: both name streams
         max_length=100,
-        description="Id of one instance; has a dash.",
+        description="Id of one instance; contains a dash.",
         examples=["eng-llamacpp-7f3a09c1"],
     ),
 ]
@@ -69,7 +69,7 @@ Named = Annotated[
 
 
 class InstallRequested(Event, unit="engine.install_requested", stream="name", frozen=True, kw_only=True):
-    """The engine's package shall be there, by `deadline` (Unix seconds; 0 in what older releases wrote: whenever)."""
+    """The engine's package is to be installed by `deadline` (Unix seconds; 0 in events of older releases: none)."""
 
     name: str
     version: str
@@ -77,7 +77,7 @@ class InstallRequested(Event, unit="engine.install_requested", stream="name", fr
 
 
 class EngineInstalled(Event, unit="engine.installed", stream="name", frozen=True, kw_only=True):
-    """The engine's package is there."""
+    """The engine's package is installed in `path`."""
 
     name: str
     version: str
@@ -85,7 +85,7 @@ class EngineInstalled(Event, unit="engine.installed", stream="name", frozen=True
 
 
 class InstallFailed(Event, unit="engine.install_failed", stream="name", frozen=True, kw_only=True):
-    """The engine's package could not be had."""
+    """The installation of the engine's package has failed."""
 
     name: str
     error: str
@@ -93,7 +93,7 @@ class InstallFailed(Event, unit="engine.install_failed", stream="name", frozen=T
 
 
 class StartRequested(Event, unit="engine.start_requested", stream="process_id", frozen=True, kw_only=True):
-    """An instance shall run. Recorded before its process exists: that is what makes orphans findable.
+    """An instance is to run. Recorded before its process exists, so that a process without this event is an orphan.
 
     `memory` in bytes, `gpu_fraction` of one accelerator; `timeout` in seconds; `deadline` in Unix seconds; `run` counts
     the starts of one instance.
@@ -126,7 +126,7 @@ class StartRequested(Event, unit="engine.start_requested", stream="process_id", 
 
 
 class StartProgress(Event, unit="engine.start_progress", stream="process_id", frozen=True, kw_only=True):
-    """A start has come further. `progress` in percent."""
+    """A start has reached another phase. `progress` in percent."""
 
     process_id: str
     service_id: str
@@ -139,7 +139,7 @@ class StartProgress(Event, unit="engine.start_progress", stream="process_id", fr
 class EngineStarted(Event, unit="engine.started", stream="process_id", frozen=True, kw_only=True):
     """The instance's health endpoint has answered. `served_model` is the model's name as the engine knows it.
 
-    `boot` tells one boot of the machine or container from another; empty where it cannot be told.
+    `boot` identifies the boot of the machine or container; empty where it cannot be read.
     """
 
     process_id: str
@@ -159,7 +159,7 @@ class EngineStarted(Event, unit="engine.started", stream="process_id", frozen=Tr
 
 
 class HealthChanged(Event, unit="engine.health_changed", stream="process_id", frozen=True, kw_only=True):
-    """A running instance has begun or ceased to answer its health endpoint."""
+    """A running instance became healthy or unhealthy: it answers its health endpoint again, or no longer."""
 
     process_id: str
     name: str
@@ -170,7 +170,7 @@ class HealthChanged(Event, unit="engine.health_changed", stream="process_id", fr
 
 
 class EngineError(Event, unit="engine.error", stream="process_id", frozen=True, kw_only=True):
-    """A start has failed, a running instance has died, or one does not end; what is left is being cleared away."""
+    """A start has failed, a running instance has died, or a stop is overdue. What remains of it is being ended."""
 
     process_id: str
     name: str
@@ -181,9 +181,9 @@ class EngineError(Event, unit="engine.error", stream="process_id", frozen=True, 
 
 
 class StopRequested(Event, unit="engine.stop_requested", stream="process_id", frozen=True, kw_only=True):
-    """The instance shall end; with `restart` it shall then run again. `timeout` in seconds until it is killed.
+    """The instance is to end, and with `restart` to start again. `timeout`: seconds until it is killed.
 
-    By `deadline` (Unix seconds; 0 in what older releases wrote: whenever) it must be gone.
+    A stop that takes longer than `deadline` (Unix seconds; 0 in events of older releases: none) is an error.
     """
 
     process_id: str
@@ -196,7 +196,7 @@ class StopRequested(Event, unit="engine.stop_requested", stream="process_id", fr
 
 
 class EngineStopped(Event, unit="engine.stopped", stream="process_id", frozen=True, kw_only=True):
-    """The instance's process is gone, and nothing of it is left. `reason`: requested, restart, orphan, or an error."""
+    """The instance's process and all its children have ended. `reason`: requested, restart, orphan or an error code."""
 
     process_id: str
     name: str
@@ -225,7 +225,7 @@ EVENTS: tuple[type[Event], ...] = Events.__args__
 
 
 class Installed(View):
-    """Where an engine's package is."""
+    """An installed package of an engine."""
 
     success: bool
     path: str = Field(description="Folder of the package.")
@@ -233,7 +233,7 @@ class Installed(View):
 
 
 class Started(View):
-    """An instance that has been asked to run."""
+    """An instance that runs or is starting."""
 
     process_id: str
     status: InstanceStatus
@@ -251,39 +251,39 @@ class Instance(View):
     port: int
     model_id: str
     model_name: str
-    service_id: str = Field(description="The service that it belongs to; empty when it was started by itself.")
+    service_id: str = Field(description="Service that it belongs to; empty if it was started without one.")
     pid: int | None
-    run: int = Field(description="How many times it has been started.")
-    phase: str = Field(description="How far a start has come.")
+    run: int = Field(description="Number of times that it has been started.")
+    phase: str = Field(description="Phase of the latest start.")
     error: str | None
     error_code: str | None
     exit_code: int | None
     started_at: str | None
     changed_at: str
     memory_bytes: int | None = Field(
-        None, description="Bytes of main memory that it uses now. Only engine.get looks, at instances that live."
+        None, description="Bytes of main memory in use now. Only engine.get measures it, and only for living instances."
     )
     cpu_percent: float | None = Field(
         None,
-        description="Percent of one processor that it uses now: 200 is two. Only engine.get looks, like memory_bytes.",
+        description="CPU use now, in percent of one core (200: two cores). Only engine.get measures it.",
     )
 
 
 class EngineView(View):
-    """An engine, and what runs of it."""
+    """An engine and its instances."""
 
     name: str
     about: str
     type: str
     status: EngineStatus
     version: str
-    installed: bool = Field(description="Whether its package is there.")
-    capabilities: list[str] = Field(description="What it can do, such as streaming, tools, embedding.")
+    installed: bool = Field(description="Whether its package is installed.")
+    capabilities: list[str] = Field(description="Capabilities, such as streaming, tools, embedding.")
     model_types: list[str]
-    formats: list[str] = Field(description="Weight formats that it reads.")
+    formats: list[str] = Field(description="Weight formats that it loads, such as gguf.")
     devices: list[str]
-    options: list[str] = Field(description="What the config of a start may set.")
-    preference: dict[str, int] = Field(description="Per device: the higher, the sooner it is chosen.")
+    options: list[str] = Field(description="Options that the config of a start may set.")
+    preference: dict[str, int] = Field(description="Rank by device; the engine with the highest is chosen.")
     models: list[str] = Field(description="Ids of the models that its instances serve.")
     instances: list[Instance]
 
@@ -296,23 +296,23 @@ class EngineList(View):
 
 
 class Features(View):
-    """What an engine can do."""
+    """The features and limits of an engine."""
 
     supports_streaming: bool
     supports_batch: bool
-    max_concurrent: int = Field(description="Requests at once.")
+    max_concurrent: int = Field(description="Maximum number of requests processed at once.")
     supports_tools: bool
     supports_embedding: bool
     supports_multimodal: bool
     supports_quantization: bool
-    max_context_length: int = Field(description="Tokens.")
+    max_context_length: int = Field(description="Maximum context, in tokens.")
     cancels_whole: bool = Field(
-        True, description="Stops working for a client who leaves, also where the answer is not streamed."
+        True, description="Whether it stops generating when the client disconnects from an unstreamed request."
     )
 
 
 class Logs(View):
-    """The end of a log."""
+    """The last lines of a log."""
 
     logs: list[str] = Field(description="Lines, oldest first.")
 
@@ -329,11 +329,11 @@ class InstallEngine(
     events=(EngineInstalled, InstallFailed, EngineError),
     examples=({"name": "llamacpp"},),
 ):
-    """Make an engine's package available. Nothing happens when it already is."""
+    """Install an engine's package. Does nothing if it is already installed."""
 
     name: EngineName
     version: str | None = Field(
-        None, pattern=r"^[0-9][0-9A-Za-z.+!-]{0,40}$", description="Version; default: the one the manifest names."
+        None, pattern=r"^[0-9][0-9A-Za-z.+!-]{0,40}$", description="Version; default: that of the manifest."
     )
 
 
@@ -345,22 +345,22 @@ class StartEngine(
     events=(StartProgress, EngineStarted, EngineError),
     examples=({"name": "llamacpp", "model_id": "smollm2-135m-instruct", "config": {"context_length": 2048}},),
 ):
-    """Start one instance of an engine for a model. Answers when it is healthy, or at once with `wait` false."""
+    """Start one instance of an engine for a model. Answers when it is healthy; with `wait` false, at once."""
 
     name: EngineName
-    model_id: str | None = Field(None, max_length=120, description="A model of the registry; or give model_path.")
+    model_id: str | None = Field(None, max_length=120, description="Model of the registry; or give model_path.")
     model_path: str | None = Field(None, max_length=4096, description="Absolute path of a file of weights.")
     config: Options = Field({}, description="Options of the engine, such as context_length, slots, threads.")
     process_id: ProcessId | None = Field(
-        None, description="Id for the instance; asking twice starts one. Default: new."
+        None, description="Id of the instance; a repeated request with it starts no second one. Default: a new id."
     )
-    service_id: str = Field("", max_length=100, description="The service that it belongs to.")
+    service_id: str = Field("", max_length=100, description="Service that the instance belongs to.")
     port: int | None = Field(None, ge=1024, le=65535, description="Port to listen on; default: a free one.")
     memory_bytes: int | None = Field(None, ge=0, description="Bytes to reserve; default: estimated from the model.")
-    gpu_fraction: float = Field(0, ge=0, le=1, description="Of one accelerator, to reserve beside the memory.")
-    priority: int = Field(5, ge=0, le=100, description="Of the memory it reserves.")
-    wait: bool = Field(True, description="Whether to answer only when it is healthy or has failed.")
-    timeout: float = Field(300, ge=1, le=3600, description="Seconds until the start counts as failed.")
+    gpu_fraction: float = Field(0, ge=0, le=1, description="Share of one accelerator to reserve, beside the memory.")
+    priority: int = Field(5, ge=0, le=100, description="Priority of the memory slot; may preempt lower ones.")
+    wait: bool = Field(True, description="Whether to wait until it is healthy or has failed.")
+    timeout: float = Field(300, ge=1, le=3600, description="Seconds after which the start has failed.")
 
 
 class StopEngine(
@@ -371,11 +371,11 @@ class StopEngine(
     events=(EngineStopped, EngineError),
     examples=({"name": "eng-llamacpp-7f3a09c1"}, {"name": "llamacpp", "timeout": 5}),
 ):
-    """Stop one instance, or all of an engine. Answers when they are gone; nothing happens when there are none."""
+    """Stop one instance, or all instances of an engine. Answers when they have ended; does nothing if none runs."""
 
     name: Named
-    force: bool = Field(False, description="Kill at once instead of asking first.")
-    timeout: float = Field(30, ge=0, le=600, description="Seconds that it gets to end by itself.")
+    force: bool = Field(False, description="Kill (SIGKILL) at once instead of sending SIGTERM first.")
+    timeout: float = Field(30, ge=0, le=600, description="Seconds from SIGTERM until it is killed.")
 
 
 class RestartEngine(
@@ -386,7 +386,7 @@ class RestartEngine(
     events=(EngineStopped, EngineStarted),
     examples=({"name": "eng-llamacpp-7f3a09c1"},),
 ):
-    """Stop an instance and start it again as it was. An engine's name will do when one instance of it runs."""
+    """Stop an instance and start it again with the same settings. An engine's name works if it has one instance."""
 
     name: Named
 
@@ -395,20 +395,20 @@ class RestartEngine(
 
 
 class GetEngine(Query[EngineView], unit="engine.get", errors=(NotFound,), examples=({"name": "llamacpp"},)):
-    """Return an engine and its instances, with what they use of the machine now."""
+    """Return an engine and its instances, with the memory and CPU that they use now."""
 
     name: EngineName
 
 
 class ListEngines(Query[EngineList], Page, unit="engine.list", examples=({"type": "llm"},)):
-    """List the engines. What their instances use of the machine is left out; engine.get tells it."""
+    """List the engines, without the memory and CPU use of their instances: see engine.get."""
 
-    type: str | None = Field(None, description="Only those that serve models of this type.")
-    status: EngineStatus | None = Field(None, description="Only those in this status.")
+    type: str | None = Field(None, description="Only engines that serve models of this type.")
+    status: EngineStatus | None = Field(None, description="Only engines in this status.")
 
 
 class GetFeatures(Query[Features], unit="engine.features", errors=(NotFound,), examples=({"name": "llamacpp"},)):
-    """Tell what an engine can do."""
+    """Return the features and limits of an engine."""
 
     name: EngineName
 
@@ -419,10 +419,10 @@ class CheckConfig(
     errors=(NotFound, ValidationFailed),
     examples=({"name": "llamacpp", "config": {"slots": 2}},),
 ):
-    """Tell whether an engine would take a config; the refusal names each field that it would not."""
+    """Check whether an engine accepts a config; the error names each field that it does not accept."""
 
     name: EngineName
-    config: Options = Field(description="Options of the engine, as engine.start takes them.")
+    config: Options = Field(description="Options of the engine, as in engine.start.")
 
 
 class GetLogs(
@@ -431,8 +431,8 @@ class GetLogs(
     errors=(NotFound,),
     examples=({"process_id": "eng-llamacpp-7f3a09c1", "tail": 20},),
 ):
-    """Return the last lines that an instance wrote; also when it has ended."""
+    """Return the last lines of an instance's log, also after it has ended."""
 
     process_id: ProcessId
-    tail: int = Field(100, ge=1, le=10_000, description="So many lines.")
-    since: float | None = Field(None, ge=0, description="Unix seconds: only of runs that began then or later.")
+    tail: int = Field(100, ge=1, le=10_000, description="Number of lines.")
+    since: float | None = Field(None, ge=0, description="Only runs that started at this time (Unix seconds) or later.")

@@ -46,7 +46,7 @@ def begin(ident: str = ID, **other: Any) -> i.BeginStart:
 
 
 def requested(ident: str = ID, *, run: int = 1, port: int = 18100, **other: Any) -> u.StartRequested:
-    asked = begin(ident).model_dump(exclude={"free_ports", "wait", "port"}) | other
+    asked = begin(ident).model_dump(exclude={"free_ports", "port_range", "wait", "port"}) | other
     return u.StartRequested(**asked, port=port, deadline=NOON + 60, run=run)
 
 
@@ -77,7 +77,7 @@ def failed(run: int = 1, ident: str = ID) -> u.EngineError:
 
 
 def late() -> u.EngineError:
-    error = "its process has not ended within 60 s"
+    error = "the process still runs 60 s after its stop was requested; AIMA keeps trying to end it"
     return u.EngineError(process_id=ID, name="toy", error=error, error_code="STOP_TIMEOUT", service_id="svc-a", run=1)
 
 
@@ -269,7 +269,7 @@ def test_a_forced_stop_calls_for_force() -> None:
     ]
     (error,) = given.when(i.RecordOverdue(process_id=ID, run=1))
     assert isinstance(error, u.EngineError)
-    assert error.error == "its process has not ended within 30 s"
+    assert error.error == "the process still runs 30 s after its stop was requested; AIMA keeps trying to end it"
 
 
 def test_what_an_older_release_began_without_a_deadline_has_none() -> None:
@@ -368,7 +368,7 @@ def test_an_instance_holds_its_port_until_it_is_gone(status: str) -> None:
     given = Given(ENGINE, STATUSES[status])
     with pytest.raises(Conflict) as refused:
         given.when(begin("eng-2", port=18100, free_ports=(18100,)))
-    assert refused.value.message == "port 18100 is held by eng-1"
+    assert refused.value.message == "port 18100 is held by instance eng-1; choose another port or stop eng-1"
     assert refused.value.details == {"reason": "PORT_IN_USE", "port": 18100, "holder": "eng-1"}
 
 
@@ -377,15 +377,27 @@ def test_a_port_that_was_asked_for_is_taken_when_it_is_free_or_refused_when_a_st
     assert port_of(given, begin(port=20000, free_ports=(20000,))) == 20000
     with pytest.raises(Conflict) as refused:
         given.when(begin(port=20000, free_ports=()))
-    assert refused.value.message == "port 20000 is held by a program that is not ours"
+    assert refused.value.message == "port 20000 is in use by another program; choose another port"
     assert refused.value.details == {"reason": "PORT_IN_USE", "port": 20000}
 
 
 @pytest.mark.parametrize("free", [(), (18100,)])
 def test_no_free_port_is_told_at_once(free: tuple[int, ...]) -> None:
     with pytest.raises(Unavailable) as refused:
-        Given(ENGINE, [requested(port=18100)]).when(begin("eng-2", free_ports=free))
+        Given(ENGINE, [requested(port=18100)]).when(begin("eng-2", free_ports=free, port_range=(18100, 18109)))
     assert refused.value.reason == "NO_FREE_PORT"
+    assert refused.value.message == (
+        "ports 18100-18109 are all in use (1 by AIMA, 9 by other programs); stop an instance, or widen the range with "
+        "the settings engine.port_min and engine.port_max"
+    )
+
+
+def test_an_empty_port_range_is_told_as_such() -> None:
+    with pytest.raises(Unavailable) as refused:
+        Given(ENGINE, []).when(begin("eng-1", free_ports=(), port_range=(18200, 18100)))
+    assert refused.value.message == (
+        "the port range 18200-18100 is empty; set engine.port_max to at least engine.port_min"
+    )
 
 
 # --- what holds of anything ---------------------------------------------------------------------------------------

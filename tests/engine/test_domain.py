@@ -191,7 +191,7 @@ async def test_a_start_that_is_late_fails_and_leaves_no_process_and_no_port(clie
         client, "engine.start", name="toy", model_id="toy", process_id="eng-a", config={"delay_start": 60.0}, timeout=1
     )
     assert isinstance(error, Timeout)
-    assert error.message == "the engine was not ready in time"
+    assert error.message == "the engine did not answer its health check within 1 s; read its log with engine.logs"
 
     async def gone() -> bool:
         return (await types(client, "engine/eng-a"))[-1] == "stopped"
@@ -464,7 +464,7 @@ async def test_a_stop_that_is_late_is_an_error_and_goes_on(site: Machine) -> Non
             return shown if shown["status"] == "error" else None
 
         shown = await until(failed)
-        late = "its process has not ended within 630 s"
+        late = "the process still runs 630 s after its stop was requested; AIMA keeps trying to end it"
         assert (shown["error_code"], shown["error"], shown["exit_code"]) == ("STOP_TIMEOUT", late, None)
         assert await site.pids() == [pid]
         assert await slots(client) == {"eng-a-1": 1120}  # it still holds its memory
@@ -511,7 +511,7 @@ async def test_a_busy_port_is_refused_at_once_and_never_handed_out(client: Clien
         taken.listen()
         error = await refused(client, "engine.start", name="toy", model_id="toy", port=first)
         assert isinstance(error, Conflict)
-        assert error.message == f"port {first} is held by a program that is not ours"
+        assert error.message == f"port {first} is in use by another program; choose another port"
         assert (await start(client, "eng-a"))["endpoint"] == f"http://127.0.0.1:{second}"
         error = await refused(client, "engine.start", name="toy", model_id="toy", process_id="eng-b", port=second)
         assert error.details == {"reason": "PORT_IN_USE", "port": second, "holder": "eng-a"}
@@ -550,7 +550,9 @@ async def test_bad_input_names_the_field_and_starts_nothing(client: Client, site
     assert (await refused(client, "engine.start", name="toy", model_id="nix")).reason == "MODEL_NOT_FOUND"
     assert (await refused(client, "engine.start", name="toy", model_id="Coming")).reason == "MODEL_NOT_READY"
     unfit = await refused(client, "engine.start", name="toy", model_id="Voice")
-    assert unfit.message == "toy does not serve a tts in gguf; it serves llm, embedding in gguf"
+    assert unfit.message == (
+        "toy cannot serve voice: its type is tts and its format gguf; toy serves types llm, embedding in formats gguf"
+    )
     for unit in ("engine.stop", "engine.restart"):
         assert (await refused(client, unit, name="eng-none")).reason == "INSTANCE_NOT_FOUND"
     assert (await refused(client, "engine.logs", process_id="eng-none")).reason == "INSTANCE_NOT_FOUND"

@@ -85,7 +85,7 @@ async def test_an_installation_that_is_late_has_failed_and_pip_is_ended(
                 assert await types(client, "engine/missing") == ["install_requested", "install_failed"]
                 (*_, event) = await events(client, "engine", "engine/missing")
                 assert (event["data"]["error"], event["data"]["error_code"]) == (
-                    "the package was not there in time",
+                    "the package of missing was not installed before the deadline; call engine.install again",
                     "TIMEOUT",
                 )
 

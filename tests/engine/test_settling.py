@@ -201,7 +201,7 @@ async def test_a_raise_that_is_refused_is_told_once_and_ends_nothing(
     site: Machine, caplog: pytest.LogCaptureFixture
 ) -> None:
     def told() -> int:
-        return [record.message for record in caplog.records].count("an instance uses more than it may have")
+        return [record.message for record in caplog.records].count("an instance uses more memory than it has reserved")
 
     async with quick(site, lower_after=NEVER) as client:
         endpoint = await start(client, site, memory=100 * MIB, hold=10)

@@ -1,1 +1,1 @@
-"""What the engine domain awaits: packages, programs, ports, health, peers."""
+"""The I/O of the engine domain: packages, processes, ports, health checks, peers."""

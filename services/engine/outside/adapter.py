@@ -1,4 +1,4 @@
-"""Everything of the engine domain that awaits: packages, programs, health, and what a start needs to know."""
+"""The engine domain's Outside: prepares commands, performs effects, answers queries."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from services.engine.runtimes.log_files import of_runs_since
 from services.engine.runtimes.process import ProcessRuntime
 from services.resource import units as resource
 
-_ROTATE = 30.0  # seconds between looks at the size of the logs
-_SEARCHED = 1_000_000  # lines in which the begin of a run is looked for
-_ENDED = 20  # instances that have ended and are still shown with their engine
+_ROTATE_INTERVAL = 30.0  # seconds between checks of the logs' sizes
+_SEARCHED = 1_000_000  # lines that are searched for the start of a run
+_ENDED_SHOWN = 20  # ended instances in the view of their engine
 
-Figures = Mapping[str, Mapping[str, Any]]  # what instances use, by process_id
+Figures = Mapping[str, Mapping[str, Any]]  # memory and CPU use of instances, by process_id
 
 
 def host_of(folder: Path, root: Path) -> Host:
-    """Return this machine, for the AIMA that has this folder; /proc is read under `root`."""
-    # two AIMAs on one machine have two folders; the same folder is the same AIMA, even if its log was lost
+    """Return this machine for the engine domain with this data folder; `root` is where /proc is read."""
+    # The folder identifies an AIMA among several on one machine, also after its log was lost.
     owner = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
     return Host(
         runtime=ProcessRuntime(folder, owner),
@@ -51,7 +51,7 @@ def host_of(folder: Path, root: Path) -> Host:
 
 
 class EngineOutside(Outside[state.InstanceState]):
-    """The engine domain's side of the world."""
+    """The I/O of the engine domain."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class EngineOutside(Outside[state.InstanceState]):
         pace: SettlementPace = PACE,
         host: Callable[[Path, Path], Host] = host_of,
     ) -> None:
-        """`root` is where /proc is read; `pace` is how often slots are settled."""
+        """`root` is where /proc is read; `pace` sets how often memory slots are adjusted."""
         super().__init__(context)
         self._host = host(context.folder, root)
         self.manifests = self._host.manifests
@@ -69,31 +69,34 @@ class EngineOutside(Outside[state.InstanceState]):
         self._pace = pace
 
     async def open(self) -> None:
-        """End what an earlier run left behind and the log does not know."""
-        known = {found.id for found in self.context.world.values()}
+        """End engine processes of this AIMA that the log does not know."""
+        known = {instance.id for instance in self.context.world.values()}
         for handle in await self.runtime.list():
             if handle.instance not in known:
-                logger.warning("ending an orphan", process_id=handle.instance, pid=handle.pid)
+                logger.warning(
+                    "ending an engine process that the log does not know", process_id=handle.instance, pid=handle.pid
+                )
                 await self.instances.end_orphan(handle)
 
     async def prepare(self, command: Command[Any], call: Call) -> Command[Any]:
-        """Look up what deciding needs: the manifest, the model, the memory it takes, ports that are free."""
         match command:
             case u.StartEngine():
                 return await prepare_start(self.context, self._host, self._manifest(command.name), command, call)
             case u.InstallEngine(name=name, version=version):
                 manifest = self._manifest(name)
-                found = await asyncio.to_thread(self._package(manifest).find)
-                present = found is not None and version in (None, found[1])
-                path, have = found if found else ("", "")
+                installed = await asyncio.to_thread(self._package(manifest).find)
+                present = installed is not None and version in (None, installed[1])
+                path, have = installed if installed else ("", "")
                 return i.BeginInstall(name=name, version=version or "", present=present, path=path, have=have)
             case u.StopEngine(name=name) | u.RestartEngine(name=name) if name not in self.manifests:
-                if not await self._row(name):
-                    raise NotFound(f"there is no engine or instance {name}", reason="INSTANCE_NOT_FOUND")
+                if not await self._exists(name):
+                    raise NotFound(
+                        f"there is no engine or instance {name}; known engines: {', '.join(sorted(self.manifests))}",
+                        reason="INSTANCE_NOT_FOUND",
+                    )
         return command
 
     async def perform(self, effect: Any) -> Commands:
-        """Do one effect."""
         match effect:
             case state.Install(name=name, version=version):
                 return [await self._install(name, version)]
@@ -102,8 +105,8 @@ class EngineOutside(Outside[state.InstanceState]):
             case state.Watch(process_id=process_id):
                 return await self.instances.watch(process_id)
             case state.Settle(process_id=process_id):
-                found = self.context.world[f"engine/{process_id}"]
-                await keep_settled(self.context, self.runtime, found, self._pace)
+                instance = self.context.world[f"engine/{process_id}"]
+                await keep_settled(self.context, self.runtime, instance, self._pace)
             case state.End():
                 return await self.instances.end(effect)
             case state.Expire(at=at) | state.ExpireStop(at=at) | state.ExpireInstall(at=at):
@@ -112,44 +115,45 @@ class EngineOutside(Outside[state.InstanceState]):
         return await super().perform(effect)
 
     async def _expired(self, effect: state.Expire | state.ExpireStop | state.ExpireInstall) -> Commands:
-        """Return what comes of a deadline that has come."""
+        """Return the commands for a deadline that has passed."""
         match effect:
             case state.Expire(process_id=ident, run=run):
                 return await self.instances.expire(ident, run)
             case state.ExpireStop(process_id=ident, run=run):
-                # we may have been away when it came, and the process may be gone since: End is about to say so
-                there = await self.runtime.find(ident)
-                return [i.RecordOverdue(process_id=ident, run=run)] if there else []
+                # AIMA may have been down at the deadline, and the process may have ended since: then End reports it
+                process = await self.runtime.find(ident)
+                return [i.RecordOverdue(process_id=ident, run=run)] if process else []
             case state.ExpireInstall(name=name):
-                late = "the package was not there in time"
-                return [i.RecordInstallFailed(name=name, error=late, error_code="TIMEOUT")]
+                error = f"the package of {name} was not installed before the deadline; call engine.install again"
+                return [i.RecordInstallFailed(name=name, error=error, error_code="TIMEOUT")]
 
     def background(self) -> Iterable[Callable[[], Coroutine[Any, Any, None]]]:
-        """Keep the logs of the instances short."""
         return (self._rotate,)
 
     async def answer(self, query: Query[Any]) -> View:
-        """Answer a query."""
         match query:
             case u.GetEngine(name=name):
-                return await self._view(self._manifest(name), await self._used())
+                return await self._view(self._manifest(name), await self._usage())
             case u.ListEngines():
-                found = [await self._view(manifest, {}) for manifest in self.manifests.values()]
-                wanted = [
+                engines = [await self._view(manifest, {}) for manifest in self.manifests.values()]
+                matches = [
                     view
-                    for view in found
+                    for view in engines
                     if query.type in (None, *view.model_types) and query.status in (None, view.status)
                 ]
-                return u.EngineList(items=wanted[query.offset : query.offset + query.limit], total=len(wanted))
+                return u.EngineList(items=matches[query.offset : query.offset + query.limit], total=len(matches))
             case u.GetFeatures(name=name):
                 return u.Features.model_validate(self._manifest(name).features.model_dump())
             case u.CheckConfig(name=name, config=config):
                 check(self._manifest(name), config)
                 return Success()
             case u.GetLogs(process_id=process_id, tail=tail, since=since):
-                if not await self._row(process_id):
-                    raise NotFound(f"there is no instance {process_id}", reason="INSTANCE_NOT_FOUND")
-                return u.Logs(logs=await asyncio.to_thread(self._logged, process_id, tail, since))
+                if not await self._exists(process_id):
+                    raise NotFound(
+                        f"there is no instance {process_id}; engine.get lists the instances of an engine",
+                        reason="INSTANCE_NOT_FOUND",
+                    )
+                return u.Logs(logs=await asyncio.to_thread(self._log_lines, process_id, tail, since))
         return await super().answer(query)
 
     # --- packages -------------------------------------------------------------------------------------------
@@ -158,39 +162,39 @@ class EngineOutside(Outside[state.InstanceState]):
         manifest = self._manifest(name)
         package = self._package(manifest)
         try:
-            found = await asyncio.to_thread(package.find)
-            if found is None or version not in ("", found[1]):
-                found = await package.install(version)
+            installed = await asyncio.to_thread(package.find)
+            if installed is None or version not in ("", installed[1]):
+                installed = await package.install(version)
         except AimaError as error:
             return i.RecordInstallFailed(name=name, error=error.message, error_code=error.reason)
         except OSError as error:
-            told = f"{error.filename or self.context.folder}: {error.strerror}"
-            return i.RecordInstallFailed(name=name, error=told, error_code="INSTALL_FAILED")
-        return i.RecordInstalled(name=name, version=found[1], path=found[0])
+            message = f"cannot install the package of {name}: {error.filename or self.context.folder}: {error.strerror}"
+            return i.RecordInstallFailed(name=name, error=message, error_code="INSTALL_FAILED")
+        return i.RecordInstalled(name=name, version=installed[1], path=installed[0])
 
     def _package(self, manifest: Manifest) -> Package:
         return self._host.package(self.context.folder, manifest)
 
-    # --- looking up -----------------------------------------------------------------------------------------
+    # --- lookups --------------------------------------------------------------------------------------------
 
     def _manifest(self, name: str) -> Manifest:
         if name not in self.manifests:
             known = sorted(self.manifests)
             raise NotFound(
-                f"there is no engine {name}; there are {', '.join(known)}", reason="ENGINE_NOT_FOUND", known=known
+                f"there is no engine {name}; known: {', '.join(known)}", reason="ENGINE_NOT_FOUND", known=known
             )
         return self.manifests[name]
 
-    async def _row(self, process_id: str) -> bool:
+    async def _exists(self, process_id: str) -> bool:
         return bool(await self.context.read.rows("SELECT 1 FROM instances WHERE process_id = ?", (process_id,)))
 
-    def _logged(self, process_id: str, tail: int, since: float | None) -> list[str]:
+    def _log_lines(self, process_id: str, tail: int, since: float | None) -> list[str]:
         if since is None:
             return self.runtime.logs(process_id, tail)
         return list(of_runs_since(self.runtime.logs(process_id, _SEARCHED), since)[-tail:])
 
-    async def _used(self) -> Figures:
-        """Return what each living instance uses now. Looks through all processes: some milliseconds."""
+    async def _usage(self) -> Figures:
+        """Return the current use of each living instance. Scans all processes of the machine: some milliseconds."""
         living = await self.runtime.list()
         return {handle.instance: msgspec.structs.asdict(await self.runtime.stats(handle)) for handle in living}
 
@@ -200,31 +204,28 @@ class EngineOutside(Outside[state.InstanceState]):
             "SELECT * FROM instances WHERE name = ? AND status NOT IN ('stopped', 'error') UNION ALL SELECT * FROM"
             " (SELECT * FROM instances WHERE name = ? AND status IN ('stopped', 'error')"
             " ORDER BY changed_at DESC LIMIT ?)",
-            (manifest.name, manifest.name, _ENDED),
+            (manifest.name, manifest.name, _ENDED_SHOWN),
         )
         install = await read.rows("SELECT * FROM installs WHERE name = ?", (manifest.name,))
-        found = dict(install[0]) if install else None
-        if found is None and (have := await asyncio.to_thread(self._package(manifest).find)):
-            found = {"status": "installed", "version": have[1]}
-        return views.engine_view(manifest, rows, found, used)
+        package = dict(install[0]) if install else None
+        if package is None and (installed := await asyncio.to_thread(self._package(manifest).find)):
+            package = {"status": "installed", "version": installed[1]}
+        return views.engine_view(manifest, rows, package, used)
 
     async def _rotate(self) -> None:
         while True:
-            await asyncio.sleep(_ROTATE)
+            await asyncio.sleep(_ROTATE_INTERVAL)
             await self.runtime.rotate()
 
 
 def react(recorded: Recorded) -> Sequence[Command[Any]]:
-    """End the instance whose memory somebody more important has been given. Pure."""
+    """Fail the instance whose memory slot was given to one of higher priority. Pure."""
     match recorded.event:
         case resource.Preempted(slot_id=slot_id, by_slot_id=by):
             process_id, _, run = slot_id.removeprefix("slot-").rpartition("-")
             if not process_id or not run.isdecimal():
-                return []  # not a slot of ours
-            return [
-                i.RecordFailed(
-                    process_id=process_id, run=int(run), error=f"its memory was given to {by}", error_code="PREEMPTED"
-                )
-            ]
+                return []  # not the slot of an instance
+            error = f"its memory was given to {by}, which has a higher priority"
+            return [i.RecordFailed(process_id=process_id, run=int(run), error=error, error_code="PREEMPTED")]
         case _:
             return []

@@ -1,6 +1,6 @@
-"""What the engine domain finds on the machine that it runs on: programs, ports, packages, engines that answer.
+"""The machine that the engine domain runs on: processes, ports, packages, health checks.
 
-Only a set of functions, so that a test can give it another machine.
+A set of functions only, so that a test can replace the machine.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from services.engine.runtimes import Runtime
 
 @dataclass(frozen=True, kw_only=True)
 class Host:
-    """One machine. `boot` identifies its present boot; `manifests` by the engine's name."""
+    """One machine. `boot` identifies its current boot; `manifests` are by engine name."""
 
     runtime: Runtime
     boot: str

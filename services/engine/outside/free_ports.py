@@ -1,4 +1,4 @@
-"""Which ports are free on this machine, whoever holds the others."""
+"""Finds ports of this machine that no program listens on."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import contextlib
 import socket
 from collections.abc import Iterable
 
-_ENOUGH = 128  # a start needs one; the rest is for those that our own instances hold without listening yet
+_LIMIT = 128  # a start needs one; the others may be held by instances that do not listen yet
 
 
 def free(host: str, candidates: Iterable[int]) -> list[int]:
-    """Return the first candidates that can be listened on, in order. Blocks for microseconds each."""
-    found: list[int] = []
+    """Return the first 128 candidates that can be listened on, in order. Blocks for microseconds per port."""
+    ports: list[int] = []
     for port in candidates:
         with socket.socket() as probe, contextlib.suppress(OSError):
-            # as engines do it: connections of an earlier run that still linger do not count
+            # engines set it too: lingering connections of an earlier run do not block a port
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
             probe.listen(1)
-            found.append(port)
-        if len(found) == _ENOUGH:
+            ports.append(port)
+        if len(ports) == _LIMIT:
             break
-    return found
+    return ports

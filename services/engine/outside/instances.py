@@ -1,4 +1,4 @@
-"""The life of an instance outside: reserve, start, wait until it answers, watch, end. Each step bears repeating."""
+"""The effects of an instance: reserve memory, start, wait until healthy, watch, end. Each step is idempotent."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from services.engine.rules import state
 from services.engine.runtimes import Handle, LaunchSpec
 from services.resource import units as resource
 
-_LOADING = 0.1  # seconds between looks at an engine that is loading: a small model takes half a second
+_LOADING_INTERVAL = 0.1  # seconds between health checks while a model loads: a small one takes half a second
 MISSES = 3
-"""Looks in a row that an engine may miss before it counts as unhealthy: a pause of a second or two is none."""
-_TAIL = 200  # lines of log in which the reason of a death is looked for
-_ASK = 3.0  # seconds for the resource domain, which answers at once; one that dies over it is asked again
-_ORPHAN = 5.0  # seconds that a program which the log does not know gets to end by itself
-_SETTLE = 0.5  # seconds in which the slot of a run that has just ended is given back
+"""Failed health checks in a row that make an engine unhealthy; a pause of one or two seconds does not."""
+_LOG_LINES = 200  # lines of log that are searched for the cause of a death
+_PEER_TIMEOUT = 3.0  # seconds; the resource domain replies at once, a lost request is repeated
+_ORPHAN_GRACE = 5.0  # seconds from SIGTERM to SIGKILL for a process that the log does not know
+_SETTLE = 0.5  # seconds within which the slot of a run that has just ended is released
 
 T = TypeVar("T")
 
 
 class Instances:
-    """Carries out the effects of instances."""
+    """Performs the effects of instances."""
 
     def __init__(self, context: Context[state.InstanceState], host: Host) -> None:
         self._context = context
@@ -42,33 +42,34 @@ class Instances:
         self._unfinished: dict[str, set[asyncio.Task[Any]]] = {}
 
     async def launch(self, process_id: str) -> Commands:
-        """Bring a start to its end: the engine answers, or it has died and its log says why."""
-        found = self._context.world[f"engine/{process_id}"]
-        start = found.start
+        """Start the instance; return once it is healthy or its process has died. A death is explained from its log."""
+        current = self._context.world[f"engine/{process_id}"]
+        start = current.start
         assert start
         manifest = self._manifests.get(start.name)
         if manifest is None:
-            return [_failed(start, f"the manifest of {start.name} is gone", "ENGINE_NOT_FOUND")]
+            error = f"engine {start.name} has no manifest any more; put it back into engine/manifests and restart AIMA"
+            return [_failed(start, error, "ENGINE_NOT_FOUND")]
         try:
-            await self._whole(start, self._reserve(start))
+            await self._uninterrupted(start, self._reserve(start))
             await self._progress(start, "creating", "memory is reserved", 10)
-            handle = await self._begin(manifest, start)
-        except InsufficientResources as error:
-            return [_failed(start, error.message, error.reason)]
-        except AimaError as error:
-            if error.reason == "LAUNCH_FAILED":
-                return [_failed(start, error.message, error.reason)]
-            raise  # the resource domain is away: asked again until the deadline
+            handle = await self._start_process(manifest, start)
+        except InsufficientResources as refusal:
+            return [_failed(start, refusal.message, refusal.reason)]
+        except AimaError as refusal:
+            if refusal.reason == "LAUNCH_FAILED":
+                return [_failed(start, refusal.message, refusal.reason)]
+            raise  # the resource domain does not reply: the effect is repeated until the deadline
         await self._progress(start, "loading", f"process {handle.pid} is loading the model", 40)
         return [await self._until_ready(manifest, start, handle)]
 
     async def watch(self, process_id: str) -> Commands:
-        """Return when the process has died; note meanwhile whether it answers."""
-        found = self._context.world[f"engine/{process_id}"]
-        start = found.start
+        """Return when the process has died; until then record changes of its health."""
+        current = self._context.world[f"engine/{process_id}"]
+        start = current.start
         assert start
         handle = await self._runtime.find(process_id)
-        if handle is None and found.started and self._boot and found.started.boot not in ("", self._boot):
+        if handle is None and current.started and self._boot and current.started.boot not in ("", self._boot):
             return [_failed(start, "the machine was restarted", u.REBOOTED)]
         if handle is None:
             return [self._died(self._manifests.get(start.name), start, None, "DIED")]
@@ -76,34 +77,35 @@ class Instances:
         try:
             manifest = self._manifests.get(start.name)
             if manifest:
-                await self._look_until(death, manifest, start)
+                await self._check_health_until(death, manifest, start)
             exit_code = await death
         finally:
             death.cancel()
         return [self._died(manifest, start, exit_code, "DIED")]
 
     async def end(self, effect: state.End) -> Commands:
-        """See that the process and all it started are gone."""
-        while unfinished := self._unfinished.get(effect.process_id):  # by a start that was called off just now
+        """End the process and everything it started."""
+        while unfinished := self._unfinished.get(effect.process_id):  # steps of a start that was just cancelled
             await asyncio.wait(unfinished)
         handle = await self._runtime.find(effect.process_id)
         exit_code = await self._runtime.stop(handle, effect.timeout, effect.force) if handle else None
         return [i.RecordGone(process_id=effect.process_id, run=effect.run, exit_code=exit_code)]
 
     async def expire(self, process_id: str, run: int) -> Commands:
-        """Return what a start has come to by its deadline: it may have become ready while we were away."""
-        found = self._context.world.get(f"engine/{process_id}")
-        if found is None or found.start is None or found.run != run:
+        """Return the result of a start at its deadline: the engine may have become ready while AIMA was down."""
+        current = self._context.world.get(f"engine/{process_id}")
+        if current is None or current.start is None or current.run != run:
             return []
-        start, manifest = found.start, self._manifests.get(found.start.name)
+        start, manifest = current.start, self._manifests.get(current.start.name)
         if manifest and await self._host.healthy(start.endpoint, manifest.health.path, manifest.health.timeout):
             handle = await self._runtime.find(process_id)
             if handle:
                 return [await self._ready(manifest, start, handle)]
-        return [_failed(start, "the engine was not ready in time", "TIMEOUT")]
+        error = f"the engine did not answer its health check within {start.timeout:g} s; read its log with engine.logs"
+        return [_failed(start, error, "TIMEOUT")]
 
     async def end_orphan(self, handle: Handle) -> None:
-        """End a program that the log does not know, and let those know who believe it to run."""
+        """End a process that the log does not know, and report its end to the domains that count on it."""
         notes = await self._runtime.notes(handle)
         run = notes.get("run", "")
         orphan = i.RecordOrphan(
@@ -112,14 +114,14 @@ class Instances:
             service_id=notes.get("service", ""),
             run=int(run) if run.isdecimal() else 0,
         )
-        # First, or our death between the two would leave it untold. Nobody hears of it before it is gone and we serve.
+        # Recorded first: a crash between the two must not lose the report. Peers read it only once this domain serves.
         await self._context.record(orphan)
-        await self._runtime.stop(handle, _ORPHAN, False)
+        await self._runtime.stop(handle, _ORPHAN_GRACE, False)
 
     # --- steps ----------------------------------------------------------------------------------------------
 
     async def _reserve(self, start: u.StartRequested) -> None:
-        """Reserve the memory of this run, in a slot named after it: reserved once, always found."""
+        """Reserve the memory of this run in a slot named after it, so that a repeated request finds the same slot."""
         slot = resource.Allocate(
             name=f"{start.process_id}-{start.run}",
             type="inference_native",
@@ -128,12 +130,12 @@ class Instances:
             priority=start.priority,
         )
         try:
-            await self._context.peers.call(slot, timeout=_ASK)
-        except InsufficientResources:
+            await self._context.peers.call(slot, timeout=_PEER_TIMEOUT)
+        except InsufficientResources:  # the slot of the run before may not be released yet
             await asyncio.sleep(_SETTLE)
-            await self._context.peers.call(slot, timeout=_ASK)
+            await self._context.peers.call(slot, timeout=_PEER_TIMEOUT)
 
-    async def _begin(self, manifest: Manifest, start: u.StartRequested) -> Handle:
+    async def _start_process(self, manifest: Manifest, start: u.StartRequested) -> Handle:
         argv, env = render(
             manifest,
             python=sys.executable,
@@ -147,21 +149,21 @@ class Instances:
         env = {**self._host.package(self._context.folder, manifest).environment(), **env}
         notes = {"name": start.name, "service": start.service_id, "run": str(start.run)}
         spec = LaunchSpec(start.process_id, argv, env, notes=notes)
-        return await self._whole(start, self._runtime.start(spec))
+        return await self._uninterrupted(start, self._runtime.start(spec))
 
-    async def _whole(self, start: u.StartRequested, step: Coroutine[Any, Any, T]) -> T:
-        """Do a step that a stop must not cut in two: half of it is a slot or a process that nobody gives back."""
+    async def _uninterrupted(self, start: u.StartRequested, step: Coroutine[Any, Any, T]) -> T:
+        """Await a step that a stop must not interrupt: a half-done one leaks a memory slot or a process."""
         task = asyncio.create_task(step)
         unfinished = self._unfinished.setdefault(start.process_id, set())
         unfinished.add(task)
         try:
             return await asyncio.shield(task)
         finally:
-            task.add_done_callback(lambda _: self._done(start.process_id, task))
+            task.add_done_callback(lambda _: self._forget(start.process_id, task))
 
-    def _done(self, process_id: str, task: asyncio.Task[Any]) -> None:
+    def _forget(self, process_id: str, task: asyncio.Task[Any]) -> None:
         if not task.cancelled():
-            task.exception()  # seen: who waited for it may have been called off
+            task.exception()  # read it: the caller that waited for the task may have been cancelled
         unfinished = self._unfinished.get(process_id, set())
         unfinished.discard(task)
         if not unfinished:
@@ -177,7 +179,7 @@ class Instances:
                     and not death.done()
                 ):
                     return await self._ready(manifest, start, handle)
-                await asyncio.wait((death,), timeout=_LOADING)
+                await asyncio.wait((death,), timeout=_LOADING_INTERVAL)
             return self._died(manifest, start, death.result(), "START_FAILED")
         finally:
             death.cancel()
@@ -193,16 +195,18 @@ class Instances:
             boot=self._boot,
         )
 
-    async def _look_until(self, death: asyncio.Task[int | None], manifest: Manifest, start: u.StartRequested) -> None:
+    async def _check_health_until(
+        self, death: asyncio.Task[int | None], manifest: Manifest, start: u.StartRequested
+    ) -> None:
         endpoint = start.endpoint
         misses = 0
         while not (await asyncio.wait((death,), timeout=manifest.health.interval))[0]:
             answers = await self._host.healthy(endpoint, manifest.health.path, manifest.health.timeout)
             misses = 0 if answers else misses + 1
-            found = self._context.world.get(f"engine/{start.process_id}")
-            seen: u.Health = "unhealthy" if misses >= MISSES else "healthy"
-            if found and misses in (0, MISSES) and seen != found.health and not death.done():
-                await self._context.record(i.RecordHealth(process_id=start.process_id, run=start.run, status=seen))
+            current = self._context.world.get(f"engine/{start.process_id}")
+            health: u.Health = "unhealthy" if misses >= MISSES else "healthy"
+            if current and misses in (0, MISSES) and health != current.health and not death.done():
+                await self._context.record(i.RecordHealth(process_id=start.process_id, run=start.run, status=health))
 
     async def _progress(self, start: u.StartRequested, phase: u.Phase, message: str, progress: float) -> None:
         await self._context.record(
@@ -214,10 +218,10 @@ class Instances:
     def _died(
         self, manifest: Manifest | None, start: u.StartRequested, exit_code: int | None, code: str
     ) -> i.RecordFailed:
-        lines = self._runtime.logs(start.process_id, _TAIL)
-        told = explain(manifest, lines) if manifest else None
+        lines = self._runtime.logs(start.process_id, _LOG_LINES)
+        cause = explain(manifest, lines) if manifest else None
         how = "" if exit_code is None else f" (signal {-exit_code})" if exit_code < 0 else f" (exit code {exit_code})"
-        error_code, message = told or (code, f"the engine's process died{how}")
+        error_code, message = cause or (code, f"the engine's process died{how}")
         return _failed(start, message, error_code)
 
 

@@ -1,4 +1,4 @@
-"""Settles the slot of a running instance in the resource domain with the memory that it really uses."""
+"""Adjusts the memory slot of a running instance in the resource domain to the memory that it uses."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from services.engine.rules.state import InstanceState
 from services.engine.runtimes import Handle, Runtime
 from services.resource import units as resource
 
-_MARGIN = 20  # a slot is settled with a twentieth more than is used
-_ASK = 3.0  # seconds for the resource domain, which answers at once; one that is away is asked again at the next look
+_MARGIN = 20  # a slot's limit is the memory in use plus a twentieth
+_PEER_TIMEOUT = 3.0  # seconds; the resource domain replies at once, a lost request is repeated at the next check
 
 
 class SettlementPace(NamedTuple):
-    """Seconds between two looks, until a slot is lowered, and from a refusal until it is asked for again.
+    """Seconds between two checks, from the start until a slot is lowered, and from a refusal to the next attempt.
 
-    By the time it is lowered the first requests have come.
+    `lower_after` leaves time for the first requests.
     """
 
     every: float
@@ -31,16 +31,16 @@ PACE = SettlementPace(every=5.0, lower_after=10.0)
 
 
 def settled(limit: int, reserved: int, used: int, peak: int, due: bool) -> int | None:
-    """Return the limit that a slot should have, in bytes; None when it is well as it is. Pure.
+    """Return the new limit of a slot in bytes, None if it needs no change. Pure.
 
-    It is raised whenever more is used. It is lowered once, when that is `due` and its limit is still what was reserved:
-    what llama.cpp uses once it is ready is what it will use, since it touches its weights and its whole cache while it
-    starts; an engine that does grow later finds its slot raised again, and never lowered twice.
+    The limit is raised whenever the instance uses more. It is lowered once, when that is `due` and the limit is still
+    the reservation: llama.cpp touches its weights and its whole cache while it starts, so it uses no more afterwards.
+    The slot of an engine that grows later is raised again and not lowered a second time.
     """
     if used > limit:
         return _with_margin(used)
-    wanted = _with_margin(peak)
-    return wanted if due and limit == reserved and wanted < limit else None
+    lowered = _with_margin(peak)
+    return lowered if due and limit == reserved and lowered < limit else None
 
 
 def _with_margin(used: int) -> int:
@@ -48,42 +48,50 @@ def _with_margin(used: int) -> int:
 
 
 async def keep_settled(
-    context: Context[InstanceState], runtime: Runtime, found: InstanceState, pace: SettlementPace
+    context: Context[InstanceState], runtime: Runtime, instance: InstanceState, pace: SettlementPace
 ) -> NoReturn:
-    """Look at what the instance uses until we are cancelled.
+    """Check what the instance uses and adjust its slot, until cancelled.
 
-    What the slot says is asked of the resource domain first: we may have settled it before we were restarted. A raise
-    that is refused is told once and asked for again every minute or so: others end, and there is room then.
+    The current limit comes from the resource domain, since this function may have changed it before a restart. The
+    first refused raise is logged; it is requested again every `pace.ask_again` seconds, as other slots are released.
     """
-    assert found.start
-    assert found.started
-    handle = Handle(found.id, found.started.pid, found.started.pid_started_at)
-    slot_id = resource.slot_of(f"{found.id}-{found.run}")
+    assert instance.start
+    assert instance.started
+    handle = Handle(instance.id, instance.started.pid, instance.started.pid_started_at)
+    slot_id = resource.slot_of(f"{instance.id}-{instance.run}")
     clock = asyncio.get_running_loop().time
-    began, peak, refused_at = clock(), 0, float("-inf")
-    told = False
+    started_at, peak, refused_at = clock(), 0, float("-inf")
+    warned = False
     limit: int | None = None
     while True:
         used = (await runtime.stats(handle)).memory_bytes
         peak = max(peak, used)
         try:
             limit = await _limit(context, slot_id) if limit is None else limit
-            due = clock() - began >= pace.lower_after
-            wanted = settled(limit, found.start.memory, used, peak, due) if limit is not None and used else None
-            if wanted is not None and clock() - refused_at >= pace.ask_again:
-                await context.peers.call(resource.UpdateSlot(slot_id=slot_id, memory_limit=wanted), timeout=_ASK)
-                limit = wanted
-        except InsufficientResources as error:
+            due = clock() - started_at >= pace.lower_after
+            target = settled(limit, instance.start.memory, used, peak, due) if limit is not None and used else None
+            if target is not None and clock() - refused_at >= pace.ask_again:
+                await context.peers.call(
+                    resource.UpdateSlot(slot_id=slot_id, memory_limit=target), timeout=_PEER_TIMEOUT
+                )
+                limit = target
+        except InsufficientResources as refusal:
             refused_at = clock()
-            if not told:
-                logger.warning("an instance uses more than it may have", process_id=found.id, error=error.message)
-            told = True
-        except AimaError as error:
-            logger.debug("a slot is not settled; trying again", process_id=found.id, error=error.message)
+            if not warned:
+                logger.warning(
+                    "an instance uses more memory than it has reserved", process_id=instance.id, error=refusal.message
+                )
+            warned = True
+        except AimaError as refusal:
+            logger.debug(
+                "cannot update the memory slot of an instance; trying again",
+                process_id=instance.id,
+                error=refusal.message,
+            )
         await asyncio.sleep(pace.every)
 
 
 async def _limit(context: Context[InstanceState], slot_id: str) -> int | None:
-    """Return what the slot says, in bytes; None when there is none."""
-    found = await context.peers.call(resource.ListAllocations(slot_id=slot_id), timeout=_ASK)
-    return found.allocations[0].memory if found.allocations else None
+    """Return the limit of the slot in bytes, None if it does not exist."""
+    page = await context.peers.call(resource.ListAllocations(slot_id=slot_id), timeout=_PEER_TIMEOUT)
+    return page.allocations[0].memory if page.allocations else None

@@ -1,4 +1,4 @@
-"""Finds the package of an engine, and installs it where it is missing: into a folder of the engine's own."""
+"""Finds the Python package of an engine and installs a missing one with pip, into a folder per engine."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from aima_core import pip
 from aima_core.errors import ExecutionFailed, NotFound, Unavailable
 from services.engine.manifests.manifest_schema import Manifest
 
-_TIMEOUT = 840.0  # seconds; a package of several gigabytes on a slow line
-_GONE = ("No matching distribution", "Could not find a version")
+_TIMEOUT = 840.0  # seconds; some packages have several gigabytes
+_NO_SUCH_PACKAGE = ("No matching distribution", "Could not find a version")
 
 
 class Package:
-    """Where an engine's package lies. `path` is a folder for PYTHONPATH; empty when it is this environment's own."""
+    """The Python package of an engine, in this environment or in the engine's own folder."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self._target = folder / "packages" / manifest.name
         self._manifest = manifest
 
     def find(self) -> tuple[str, str] | None:
-        """Return path and version of the package, None when it is missing. An engine without one needs nothing."""
+        """Return folder and version of the package, None if it is missing; ("", version) for an engine without one."""
         module, package = self._manifest.module, self._manifest.package
         if module is None:
             return "", self._manifest.version
@@ -39,30 +39,39 @@ class Package:
         return str(Path(spec.origin).parent), _version(package, None) or self._manifest.version
 
     def environment(self) -> dict[str, str]:
-        """Return what a process of the engine needs to import the package."""
+        """Return the environment variables that a process of the engine needs to import the package."""
         if not self._target.exists():
             return {}
         return {"PYTHONPATH": os.pathsep.join(filter(None, (str(self._target), os.environ.get("PYTHONPATH", ""))))}
 
     async def install(self, version: str) -> tuple[str, str]:
-        """Install with pip; return path and version. Raises NotFound, Unavailable, ExecutionFailed; leaves nothing."""
+        """Install the package with pip; return its folder and version. A failed attempt leaves no files.
+
+        Raises NotFound, Unavailable (INSTALL_TIMEOUT) and ExecutionFailed (INSTALL_FAILED).
+        """
         package = self._manifest.package
         if package is None:
-            raise NotFound(f"{self._manifest.name} has no package to install", reason="NO_PACKAGE")
+            raise NotFound(
+                f"the manifest of engine {self._manifest.name} names no package to install", reason="NO_PACKAGE"
+            )
         half_done = self._target.with_suffix(".part")
         await asyncio.to_thread(shutil.rmtree, half_done, ignore_errors=True)
         half_done.parent.mkdir(parents=True, exist_ok=True)
-        wanted = f"{package}=={version or self._manifest.version}"
+        requirement = f"{package}=={version or self._manifest.version}"
         try:
-            await _pip("install", "--target", str(half_done), "--only-binary=:all:", wanted)
+            await _pip("install", "--target", str(half_done), "--only-binary=:all:", requirement)
             await asyncio.to_thread(shutil.rmtree, self._target, ignore_errors=True)
             half_done.rename(self._target)
         finally:
             await asyncio.to_thread(shutil.rmtree, half_done, ignore_errors=True)
-        found = self.find()
-        if found is None:
-            raise ExecutionFailed(f"{wanted} brings no module {self._manifest.module}", reason="INSTALL_FAILED")
-        return found
+        installed = self.find()
+        if installed is None:
+            raise ExecutionFailed(
+                f"{requirement} contains no module {self._manifest.module}; correct `module` in the manifest of "
+                f"{self._manifest.name}",
+                reason="INSTALL_FAILED",
+            )
+        return installed
 
 
 def _version(package: str | None, target: Path | None) -> str:
@@ -88,7 +97,10 @@ async def _pip(*arguments: str) -> None:
         async with asyncio.timeout(_TIMEOUT):
             output, _ = await process.communicate()
     except TimeoutError:
-        raise Unavailable("pip did not end in time", reason="INSTALL_TIMEOUT") from None
+        raise Unavailable(
+            f"pip did not install {arguments[-1]} within {_TIMEOUT:g} s; call engine.install again",
+            reason="INSTALL_TIMEOUT",
+        ) from None
     finally:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
@@ -96,6 +108,6 @@ async def _pip(*arguments: str) -> None:
             await process.wait()
     if process.returncode:
         lines = [line for line in output.decode(errors="replace").splitlines() if line.startswith("ERROR")]
-        text = lines[-1].removeprefix("ERROR: ") if lines else f"pip ended with code {process.returncode}"
-        kind = NotFound if any(word in text for word in _GONE) else ExecutionFailed
-        raise kind(text, reason="INSTALL_FAILED")
+        text = lines[-1].removeprefix("ERROR: ") if lines else f"exit code {process.returncode}"
+        kind = NotFound if any(phrase in text for phrase in _NO_SUCH_PACKAGE) else ExecutionFailed
+        raise kind(f"pip could not install {arguments[-1]}: {text}", reason="INSTALL_FAILED")

@@ -1,4 +1,4 @@
-"""What deciding a start needs to know from outside: the model's facts, the memory it takes, ports that are free."""
+"""Collects the facts for the decision on a start: the model, its memory, and free ports."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ from services.engine.outside.engine_host import Host
 from services.engine.rules.state import InstanceState
 from services.model import units as model
 
-_UNKNOWN_SHARE = 4  # a file that nobody has looked into: a quarter of its size for the cache and the engine itself
+_UNKNOWN_SHARE = 4  # without a header: a quarter of the file's size for the KV cache and the engine
 
 
 async def prepare_start(
     context: Context[InstanceState], host: Host, manifest: Manifest, command: u.StartEngine, call: Call
 ) -> i.BeginStart:
-    """Return the start with all its facts; refuse what cannot be served, or a config that the engine does not take."""
+    """Return the start with its facts.
+
+    Raises ValidationFailed for a bad config or path, NotFound for a missing model or file, Conflict if the model is not
+    ready or the engine cannot serve it.
+    """
     settings = context.settings
-    address, wanted = settings.host, command.port
     check(manifest, command.config)
     facts = await _of_path(command) if command.model_path is not None else await _of_model(context, manifest, command)
-    candidates = (wanted,) if wanted else range(settings.port_min, settings.port_max + 1)
+    candidates = (command.port,) if command.port else range(settings.port_min, settings.port_max + 1)
     return i.BeginStart(
         process_id=command.process_id or call.new_id(f"eng-{command.name.replace('_', '-')}"),
         name=command.name,
@@ -36,10 +39,11 @@ async def prepare_start(
         runtime=manifest.runtime,
         service_id=command.service_id,
         config=command.config,
-        host=address,
+        host=settings.host,
         address=settings.address,
-        port=wanted,
-        free_ports=tuple(await asyncio.to_thread(host.free_ports, address, candidates)),
+        port=command.port,
+        free_ports=tuple(await asyncio.to_thread(host.free_ports, settings.host, candidates)),
+        port_range=(settings.port_min, settings.port_max),
         gpu_fraction=command.gpu_fraction,
         priority=command.priority,
         wait=command.wait,
@@ -56,7 +60,7 @@ async def _of_path(command: u.StartEngine) -> dict[str, Any]:
             fields=[{"field": "model_path", "expected": "an absolute path without .."}],
         )
     if not path.exists():
-        raise NotFound(f"there is no {path}", reason="FILE_NOT_FOUND", path=str(path))
+        raise NotFound(f"there is no model file {path}", reason="FILE_NOT_FOUND", path=str(path))
     size = path.stat().st_size
     memory = size + size // _UNKNOWN_SHARE if command.memory_bytes is None else command.memory_bytes
     return {
@@ -71,30 +75,34 @@ async def _of_path(command: u.StartEngine) -> dict[str, Any]:
 async def _of_model(context: Context[InstanceState], manifest: Manifest, command: u.StartEngine) -> dict[str, Any]:
     if command.model_id is None:
         raise ValidationFailed(
-            "model_id or model_path has to be given", fields=[{"field": "model_id", "expected": "a model"}]
+            "give model_id or model_path",
+            fields=[{"field": "model_id", "expected": "a model's id, unless model_path is given"}],
         )
-    found = await context.peers.call(model.GetModel(model_id=command.model_id))
-    if found.status != "ready":
-        raise Conflict(f"model {found.id} is {found.status}", reason="MODEL_NOT_READY", model_id=found.id)
-    if found.format not in manifest.formats or found.type not in manifest.model_types:
+    view = await context.peers.call(model.GetModel(model_id=command.model_id))
+    if view.status != "ready":
+        cause = f"its status is {view.status}" + (f": {view.error}" if view.error else "")
         raise Conflict(
-            f"{manifest.name} does not serve a {found.type} in {found.format}; "
-            f"it serves {', '.join(manifest.model_types)} in {', '.join(manifest.formats)}",
+            f"model {view.id} is not ready; {cause}; see model.get", reason="MODEL_NOT_READY", model_id=view.id
+        )
+    if view.format not in manifest.formats or view.type not in manifest.model_types:
+        raise Conflict(
+            f"{manifest.name} cannot serve {view.id}: its type is {view.type} and its format {view.format}; "
+            f"{manifest.name} serves types {', '.join(manifest.model_types)} in formats {', '.join(manifest.formats)}",
             reason="ENGINE_UNFIT",
         )
     return {
-        "model_id": found.id,
-        "model_name": found.name,
-        "model_path": found.path,
-        "model_type": found.type,
-        "memory": _memory(manifest, command, found) if command.memory_bytes is None else command.memory_bytes,
+        "model_id": view.id,
+        "model_name": view.name,
+        "model_path": view.path,
+        "model_type": view.type,
+        "memory": _memory(manifest, command, view) if command.memory_bytes is None else command.memory_bytes,
     }
 
 
-def _memory(manifest: Manifest, command: u.StartEngine, found: model.ModelView) -> int:
-    """Return the bytes that the instance will take with the context and the slots it is started with."""
+def _memory(manifest: Manifest, command: u.StartEngine, view: model.ModelView) -> int:
+    """Return the bytes that the instance needs for its context length and slots."""
     tokens = 0
     if {"context_length", "slots"} <= manifest.options.keys():
-        chosen = [command.config.get(name, manifest.options[name].value()) for name in ("context_length", "slots")]
-        tokens = int(chosen[0] or 0) * int(chosen[1] or 1)
-    return found.requirements.memory(tokens)
+        values = [command.config.get(name, manifest.options[name].value()) for name in ("context_length", "slots")]
+        tokens = int(values[0] or 0) * int(values[1] or 1)
+    return view.requirements.memory(tokens)

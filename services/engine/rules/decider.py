@@ -1,8 +1,8 @@
-"""What may happen to an engine's package and to an instance. Pure; the picture stands in state.py."""
+"""Decides which events a command of the engine domain causes. Pure; state.py has the state diagram."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import msgspec
@@ -15,13 +15,13 @@ from services.engine import internal as i
 from services.engine import units as u
 from services.engine.rules.state import InstanceState
 
-_INSTALL = 900.0  # seconds until an installation has failed; pip itself gives up somewhat earlier
-_STOP = 30.0  # seconds that what was killed, or what it left, gets until it counts as not ending
-_ABOUT = ("name", "model_id", "model_path")  # what nobody may get another of than was asked for
+_INSTALL = 900.0  # seconds after which an installation has failed; pip gives up somewhat earlier
+_STOP = 30.0  # seconds after SIGKILL within which the processes must have ended
+_IDENTITY = ("name", "model_id", "model_path")  # a repeated start must agree in these
 
 
 def decide(world: World[InstanceState], command: Command[Any], call: Call) -> list[Event]:
-    """Return what happens; nothing when it already is as asked, or when the news is of an earlier run."""
+    """Return the events; none if the state already is as requested, or if the report is about an earlier run."""
     match command:
         case i.BeginInstall():
             return _install(world, command, call)
@@ -31,11 +31,15 @@ def decide(world: World[InstanceState], command: Command[Any], call: Call) -> li
             failed = u.InstallFailed(name=name, error=error, error_code=code)
             return [failed] if _installing(world, name) else []
         case i.BeginStart():
-            return _begin(world, command, call)
+            return _start(world, command, call)
         case u.StopEngine(name=name, force=force, timeout=timeout):
-            return [_stop(state, call, force, timeout) for state in _named(world, name) if _may_stop(state, force)]
+            return [
+                _stop(state, call, force, timeout)
+                for state in _instances_named(world, name)
+                if _stop_changes(state, force)
+            ]
         case u.RestartEngine(name=name):
-            return _restart(_named(world, name), name, call)
+            return _restart(_instances_named(world, name), name, call)
         case i.RecordOrphan():
             return _orphan(world, command)
         case _:
@@ -43,27 +47,35 @@ def decide(world: World[InstanceState], command: Command[Any], call: Call) -> li
 
 
 def _install(world: World[InstanceState], command: i.BeginInstall, call: Call) -> list[Event]:
-    known = world.get(f"engine/{command.name}")
-    if known and known.status == "installing":
+    current = world.get(f"engine/{command.name}")
+    if current and current.status == "installing":
         return []
     if command.present:
-        there = u.EngineInstalled(name=command.name, version=command.have, path=command.path)
-        return (
-            []
-            if known and (known.status, known.version, known.path) == ("installed", there.version, there.path)
-            else [there]
+        installed = u.EngineInstalled(name=command.name, version=command.have, path=command.path)
+        unchanged = current and (current.status, current.version, current.path) == (
+            "installed",
+            installed.version,
+            installed.path,
         )
+        return [] if unchanged else [installed]
     return [u.InstallRequested(name=command.name, version=command.version, deadline=call.at + _INSTALL)]
 
 
-def _begin(world: World[InstanceState], command: i.BeginStart, call: Call) -> list[Event]:
-    known = world.get(f"engine/{command.process_id}")
-    if known and known.start and known.status in ("starting", "running"):
-        if other := [field for field in _ABOUT if getattr(known.start, field) != getattr(command, field)]:
-            raise Conflict(f"{known.id} runs with another {', '.join(other)}", reason="ALREADY_EXISTS")
+def _start(world: World[InstanceState], command: i.BeginStart, call: Call) -> list[Event]:
+    current = world.get(f"engine/{command.process_id}")
+    if current and current.start and current.status in ("starting", "running"):
+        if differing := [field for field in _IDENTITY if getattr(current.start, field) != getattr(command, field)]:
+            raise Conflict(
+                f"{current.id} already runs with another {', '.join(differing)}; stop it, or use another process_id",
+                reason="ALREADY_EXISTS",
+            )
         return []
-    if known:
-        raise Conflict(f"{known.id} is {known.status}; start it when it is gone", reason="BUSY", process_id=known.id)
+    if current:
+        raise Conflict(
+            f"{current.id} has not ended yet (status: {current.status}); start it again when it has",
+            reason="BUSY",
+            process_id=current.id,
+        )
     port = _port(world, command)
     fields = ("process_id", "name", "type", "runtime", "service_id", "model_id", "model_name", "model_path")
     return [
@@ -81,45 +93,67 @@ def _begin(world: World[InstanceState], command: i.BeginStart, call: Call) -> li
 
 
 def _port(world: World[InstanceState], command: i.BeginStart) -> int:
-    """Return a port that no instance of ours holds and that was free a moment ago."""
+    """Return a port that no instance holds and that was free when the command was prepared."""
     holders = {state.start.port: state.id for state in world.values() if state.start}
-    wanted = command.port
-    if wanted is not None:
-        if wanted in holders:
-            holder = holders[wanted]
-            raise Conflict(f"port {wanted} is held by {holder}", reason="PORT_IN_USE", port=wanted, holder=holder)
-        if wanted not in command.free_ports:
-            raise Conflict(f"port {wanted} is held by a program that is not ours", reason="PORT_IN_USE", port=wanted)
-        return wanted
+    if command.port is not None:
+        port = command.port
+        if holder := holders.get(port):
+            raise Conflict(
+                f"port {port} is held by instance {holder}; choose another port or stop {holder}",
+                reason="PORT_IN_USE",
+                port=port,
+                holder=holder,
+            )
+        if port not in command.free_ports:
+            raise Conflict(
+                f"port {port} is in use by another program; choose another port", reason="PORT_IN_USE", port=port
+            )
+        return port
     free = next((port for port in command.free_ports if port not in holders), None)
     if free is None:
-        raise Unavailable("no port is free for another instance", reason="NO_FREE_PORT")
+        raise _no_free_port(*command.port_range, holders)
     return free
 
 
-def _restart(found: Sequence[InstanceState], name: str, call: Call) -> list[Event]:
-    if len(found) > 1:
-        raise Conflict(
-            f"{name} has {len(found)} instances; name one of them",
-            reason="AMBIGUOUS",
-            instances=[state.id for state in found],
+def _no_free_port(first: int, last: int, holders: Collection[int]) -> Unavailable:
+    if first > last:
+        return Unavailable(
+            f"the port range {first}-{last} is empty; set engine.port_max to at least engine.port_min",
+            reason="NO_FREE_PORT",
         )
-    if not found:
-        raise NotFound(f"no instance of {name} is running", reason="INSTANCE_NOT_FOUND")
-    state = found[0]
+    own = sum(first <= port <= last for port in holders)
+    others = last - first + 1 - own
+    return Unavailable(
+        f"ports {first}-{last} are all in use ({own} by AIMA, {others} by other programs); "
+        "stop an instance, or widen the range with the settings engine.port_min and engine.port_max",
+        reason="NO_FREE_PORT",
+    )
+
+
+def _restart(instances: Sequence[InstanceState], name: str, call: Call) -> list[Event]:
+    if len(instances) > 1:
+        ids = [state.id for state in instances]
+        raise Conflict(
+            f"{name} has {len(ids)} instances; name one of them: {', '.join(ids)}", reason="AMBIGUOUS", instances=ids
+        )
+    if not instances:
+        raise NotFound(
+            f"{name} has no running instance to restart; start one with engine.start", reason="INSTANCE_NOT_FOUND"
+        )
+    state = instances[0]
     return [] if _restarts(state) else [_stop(state, call, force=False, timeout=30, restart=True)]
 
 
 def _recorded(state: InstanceState | None, command: Command[Any], call: Call) -> list[Event]:
-    """Decide what our own effects report. Each names its run, so that late news is told apart."""
+    """Decide on the report of an effect. Each names its run; a report about an earlier run is ignored."""
     if state is None or state.start is None or getattr(command, "run", None) != state.run:
         return []
     start = state.start
     ident: dict[str, Any] = {"process_id": state.id, "service_id": start.service_id, "run": state.run}
     match command, state.status:
         case i.RecordProgress(phase=phase, message=message, progress=progress), "starting":
-            come = u.StartProgress(**ident, phase=phase, message=message, progress=progress)
-            return [come] if _further(come, state.progress) else []
+            reached = u.StartProgress(**ident, phase=phase, message=message, progress=progress)
+            return [reached] if _advances(reached, state.progress) else []
         case i.RecordReady(), "starting":
             ready = u.StartProgress(**ident, phase="ready", message="the engine answers", progress=100)
             return [ready, _started(start, command, call.node)]
@@ -134,26 +168,26 @@ def _recorded(state: InstanceState | None, command: Command[Any], call: Call) ->
             return failed
         case i.RecordOverdue(), "stopping":
             assert state.stop
-            seconds = _patience(state.stop.force, state.stop.timeout)
-            late = f"its process has not ended within {seconds:g} s"
-            return [u.EngineError(**ident, name=start.name, error=late, error_code=u.STOP_TIMEOUT)]
+            seconds = _stop_limit(state.stop.force, state.stop.timeout)
+            overdue = f"the process still runs {seconds:g} s after its stop was requested; AIMA keeps trying to end it"
+            return [u.EngineError(**ident, name=start.name, error=overdue, error_code=u.STOP_TIMEOUT)]
         case i.RecordGone(exit_code=exit_code), "stopping" | "error":
             again = _restarts(state)
             reason = state.error_code or ("restart" if again else "requested")
-            gone = u.EngineStopped(**ident, name=start.name, reason=reason, exit_code=exit_code)
+            stopped = u.EngineStopped(**ident, name=start.name, reason=reason, exit_code=exit_code)
             next_run = msgspec.structs.replace(start, run=state.run + 1, deadline=call.at + start.timeout)
-            return [gone, next_run] if again else [gone]
+            return [stopped, next_run] if again else [stopped]
         case _:
             return []
 
 
-def _further(come: u.StartProgress, known: u.StartProgress | None) -> bool:
-    """Return whether it is news: a start that is tried again goes through its first steps again."""
-    return known is None or (come != known and come.progress >= known.progress)
+def _advances(reached: u.StartProgress, recorded: u.StartProgress | None) -> bool:
+    """Return whether the progress is new: a retried start repeats its first phases, which are not recorded again."""
+    return recorded is None or (reached != recorded and reached.progress >= recorded.progress)
 
 
 def _orphan(world: World[InstanceState], orphan: i.RecordOrphan) -> list[Event]:
-    """Let those know who count on it: a service that believes it to run, whoever holds its memory."""
+    """Report its end, so that a service stops counting on it and its memory is released."""
     if f"engine/{orphan.process_id}" in world:
         return []
     return [u.EngineStopped(**orphan.model_dump(), reason=u.ORPHAN, exit_code=None)]
@@ -187,30 +221,30 @@ def _stop(state: InstanceState, call: Call, force: bool, timeout: float, restart
         timeout=timeout,
         restart=restart,
         run=state.run,
-        deadline=call.at + _patience(force, timeout),
+        deadline=call.at + _stop_limit(force, timeout),
     )
 
 
-def _patience(force: bool, timeout: float) -> float:
-    """Return the seconds that a stop may take."""
+def _stop_limit(force: bool, timeout: float) -> float:
+    """Return the seconds after which a stop is overdue."""
     return _STOP if force else timeout + _STOP
 
 
 def _restarts(state: InstanceState) -> bool:
-    """Return whether it is being stopped to be started again; a stop that was late leaves it at that."""
+    """Return whether the instance is being stopped for a restart. After an overdue stop it is not started again."""
     return state.status == "stopping" and state.stop is not None and state.stop.restart
 
 
-def _may_stop(state: InstanceState, force: bool) -> bool:
-    """A stop under way may still be made to go without a restart, or by force."""
+def _stop_changes(state: InstanceState, force: bool) -> bool:
+    """Return whether a stop changes anything: one that is under way may still lose its restart or gain force."""
     if state.status == "stopping":
         assert state.stop
         return state.stop.restart or (force and not state.stop.force)
     return state.status in ("starting", "running")
 
 
-def _named(world: World[InstanceState], name: str) -> list[InstanceState]:
-    """Return the instances that a name means: one by its process_id, or all of an engine."""
+def _instances_named(world: World[InstanceState], name: str) -> list[InstanceState]:
+    """Return the instances for a name: one for a process_id, all of them for an engine's name."""
     return [state for state in world.values() if state.start and name in (state.id, state.start.name)]
 
 

@@ -1,4 +1,4 @@
-"""What the engine domain's commands answer, on the world and on the events since they were decided. Pure."""
+"""The replies of the engine domain's commands, from the world and the events since the decision. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from services.engine.rules.state import InstanceState
 
 
 def reply(world: World[InstanceState], command: Command[Any], events: Sequence[Event]) -> View | None:
-    """Return the command's answer; None while it is not settled. Raises what a start or an install came to instead."""
+    """Return the reply; None while the outcome is open. Raises the error of a failed start, restart or install."""
     match command:
         case i.BeginInstall(name=name):
             return _installed(world.get(f"engine/{name}"), events)
@@ -23,12 +23,12 @@ def reply(world: World[InstanceState], command: Command[Any], events: Sequence[E
         case u.RestartEngine():
             return _restarted(world, command.name, events)
         case u.StopEngine(name=name):
-            asked = {event.process_id for event in events if isinstance(event, u.StopRequested)}
-            gone = {event.process_id for event in events if isinstance(event, u.EngineStopped)}
-            # not those that were started since: nobody has asked for their end
-            ending = [state for state in world.values() if state.start and state.status in ("stopping", "error")]
-            present = {state.id for state in ending if state.start and name in (state.id, state.start.name)}
-            return None if (asked or present) & present - gone else Success()
+            requested = {event.process_id for event in events if isinstance(event, u.StopRequested)}
+            stopped = {event.process_id for event in events if isinstance(event, u.EngineStopped)}
+            # without instances that were started after the command: they are not to be stopped
+            states = [state for state in world.values() if state.start and state.status in ("stopping", "error")]
+            ending = {state.id for state in states if state.start and name in (state.id, state.start.name)}
+            return None if (requested or ending) & ending - stopped else Success()
         case _:
             return Success()
 
@@ -37,7 +37,7 @@ def _installed(state: InstanceState | None, events: Sequence[Event]) -> View | N
     failure = next((event for event in events if isinstance(event, u.InstallFailed)), None)
     if failure:
         raise u.refusal(failure.error, failure.error_code)
-    if state and state.status == "error":  # the install that was under way failed before we could watch it
+    if state and state.status == "error":  # an install that was already under way failed
         raise u.refusal(state.error, state.error_code)
     if state is None or state.status != "installed":
         return None
@@ -45,14 +45,14 @@ def _installed(state: InstanceState | None, events: Sequence[Event]) -> View | N
 
 
 def _started(state: InstanceState | None, process_id: str, wait: bool, events: Sequence[Event]) -> View | None:
-    stopped = ExecutionFailed(f"{process_id} was stopped while it started", reason="STOPPED", process_id=process_id)
+    stopped = ExecutionFailed(f"{process_id} was stopped before it was ready", reason="STOPPED", process_id=process_id)
     for event in events:
         match event:
             case u.EngineError(error=error, error_code=code):
                 raise u.refusal(error, code, process_id=process_id)
             case u.StopRequested() | u.EngineStopped():
                 raise stopped
-    if state is None or state.start is None or state.status == "stopping":  # all of it before we could watch
+    if state is None or state.start is None or state.status == "stopping":  # it ended before this reply
         raise stopped
     if state.status == "error":
         raise u.refusal(state.error, state.error_code, process_id=process_id)
@@ -65,7 +65,7 @@ def _started(state: InstanceState | None, process_id: str, wait: bool, events: S
 
 
 def _restarted(world: World[InstanceState], name: str, events: Sequence[Event]) -> View | None:
-    """Return the answer of the start that followed; the events may be those of other instances too."""
+    """Return the reply of the start that follows the stop; `events` may contain those of other instances."""
     own = [event for event in events if name in (getattr(event, "process_id", ""), getattr(event, "name", ""))]
     again = next((event for event in reversed(own) if isinstance(event, u.StartRequested)), None)
     if again is None:
@@ -73,7 +73,9 @@ def _restarted(world: World[InstanceState], name: str, events: Sequence[Event]) 
             if isinstance(event, u.EngineError) and event.error_code == u.STOP_TIMEOUT:
                 raise u.refusal(event.error, event.error_code, process_id=event.process_id)
         if any(isinstance(event, u.EngineStopped) for event in own):
-            raise ExecutionFailed(f"{name} was stopped for good meanwhile", reason="STOPPED")
+            raise ExecutionFailed(
+                f"{name} was stopped by another request during its restart and is not started again", reason="STOPPED"
+            )
         return None
     later = [event for event in events if event.stream == again.stream]
     return _started(world.get(again.stream), again.process_id, wait=True, events=later[later.index(again) :])

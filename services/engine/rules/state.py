@@ -1,4 +1,4 @@
-"""What an instance of an engine is, what an event makes of it, and what it calls for outside. Pure.
+"""The state of an instance or package: how events change it, and which effects it needs. Pure.
 
     (nothing) --start--> starting --ready--> running --died--> error --gone--> (nothing)
                           |   |                 |                               ^
@@ -7,8 +7,8 @@
                                         |                                       |
                                         +-----------late---> error -------------+
 
-An engine's package has a stream of its own, `engine/<name>`; an instance's is `engine/<process_id>`. Starting, stopping
-and installing have a deadline after which they have failed; an instance that does not end in time is still being ended.
+The stream of an engine's package is `engine/<name>`, that of an instance `engine/<process_id>`. Starts, stops and
+installations fail at a deadline; AIMA keeps trying to end an instance whose stop is overdue.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Status = Literal["installing", "installed", "starting", "running", "error", "sto
 
 
 class InstanceState(msgspec.Struct, frozen=True):
-    """An instance; or, with `start` None, an engine's package."""
+    """An instance or, if `start` is None, an engine's package."""
 
     id: str
     status: Status
@@ -42,33 +42,33 @@ class InstanceState(msgspec.Struct, frozen=True):
 
     @property
     def run(self) -> int:
-        """Which start of the instance this is."""
+        """Number of the instance's current start, from 1; 0 for a package."""
         return self.start.run if self.start else 0
 
 
 class Install(Effect, frozen=True):
-    """See that the package is there."""
+    """Install the package."""
 
     name: str
     version: str
 
 
 class ExpireInstall(Effect, frozen=True):
-    """Fail the installation when its deadline (Unix seconds) has come."""
+    """Fail the installation at its deadline (Unix seconds)."""
 
     name: str
     at: float
 
 
 class Launch(Effect, frozen=True):
-    """Reserve memory, see that the process exists, wait until it answers."""
+    """Reserve memory, start the process unless it exists, wait until it is healthy."""
 
     process_id: str
     run: int
 
 
 class Expire(Effect, frozen=True):
-    """Fail the start when its deadline (Unix seconds) has come."""
+    """Fail the start at its deadline (Unix seconds)."""
 
     process_id: str
     run: int
@@ -76,21 +76,21 @@ class Expire(Effect, frozen=True):
 
 
 class Watch(Effect, frozen=True):
-    """Notice that the process has died, or that it no longer answers."""
+    """Report the death of the process and changes of its health."""
 
     process_id: str
     run: int
 
 
 class Settle(Effect, frozen=True):
-    """Keep the instance's slot in the resource domain at what it really uses."""
+    """Keep the limit of the instance's memory slot at what it uses."""
 
     process_id: str
     run: int
 
 
 class End(Effect, frozen=True):
-    """See that the process is gone."""
+    """End the process."""
 
     process_id: str
     run: int
@@ -99,14 +99,14 @@ class End(Effect, frozen=True):
 
 
 class ExpireStop(Effect, frozen=True):
-    """Fail the stop when its deadline (Unix seconds) has come."""
+    """Report the stop as overdue at its deadline (Unix seconds)."""
 
     process_id: str
     run: int
     at: float
 
 
-_CLEAR_AWAY = 5.0  # seconds that what is left of a failed start gets to end by itself
+_CLEAR_AWAY = 5.0  # seconds from SIGTERM to SIGKILL for processes of a failed instance
 
 
 def evolve(state: InstanceState | None, event: u.Events) -> InstanceState | None:
@@ -140,18 +140,18 @@ def evolve(state: InstanceState | None, event: u.Events) -> InstanceState | None
 
 
 def todo(state: InstanceState) -> Iterable[Effect]:
-    """Return what must be happening outside."""
+    """Return the effects that the state needs."""
     match state.status:
         case "installing":
-            late = [ExpireInstall(state.id, state.deadline)] if state.deadline else []
-            return [Install(state.id, state.version), *late]
+            expiry = [ExpireInstall(state.id, state.deadline)] if state.deadline else []
+            return [Install(state.id, state.version), *expiry]
         case "starting":
             assert state.start
             return [Launch(state.id, state.run), Expire(state.id, state.run, state.start.deadline)]
         case "running":
             return [Watch(state.id, state.run), Settle(state.id, state.run)]
         case "stopping" | "error" if state.stop:
-            end = End(state.id, state.run, state.stop.force, state.stop.timeout)  # goes on when it is late
+            end = End(state.id, state.run, state.stop.force, state.stop.timeout)  # continues after the deadline
             at = state.stop.deadline if state.status == "stopping" else 0
             return [end, ExpireStop(state.id, state.run, at)] if at else [end]
         case "error" if state.start:

@@ -1,4 +1,4 @@
-"""The read tables of the engine domain, and the views made of them. Pure."""
+"""The read tables of the engine domain and their views. Pure."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ TABLES = {
 }
 
 KEPT = 200
-"""Instances of each engine that have ended and are still known."""
+"""Ended instances that are kept per engine."""
 
 _SET = "UPDATE instances SET changed_at = ?, "
 _WHERE = " WHERE process_id = ?"
-# `ended` is the position of the end in the log: unlike a time, no two are alike and every rebuild gives the same
+# `ended` is the log position of the end: unlike a time it is unique, and the same after every rebuild
 _FORGET = (
     "DELETE FROM instances WHERE name = ? AND ended < (SELECT ended FROM instances WHERE name = ?"
     " AND ended IS NOT NULL ORDER BY ended DESC LIMIT 1 OFFSET ?)"
@@ -34,7 +34,7 @@ _FORGET = (
 
 
 def project(recorded: Recorded) -> Iterable[Statement]:
-    """Yield the SQL that an event means."""
+    """Yield the statements that apply an event to the tables."""
     event, at = recorded.event, timestamp(recorded.recorded_at)
     match event:
         case u.InstallRequested(name=name, version=version):
@@ -81,9 +81,9 @@ def _requested(event: u.StartRequested, at: str) -> Statement:
     )
 
 
-# An engine is as far as the most alive of its instances.
+# An engine has the first of these statuses that one of its instances has.
 _ALIVE: tuple[u.EngineStatus, ...] = ("running", "starting", "stopping")
-_CAN = "supports_"  # how the features begin that are capabilities
+_CAPABILITY = "supports_"  # prefix of the features that are capabilities
 
 
 def engine_view(
@@ -92,9 +92,9 @@ def engine_view(
     install: Mapping[str, Any] | None,
     used: Mapping[str, Mapping[str, Any]] = {},
 ) -> u.EngineView:
-    """Return an engine: its manifest, the instances of it that live or have ended lately, its package.
+    """Return an engine from its manifest, the rows of its instances and the row of its package.
 
-    `used` has the live figures of instances, by process_id.
+    `used` has the memory and CPU use of living instances, by process_id.
     """
     instances = [u.Instance.model_validate({**row, **used.get(row["process_id"], {})}) for row in rows]
     present = {instance.status for instance in instances}
@@ -109,7 +109,11 @@ def engine_view(
         status=status,
         version=(install or {}).get("version") or manifest.version,
         installed=bool(install and install["status"] == "installed"),
-        capabilities=[name.removeprefix(_CAN) for name, has in features.items() if has and name.startswith(_CAN)],
+        capabilities=[
+            name.removeprefix(_CAPABILITY)
+            for name, supported in features.items()
+            if supported and name.startswith(_CAPABILITY)
+        ],
         model_types=list(manifest.model_types),
         formats=list(manifest.formats),
         devices=list(manifest.devices),
