@@ -1,1 +1,1 @@
-"""The model domain: which models there are, and their files."""
+"""The model domain: the registry of models and their files."""

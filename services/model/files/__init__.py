@@ -1,1 +1,1 @@
-"""Files of models on this machine."""
+"""Local files of models: folders, checksums, inspection."""

@@ -1,4 +1,4 @@
-"""Writing what arrives: what a full or read-only disk means, and how a file appears whole or not at all."""
+"""Writing files: errors of a full or read-only disk, and atomic publication of a finished file."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from aima_core.errors import ExecutionFailed
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def disk_full(folder: Path) -> ExecutionFailed:
-    """Return the refusal of a disk without room."""
-    return ExecutionFailed(f"no space left in {folder}", reason="DISK_FULL", folder=str(folder))
+def disk_full(folder: Path, needed: int | None = None, free: int | None = None) -> ExecutionFailed:
+    """Return the error of a full disk; `needed` and `free` in bytes if they are known."""
+    sizes = "" if needed is None or free is None else f": {needed / 1e6:,.1f} MB needed, {free / 1e6:,.1f} MB free"
+    return ExecutionFailed(
+        f"no space left in {folder}{sizes}; free some space and try again", reason="DISK_FULL", folder=str(folder)
+    )
 
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Turn a disk's refusals into ExecutionFailed (DISK_FULL, FOLDER_NOT_WRITABLE), each naming the folder."""
+    """Convert OSError into ExecutionFailed (DISK_FULL, FOLDER_NOT_WRITABLE), which names the folder."""
     try:
         yield
     except OSError as fault:
@@ -29,20 +32,21 @@ def writing(folder: Path) -> Iterator[None]:
             raise disk_full(folder) from fault
         why = fault.strerror or type(fault).__name__
         raise ExecutionFailed(
-            f"cannot write in {folder}: {why}", reason="FOLDER_NOT_WRITABLE", folder=str(folder)
+            f"cannot write to {folder}: {why}", reason="FOLDER_NOT_WRITABLE", folder=str(folder)
         ) from fault
 
 
 def check_room(folder: Path, size: int) -> None:
-    """Raise ExecutionFailed (DISK_FULL) at once when `size` more bytes do not fit, not after hours."""
+    """Raise ExecutionFailed (DISK_FULL) if `size` more bytes do not fit, instead of failing hours later."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        if shutil.disk_usage(folder).free < size:
-            raise disk_full(folder)
+        free = shutil.disk_usage(folder).free
+        if free < size:
+            raise disk_full(folder, size, free)
 
 
 def publish(part: Path, path: Path) -> None:
-    """Rename a finished file into place so that it survives a power cut."""
+    """Rename a finished file to its final name, durably: also after a power cut it is complete or absent."""
     with writing(path.parent):
         for target in (part, path.parent):
             descriptor = os.open(target, os.O_RDONLY)

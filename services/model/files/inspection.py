@@ -1,4 +1,4 @@
-"""Looks at files on this machine: what they are, and whether they still are what was registered. Blocking."""
+"""Inspects local model files: their facts for a registration, and their issues for a verification. Blocking."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from services.model.files.checksum import checksum
 from services.model.headers.formats import ModelFile, inspect, loadable
 from services.model.rules import model_names
 
-_BESIDE_THE_FACTS = ("format", "type", "name", "size")  # they have columns of their own
+_NO_FACTS = ("format", "type", "name", "size")  # they have their own columns
 
 
 def facts_of(file: ModelFile) -> u.Facts:
-    """Return what a header says, as it goes into the event; what it does not say is left out."""
-    said = msgspec.to_builtins(file)
-    return {key: value for key, value in said.items() if key not in _BESIDE_THE_FACTS and value is not None}
+    """Return the facts of a header for the event, without unknown ones."""
+    fields = msgspec.to_builtins(file)
+    return {key: value for key, value in fields.items() if key not in _NO_FACTS and value is not None}
 
 
 def as_created(command: u.CreateModel) -> i.Register:
-    """Return the command with what deciding needs to know of its files.
+    """Return the command with the facts of its files.
 
-    Raises ValidationFailed and NotFound naming the field `path`, `type` or `format`.
+    Raises ValidationFailed, NotFound and InvalidRequest, which name the field `path`, `type` or `format`.
     """
     source = command.source or "local"
     if command.path is None:
@@ -42,51 +42,54 @@ def as_created(command: u.CreateModel) -> i.Register:
             checksum="",
             facts={},
         )
-    path, file = _look(command.path)
-    _agree("type", command.type, file.type)
-    _agree("format", command.format, file.format)
+    path, file = _inspect(command.path)
+    _check_declared("type", command.type, file.type)
+    _check_declared("format", command.format, file.format)
     return _register(path, file, (command.name,), command.type, source, named=True, imported=False)
 
 
 def as_imported(command: u.ImportModel) -> i.Register:
-    """Return the command with what the files say. Raises as `as_created` does."""
+    """Return the command with the facts of its files. Raises as `as_created` does."""
     if not command.auto_detect and command.type is None:
-        raise _refused("type", "give the type, or let it be detected", "TYPE_NEEDED")
-    path, file = _look(command.path)
+        raise _refused("type", "a type, because auto_detect is false", "TYPE_NEEDED")
+    path, file = _inspect(command.path)
     if command.auto_detect:
-        _agree("type", command.type, file.type)
-    wishes = (model_names.tidy(file.name), model_names.tidy(path.stem if path.is_file() else path.name))
-    wished = (command.name,) if command.name else tuple(name for name in wishes if name) or ("model",)
-    return _register(path, file, wished, command.type or file.type, "import", named=bool(command.name), imported=True)
+        _check_declared("type", command.type, file.type)
+    derived = (model_names.tidy(file.name), model_names.tidy(path.stem if path.is_file() else path.name))
+    names = (command.name,) if command.name else tuple(name for name in derived if name) or ("model",)
+    return _register(path, file, names, command.type or file.type, "import", named=bool(command.name), imported=True)
 
 
 def issues_of(path: Path, size: int, registered: str, expected: str) -> tuple[tuple[str, ...], bool]:
-    """Hold files against what is on record; return what is wrong, and whether they are what was registered."""
+    """Check files against their registration; return the issues, and whether the files match the registration.
+
+    `expected` is the caller's own checksum, or empty.
+    """
     try:
         if not path.exists():
             return (f"missing: {path}",), False
         file = inspect(path)
         if file.size < size:
-            return (f"truncated: {path} has {file.size} bytes, {size} were registered",), False
-        found = checksum(path)
+            return (f"truncated: {path} has {file.size} bytes, registered are {size}",), False
+        actual = checksum(path)
     except ValidationFailed as refusal:
-        what = {"TRUNCATED": "truncated", "NOT_A_MODEL": "changed"}.get(refusal.reason, "not readable")
-        return (f"{what}: {refusal.message}",), False
+        issue = {"TRUNCATED": "truncated", "NOT_A_MODEL": "changed"}.get(refusal.reason, "not readable")
+        return (f"{issue}: {refusal.message}",), False
     except AimaError as refusal:
         return (f"not readable: {refusal.message}",), False
     except OSError as fault:
         return (f"not readable: {path}: {fault.strerror}",), False
-    issues = [f"changed: the checksum is {found}, registered is {registered}"] if found != registered else []
-    if expected not in ("", found):
-        issues.append(f"the checksum is {found}, not {expected}")
-    return tuple(issues), found == registered
+    issues = [f"changed: the checksum is {actual}, registered is {registered}"] if actual != registered else []
+    if expected not in ("", actual):
+        issues.append(f"the checksum is {actual}, expected was {expected}")
+    return tuple(issues), actual == registered
 
 
-def _look(given: str) -> tuple[Path, ModelFile]:
-    """Return what an engine loads of the files at an absolute path, and what their header says."""
-    path = Path(given)
-    if "\0" in given or not path.is_absolute() or ".." in path.parts:
-        raise _refused("path", "an absolute path without ..", "BAD_PATH", path=given)
+def _inspect(text: str) -> tuple[Path, ModelFile]:
+    """Return the path that an engine loads, and its header. `text` is an absolute path of a file or folder."""
+    path = Path(text)
+    if "\0" in text or not path.is_absolute() or ".." in path.parts:
+        raise _refused("path", "an absolute path without ..", "BAD_PATH", path=text)
     try:
         inspect(path)
         path = loadable(path)
@@ -98,7 +101,7 @@ def _look(given: str) -> tuple[Path, ModelFile]:
 
 
 def _register(
-    path: Path, file: ModelFile, wished: Sequence[str], kind: str, source: str, *, named: bool, imported: bool
+    path: Path, file: ModelFile, names: Sequence[str], kind: str, source: str, *, named: bool, imported: bool
 ) -> i.Register:
     try:
         digest = checksum(path)
@@ -107,7 +110,7 @@ def _register(
             f"{path} cannot be read: {fault.strerror}", reason="NOT_READABLE", field="path", path=str(path)
         ) from fault
     return i.Register(
-        names=tuple(dict.fromkeys(wished)),
+        names=tuple(dict.fromkeys(names)),
         named=named,
         imported=imported,
         type=kind,
@@ -120,12 +123,12 @@ def _register(
     )
 
 
-def _agree(field: str, declared: str | None, found: str) -> None:
-    if declared in (None, found) or (declared, found) == ("video_gen", "diffusion"):  # headers look the same
+def _check_declared(field: str, declared: str | None, found: str) -> None:
+    if declared in (None, found) or (declared, found) == ("video_gen", "diffusion"):  # their headers do not differ
         return
-    raise _refused(field, f"the files say {found}, not {declared}", "CONTRADICTED", found=found)
+    raise _refused(field, f"{found}, as in the header of the files, not {declared}", "CONTRADICTED", found=found)
 
 
 def _refused(field: str, expected: str, reason: str, **details: str) -> ValidationFailed:
     fields = [{"field": field, "expected": expected}]
-    return ValidationFailed(f"{field}: {expected}", reason=reason, field=field, fields=fields, **details)
+    return ValidationFailed(f"{field}: expected {expected}", reason=reason, field=field, fields=fields, **details)

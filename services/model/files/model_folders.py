@@ -1,10 +1,10 @@
-"""Where the files of pulled models lie, and how they get there whole or not at all. Blocking.
+"""The folders of pulled models, and the atomic move of a finished pull into its final folder. Blocking.
 
-    <domain folder>/pulls/<model id>/   a pull under way; what it has so far
-    <domain folder>/files/<model id>/   a pulled model; `pulled.json` says of which run, and what was found in it
+    <domain folder>/pulls/<model id>/   a running pull, with the files so far
+    <domain folder>/files/<model id>/   a pulled model; `pulled.json` has the run and the facts of the files
 
-A pull that is whole is written down in its own folder, then the folder is renamed: after a crash at any moment the
-next process finds either a pull to resume or all that it has to record.
+A finished pull writes `pulled.json` into its folder, then the folder is renamed. After a crash at any moment the next
+process finds either a pull to resume or a finished one to record.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import msgspec
 from services.model.files.disk import writing
 from services.model.units import Facts
 
-_NOTE = "pulled.json"
+_RECORD = "pulled.json"
 
 
 class ArrivedFiles(msgspec.Struct, frozen=True):
-    """What a pull has brought. `path` is relative to the model's folder, `size` in bytes."""
+    """The files of a finished pull. `path` is relative to the model's folder, `size` in bytes."""
 
     run: int
     name: str
@@ -34,79 +34,79 @@ class ArrivedFiles(msgspec.Struct, frozen=True):
     facts: Facts
 
 
-def pulling(root: Path, model_id: str) -> Path:
-    """Return the folder of a pull under way."""
+def pull_folder(root: Path, model_id: str) -> Path:
+    """Return the folder of a running pull."""
     return root / "pulls" / model_id
 
 
-def staying(root: Path, model_id: str) -> Path:
+def final_folder(root: Path, model_id: str) -> Path:
     """Return the folder of a pulled model."""
     return root / "files" / model_id
 
 
 def begin(root: Path, model_id: str) -> Path:
-    """Have the folder for a pull and return it. Raises ExecutionFailed (DISK_FULL, FOLDER_NOT_WRITABLE)."""
-    folder = pulling(root, model_id)
+    """Create the folder of a pull and return it. Raises ExecutionFailed (DISK_FULL, FOLDER_NOT_WRITABLE)."""
+    folder = pull_folder(root, model_id)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def arrived(root: Path, model_id: str, run: int) -> ArrivedFiles | None:
-    """Return what this very run has brought, moving it to where it stays if a crash came between; None: go on."""
-    noted = _read(staying(root, model_id), run)
-    if noted is None and (noted := _read(pulling(root, model_id), run)):
+    """Return the files of a finished run, None if it must continue. Completes a move that a crash interrupted."""
+    files = _read(final_folder(root, model_id), run)
+    if files is None and (files := _read(pull_folder(root, model_id), run)):
         _move(root, model_id)
-    return noted
+    return files
 
 
-def keep(root: Path, model_id: str, found: ArrivedFiles) -> None:
-    """Write down what a pull has brought and move it to where it stays; what lay there of an earlier run goes."""
-    folder = pulling(root, model_id)
-    first = Path(found.path).parts[0]
+def keep(root: Path, model_id: str, files: ArrivedFiles) -> None:
+    """Write `pulled.json` and move the pull to its final folder, in place of the files of an earlier run."""
+    folder = pull_folder(root, model_id)
+    first = Path(files.path).parts[0]
     with writing(folder):
-        for other in folder.iterdir():
-            if other.name != first:
-                _remove(other)
-        note = folder / f"{_NOTE}.new"
-        with note.open("wb") as file:
-            file.write(msgspec.json.encode(found))
+        for child in folder.iterdir():
+            if child.name != first:
+                _remove(child)
+        record = folder / f"{_RECORD}.new"
+        with record.open("wb") as file:
+            file.write(msgspec.json.encode(files))
             file.flush()
             os.fsync(file.fileno())
-        note.replace(folder / _NOTE)
+        record.replace(folder / _RECORD)
         _sync(folder)
     _move(root, model_id)
 
 
 def discard_pull(root: Path, model_id: str) -> None:
-    """See that nothing is left of a pull. Raises ExecutionFailed naming the folder."""
+    """Remove the folder of a pull, if it exists. Raises ExecutionFailed, which names the folder."""
     with writing(root / "pulls"):
-        _remove(pulling(root, model_id))
+        _remove(pull_folder(root, model_id))
 
 
 def discard(root: Path, model_id: str) -> None:
-    """See that nothing is left of a pulled model. Raises ExecutionFailed naming the folder."""
+    """Remove all folders of a pulled model, if they exist. Raises ExecutionFailed, which names the folder."""
     discard_pull(root, model_id)
     with writing(root / "files"):
-        _remove(staying(root, model_id))
+        _remove(final_folder(root, model_id))
 
 
 def _move(root: Path, model_id: str) -> None:
-    place = staying(root, model_id)
-    with writing(place.parent):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        _remove(place)
-        pulling(root, model_id).rename(place)
-        _sync(place.parent)
-        _sync(pulling(root, model_id).parent)
+    target = final_folder(root, model_id)
+    with writing(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove(target)
+        pull_folder(root, model_id).rename(target)
+        _sync(target.parent)
+        _sync(pull_folder(root, model_id).parent)
 
 
 def _read(folder: Path, run: int) -> ArrivedFiles | None:
     try:
-        found = msgspec.json.decode((folder / _NOTE).read_bytes(), type=ArrivedFiles)
+        files = msgspec.json.decode((folder / _RECORD).read_bytes(), type=ArrivedFiles)
     except (OSError, msgspec.MsgspecError):
         return None
-    return found if found.run == run and (folder / found.path).exists() else None
+    return files if files.run == run and (folder / files.path).exists() else None
 
 
 def _remove(path: Path) -> None:

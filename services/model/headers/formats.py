@@ -1,6 +1,6 @@
-"""Finds out what a file or a folder of weights is, from its own header alone.
+"""Detects the format and type of a file or folder of weights from its header.
 
-It reads headers only, believes no number in them before it is checked, and runs nothing that a file contains.
+It reads headers only, checks every number in them, and must not run code from a file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _Index(msgspec.Struct):
 
 
 def inspect(path: Path) -> ModelFile:
-    """Return what the weights at `path`, a file or a folder, are. Blocking: it reads from the disk.
+    """Return the facts of the weights at `path`, a file or a folder. Blocking: reads from the disk.
 
     Raises NotFound (FILE_NOT_FOUND), InvalidRequest (NOT_READABLE) and ValidationFailed (NOT_A_MODEL, TRUNCATED,
     UNSUPPORTED_FORMAT, AMBIGUOUS), each with `path` in its details.
@@ -45,13 +45,14 @@ def inspect(path: Path) -> ModelFile:
     except (OSError, ValueError) as fault:  # ValueError: a NUL in the name
         why = fault.strerror if isinstance(fault, OSError) else str(fault)
         raise InvalidRequest(f"{path} cannot be read: {why}", reason="NOT_READABLE", path=str(path)) from fault
-    raise not_a_model(path, "it is neither a file nor a folder")  # a pipe would block for ever
+    raise not_a_model(path, "it is neither a file nor a folder")  # reading a pipe would block forever
 
 
 def loadable(path: Path) -> Path:
-    """Return what an engine is handed of a model that `inspect` accepts: a folder of one GGUF or ONNX is that file.
+    """Return the path that an engine loads of a model that `inspect` accepts.
 
-    A model in several GGUF parts is its first part; safetensors in a folder stay the folder.
+    A folder with one GGUF or ONNX model: that file; a model of several GGUF parts: the first part; a folder of
+    safetensors: the folder.
     """
     if not path.is_dir():
         return parts(path)[0]
@@ -79,7 +80,7 @@ def _file(path: Path) -> ModelFile:
         return _safetensors(path, path.parent, [path])
     if onnx.looks_like(start):
         return onnx.read(path)
-    raise not_a_model(path, "it begins like no GGUF, safetensors, ONNX or E5S file")
+    raise not_a_model(path, "it is not a GGUF, safetensors, ONNX or E5S file")
 
 
 def _folder(folder: Path) -> ModelFile:
@@ -99,10 +100,10 @@ def _only(folder: Path, files: list[Path]) -> Path:
     if len(models) > 1:
         names = ", ".join(file.name for file in models[:10])
         raise ValidationFailed(
-            f"{folder} holds several models, name one of them: {names}", reason="AMBIGUOUS", path=str(folder)
+            f"{folder} has several models; give the path of one of them: {names}", reason="AMBIGUOUS", path=str(folder)
         )
     if not models:
-        raise not_a_model(folder, "the folder holds no weights")
+        raise not_a_model(folder, "the folder has no weight files (.gguf, .safetensors, .onnx, .bin)")
     return models[0]
 
 
@@ -114,13 +115,13 @@ def _gguf(path: Path, files: list[Path], projector: bool) -> ModelFile:
 
 
 def parts(path: Path) -> list[Path]:
-    """Return all parts of the model that the file is a part of, or the file itself. Raises TRUNCATED."""
+    """Return all parts of the split model that the file belongs to, or the file itself. Raises TRUNCATED."""
     match = PART.match(path.name)
     if match is None:
         return [path]
     count = int(match["count"])
     if not 1 <= count <= MAX_PARTS:
-        raise not_a_model(path, f"its name claims {count} parts")
+        raise not_a_model(path, f"its name states {count} parts")
     return _present(path, [path.with_name(f"{match['stem']}-{n:05}-of-{count:05}.gguf") for n in range(1, count + 1)])
 
 
@@ -132,7 +133,7 @@ def _present(path: Path, files: list[Path]) -> list[Path]:
 
 
 def _is_later_part(path: Path) -> bool:
-    """Tell whether the file is a part that stands behind another one of the folder."""
+    """Return whether the file is a later part of a split model whose first part is in the folder."""
     match = PART.match(path.name)
     if match is None or match["number"] == "00001":
         return False
@@ -148,14 +149,14 @@ def _has_projector(path: Path) -> bool:
 
 
 def _indexed(folder: Path) -> list[Path]:
-    """Return the files that a sharded model's index names; none of them may lie elsewhere."""
+    """Return the files in the index of a sharded model, which must be in the same folder."""
     index = folder / INDEX
     if index.stat().st_size > MAX_INDEX:
         raise not_a_model(folder, f"{INDEX} is too large")
     try:
         names = set(msgspec.json.decode(index.read_bytes(), type=_Index).weight_map.values())
     except (msgspec.MsgspecError, RecursionError):
-        raise not_a_model(folder, f"{INDEX} is no index") from None
+        raise not_a_model(folder, f"{INDEX} is not a valid index") from None
     if any(Path(name).name != name for name in names):
         raise not_a_model(folder, f"{INDEX} names files outside the folder")
     return _present(folder, [folder / name for name in sorted(names)])

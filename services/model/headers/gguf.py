@@ -1,7 +1,7 @@
 """The header of a GGUF file (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md), versions 2 and 3.
 
-The constants are the `gguf` package's; its `GGUFReader` is not used. It believes a declared array length past the
-end of the file, so that a file of forty bytes keeps it busy for ever, and it keeps every token of a vocabulary.
+The constants are from the `gguf` package. Its `GGUFReader` is not used: it trusts an array length past the end of the
+file, so that a file of forty bytes blocks it forever, and it stores every token of a vocabulary.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from services.model.headers.cursor import U32, U64, Cursor, PastTheEnd
 from services.model.headers.model_file import not_a_model, truncated, unsupported
 
 MAGIC = b"GGUF"
-MAX_KEYS = 65_536  # real files have under a hundred
-MAX_TENSORS = 262_144  # the largest mixture-of-experts models have some thousands a part
+MAX_KEYS = 65_536  # real files have less than a hundred
+MAX_TENSORS = 262_144  # the largest mixture-of-experts models have some thousands per part
 MAX_KEY = 65_535  # bytes, the format's own limit
-MAX_TEXT = 4 << 20  # bytes of one string that is kept; chat templates are some ten kB
-MAX_STRINGS = 8_000_000  # elements in all string arrays; large vocabularies have under one million with their merges
-MAX_KEPT = 4096  # elements of a number array that is kept: one per layer
+MAX_TEXT = 4 << 20  # bytes of a stored string; chat templates have some ten kB
+MAX_STRINGS = 8_000_000  # elements of all string arrays; large vocabularies with merges have less than a million
+MAX_KEPT = 4096  # elements of a stored number array: one per layer
 MAX_DIMS = 4  # GGML_MAX_DIMS
 
 _FORMATS = {
@@ -50,7 +50,7 @@ Value = int | float | bool | str | tuple[int | float, ...]
 
 @dataclass
 class Header:
-    """One part's header: its keys, its array lengths, and what its tensors add up to."""
+    """The header of one part: its keys, its array lengths and the totals of its tensors."""
 
     size: int
     keys: dict[str, Value] = field(default_factory=dict)
@@ -62,9 +62,9 @@ class Header:
     tensors_end: int = 0
 
     def number(self, key: str) -> int | None:
-        """Return a count from the header; the mean, rounded up, of a list of one count per layer.
+        """Return a count from the header, None if it is missing or invalid.
 
-        So the sum over all layers never comes out too small. None when there is none that makes sense.
+        Of a list with one count per layer, the mean rounded up, so that the sum over all layers is never too small.
         """
         value = self.keys.get(key)
         if isinstance(value, tuple) and value and all(isinstance(item, int) for item in value):
@@ -74,7 +74,7 @@ class Header:
         return None
 
     def text(self, key: str) -> str | None:
-        """Return a text from the header, None when it is missing or empty."""
+        """Return a text from the header, None if it is missing or empty."""
         value = self.keys.get(key)
         return value if isinstance(value, str) and value else None
 
@@ -84,54 +84,54 @@ def read_header(path: Path) -> Header:
     size = path.stat().st_size
     with path.open("rb") as file:
         try:
-            return _Walk(path, file, size).header()
+            return _Parser(path, file, size).header()
         except PastTheEnd:
-            raise truncated(path, "its header goes on past its end") from None
+            raise truncated(path, "the file ends within its header") from None
 
 
-class _Walk:
+class _Parser:
     def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
-        self.path, self.at, self.found, self.strings = path, Cursor(file, size), Header(size), 0
+        self.path, self.at, self.result, self.strings = path, Cursor(file, size), Header(size), 0
 
     def header(self) -> Header:
         if self.at.take(4) != MAGIC:
-            raise not_a_model(self.path, "it has no GGUF magic")
+            raise not_a_model(self.path, "it does not start with the GGUF magic")
         version = self.at.unpack(U32)
         if version not in (2, 3):
-            raise unsupported(self.path, f"GGUF version {version}, or a big-endian file")
+            raise unsupported(self.path, f"its GGUF version is {version}, or the file is big-endian")
         tensors, keys = self.at.unpack(U64), self.at.unpack(U64)
         if keys > MAX_KEYS or tensors > MAX_TENSORS:
-            raise not_a_model(self.path, f"it claims {keys} keys and {tensors} tensors")
+            raise not_a_model(self.path, f"its header states {keys} keys and {tensors} tensors")
         for _ in range(keys):
             self.key()
         ends = [self.tensor() for _ in range(tensors)]
-        align = self.found.keys.get("general.alignment", 32)
+        align = self.result.keys.get("general.alignment", 32)
         if not isinstance(align, int) or align < 1 or align & (align - 1):
-            raise not_a_model(self.path, "its alignment is no power of two")
+            raise not_a_model(self.path, "its alignment is not a power of two")
         start = -(-self.at.offset // align) * align
-        self.found.tensors = tensors
-        self.found.tensors_end = start + max(ends) if ends else self.at.offset
-        return self.found
+        self.result.tensors = tensors
+        self.result.tensors_end = start + max(ends) if ends else self.at.offset
+        return self.result
 
     def string(self, limit: int) -> str:
         length = self.at.unpack(U64)
         if length > limit:
-            # A length past the end is told apart from one that is merely absurd.
+            # Raises PastTheEnd if the length exceeds the file, which is a different error.
             self.at.skip(length)
-            raise not_a_model(self.path, f"a text of {length} bytes in its header")
+            raise not_a_model(self.path, f"its header has a text of {length} bytes")
         return self.at.take(length).decode("utf-8", "replace")
 
     def key(self) -> None:
         key = self.string(MAX_KEY)
         kind = self.at.unpack(U32)
-        if key in self.found.keys or key in self.found.lengths:
-            raise not_a_model(self.path, f"the key {key[:80]!r} is there twice")
+        if key in self.result.keys or key in self.result.lengths:
+            raise not_a_model(self.path, f"its header has the key {key[:80]!r} twice")
         if kind == ARRAY:
             self.array(key)
         elif kind == STRING:
-            self.found.keys[key] = self.string(MAX_TEXT)
+            self.result.keys[key] = self.string(MAX_TEXT)
         else:
-            self.found.keys[key] = self.at.unpack(self.scalar(kind))
+            self.result.keys[key] = self.at.unpack(self.scalar(kind))
 
     def scalar(self, kind: int) -> struct.Struct:
         if kind not in SCALARS:
@@ -140,33 +140,33 @@ class _Walk:
 
     def array(self, key: str) -> None:
         kind, length = self.at.unpack(U32), self.at.unpack(U64)
-        self.found.lengths[key] = length
+        self.result.lengths[key] = length
         if kind == STRING:
             self.strings += length
             if self.strings > MAX_STRINGS:
-                raise not_a_model(self.path, f"{self.strings} texts in its header")
+                raise not_a_model(self.path, f"its header has {self.strings} texts")
             self.at.skip_strings(length)
             return
-        layout = self.scalar(kind)  # lists in lists are in the format's text, but in no engine
+        layout = self.scalar(kind)  # the format allows nested arrays, but no engine does
         if length > MAX_KEPT:
             self.at.skip(length * layout.size)
         else:
-            self.found.keys[key] = tuple(self.at.unpack(layout) for _ in range(length))
+            self.result.keys[key] = tuple(self.at.unpack(layout) for _ in range(length))
 
     def tensor(self) -> int:
         name = self.string(MAX_KEY)
         dims = self.at.unpack(U32)
         if not 1 <= dims <= MAX_DIMS:
-            raise not_a_model(self.path, f"a tensor of {dims} dimensions")
+            raise not_a_model(self.path, f"it has a tensor of {dims} dimensions")
         elements = math.prod(self.at.unpack(U64) for _ in range(dims))
         kind, offset = self.at.unpack(U32), self.at.unpack(U64)
         if kind not in TYPE_SIZES:
-            raise unsupported(self.path, f"the tensor type {kind} is not known")
+            raise unsupported(self.path, f"the tensor type {kind} is unknown")
         block, width = TYPE_SIZES[kind]
         if elements % block:
-            raise not_a_model(self.path, f"{elements} elements do not fill blocks of {block}")
+            raise not_a_model(self.path, f"a tensor of {elements} elements is not a multiple of its block size {block}")
         size = elements // block * width
-        self.found.parameters += elements
-        self.found.bytes_by_type[kind] += size
-        self.found.rank_head |= name in ("cls.weight", "cls.output.weight")
+        self.result.parameters += elements
+        self.result.bytes_by_type[kind] += size
+        self.result.rank_head |= name in ("cls.weight", "cls.output.weight")
         return offset + size

@@ -1,4 +1,4 @@
-"""Turns the headers of a GGUF model, one per part, into what the model is."""
+"""Builds the `ModelFile` of a GGUF model from the headers of its parts."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from services.model.headers.model_file import ModelFile, not_a_model
 
 
 def describe(path: Path, headers: list[Header], projector: bool) -> ModelFile:
-    """Put the parts of one model together; the first one has the keys.
+    """Return the model of the headers; the first part has the keys.
 
-    `projector`: an image or audio encoder lies beside it. Raises ValidationFailed.
+    `projector`: the folder has an image or audio encoder. Raises ValidationFailed (NOT_A_MODEL).
     """
     first = headers[0]
     if not any(header.tensors for header in headers):
-        raise not_a_model(path, "it holds no weights")
+        raise not_a_model(path, "it has no tensors")
     arch = first.text("general.architecture")
     if arch is None:
-        raise not_a_model(path, "its header names no architecture")
+        raise not_a_model(path, "its header has no general.architecture")
     embedding, heads = first.number(f"{arch}.embedding_length"), first.number(f"{arch}.attention.head_count")
     head_length = embedding // heads if embedding and heads else None
     kv_heads = first.number(f"{arch}.attention.head_count_kv")
@@ -48,7 +48,7 @@ def describe(path: Path, headers: list[Header], projector: bool) -> ModelFile:
 
 
 def _quantization(headers: list[Header]) -> str | None:
-    """Return what the header calls it ("Q4_K_M"), or the tensor type that most bytes are of."""
+    """Return the quantisation in the header ("Q4_K_M"), otherwise the tensor type with the most bytes."""
     declared = headers[0].number("general.file_type")
     names = {int(kind): str(kind.name) for kind in LlamaFileType if kind.name != "GUESSED"}
     if declared in names:

@@ -1,4 +1,4 @@
-"""The best guess at what a model is for, from the names that its header gives. Whoever knows better says so."""
+"""Guesses the type of a model from names in its header. A caller may declare another type."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ GGUF_TYPES: dict[str, ModelType] = {
     "cosmos": "diffusion",
 }
 
-# The first that a class name contains decides, so the narrower ones stand first.
+# The first entry that a class name contains decides, so the narrower ones come first.
 CLASS_TYPES: tuple[tuple[str, ModelType], ...] = (
     ("TextToSpeech", "tts"),
     ("Vits", "tts"),
@@ -78,7 +78,7 @@ def gguf_type(architecture: str, pooling: int | None, rank_head: bool, projector
 
 
 def class_type(architectures: Collection[str]) -> ModelType | None:
-    """Return the type that the class names of a config.json stand for, None when they say nothing."""
+    """Return the type for the class names of a config.json, None if none is known."""
     for name in architectures:
         for part, kind in CLASS_TYPES:
             if part in name:
@@ -87,7 +87,7 @@ def class_type(architectures: Collection[str]) -> ModelType | None:
 
 
 def tensor_type(names: Collection[str]) -> ModelType:
-    """Return the type that the tensor names of a file without a config.json look like."""
+    """Return the type for the tensor names of a file without a config.json."""
     if any(part in name for name in names for part in ("diffusion_model.", "double_blocks.", "down_blocks.")):
         return "diffusion"
     if any(name.startswith(("visual.", "vision_model.", "vision_tower.")) for name in names):
@@ -98,7 +98,7 @@ def tensor_type(names: Collection[str]) -> ModelType:
 
 
 def onnx_type(inputs: Collection[str], outputs: Collection[str]) -> ModelType:
-    """Return the type that a graph's inputs and outputs look like; an unknown graph is taken for a detector."""
+    """Return the type for the inputs and outputs of a graph; detection if they are unknown."""
     if any(name.startswith("past_key_values") for name in inputs):
         return "llm"
     if {"input_features", "mel", "audio", "audio_signal"} & set(inputs):

@@ -1,4 +1,4 @@
-"""What a model file says about itself, and the refusals that every format shares."""
+"""The facts in the header of a model file, and the errors of all formats."""
 
 from __future__ import annotations
 
@@ -31,28 +31,30 @@ class ModelFile(msgspec.Struct, frozen=True, kw_only=True):
     value_length: int | None = None
     vocabulary: int | None = None
     tools: bool = False
-    """Whether the chat template mentions `tools`; without it an engine ignores them in silence."""
+    """Whether the chat template mentions `tools`; otherwise engines silently ignore tools."""
     size: int
     tensors_end: int
-    """The bytes that the tensors need, headers included; a file shorter than this is truncated."""
+    """Bytes up to the end of the tensors, with headers; a shorter file is truncated."""
 
 
 def not_a_model(path: Path, why: str) -> ValidationFailed:
-    """Return the refusal of a file that holds no weights we can read."""
+    """Return the error for a file without readable weights."""
     return ValidationFailed(f"{path.name} is not a model: {why}", reason="NOT_A_MODEL", path=str(path))
 
 
 def unsupported(path: Path, why: str) -> ValidationFailed:
-    """Return the refusal of a real model file in a variant that we cannot read."""
+    """Return the error for a model file in an unsupported variant."""
     return ValidationFailed(f"{path.name} is not supported: {why}", reason="UNSUPPORTED_FORMAT", path=str(path))
 
 
 def truncated(path: Path, why: str) -> ValidationFailed:
-    """Return the refusal of a file that ends before its tensors do."""
-    return ValidationFailed(f"{path.name} is truncated: {why}", reason="TRUNCATED", path=str(path))
+    """Return the error for an incomplete model."""
+    return ValidationFailed(
+        f"{path.name} is incomplete: {why}; pull or copy it again", reason="TRUNCATED", path=str(path)
+    )
 
 
 def check_end(path: Path, size: int, tensors_end: int) -> None:
-    """Raise TRUNCATED when the tensors need more bytes than there are."""
+    """Raise ValidationFailed (TRUNCATED) if the tensors need more bytes than the file has."""
     if tensors_end > size:
-        raise truncated(path, f"its tensors need {tensors_end} bytes, it has {size}")
+        raise truncated(path, f"it has {size} bytes, its tensors need {tensors_end}")

@@ -1,6 +1,6 @@
 """The outline of an ONNX file: a protobuf `ModelProto`, field numbers from onnx/onnx.proto3.
 
-Only the fields' outlines are walked, with bounds; weights are skipped and nothing is decoded into objects.
+Only field numbers and lengths are parsed, with limits; weights are skipped and no objects are decoded.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ IR_VERSION, GRAPH, OPSET = 1, 7, 8  # ModelProto
 MODEL_FIELDS = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26})
 NAME, INPUT, OUTPUT = 2, 11, 12  # GraphProto
 VALUE_NAME = 1  # ValueInfoProto
-MAX_FIELDS = 200_000  # of a message: large graphs have some ten thousand nodes
+MAX_FIELDS = 200_000  # per message; large graphs have some ten thousand nodes
 MAX_NAME = 4096  # bytes
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # protobuf wire types
 
 
 class _NotProtobuf(Exception):
-    """The bytes are no protobuf."""
+    """The bytes are not a protobuf message."""
 
 
 def looks_like(start: bytes) -> bool:
-    """Tell whether a file begins with an IR version, as every writer of ONNX makes it."""
+    """Return whether a file starts with an IR version, as all ONNX files do in practice."""
     return len(start) >= 2 and start[0] == (IR_VERSION << 3 | VARINT) and 1 <= start[1] <= 64
 
 
 def read(path: Path) -> ModelFile:
-    """Walk the outline. Raises ValidationFailed (NOT_A_MODEL, TRUNCATED)."""
+    """Parse the outline. Raises ValidationFailed (NOT_A_MODEL, TRUNCATED)."""
     size = path.stat().st_size
     name: str | None = None
     inputs: list[str] = []
@@ -54,14 +54,14 @@ def read(path: Path) -> ModelFile:
                 at.skip(length)
         except PastTheEnd:
             if in_graph:
-                raise truncated(path, "its graph goes on past its end") from None
-            raise not_a_model(path, "it is no ONNX graph") from None
+                raise truncated(path, "the file ends within its graph") from None
+            raise not_a_model(path, "it is not an ONNX graph") from None
         except _NotProtobuf:
-            raise not_a_model(path, "it is no ONNX graph") from None
+            raise not_a_model(path, "it is not an ONNX graph") from None
     if not in_graph:
         raise not_a_model(path, "it has no graph")
-    if not has_opset:  # every model of IR version 3 (2017) or later has one, written behind the graph
-        raise truncated(path, "it ends behind its graph")
+    if not has_opset:  # models of IR version 3 (2017) and later have one, written after the graph
+        raise truncated(path, "the file ends after its graph, without an opset")
     return ModelFile(
         format="onnx",
         type=onnx_type(inputs, outputs),
@@ -83,7 +83,7 @@ def _varint(at: Cursor) -> int:
 
 
 def _field(at: Cursor) -> tuple[int, int]:
-    """Return the number of the next field and how many bytes of it are still to be skipped."""
+    """Return the number of the next field and the length of its content, which is still to be skipped."""
     tag = _varint(at)
     field, wire = tag >> 3, tag & 7
     if wire == VARINT:
@@ -97,7 +97,7 @@ def _field(at: Cursor) -> tuple[int, int]:
 
 
 def _graph(at: Cursor, inputs: list[str], outputs: list[str]) -> str | None:
-    """Collect a graph's input and output names, return its own."""
+    """Append the names of the inputs and outputs to the lists; return the name of the graph."""
     name: str | None = None
     for _ in range(MAX_FIELDS):
         if at.offset >= at.size:

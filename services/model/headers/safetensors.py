@@ -14,14 +14,14 @@ from services.model.headers.guess import class_type, tensor_type
 from services.model.headers.model_file import ModelFile, not_a_model, truncated
 
 MAX_HEADER = 100_000_000  # bytes, the reference implementation's own limit
-MAX_DIMS = 32  # of one tensor; the product of more would only cost time
+MAX_DIMS = 32  # per tensor; bounds the time to multiply them
 BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16}
 BITS |= {"I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64}
 MAX_CONFIG = 16 << 20  # bytes of a config.json or a chat template
 
 
 class Tensor(msgspec.Struct, frozen=True):
-    """One entry of the header; the offsets count from the end of the header."""
+    """One entry of the header; the offsets are relative to the end of the header."""
 
     dtype: str
     shape: list[int]
@@ -30,7 +30,7 @@ class Tensor(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Header:
-    """One file's tensors by name, its size and the bytes that it needs."""
+    """The tensors of one file by name, its size, and the end of its tensors in bytes."""
 
     size: int
     tensors: dict[str, Tensor]
@@ -38,7 +38,7 @@ class Header:
 
 
 def looks_like(start: bytes, size: int) -> bool:
-    """Tell whether the first nine bytes of a file of `size` bytes can be those of a safetensors file."""
+    """Return whether the first bytes of a file of `size` bytes may start a safetensors file."""
     return (
         len(start) >= 9 and 2 <= int.from_bytes(start[:8], "little") <= MAX_HEADER and start[8:9] == b"{" and size > 9
     )
@@ -52,24 +52,24 @@ def read_header(path: Path) -> Header:
         try:
             length = at.unpack(U64)
             if length > MAX_HEADER:
-                raise not_a_model(path, f"its header claims {length} bytes")
+                raise not_a_model(path, f"its header states a length of {length} bytes")
             text = at.take(length)
         except PastTheEnd:
-            raise truncated(path, "it ends within its header") from None
+            raise truncated(path, "the file ends within its header") from None
     try:
         entries = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
         entries.pop("__metadata__", None)
         tensors = {name: msgspec.json.decode(entry, type=Tensor) for name, entry in entries.items()}
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as fault:
-        raise not_a_model(path, f"its header is no safetensors JSON ({fault})") from None
+        raise not_a_model(path, f"its header is not safetensors JSON ({fault})") from None
     for name, tensor in tensors.items():
         if not _fits(tensor):
-            raise not_a_model(path, f"the tensor {name[:80]!r} has no sensible place")
+            raise not_a_model(path, f"the offsets of the tensor {name[:80]!r} do not fit its shape")
     return Header(size, tensors, 8 + length + max((t.data_offsets[1] for t in tensors.values()), default=0))
 
 
 def _fits(tensor: Tensor) -> bool:
-    """Tell whether a tensor's place holds as many bytes as its shape needs; at least a bit each of a new type."""
+    """Return whether a tensor's offsets fit its shape; an unknown type needs at least one bit per element."""
     begin, end = tensor.data_offsets
     if not 0 <= begin <= end or len(tensor.shape) > MAX_DIMS or any(side < 0 for side in tensor.shape):
         return False
@@ -78,10 +78,10 @@ def _fits(tensor: Tensor) -> bool:
 
 
 def describe(path: Path, folder: Path, headers: list[Header]) -> ModelFile:
-    """Put the files of one model and the config.json of its folder together. Raises ValidationFailed."""
+    """Return the model of the headers and the config.json of its folder. Raises ValidationFailed (NOT_A_MODEL)."""
     tensors = {name: tensor for header in headers for name, tensor in header.tensors.items()}
     if not tensors:
-        raise not_a_model(path, "it holds no weights")
+        raise not_a_model(path, "it has no tensors")
     config = Config.of(folder)
     classes = config.names("architectures") or config.names("_class_name")
     heads, hidden = config.number("num_attention_heads", "n_head"), config.number("hidden_size", "n_embd", "d_model")
@@ -92,7 +92,7 @@ def describe(path: Path, folder: Path, headers: list[Header]) -> ModelFile:
         name=path.stem if path.is_file() else path.name,
         architecture=classes[0] if classes else None,
         parameters=sum(math.prod(tensor.shape) for tensor in tensors.values()),
-        quantization=config.quantization() or _widest(tensors),
+        quantization=config.quantization() or _main_type(tensors),
         context_length=config.number("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"),
         layers=config.number("num_hidden_layers", "n_layer", "num_layers"),
         embedding_length=hidden,
@@ -107,8 +107,8 @@ def describe(path: Path, folder: Path, headers: list[Header]) -> ModelFile:
     )
 
 
-def _widest(tensors: dict[str, Tensor]) -> str:
-    """Return the type that most bytes are of."""
+def _main_type(tensors: dict[str, Tensor]) -> str:
+    """Return the tensor type with the most bytes."""
     total: Counter[str] = Counter()
     for tensor in tensors.values():
         total[tensor.dtype] += tensor.data_offsets[1] - tensor.data_offsets[0]
@@ -120,7 +120,7 @@ def _chat_template(folder: Path) -> str:
 
 
 def _text(path: Path) -> str:
-    """Return a small text file, and nothing for one that is missing or no text: it only helps a guess."""
+    """Return the text of a small file, "" if it is missing or too large: the file only improves a guess."""
     if not path.is_file() or path.stat().st_size > MAX_CONFIG:
         return ""
     return path.read_text("utf-8", "replace")
@@ -128,13 +128,13 @@ def _text(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Config:
-    """A config.json (or a diffusers model_index.json); models with a vision part nest the text's numbers."""
+    """A config.json (or a diffusers model_index.json); vision models nest the numbers of the text model."""
 
     values: dict[str, object]
 
     @classmethod
     def of(cls, folder: Path) -> Config:
-        """Read it from a folder; one that is missing or broken says nothing."""
+        """Read the config of a folder; a missing or broken one is empty."""
         text = _text(folder / "config.json") or _text(folder / "model_index.json")
         try:
             return cls(msgspec.json.decode(text or "{}", type=dict[str, object]))
@@ -142,7 +142,7 @@ class Config:
             return cls({})
 
     def number(self, *keys: str) -> int | None:
-        """Return the first count that is there under one of these names."""
+        """Return the first valid count under one of the keys."""
         nested = self.values.get("text_config")
         for values in (self.values, nested if isinstance(nested, dict) else {}):
             for key in keys:
@@ -152,13 +152,13 @@ class Config:
         return None
 
     def names(self, key: str) -> list[str]:
-        """Return a name or a list of names."""
+        """Return the names under a key, which may hold one name or a list."""
         value = self.values.get(key)
         names = value if isinstance(value, list) else [value]
         return [name for name in names if isinstance(name, str)]
 
     def quantization(self) -> str | None:
-        """Return how the weights were quantised ("awq", "gptq", "fp8"), None when they were not."""
+        """Return the quantisation method ("awq", "gptq", "fp8"), None if the weights are not quantised."""
         method = self.values.get("quantization_config")
         name = method.get("quant_method") if isinstance(method, dict) else None
         return name if isinstance(name, str) else None

@@ -1,1 +1,1 @@
-"""What the model domain awaits: pulls, hubs, files."""
+"""The I/O of the model domain: pulls, hubs, files."""

@@ -1,4 +1,4 @@
-"""Everything of the model domain that awaits: files, hubs and peers."""
+"""The model domain's Outside: prepares commands, performs effects, answers queries."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from services.model.rules.state import ModelState, Pull, Remove, Verify
 from services.model.sources import SOURCES
 from services.model.sources.port import check
 
-_PEER = 5.0  # seconds that another domain gets to answer a question of ours
-_ALL = 1000  # models and engines in one answer: as many as a page may hold
+_PEER_TIMEOUT = 5.0  # seconds that another domain has to answer
+_ALL = 1000  # models or engines in one answer: the maximum of a page
 
 
 class ModelOutside(Outside[ModelState]):
-    """The world outside of the registry."""
+    """The I/O of the model domain."""
 
     def __init__(self, context: Context[ModelState]) -> None:
         super().__init__(context)
@@ -38,7 +38,7 @@ class ModelOutside(Outside[ModelState]):
         self._folders: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def prepare(self, command: Command[Any], call: Call) -> Command[Any]:  # noqa: ARG002 (as declared)
-        """Look at the files, at who uses the model, and turn a name into an id."""
+        """Add the facts of the files and the services that use the model; replace a name by its id."""
         match command:
             case u.CreateModel():
                 return await in_thread(inspection.as_created, command)
@@ -57,7 +57,7 @@ class ModelOutside(Outside[ModelState]):
                 return command
 
     async def perform(self, effect: Any) -> Iterable[Command[Any]]:
-        """Pull, verify or remove. Only one of them touches the files of one model at a time."""
+        """Pull, verify or remove; one at a time per model, since they use the same files."""
         folder: Path = self.context.folder
         async with self._folders.setdefault(effect.model_id, asyncio.Lock()):
             match effect:
@@ -76,7 +76,7 @@ class ModelOutside(Outside[ModelState]):
                     raise TypeError(effect)
 
     async def answer(self, query: Query[Any]) -> View:
-        """Answer from the read table; only a search leaves the machine."""
+        """Answer from the read table; searches also query the hubs."""
         match query:
             case u.GetModel(model_id=name):
                 return views.view(await self._row(name))
@@ -85,7 +85,11 @@ class ModelOutside(Outside[ModelState]):
             case u.EstimateResources(model_id=name, context_length=context_length, slots=slots):
                 row = await self._row(name)
                 if not row["path"]:
-                    raise Conflict(f"{row['id']} has no files yet", reason="NO_FILES", model_id=row["id"])
+                    raise Conflict(
+                        f"{row['id']} has no files yet (status: {row['status']}), so its memory cannot be estimated",
+                        reason="NO_FILES",
+                        model_id=row["id"],
+                    )
                 return views.estimated(row, context_length, slots)
             case u.SearchModels():
                 return await search(query, self.context.settings.search_timeout)
@@ -102,7 +106,11 @@ class ModelOutside(Outside[ModelState]):
         sql = "SELECT * FROM models WHERE id = ? OR name = ? ORDER BY id = ? DESC LIMIT 1"
         rows = await self.context.read.rows(sql, (name, name, name))
         if not rows:
-            raise NotFound(f"there is no model {name}", reason="MODEL_NOT_FOUND", model_id=name)
+            raise NotFound(
+                f"there is no model {name}; model.list shows the registered ones",
+                reason="MODEL_NOT_FOUND",
+                model_id=name,
+            )
         return rows[0]
 
     async def _list(self, query: u.ListModels) -> u.ModelList:
@@ -113,18 +121,18 @@ class ModelOutside(Outside[ModelState]):
         return u.ModelList(items=[views.view(row) for row in rows], total=total)
 
     async def _users(self, model_id: str) -> tuple[str, ...]:
-        """Return the ids of the services that are made for the model."""
+        """Return the ids of the services that serve the model."""
         try:
-            answer = await self.context.peers.client.ask("service.list", {"model_id": model_id}, timeout=_PEER)
+            answer = await self.context.peers.client.ask("service.list", {"model_id": model_id}, timeout=_PEER_TIMEOUT)
         except (UnitNotFound, Unavailable):
-            # Nobody serves services: an installation may have none, and must be able to delete a model all the same.
+            # An installation without a service domain must be able to delete models too.
             return ()
         return tuple(service["id"] for service in answer.data["services"])
 
     async def _compatibility(self) -> u.Compatibility:
         rows, _ = await self.context.read.page("models", where={"status": "ready"}, limit=_ALL, offset=0, order="id")
         try:
-            answer = await self.context.peers.client.ask("engine.list", {"limit": _ALL}, timeout=_PEER)
+            answer = await self.context.peers.client.ask("engine.list", {"limit": _ALL}, timeout=_PEER_TIMEOUT)
         except AimaError:
             return views.compatibility(rows, None)
         return views.compatibility(rows, answer.data["items"])

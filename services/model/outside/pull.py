@@ -1,4 +1,4 @@
-"""Carries one pull through: fetch, check, move, and say how far it has come. What comes of it is a command."""
+"""Performs one pull: download, check, move to the final folder, record progress. The result is a command."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from services.model.settings import ModelSettings
 from services.model.sources import SOURCES, Pulled
 
 _FIRST_RETRY = 1.0  # seconds; doubled after each attempt
-_LONGEST_RETRY = 60.0  # seconds, whatever a hub asks for
-_OFTEN = 2.0  # seconds between two events about one pull ...
-_STEP = 5.0  # ... or percent
+_LONGEST_RETRY = 60.0  # seconds, also if a hub asks for more
+_PROGRESS_INTERVAL = 2.0  # seconds between two progress events of one pull ...
+_PROGRESS_STEP = 5.0  # ... or percent
 
 Record = Callable[[Command[Any]], Awaitable[object]]
 
@@ -33,32 +33,36 @@ Record = Callable[[Command[Any]], Awaitable[object]]
 async def pull(
     root: Path, effect: Pull, settings: ModelSettings, record: Record
 ) -> i.RecordPulled | i.RecordPullFailed:
-    """Have the model where it stays; on failure nothing of it is left. Cancelled, what is there so far is kept."""
-    left = effect.started_at + settings.pull_timeout - time.time()
+    """Pull the model into its final folder. A failure removes its files; a cancelled pull keeps them and is resumed."""
+    remaining = effect.started_at + settings.pull_timeout - time.time()
     try:
-        async with asyncio.timeout(max(left, 0.0)):
-            found = await in_thread(model_folders.arrived, root, effect.model_id, effect.run)
-            if found is None:
-                found = await _fetch(root, effect, settings.pull_attempts, PullSteps(effect, record))
-                await in_thread(model_folders.keep, root, effect.model_id, found)
+        async with asyncio.timeout(max(remaining, 0.0)):
+            arrived = await in_thread(model_folders.arrived, root, effect.model_id, effect.run)
+            if arrived is None:
+                arrived = await _fetch(root, effect, settings.pull_attempts, PullSteps(effect, record))
+                await in_thread(model_folders.keep, root, effect.model_id, arrived)
     except TimeoutError:
-        late = Timeout(f"{effect.repo} was not here within {settings.pull_timeout:g} s", reason="PULL_TIMEOUT")
-        return await _failed(root, effect, late)
+        timeout = Timeout(
+            f"the pull of {effect.repo} did not finish within {settings.pull_timeout:g} s; "
+            "pull it again, or raise the setting model.pull_timeout",
+            reason="PULL_TIMEOUT",
+        )
+        return await _failed(root, effect, timeout)
     except AimaError as refusal:
         return await _failed(root, effect, refusal)
     except Exception:
-        logger.error("pull broke", model_id=effect.model_id, exc_info=True)
+        logger.error("a pull failed with an unexpected error", model_id=effect.model_id, exc_info=True)
         return await _failed(root, effect, InternalError("internal error"))
     return i.RecordPulled(
         model_id=effect.model_id,
         run=effect.run,
-        name=found.name,
-        type=found.type,
-        format=found.format,
-        path=str(model_folders.staying(root, effect.model_id) / found.path),
-        size=found.size,
-        checksum=found.checksum,
-        facts=found.facts,
+        name=arrived.name,
+        type=arrived.type,
+        format=arrived.format,
+        path=str(model_folders.final_folder(root, effect.model_id) / arrived.path),
+        size=arrived.size,
+        checksum=arrived.checksum,
+        facts=arrived.facts,
     )
 
 
@@ -67,42 +71,42 @@ async def _fetch(root: Path, effect: Pull, attempts: int, steps: PullSteps) -> m
     delay = _FIRST_RETRY
     while True:
         try:
-            got = await SOURCES[effect.source].pull(effect.repo, effect.tag, folder, steps, effect.mirror)
+            pulled = await SOURCES[effect.source].pull(effect.repo, effect.tag, folder, steps, effect.mirror)
             break
         except (Unavailable, RateLimited) as refusal:
             attempts -= 1
             if attempts <= 0:
                 raise
-            wait = min(float(refusal.details.get("retry_after", delay)), _LONGEST_RETRY)
-            logger.warning("the hub does not answer; trying again", model_id=effect.model_id, error=refusal.message)
-            await asyncio.sleep(wait)
+            pause = min(float(refusal.details.get("retry_after", delay)), _LONGEST_RETRY)
+            logger.warning("a pull was interrupted; trying again", model_id=effect.model_id, error=refusal.message)
+            await asyncio.sleep(pause)
             delay *= 2
     await steps.checking()
-    return await in_thread(_look, got, folder, effect)
+    return await in_thread(_describe, pulled, folder, effect)
 
 
-def _look(got: Pulled, folder: Path, effect: Pull) -> model_folders.ArrivedFiles:
-    path = loadable(got.path)
+def _describe(pulled: Pulled, folder: Path, effect: Pull) -> model_folders.ArrivedFiles:
+    path = loadable(pulled.path)
     file = inspect(path)
     return model_folders.ArrivedFiles(
         run=effect.run,
-        # who packs weights into a package names the file for people; what its header says is the trainer's own
+        # the author of a package names the file for its users; the name in the header is the trainer's
         name=model_names.tidy(path.stem if effect.source == "package" else file.name),
         type=file.type,
         format=file.format,
         path=path.relative_to(folder).as_posix(),
         size=file.size,
-        # the sources have checked what they fetched, and say the digest of all of it
-        checksum=got.checksum if path == got.path else checksum(path),
-        facts=facts_of(file) | ({"license": got.license} if got.license else {}),
+        # a source has computed the checksum of the whole download; the loadable part may be only a file of it
+        checksum=pulled.checksum if path == pulled.path else checksum(path),
+        facts=facts_of(file) | ({"license": pulled.license} if pulled.license else {}),
     )
 
 
 async def _failed(root: Path, effect: Pull, error: AimaError) -> i.RecordPullFailed:
     try:
         await in_thread(model_folders.discard_pull, root, effect.model_id)
-    except AimaError as left:
-        logger.error("what is left of a pull cannot be removed", model_id=effect.model_id, error=left.message)
+    except AimaError as refusal:
+        logger.error("cannot remove the files of a failed pull", model_id=effect.model_id, error=refusal.message)
     return i.RecordPullFailed(
         model_id=effect.model_id,
         run=effect.run,
@@ -114,40 +118,41 @@ async def _failed(root: Path, effect: Pull, error: AimaError) -> i.RecordPullFai
 
 
 class PullSteps:
-    """Records how far a pull has come, at most every two seconds or five percent: a `sources.Progress`."""
+    """Records the progress of a pull, at most every two seconds or five percent; a `sources.Progress`."""
 
     def __init__(self, effect: Pull, record: Record) -> None:
         self._effect = effect
         self._record = record
-        self._begun: tuple[float, int] | None = None
-        self._last = (float("-inf"), float("-inf"))
-        self._so_far: tuple[int, int | None] = (0, None)
+        self._first: tuple[float, int] | None = None  # time and bytes at the first call
+        self._recorded = (float("-inf"), float("-inf"))  # time and percent of the last event
+        self._bytes: tuple[int, int | None] = (0, None)  # so far, in total
 
     async def __call__(self, done: int, total: int | None) -> None:
-        """Take in the bytes that are there and that there will be."""
         now, percent = time.monotonic(), 100 * done / total if total else 0.0
-        self._begun = self._begun or (now, done)  # what an earlier process fetched says nothing about the speed
-        self._so_far = (done, total)
-        if now - self._last[0] >= _OFTEN or percent - self._last[1] >= _STEP:
-            self._last = (now, percent)
-            await self._say("downloading", now)
+        self._first = self._first or (now, done)  # bytes that an earlier process fetched do not count for the speed
+        self._bytes = (done, total)
+        if now - self._recorded[0] >= _PROGRESS_INTERVAL or percent - self._recorded[1] >= _PROGRESS_STEP:
+            self._recorded = (now, percent)
+            await self._record_status("downloading", now)
 
     async def checking(self) -> None:
-        """Say that all of it is here and is being looked at."""
-        await self._say("checking", time.monotonic())
+        """Record that the download is complete and its files are being checked."""
+        await self._record_status("checking", time.monotonic())
 
-    async def _say(self, status: str, now: float) -> None:
-        done, total = self._so_far
-        begun, before = self._begun or (now, done)
+    async def _record_status(self, status: str, now: float) -> None:
+        done, total = self._bytes
+        started_at, before = self._first or (now, done)
         command = i.RecordProgress(
             model_id=self._effect.model_id,
             run=self._effect.run,
             status=status,
             bytes_done=done,
             bytes_total=total,
-            speed=round((done - before) / (now - begun), 1) if now > begun else 0.0,
+            speed=round((done - before) / (now - started_at), 1) if now > started_at else 0.0,
         )
         try:
             await self._record(command)
-        except AimaError as refusal:  # a log that cannot be written ends no download: the outcome is tried for longer
-            logger.warning("progress not recorded", model_id=self._effect.model_id, error=refusal.message)
+        except AimaError as refusal:  # a download does not end because the log cannot be written; its result is retried
+            logger.warning(
+                "cannot record the progress of a pull", model_id=self._effect.model_id, error=refusal.message
+            )

@@ -1,4 +1,4 @@
-"""Asks the hubs what they have, all at once; what does not answer is named, and keeps the others from nothing."""
+"""Searches all hubs concurrently. Hubs without an answer are named in the result; the others still count."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from services.model.sources import SOURCES, SourceResult
 
 
 async def search(query: u.SearchModels, timeout: float) -> u.SearchResults:
-    """Return the hits of every hub that can be searched. Raises Unavailable when none of them answered."""
-    asked = [name for name in SOURCES if query.source in (None, name)]
-    silent = [name for name in asked if not SOURCES[name].searches]
-    issues = [f"{name}: cannot be searched; pull by name" for name in silent if query.source]
-    asking = [name for name in asked if name not in silent]
-    answers = await asyncio.gather(*(_ask(name, query, timeout) for name in asking))
+    """Return the hits of all hubs that support search. Raises Unavailable (HUB_UNREACHABLE) if none answers."""
+    selected = [name for name in SOURCES if query.source in (None, name)]
+    searchable = [name for name in selected if SOURCES[name].searches]
+    unsearchable = [name for name in selected if name not in searchable]
+    issues = [f"{name}: cannot be searched; pull by name" for name in unsearchable if query.source]
+    answers = await asyncio.gather(*(_search(name, query, timeout) for name in searchable))
     faults = [answer for answer in answers if isinstance(answer, str)]
-    if asking and len(faults) == len(asking):
-        raise Unavailable(f"no hub answers: {'; '.join(faults)}", reason="HUB_UNREACHABLE", issues=faults)
-    found = [hit for answer in answers if not isinstance(answer, str) for hit in answer]
+    if searchable and len(faults) == len(searchable):
+        raise Unavailable(f"no hub has answered: {'; '.join(faults)}", reason="HUB_UNREACHABLE", issues=faults)
+    hits = [hit for answer in answers if not isinstance(answer, str) for hit in answer]
     return u.SearchResults(
         results=[
             u.SearchResult(
@@ -31,15 +31,15 @@ async def search(query: u.SearchModels, timeout: float) -> u.SearchResults:
                 size=hit.size,
                 downloads=hit.downloads,
             )
-            for hit in found
+            for hit in hits
             if query.type is None or hit.type in (None, query.type)
         ],
         issues=issues + faults,
     )
 
 
-async def _ask(name: str, query: u.SearchModels, timeout: float) -> list[SourceResult] | str:
-    """Return a hub's hits, or what is wrong with it."""
+async def _search(name: str, query: u.SearchModels, timeout: float) -> list[SourceResult] | str:
+    """Return the hits of a hub, or the cause why it has none."""
     try:
         async with asyncio.timeout(timeout):
             return await SOURCES[name].search(query.query, query.limit)
@@ -48,5 +48,5 @@ async def _ask(name: str, query: u.SearchModels, timeout: float) -> list[SourceR
     except AimaError as refusal:
         return f"{name}: {refusal.message}"
     except Exception:
-        logger.error("search broke", source=name, exc_info=True)
-        return f"{name}: internal error"
+        logger.error("a search failed with an unexpected error", source=name, exc_info=True)
+        return f"{name}: internal error; the log of the model domain has the cause"

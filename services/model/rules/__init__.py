@@ -1,1 +1,1 @@
-"""The rules of the model domain. All pure."""
+"""The decisions, states, replies, views and estimates of the model domain. All pure."""

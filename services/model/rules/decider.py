@@ -1,4 +1,4 @@
-"""What may happen to a model. Pure; the picture stands in state.py."""
+"""Decides which events a command of the model domain causes. Pure; state.py has the state diagram."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from services.model.rules.state import ModelState
 
 
 def decide(world: World[ModelState], command: Command[Any], call: Call) -> list[Event]:
-    """Return what happens; nothing when it already is as asked, or when the news is of an earlier run."""
+    """Return the events; none if the state already is as requested, or if the report is about an earlier run."""
     match command:
         case u.PullModel():
             return _pull(world, command, call)
@@ -33,41 +33,43 @@ def decide(world: World[ModelState], command: Command[Any], call: Call) -> list[
             state = world.get(f"model/{command.model_id}")
             return _recorded(world, state, command, call) if state and state.run == command.run else []
         case _:
-            raise TypeError(f"{command.spec.name} is not decided as it is: Outside.prepare turns it into another")
+            raise TypeError(f"{command.spec.name} must be converted by Outside.prepare before it is decided")
 
 
 def known(world: World[ModelState], name: str) -> ModelState | None:
-    """Return the model with this id, or else with this name."""
+    """Return the model with this id, otherwise the one with this name."""
     exact = world.get(f"model/{name}")
     return exact or next((state for state in world.values() if state.name == name), None)
 
 
 def find(world: World[ModelState], name: str) -> ModelState:
-    """Return the model with this id or name; raise NotFound. What is being removed is not there any more."""
+    """Return the model with this id or name; raise NotFound if there is none, or if it is being removed."""
     state = known(world, name)
     if state is None or state.status == "removing":
-        raise NotFound(f"there is no model {name}", reason="MODEL_NOT_FOUND", model_id=name)
+        raise NotFound(
+            f"there is no model {name}; model.list shows the registered ones", reason="MODEL_NOT_FOUND", model_id=name
+        )
     return state
 
 
 def pulled(world: World[ModelState], command: u.PullModel) -> ModelState | None:
-    """Return the model that this pull has made or is making. The mirror does not matter: it has the same files."""
-    wanted = (command.source, command.repo, command.tag)
+    """Return the model of an equal pull, running or done. The mirror may differ, since it has the same files."""
+    identity = (command.source, command.repo, command.tag)
     for state in world.values():
-        if state.pull and (state.pull.source, state.pull.repo, state.pull.tag) == wanted:
+        if state.pull and (state.pull.source, state.pull.repo, state.pull.tag) == identity:
             return state
     return None
 
 
 def registered(world: World[ModelState], command: i.Register) -> ModelState | None:
-    """Return the model that is already as the command asks."""
+    """Return the model that the command would register, if it is already registered."""
     for state in world.values():
-        wanted = not command.named or command.names[0] in (state.name, state.id)
+        name_matches = not command.named or command.names[0] in (state.name, state.id)
         if command.path:
-            same = (state.path, state.checksum, state.type) == (command.path, command.checksum, command.type)
+            files_match = (state.path, state.checksum, state.type) == (command.path, command.checksum, command.type)
         else:
-            same = command.type == state.type and command.format in ("", state.format)
-        if wanted and same and state.status != "removing":
+            files_match = command.type == state.type and command.format in ("", state.format)
+        if name_matches and files_match and state.status != "removing":
             return state
     return None
 
@@ -77,7 +79,11 @@ def _pull(world: World[ModelState], command: u.PullModel, call: Call) -> list[Ev
     if state and state.status in ("ready", "verifying"):
         return []
     if state and state.status == "pulling":
-        raise Conflict(f"{state.id} is being pulled already", reason="ALREADY_PULLING", model_id=state.id)
+        raise Conflict(
+            f"{state.id} is being pulled already; model.get shows the progress",
+            reason="ALREADY_PULLING",
+            model_id=state.id,
+        )
     if state and state.status == "removing":
         raise _being_removed(state)
     parts = (command.repo, command.tag) if command.tag else (command.repo,)
@@ -110,7 +116,7 @@ def _register(world: World[ModelState], command: i.Register) -> list[Event]:
         if state.status == "removing":
             raise _being_removed(state)
         raise Conflict(
-            f"there is another model called {command.names[0]}: {state.id}",
+            f"another model is called {command.names[0]}: {state.id}; choose another name or delete that model",
             reason="ALREADY_EXISTS",
             field="name",
             model_id=state.id,
@@ -127,7 +133,7 @@ def _register(world: World[ModelState], command: i.Register) -> list[Event]:
 def _delete(state: ModelState, command: i.BeginDelete) -> list[Event]:
     if command.services and not command.force:
         raise Conflict(
-            f"{state.id} is used by {', '.join(command.services)}; delete those first, or force it",
+            f"{state.id} is used by {', '.join(command.services)}; delete these services first, or set force",
             reason="IN_USE",
             model_id=state.id,
             services=list(command.services),
@@ -142,17 +148,21 @@ def _verify(state: ModelState, command: u.VerifyModel) -> list[Event]:
         if state.verify.checksum == expected:
             return []
         raise Conflict(
-            f"{state.id} is being verified against another checksum", reason="ALREADY_VERIFYING", model_id=state.id
+            f"{state.id} is being verified against another checksum; wait until that is done",
+            reason="ALREADY_VERIFYING",
+            model_id=state.id,
         )
     if state.status == "pulling":
-        raise Conflict(f"{state.id} is being pulled", reason="ALREADY_PULLING", model_id=state.id)
+        raise Conflict(
+            f"{state.id} is being pulled; verify it when the pull is done", reason="ALREADY_PULLING", model_id=state.id
+        )
     if not state.path:
-        raise Conflict(f"{state.id} has no files", reason="NO_FILES", model_id=state.id)
+        raise Conflict(f"{state.id} has no files to verify", reason="NO_FILES", model_id=state.id)
     return [u.VerifyStarted(model_id=state.id, checksum=expected, run=state.run + 1)]
 
 
 def _recorded(world: World[ModelState], state: ModelState, command: Command[Any], call: Call) -> list[Event]:
-    """Decide what our own effects report of the run that is under way."""
+    """Decide on the report of an effect of the current run."""
     match command, state.status:
         case i.RecordProgress(bytes_done=done, bytes_total=total), "pulling":
             progress = round(min(100.0, 100 * done / total), 1) if total else 0.0
@@ -182,9 +192,11 @@ def _completed(world: World[ModelState], state: ModelState, command: i.RecordPul
 
 
 def _taken(world: World[ModelState], model_id: str) -> bool:
-    """Tell whether a model has this id, or bears it as a name: the two must not be mixed up."""
+    """Return whether a model has this id or name, since both identify a model."""
     return known(world, model_id) is not None
 
 
 def _being_removed(state: ModelState) -> Conflict:
-    return Conflict(f"{state.id} is just being removed; ask again", reason="BEING_REMOVED", model_id=state.id)
+    return Conflict(
+        f"{state.id} is being removed; try again when that is done", reason="BEING_REMOVED", model_id=state.id
+    )

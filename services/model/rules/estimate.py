@@ -1,4 +1,4 @@
-"""How much memory a model needs, from what its header says. Pure; all figures are bytes."""
+"""Estimates the memory to serve a model from its header. Pure; all figures are bytes."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import msgspec
 from services.model.headers.model_file import ModelFile
 
 MIB = 1 << 20
-PROCESS = 64 * MIB  # an engine's own code and threads, before it has loaded anything
+PROCESS = 64 * MIB  # an engine's code and threads, before it loads a model
 BATCH = 512  # tokens that llama.cpp evaluates at once (n_ubatch)
-ACTIVATIONS = 16  # buffers of one batch's width that an evaluation holds at once: q, k, v, two of four widths, ...
-UNKNOWN_KV = 0.25  # of the weights per 8192 tokens, when the header has no shape: a 7B model of 32 full heads in f16
-GENERATES = ("llm", "vlm")  # the types that keep a cache between two tokens
+ACTIVATIONS = 16  # concurrent buffers of a batch, each as wide as the embedding: q, k, v, two of four widths, ...
+UNKNOWN_KV = 0.25  # of the weights per 8192 tokens if the header has no shape: as a 7B model of 32 full heads in f16
+GENERATES = ("llm", "vlm")  # types with a KV cache
 
-MIN_CONTEXT = 2048  # tokens that a conversation needs at the least
-USEFUL_CONTEXT = 8192  # tokens beyond which few requests go
+MIN_CONTEXT = 2048  # tokens: the minimum for a conversation
+USEFUL_CONTEXT = 8192  # tokens: enough for most requests
 USEFUL_SLOTS = 4  # requests at once
 
 
@@ -31,11 +31,11 @@ def estimate(file: ModelFile, context_length: int, slots: int = 1, kv_bytes: flo
     """Return the memory for `slots` requests at once of `context_length` tokens each.
 
     KV cache = slots x context x layers x kv_heads x (key_length + value_length) x kv_bytes: one key and one value
-    vector for each token, layer and head that has its own (Ainslie et al. 2023, "GQA", arXiv:2305.13245; it is
-    what llama.cpp allocates in llama-kv-cache). `kv_bytes` is 2 for f16, 1.0625 for q8_0. Sliding windows are not
-    considered: the figure is an upper bound for models that have them.
+    vector per token, layer and KV head (Ainslie et al. 2023, "GQA", arXiv:2305.13245), which is what llama.cpp
+    allocates in llama-kv-cache. `kv_bytes` is 2 for f16, 1.0625 for q8_0. Sliding windows are
+    ignored: for models that have them the result is an upper bound.
 
-    Overhead = the process, and for one batch of 512 tokens the logits (vocabulary, f32) and the activations.
+    Overhead = the process, plus the logits (vocabulary, f32) and the activations of one batch of 512 tokens.
     """
     weights = file.size
     width = file.embedding_length or 0
@@ -53,15 +53,15 @@ def _kv_cache(file: ModelFile, tokens: int, kv_bytes: float) -> int:
 
 
 def context_within(file: ModelFile, tokens: int) -> int:
-    """Return `tokens`, or the most that the model was trained for when that is less."""
+    """Return `tokens`, limited to the context that the model was trained for."""
     return min(file.context_length or tokens, tokens)
 
 
 def memory_min(file: ModelFile, context_length: int | None = None, slots: int | None = None) -> int:
-    """Return the bytes to serve one request at a time in a short context (2048 tokens), or as asked."""
+    """Return the bytes to serve one request at a time in 2048 tokens of context, unless other values are given."""
     return estimate(file, context_length or context_within(file, MIN_CONTEXT), slots or 1).total
 
 
 def memory_recommended(file: ModelFile, context_length: int | None = None, slots: int | None = None) -> int:
-    """Return the bytes to serve four requests at once in a useful context (8192 tokens), or as asked."""
+    """Return the bytes to serve four requests at once in 8192 tokens of context each, unless other values are given."""
     return estimate(file, context_length or context_within(file, USEFUL_CONTEXT), slots or USEFUL_SLOTS).total

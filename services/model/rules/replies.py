@@ -1,4 +1,4 @@
-"""What the model domain's commands answer, on the world and on the events since they were decided. Pure."""
+"""The replies of the model domain's commands, from the world and the events since the decision. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from services.model.rules.state import ModelState
 
 
 def reply(world: World[ModelState], command: Command[Any], events: Sequence[Event]) -> View | None:
-    """Return the command's answer; None while it is not settled. Raises what a pull came to instead."""
+    """Return the reply; None while the outcome is open. Raises the error of a failed pull."""
     match command:
         case u.PullModel():
             return _pulled(world, command, events)
@@ -36,7 +36,7 @@ def _pulled(world: World[ModelState], command: u.PullModel, events: Sequence[Eve
     started = next((event for event in events if isinstance(event, u.PullStarted)), None)
     if started is None:
         state = pulled(world, command)
-        return u.Pulled(model_id=state.id, status=_shown(state)) if state else _deleted(command)
+        return u.Pulled(model_id=state.id, status=_status(state)) if state else _fail_as_deleted(command)
     if not command.wait:
         return u.Pulled(model_id=started.model_id, status="pulling")
     for event in events:
@@ -44,33 +44,33 @@ def _pulled(world: World[ModelState], command: u.PullModel, events: Sequence[Eve
             case u.PullCompleted(run=started.run):
                 return u.Pulled(model_id=event.model_id, status="ready")
             case u.PullFailed(run=started.run):
-                return _raised(event)
+                return _fail(event)
             case u.ModelDeleted():
-                return _deleted(command)
+                return _fail_as_deleted(command)
     state = world.get(started.stream)
     if state is None or state.status == "removing":
-        return _deleted(command)
+        return _fail_as_deleted(command)
     if state.status == "pulling":
         return None
-    return _raised(state.failed) if state.failed else u.Pulled(model_id=state.id, status=_shown(state))
+    return _fail(state.failed) if state.failed else u.Pulled(model_id=state.id, status=_status(state))
 
 
-def _raised(failed: u.PullFailed) -> NoReturn:
+def _fail(failed: u.PullFailed) -> NoReturn:
     raise from_body({"code": failed.code, "message": failed.error, "details": failed.details})
 
 
-def _deleted(command: u.PullModel) -> NoReturn:
-    raise Conflict(f"{command.repo} was deleted while it was being pulled", reason="DELETED")
+def _fail_as_deleted(command: u.PullModel) -> NoReturn:
+    raise Conflict(f"the model {command.repo} was deleted during its pull", reason="DELETED")
 
 
-def _shown(state: ModelState) -> u.ModelStatus:
+def _status(state: ModelState) -> u.ModelStatus:
     return "pending" if state.status == "removing" else state.status
 
 
 def _verified(state: ModelState, events: Sequence[Event]) -> View | None:
-    seen = [event for event in events if isinstance(event, u.ModelVerified)]
-    found = seen[0] if seen else None if state.status == "verifying" else state.verified
-    return u.Verified(valid=found.valid, issues=found.issues) if found else None
+    reports = [event for event in events if isinstance(event, u.ModelVerified)]
+    report = reports[0] if reports else None if state.status == "verifying" else state.verified
+    return u.Verified(valid=report.valid, issues=report.issues) if report else None
 
 
 def _removing(state: ModelState | None) -> bool:

@@ -1,4 +1,4 @@
-r"""What a model is, what an event makes of it, and what it calls for outside. Pure.
+r"""The state of a model: how events change it, and which effects it needs. Pure.
 
 (nothing) --pull--> pulling --pulled--> ready <--verified-- verifying
                      |  ^  \--failed--> error <--damaged---/   ^
@@ -22,7 +22,7 @@ Status = Literal["pending", "pulling", "ready", "error", "verifying", "removing"
 
 
 class ModelState(msgspec.Struct, frozen=True):
-    """A model. `pull` is where it came from, None for one that was created or imported."""
+    """A model. `pull` is None unless it was pulled."""
 
     id: str
     name: str
@@ -42,7 +42,7 @@ class ModelState(msgspec.Struct, frozen=True):
 
 
 class Pull(Effect, frozen=True):
-    """Fetch the files, check them, put them where they stay."""
+    """Download the files, check them, move them to their final folder."""
 
     model_id: str
     run: int
@@ -54,7 +54,7 @@ class Pull(Effect, frozen=True):
 
 
 class Verify(Effect, frozen=True):
-    """Read the files and hold them against what is on record; `expected` is the caller's own checksum, or empty."""
+    """Check the files against the recorded size and checksum; `expected`: the caller's own checksum, or empty."""
 
     model_id: str
     run: int
@@ -65,7 +65,7 @@ class Verify(Effect, frozen=True):
 
 
 class Remove(Effect, frozen=True):
-    """See that nothing is left of the files that we pulled."""
+    """Remove the pulled files."""
 
     model_id: str
 
@@ -93,7 +93,7 @@ def evolve(state: ModelState | None, event: u.Events) -> ModelState | None:
                 verified=None,
             )
         case u.ModelImported() | u.PullProgress() | u.PullCompleted():
-            return state  # ModelCreated stands beside the first and the last of them
+            return state  # ModelCreated accompanies ModelImported and PullCompleted
         case u.FilesRemoved():
             return None
     if state is None:
@@ -112,7 +112,7 @@ def evolve(state: ModelState | None, event: u.Events) -> ModelState | None:
 
 
 def todo(state: ModelState) -> Iterable[Effect]:
-    """Return what must be happening outside."""
+    """Return the effects that the state needs."""
     match state.status:
         case "pulling":
             assert state.pull

@@ -1,4 +1,4 @@
-"""The read table of the model domain: one row for each model, as the last event left it. Pure."""
+"""The read table of the model domain, one row per model, and its views. Pure."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _CREATED = (
 
 
 def project(recorded: Recorded) -> Iterable[Statement]:
-    """Return the SQL that an event means."""
+    """Return the statements that apply an event to the table."""
     event, at = cast(u.Events, recorded.event), recorded.recorded_at
     match event:
         case u.PullStarted(model_id=model_id):
@@ -66,17 +66,17 @@ def project(recorded: Recorded) -> Iterable[Statement]:
 
 
 def _change(model_id: str, at: float, **columns: Any) -> Statement:
-    # columns are named by this file; only values come from events
+    # the column names come from this file, only the values from events
     named = ", ".join(f"{column} = ?" for column in columns)
     return f"UPDATE models SET {named}, changed_at = ? WHERE id = ?", (*columns.values(), at, model_id)  # noqa: S608
 
 
 def view(row: Mapping[str, Any]) -> u.ModelView:
-    """Return a row of the table as callers see it."""
+    """Return the view of a row."""
     facts = msgspec.json.decode(row["facts"])
-    same = ("id", "name", "type", "format", "status", "size", "source", "repo", "tag", "path", "checksum")
+    copied = ("id", "name", "type", "format", "status", "size", "source", "repo", "tag", "path", "checksum")
     return u.ModelView(
-        **{column: row[column] for column in (*same, "progress", "error")},
+        **{column: row[column] for column in (*copied, "progress", "error")},
         requirements=requirements(row),
         architecture=facts.get("architecture") or "",
         parameters=facts.get("parameters"),
@@ -88,19 +88,19 @@ def view(row: Mapping[str, Any]) -> u.ModelView:
 
 
 def requirements(row: Mapping[str, Any]) -> u.Requirements:
-    """Return what serving the model takes; nothing but zeros while there are no files."""
+    """Return the memory to serve the model; all zeros while it has no files."""
     if not row["path"]:
         return u.Requirements(weights=0, kv_bytes_per_token=0, overhead=0, context_length=0)
     file = model_file(row)
-    one = estimate(file, context_length=1)
+    base = estimate(file, context_length=1)
     context = file.context_length or 0
     return u.Requirements(
-        weights=one.weights, kv_bytes_per_token=one.kv_cache, overhead=one.overhead, context_length=context
+        weights=base.weights, kv_bytes_per_token=base.kv_cache, overhead=base.overhead, context_length=context
     )
 
 
 def estimated(row: Mapping[str, Any], context_length: int | None, slots: int | None) -> u.Estimate:
-    """Return the memory for the model: at the least, and for useful work; or for the context and slots asked for."""
+    """Return the minimum and the recommended memory, or both for the given context and slots."""
     file = model_file(row)
     return u.Estimate(
         memory_min=memory_min(file, context_length, slots),
@@ -109,12 +109,12 @@ def estimated(row: Mapping[str, Any], context_length: int | None, slots: int | N
 
 
 def model_file(row: Mapping[str, Any]) -> ModelFile:
-    """Return the header of the files as it was recorded: no file is opened for a query."""
+    """Return the header of the files as recorded, since a query must not open files."""
     facts = msgspec.json.decode(row["facts"])
-    known = {field: facts[field] for field in ModelFile.__struct_fields__ if field in facts}
+    recorded = {field: facts[field] for field in ModelFile.__struct_fields__ if field in facts}
     return ModelFile(
         **{
-            **known,
+            **recorded,
             "name": row["name"],
             "format": cast(Format, row["format"]),
             "type": cast(ModelType, row["type"]),
@@ -125,7 +125,7 @@ def model_file(row: Mapping[str, Any]) -> ModelFile:
 
 
 def compatibility(rows: Iterable[Mapping[str, Any]], engines: Iterable[Mapping[str, Any]] | None) -> u.Compatibility:
-    """Return which engines serve which ready models; `engines` as engine.list gives them, None when it did not."""
+    """Return which engines serve which ready models; `engines` is from engine.list, None if that did not answer."""
     kinds: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         kinds.setdefault((row["type"], row["format"]), []).append(row["id"])

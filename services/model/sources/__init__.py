@@ -1,4 +1,4 @@
-"""Where models come from: one file per source, all of them listed here."""
+"""The sources of models, one file each; `SOURCES` lists them."""
 
 from __future__ import annotations
 

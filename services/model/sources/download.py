@@ -1,7 +1,7 @@
-"""Downloads one file over HTTP so that a lost connection, a restart or a full disk costs little.
+"""Downloads one file over HTTP and resumes it after a lost connection, a restart or a full disk.
 
-What has arrived lies in `<name>.part`, what the server called it (its ETag) in `<name>.part.tag`; the file's own
-name appears only when its digest and size are as expected.
+The bytes so far are in `<name>.part`, the server's ETag in `<name>.part.tag`. The file gets its final name only if its
+digest and size are as expected.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CONTENT_RANGE = re.compile(r"^bytes (\d+)-\d+/(\d+|\*)$")
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One file of a hub; `sha256` (hexadecimal) and `size` (bytes) are None where the hub does not say."""
+    """One file of a hub; `sha256` (hexadecimal) and `size` (bytes) are None if the hub does not state them."""
 
     url: str
     path: Path
@@ -37,75 +37,81 @@ class RemoteFile:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-class _Again(Exception):
-    """What lies in the part is of no use; begin anew."""
+class _UnusablePart(Exception):
+    """The server cannot continue the part; the download has to start again."""
 
 
-async def download(http: httpx2.AsyncClient, wanted: RemoteFile, progress: Progress, policy: Policy) -> str:
-    """Have the file at its path, whole and checked, and return its hexadecimal SHA-256.
+async def download(http: httpx2.AsyncClient, target: RemoteFile, progress: Progress, policy: Policy) -> str:
+    """Download the file to its path, check it, and return its hexadecimal SHA-256.
 
-    Nothing is fetched when it is there already. Cancelling keeps the part. Raises what `Source.pull` declares;
-    after CHECKSUM_MISMATCH nothing is left of the file.
+    Downloads nothing if the file is already present. A cancellation keeps the part. Raises as `Source.pull`; after
+    CHECKSUM_MISMATCH the part is removed.
     """
-    if wanted.sha256 is not None and wanted.path.is_file():
-        there = await in_thread(file_sha256, wanted.path)
-        if there == wanted.sha256:
-            await progress(wanted.path.stat().st_size, wanted.size)
-            return there
-    await in_thread(check_room, wanted.path.parent, max(0, (wanted.size or 0) - _Part(wanted).length()))
+    if target.sha256 is not None and target.path.is_file():
+        present = await in_thread(file_sha256, target.path)
+        if present == target.sha256:
+            await progress(target.path.stat().st_size, target.size)
+            return present
+    await in_thread(check_room, target.path.parent, max(0, (target.size or 0) - _Part(target).length()))
+    host = httpx2.URL(target.url).host
     failures = 0
     while True:
-        part = _Part(wanted)
+        part = _Part(target)
         before = part.length()
         try:
-            digest = await _attempt(http, wanted, part, progress)
-        except _Again:
+            digest = await _attempt(http, target, part, progress)
+        except _UnusablePart:
             part.remove()
             failures += 1
-            fault: Exception = _Again("the server sends other ranges than asked")
+            fault: Exception = Unavailable(
+                f"{host} does not send the requested part of {target.path.name}; pull it again later",
+                reason="HUB_UNREACHABLE",
+                host=host,
+            )
         except (httpx2.TransportError, httpx2.StreamError, Unavailable, RateLimited) as lost:
             failures = failures + 1 if part.length() <= before else 1
             fault = lost
         else:
-            await in_thread(publish, part.path, wanted.path)
+            await in_thread(publish, part.path, target.path)
             part.tag_path.unlink(missing_ok=True)
             return digest
         if failures >= policy.attempts:
             if isinstance(fault, (Unavailable, RateLimited)):
                 raise fault
-            raise unreachable(fault, httpx2.URL(wanted.url).host) from fault
+            raise unreachable(fault, host) from fault
         await asyncio.sleep(min(policy.backoff * 2 ** (failures - 1), policy.longest_backoff))
 
 
-async def _attempt(http: httpx2.AsyncClient, wanted: RemoteFile, part: _Part, progress: Progress) -> str:
-    """Fetch what is missing of the part and return the digest of the whole."""
+async def _attempt(http: httpx2.AsyncClient, target: RemoteFile, part: _Part, progress: Progress) -> str:
+    """Download the rest of the part and return the digest of the whole file. Raises _UnusablePart."""
+    name, host = target.path.name, httpx2.URL(target.url).host
     done = part.length()
-    headers = {**wanted.headers, "Accept-Encoding": "identity", **part.resume_headers()}
-    async with http.stream("GET", wanted.url, headers=headers) as response:
+    headers = {**target.headers, "Accept-Encoding": "identity", **part.resume_headers()}
+    async with http.stream("GET", target.url, headers=headers) as response:
         if response.status_code == 416:
-            if wanted.size is None or done != wanted.size:
-                raise _Again
+            if target.size is None or done != target.size:
+                raise _UnusablePart
             return part.check(await in_thread(file_sha256, part.path), done)
-        refused = refusal(response.status_code, wanted.path.name, response.headers.get("Retry-After"))
-        if refused is not None:
-            raise refused
+        error = refusal(response.status_code, name, host, response.headers.get("Retry-After"))
+        if error is not None:
+            raise error
         if response.headers.get("Content-Encoding", "identity") != "identity":
-            raise ExecutionFailed(f"{wanted.path.name} comes compressed, unasked", reason="BAD_ANSWER")
-        begin, total = _range(response)
-        if begin not in (0, done):
-            raise _Again
-        total = wanted.size if wanted.size is not None else total
+            raise ExecutionFailed(f"{host} sends {name} compressed, which was not requested", reason="BAD_ANSWER")
+        start, total = _range(response)
+        if start not in (0, done):
+            raise _UnusablePart
+        total = target.size if target.size is not None else total
         part.note_tag(response.headers.get("ETag"))
         with writing(part.path.parent):
-            file = part.path.open("ab" if begin else "wb")
+            file = part.path.open("ab" if start else "wb")
         try:
-            digest = await in_thread(part.hashed) if begin else hashlib.sha256()
-            done = begin
+            digest = await in_thread(part.hashed) if start else hashlib.sha256()
+            done = start
             await progress(done, total)
             async for chunk in response.aiter_raw():
                 await in_thread(_write, file, chunk, digest, part.path.parent)
                 done += len(chunk)
-                if wanted.size is not None and done > wanted.size:
+                if target.size is not None and done > target.size:
                     part.check("", done)
                 await progress(done, total)
         finally:
@@ -125,29 +131,29 @@ def _write(file: BinaryIO, chunk: bytes, digest: hashlib._Hash, folder: Path) ->
 
 
 def _range(response: httpx2.Response) -> tuple[int, int | None]:
-    """Return where the body begins, and how long the whole file is when the server says."""
+    """Return the offset of the body and the size of the whole file, if the server states it. Raises _UnusablePart."""
     if response.status_code != 206:
         length = response.headers.get("Content-Length", "")
         return 0, int(length) if length.isdigit() else None
     match = CONTENT_RANGE.match(response.headers.get("Content-Range", ""))
     if match is None:
-        raise _Again
+        raise _UnusablePart
     return int(match[1]), None if match[2] == "*" else int(match[2])
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What has arrived of a file."""
+    """The part of a file that has been downloaded."""
 
-    wanted: RemoteFile
+    target: RemoteFile
 
     @property
     def path(self) -> Path:
-        return self.wanted.path.with_name(self.wanted.path.name + ".part")
+        return self.target.path.with_name(self.target.path.name + ".part")
 
     @property
     def tag_path(self) -> Path:
-        return self.wanted.path.with_name(self.wanted.path.name + ".part.tag")
+        return self.target.path.with_name(self.target.path.name + ".part.tag")
 
     def length(self) -> int:
         return self.path.stat().st_size if self.path.is_file() else 0
@@ -156,14 +162,14 @@ class _Part:
         return file_digest(self.path)
 
     def resume_headers(self) -> dict[str, str]:
-        """Ask for the rest, but only of the same file: by its ETag, or by the digest that is checked at the end."""
+        """Return the headers for the rest of the same file: by its ETag, or if a digest is checked at the end."""
         tag = self.tag_path.read_text() if self.tag_path.is_file() else None
-        if self.length() == 0 or (tag is None and self.wanted.sha256 is None):
+        if self.length() == 0 or (tag is None and self.target.sha256 is None):
             return {}
         return {"Range": f"bytes={self.length()}-"} | ({"If-Range": tag} if tag else {})
 
     def note_tag(self, tag: str | None) -> None:
-        """Keep the server's name for this content; a weak one ("W/...") does not promise the same bytes."""
+        """Store the ETag, unless it is weak ("W/..."): a weak one does not guarantee the same bytes."""
         with writing(self.path.parent):
             if tag and not tag.startswith("W/"):
                 self.tag_path.write_text(tag)
@@ -175,13 +181,13 @@ class _Part:
         self.tag_path.unlink(missing_ok=True)
 
     def check(self, digest: str, size: int) -> str:
-        """Return the digest when it and the size are as expected; otherwise remove the part and refuse."""
-        expected, name = self.wanted, self.wanted.path.name
+        """Return the digest if it and the size are as expected; otherwise remove the part and raise ExecutionFailed."""
+        expected, name = self.target, self.target.path.name
         if (expected.size in (None, size)) and (expected.sha256 in (None, digest)):
             return digest
         self.remove()
         raise ExecutionFailed(
-            f"{name} is not what the hub announced; the download was removed",
+            f"{name} is damaged: its size or checksum is not what the hub announced; it was removed, pull it again",
             reason="CHECKSUM_MISMATCH",
             file=name,
             expected=f"sha256:{expected.sha256}" if expected.sha256 else None,

@@ -1,4 +1,4 @@
-"""How the sources speak HTTP: deadlines, small JSON answers, and what a status or a lost connection means."""
+"""HTTP for the sources: timeouts, small JSON responses, and the errors for a status or a lost connection."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import msgspec
 
 from aima_core.errors import AimaError, ExecutionFailed, Forbidden, NotFound, RateLimited, Unavailable
 
-MAX_ANSWER = 32 << 20  # bytes: the file list of the largest repository is some MB
+MAX_RESPONSE = 32 << 20  # bytes; the file list of the largest repository has some MB
 
 
 @dataclass(frozen=True)
 class Policy:
-    """How patient a source is. All in seconds, but for the attempts."""
+    """Timeouts and retries of a source; times in seconds."""
 
     connect: float = 10
     read: float = 30
-    attempts: int = 5  # in a row without a single new byte
+    attempts: int = 5  # in a row without a new byte
     backoff: float = 0.5  # before the second attempt; doubled before each further one
     longest_backoff: float = 15
 
@@ -28,57 +28,68 @@ PATIENT = Policy()
 
 
 def client(policy: Policy) -> httpx2.AsyncClient:
-    """Return a client that follows redirects (hubs send files from elsewhere) and never waits for ever."""
+    """Return a client with timeouts that follows redirects, since hubs serve files from other hosts."""
     timeout = httpx2.Timeout(policy.read, connect=policy.connect)
     return httpx2.AsyncClient(timeout=timeout, follow_redirects=True, headers={"User-Agent": "aima"})
 
 
-def refusal(status: int, what: str, retry_after: str | None = None) -> AimaError | None:
-    """Return what the status of an answer about `what` means for the caller, None for a good one."""
+def refusal(status: int, what: str, host: str, retry_after: str | None = None) -> AimaError | None:
+    """Return the error for the status of a response about `what` from `host`, None for a good status."""
     match status:
         case 200 | 206:
             return None
         case 401 | 403:
-            return Forbidden(f"the hub does not hand out {what}; is a token missing?", reason="GATED")
+            return Forbidden(
+                f"{host} denies access to {what} (HTTP {status}); a token may be missing (Hugging Face: HF_TOKEN)",
+                reason="GATED",
+            )
         case 404 | 410:
-            return NotFound(f"the hub has no {what}", reason="REPO_NOT_FOUND")
+            return NotFound(f"{host} has no {what}; check its name and tag", reason="REPO_NOT_FOUND")
         case 429:
-            wait = float(retry_after) if retry_after and retry_after.isdigit() else 60.0
-            return RateLimited("the hub asks for a pause", retry_after=wait)
+            pause = float(retry_after) if retry_after and retry_after.isdigit() else 60.0
+            return RateLimited(f"{host} limits the rate of requests; try again in {pause:g} s", retry_after=pause)
         case _ if status >= 500:
-            return Unavailable(f"the hub answered {status} for {what}", reason="HUB_UNREACHABLE")
+            return Unavailable(f"{host} fails with HTTP {status} for {what}; try again later", reason="HUB_UNREACHABLE")
         case _:
-            return ExecutionFailed(f"the hub answered {status} for {what}", reason="BAD_ANSWER")
+            return ExecutionFailed(f"{host} answered HTTP {status} for {what}", reason="BAD_ANSWER")
 
 
 def unreachable(fault: Exception, host: str) -> Unavailable:
-    """Return the refusal of a hub that does not answer."""
-    return Unavailable(f"{host} does not answer ({type(fault).__name__})", reason="HUB_UNREACHABLE", host=host)
+    """Return the error for a hub that does not answer."""
+    return Unavailable(
+        f"{host} does not answer ({type(fault).__name__}); check the network connection",
+        reason="HUB_UNREACHABLE",
+        host=host,
+    )
 
 
-async def get_bytes(http: httpx2.AsyncClient, request: httpx2.Request, what: str, limit: int = MAX_ANSWER) -> bytes:
-    """Return a small answer's body. Raises what `refusal` says, Unavailable, and ExecutionFailed (BAD_ANSWER)."""
+async def get_bytes(http: httpx2.AsyncClient, request: httpx2.Request, what: str, limit: int = MAX_RESPONSE) -> bytes:
+    """Return the body of a small response. Raises as `refusal`, Unavailable and ExecutionFailed (BAD_ANSWER)."""
+    host = request.url.host
     body = bytearray()
     try:
         response = await http.send(request, stream=True)
         try:
-            refused = refusal(response.status_code, what, response.headers.get("Retry-After"))
-            if refused is not None:
-                raise refused
+            error = refusal(response.status_code, what, host, response.headers.get("Retry-After"))
+            if error is not None:
+                raise error
             async for chunk in response.aiter_bytes():
                 body += chunk
                 if len(body) > limit:
-                    raise ExecutionFailed(f"the hub's answer about {what} is too long", reason="BAD_ANSWER")
+                    raise ExecutionFailed(f"{host} sent more than {limit} bytes about {what}", reason="BAD_ANSWER")
         finally:
             await response.aclose()
     except (httpx2.HTTPError, httpx2.StreamError) as fault:
-        raise unreachable(fault, request.url.host) from fault
+        raise unreachable(fault, host) from fault
     return bytes(body)
 
 
 async def get_json(http: httpx2.AsyncClient, request: httpx2.Request, what: str, shape: Any) -> Any:
-    """Return a small JSON answer of a shape. Raises as `get_bytes`, and ExecutionFailed (BAD_ANSWER) for another."""
+    """Return a small JSON response of type `shape`. Raises as `get_bytes`; ExecutionFailed (BAD_ANSWER) for another."""
     try:
         return msgspec.json.decode(await get_bytes(http, request, what), type=shape)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as fault:
-        raise ExecutionFailed(f"the hub's answer about {what} is not understood", reason="BAD_ANSWER") from fault
+        raise ExecutionFailed(
+            f"{request.url.host} sent an unexpected response about {what}: is it a hub of this kind?",
+            reason="BAD_ANSWER",
+        ) from fault

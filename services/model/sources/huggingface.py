@@ -1,6 +1,6 @@
 """Models from the Hugging Face hub, or from a server that speaks its API (`HF_ENDPOINT`, or a pull's `mirror`).
 
-The list of files comes through `huggingface_hub`; the files come through our own download, which resumes and checks.
+`huggingface_hub` lists the files; `download.py` downloads them, since it resumes and checks.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class _Hit(msgspec.Struct):
 
 @dataclass(frozen=True)
 class HuggingFace:
-    """The hub at `endpoint`; without one at `HF_ENDPOINT`, or at the public address."""
+    """The hub at `endpoint`, by default at `HF_ENDPOINT` or else huggingface.co."""
 
     endpoint: str | None = None
     policy: Policy = PATIENT
@@ -64,26 +64,27 @@ class HuggingFace:
     searches: ClassVar = True
 
     def _home(self) -> str:
-        return check_address(self.endpoint or os.environ.get("HF_ENDPOINT") or HUB)
+        return check_address(self.endpoint or os.environ.get("HF_ENDPOINT") or HUB, "HF_ENDPOINT")
 
     async def pull(self, repo: str, tag: str | None, into: Path, progress: Progress, mirror: str | None) -> Pulled:
-        """Fetch a repository: see `Source.pull`.
+        """Download a repository, as `Source.pull`.
 
-        `tag` is a quantisation ("Q4_K_M") where the repository offers GGUF files, otherwise a revision. The token of
-        the user goes to the configured hub only, never to a mirror that a request names.
+        `tag` is a quantisation ("Q4_K_M") if the repository has GGUF files, otherwise a revision. The user's token is
+        sent to the configured hub only, never to the mirror of a request.
         """
         check_repo(repo, self.parts)
         check_tag(tag)
         endpoint = check_mirror(mirror) or self._home()
+        host = httpx2.URL(endpoint).host
         token = get_token() if mirror is None else None
         api = HfApi(endpoint=endpoint, token=token or False)
-        info = await self._ask(repo, lambda: self._info(api, repo, None))
+        info = await self._query(repo, host, lambda: self._info(api, repo, None))
         files = _files(info)
         if tag is not None and not has_gguf(files):
-            info = await self._ask(repo, lambda: self._info(api, repo, tag))
+            info = await self._query(repo, host, lambda: self._info(api, repo, tag))
             files = _files(info)
         chosen = choose(files, tag, repo)
-        # The commit is named, so that all files are of one moment and a resumed file is the same file.
+        # The commit is fixed, so that all files are of one revision and a resumed file is the same file.
         base = f"{endpoint}/{repo}/resolve/{quote(info.sha or 'main', safe='')}"
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         async with client(self.policy) as http:
@@ -99,15 +100,15 @@ class HuggingFace:
             )
 
     async def search(self, query: str, limit: int) -> list[SourceResult]:
-        """Return the most downloaded models whose name contains the query. Raises as `pull` does.
+        """Return the most downloaded models whose name contains the query. Raises as `pull`.
 
-        `huggingface_hub` would ask a hub that is away for half a minute, in a thread that nothing ends.
+        Without `huggingface_hub`, which retries an unreachable hub for half a minute in a thread that cannot be ended.
         """
         token = get_token()
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        asked: dict[str, str | int] = {"search": query, "sort": "downloads", "limit": limit}
+        parameters: dict[str, str | int] = {"search": query, "sort": "downloads", "limit": limit}
         async with client(self.policy) as http:
-            request = http.build_request("GET", f"{self._home()}/api/models", params=asked, headers=headers)
+            request = http.build_request("GET", f"{self._home()}/api/models", params=parameters, headers=headers)
             hits: list[_Hit] = await get_json(http, request, "search", list[_Hit])
         return [
             SourceResult(
@@ -120,24 +121,27 @@ class HuggingFace:
         timeout = self.policy.connect + self.policy.read
         return api.model_info(repo, revision=revision, files_metadata=True, timeout=timeout)
 
-    async def _ask(self, what: str, question: Callable[[], T]) -> T:
-        """Ask the hub's API in a thread, and say in our words what went wrong."""
+    async def _query(self, repo: str, host: str, request: Callable[[], T]) -> T:
+        """Query the hub's API in a thread; convert its exceptions."""
         try:
             async with asyncio.timeout(2 * (self.policy.connect + self.policy.read)):
-                return await asyncio.to_thread(question)
+                return await asyncio.to_thread(request)
         except RevisionNotFoundError as fault:
-            raise NotFound(f"{what} has no such revision", reason="TAG_NOT_FOUND") from fault
+            raise NotFound(f"{repo} does not have the revision of the given tag", reason="TAG_NOT_FOUND") from fault
         except GatedRepoError as fault:
-            raise Forbidden(f"{what} is gated: accept its terms and set HF_TOKEN", reason="GATED") from fault
+            raise Forbidden(f"{repo} is gated: accept its terms on the hub and set HF_TOKEN", reason="GATED") from fault
         except RepositoryNotFoundError as fault:
-            raise NotFound(f"the hub has no {what}, or hides it", reason="REPO_NOT_FOUND") from fault
+            raise NotFound(
+                f"{host} has no {repo}, or it is private: check the name, or set HF_TOKEN",
+                reason="REPO_NOT_FOUND",
+            ) from fault
         except HfHubHTTPError as fault:
-            declared = refusal(fault.response.status_code, what)
-            raise (declared or unreachable(fault, self._home())) from fault
+            error = refusal(fault.response.status_code, repo, host)
+            raise (error or unreachable(fault, host)) from fault
         except (httpx2.HTTPError, TimeoutError, OSError) as fault:
-            raise unreachable(fault, self._home()) from fault
-        except (ValueError, KeyError, TypeError, AttributeError) as fault:  # an answer of another shape
-            raise ExecutionFailed(f"the hub's answer about {what} is not understood", reason="BAD_ANSWER") from fault
+            raise unreachable(fault, host) from fault
+        except (ValueError, KeyError, TypeError, AttributeError) as fault:  # a response of another shape
+            raise ExecutionFailed(f"{host} sent an unexpected response about {repo}", reason="BAD_ANSWER") from fault
 
 
 def _files(info: ModelInfo) -> list[RepoFile]:
@@ -148,7 +152,7 @@ def _files(info: ModelInfo) -> list[RepoFile]:
 
 
 def _license(info: ModelInfo) -> str | None:
-    """Return the licence that the repository is tagged with."""
+    """Return the licence from the tags of the repository."""
     for tag in info.tags or []:
         if tag.startswith("license:"):
             return tag.removeprefix("license:")

@@ -1,7 +1,7 @@
 """Models from ModelScope over its HTTP API, or from a server that speaks it (`MODELSCOPE_ENDPOINT`, or a `mirror`).
 
-The addresses are those of its own client (github.com/modelscope/modelscope, modelscope/hub/api.py and
-file_download.py): the list of files, one file of a revision, and the search behind its web page.
+The URLs are those of its own client (github.com/modelscope/modelscope, modelscope/hub/api.py and file_download.py):
+the list of files, one file of a revision, and the search of its web page.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class _Listing(msgspec.Struct, rename="pascal"):
 
 class _Model(msgspec.Struct, rename="pascal"):
     path: str = ""
-    """The owner: the hub calls it the path."""
+    """The owner; the hub calls this field the path."""
     name: str = ""
     license: str | None = None
     downloads: int | None = None
@@ -73,7 +73,7 @@ class _Search(msgspec.Struct, rename="pascal"):
 
 @dataclass(frozen=True)
 class ModelScope:
-    """The hub at `endpoint`; without one at `MODELSCOPE_ENDPOINT`, or at the public address."""
+    """The hub at `endpoint`, by default at `MODELSCOPE_ENDPOINT` or else www.modelscope.cn."""
 
     endpoint: str | None = None
     policy: Policy = PATIENT
@@ -81,10 +81,10 @@ class ModelScope:
     searches: ClassVar = True
 
     def _home(self) -> str:
-        return check_address(self.endpoint or os.environ.get("MODELSCOPE_ENDPOINT") or HUB)
+        return check_address(self.endpoint or os.environ.get("MODELSCOPE_ENDPOINT") or HUB, "MODELSCOPE_ENDPOINT")
 
     async def pull(self, repo: str, tag: str | None, into: Path, progress: Progress, mirror: str | None) -> Pulled:
-        """Fetch a repository `owner/name`: see `Source.pull`; `tag` as for Hugging Face."""
+        """Download a repository `owner/name`, as `Source.pull`; `tag` as for Hugging Face."""
         check_repo(repo, self.parts)
         check_tag(tag)
         base = f"{check_mirror(mirror) or self._home()}/api/v1/models/{repo}"
@@ -103,7 +103,7 @@ class ModelScope:
             return await fetch(http, chosen, url_of, into, progress, self.policy, {}, license_name)
 
     async def search(self, query: str, limit: int) -> list[SourceResult]:
-        """Return the models whose name contains the query. Raises as `pull` does."""
+        """Return the models whose name contains the query. Raises as `pull`."""
         body = {"PageSize": limit, "PageNumber": 1, "Name": query, "SortBy": "Default"}
         async with client(self.policy) as http:
             request = http.build_request("PUT", f"{self._home()}/api/v1/dolphin/models", json=body)
@@ -123,7 +123,7 @@ async def _list(http: httpx2.AsyncClient, base: str, revision: str, repo: str) -
 
 
 async def _license(http: httpx2.AsyncClient, base: str, repo: str) -> str | None:
-    """Return the licence; a hub that does not say keeps nobody from pulling."""
+    """Return the licence, None if the hub does not state it: a pull does not fail for that."""
     try:
         about: _About = await get_json(http, http.build_request("GET", base), repo, _About)
     except AimaError:

@@ -1,6 +1,7 @@
-"""Models from an Ollama registry (`OLLAMA_REGISTRY`): a Docker registry v2 whose layers are a GGUF and its papers.
+"""Models from an Ollama registry (`OLLAMA_REGISTRY`): a Docker registry v2 whose layers are a GGUF file and its
+licence.
 
-The layers' media types are described in github.com/ollama/ollama, server/internal/manifest/manifest.go.
+The media types of the layers are defined in github.com/ollama/ollama, server/internal/manifest/manifest.go.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class _Manifest(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Ollama:
-    """The registry at `endpoint`; without one at `OLLAMA_REGISTRY`, or at the public address."""
+    """The registry at `endpoint`, by default at `OLLAMA_REGISTRY` or else registry.ollama.ai."""
 
     endpoint: str | None = None
     policy: Policy = PATIENT
@@ -55,36 +56,38 @@ class Ollama:
     searches: ClassVar = False
 
     def _home(self) -> str:
-        return check_address(self.endpoint or os.environ.get("OLLAMA_REGISTRY") or REGISTRY)
+        return check_address(self.endpoint or os.environ.get("OLLAMA_REGISTRY") or REGISTRY, "OLLAMA_REGISTRY")
 
     async def pull(self, repo: str, tag: str | None, into: Path, progress: Progress, mirror: str | None) -> Pulled:
-        """Fetch the weights of `name` or `owner/name`: see `Source.pull`. Without a tag it is "latest"."""
+        """Download the weights of `name` or `owner/name`, as `Source.pull`. The default tag is "latest"."""
         check_repo(repo, self.parts)
         tag = check_tag(tag) or "latest"
-        space = repo if "/" in repo else f"library/{repo}"
-        base = f"{check_mirror(mirror) or self._home()}/v2/{space}"
+        path_on_hub = repo if "/" in repo else f"library/{repo}"
+        base = f"{check_mirror(mirror) or self._home()}/v2/{path_on_hub}"
         async with client(self.policy) as http:
             request = http.build_request("GET", f"{base}/manifests/{tag}", headers={"Accept": MANIFEST})
             manifest: _Manifest = await get_json(http, request, f"{repo}:{tag}", _Manifest)
             layer = next((layer for layer in manifest.layers if layer.media_type == MODEL), None)
             if layer is None:
-                raise ValidationFailed(f"{repo}:{tag} holds no GGUF", reason="UNSUPPORTED_FORMAT", path=repo)
+                raise ValidationFailed(f"{repo}:{tag} has no GGUF file", reason="UNSUPPORTED_FORMAT", path=repo)
             if not DIGEST.fullmatch(layer.digest) or layer.size < 0:
-                raise ExecutionFailed(f"the manifest of {repo}:{tag} makes no sense", reason="BAD_ANSWER")
+                raise ExecutionFailed(
+                    f"the manifest of {repo}:{tag} has an invalid digest or size", reason="BAD_ANSWER"
+                )
             path = into / f"{repo.rsplit('/', 1)[-1]}-{tag}.gguf"
             sha256 = layer.digest.removeprefix("sha256:")
-            wanted = RemoteFile(f"{base}/blobs/{layer.digest}", path, sha256, layer.size)
-            await download(http, wanted, paced(progress), self.policy)
+            file = RemoteFile(f"{base}/blobs/{layer.digest}", path, sha256, layer.size)
+            await download(http, file, paced(progress), self.policy)
             license_name = await _license(http, base, manifest)
         return Pulled(path, layer.digest, layer.size, layer.digest, license_name)
 
     async def search(self, query: str, limit: int) -> list[SourceResult]:  # noqa: ARG002  the registry has no search
-        """Return nothing: the registry's protocol has no search."""
+        """Return an empty list: the registry's protocol has no search."""
         return []
 
 
 async def _license(http: httpx2.AsyncClient, base: str, manifest: _Manifest) -> str | None:
-    """Return the first line of the licence's text; a registry without one keeps nobody from pulling."""
+    """Return the first line of the licence text, None if it is missing: a pull does not fail for that."""
     for layer in manifest.layers:
         if layer.media_type == LICENSE and DIGEST.fullmatch(layer.digest):
             try:

