@@ -49,7 +49,7 @@ EngineName = Annotated[
 ProcessId = Annotated[
     str,
     Field(
-        pattern=r"^[a-z0-9]+-[a-z0-9-]+$",  # the dash tells it from an engine's name: both name streams
+        pattern=r"^[a-z0-9]+-[a-z0-9-]+$",  # the dash distinguishes it from an engine name: both are streams
         max_length=100,
         description="Id of one instance; contains a dash.",
         examples=["eng-llamacpp-7f3a09c1"],

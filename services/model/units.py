@@ -195,7 +195,7 @@ class Requirements(View):
 
 
 class ModelView(View):
-    """A model. Fields that only its files can tell, such as `path`, are empty until it has files."""
+    """A model. Fields that are read from its files, such as `path`, are empty before it has files."""
 
     id: str
     name: str
