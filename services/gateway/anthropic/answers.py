@@ -1,8 +1,8 @@
-"""What the answers of Anthropic's API look like: messages, the events of a stream, lists of models.
+"""Turns answers into the shapes of Anthropic's API: messages, the events of a stream, lists of models.
 
-Source: the Anthropic API reference: Messages, Streaming Messages, Models. Which of the `stop_sequences` ended an answer
-is told where the engine says it (llama.cpp does not: then it ends with `end_turn`); what the model thought is not,
-because clients expect that to be signed.
+Source: the Anthropic API reference: Messages, Streaming Messages, Models. `stop_sequence` is set if the engine reports
+which text ended the answer; llama.cpp does not, so that its answers end with `end_turn`. The model's reasoning is left
+out, because clients expect thinking blocks to be signed.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ _decode = msgspec.json.Decoder(Json).decode
 
 
 def message(model: str, answer: ChatAnswer, stops: Collection[str] = ()) -> Json:
-    """Return a whole answer; `stops` are the client's `stop_sequences`."""
+    """Return the whole message; `stops` are the client's `stop_sequences`."""
     content: list[Json] = []
     if answer.text or not answer.calls:
         content.append({"type": "text", "text": answer.text})
     for call in answer.calls:
-        given = {"id": call.id or _ident("toolu"), "name": call.name, "input": _arguments(call.arguments)}
-        content.append({"type": "tool_use", **given})
-    ended = _ended(answer.finish, answer.stopped_by if answer.stopped_by in stops else "", called=bool(answer.calls))
-    return _message(model, content, answer.usage, ended)
+        fields = {"id": call.id or _new_id("toolu"), "name": call.name, "input": _arguments(call.arguments)}
+        content.append({"type": "tool_use", **fields})
+    stopped_by = answer.stopped_by if answer.stopped_by in stops else ""
+    stop_fields = _stop_fields(answer.finish, stopped_by, called=bool(answer.calls))
+    return _message(model, content, answer.usage, stop_fields)
 
 
 def event(kind: str, **data: Any) -> bytes:
@@ -42,7 +43,7 @@ def event(kind: str, **data: Any) -> bytes:
 
 
 class MessageEvents:
-    """Tells an answer as it comes: one block after another, each begun, filled and ended."""
+    """Translates an answer's deltas into a stream of content blocks, each with its start, deltas and stop."""
 
     media = "text/event-stream; charset=utf-8"
 
@@ -51,35 +52,33 @@ class MessageEvents:
         self._model = model
         self._stops = stops
         self._index = -1
-        self._open = ""  # what the block under way is: text, or which call
+        self._open = ""  # the block under way, "text" or "call <index>"; empty if there is none
         self._called = False
         self._finish = ""
         self._stopped_by = ""
 
     def begin(self) -> bytes:
-        """Return the begin of the message; what it used is not known yet."""
+        """Return the first events. Their usage is 0, because the engine reports it at the end."""
         return event("message_start", message=_message(self._model, [], TokenUsage())) + event("ping")
 
-    def feed(self, piece: ChatDelta) -> bytes:
-        """Return what a piece of the answer comes to."""
-        self._finish = piece.finish or self._finish
-        if piece.stopped_by in self._stops:  # an engine may tell of the model's own as well
-            self._stopped_by = piece.stopped_by
-        told = list(self._text(piece.text)) if piece.text else []
-        for call in piece.calls:
-            told += self._call(call)
-        return b"".join(told)
+    def feed(self, delta: ChatDelta) -> bytes:
+        self._finish = delta.finish or self._finish
+        if delta.stopped_by in self._stops:  # an engine may report the model's own stop texts as well
+            self._stopped_by = delta.stopped_by
+        frames = list(self._text(delta.text)) if delta.text else []
+        for call in delta.calls:
+            frames += self._call(call)
+        return b"".join(frames)
 
-    def end(self, usage: TokenUsage, took: Timings) -> bytes:  # noqa: ARG002 (others tell the times)
-        """Return the end of the message, of which at least one block is told."""
-        begun = self._next("text", {"type": "text", "text": ""}) if self._index < 0 else ()
-        delta = _ended(self._finish, self._stopped_by, called=self._called)
-        ended = event("message_delta", delta=delta, usage=_usage(usage))
-        return b"".join((*begun, *self._close(), ended, event("message_stop")))
+    def end(self, usage: TokenUsage, timings: Timings) -> bytes:  # noqa: ARG002 (the protocol's)
+        """Return the last events; an answer without text and calls gets one empty text block."""
+        empty_block = self._next("text", {"type": "text", "text": ""}) if self._index < 0 else ()
+        stop_fields = _stop_fields(self._finish, self._stopped_by, called=self._called)
+        end_event = event("message_delta", delta=stop_fields, usage=_usage(usage))
+        return b"".join((*empty_block, *self._close(), end_event, event("message_stop")))
 
-    def failed(self, said: Mapping[str, Any]) -> bytes:
-        """Return the end of a message that broke off."""
-        return sse.event(said, kind="error")
+    def failed(self, error_body: Mapping[str, Any]) -> bytes:
+        return sse.event(error_body, kind="error")
 
     def _text(self, text: str) -> Iterator[bytes]:
         if self._open != "text":
@@ -89,8 +88,8 @@ class MessageEvents:
     def _call(self, call: ToolCallDelta) -> Iterator[bytes]:
         if self._open != f"call {call.index}":
             self._called = True
-            given = {"id": call.id or _ident("toolu"), "name": call.function.name or "", "input": {}}
-            yield from self._next(f"call {call.index}", {"type": "tool_use", **given})
+            fields = {"id": call.id or _new_id("toolu"), "name": call.function.name or "", "input": {}}
+            yield from self._next(f"call {call.index}", {"type": "tool_use", **fields})
         if call.function.arguments:
             yield self._delta({"type": "input_json_delta", "partial_json": call.function.arguments})
 
@@ -112,33 +111,33 @@ class MessageEvents:
         return event("content_block_delta", index=self._index, delta=delta)
 
 
-def model(found: Mapping[str, Any]) -> Json:
-    """Return a model as Anthropic's API shows it, from how OpenAI's does."""
-    created = timestamp(found["created"]) if found["created"] else "1970-01-01T00:00:00Z"
+def model(openai_model: Mapping[str, Any]) -> Json:
+    """Return a model in the shape of Anthropic's API, from its shape in OpenAI's."""
+    created = timestamp(openai_model["created"]) if openai_model["created"] else "1970-01-01T00:00:00Z"
     return {
         "type": "model",
-        "id": found["id"],
-        "display_name": found["id"],
+        "id": openai_model["id"],
+        "display_name": openai_model["id"],
         "created_at": created,
         "lifecycle": "active",
     }
 
 
-def models(found: Sequence[Mapping[str, Any]]) -> Json:
+def models(openai_models: Sequence[Mapping[str, Any]]) -> Json:
     """Return all models as one page."""
-    data = [model(each) for each in found]
+    data = [model(each) for each in openai_models]
     ends = (data[0]["id"], data[-1]["id"]) if data else (None, None)
     return {"data": data, "has_more": False, "first_id": ends[0], "last_id": ends[1]}
 
 
-def _message(model: str, content: list[Json], usage: TokenUsage, ended: Json | None = None) -> Json:
+def _message(model: str, content: list[Json], usage: TokenUsage, stop_fields: Json | None = None) -> Json:
     return {
-        "id": _ident("msg"),
+        "id": _new_id("msg"),
         "type": "message",
         "role": "assistant",
         "model": model,
         "content": content,
-        **(ended or {"stop_reason": None, "stop_sequence": None}),
+        **(stop_fields or {"stop_reason": None, "stop_sequence": None}),
         "usage": _usage(usage),
     }
 
@@ -147,20 +146,20 @@ def _usage(usage: TokenUsage) -> Json:
     return {"input_tokens": usage.prompt_tokens, "output_tokens": usage.completion_tokens}
 
 
-def _ended(finish: str, stopped_by: str, *, called: bool) -> Json:
-    """Return why an answer has ended."""
-    if called and finish in ("", "stop"):  # some engines end a call like any other answer
+def _stop_fields(finish: str, stopped_by: str, *, called: bool) -> Json:
+    """Return the fields that say why an answer ended."""
+    if called and finish in ("", "stop"):  # some engines report "stop" for an answer with tool calls
         return {"stop_reason": "tool_use", "stop_sequence": None}
     if finish == "stop" and stopped_by:
         return {"stop_reason": "stop_sequence", "stop_sequence": stopped_by}
     return {"stop_reason": _REASONS.get(finish, "end_turn"), "stop_sequence": None}
 
 
-def _ident(kind: str) -> str:
+def _new_id(kind: str) -> str:
     return f"{kind}_{token(12)}"
 
 
 def _arguments(text: str) -> Json:
-    """Return what a tool is called with; what a model has left unfinished goes on as the text that it is."""
-    called = decoded(_decode, text or "{}")
-    return {"arguments": text} if called is None else called
+    """Return a tool call's arguments as an object; JSON that the model left incomplete is passed on as text."""
+    arguments = decoded(_decode, text or "{}")
+    return {"arguments": text} if arguments is None else arguments

@@ -1,7 +1,7 @@
-"""Anthropic's API: messages, and the counting of their tokens. Its list of models is `/v1/models`, as OpenAI's.
+"""Anthropic's API: messages, and counting their tokens. `/v1/models` is served by `openai/api.py`.
 
 Source: the Anthropic API reference. Requests become chat completions (`requests.py`), answers become messages
-(`answers.py`); nothing of either is kept.
+(`answers.py`). Neither is stored.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from services.gateway.entrance.error_bodies import json
 from services.gateway.entrance.paths import fixed_path
 from services.gateway.entrance.quotas import TokenEstimate
 
-_COUNT = f"{chat_completion.PATH}/input_tokens"  # of llama.cpp: what a chat completion's prompt comes to
-_UNKNOWN = (404, 405, 501)  # statuses of an engine that has no such path
+_COUNT = f"{chat_completion.PATH}/input_tokens"  # of llama.cpp: counts the tokens of a chat completion's prompt
+_UNKNOWN_PATH = (404, 405, 501)  # statuses of an engine that cannot count tokens
 
 
-class Counted(msgspec.Struct):
-    """What an engine says that it has counted."""
+class TokenCount(msgspec.Struct):
+    """An engine's answer to a request for a token count."""
 
     input_tokens: int
 
@@ -46,56 +46,56 @@ class Anthropic:
         self._limit = body_limit
 
     def routes(self) -> list[Route]:
-        """Return the routes."""
         return [
             fixed_path("/v1/messages", {"POST": self.messages}),
             fixed_path("/v1/messages/count_tokens", {"POST": self.count}),
         ]
 
     async def messages(self, request: Request) -> Response:
-        """Let a model take its turn."""
-        asked = bodies.decode(await bodies.read_json(request, self._limit), requests.MessagesRequest)
-        patience = waiting_caller(request)
-        job = chat_completion.chat_request(
-            asked.model, requests.completion(asked), whole=not asked.stream, wait=patience.wait
+        body = bodies.decode(await bodies.read_json(request, self._limit), requests.MessagesRequest)
+        waiting = waiting_caller(request)
+        engine_request = chat_completion.chat_request(
+            body.model, requests.completion(body), whole=not body.stream, wait=waiting.wait
         )
-        stops = asked.stop_sequences or ()
-        if asked.stream:
-            return TranslatedStream(self._proxy, patience.caller, job, answers.MessageEvents(asked.model, stops))
+        stops = body.stop_sequences or ()
+        if body.stream:
+            return TranslatedStream(
+                self._proxy, waiting.caller, engine_request, answers.MessageEvents(body.model, stops)
+            )
 
-        async def tell(carried: ProxiedAnswer) -> dict[str, Any]:
-            return answers.message(asked.model, await chat_completion.joined(carried), stops)
+        async def translate(proxied: ProxiedAnswer) -> dict[str, Any]:
+            return answers.message(body.model, await chat_completion.joined(proxied), stops)
 
-        return TranslatedWhole(self._proxy, patience.caller, job, tell)
+        return TranslatedWhole(self._proxy, waiting.caller, engine_request, translate)
 
     async def count(self, request: Request) -> Response:
-        """Count the tokens of a prompt: the engine does, or nobody."""
-        asked = bodies.decode(await bodies.read_json(request, self._limit), requests.CountRequest)
-        patience = waiting_caller(request)
-        prompt = requests.prompt(asked)
-        job = replace(
-            chat_completion.chat_request(asked.model, prompt, whole=True, wait=patience.wait),
+        """Return the number of tokens of a prompt, as the engine counts them. Raises ValidationFailed if it cannot."""
+        body = bodies.decode(await bodies.read_json(request, self._limit), requests.CountRequest)
+        waiting = waiting_caller(request)
+        prompt = requests.prompt(body)
+        engine_request = replace(
+            chat_completion.chat_request(body.model, prompt, whole=True, wait=waiting.wait),
             path=_COUNT,
             make=chat_completion.body_for_model(prompt),
             tokens=TokenEstimate(),
         )
 
-        async def ask() -> Counted:
-            async with self._proxy.forward(patience.caller, job) as carried:
-                return _read(await carried.whole())
+        async def count_tokens() -> TokenCount:
+            async with self._proxy.forward(waiting.caller, engine_request) as proxied:
+                return _read(await proxied.whole())
 
         try:
-            return json(await until_disconnect(request, ask()))
+            return json(await until_disconnect(request, count_tokens()))
         except ValidationFailed as error:
-            if error.details.get("status") not in _UNKNOWN:
+            if error.details.get("status") not in _UNKNOWN_PATH:
                 raise
             raise ValidationFailed(
-                f"the engine that serves {asked.model} does not count tokens", reason="NOT_SUPPORTED", model=asked.model
+                f"the engine that serves {body.model} cannot count tokens", reason="NOT_SUPPORTED", model=body.model
             ) from None
 
 
-def _read(body: bytes) -> Counted:
-    counted = decoded(msgspec.json.Decoder(Counted).decode, body)
-    if counted is None:
+def _read(body: bytes) -> TokenCount:
+    count = decoded(msgspec.json.Decoder(TokenCount).decode, body)
+    if count is None:
         raise bad_answer()
-    return counted
+    return count

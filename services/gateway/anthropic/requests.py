@@ -1,8 +1,8 @@
-"""What clients of Anthropic's API ask, and the chat completion that it comes to. Pure.
+"""Turns a request of Anthropic's API into a chat completion. Pure.
 
-Source: the Anthropic API reference, Messages. Fields that say how Anthropic serves or bills a request (`metadata`,
-`cache_control`, `service_tier`, ...) are taken and mean nothing here; what a model of ours cannot be given, such as
-tools that Anthropic runs itself, is refused.
+Source: the Anthropic API reference, Messages. Fields about how Anthropic serves or bills a request (`metadata`,
+`cache_control`, `service_tier`, ...) are ignored. Input that no engine can take, such as tools that Anthropic runs
+itself, is refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Json = dict[str, Any]
 
 
 class Base64Source(msgspec.Struct, tag_field="type", tag="base64"):
-    """An image that is in the request."""
+    """An image inside the request, as base64 text."""
 
     media_type: str
     data: str
@@ -35,7 +35,7 @@ class UrlSource(msgspec.Struct, tag_field="type", tag="url"):
 
 
 class Text(msgspec.Struct, tag_field="type", tag="text"):
-    """A piece of text."""
+    """A block of text."""
 
     text: str
 
@@ -47,7 +47,7 @@ class Image(msgspec.Struct, tag_field="type", tag="image"):
 
 
 class ToolUse(msgspec.Struct, tag_field="type", tag="tool_use"):
-    """A tool that the model called."""
+    """A tool call of the model."""
 
     id: str
     name: str
@@ -55,25 +55,25 @@ class ToolUse(msgspec.Struct, tag_field="type", tag="tool_use"):
 
 
 class ToolResult(msgspec.Struct, tag_field="type", tag="tool_result"):
-    """What came of it."""
+    """The result of a tool call."""
 
     tool_use_id: str
     content: str | list[Text | Image] | None = None
 
 
 class Thinking(msgspec.Struct, tag_field="type", tag="thinking"):
-    """What the model thought; models are not given their earlier thoughts again."""
+    """The model's earlier reasoning: accepted, but not sent to the model again."""
 
 
 class RedactedThinking(msgspec.Struct, tag_field="type", tag="redacted_thinking"):
-    """The same, unreadable."""
+    """Earlier reasoning in encrypted form: accepted and left out as well."""
 
 
 Block = Text | Image | ToolUse | ToolResult | Thinking | RedactedThinking
 
 
 class Turn(msgspec.Struct):
-    """A turn of a conversation."""
+    """One message of a conversation."""
 
     role: Literal["user", "assistant", "system"]
     content: str | list[Block]
@@ -89,7 +89,7 @@ class Tool(msgspec.Struct):
 
 
 class ToolChoice(msgspec.Struct):
-    """Whether a tool is to be called, and which."""
+    """Whether the model must call a tool, and which."""
 
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = None
@@ -97,20 +97,20 @@ class ToolChoice(msgspec.Struct):
 
 
 class ThinkingConfig(msgspec.Struct):
-    """Whether the model is to think first, where it can be told."""
+    """Whether the model should think first, for models that can be told."""
 
     type: Literal["enabled", "disabled", "adaptive"]
 
 
 class Format(msgspec.Struct):
-    """The schema that the answer has to fit."""
+    """The JSON Schema that the answer must match."""
 
     type: Literal["json_schema"]
     schema: Json
 
 
 class OutputConfig(msgspec.Struct):
-    """How the answer has to look."""
+    """The format of the answer."""
 
     format: Format | None = None
 
@@ -138,38 +138,38 @@ class MessagesRequest(CountRequest, kw_only=True):
     top_k: Annotated[int, Meta(ge=0)] | None = None
 
 
-def prompt(asked: CountRequest) -> Json:
-    """Return of a chat completion what makes its prompt. Raises ValidationFailed."""
-    body: Json = {"messages": _messages(asked)}
-    if asked.tools:
-        body["tools"] = [_function(number, tool) for number, tool in enumerate(asked.tools)]
-    if asked.tools and asked.tool_choice:
-        body["tool_choice"] = _choice(asked.tool_choice)
-        if asked.tool_choice.disable_parallel_tool_use:
+def prompt(request: CountRequest) -> Json:
+    """Return the fields of the chat completion that make up its prompt. Raises ValidationFailed."""
+    body: Json = {"messages": _messages(request)}
+    if request.tools:
+        body["tools"] = [_function(number, tool) for number, tool in enumerate(request.tools)]
+    if request.tools and request.tool_choice:
+        body["tool_choice"] = _choice(request.tool_choice)
+        if request.tool_choice.disable_parallel_tool_use:
             body["parallel_tool_calls"] = False
-    if asked.thinking:
-        body["chat_template_kwargs"] = {"enable_thinking": asked.thinking.type != "disabled"}
-    if asked.output_config and (form := asked.output_config.format):
-        body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": form.schema}}
+    if request.thinking:
+        body["chat_template_kwargs"] = {"enable_thinking": request.thinking.type != "disabled"}
+    if request.output_config and (format_ := request.output_config.format):
+        body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": format_.schema}}
     return body
 
 
-def completion(asked: MessagesRequest) -> Json:
-    """Return the body of the chat completion, but for the model's name. Raises ValidationFailed."""
-    given = {
-        "max_tokens": asked.max_tokens,
-        "stop": asked.stop_sequences or None,
-        "temperature": asked.temperature,
-        "top_p": asked.top_p,
-        "top_k": asked.top_k,
+def completion(request: MessagesRequest) -> Json:
+    """Return the body of the chat completion, without the model's name. Raises ValidationFailed."""
+    fields = {
+        "max_tokens": request.max_tokens,
+        "stop": request.stop_sequences or None,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "top_k": request.top_k,
     }
-    return prompt(asked) | {name: value for name, value in given.items() if value is not None}
+    return prompt(request) | {name: value for name, value in fields.items() if value is not None}
 
 
-def _messages(asked: CountRequest) -> list[Json]:
-    system = _text(asked.system) if isinstance(asked.system, list) else asked.system
+def _messages(request: CountRequest) -> list[Json]:
+    system = _text(request.system) if isinstance(request.system, list) else request.system
     messages: list[Json] = [{"role": "system", "content": system}] if system else []
-    for role, blocks in _turns(asked.messages):
+    for role, blocks in _turns(request.messages):
         if role == "assistant":
             messages.append(_assistant(blocks))
         elif role == "system":
@@ -180,7 +180,7 @@ def _messages(asked: CountRequest) -> list[Json]:
 
 
 def _turns(messages: Iterable[Turn]) -> list[tuple[str, list[Block]]]:
-    """Return roles with all that each says in a row: templates take turns, Anthropic's clients need not."""
+    """Return the messages with successive ones of a role merged: chat templates expect the roles to alternate."""
     turns: list[tuple[str, list[Block]]] = []
     for message in messages:
         blocks: list[Block] = [Text(message.content)] if isinstance(message.content, str) else message.content
@@ -204,16 +204,20 @@ def _assistant(blocks: Sequence[Block]) -> Json:
 
 
 def _user(blocks: Sequence[Block]) -> list[Json]:
-    """Return what tools have said, each a turn of its own, and then the user's turn."""
+    """Return a message for each tool result, and then the user's message. Images of tool results go to the user's."""
     results = [block for block in blocks if isinstance(block, ToolResult)]
-    said = [{"role": "tool", "tool_call_id": block.tool_use_id, "content": _result(block)} for block in results]
-    shown = [item for block in results if isinstance(block.content, list) for item in block.content]
-    images = [_image(block) for block in (*shown, *blocks) if isinstance(block, Image)]
+    tool_messages = [
+        {"role": "tool", "tool_call_id": block.tool_use_id, "content": _result(block)} for block in results
+    ]
+    result_items = [item for block in results if isinstance(block.content, list) for item in block.content]
+    images = [_image(block) for block in (*result_items, *blocks) if isinstance(block, Image)]
     texts = [block.text for block in blocks if isinstance(block, Text)]
     if images:
         parts = [*({"type": "text", "text": text} for text in texts), *images]
-        return [*said, {"role": "user", "content": parts}]
-    return [*said, {"role": "user", "content": "\n".join(texts)}] if texts or not said else said
+        return [*tool_messages, {"role": "user", "content": parts}]
+    if tool_messages and not texts:
+        return tool_messages
+    return [*tool_messages, {"role": "user", "content": "\n".join(texts)}]
 
 
 def _result(block: ToolResult) -> str:
@@ -237,9 +241,9 @@ def _function(number: int, tool: Tool) -> Json:
     if tool.type not in (None, "custom") or tool.input_schema is None:
         expected = "a tool of the client's own, with its input_schema"
         kind = f" of type {tool.type}" if tool.type else ""
-        fault = {"field": f"tools[{number}]", "expected": expected}
+        field = {"field": f"tools[{number}]", "expected": expected}
         raise ValidationFailed(
-            f"tools[{number}]: {tool.name}{kind} is not known here; expected {expected}", fields=[fault]
+            f"tools[{number}]: {tool.name}{kind} is not supported; expected {expected}", fields=[field]
         )
     function = {"name": tool.name, "description": tool.description, "parameters": tool.input_schema}
     return {"type": "function", "function": {key: value for key, value in function.items() if value is not None}}

@@ -1,7 +1,8 @@
 """Ollama's API: its chats, generations and embeddings, and its view of the models.
 
 Source: the Ollama API reference. Requests become chat completions (`requests.py`), answers become lines
-(`answers.py`). A model that has no service is not served by itself: the refusal says what to do.
+(`answers.py`). Unlike Ollama, this door starts no service for a model that has none: it refuses the request and says
+which unit to ask.
 """
 
 from __future__ import annotations
@@ -36,19 +37,18 @@ MCP (/mcp), and its own (/api/v2); /docs shows them all.
 """
 
 
-KnownAs = Callable[[Request, str], Awaitable[str]]
+ResolveModel = Callable[[Request, str], Awaitable[str]]
 
 
 class Ollama:
-    """The routes of Ollama's API for what models do. `known_as` says which model a name means."""
+    """The routes of Ollama's API that run a model. `resolve` returns the model that a name means."""
 
-    def __init__(self, proxy: Proxy, known_as: KnownAs, body_limit: int) -> None:
+    def __init__(self, proxy: Proxy, resolve: ResolveModel, body_limit: int) -> None:
         self._proxy = proxy
-        self._known_as = known_as
+        self._resolve = resolve
         self._limit = body_limit
 
     def routes(self) -> list[Route]:
-        """Return the routes."""
         return [
             fixed_path("/", {"GET": self.landing}),
             fixed_path("/api/version", {"GET": self.version}),
@@ -59,94 +59,96 @@ class Ollama:
         ]
 
     async def landing(self, request: Request) -> Response:  # noqa: ARG002 (Starlette's signature)
-        """Say what is here; Ollama's clients look whether anything is."""
+        """Return a short text; Ollama's clients ask for it to check that a server runs."""
         return PlainTextResponse(_LANDING)
 
     async def version(self, request: Request) -> Response:  # noqa: ARG002 (Starlette's signature)
-        """Tell the version, which is ours."""
+        """Return AIMA's version."""
         return json({"version": VERSION})
 
     async def chat(self, request: Request) -> Response:
-        """Let a model take its turn."""
-        asked = bodies.decode(await read(request, self._limit), requests.ChatRequest)
-        if not asked.messages:
-            return await self._load(request, "chat", asked)
-        return self._answer(request, "chat", asked, await self._job(request, asked, requests.chat(asked)))
+        body = bodies.decode(await read(request, self._limit), requests.ChatRequest)
+        if not body.messages:
+            return await self._load(request, "chat", body)
+        return self._answer(request, "chat", body, await self._chat_request(request, body, requests.chat(body)))
 
     async def generate(self, request: Request) -> Response:
-        """Let a model answer a prompt; a raw one it continues."""
-        asked = bodies.decode(await read(request, self._limit), requests.GenerateRequest)
-        if not asked.prompt:
-            return await self._load(request, "generate", asked)
-        job = await self._job(request, asked, requests.generate(asked))
-        if asked.raw:
-            make = chat_completion.streaming_body(requests.raw(asked))
-            job = replace(job, unit="inference.complete", path=_COMPLETE, make=make)
-        return self._answer(request, "generate", asked, job)
+        """Answer a prompt, or continue it if `raw` is set."""
+        body = bodies.decode(await read(request, self._limit), requests.GenerateRequest)
+        if not body.prompt:
+            return await self._load(request, "generate", body)
+        engine_request = await self._chat_request(request, body, requests.generate(body))
+        if body.raw:
+            make = chat_completion.streaming_body(requests.raw(body))
+            engine_request = replace(engine_request, unit="inference.complete", path=_COMPLETE, make=make)
+        return self._answer(request, "generate", body, engine_request)
 
     async def embed(self, request: Request) -> Response:
-        """Turn texts into vectors."""
         data = await read(request, self._limit)
-        asked, begun = bodies.decode(data, requests.EmbedRequest), time.monotonic()
+        body, started_at = bodies.decode(data, requests.EmbedRequest), time.monotonic()
 
-        async def tell(carried: ProxiedAnswer) -> Any:
-            found = await _vectors(carried, asked.model, asked.dimensions)
-            return answers.embedded(asked.model, found, carried.usage, timings(carried, begun))
+        async def translate(proxied: ProxiedAnswer) -> Any:
+            embeddings = await _vectors(proxied, body.model, body.dimensions)
+            return answers.embedded(body.model, embeddings, proxied.usage, timings(proxied, started_at))
 
-        fields = {"input": asked.input, **({"dimensions": asked.dimensions} if asked.dimensions else {})}
+        fields = {"input": body.input, **({"dimensions": body.dimensions} if body.dimensions else {})}
         return TranslatedWhole(
-            self._proxy, caller_of(request.state), await self._embedding(request, asked.model, fields), tell
+            self._proxy, caller_of(request.state), await self._embed_request(request, body.model, fields), translate
         )
 
     async def embed_one(self, request: Request) -> Response:
-        """Turn a text into a vector, as older clients ask for it."""
-        asked = bodies.decode(await read(request, self._limit), requests.OldEmbedRequest)
+        """Turn one text into a vector, for older clients."""
+        body = bodies.decode(await read(request, self._limit), requests.OldEmbedRequest)
 
-        async def tell(carried: ProxiedAnswer) -> Any:
-            return {"embedding": (await _vectors(carried, asked.model))[0]}
+        async def translate(proxied: ProxiedAnswer) -> Any:
+            return {"embedding": (await _vectors(proxied, body.model))[0]}
 
-        job = await self._embedding(request, asked.model, {"input": [asked.prompt]})
-        return TranslatedWhole(self._proxy, caller_of(request.state), job, tell)
+        engine_request = await self._embed_request(request, body.model, {"input": [body.prompt]})
+        return TranslatedWhole(self._proxy, caller_of(request.state), engine_request, translate)
 
-    async def _job(self, request: Request, asked: requests.Sampling, body: Mapping[str, Any]) -> EngineRequest:
-        """Return the request for a chat; it waits for a model that is loading, as Ollama's clients are used to."""
-        model, wait = await self._known_as(request, asked.model), waiting_caller(request, wait=True).wait
-        return chat_completion.chat_request(model, body, whole=not asked.streamed, wait=wait)
+    async def _chat_request(
+        self, request: Request, body: requests.Sampling, chat_body: Mapping[str, Any]
+    ) -> EngineRequest:
+        """Return the request for a chat. It waits for a model that is loading, as Ollama's clients expect."""
+        model, wait = await self._resolve(request, body.model), waiting_caller(request, wait=True).wait
+        return chat_completion.chat_request(model, chat_body, whole=not body.streamed, wait=wait)
 
-    async def _embedding(self, request: Request, name: str, fields: Mapping[str, Any]) -> EngineRequest:
+    async def _embed_request(self, request: Request, name: str, fields: Mapping[str, Any]) -> EngineRequest:
         make, tokens = chat_completion.body_for_model(fields), estimate(msgspec.json.encode(fields), 1)
-        model, wait = await self._known_as(request, name), waiting_caller(request, wait=True).wait
+        model, wait = await self._resolve(request, name), waiting_caller(request, wait=True).wait
         return EngineRequest(
             "inference.embed", model, ("embedding",), _EMBED, make, tokens=tokens, wait=wait, whole=True
         )
 
-    async def _load(self, request: Request, kind: answers.Kind, asked: requests.Sampling) -> Response:
-        """Wait until the model is loaded."""
-        if asked.unloads:
-            raise requests.refusal("keep_alive", "more than 0: it is service.scale that puts a service to sleep")
-        job = await self._job(request, asked, {"messages": []})
-        begun = time.monotonic()
-        await until_disconnect(request, self._proxy.await_replica(caller_of(request.state), job))
-        return json(answers.loaded(kind, asked.model, time.monotonic() - begun))
+    async def _load(self, request: Request, kind: answers.Kind, body: requests.Sampling) -> Response:
+        """Wait until the model is loaded. Raises ValidationFailed if the request asks to unload the model."""
+        if body.unloads:
+            raise requests.refusal("keep_alive", "more than 0; to unload a model, ask service.scale with replicas 0")
+        engine_request = await self._chat_request(request, body, {"messages": []})
+        started_at = time.monotonic()
+        await until_disconnect(request, self._proxy.await_replica(caller_of(request.state), engine_request))
+        return json(answers.loaded(kind, body.model, time.monotonic() - started_at))
 
-    def _answer(self, request: Request, kind: answers.Kind, asked: requests.Sampling, job: EngineRequest) -> Response:
-        """Return the response, whole or in lines."""
-        caller, begun = caller_of(request.state), time.monotonic()
-        if asked.streamed:
-            return TranslatedStream(self._proxy, caller, job, answers.Lines(kind, asked.model))
+    def _answer(
+        self, request: Request, kind: answers.Kind, body: requests.Sampling, engine_request: EngineRequest
+    ) -> Response:
+        """Return the response: one JSON object, or a stream of lines."""
+        caller, started_at = caller_of(request.state), time.monotonic()
+        if body.streamed:
+            return TranslatedStream(self._proxy, caller, engine_request, answers.Lines(kind, body.model))
 
-        async def tell(carried: ProxiedAnswer) -> Any:
-            answer = await chat_completion.joined(carried)
-            return answers.final(kind, asked.model, answer, carried.usage, timings(carried, begun))
+        async def translate(proxied: ProxiedAnswer) -> Any:
+            answer = await chat_completion.joined(proxied)
+            return answers.final(kind, body.model, answer, proxied.usage, timings(proxied, started_at))
 
-        return TranslatedWhole(self._proxy, caller, job, tell)
+        return TranslatedWhole(self._proxy, caller, engine_request, translate)
 
 
 async def read(request: Request, limit: int) -> bytes:
-    """Return the body, JSON whatever a program calls it: many say nothing of it, as Ollama lets them."""
+    """Return the body without a check of its media type: many of Ollama's clients send none."""
     return await bodies.read(request, limit)
 
 
-async def _vectors(carried: ProxiedAnswer, model: str, dimensions: int | None = None) -> list[msgspec.Raw]:
-    found, _ = await vectors(carried, model, dimensions)
-    return [vector.embedding for vector in found.data]
+async def _vectors(proxied: ProxiedAnswer, model: str, dimensions: int | None = None) -> list[msgspec.Raw]:
+    response, _ = await vectors(proxied, model, dimensions)
+    return [vector.embedding for vector in response.data]

@@ -1,6 +1,6 @@
-"""Ollama's view of the models: what is there, what is loaded, and how more are pulled.
+"""Ollama's API for managing models: list, show, pull and delete them, and list the loaded ones.
 
-Source: the Ollama API reference. What is shown is as `model.list` and `inference.models` have it (`models.py`).
+Source: the Ollama API reference. Models come from `model.list` and `inference.models`; `models.py` translates them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from services.gateway.ollama.answers import NDJSON, line
 from services.gateway.ollama.api import read
 from services.gateway.ollama.requests import Named, plain, source
 
-_QUICK = 10.0  # seconds
+_TIMEOUT = 10.0  # seconds for a query
 _MOST = 1000  # models that are listed
 _PULL = "/api/pull"
 _ID = re.compile(r"[a-z0-9_-]+")
@@ -36,14 +36,13 @@ Json = dict[str, Any]
 
 
 class OllamaLibrary:
-    """The routes of Ollama's API for which models there are."""
+    """The routes of Ollama's API for managing models."""
 
-    def __init__(self, asking: Dispatcher, body_limit: int) -> None:
-        self._asking = asking
+    def __init__(self, dispatcher: Dispatcher, body_limit: int) -> None:
+        self._dispatcher = dispatcher
         self._limit = body_limit
 
     def routes(self) -> list[Route]:
-        """Return the routes."""
         return [
             fixed_path("/api/tags", {"GET": self.tags}),
             fixed_path("/api/ps", {"GET": self.running}),
@@ -53,141 +52,142 @@ class OllamaLibrary:
         ]
 
     async def tags(self, request: Request) -> Response:
-        """List the models that are ready, as far as the key may use them."""
+        """List the models that are ready and that the key may use."""
         caller = caller_of(request.state)
-        known, names = await asyncio.gather(self._known(caller), self._names(caller))
-        usable = [model for model in known if _usable(caller, model, names)]
+        listed, names = await asyncio.gather(self._list_models(caller), self._service_names(caller))
+        usable = [model for model in listed if _usable(caller, model, names)]
         return json({"models": [models.tag(model) for model in usable if model["status"] == "ready"]})
 
     async def running(self, request: Request) -> Response:
-        """List the models that are loaded, as far as the key may use them."""
+        """List the models that are loaded and that the key may use."""
         caller = caller_of(request.state)
-        await self._asking.permitted(caller, "service.status", {})
-        served, known = await asyncio.gather(self._served(caller), self._known(caller))
-        names, by_id = _names(served), {model["id"]: model for model in known}
+        await self._dispatcher.permitted(caller, "service.status", {})
+        served, listed = await asyncio.gather(self._list_served(caller), self._list_models(caller))
+        names, by_id = _service_names(served), {model["id"]: model for model in listed}
         loaded = [
-            (by_id[each["id"]], [service["service_id"] for service in each["services"]])
-            for each in served
-            if each["status"] == "running" and each["id"] in by_id and _usable(caller, by_id[each["id"]], names)
+            (by_id[model["id"]], [service["service_id"] for service in model["services"]])
+            for model in served
+            if model["status"] == "running" and model["id"] in by_id and _usable(caller, by_id[model["id"]], names)
         ]
         memory = await asyncio.gather(*(self._memory(caller, services) for _, services in loaded))
         pairs = zip(loaded, memory, strict=True)
         return json({"models": [models.running(model, used) for (model, _), used in pairs]})
 
     async def show(self, request: Request) -> Response:
-        """Show one model."""
-        asked = bodies.decode(await read(request, self._limit), Named)
-        return json(models.shown(await self._model(request, asked.called)))
+        body = bodies.decode(await read(request, self._limit), Named)
+        return json(models.shown(await self._get_model(request, body.called)))
 
     async def pull(self, request: Request) -> Response:
-        """Pull a model, line by line unless told otherwise."""
-        asked = bodies.decode(await read(request, self._limit), Named)
-        lines = self._pulling(request, asked.called)
-        if asked.stream is False:
+        """Pull a model. The progress is streamed line by line, unless `stream` is false."""
+        body = bodies.decode(await read(request, self._limit), Named)
+        lines = self._pull_lines(request, body.called)
+        if body.stream is False:
             return json(await until_disconnect(request, _last(lines)))
-        first = await until_disconnect(request, anext(lines))  # until then a refusal has its own status
+        # before the first line is sent, an error can still have its HTTP status
+        first = await until_disconnect(request, anext(lines))
         return StreamingResponse(_all(first, lines, caller_of(request.state)), media_type=NDJSON)
 
     async def delete(self, request: Request) -> Response:
-        """Remove a model; who may is seen to like anywhere else."""
-        asked = bodies.decode(await read(request, self._limit), Named)
+        """Delete a model. The key needs the right to ask model.delete."""
+        body = bodies.decode(await read(request, self._limit), Named)
         caller = caller_of(request.state)
-        await self._asking.permitted(caller, "model.delete", {})
-        model = await self._model(request, asked.called)
-        await self._asking.envelope(caller, "model.delete", {"model_id": model["id"]})
+        await self._dispatcher.permitted(caller, "model.delete", {})
+        model = await self._get_model(request, body.called)
+        await self._dispatcher.envelope(caller, "model.delete", {"model_id": model["id"]})
         return Response()
 
     async def known_as(self, request: Request, name: str) -> str:
-        """Return what a model is known as here; only a name that is no id has to be looked up."""
+        """Return the id of the model that a name means. A name in the form of an id is not looked up."""
         if _ID.fullmatch(plain(name)):
             return plain(name)
-        known = (await self._ask(caller_of(request.state), "model.list", {"limit": _MOST}))["items"]
-        found = models.find(known, name)
-        return str(found["id"]) if found else plain(name)
+        listed = (await self._ask(caller_of(request.state), "model.list", {"limit": _MOST}))["items"]
+        match = models.find(listed, name)
+        return str(match["id"]) if match else plain(name)
 
-    # --- what the other domains say -------------------------------------------------------------------------
+    # --- requests to the other domains ----------------------------------------------------------------------
 
-    async def _pulling(self, request: Request, name: str) -> AsyncGenerator[Json]:
-        """Yield what a pull comes to, line by line; of what is here already there is only the last."""
+    async def _pull_lines(self, request: Request, name: str) -> AsyncGenerator[Json]:
+        """Yield the lines of a pull; only the last line if the model is ready already."""
         caller = caller_of(request.state)
-        await self._asking.permitted(caller, "model.pull", {"model": plain(name)})
+        await self._dispatcher.permitted(caller, "model.pull", {"model": plain(name)})
         with suppress(NotFound):
-            model = await self._model(request, name)
+            model = await self._get_model(request, name)
             if model["status"] == "ready":
                 yield _DONE
                 return
-        said: Json = {}
-        async with aclosing(self._asking.stream(caller, "model.pull", source(name))) as parts:
+        last_line: Json = {}
+        async with aclosing(self._dispatcher.stream(caller, "model.pull", source(name))) as parts:
             async for part in parts:
-                if not said:
-                    said = _BEGUN
-                    yield said
-                found = _DONE if isinstance(part, Answer) else models.progress(part)
-                if found and found != said:
-                    yield found
-                said = found or said
+                if not last_line:
+                    last_line = _STARTED
+                    yield last_line
+                next_line = _DONE if isinstance(part, Answer) else models.progress(part)
+                if next_line and next_line != last_line:
+                    yield next_line
+                last_line = next_line or last_line
 
-    async def _model(self, request: Request, name: str) -> Json:
+    async def _get_model(self, request: Request, name: str) -> Json:
         """Return a model that the key may use. Raises NotFound."""
         caller = caller_of(request.state)
-        await self._asking.permitted(caller, "model.get", {})
-        found: Json = await self._ask(caller, "model.get", {"model_id": await self.known_as(request, name)})
-        if not _usable(caller, found, await self._names(caller)):
-            raise NotFound(f"there is no model {name}", reason="MODEL_NOT_FOUND", model=name)
-        return found
+        await self._dispatcher.permitted(caller, "model.get", {})
+        model: Json = await self._ask(caller, "model.get", {"model_id": await self.known_as(request, name)})
+        if not _usable(caller, model, await self._service_names(caller)):
+            raise NotFound(
+                f"there is no model {name}; GET /api/tags lists the models", reason="MODEL_NOT_FOUND", model=name
+            )
+        return model
 
-    async def _known(self, caller: Caller) -> list[Json]:
-        await self._asking.permitted(caller, "model.list", {})
-        found: list[Json] = (await self._ask(caller, "model.list", {"limit": _MOST}))["items"]
-        return found
+    async def _list_models(self, caller: Caller) -> list[Json]:
+        await self._dispatcher.permitted(caller, "model.list", {})
+        listed: list[Json] = (await self._ask(caller, "model.list", {"limit": _MOST}))["items"]
+        return listed
 
-    async def _served(self, caller: Caller) -> list[Json]:
-        await self._asking.permitted(caller, "inference.models", {})
-        found: list[Json] = (await self._ask(caller, "inference.models", {}))["models"]
-        return found
+    async def _list_served(self, caller: Caller) -> list[Json]:
+        await self._dispatcher.permitted(caller, "inference.models", {})
+        served: list[Json] = (await self._ask(caller, "inference.models", {}))["models"]
+        return served
 
-    async def _names(self, caller: Caller) -> dict[str, list[str]]:
-        """Return the names of the services of each model; a key may be for one of those."""
+    async def _service_names(self, caller: Caller) -> dict[str, list[str]]:
+        """Return the services' names by model id, for a key restricted to certain models; empty for other keys."""
         if not caller.principal.models:
             return {}
-        return _names((await self._ask(caller, "inference.models", {}))["models"])
+        return _service_names((await self._ask(caller, "inference.models", {}))["models"])
 
     async def _memory(self, caller: Caller, services: list[str]) -> int:
-        """Return the bytes that the replicas of these services have, as far as anybody knows."""
-        found = await asyncio.gather(*(self._replicas(caller, ident) for ident in services))
-        return sum(replica["memory_bytes"] or 0 for replicas in found for replica in replicas)
+        """Return the bytes that the replicas of these services use; a replica without a figure counts as 0."""
+        replica_lists = await asyncio.gather(*(self._replicas(caller, ident) for ident in services))
+        return sum(replica["memory_bytes"] or 0 for replicas in replica_lists for replica in replicas)
 
     async def _replicas(self, caller: Caller, service_id: str) -> list[Json]:
-        with suppress(NotFound):  # it may be deleted this very moment
-            found: list[Json] = (await self._ask(caller, "service.status", {"service_id": service_id}))["replicas"]
-            return found
+        with suppress(NotFound):  # the service may just have been deleted
+            replicas: list[Json] = (await self._ask(caller, "service.status", {"service_id": service_id}))["replicas"]
+            return replicas
         return []
 
     async def _ask(self, caller: Caller, unit: str, data: Json) -> Any:
-        return (await self._asking.client.ask(unit, data, timeout=_QUICK, headers=caller.on_behalf())).data
+        return (await self._dispatcher.client.ask(unit, data, timeout=_TIMEOUT, headers=caller.on_behalf())).data
 
 
-_BEGUN: Json = {"status": "pulling manifest"}
+_STARTED: Json = {"status": "pulling manifest"}
 _DONE: Json = {"status": "success"}
 
 
 async def _last(lines: AsyncIterator[Json]) -> Json:
-    """Return the last line."""
-    return [each async for each in lines][-1]
+    return [line_ async for line_ in lines][-1]
 
 
 async def _all(first: Json, lines: AsyncGenerator[Json], caller: Caller) -> AsyncIterator[bytes]:
-    """Yield all lines; an error on the way is the last."""
+    """Yield all lines as bytes; if the pull fails, the last line is its error."""
     yield line(first)
     try:
         async with aclosing(lines):
-            async for each in lines:
-                yield line(each)
+            async for line_ in lines:
+                yield line(line_)
     except AimaError as error:
         yield line(body_of(error, _PULL, caller.request_id))
 
 
-def _names(served: list[Json]) -> dict[str, list[str]]:
+def _service_names(served: list[Json]) -> dict[str, list[str]]:
     return {model["id"]: [service["name"] for service in model["services"]] for model in served}
 
 

@@ -1,6 +1,6 @@
-"""Models and their pulls as Ollama's API shows them, from what the model domain says of them. Pure.
+"""Turns the model domain's views and pull events into the shapes of Ollama's API. Pure.
 
-Source: the Ollama API reference. What our models do not have, such as a Modelfile, is left out or empty.
+Source: the Ollama API reference. Fields that AIMA's models lack, such as a Modelfile, are left out or empty.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from services.gateway.ollama.requests import HOSTS, plain, tagged
 
 Json = dict[str, Any]
 _CAPABILITIES = {"llm": ["completion"], "vlm": ["completion", "vision"], "embedding": ["embedding"]}
-_SHORTEST = 19  # characters of a digest; some clients show the part from the eighth on
+_SHORTEST = 19  # characters of a digest; some clients show it from the eighth character on
 
 
 def name_of(model: Mapping[str, Any]) -> str:
-    """Return what Ollama's clients call a model: what they have pulled it as, or its id."""
+    """Return a model's name for Ollama's clients: the name they would pull it by, or its id, always with a tag."""
     host = next((host for host, source in HOSTS.items() if source == model["source"]), None)
     if model["source"] != "ollama" and host is None:
         return tagged(model["id"])
@@ -24,11 +24,11 @@ def name_of(model: Mapping[str, Any]) -> str:
     return f"{repo}:{model['tag']}" if model["tag"] else tagged(repo)
 
 
-def find(known: Iterable[Mapping[str, Any]], name: str) -> Mapping[str, Any] | None:
-    """Return the model that a name means, should there be one."""
-    asked, full = plain(name), tagged(name)
-    meant = (model for model in known if asked in (model["id"], model["name"]) or name_of(model) == full)
-    return next(meant, None)
+def find(listed: Iterable[Mapping[str, Any]], name: str) -> Mapping[str, Any] | None:
+    """Return the model that a name means, or None."""
+    bare, with_tag = plain(name), tagged(name)
+    matches = (model for model in listed if bare in (model["id"], model["name"]) or name_of(model) == with_tag)
+    return next(matches, None)
 
 
 def tag(model: Mapping[str, Any]) -> Json:
@@ -45,7 +45,7 @@ def tag(model: Mapping[str, Any]) -> Json:
 
 
 def running(model: Mapping[str, Any], memory: int) -> Json:
-    """Return a model as `/api/ps` lists it; `memory`: bytes that its processes have, 0 while nobody knows."""
+    """Return a model as `/api/ps` lists it; `memory`: bytes that its replicas use, 0 if unknown."""
     return {**tag(model), "size": memory or model["size"]}
 
 
@@ -69,11 +69,11 @@ def shown(model: Mapping[str, Any]) -> Json:
 
 
 def progress(event: Mapping[str, Any]) -> Json | None:
-    """Return the line that an event of a pull is; None for one that says nothing new."""
+    """Return the line for an event of a pull; None for an event without progress."""
     data = event["data"]
     match event["type"]:
         case "model.pull_progress" if data["status"] == "downloading":
-            # clients tell their bars apart by the digest, which is not known until all is here
+            # clients need a digest for each progress bar, and the real one is unknown until the download is complete
             bar = {"digest": f"download:{data['model_id']}".ljust(_SHORTEST, "-")}
             total = {"total": data["bytes_total"]} if data["bytes_total"] else {}
             return {"status": f"pulling {data['model_id']}", **bar, **total, "completed": data["bytes_done"]}
@@ -94,7 +94,7 @@ def _details(model: Mapping[str, Any]) -> Json:
 
 
 def _parameters(count: int | None) -> str:
-    """Return a number of parameters as people say it: 134.5M, 7.2B."""
+    """Return a number of parameters in short form: 134.50M, 7.2B."""
     if not count:
         return ""
     return f"{count / 1e9:.1f}B" if count >= 1e9 else f"{count / 1e6:.2f}M"

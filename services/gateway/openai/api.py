@@ -1,8 +1,9 @@
 """The OpenAI API for text: models, chat completions, completions, embeddings.
 
-Source: the OpenAI API reference. A request is looked at only as far as it must be - which model, streamed or not - and
-its answer is the engine's own, byte for byte, but for the usage at the end of a stream that the client did not ask for.
-A whole answer of an engine that would go on for a client who has left is put together from a stream, field by field.
+Source: the OpenAI API reference. Only the fields that routing, quotas and rights need are read, and the response is the
+engine's own, byte for byte, except for the usage at the end of a stream, which is removed if the client did not ask for
+it. Some engines go on generating a whole response after its client has left. They are asked for a stream instead, and
+the whole response is assembled from it, field by field.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from services.gateway.entrance.paths import fixed_path
 from services.gateway.entrance.quotas import estimate
 from services.gateway.openai.requests import ChatRequest, CompletionRequest, EmbeddingRequest, Sampling
 
-_LISTED = 10.0  # seconds that the domains get to list what they know
+_LIST_TIMEOUT = 10.0  # seconds that the inference and the model domain get to list their models
 _fields = msgspec.json.Decoder(dict[str, Raw]).decode
 _encode = msgspec.json.encode
 
@@ -43,13 +44,12 @@ _encode = msgspec.json.encode
 class OpenAI:
     """The routes of the text API."""
 
-    def __init__(self, asking: Dispatcher, proxy: Proxy, body_limit: int) -> None:
-        self._asking = asking
+    def __init__(self, dispatcher: Dispatcher, proxy: Proxy, body_limit: int) -> None:
+        self._dispatcher = dispatcher
         self._proxy = proxy
         self._limit = body_limit
 
     def routes(self) -> list[Route]:
-        """Return the routes."""
         return [
             fixed_path("/v1/models", {"GET": self.models}),
             fixed_path("/v1/models/{model:path}", {"GET": self.model}),
@@ -59,52 +59,49 @@ class OpenAI:
         ]
 
     async def chat(self, request: Request) -> Response:
-        """Let a model take its turn."""
         data = await bodies.read_json(request, self._limit)
-        asked = bodies.decode(data, ChatRequest)
+        body = bodies.decode(data, ChatRequest)
         fields = _fields(data)
-        if asked.max_completion_tokens and not asked.max_tokens:
-            fields["max_tokens"] = fields["max_completion_tokens"]  # its older name, which every engine knows
-        if any(message.role == "developer" for message in asked.messages):
+        if body.max_completion_tokens and not body.max_tokens:
+            fields["max_tokens"] = fields["max_completion_tokens"]  # the older name, which every engine knows
+        if any(message.role == "developer" for message in body.messages):
             fields["messages"] = Raw(_as_system(fields["messages"]))
-        job = EngineRequest(
+        engine_request = EngineRequest(
             "inference.chat",
-            asked.model,
-            types_for(message.content for message in asked.messages),
+            body.model,
+            types_for(message.content for message in body.messages),
             PATH,
-            _body(asked, fields),
-            streamed=None if asked.stream else streaming_body(fields),
-            tokens=estimate(data, asked.max_completion_tokens or asked.max_tokens, asked.answers),
-            tools=bool(asked.tools),
+            _make_body(body, fields),
+            streamed=None if body.stream else streaming_body(fields),
+            tokens=estimate(data, body.max_completion_tokens or body.max_tokens, body.answers),
+            tools=bool(body.tools),
             wait=waiting_caller(request).wait,
-            whole=not asked.stream,
+            whole=not body.stream,
         )
-        return self._sample(request, asked, job)
+        return self._sample(request, body, engine_request)
 
     async def complete(self, request: Request) -> Response:
-        """Let a model continue a text."""
         data = await bodies.read_json(request, self._limit)
-        asked, fields = bodies.decode(data, CompletionRequest), _fields(data)
-        job = EngineRequest(
+        body, fields = bodies.decode(data, CompletionRequest), _fields(data)
+        engine_request = EngineRequest(
             "inference.complete",
-            asked.model,
+            body.model,
             TEXT,
             "/v1/completions",
-            _body(asked, fields),
-            streamed=None if asked.stream else streaming_body(fields),
-            tokens=estimate(data, asked.max_tokens, asked.answers),
+            _make_body(body, fields),
+            streamed=None if body.stream else streaming_body(fields),
+            tokens=estimate(data, body.max_tokens, body.answers),
             wait=waiting_caller(request).wait,
-            whole=not asked.stream,
+            whole=not body.stream,
         )
-        return self._sample(request, asked, job)
+        return self._sample(request, body, engine_request)
 
     async def embed(self, request: Request) -> Response:
-        """Turn texts into vectors."""
         data = await bodies.read_json(request, self._limit)
-        asked = bodies.decode(data, EmbeddingRequest)
-        job = EngineRequest(
+        body = bodies.decode(data, EmbeddingRequest)
+        engine_request = EngineRequest(
             "inference.embed",
-            asked.model,
+            body.model,
             ("embedding",),
             "/v1/embeddings",
             body_for_model(_fields(data)),
@@ -112,89 +109,91 @@ class OpenAI:
             wait=waiting_caller(request).wait,
             whole=True,
         )
-        if asked.dimensions is None:
-            return WholePassthrough(self._proxy, caller_of(request.state), job)
+        if body.dimensions is None:
+            return WholePassthrough(self._proxy, caller_of(request.state), engine_request)
 
-        async def tell(carried: ProxiedAnswer) -> Raw:
-            return Raw((await vectors(carried, asked.model, asked.dimensions))[1])
+        async def translate(proxied: ProxiedAnswer) -> Raw:
+            return Raw((await vectors(proxied, body.model, body.dimensions))[1])
 
-        return translation.TranslatedWhole(self._proxy, caller_of(request.state), job, tell)
+        return translation.TranslatedWhole(self._proxy, caller_of(request.state), engine_request, translate)
 
     async def models(self, request: Request) -> Response:
-        """List the models that have services, as far as the key may use them."""
+        """List the models that have services and that the key may use."""
         caller = caller_of(request.state)
         served, created = await self._served(caller)
-        found = [_shown(name, model, created) for model in served for name in _names(model, caller.principal)]
-        return json(answers.models(found) if _anthropic(request) else {"object": "list", "data": found})
+        listed = [_model_object(name, model, created) for model in served for name in _names(model, caller.principal)]
+        return json(answers.models(listed) if _anthropic(request) else {"object": "list", "data": listed})
 
     async def model(self, request: Request) -> Response:
-        """Show one of them, by any name that it can be asked by."""
+        """Return one of these models by its id, its name, or the name or id of one of its services."""
         caller, name = caller_of(request.state), request.path_params["model"]
         served, created = await self._served(caller)
-        meant = next((model for model in served if _is_called(model, name)), None)
-        if meant is None or not caller.principal.may_use(name):
-            raise NotFound(f"there is no model {name}", reason="MODEL_NOT_FOUND", model=name)
-        found = _shown(name, meant, created)
-        return json(answers.model(found) if _anthropic(request) else found)
+        match = next((model for model in served if _is_called(model, name)), None)
+        if match is None or not caller.principal.may_use(name):
+            raise NotFound(
+                f"there is no model {name}; GET /v1/models lists the models", reason="MODEL_NOT_FOUND", model=name
+            )
+        shown = _model_object(name, match, created)
+        return json(answers.model(shown) if _anthropic(request) else shown)
 
     async def _served(self, caller: Caller) -> tuple[list[Mapping[str, Any]], Mapping[str, int]]:
-        """Return the models that have services, and when each was created."""
-        await self._asking.permitted(caller, "inference.models", {})
-        asking = self._asking.client.ask("inference.models", {}, timeout=_LISTED, headers=caller.on_behalf())
-        served, created = await asyncio.gather(asking, self._created(caller))
+        """Return the models that have services, and the Unix time at which each was created."""
+        await self._dispatcher.permitted(caller, "inference.models", {})
+        serving = self._dispatcher.client.ask("inference.models", {}, timeout=_LIST_TIMEOUT, headers=caller.on_behalf())
+        served, created = await asyncio.gather(serving, self._created(caller))
         return served.data["models"], created
 
     async def _created(self, caller: Caller) -> dict[str, int]:
-        """Return when models were created, as far as somebody knows: the list does without."""
+        """Return the Unix time at which each model was created; empty if the model domain does not answer."""
         try:
-            known = await self._asking.client.ask(
-                "model.list", {"limit": 1000}, timeout=_LISTED, headers=caller.on_behalf()
+            models = await self._dispatcher.client.ask(
+                "model.list", {"limit": 1000}, timeout=_LIST_TIMEOUT, headers=caller.on_behalf()
             )
         except AimaError:
             return {}
-        return {item["id"]: int(unix(item["created_at"])) for item in known.data["items"]}
+        return {item["id"]: int(unix(item["created_at"])) for item in models.data["items"]}
 
-    def _sample(self, request: Request, asked: Sampling, job: EngineRequest) -> Response:
+    def _sample(self, request: Request, body: Sampling, engine_request: EngineRequest) -> Response:
         caller = caller_of(request.state)
-        if not asked.stream:
-            return WholePassthrough(self._proxy, caller, job)
-        return EventPassthrough(self._proxy, caller, job, usage_told=_told(asked))
+        if not body.stream:
+            return WholePassthrough(self._proxy, caller, engine_request)
+        return EventPassthrough(self._proxy, caller, engine_request, usage_told=_wants_usage(body))
 
 
-def _names(model: Mapping[str, Any], who: Principal) -> list[str]:
-    """Return the names under which a model is listed: its id, or those that a key is bound to."""
-    if not who.models:
+def _names(model: Mapping[str, Any], principal: Principal) -> list[str]:
+    """Return the names under which a model is listed: its id, or each name that the key is restricted to."""
+    if not principal.models:
         return [model["id"]]
     names = [model["id"], model["name"], *(service["name"] for service in model["services"])]
-    return [name for name in dict.fromkeys(names) if who.may_use(name)]
+    return [name for name in dict.fromkeys(names) if principal.may_use(name)]
 
 
 def _is_called(model: Mapping[str, Any], name: str) -> bool:
-    """Whether a model can be asked by a name: its own, or that or the id of one of its services."""
+    """Whether a name means this model: its id, its name, or the name or id of one of its services."""
     services = (service[field] for service in model["services"] for field in ("name", "service_id"))
     return name in (model["id"], model["name"], *services)
 
 
-def _shown(name: str, model: Mapping[str, Any], created: Mapping[str, int]) -> dict[str, Any]:
+def _model_object(name: str, model: Mapping[str, Any], created: Mapping[str, int]) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": created.get(model["id"], 0), "owned_by": "aima"}
 
 
-def _told(asked: Sampling) -> bool:
-    """Whether a client wants to be told of the usage at the end of a stream."""
-    return bool(asked.stream_options and asked.stream_options.include_usage)
+def _wants_usage(body: Sampling) -> bool:
+    """Whether the client asks for the usage at the end of a stream."""
+    return bool(body.stream_options and body.stream_options.include_usage)
 
 
-def _body(asked: Sampling, fields: Mapping[str, Raw]) -> Callable[[str], bytes]:
-    """Return what makes the engine's body; of a stream, we always want to be told of the usage."""
-    return streaming_body(fields) if asked.stream and not _told(asked) else body_for_model(fields)
+def _make_body(body: Sampling, fields: Mapping[str, Raw]) -> Callable[[str], bytes]:
+    """Return the function that makes the engine's body. A stream always asks for the usage, which quotas need."""
+    return streaming_body(fields) if body.stream and not _wants_usage(body) else body_for_model(fields)
 
 
 def _anthropic(request: Request) -> bool:
-    """Whether a client of Anthropic's API asks, which lists models at the same path."""
+    """Whether the request comes from a client of Anthropic's API, which lists models at the same path."""
     return "anthropic-version" in request.headers
 
 
 def _as_system(messages: Raw) -> bytes:
-    """Return the messages with the developer's role under its older name, which every template knows."""
-    found = msgspec.json.decode(messages, type=list[dict[str, Raw]])
-    return _encode([{**m, "role": "system"} if m["role"] == b'"developer"' else m for m in found])
+    """Return the messages with the role `developer` under its older name `system`, which every template knows."""
+    turns = msgspec.json.decode(messages, type=list[dict[str, Raw]])
+    return _encode([{**turn, "role": "system"} if turn["role"] == b'"developer"' else turn for turn in turns])

@@ -1,7 +1,7 @@
 """The OpenAI API for speech and images, and reranking as Jina and Cohere have it.
 
-Sources: the OpenAI API reference (audio, images); the Jina API reference (rerank). Media are the engine's own, passed
-on as they come; a ranking is put in order here, because engines differ in what they leave to others.
+Sources: the OpenAI API reference (audio, images); the Jina API reference (rerank). Media are passed on block by block,
+unchanged. A ranking is sorted and cut here, because not every engine does both.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _fields = msgspec.json.Decoder(dict[str, Raw]).decode
 
 
 class SpeechRequest(msgspec.Struct, kw_only=True):
-    """The body of `/v1/audio/speech`; other fields go on to the engine as they are."""
+    """The body of `/v1/audio/speech`; other fields are passed on to the engine unchanged."""
 
     model: ModelName
     input: Annotated[str, Meta(min_length=1, max_length=100_000)]
@@ -47,7 +47,7 @@ class SpeechRequest(msgspec.Struct, kw_only=True):
 
 
 class ImageRequest(msgspec.Struct, kw_only=True):
-    """The body of `/v1/images/generations`; other fields go on to the engine as they are."""
+    """The body of `/v1/images/generations`; other fields are passed on to the engine unchanged."""
 
     model: ModelName
     prompt: Annotated[str, Meta(min_length=1, max_length=100_000)]
@@ -58,7 +58,7 @@ class ImageRequest(msgspec.Struct, kw_only=True):
 
 
 class Document(msgspec.Struct):
-    """A document."""
+    """A document to rank."""
 
     text: str
 
@@ -73,39 +73,38 @@ class RerankRequest(msgspec.Struct, kw_only=True):
     return_documents: bool = False
 
 
-class Ranked(msgspec.Struct):
-    """What an engine says of a document; some call the score so."""
+class RankedDocument(msgspec.Struct):
+    """A document's place in an engine's ranking. Engines call the score either `relevance_score` or `score`."""
 
     index: Annotated[int, Meta(ge=0)]
     relevance_score: float | None = None
     score: float | None = None
 
 
-class Used(msgspec.Struct):
-    """What an engine says that a ranking used."""
+class RankingUsage(msgspec.Struct):
+    """The tokens that a ranking used, as the engine counts them."""
 
     prompt_tokens: int = 0
     total_tokens: int = 0
 
 
 class Ranking(msgspec.Struct):
-    """What an engine answers."""
+    """An engine's response to a rerank request."""
 
-    results: list[Ranked]
-    usage: Used | None = None
+    results: list[RankedDocument]
+    usage: RankingUsage | None = None
 
 
 class Media:
-    """The routes for media. `upload_limit`: bytes of a body with a file."""
+    """The routes for media. `upload_limit`: the most bytes of a body with a file."""
 
-    def __init__(self, asking: Dispatcher, proxy: Proxy, body_limit: int, upload_limit: int) -> None:
-        self._asking = asking
+    def __init__(self, dispatcher: Dispatcher, proxy: Proxy, body_limit: int, upload_limit: int) -> None:
+        self._dispatcher = dispatcher
         self._proxy = proxy
         self._limit = body_limit
         self._upload_limit = upload_limit
 
     def routes(self) -> list[Route]:
-        """Return the routes."""
         return [
             fixed_path("/v1/audio/transcriptions", {"POST": self.transcribe}),
             fixed_path("/v1/audio/translations", {"POST": self.transcribe}),
@@ -116,8 +115,8 @@ class Media:
         ]
 
     async def transcribe(self, request: Request) -> Response:
-        """Write down what is spoken, or what it means in English."""
-        await self._asking.permitted(caller_of(request.state), _TRANSCRIBE, {})  # before so much is read
+        """Transcribe speech, or translate it into English."""
+        await self._dispatcher.permitted(caller_of(request.state), _TRANSCRIBE, {})  # before a large body is read
         form = Form(request.headers.get("content-type", ""))
         await form.read(bodies.blocks(request, self._upload_limit))
         model = form.text("model")
@@ -127,7 +126,7 @@ class Media:
             raise _missing("file", "a file with speech")
         line = boundary()
         headers = {"Content-Type": f"multipart/form-data; boundary={line}", "Accept": "*/*"}
-        job = EngineRequest(
+        engine_request = EngineRequest(
             _TRANSCRIBE,
             model,
             ("asr",),
@@ -136,70 +135,72 @@ class Media:
             headers,
             wait=waiting_caller(request).wait,
         )
-        return BlockPassthrough(self._proxy, caller_of(request.state), job)
+        return BlockPassthrough(self._proxy, caller_of(request.state), engine_request)
 
     async def speak(self, request: Request) -> Response:
-        """Speak a text."""
         data = await bodies.read_json(request, self._limit)
         return self._pass(request, bodies.decode(data, SpeechRequest).model, data, "inference.synthesize", "tts")
 
     async def imagine(self, request: Request) -> Response:
-        """Make images of a description."""
         data = await bodies.read_json(request, self._limit)
-        asked = bodies.decode(data, ImageRequest)
-        return self._pass(request, asked.model, data, "inference.generate_image", "diffusion")
+        body = bodies.decode(data, ImageRequest)
+        return self._pass(request, body.model, data, "inference.generate_image", "diffusion")
 
     async def rerank(self, request: Request) -> Response:
-        """Order documents by how well they answer a query."""
-        asked = bodies.decode(await bodies.read_json(request, self._limit), RerankRequest)
-        body: dict[str, Any] = {"query": asked.query, "documents": _texts(asked)}
-        if asked.top_n:
-            body["top_n"] = asked.top_n
+        body = bodies.decode(await bodies.read_json(request, self._limit), RerankRequest)
+        engine_body: dict[str, Any] = {"query": body.query, "documents": _texts(body)}
+        if body.top_n:
+            engine_body["top_n"] = body.top_n
         wait = waiting_caller(request).wait
-        job = EngineRequest(
-            "inference.rerank", asked.model, ("rerank",), _RERANK, body_for_model(body), wait=wait, whole=True
+        engine_request = EngineRequest(
+            "inference.rerank", body.model, ("rerank",), _RERANK, body_for_model(engine_body), wait=wait, whole=True
         )
 
-        async def tell(carried: ProxiedAnswer) -> dict[str, Any]:
-            ranking = _read(await carried.whole())
-            used = ranking.usage or Used()
-            carried.usage = TokenUsage(prompt_tokens=used.prompt_tokens or used.total_tokens)
-            return ranked(asked, ranking)
+        async def translate(proxied: ProxiedAnswer) -> dict[str, Any]:
+            ranking = _read(await proxied.whole())
+            usage = ranking.usage or RankingUsage()
+            proxied.usage = TokenUsage(prompt_tokens=usage.prompt_tokens or usage.total_tokens)
+            return ranked(body, ranking)
 
-        return TranslatedWhole(self._proxy, caller_of(request.state), job, tell)
+        return TranslatedWhole(self._proxy, caller_of(request.state), engine_request, translate)
 
-    def _pass(self, request: Request, model: str, data: bytes, unit: str, kind: str) -> Response:
-        job = EngineRequest(
-            unit, model, (kind,), request.url.path, body_for_model(_fields(data)), wait=waiting_caller(request).wait
+    def _pass(self, request: Request, model: str, data: bytes, unit: str, model_type: str) -> Response:
+        engine_request = EngineRequest(
+            unit,
+            model,
+            (model_type,),
+            request.url.path,
+            body_for_model(_fields(data)),
+            wait=waiting_caller(request).wait,
         )
-        return BlockPassthrough(self._proxy, caller_of(request.state), job)
+        return BlockPassthrough(self._proxy, caller_of(request.state), engine_request)
 
 
-def ranked(asked: RerankRequest, ranking: Ranking) -> dict[str, Any]:
-    """Return a ranking: best first, no more than were asked for, with the documents if they were. Pure.
+def ranked(body: RerankRequest, ranking: Ranking) -> dict[str, Any]:
+    """Return a ranking: best first, at most `top_n`, with the documents if the client asked for them. Pure.
 
-    Raises ExecutionFailed for one that speaks of documents that were not given.
+    Raises ExecutionFailed if the engine ranks a document that the client did not send.
     """
-    texts = _texts(asked)
-    scored = sorted(((_score(one), one.index) for one in ranking.results), key=lambda found: (-found[0], found[1]))
+    texts = _texts(body)
+    scored = sorted(((_score(item), item.index) for item in ranking.results), key=lambda pair: (-pair[0], pair[1]))
     if any(index >= len(texts) for _, index in scored):
         raise bad_answer()
     results: list[dict[str, Any]] = []
-    for score, index in scored[: asked.top_n]:
-        document = {"document": {"text": texts[index]}} if asked.return_documents else {}
+    for score, index in scored[: body.top_n]:
+        document = {"document": {"text": texts[index]}} if body.return_documents else {}
         results.append({"index": index, "relevance_score": score, **document})
-    used = ranking.usage or Used()
-    tokens = used.total_tokens or used.prompt_tokens
-    usage = {"prompt_tokens": used.prompt_tokens or tokens, "total_tokens": tokens}
-    return {"id": f"rerank-{token(8)}", "object": "list", "model": asked.model, "results": results, "usage": usage}
+    counted = ranking.usage or RankingUsage()
+    tokens = counted.total_tokens or counted.prompt_tokens
+    usage = {"prompt_tokens": counted.prompt_tokens or tokens, "total_tokens": tokens}
+    return {"id": f"rerank-{token(8)}", "object": "list", "model": body.model, "results": results, "usage": usage}
 
 
-def _texts(asked: RerankRequest) -> list[str]:
-    return [document if isinstance(document, str) else document.text for document in asked.documents]
+def _texts(body: RerankRequest) -> list[str]:
+    return [document if isinstance(document, str) else document.text for document in body.documents]
 
 
-def _score(one: Ranked) -> float:
-    score = one.score if one.relevance_score is None else one.relevance_score
+def _score(item: RankedDocument) -> float:
+    score = item.score if item.relevance_score is None else item.relevance_score
     if score is None:
         raise bad_answer()
     return score

@@ -1,4 +1,4 @@
-"""What clients of the OpenAI API send, as far as it is looked at; the rest goes on to the engine as it is.
+"""The fields of OpenAI requests that the gateway checks; every other field is passed on to the engine unchanged.
 
 Source: the OpenAI API reference.
 """
@@ -18,20 +18,20 @@ ModelName = Annotated[str, Meta(min_length=1, max_length=120)]
 
 
 class Message(msgspec.Struct):
-    """A turn of a conversation."""
+    """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[dict[str, Any]] | None = None
 
 
 class StreamOptions(msgspec.Struct):
-    """What a stream tells beside its text."""
+    """What a stream contains besides its text."""
 
     include_usage: bool = False
 
 
 class Sampling(msgspec.Struct, kw_only=True):
-    """What chat completions and completions have in common; other fields go on to the engine as they are."""
+    """The fields that chat completions and completions share."""
 
     model: ModelName
     stream: bool | None = None
@@ -47,7 +47,7 @@ class Sampling(msgspec.Struct, kw_only=True):
 
     @property
     def answers(self) -> int:
-        """How many are asked for."""
+        """Number of answers requested."""
         return self.n or 1
 
 
@@ -71,7 +71,7 @@ class CompletionRequest(Sampling, kw_only=True):
 
     @property
     def answers(self) -> int:
-        """How many are asked for: so many to each prompt. A list of numbers is one, as tokens."""
+        """Number of answers requested: `n` for each prompt. A list of numbers is one prompt, given as tokens."""
         several = isinstance(self.prompt, list) and not any(isinstance(part, int) for part in self.prompt)
         return (self.n or 1) * (len(self.prompt) if several else 1)
 

@@ -1,6 +1,6 @@
-"""OpenAI's Responses API, on top of chat completions. Nothing is stored: an answer is told once.
+"""OpenAI's Responses API, on top of chat completions. Nothing is stored: a response cannot be retrieved later.
 
-Requests become chat completions (`responses_requests.py`), answers become responses (`responses_answers.py`).
+Requests become chat completions (`responses_requests.py`), their answers become responses (`responses_answers.py`).
 """
 
 from __future__ import annotations
@@ -29,21 +29,19 @@ class Responses:
         self._limit = body_limit
 
     def routes(self) -> list[Route]:
-        """Return the route."""
         return [fixed_path("/v1/responses", {"POST": self.respond})]
 
     async def respond(self, request: Request) -> Response:
-        """Let a model take its turn."""
-        asked = bodies.decode(await bodies.read_json(request, self._limit), requests.ResponsesRequest)
-        requests.check(asked)
-        patience = waiting_caller(request)
-        job = chat_completion.chat_request(
-            asked.model, requests.completion(asked), whole=not asked.stream, wait=patience.wait
+        body = bodies.decode(await bodies.read_json(request, self._limit), requests.ResponsesRequest)
+        requests.check(body)
+        waiting = waiting_caller(request)
+        engine_request = chat_completion.chat_request(
+            body.model, requests.completion(body), whole=not body.stream, wait=waiting.wait
         )
-        if asked.stream:
-            return TranslatedStream(self._proxy, patience.caller, job, answers.ResponseEvents(asked))
+        if body.stream:
+            return TranslatedStream(self._proxy, waiting.caller, engine_request, answers.ResponseEvents(body))
 
-        async def tell(carried: ProxiedAnswer) -> dict[str, Any]:
-            return answers.whole(asked, await chat_completion.joined(carried))
+        async def translate(proxied: ProxiedAnswer) -> dict[str, Any]:
+            return answers.whole(body, await chat_completion.joined(proxied))
 
-        return TranslatedWhole(self._proxy, patience.caller, job, tell)
+        return TranslatedWhole(self._proxy, waiting.caller, engine_request, translate)

@@ -1,4 +1,4 @@
-"""What the answers of OpenAI's Responses API look like: the response, and the events of a stream.
+"""Turns a chat answer into the shape of OpenAI's Responses API: a whole response, or the events of a stream.
 
 Source: the OpenAI API reference, Responses and Streaming events.
 """
@@ -21,79 +21,75 @@ from services.gateway.openai.responses_requests import Format, Json, ResponsesRe
 _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
 
 
-def whole(asked: ResponsesRequest, answer: ChatAnswer) -> Json:
-    """Return a whole answer."""
-    told = ResponseState(asked)
+def whole(request: ResponsesRequest, answer: ChatAnswer) -> Json:
+    """Return the whole response."""
+    state = ResponseState(request)
     calls = [
         ToolCallDelta(index, call.id, Function(call.name, call.arguments)) for index, call in enumerate(answer.calls)
     ]
-    for _ in told.feed(ChatDelta(answer.text, answer.reasoning, calls, answer.finish)):
+    for _ in state.feed(ChatDelta(answer.text, answer.reasoning, calls, answer.finish)):
         pass
-    for _ in told.end(answer.usage):
+    for _ in state.end(answer.usage):
         pass
-    return told.response
+    return state.response
 
 
 class ResponseEvents:
-    """Tells an answer as it comes."""
+    """Translates the deltas of an answer into the events of a Responses stream."""
 
     media = "text/event-stream; charset=utf-8"
 
-    def __init__(self, asked: ResponsesRequest) -> None:
-        self._told = ResponseState(asked)
-        self._number = 0
+    def __init__(self, request: ResponsesRequest) -> None:
+        self._state = ResponseState(request)
+        self._sequence = 0
 
     def begin(self) -> bytes:
-        """Return the begin of the response."""
-        return self._events(self._told.begin())
+        return self._events(self._state.begin())
 
-    def feed(self, piece: ChatDelta) -> bytes:
-        """Return what a piece of the answer comes to."""
-        return self._events(self._told.feed(piece))
+    def feed(self, delta: ChatDelta) -> bytes:
+        return self._events(self._state.feed(delta))
 
-    def end(self, usage: TokenUsage, took: Timings) -> bytes:  # noqa: ARG002 (only others tell how long it took)
-        """Return the end of the response."""
-        return self._events(self._told.end(usage))
+    def end(self, usage: TokenUsage, timings: Timings) -> bytes:  # noqa: ARG002 (the protocol's)
+        return self._events(self._state.end(usage))
 
-    def failed(self, said: Mapping[str, Any]) -> bytes:
-        """Return the end of a response that has failed."""
-        return self._events(self._told.failed(said["error"]["message"]))
+    def failed(self, error_body: Mapping[str, Any]) -> bytes:
+        return self._events(self._state.failed(error_body["error"]["message"]))
 
-    def _events(self, told: Iterator[Json]) -> bytes:
-        events = []
-        for event in told:
-            events.append(sse.event(event | {"sequence_number": self._number}, kind=event["type"]))
-            self._number += 1
-        return b"".join(events)
+    def _events(self, events: Iterator[Json]) -> bytes:
+        frames = []
+        for event in events:
+            frames.append(sse.event(event | {"sequence_number": self._sequence}, kind=event["type"]))
+            self._sequence += 1
+        return b"".join(frames)
 
 
 class ResponseState:
-    """A response as far as it has been told; what is new is told in events, each without its number."""
+    """A response under way, and the events that build it, without their sequence numbers."""
 
-    def __init__(self, asked: ResponsesRequest) -> None:
-        self.response = _response(asked)
+    def __init__(self, request: ResponsesRequest) -> None:
+        self.response = _response(request)
         self._output: list[Json] = self.response["output"]
-        self._open = ""  # the type of the item with text that is under way: message or reasoning
-        self._calls: dict[int, int] = {}  # where in the output the calls are, by their index; open until the end
+        self._open = ""  # the type of the text item under way, message or reasoning; empty if there is none
+        self._calls: dict[int, int] = {}  # call's index to its place in the output; calls stay open until the end
         self._finish = ""
 
     def begin(self) -> Iterator[Json]:
-        """Yield the begin."""
+        """Yield the first events."""
         for kind in ("created", "in_progress"):
             yield {"type": f"response.{kind}", "response": self.response}
 
-    def feed(self, piece: ChatDelta) -> Iterator[Json]:
-        """Yield what a piece of the answer comes to."""
-        self._finish = piece.finish or self._finish
-        if piece.reasoning:
-            yield from self._text("reasoning", piece.reasoning)
-        if piece.text:
-            yield from self._text("message", piece.text)
-        for call in piece.calls:
+    def feed(self, delta: ChatDelta) -> Iterator[Json]:
+        """Yield the events of one delta."""
+        self._finish = delta.finish or self._finish
+        if delta.reasoning:
+            yield from self._text("reasoning", delta.reasoning)
+        if delta.text:
+            yield from self._text("message", delta.text)
+        for call in delta.calls:
             yield from self._call(call)
 
     def end(self, usage: TokenUsage) -> Iterator[Json]:
-        """Yield the end."""
+        """Yield the last events."""
         reason = _INCOMPLETE.get(self._finish)
         status = "incomplete" if reason else "completed"
         if not self._output:
@@ -109,7 +105,7 @@ class ResponseState:
         yield {"type": f"response.{status}", "response": self.response}
 
     def failed(self, message: str) -> Iterator[Json]:
-        """Yield the end of one that has failed."""
+        """Yield the last event of a response that failed."""
         self.response["status"] = "failed"
         self.response["error"] = {"code": "server_error", "message": message}
         for item in self._output:
@@ -127,12 +123,12 @@ class ResponseState:
 
     def _begin_text(self, kind: str) -> Iterator[Json]:
         self._open = kind
-        more: Json = {"role": "assistant"} if kind == "message" else {"summary": []}
+        fields: Json = {"role": "assistant"} if kind == "message" else {"summary": []}
         ident = f"{'msg' if kind == 'message' else 'rs'}_{token(12)}"
-        item = {"type": kind, "id": ident, "status": "in_progress", "content": [], **more}
+        item = {"type": kind, "id": ident, "status": "in_progress", "content": [], **fields}
         yield from self._added(item)
-        annotated: Json = {"annotations": [], "logprobs": []} if kind == "message" else {}
-        part = {"type": _PART[kind], "text": "", **annotated}
+        extra: Json = {"annotations": [], "logprobs": []} if kind == "message" else {}
+        part = {"type": _PART[kind], "text": "", **extra}
         item["content"].append(part)
         yield self._at(len(self._output) - 1, "content_part.added", content_index=0, part=part)
 
@@ -150,8 +146,9 @@ class ResponseState:
         if call.index not in self._calls:
             yield from self._close_text("completed")
             self._calls[call.index] = len(self._output)
-            named = {"call_id": call.id or f"call_{token(12)}", "name": call.function.name or "", "arguments": ""}
-            yield from self._added({"type": "function_call", "id": f"fc_{token(12)}", "status": "in_progress", **named})
+            fields = {"call_id": call.id or f"call_{token(12)}", "name": call.function.name or "", "arguments": ""}
+            item = {"type": "function_call", "id": f"fc_{token(12)}", "status": "in_progress", **fields}
+            yield from self._added(item)
         place = self._calls[call.index]
         if call.function.arguments:
             self._output[place]["arguments"] += call.function.arguments
@@ -166,16 +163,16 @@ class ResponseState:
         item["status"] = status
         yield {"type": "response.output_item.done", "output_index": place, "item": item}
 
-    def _at(self, place: int, kind: str, **more: Any) -> Json:
-        return {"type": f"response.{kind}", "output_index": place, "item_id": self._output[place]["id"], **more}
+    def _at(self, place: int, kind: str, **fields: Any) -> Json:
+        return {"type": f"response.{kind}", "output_index": place, "item_id": self._output[place]["id"], **fields}
 
 
 _PART = {"message": "output_text", "reasoning": "reasoning_text"}
 _LOGPROBS: Mapping[str, Json] = {"message": {"logprobs": []}, "reasoning": {}}
 
 
-def _response(asked: ResponsesRequest) -> Json:
-    """Return a response that has just begun: beside its output, what was asked."""
+def _response(request: ResponsesRequest) -> Json:
+    """Return a new response: the request's fields, and no output yet."""
     return {
         "id": f"resp_{token(12)}",
         "object": "response",
@@ -184,27 +181,27 @@ def _response(asked: ResponsesRequest) -> Json:
         "background": False,
         "error": None,
         "incomplete_details": None,
-        "instructions": asked.instructions,
-        "max_output_tokens": asked.max_output_tokens,
-        "metadata": asked.metadata or {},
-        "model": asked.model,
+        "instructions": request.instructions,
+        "max_output_tokens": request.max_output_tokens,
+        "metadata": request.metadata or {},
+        "model": request.model,
         "output": [],
-        "parallel_tool_calls": asked.parallel_tool_calls is not False,
+        "parallel_tool_calls": request.parallel_tool_calls is not False,
         "previous_response_id": None,
-        "reasoning": {"effort": asked.reasoning.effort if asked.reasoning else None, "summary": None},
+        "reasoning": {"effort": request.reasoning.effort if request.reasoning else None, "summary": None},
         "store": False,
-        "temperature": asked.temperature,
-        "text": {"format": _format(asked.text.format)},
-        "tool_choice": msgspec.to_builtins(asked.tool_choice),
-        "tools": msgspec.to_builtins(asked.tools),
-        "top_p": asked.top_p,
+        "temperature": request.temperature,
+        "text": {"format": _format(request.text.format)},
+        "tool_choice": msgspec.to_builtins(request.tool_choice),
+        "tools": msgspec.to_builtins(request.tools),
+        "top_p": request.top_p,
         "truncation": "disabled",
         "usage": None,
     }
 
 
-def _format(asked: Format) -> Json:
-    return {"type": asked.type} if asked.type != "json_schema" else dict(msgspec.to_builtins(asked))
+def _format(format_: Format) -> Json:
+    return {"type": format_.type} if format_.type != "json_schema" else dict(msgspec.to_builtins(format_))
 
 
 def _usage(usage: TokenUsage) -> Json:

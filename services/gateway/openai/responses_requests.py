@@ -1,7 +1,7 @@
-"""What clients of OpenAI's Responses API ask, and the chat completion that it comes to. Pure.
+"""Turns a request of OpenAI's Responses API into a chat completion. Pure.
 
-Source: the OpenAI API reference, Responses. Fields that say how OpenAI serves, caches or bills a request mean nothing
-here. Nothing is stored, so that whatever refers to something stored is refused, as are tools that OpenAI runs itself.
+Source: the OpenAI API reference, Responses. Fields about how OpenAI serves, caches or bills a request are ignored.
+Fields that refer to stored data are refused, because nothing is stored here, and so are tools that OpenAI runs itself.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from services.gateway.openai.requests import ModelName, Positive, Share, Tempera
 
 Json = dict[str, Any]
 _STORED = ("previous_response_id", "conversation", "prompt")
-_KEPT_BACK = "nothing is stored here: send all that the model shall know as input"
+_NOTHING_STORED = "nothing is stored here; send the whole conversation as input"
 
 
 class Part(msgspec.Struct):
-    """A part of a message, or of what a tool returned."""
+    """A part of a message, or of a function's output."""
 
     type: Literal["input_text", "output_text", "input_image", "refusal"]
     text: str = ""
@@ -31,7 +31,7 @@ class Part(msgspec.Struct):
 
 
 class Item(msgspec.Struct):
-    """A message, a call of a function, or what came of one; `reasoning` is not given to a model again."""
+    """A message, a function call, or its output. Items of type `reasoning` are accepted, but not sent to the model."""
 
     type: Literal["message", "function_call", "function_call_output", "reasoning"] = "message"
     role: Literal["user", "assistant", "system", "developer"] | None = None
@@ -53,14 +53,14 @@ class Tool(msgspec.Struct):
 
 
 class ToolChoice(msgspec.Struct):
-    """The function that has to be called."""
+    """The function that the model must call."""
 
     type: Literal["function"]
     name: str
 
 
 class Format(msgspec.Struct):
-    """How the text has to look."""
+    """The format of the text."""
 
     type: Literal["text", "json_object", "json_schema"] = "text"
     name: str = "answer"
@@ -70,13 +70,13 @@ class Format(msgspec.Struct):
 
 
 class Text(msgspec.Struct):
-    """What is wanted of the text."""
+    """Options for the text."""
 
     format: Format = msgspec.field(default_factory=Format)
 
 
 class Reasoning(msgspec.Struct):
-    """How much a model thinks that can be told."""
+    """How much the model should think, for models that can be told."""
 
     effort: str | None = None
 
@@ -104,45 +104,45 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
     prompt: Any = None
 
 
-def check(asked: ResponsesRequest) -> None:
-    """Raise ValidationFailed, which names the field, for what needs something stored, or says too little."""
+def check(request: ResponsesRequest) -> None:
+    """Raise ValidationFailed, with the field, if the request needs stored data or lacks a required field."""
     for field in _STORED:
-        if getattr(asked, field) is not None:
-            raise _refused(field, "null", _KEPT_BACK)
-    if asked.background:
-        raise _refused("background", "false", "nothing is stored here: the answer is sent as it comes")
-    if asked.text.format.type == "json_schema" and asked.text.format.schema is None:
-        raise _refused("text.format.schema", "a JSON Schema", "json_schema needs one")
-    if isinstance(asked.tool_choice, ToolChoice) and not _chosen(asked):
-        raise _refused("tool_choice.name", "one of the tools", f"there is no tool {asked.tool_choice.name}")
-    for number, item in enumerate(() if isinstance(asked.input, str) else asked.input):
+        if getattr(request, field) is not None:
+            raise _refused(field, "null", _NOTHING_STORED)
+    if request.background:
+        raise _refused("background", "false", "nothing is stored here; use stream, or wait for the response")
+    if request.text.format.type == "json_schema" and request.text.format.schema is None:
+        raise _refused("text.format.schema", "a JSON Schema", "the format json_schema needs a schema")
+    if isinstance(request.tool_choice, ToolChoice) and not _offered_tools(request):
+        raise _refused("tool_choice.name", "one of the tools", f"tools has no function {request.tool_choice.name}")
+    for number, item in enumerate(() if isinstance(request.input, str) else request.input):
         _check_item(item, f"input[{number}]")
 
 
-def completion(asked: ResponsesRequest) -> Json:
+def completion(request: ResponsesRequest) -> Json:
     """Return the body of the chat completion, without the model's name."""
-    given: Json = {
-        "messages": _messages(asked),
-        "max_tokens": asked.max_output_tokens,
-        "temperature": asked.temperature,
-        "top_p": asked.top_p,
-        "response_format": _format(asked.text.format),
-        "reasoning_effort": asked.reasoning.effort if asked.reasoning else None,
+    fields: Json = {
+        "messages": _messages(request),
+        "max_tokens": request.max_output_tokens,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "response_format": _format(request.text.format),
+        "reasoning_effort": request.reasoning.effort if request.reasoning else None,
     }
-    if tools := _chosen(asked):
-        # a choice among one is what every engine knows how to force
-        choice = "required" if isinstance(asked.tool_choice, ToolChoice) else asked.tool_choice
-        given |= {"tools": [_tool(tool) for tool in tools], "tool_choice": choice}
-        given["parallel_tool_calls"] = asked.parallel_tool_calls
-    return {name: value for name, value in given.items() if value is not None}
+    if tools := _offered_tools(request):
+        # not every engine can force one of several tools, but each can force the only one
+        choice = "required" if isinstance(request.tool_choice, ToolChoice) else request.tool_choice
+        fields |= {"tools": [_tool(tool) for tool in tools], "tool_choice": choice}
+        fields["parallel_tool_calls"] = request.parallel_tool_calls
+    return {name: value for name, value in fields.items() if value is not None}
 
 
-def _messages(asked: ResponsesRequest) -> list[Json]:
-    """Return the conversation; calls go with what the assistant said right before them."""
-    messages: list[Json] = [{"role": "system", "content": asked.instructions}] if asked.instructions else []
-    if isinstance(asked.input, str):
-        return [*messages, {"role": "user", "content": asked.input}]
-    for item in asked.input:
+def _messages(request: ResponsesRequest) -> list[Json]:
+    """Return the conversation; function calls are added to the assistant's message right before them."""
+    messages: list[Json] = [{"role": "system", "content": request.instructions}] if request.instructions else []
+    if isinstance(request.input, str):
+        return [*messages, {"role": "user", "content": request.input}]
+    for item in request.input:
         match item.type:
             case "message":
                 role = "system" if item.role == "developer" else item.role
@@ -175,47 +175,47 @@ def _part(part: Part) -> Json:
     return {"type": "image_url", "image_url": {"url": part.image_url, **detail}}
 
 
-def _chosen(asked: ResponsesRequest) -> list[Tool]:
-    choice = asked.tool_choice
-    return [tool for tool in asked.tools if not isinstance(choice, ToolChoice) or tool.name == choice.name]
+def _offered_tools(request: ResponsesRequest) -> list[Tool]:
+    choice = request.tool_choice
+    return [tool for tool in request.tools if not isinstance(choice, ToolChoice) or tool.name == choice.name]
 
 
 def _tool(tool: Tool) -> Json:
-    given = {"description": tool.description, "parameters": tool.parameters, "strict": tool.strict}
+    optional = {"description": tool.description, "parameters": tool.parameters, "strict": tool.strict}
     return {
         "type": "function",
-        "function": {"name": tool.name, **{name: value for name, value in given.items() if value is not None}},
+        "function": {"name": tool.name, **{name: value for name, value in optional.items() if value is not None}},
     }
 
 
-def _format(asked: Format) -> Json | None:
-    match asked.type:
+def _format(format_: Format) -> Json | None:
+    match format_.type:
         case "text":
             return None
         case "json_object":
             return {"type": "json_object"}
         case "json_schema":
-            given = {"description": asked.description, "strict": asked.strict}
-            more = {name: value for name, value in given.items() if value is not None}
-            return {"type": "json_schema", "json_schema": {"name": asked.name, "schema": asked.schema, **more}}
+            optional = {"description": format_.description, "strict": format_.strict}
+            present = {name: value for name, value in optional.items() if value is not None}
+            return {"type": "json_schema", "json_schema": {"name": format_.name, "schema": format_.schema, **present}}
 
 
-def _check_item(item: Item, where: str) -> None:
+def _check_item(item: Item, path: str) -> None:
     match item.type:
         case "message" if item.role is None:
-            raise _refused(f"{where}.role", "user, assistant, system or developer", "a message needs a role")
+            raise _refused(f"{path}.role", "user, assistant, system or developer", "a message needs a role")
         case "message" if item.content is None:
-            raise _refused(f"{where}.content", "text, or parts", "a message needs content")
+            raise _refused(f"{path}.content", "text, or parts", "a message needs content")
         case "function_call" if not (item.call_id and item.name):
-            raise _refused(f"{where}.call_id", "call_id and name", "a call needs both")
+            raise _refused(f"{path}.call_id", "call_id and name", "a function call needs both")
         case "function_call_output" if not item.call_id:
-            raise _refused(f"{where}.call_id", "the id of a call", "an output needs the call that it is of")
+            raise _refused(f"{path}.call_id", "the id of a call", "an output needs the id of its call")
     for content, field in ((item.content, "content"), (item.output, "output")):
         for number, part in enumerate(content if isinstance(content, list) else ()):
             if part.type == "input_image" and not part.image_url:
-                where = f"{where}.{field}[{number}].image_url"
-                raise _refused(where, "a URL, or the image itself as data: URL", "no files are stored here")
+                path = f"{path}.{field}[{number}].image_url"
+                raise _refused(path, "a URL, or the image itself as data: URL", "files are not stored here")
 
 
-def _refused(field: str, expected: str, why: str) -> ValidationFailed:
-    return ValidationFailed(f"{field}: {why}", fields=[{"field": field, "expected": expected}])
+def _refused(field: str, expected: str, problem: str) -> ValidationFailed:
+    return ValidationFailed(f"{field}: {problem}", fields=[{"field": field, "expected": expected}])

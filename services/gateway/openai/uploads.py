@@ -1,6 +1,6 @@
-"""A form with a file in it (multipart/form-data, RFC 7578): read as it comes, and written again for an engine.
+"""Reads a form with a file (multipart/form-data, RFC 7578), and writes it again for an engine.
 
-A file stays in the blocks in which it came, which are in memory once; only small fields are looked at.
+A file stays in the blocks in which it arrived, so that it is in memory only once. Only small fields are decoded.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from services.gateway.engines.engine_http import Buffer
 from services.gateway.entrance.error_bodies import HttpRefusal
 
 _MOST_PARTS = 100  # an API has a dozen fields
-_MOST_TEXT = 64 * 1024  # bytes of a field that is no file, such as a prompt
-_SMALL = 4096  # bytes up to which a piece is copied to the one before: each by itself costs more than it holds
+_MOST_TEXT = 64 * 1024  # bytes of a text field, such as a prompt
+_SMALL = 4096  # bytes up to which a piece is appended to the piece before: many tiny pieces cost more than they hold
 
 
 @dataclass
 class Part:
-    """A field of the form. `file`: whether it is one, rather than text."""
+    """A field of the form. `file`: whether it is a file rather than text. `size` in bytes."""
 
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     pieces: list[Buffer] = field(default_factory=list)
@@ -33,11 +33,11 @@ class Part:
 
     @property
     def text(self) -> str:
-        """What it holds as text."""
+        """The field's value as text; bytes that are not UTF-8 are replaced."""
         return b"".join(self.pieces).decode("utf-8", "replace")
 
     def add(self, data: bytes, start: int, end: int) -> None:
-        """Take what has come of it. Raises ValidationFailed for more text than a field has."""
+        """Append `data[start:end]`. Raises ValidationFailed if a text field gets too long."""
         self.size += end - start
         if not self.file and self.size > _MOST_TEXT:
             raise _refused(self.name or "(body)", f"at most {_MOST_TEXT} bytes of text", "the field is too long")
@@ -51,14 +51,15 @@ class Part:
 
 
 class Form:
-    """A form as it is read."""
+    """A form, read block by block. Raises HttpRefusal (415) if the content type is not multipart with a boundary."""
 
     def __init__(self, content_type: str) -> None:
         kind, options = parse_options_header(content_type)
         if kind != b"multipart/form-data" or not options.get(b"boundary"):
-            told = kind.decode("latin-1") or "nothing"
             raise HttpRefusal(
-                415, f"the body has to be multipart/form-data with a boundary, not {told}", "UNSUPPORTED_MEDIA_TYPE"
+                415,
+                f"the Content-Type must be multipart/form-data with a boundary, not {content_type[:100] or 'missing'}",
+                "UNSUPPORTED_MEDIA_TYPE",
             )
         self.parts: list[Part] = []
         self._header = (bytearray(), bytearray())
@@ -77,34 +78,34 @@ class Form:
         )
 
     async def read(self, blocks: AsyncIterator[bytes]) -> Form:
-        """Read all of it. Raises InvalidRequest for what is no form, ValidationFailed for one that is too large."""
+        """Read the whole form. Raises InvalidRequest if it is malformed, ValidationFailed if it exceeds a limit."""
         try:
             async for block in blocks:
                 self._parser.write(block)
         except FormParserError as error:
             raise InvalidRequest(f"the form cannot be read: {error}", reason="NOT_DECODABLE") from None
         if not self._ended:
-            raise InvalidRequest("the form has no end", reason="NOT_DECODABLE")
+            raise InvalidRequest("the form is cut off: its closing boundary is missing", reason="NOT_DECODABLE")
         return self
 
     def text(self, name: str, default: str = "") -> str:
-        """Return what a field says."""
+        """Return the value of a text field, or the default if the form has no such field."""
         return next((part.text for part in self.parts if part.name == name and not part.file), default)
 
     def has_file(self, name: str) -> bool:
-        """Whether a file is there."""
+        """Whether the form has a file with content under this name."""
         return any(part.name == name and part.file and part.size for part in self.parts)
 
-    def written(self, boundary: str, others: Mapping[str, str]) -> list[Buffer]:
-        """Return the form again, some of its fields with other values."""
-        return list(self._written(boundary.encode(), others))
+    def written(self, boundary: str, changes: Mapping[str, str]) -> list[Buffer]:
+        """Return the body of the form, with some of its text fields changed."""
+        return list(self._written(boundary.encode(), changes))
 
-    def _written(self, boundary: bytes, others: Mapping[str, str]) -> Iterator[Buffer]:
+    def _written(self, boundary: bytes, changes: Mapping[str, str]) -> Iterator[Buffer]:
         for part in self.parts:
             lines = b"".join(b"%b: %b\r\n" % header for header in part.headers)
             yield b"--%b\r\n%b\r\n" % (boundary, lines)
-            if part.name in others and not part.file:
-                yield others[part.name].encode()
+            if part.name in changes and not part.file:
+                yield changes[part.name].encode()
             else:
                 yield from part.pieces
             yield b"\r\n"
@@ -136,9 +137,9 @@ class Form:
 
 
 def boundary() -> str:
-    """Return a line that no file holds by chance."""
+    """Return a random boundary, which no file contains by chance."""
     return f"aima-{token(16)}"
 
 
-def _refused(name: str, expected: str, why: str) -> ValidationFailed:
-    return ValidationFailed(f"{name}: {why}", fields=[{"field": name, "expected": expected}])
+def _refused(name: str, expected: str, problem: str) -> ValidationFailed:
+    return ValidationFailed(f"{name}: {problem}", fields=[{"field": name, "expected": expected}])

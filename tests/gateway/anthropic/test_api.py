@@ -221,7 +221,7 @@ async def test_which_text_ended_an_answer_is_told_where_the_engine_tells_it(
 async def test_an_engine_that_does_not_count_is_not_counted_for(tmp_path: Path, nats: NatsServer) -> None:
     async with stage(tmp_path, nats) as found, client(found.site.url) as claude:
         await found.engine()
-        with pytest.raises(anthropic.BadRequestError, match="does not count tokens") as refused:
+        with pytest.raises(anthropic.BadRequestError, match="cannot count tokens") as refused:
             await claude.messages.count_tokens(model=TOY, messages=ASKED)
         body: Any = refused.value.body
         assert body["error"]["details"]["details"]["reason"] == "NOT_SUPPORTED"
