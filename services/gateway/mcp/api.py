@@ -1,7 +1,8 @@
 """The Model Context Protocol: a server of the official SDK whose tools, resources and prompts come from the bus.
 
-One server serves all who come in through a door; who asks, and what they are handed, is found for each request by
-what the door says (`Who`). `streamable_http.py` is the door for HTTP, `aima mcp` the one for standard input and output.
+One server serves all clients of a door. For each request, the door returns the client: its caller, and the tools that
+it is offered (`FindClient`). `streamable_http.py` is the door for HTTP, `aima mcp` the one for standard input and
+output.
 Source: https://modelcontextprotocol.io/specification, 2025-11-25 and 2026-07-28.
 """
 
@@ -37,10 +38,11 @@ from services.gateway.mcp.notifications import Changes, Notifications
 from services.gateway.mcp.tools import Mode
 
 _INSTRUCTIONS = (
-    "AIMA runs AI models on this machine. Its tools are the units of its domains, named domain_action: models "
-    "(model_*) are served by services (service_*), which engines (engine_*) run on devices (device_*) within the "
-    "memory that resource_* knows of; inference_* asks the models that are served. Look before you act: what lists or "
-    "gets changes nothing. The prompts tell how to go about the usual tasks."
+    "AIMA serves AI models on this machine. Its tools are named domain_action: model_* manages models and their files, "
+    "service_* serves a model with one or more replicas, engine_* runs the engine processes behind the replicas, "
+    "device_* reports the hardware, resource_* manages reservations of memory, and inference_* sends requests to "
+    "served models. Read the current state before you change it: tools that are marked read-only change nothing. The "
+    "prompts describe the usual tasks step by step."
 )
 
 Context = ServerRequestContext[Any, Any]
@@ -48,34 +50,34 @@ Context = ServerRequestContext[Any, Any]
 
 @dataclass(frozen=True)
 class McpClient:
-    """Who asks, and what they are handed. `session` names a session among those of a door.
+    """A client: its caller, and the mode that selects its tools. `session` is the id of its session at the door.
 
-    `gone` is done when nobody can be answered any more; a door whose SDK cancels what goes on then needs none.
+    `disconnected` is done when the client's connection is closed; None for a door whose SDK cancels its requests then.
     """
 
     caller: Caller
     mode: Mode
     session: str = ""
-    gone: asyncio.Future[None] | None = None
+    disconnected: asyncio.Future[None] | None = None
 
 
-Who = Callable[[Context], McpClient]
+FindClient = Callable[[Context], McpClient]
 
 
 class McpServer:
-    """What the protocol asks for, answered from the bus."""
+    """Answers the protocol's requests from the bus. `find_client` returns the client that sent a request."""
 
-    def __init__(self, asking: Dispatcher, changes: Changes, who: Who) -> None:
-        self._asking = asking
-        self._directory = asking.directory
-        self._who = who
-        self.news = Notifications(asking.directory, changes)
+    def __init__(self, dispatcher: Dispatcher, changes: Changes, find_client: FindClient) -> None:
+        self._dispatcher = dispatcher
+        self._directory = dispatcher.directory
+        self._find_client = find_client
+        self.news = Notifications(dispatcher.directory, changes)
         self.server = _Server(
             "aima",
             version=VERSION,
             title="AIMA",
             instructions=_INSTRUCTIONS,
-            get_tool_input_schema=lambda _: None,  # no unit wants a part of its input in a header
+            get_tool_input_schema=lambda _: None,  # no unit takes a part of its input from a header
             on_list_tools=self._list_tools,
             on_call_tool=self._call_tool,
             on_list_resources=self._list_resources,
@@ -88,30 +90,30 @@ class McpServer:
             on_get_prompt=self._get_prompt,
             on_completion=self._complete,
         )
-        self.server.middleware.append(_contained)
-        self.server.add_notification_handler("notifications/initialized", types.NotificationParams, self._attend)
-        # the SDK's log would tell sessions' ids and quote messages; what breaks here is logged by `_contained`
+        self.server.middleware.append(_as_protocol_errors)
+        self.server.add_notification_handler("notifications/initialized", types.NotificationParams, self._serve_session)
+        # the SDK's log would contain session ids and message texts; `_as_protocol_errors` logs exceptions instead
         logging.getLogger("mcp").setLevel(logging.CRITICAL)
 
     # --- tools ----------------------------------------------------------------------------------------------
 
     async def _list_tools(self, ctx: Context, params: types.PaginatedRequestParams | None) -> types.ListToolsResult:
-        shown, following = tools.page(self._offered(ctx), params.cursor if params else None)
-        return types.ListToolsResult(tools=shown, next_cursor=following)
+        listed, next_cursor = tools.page(self._offered(ctx), params.cursor if params else None)
+        return types.ListToolsResult(tools=listed, next_cursor=next_cursor)
 
     async def _call_tool(self, ctx: Context, params: types.CallToolRequestParams) -> types.CallToolResult:
         unit = await self._unit(params.name)
-        visit = self._who(ctx)
+        client = self._find_client(ctx)
         try:
-            visit.mode.admit(unit)
-            caller = _with_meta(visit.caller, ctx.meta)
+            client.mode.admit(unit)
+            caller = _with_meta(client.caller, ctx.meta)
             answer = await self._ask(ctx, caller, unit, params.arguments or {})
             return tools.result(unit, answer.data, answer.meta)
         except AimaError as error:
             return tools.refusal_of(error)
 
     async def _unit(self, name: str) -> UnitInfo:
-        """Return the unit of a tool, looking anew for one that is not known."""
+        """Return the unit of a tool; search the bus again for an unknown one. Raises UnitNotFound."""
         unit = tools.find(name, self._directory.units)
         if unit is None:
             with contextlib.suppress(UnitNotFound):
@@ -122,23 +124,23 @@ class McpServer:
         return unit
 
     async def _ask(self, ctx: Context, caller: Caller, unit: UnitInfo, data: Mapping[str, Any]) -> Answer:
-        """Ask a unit in parts, which tell its progress; when who asked has gone, the unit learns it, and gives up."""
+        """Ask a unit and report its progress. If the client leaves, the request is cancelled, and the unit gives up."""
         tools.check(data)
-        progress, gone = tools.Progress(), self._who(ctx).gone
-        with anyio.CancelScope() as asking:
-            if gone:
-                gone.add_done_callback(lambda _: asking.cancel())
-            async with contextlib.aclosing(self._asking.stream(caller, unit.name, data)) as parts:
+        progress, disconnected = tools.Progress(), self._find_client(ctx).disconnected
+        with anyio.CancelScope() as scope:
+            if disconnected:
+                disconnected.add_done_callback(lambda _: scope.cancel())
+            async with contextlib.aclosing(self._dispatcher.stream(caller, unit.name, data)) as parts:
                 async for part in parts:
                     if isinstance(part, Answer):
                         return part
-                    if told := progress.of(part):
-                        await ctx.session.report_progress(*told)
-        raise InternalError(f"{unit.name} has ended without an answer")
+                    if report := progress.of(part):
+                        await ctx.session.report_progress(*report)
+        raise InternalError(f"{unit.name} ended without an answer")
 
     def _offered(self, ctx: Context) -> dict[str, UnitInfo]:
-        visit = self._who(ctx)
-        return tools.offered(self._directory.units, visit.caller.principal, visit.mode)
+        client = self._find_client(ctx)
+        return tools.offered(self._directory.units, client.caller.principal, client.mode)
 
     # --- resources ------------------------------------------------------------------------------------------
 
@@ -163,11 +165,11 @@ class McpServer:
 
     async def _subscribe(self, ctx: Context, params: types.SubscribeRequestParams) -> types.EmptyResult:
         await self._reader(ctx, params.uri)
-        await self.news.subscribe(self._who(ctx).session, params.uri)
+        await self.news.subscribe(self._find_client(ctx).session, params.uri)
         return types.EmptyResult()
 
     async def _unsubscribe(self, ctx: Context, params: types.UnsubscribeRequestParams) -> types.EmptyResult:
-        self.news.unsubscribe(self._who(ctx).session, params.uri)
+        self.news.unsubscribe(self._find_client(ctx).session, params.uri)
         return types.EmptyResult()
 
     async def _listen(
@@ -179,26 +181,30 @@ class McpServer:
         async with self.news.watching(uris):
             return await self.news.listen(ctx, params)
 
-    async def _attend(self, ctx: Context, params: types.NotificationParams) -> None:  # noqa: ARG002 (as above)
-        """Tell a session what changes. It is what the SDK runs this in that ends it with the session."""
-        await self.news.attend(self._who(ctx).session, ctx.session)
+    async def _serve_session(self, ctx: Context, params: types.NotificationParams) -> None:  # noqa: ARG002 (as above)
+        """Send a session its notifications. The SDK cancels this task when the session ends."""
+        await self.news.serve_session(self._find_client(ctx).session, ctx.session)
 
     async def _reader(self, ctx: Context, uri: str) -> tuple[UnitInfo, Caller]:
-        """Return the unit that reads an address, and who asks; raise when it is no address, or not theirs to read."""
-        found = self._directory.resource_of(uri)
-        if found is None:
+        """Return the unit that reads an address, and the caller. Raises NotFound, Forbidden, Unauthorized."""
+        resource = self._directory.resource_of(uri)
+        if resource is None:
             await self._directory.look()
-            found = self._directory.resource_of(uri)
-        if found is None:
-            raise NotFound(f"there is nothing at {uri[:200]}", reason="RESOURCE_NOT_FOUND", uri=uri[:200])
-        visit = self._who(ctx)
-        unit = await self._asking.permitted(visit.caller, f"{found.domain}.read", {"uri": uri})
-        visit.mode.admit(unit)
-        return unit, visit.caller
+            resource = self._directory.resource_of(uri)
+        if resource is None:
+            raise NotFound(
+                f"there is no resource {uri[:200]}; resources/list and resources/templates/list return the addresses",
+                reason="RESOURCE_NOT_FOUND",
+                uri=uri[:200],
+            )
+        client = self._find_client(ctx)
+        unit = await self._dispatcher.permitted(client.caller, f"{resource.domain}.read", {"uri": uri})
+        client.mode.admit(unit)
+        return unit, client.caller
 
     def _readable(self, ctx: Context) -> list[ResourceInfo]:
         readers = {unit.domain for unit in self._offered(ctx).values() if unit.action == "read"}
-        return [each for each in self._directory.resources if each.domain in readers]
+        return [resource for resource in self._directory.resources if resource.domain in readers]
 
     # --- prompts --------------------------------------------------------------------------------------------
 
@@ -210,20 +216,20 @@ class McpServer:
         return types.ListPromptsResult(prompts=prompts.listed())
 
     async def _get_prompt(self, ctx: Context, params: types.GetPromptRequestParams) -> types.GetPromptResult:
-        return prompts.told(params.name, params.arguments or {}, self._offered(ctx))
+        return prompts.render(params.name, params.arguments or {}, self._offered(ctx))
 
     async def _complete(self, ctx: Context, params: types.CompleteRequestParams) -> types.CompleteResult:
-        """Complete an id; what may not be listed, or cannot be now, has no completions."""
+        """Complete an id. There are no completions if the client may not list the ids, or the domain is away."""
         unit = self._directory.units.get(resources.lister(params, self._directory.resources))
-        visit, listed = self._who(ctx), {}
-        if unit and visit.mode.offers(unit):
+        client, listed = self._find_client(ctx), {}
+        if unit and client.mode.offers(unit):
             with contextlib.suppress(AimaError):
-                listed = (await self._ask(ctx, visit.caller, unit, {"limit": resources.LISTED})).data
+                listed = (await self._ask(ctx, client.caller, unit, {"limit": resources.LISTED})).data
         return types.CompleteResult(completion=resources.completion(params.argument.value, listed))
 
 
 class _Server(Server[Any]):
-    """The SDK's server, saying that its lists change."""
+    """The SDK's server, which announces that its lists of tools and resources can change."""
 
     def create_initialization_options(
         self,
@@ -231,13 +237,13 @@ class _Server(Server[Any]):
         experimental_capabilities: dict[str, dict[str, Any]] | None = None,
         extensions: dict[str, dict[str, Any]] | None = None,
     ) -> InitializationOptions:
-        """Return what a session is told at its beginning."""
+        """Return the options that announce the server's capabilities to a client."""
         changing = notification_options or NotificationOptions(tools_changed=True, resources_changed=True)
         return super().create_initialization_options(changing, experimental_capabilities, extensions)
 
 
-async def _contained(ctx: Context, call_next: CallNext) -> HandlerResult:
-    """Turn what goes wrong into the protocol's errors, with our body as their data; a bug shows nothing of itself."""
+async def _as_protocol_errors(ctx: Context, call_next: CallNext) -> HandlerResult:
+    """Turn exceptions into errors of the protocol, with our error body as data; details of a bug go to the log only."""
     try:
         return await call_next(ctx)
     except (MCPError, ValidationError):
@@ -245,9 +251,9 @@ async def _contained(ctx: Context, call_next: CallNext) -> HandlerResult:
     except AimaError as error:
         raise MCPError(_code(error), error.message, error.body()) from None
     except Exception:
-        logger.error("the MCP door broke", method=ctx.method, exc_info=True)
-        broke = InternalError("internal error")
-        raise MCPError(types.INTERNAL_ERROR, broke.message, broke.body()) from None
+        logger.error("an MCP request failed with an unexpected error", method=ctx.method, exc_info=True)
+        internal = InternalError("internal error")
+        raise MCPError(types.INTERNAL_ERROR, internal.message, internal.body()) from None
 
 
 def _code(error: AimaError) -> int:
@@ -260,12 +266,14 @@ def _code(error: AimaError) -> int:
 
 
 def _with_meta(caller: Caller, meta: Mapping[str, Any] | None) -> Caller:
-    """Return the caller with what a call's `_meta` says: under `aima`, or under the names of our headers.
+    """Return the caller with the options in a call's `_meta`: under `aima`, or under the names of our headers.
 
-    Both come before the headers of the request that carries it. Raises ValidationFailed, InvalidRequest.
+    Both take precedence over the headers of the HTTP request. Raises ValidationFailed, InvalidRequest.
     """
-    said = meta or {}
-    given = {name.lower(): str(value) for name, value in said.items()}
-    own = caller_from(caller.principal, caller.address, given)
-    named = replace(caller, headers={**caller.headers, **own.headers}, timeout=own.timeout or caller.timeout)
-    return with_options(named, bodies.convert(said.get("aima", {}), Beside, "_meta.aima"))
+    fields = meta or {}
+    headers = {name.lower(): str(value) for name, value in fields.items()}
+    from_meta = caller_from(caller.principal, caller.address, headers)
+    merged = replace(
+        caller, headers={**caller.headers, **from_meta.headers}, timeout=from_meta.timeout or caller.timeout
+    )
+    return with_options(merged, bodies.convert(fields.get("aima", {}), Beside, "_meta.aima"))

@@ -1,8 +1,8 @@
-"""What has changed, told to the clients of the Model Context Protocol: lists of tools, and resources they watch.
+"""Notifies clients of the Model Context Protocol of changes: of the tool list, and of the resources they watch.
 
-Both ways of the protocol are served. Clients of 2026-07-28 send `subscriptions/listen`, whose answer is the stream;
-those before it have a session, to which notices are sent of themselves. News is a hint to look again: a client that
-reads slowly gets each kind once, and is never waited for by others.
+Both forms of the protocol are served. A client of 2026-07-28 sends `subscriptions/listen` and reads the notifications
+from the response, a stream. An older client has a session, and gets them through it. A notification only says that
+something changed: a client that reads slowly gets each notification once, and never delays other clients.
 """
 
 from __future__ import annotations
@@ -28,37 +28,37 @@ from aima_core.structured_logs import logger
 
 MOST_WATCHED = 100  # resources of one client
 _STREAMS = 1000  # of clients that listen
-_FIRST = 1.0  # seconds that a subscription waits to learn what stands at an address now, if anything does
-_RETRY = 1.0  # seconds until a watch that has ended is begun anew
+_FIRST = 1.0  # seconds that a subscription waits for the current value of an address; an address may have none
+_RETRY = 1.0  # seconds until a watch that ended is started again
 
 Changes = Callable[[str], AsyncGenerator[bytes]]
 
 
 @dataclass
 class _Watch:
-    """One watched address. `stands` is set once whatever comes is news."""
+    """One watched address. `ready` is set when the current value was read, so that any further value is a change."""
 
     task: asyncio.Task[None]
-    stands: asyncio.Event
+    ready: asyncio.Event
     watchers: int = 0
 
 
 @dataclass
 class _Session:
-    """A session of a client before 2026-07-28: what it watches, and what it is still to be told."""
+    """A session of the protocol before 2026-07-28: the addresses it watches, and the notifications still to send."""
 
     watched: set[str] = field(default_factory=set)
     due: dict[ServerEvent, None] = field(default_factory=dict)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def hear(self, event: ServerEvent) -> None:
-        """Take in what has happened, if it is of interest."""
+    def enqueue(self, event: ServerEvent) -> None:
+        """Queue a notification, unless it is about an address that the session does not watch."""
         if not isinstance(event, ResourceUpdated) or event.uri in self.watched:
             self.due[event] = None
             self.wake.set()
 
     async def next(self) -> ServerEvent:
-        """Return what is to be told next."""
+        """Wait for the next notification, and return it."""
         while not self.due:
             self.wake.clear()
             await self.wake.wait()
@@ -68,7 +68,7 @@ class _Session:
 
 
 class Notifications:
-    """Tells clients what has changed. `changes` yields what stands at an address, and then whatever comes to."""
+    """Sends notifications to clients. `changes(uri)` yields the current value of an address, and each later one."""
 
     def __init__(self, directory: Directory, changes: Changes) -> None:
         self._directory = directory
@@ -79,14 +79,14 @@ class Notifications:
         self.listen = ListenHandler(self._bus, max_subscriptions=_STREAMS)
 
     async def run(self) -> None:
-        """Tell for ever that the lists have changed when other units are on the bus."""
+        """Notify clients whenever the units on the bus change; runs until cancelled."""
         while True:
             await self._directory.changed(self._directory.version)
             await self._bus.publish(ToolsListChanged())
             await self._bus.publish(ResourcesListChanged())
 
     async def close(self) -> None:
-        """Watch nothing any more; those who listen hear that it has ended."""
+        """End all watches, and the streams of the clients that listen."""
         self.listen.close()
         tasks = [watch.task for watch in self._watches.values()]
         for task in tasks:
@@ -95,67 +95,67 @@ class Notifications:
 
     @contextlib.asynccontextmanager
     async def watching(self, uris: Iterable[str]) -> AsyncIterator[None]:
-        """Tell of changes at these addresses while the block lasts. Raises RateLimited beyond what one may watch."""
-        wanted = set(uris)
-        if len(wanted) > MOST_WATCHED:
+        """Notify of changes at these addresses during the block. Raises RateLimited for more than `MOST_WATCHED`."""
+        watched = set(uris)
+        if len(watched) > MOST_WATCHED:
             raise _too_many()
         try:
-            for uri in wanted:
-                self._hold(uri)
-            await self._stand(wanted)
+            for uri in watched:
+                self._retain(uri)
+            await self._wait_until_ready(watched)
             yield
         finally:
-            for uri in wanted:
-                self._let_go(uri)
+            for uri in watched:
+                self._release(uri)
 
     # --- sessions -------------------------------------------------------------------------------------------
 
-    async def attend(self, ident: str, session: ServerSession) -> None:
-        """Tell a session what it wants to know, until the session ends and this is cancelled."""
-        if ident in self._sessions:
-            return  # it has said twice that it is ready
-        own = self._sessions[ident] = _Session()
-        leave = self._bus.subscribe(own.hear)
+    async def serve_session(self, session_id: str, session: ServerSession) -> None:
+        """Send a session its notifications until cancelled, when the session ends."""
+        if session_id in self._sessions:
+            return  # the client has sent notifications/initialized twice
+        state = self._sessions[session_id] = _Session()
+        unsubscribe = self._bus.subscribe(state.enqueue)
         try:
             while True:
-                await session.send_notification(event_to_notification(await own.next(), {}))
+                await session.send_notification(event_to_notification(await state.next(), {}))
         finally:
-            leave()
-            del self._sessions[ident]
-            for uri in own.watched:
-                self._let_go(uri)
+            unsubscribe()
+            del self._sessions[session_id]
+            for uri in state.watched:
+                self._release(uri)
 
-    async def subscribe(self, ident: str, uri: str) -> None:
-        """Let a session know whenever something else stands at an address. Asking again is no error."""
-        own = self._sessions.get(ident)
-        if own is None:
-            raise InvalidRequest("the session has not said that it is ready: notifications/initialized comes first")
-        if uri in own.watched:
+    async def subscribe(self, session_id: str, uri: str) -> None:
+        """Notify a session of changes at an address. Idempotent. Raises InvalidRequest, RateLimited."""
+        state = self._sessions.get(session_id)
+        if state is None:
+            raise InvalidRequest("the session is not initialized yet: send notifications/initialized first")
+        if uri in state.watched:
             return
-        if len(own.watched) >= MOST_WATCHED:
+        if len(state.watched) >= MOST_WATCHED:
             raise _too_many()
-        own.watched.add(uri)
-        self._hold(uri)
-        await self._stand((uri,))
+        state.watched.add(uri)
+        self._retain(uri)
+        await self._wait_until_ready((uri,))
 
-    def unsubscribe(self, ident: str, uri: str) -> None:
-        """Let a session hear no more of an address; nothing happens when it does not."""
-        own = self._sessions.get(ident)
-        if own and uri in own.watched:
-            own.watched.remove(uri)
-            own.due.pop(ResourceUpdated(uri), None)
-            self._let_go(uri)
+    def unsubscribe(self, session_id: str, uri: str) -> None:
+        """Stop notifying a session of changes at an address. Idempotent."""
+        state = self._sessions.get(session_id)
+        if state and uri in state.watched:
+            state.watched.remove(uri)
+            state.due.pop(ResourceUpdated(uri), None)
+            self._release(uri)
 
     # --- watches --------------------------------------------------------------------------------------------
 
-    def _hold(self, uri: str) -> None:
+    def _retain(self, uri: str) -> None:
         watch = self._watches.get(uri)
         if watch is None:
-            stands = asyncio.Event()
-            watch = self._watches[uri] = _Watch(asyncio.create_task(self._watch(uri, stands)), stands)
+            ready = asyncio.Event()
+            watch = self._watches[uri] = _Watch(asyncio.create_task(self._watch(uri, ready)), ready)
         watch.watchers += 1
 
-    def _let_go(self, uri: str) -> None:
+    def _release(self, uri: str) -> None:
         watch = self._watches.get(uri)
         if watch is None:
             return
@@ -164,9 +164,9 @@ class Notifications:
             del self._watches[uri]
             watch.task.cancel()
 
-    async def _stand(self, uris: Iterable[str]) -> None:
-        """Return when a change at these addresses can no longer be missed."""
-        events = [self._watches[uri].stands for uri in uris]
+    async def _wait_until_ready(self, uris: Iterable[str]) -> None:
+        """Return when every later change at these addresses is noticed, after 1 s at most."""
+        events = [self._watches[uri].ready for uri in uris]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FIRST):
                 for event in events:
@@ -174,22 +174,22 @@ class Notifications:
         for event in events:
             event.set()
 
-    async def _watch(self, uri: str, stands: asyncio.Event) -> None:
-        """Tell of changes at one address, for as long as somebody wants to know; the bus may come and go."""
+    async def _watch(self, uri: str, ready: asyncio.Event) -> None:
+        """Notify of changes at one address until cancelled; retry while the bus is away."""
         while True:
             try:
                 async with contextlib.aclosing(self._changes(uri)) as values:
                     async for _ in values:
-                        if stands.is_set():
+                        if ready.is_set():
                             await self._bus.publish(ResourceUpdated(uri))
-                        stands.set()
+                        ready.set()
             except AimaError as error:
-                logger.debug("a watch has ended", uri=uri, reason=error.reason)
+                logger.debug("a watch of a resource ended; it is started again", uri=uri, reason=error.reason)
             except Exception:
-                logger.error("a watch broke", uri=uri, exc_info=True)
-            stands.set()  # what comes after the gap is news
+                logger.error("a watch of a resource failed with an unexpected error", uri=uri, exc_info=True)
+            ready.set()  # a value may have changed during the gap
             await asyncio.sleep(_RETRY)
 
 
 def _too_many() -> RateLimited:
-    return RateLimited(f"one client may watch {MOST_WATCHED} resources", reason="TOO_MANY_SUBSCRIPTIONS")
+    return RateLimited(f"a client may watch at most {MOST_WATCHED} resources", reason="TOO_MANY_SUBSCRIPTIONS")

@@ -1,4 +1,4 @@
-"""What the five prompts say: data for `prompts.py`. A unit in braces, `{service.start}`, becomes its tool."""
+"""The texts of the five prompts, which `prompts.py` renders. A unit in braces, `{service.start}`, becomes its tool."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Argument:
-    """Something that a prompt may be told. `said` is how it stands in the text."""
+    """An argument of a prompt. `line` is its line in the text, with `{}` for the value."""
 
     name: str
     about: str
-    said: str
+    line: str
     required: bool = False
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A prompt: `aim` and what the arguments say begin it, `steps` follow, `ending` says when it is done."""
+    """A prompt: its `aim`, a line for each argument, the numbered `steps`, and the `ending`: when to stop."""
 
     name: str
     title: str
@@ -35,103 +35,110 @@ _MODELS = Recipe(
     about="Find a model that fits this machine, fetch it, check it, serve it, and tidy up.",
     aim="Get a model onto this machine, and keep the models in order.",
     arguments=(
-        Argument("task", "What the model shall do.", "It shall do this: {}"),
-        Argument("model_id", "Id of a model; default: whichever fits.", "The model: {}"),
+        Argument("task", "What the model is needed for.", "The model is needed for: {}"),
+        Argument("model_id", "Id of a model; default: choose one that fits.", "The model: {}"),
     ),
     steps=(
-        "See what is here already: {model.list}. A model that is `ready` need not be fetched again.",
-        "See what there is room for: {resource.budget} in bytes, and {device.list} for the GPUs.",
-        "Look for candidates: {model.search}. Without a GPU prefer small ones in a quantized format (GGUF, Q4 to Q8).",
-        "Fetch the chosen one: {model.pull} with its `source` and `repo`. It answers when the model is ready.",
-        "Know what it needs before it is served: {model.estimate_resources}, held against the budget.",
-        "If a file may be damaged: {model.verify} holds it against its checksum.",
-        "To serve it: {service.recommend}, then {service.create}, then {service.start} with the id that it gave.",
-        "Tidy up, only with the user's word: {model.delete} removes a model and its files; refused while it is used.",
+        "List the models on this machine: {model.list}. Do not pull a model again whose status is `ready`.",
+        "Check the free memory: {resource.budget}, in bytes; and the GPUs: {device.list}.",
+        "Search for candidates: {model.search}. Without a GPU, prefer small models in a quantized format (GGUF, Q4 to "
+        "Q8).",
+        "Pull the model you chose: {model.pull} with its `source` and `repo`. The call returns when the model is "
+        "`ready`.",
+        "Before you serve it, compare the memory it needs, {model.estimate_resources}, with the free memory.",
+        "If a file may be damaged, compare the files with their checksum: {model.verify}.",
+        "To serve the model: {service.recommend}, then {service.create} with the recommended values, then "
+        "{service.start} with the `service_id` that was returned.",
+        "To free disk space, and only if the user agrees: {model.delete} deletes a model and its files. It is refused "
+        "while a service uses the model.",
     ),
-    ending="Done when the model is `ready` and, if it was to be served, its service is `running`.",
+    ending="You are done when the model is `ready` and, if it was to be served, its service is `running`.",
 )
 
 _INFERENCE = Recipe(
     name="inference",
     title="Ask a model",
     about="Choose a model that is served, ask it, and start what is needed for that.",
-    aim="Have a model on this machine answer.",
+    aim="Get an answer from a model on this machine.",
     arguments=(
         Argument("request", "What to ask the model.", "The request: {}"),
-        Argument("model", "Model or service; default: one that runs.", "The model to use: {}"),
+        Argument("model", "Id or name of a model or service; default: one that runs.", "The model to use: {}"),
     ),
     steps=(
-        "See what is served: {inference.models}. If no model is named, take one whose `type` fits and whose `status` "
-        "is `running`.",
-        "If nothing that fits is served: {service.list} shows services that are stopped, {service.start} starts one.",
-        "Talk: {inference.chat} with `model` and `messages`; bound the answer with `max_tokens`. A service that sleeps "
-        "is woken by that, and may take a moment.",
-        "To continue a plain text instead: {inference.complete}.",
-        "For vectors of texts: {inference.embed} with a model of type `embedding`.",
-        "To order documents by a question: {inference.rerank} with a model of type `rerank`.",
+        "List the served models: {inference.models}. If no model is named, choose one whose `type` fits and whose "
+        "`status` is `running`.",
+        "If no served model fits: {service.list} lists the stopped services too, and {service.start} starts one.",
+        "For a conversation: {inference.chat} with `model` and `messages`; limit the length of the answer with "
+        "`max_tokens`. The request wakes a sleeping service, which takes a moment.",
+        "To continue a plain text: {inference.complete}.",
+        "To turn texts into vectors: {inference.embed} with a model of type `embedding`.",
+        "To order documents by how well they answer a query: {inference.rerank} with a model of type `rerank`.",
     ),
-    ending="Done when the model has answered: give its answer, and say which model gave it.",
+    ending="You are done when the model has answered: report the answer and the model that gave it.",
 )
 
 _RESOURCES = Recipe(
     name="resource_optimization",
     title="Make better use of the machine",
     about="Find memory that is held without need and services that are too large or too small, and put that right.",
-    aim="Find out how this machine's memory and accelerators are used, and use them better.",
+    aim="Find out how this machine's memory and accelerators are used, and improve it.",
     arguments=(Argument("goal", "What matters: memory, throughput or latency.", "What matters most: {}"),),
     steps=(
-        "What there is, and how much of it is reserved: {resource.status} and {resource.budget}.",
-        "Who holds it: {resource.allocations}.",
-        "How the devices do: {device.list}, {device.metrics}, {device.health}.",
-        "What is asked for, by service: {inference.load} and {inference.metrics}.",
-        "What would suit a service better that is asked little, or much: {service.recommend}.",
-        "Change one thing at a time: {service.scale} with fewer replicas (0 lets it sleep until somebody asks), or "
-        "with more where {resource.can_allocate} says that there is room.",
-        "Look again: {resource.status} and {inference.load}. Is it better?",
+        "Check how much memory the machine has and how much of it is reserved: {resource.status} and "
+        "{resource.budget}.",
+        "Check who holds the reservations: {resource.allocations}.",
+        "Check the devices: {device.list}, {device.metrics}, {device.health}.",
+        "Check the load of each service: {inference.load} and {inference.metrics}.",
+        "For a service with little or much load, get the recommended configuration: {service.recommend}.",
+        "Make one change at a time: {service.scale} with fewer replicas (0 puts the service to sleep until the next "
+        "request), or with more if {resource.can_allocate} says that they fit.",
+        "Check the effect of the change: {resource.status} and {inference.load}.",
     ),
-    ending="Done when a further change would not help: report each change with the figures before and after it.",
+    ending="You are done when no further change would help: report each change with the figures before and after it.",
 )
 
 _TROUBLE = Recipe(
     name="troubleshooting",
     title="Find out what is wrong",
     about="Find out why a service does not run or answer: from its status, its history and its engines' logs.",
-    aim="Find out what is wrong, and put it right.",
+    aim="Find out what is wrong, and fix it.",
     arguments=(
-        Argument("service_id", "Id of a service; default: whichever is not well.", "The service: {}"),
-        Argument("symptom", "What was seen, such as an error message.", "What was seen: {}"),
+        Argument("service_id", "Id of a service; default: the ones with problems.", "The service: {}"),
+        Argument("symptom", "What was observed, such as an error message.", "What was observed: {}"),
     ),
     steps=(
-        "If no service is named, find it: {service.list}; look at those first that are `failed` or `degraded`.",
-        "How each of its replicas is, and what to do about it: {service.status}.",
-        "What has happened to it: {service.history}. Read on from where it last was `running`.",
-        "What its engines wrote: {service.logs}, the last lines first.",
-        "An engine by itself: {engine.list}, and {engine.logs} for one instance.",
-        "Is there room: {resource.can_allocate} and {resource.allocations}. INSUFFICIENT_RESOURCES names who holds "
-        "what is missing.",
-        "Is the machine well: {device.health}.",
-        "Are the model's files whole: {model.verify}.",
-        "When the cause is gone: {service.start}. A replica that hangs is replaced by itself.",
+        "If no service is named, find it: {service.list}. Begin with services that are `failed` or `degraded`.",
+        "Check the status and the last error of each replica: {service.status}. Its `summary` says what to do.",
+        "Read the service's events: {service.history}. Begin where the service was last `running`.",
+        "Read the logs of the service's engines: {service.logs}. The cause is usually in the last lines.",
+        "For a single engine: {engine.list}, and {engine.logs} for one instance.",
+        "Check whether there is enough memory: {resource.can_allocate} and {resource.allocations}. The error "
+        "INSUFFICIENT_RESOURCES names the holders of the memory.",
+        "Check the devices: {device.health}.",
+        "Check the model's files for damage: {model.verify}.",
+        "Start the service after you have removed the cause: {service.start}. A replica that hangs is replaced "
+        "automatically.",
     ),
-    ending="Done when the service is `running` and answers: report the cause, the evidence for it, and what you did.",
+    ending="You are done when the service is `running` and answers: report the cause, the evidence for it, and what "
+    "you did.",
 )
 
 _PIPELINES = Recipe(
     name="pipelines",
     title="Chain several steps",
     about="Turn a goal into a chain of calls, each of which takes what the one before it gave.",
-    aim="Reach a goal in several steps, each taking what the one before it gave.",
-    arguments=(Argument("goal", "What shall come out.", "The goal: {}", required=True),),
+    aim="Reach a goal in several steps, each of which uses the result of the step before it.",
+    arguments=(Argument("goal", "The result that you want.", "The goal: {}", required=True),),
     steps=(
-        "See which models can do a step each: {inference.models}.",
-        "Speech becomes text: {inference.transcribe}.",
-        "Texts are found by meaning: {inference.embed}, then {inference.rerank}.",
-        "Text is read, summarized, decided on: {inference.chat}; ask for JSON with `response_format` where the next "
-        "step needs fields.",
-        "Text becomes speech: {inference.synthesize}.",
-        "Text becomes a picture: {inference.generate_image}.",
+        "List the served models, to see which of them can do each step: {inference.models}.",
+        "Speech to text: {inference.transcribe}.",
+        "Search texts by meaning: {inference.embed}, then {inference.rerank}.",
+        "Read or summarize a text, or decide by it: {inference.chat}. If the next step needs fields, ask for JSON with "
+        "`response_format`.",
+        "Text to speech: {inference.synthesize}.",
+        "Text to image: {inference.generate_image}.",
     ),
-    ending="Done when the last step has given the result: report what each step took and gave.",
+    ending="You are done when the last step has returned the result: report the input and the output of each step.",
 )
 
 RECIPES: Mapping[str, Recipe] = {each.name: each for each in (_MODELS, _INFERENCE, _RESOURCES, _TROUBLE, _PIPELINES)}

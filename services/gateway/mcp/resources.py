@@ -1,4 +1,4 @@
-"""Resources of the Model Context Protocol: the `asms://` addresses of all domains, and what can stand in them. Pure."""
+"""Resources of the Model Context Protocol: the `asms://` addresses of all domains, and completions of ids. Pure."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from mcp_types import (
 
 from aima_core.bus.directory import ResourceInfo
 
-_MOST = 100  # values of a completion, by the protocol
+_MOST = 100  # values of a completion; the protocol's limit
 _JSON = "application/json"
 
-LISTED = 1000  # items that a completion looks through
+LISTED = 1000  # items that a completion searches
 
 
 def fixed(resources: Iterable[ResourceInfo]) -> list[Resource]:
-    """Return the addresses that stand for themselves."""
+    """Return the addresses without an id in them."""
     return [
         Resource(uri=each.uri, name=_name(each), description=each.about, mime_type=_JSON)
         for each in resources
@@ -34,7 +34,7 @@ def fixed(resources: Iterable[ResourceInfo]) -> list[Resource]:
 
 
 def templates(resources: Iterable[ResourceInfo]) -> list[ResourceTemplate]:
-    """Return the addresses that hold an id."""
+    """Return the addresses with `{id}` in them, as templates."""
     return [
         ResourceTemplate(uri_template=each.uri, name=_name(each), description=each.about, mime_type=_JSON)
         for each in resources
@@ -43,15 +43,16 @@ def templates(resources: Iterable[ResourceInfo]) -> list[ResourceTemplate]:
 
 
 def contents(uri: str, data: Any) -> ReadResourceResult:
-    """Return what stands at an address."""
+    """Return the value at an address as JSON text."""
     text = msgspec.json.encode(data).decode()
     return ReadResourceResult(contents=[TextResourceContents(uri=uri, mime_type=_JSON, text=text)])
 
 
 def lister(params: CompleteRequestParams, resources: Iterable[ResourceInfo]) -> str:
-    """Return the unit that lists what an argument can be; empty when it is nothing that is listed.
+    """Return the unit that lists the possible values of an argument; empty if there is none.
 
-    The `{id}` of an address is one of its domain's; `service_id` and `model` of a prompt name the domain themselves.
+    For the `{id}` of an address, that is the `list` of the address's domain. For a prompt's argument, such as
+    `service_id` or `model`, the domain is the argument's name without `_id`.
     """
     if isinstance(params.ref, ResourceTemplateReference):
         domain = next((each.domain for each in resources if each.uri == params.ref.uri), "")
@@ -59,12 +60,12 @@ def lister(params: CompleteRequestParams, resources: Iterable[ResourceInfo]) -> 
     return f"{params.argument.name.removesuffix('_id')}.list"
 
 
-def completion(begun: str, listed: Any) -> Completion:
-    """Return the ids in a list's answer that go on from what has been typed."""
+def completion(prefix: str, listed: Any) -> Completion:
+    """Return the ids in a list unit's result that begin with `prefix`."""
     items = next((value for value in _mapping(listed).values() if isinstance(value, list)), [])
     ids = [_mapping(item).get("id") or _mapping(item).get("name") for item in items]
-    found = sorted({ident for ident in ids if isinstance(ident, str) and ident.startswith(begun)})
-    return Completion(values=found[:_MOST], total=len(found), has_more=len(found) > _MOST)
+    matches = sorted({ident for ident in ids if isinstance(ident, str) and ident.startswith(prefix)})
+    return Completion(values=matches[:_MOST], total=len(matches), has_more=len(matches) > _MOST)
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -1,7 +1,7 @@
 """`/mcp`: the Model Context Protocol over streamable HTTP.
 
-The gate has let in who asks; what they are handed stands in the query string: `/mcp?read_only=true&only=service,model`.
-A session belongs to the key, or without one to the address, that began it: to others it is not there.
+The gate has checked the caller's key. The query string selects the tools: `/mcp?read_only=true&only=service,model`.
+A session belongs to the key that began it, or without a key to the address; for other callers it does not exist.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from services.gateway.mcp.tools import mode_from
 
 _IDLE = 1800.0  # seconds without a request after which a session ends
 _SESSIONS = 2000  # at once
-SESSIONS_EACH = 100  # of one key, or of one address without a key
-STREAMS_EACH = 100  # on which one of them listens
-_RETRY = 60  # seconds after which somebody who has too many of them may try again
-_DRAIN = 5.0  # seconds that calls under way get when the gateway ends
+SESSIONS_EACH = 100  # of one key, or of one address for callers without a key
+STREAMS_EACH = 100  # streams of notifications of one key or address, at once
+_RETRY = 60  # seconds; the Retry-After of a caller with too many sessions or streams
+_DRAIN = 5.0  # seconds that calls under way get to finish when the gateway ends
 
 
 @dataclass
 class _Session:
-    """Whose a session is, how many of its requests are under way, and when the last of them began or ended."""
+    """A session's owner, the number of its requests under way, and the monotonic time of its last request."""
 
     owner: str
     under_way: int = 0
@@ -50,84 +50,88 @@ class _Session:
 
 
 class Sessions:
-    """The sessions that there are, as far as their requests tell; an owner has so many, of which the idlest give way.
+    """Limits the sessions of each owner: at `SESSIONS_EACH`, the one that was idle for longest ends for a new one.
 
-    The SDK counts all sessions together, so that one client could take every other's.
+    The SDK only limits all sessions together, so that one client could use up the sessions of all others.
     """
 
     def __init__(self) -> None:
-        self._held: dict[str, _Session] = {}
+        self._sessions: dict[str, _Session] = {}
 
     def begin(self, owner: str) -> tuple[str, str]:
-        """Count one more; return what it goes by until it has an id, and the id of the one that has to end, or "".
+        """Add a session; return its temporary id, and the id of the session that must end for it, or "".
 
-        Raises RateLimited when the owner has too many, and requests of all of them are under way.
+        Raises RateLimited if the owner has too many sessions, all with requests under way.
         """
         now = time.monotonic()
-        self._held = {ident: one for ident, one in self._held.items() if one.under_way or one.used + _IDLE > now}
-        own = {ident: one for ident, one in self._held.items() if one.owner == owner}
-        ending = ""
+        self._sessions = {
+            ident: session
+            for ident, session in self._sessions.items()
+            if session.under_way or session.used + _IDLE > now
+        }
+        own = {ident: session for ident, session in self._sessions.items() if session.owner == owner}
+        replaced = ""
         if len(own) >= SESSIONS_EACH:
-            idle = [ident for ident, one in own.items() if not one.under_way]
+            idle = [ident for ident, session in own.items() if not session.under_way]
             if not idle:
                 raise _too_many(f"{SESSIONS_EACH} sessions", "TOO_MANY_SESSIONS")
-            ending = min(idle, key=lambda ident: own[ident].used)
-            del self._held[ending]
+            replaced = min(idle, key=lambda ident: own[ident].used)
+            del self._sessions[replaced]
         ident = token(8)
-        self._held[ident] = _Session(owner)
-        return ident, ending
+        self._sessions[ident] = _Session(owner)
+        return ident, replaced
 
-    def name(self, given: str, ident: str) -> None:
-        """Know a session by the id that it has got."""
-        self._held[ident] = self._held.pop(given)
+    def name(self, temporary_id: str, ident: str) -> None:
+        """Replace a session's temporary id with the id that the SDK gave it."""
+        self._sessions[ident] = self._sessions.pop(temporary_id)
 
     def forget(self, ident: str, owner: str) -> None:
-        """Count a session no more; nothing happens when the owner has none of this name."""
-        if ident in self._held and self._held[ident].owner == owner:
-            del self._held[ident]
+        """Remove a session. Idempotent; does nothing if the session is another owner's."""
+        if ident in self._sessions and self._sessions[ident].owner == owner:
+            del self._sessions[ident]
 
     @contextlib.contextmanager
     def in_use(self, ident: str, owner: str) -> Iterator[None]:
-        """Keep a session, if it is one of the owner's, from giving way during a block."""
-        one = self._held.get(ident)
-        if one is None or one.owner != owner:
+        """Keep a session from being ended for a new one during the block, if it is the owner's."""
+        session = self._sessions.get(ident)
+        if session is None or session.owner != owner:
             yield
             return
-        one.under_way += 1
+        session.under_way += 1
         try:
             yield
         finally:
-            one.under_way -= 1
-            one.used = time.monotonic()
+            session.under_way -= 1
+            session.used = time.monotonic()
 
 
 class McpDoor:
-    """The door, from `open` to `close`. An ASGI application."""
+    """The ASGI application behind `/mcp`. Serves between `open` and `close`."""
 
-    def __init__(self, asking: Dispatcher, changes: Changes, body_limit: int) -> None:
-        self._mcp = McpServer(asking, changes, _who)
+    def __init__(self, dispatcher: Dispatcher, changes: Changes, body_limit: int) -> None:
+        self._mcp = McpServer(dispatcher, changes, _find_client)
         self._limit = body_limit
-        # the gate knows better which hosts are ours
+        # the gate checks the host, so the SDK's own check stays off
         self._manager = StreamableHTTPSessionManager(
             self._mcp.server, session_idle_timeout=_IDLE, max_sessions=_SESSIONS, max_request_body_size=body_limit
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._calls: set[asyncio.Task[object]] = set()
         self._sessions = Sessions()
-        self._streams: Counter[str] = Counter()  # by whom they are listened on
+        self._streams: Counter[str] = Counter()  # number of open streams by owner
         self._ready, self._stop = asyncio.Event(), asyncio.Event()
 
     def route(self) -> Route:
-        """Return the route; the protocol decides about methods."""
+        """Return the route; the SDK decides which HTTP methods it takes."""
         return Route("/mcp", self)
 
     async def open(self) -> None:
-        """Take sessions from now on."""
+        """Start to accept sessions."""
         self._tasks = [asyncio.create_task(self._serve()), asyncio.create_task(self._mcp.news.run())]
         await self._ready.wait()
 
     async def close(self) -> None:
-        """Take nothing more; calls under way end, or are cut after a while; sessions and those who listen are ended."""
+        """Refuse new requests, end all streams, wait 5 s at most for calls under way, then end all sessions."""
         self._stop.set()
         await self._mcp.news.close()
         if self._calls:
@@ -137,33 +141,32 @@ class McpDoor:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
+        """Serve one request. Raises Unavailable, PayloadTooLarge, RateLimited."""
         if self._stop.is_set():
-            raise Unavailable("the gateway is ending", reason="STOPPING")
+            raise Unavailable("the gateway is stopping; ask again", reason="STOPPING")
         request = Request(scope)
-        told = request.headers.get("content-length", "")
-        if told.isdecimal() and int(told) > self._limit:
-            raise PayloadTooLarge(f"the body is larger than the {self._limit} bytes that are taken", limit=self._limit)
+        content_length = request.headers.get("content-length", "")
+        if content_length.isdecimal() and int(content_length) > self._limit:
+            raise PayloadTooLarge(f"the body is larger than the limit of {self._limit} bytes", limit=self._limit)
         query = request.query_params
         request.state.mode = mode_from(query.get("read_only", ""), query.get("only", ""))
         owner = caller_of(request.state).owner
-        scope["user"] = AuthenticatedUser(
-            AccessToken(token="", client_id=owner, scopes=[])
-        )  # whom a session is bound to
+        # the SDK binds a session to this user
+        scope["user"] = AuthenticatedUser(AccessToken(token="", client_id=owner, scopes=[]))
         task = asyncio.current_task()
         if task and request.method == "POST":
             self._calls.add(task)
             task.add_done_callback(self._calls.discard)
-        request.state.gone = asyncio.get_running_loop().create_future()
+        request.state.disconnected = asyncio.get_running_loop().create_future()
         try:
             with self._listening(request, owner):
                 await self._in_session(request, owner, receive, send)
         finally:
-            request.state.gone.set_result(None)
+            request.state.disconnected.set_result(None)
 
     @contextlib.contextmanager
     def _listening(self, request: Request, owner: str) -> Iterator[None]:
-        """Count a stream of news during a block. Raises RateLimited when the owner has too many."""
+        """Count a stream of notifications during the block. Raises RateLimited if the owner has too many."""
         if request.headers.get(MCP_METHOD_HEADER) != "subscriptions/listen":
             yield
             return
@@ -178,61 +181,63 @@ class McpDoor:
                 del self._streams[owner]
 
     async def _in_session(self, request: Request, owner: str, receive: Receive, send: Send) -> None:
-        """Have a request served; learn of the session that it begins or ends. Raises RateLimited."""
-        known, ending = request.headers.get(MCP_SESSION_ID_HEADER, ""), ""
-        begins = _begins_session(request)
-        if begins:
-            known, ending = self._sessions.begin(owner)
+        """Serve a request, and record the session that it begins or ends. Raises RateLimited."""
+        session_id, replaced = request.headers.get(MCP_SESSION_ID_HEADER, ""), ""
+        begins_session = _begins_session(request)
+        if begins_session:
+            session_id, replaced = self._sessions.begin(owner)
 
-        async def noting(message: Message) -> None:
+        async def send_and_record(message: Message) -> None:
             if message["type"] == "http.response.start":
                 status, ident = message["status"], Headers(raw=message["headers"]).get(MCP_SESSION_ID_HEADER)
-                if begins and ident and status < 400:
-                    self._sessions.name(known, ident)
+                if begins_session and ident and status < 400:
+                    self._sessions.name(session_id, ident)
                 elif status == 404 or (request.method == "DELETE" and status < 400):
-                    self._sessions.forget(known, owner)
+                    self._sessions.forget(session_id, owner)
             await send(message)
 
-        with self._sessions.in_use(known, owner):
+        with self._sessions.in_use(session_id, owner):
             try:
-                if ending:
-                    await self._end(request, ending)
-                await self._manager.handle_request(request.scope, receive, noting)
+                if replaced:
+                    await self._end(request, replaced)
+                await self._manager.handle_request(request.scope, receive, send_and_record)
             finally:
-                if begins:
-                    self._sessions.forget(known, owner)  # by its id it stays, if it has got one
+                if begins_session:
+                    self._sessions.forget(session_id, owner)  # a session that did begin is kept under its real id
 
     async def _end(self, request: Request, ident: str) -> None:
-        """End a session of who makes a request, as its client would."""
+        """End another session of the request's caller, as its client would: with DELETE."""
         headers = [(MCP_SESSION_ID_HEADER.encode(), ident.encode())]
 
-        async def nothing() -> Message:
+        async def receive_nothing() -> Message:
             return {"type": "http.request"}
 
-        async def unheard(message: Message) -> None:
+        async def discard(message: Message) -> None:
             pass
 
-        await self._manager.handle_request({**request.scope, "method": "DELETE", "headers": headers}, nothing, unheard)
+        await self._manager.handle_request(
+            {**request.scope, "method": "DELETE", "headers": headers}, receive_nothing, discard
+        )
 
     async def _serve(self) -> None:
-        """Hold the sessions; they have to be ended by the task that began them."""
+        """Run the SDK's session manager in one task, because it must be closed by the task that opened it."""
         async with self._manager.run():
             self._ready.set()
             await asyncio.Event().wait()
 
 
-def _who(ctx: Context) -> McpClient:
+def _find_client(ctx: Context) -> McpClient:
     request: Request | None = ctx.request
     assert request, "over HTTP every message comes with its request"
     session = request.headers.get(MCP_SESSION_ID_HEADER, "")
-    return McpClient(caller_of(request.state), request.state.mode, session, request.state.gone)
+    return McpClient(caller_of(request.state), request.state.mode, session, request.state.disconnected)
 
 
 def _begins_session(request: Request) -> bool:
-    """Whether a request can only begin a session: it names none, and the protocol is one that has them."""
+    """Whether a request begins a session: it names none, and its protocol version has sessions."""
     version = request.headers.get(MCP_PROTOCOL_VERSION_HEADER)
     return MCP_SESSION_ID_HEADER not in request.headers and (version is None or version in HANDSHAKE_PROTOCOL_VERSIONS)
 
 
-def _too_many(what: str, reason: str) -> RateLimited:
-    return RateLimited(f"one key or address may have {what} at once", reason=reason, retry_after=_RETRY)
+def _too_many(limit: str, reason: str) -> RateLimited:
+    return RateLimited(f"one key or address may have at most {limit} at once", reason=reason, retry_after=_RETRY)

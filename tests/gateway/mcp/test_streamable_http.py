@@ -348,7 +348,7 @@ async def test_a_session_hears_of_changes_of_what_it_subscribes_to_and_of_nothin
         await mcp.call_tool("counter_add", {"counter_id": "c2"})
         await until(lambda: seen)
         assert seen == ["notifications/resources/updated"]
-        with pytest.warns(MCPDeprecationWarning), pytest.raises(MCPError, match="nothing at asms://other"):
+        with pytest.warns(MCPDeprecationWarning), pytest.raises(MCPError, match="there is no resource asms://other"):
             await mcp.subscribe_resource("asms://other")
 
 

@@ -42,6 +42,8 @@ def units(*names: str) -> dict[str, UnitInfo]:
         (unit("service.delete", risk="high", description="Remove a service."), False, True, False, False),
         (unit("service.start", description="Start. Nothing happens when it is running."), False, False, True, False),
         (unit("model.create", description="Asking again for the same is no error."), False, False, True, False),
+        (unit("inference.settle", description="Report a result. Idempotent."), False, False, True, False),
+        (unit("inference.chat", description="Ask a model. Not idempotent."), False, False, False, False),
         (
             unit("resource.allocate", description="Asking again for the same is the same slot."),
             False,
@@ -119,9 +121,9 @@ def test_a_mode_is_read_from_a_query_string(read_only: str, only: str, mode: Any
 
 def test_what_a_mode_hides_it_refuses() -> None:
     Mode(read_only=True, only=("model",)).admit(unit("model.list", "query"))
-    with pytest.raises(Forbidden, match="one may only look"):
+    with pytest.raises(Forbidden, match="in read-only mode only queries are offered"):
         Mode(read_only=True).admit(unit("model.pull"))
-    with pytest.raises(Forbidden, match="only what belongs to service, model"):
+    with pytest.raises(Forbidden, match="offered are only the domains service, model"):
         Mode(only=("service", "model")).admit(unit("engine.list", "query"))
 
 
@@ -160,7 +162,7 @@ def test_the_pieces_of_a_text_are_progress() -> None:
 
 
 def said(name: str, offered: dict[str, UnitInfo], **given: str) -> str:
-    (message,) = prompts.told(name, given, tools.offered(offered, NOBODY, Mode())).messages
+    (message,) = prompts.render(name, given, tools.offered(offered, NOBODY, Mode())).messages
     assert isinstance(message.content, types.TextContent)
     return message.content.text
 
@@ -173,24 +175,26 @@ def test_there_are_five_prompts() -> None:
 
 def test_a_prompt_names_the_tools_that_are_there_and_says_which_are_not() -> None:
     text = said("troubleshooting", units("service.status", "service.history"), service_id="svc-1", symptom="it hangs")
-    assert "The service: svc-1\nWhat was seen: it hangs\n" in text
-    assert "1. How each of its replicas is, and what to do about it: `service_status`." in text
-    assert "2. What has happened to it: `service_history`." in text
+    assert "The service: svc-1\nWhat was observed: it hangs\n" in text
+    assert "1. Check the status and the last error of each replica: `service_status`." in text
+    assert "2. Read the service's events: `service_history`." in text
     assert "`service_logs`" not in text
-    assert "Not offered here, so without the steps that need them: device.health, engine.list, engine.logs" in text
+    assert (
+        "Steps were left out because these units are not offered here: device.health, engine.list, engine.logs" in text
+    )
 
 
 def test_a_prompt_without_its_tools_says_so() -> None:
-    assert "None of the tools that this takes is offered here" in said("inference", units("device.list"))
+    assert "None of the tools for this task are offered here" in said("inference", units("device.list"))
 
 
 def test_pipelines_are_gone_through_by_hand_unless_there_is_a_domain_for_them() -> None:
     chat = units("inference.chat")
-    assert "There is no pipeline domain on the bus" in said("pipelines", chat, goal="minutes of a meeting")
+    assert "No pipeline tools are offered here" in said("pipelines", chat, goal="minutes of a meeting")
     create = {"pipeline.create": unit("pipeline.create", description="Make a pipeline.\n\nMore.")}
     text = said("pipelines", chat | create, goal="minutes of a meeting")
     assert "- `pipeline_create`: Make a pipeline.\n" in text
-    assert "There is no pipeline domain" not in text
+    assert "No pipeline tools" not in text
 
 
 def test_what_the_user_gives_is_told_as_it_is() -> None:
@@ -202,17 +206,17 @@ def test_what_the_user_gives_is_told_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("name", "given", "refusal", "message"),
     [
-        ("nothing", {}, NotFound, "there are model_management, inference"),
-        ("pipelines", {}, ValidationFailed, "pipelines: goal: a value"),
-        ("inference", {"modle": "x"}, ValidationFailed, "modle: one of request, model"),
-        ("inference", {"request": "x" * 2001}, ValidationFailed, "request: at most 2000"),
+        ("nothing", {}, NotFound, "known: model_management, inference"),
+        ("pipelines", {}, ValidationFailed, "pipelines: goal: expected a value"),
+        ("inference", {"modle": "x"}, ValidationFailed, "modle: expected one of request, model"),
+        ("inference", {"request": "x" * 2001}, ValidationFailed, "request: expected at most 2000"),
     ],
 )
 def test_a_prompt_that_cannot_be_told_is_refused(
     name: str, given: dict[str, str], refusal: type[AimaError], message: str
 ) -> None:
     with pytest.raises(refusal, match=message):
-        prompts.told(name, given, {})
+        prompts.render(name, given, {})
 
 
 def test_every_unit_that_the_prompts_name_is_one_of_ours() -> None:
