@@ -1,11 +1,11 @@
-"""Which events a client wants, and from where on: the query string of `/api/v2/events`. Pure.
+"""Reads the query string of `/api/v2/events`: which events a client gets, and where they begin. Pure.
 
-domain=service            of this domain; repeatable
-type=service.started      of this type, or of all that begin so: service.*, model.pull_*; repeatable
-stream=service/svc-1      about this one
-after=SEQ                 behind this number, which is an event's `id`; 0: all that are kept
-since=10m                 from then on: a time, or how long ago
-last_event_id=SEQ         the same as the header Last-Event-ID, which comes first: where a client was cut off
+domain=service            only events of this domain; repeatable
+type=service.started      only events of this type, or of a prefix: service.*, model.pull_*; repeatable
+stream=service/svc-1      only events of this stream
+after=SEQ                 begin after this number, which is an event's `id`; 0: with the first stored event
+since=10m                 begin at a time, or a duration ago
+last_event_id=SEQ         the same as the header Last-Event-ID, which takes precedence: the last event received
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _FIELDS = ("domain", "type", "stream", "after", "since", "last_event_id")
 
 @dataclass(frozen=True)
 class EventFilter:
-    """What a client asks for. `after` is a number, `since` Unix seconds; neither: only what is new."""
+    """A client's selection of events. `after`: number of an event; `since`: Unix seconds; without both, new events."""
 
     domains: frozenset[str] = frozenset()
     types: tuple[str, ...] = ()
@@ -36,19 +36,21 @@ class EventFilter:
     since: float | None = None
 
     def fits(self, domain: str, kind: str, stream: str) -> bool:
-        """Whether an event is one of those."""
+        """Whether the selection includes an event."""
         if self.domains and domain not in self.domains:
             return False
         if self.stream and stream != self.stream:
             return False
         return not self.types or any(
-            kind.startswith(wanted[:-1]) if wanted.endswith("*") else kind == wanted for wanted in self.types
+            kind.startswith(pattern[:-1]) if pattern.endswith("*") else kind == pattern for pattern in self.types
         )
 
     def subject(self) -> str:
-        """Return the narrowest subject of the bus that all of those have."""
-        own, _, ident = self.stream.partition("/")
-        domains = self.domains | {kind.partition(".")[0] for kind in self.types} | ({own} if own else set())
+        """Return the narrowest subject of the bus that covers all selected events."""
+        stream_domain, _, ident = self.stream.partition("/")
+        domains = self.domains | {kind.partition(".")[0] for kind in self.types}
+        if stream_domain:
+            domains |= {stream_domain}
         kinds = {kind.partition(".")[2] for kind in self.types}
         exact = len(kinds) == 1 and not next(iter(kinds)).endswith("*")
         parts = (
@@ -60,41 +62,41 @@ class EventFilter:
 
 
 def read(pairs: Sequence[tuple[str, str]], last_event_id: str, now: float) -> EventFilter:
-    """Return what a query string and the header Last-Event-ID ask for. Raises ValidationFailed."""
-    given: dict[str, list[str]] = {}
+    """Return the selection in a query string and the header Last-Event-ID. Raises ValidationFailed."""
+    values: dict[str, list[str]] = {}
     for name, text in pairs:
         if name not in _FIELDS:
-            raise _fault(name[:100], f"one of {', '.join(_FIELDS)}")
+            raise _invalid(name[:100], f"one of {', '.join(_FIELDS)}")
         if text:
-            given.setdefault(name, []).append(text)
+            values.setdefault(name, []).append(text)
     for name in ("stream", "after", "since", "last_event_id"):
-        if len(given.get(name, ())) > 1:
-            raise _fault(name, "once at most")
-    begin = next(iter(given.get("last_event_id", given.get("after", ()))), None)
+        if len(values.get(name, ())) > 1:
+            raise _invalid(name, "once at most")
+    start = next(iter(values.get("last_event_id", values.get("after", ()))), None)
     after = _number("Last-Event-ID", last_event_id) if last_event_id else None
-    if after is None and begin is not None:
-        after = _number("last_event_id" if "last_event_id" in given else "after", begin)
+    if after is None and start is not None:
+        after = _number("last_event_id" if "last_event_id" in values else "after", start)
     return EventFilter(
-        domains=frozenset(_all("domain", given, _DOMAIN, "the name of a domain, such as service")),
-        types=tuple(_all("type", given, _TYPE, "a type such as service.started, or service.*")),
-        stream=next(iter(_all("stream", given, _STREAM, "a stream such as service/svc-1")), ""),
+        domains=frozenset(_all("domain", values, _DOMAIN, "the name of a domain, such as service")),
+        types=tuple(_all("type", values, _TYPE, "a type such as service.started, or service.*")),
+        stream=next(iter(_all("stream", values, _STREAM, "a stream such as service/svc-1")), ""),
         after=after,
-        since=_since(given["since"][0], now) if after is None and "since" in given else None,
+        since=_since(values["since"][0], now) if after is None and "since" in values else None,
     )
 
 
-def _all(name: str, given: dict[str, list[str]], pattern: re.Pattern[str], expected: str) -> list[str]:
-    texts = given.get(name, [])
+def _all(name: str, values: dict[str, list[str]], pattern: re.Pattern[str], expected: str) -> list[str]:
+    texts = values.get(name, [])
     if len(texts) > _MOST:
-        raise _fault(name, f"at most {_MOST} times")
+        raise _invalid(name, f"at most {_MOST} times")
     if not all(pattern.fullmatch(text) for text in texts):
-        raise _fault(name, expected)
+        raise _invalid(name, expected)
     return texts
 
 
 def _number(name: str, text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= 19 and int(text) <= LARGEST):
-        raise _fault(name, "the number of an event, as its id says")
+        raise _invalid(name, "the number of an event, which is its id")
     return int(text)
 
 
@@ -102,8 +104,8 @@ def _since(text: str, now: float) -> float:
     try:
         return moment(text, now)
     except ValueError:
-        raise _fault("since", "90s, 10m, 2h, 1d, or 2026-01-31T12:00:00Z") from None
+        raise _invalid("since", "90s, 10m, 2h, 1d, or 2026-01-31T12:00:00Z") from None
 
 
-def _fault(name: str, expected: str) -> ValidationFailed:
+def _invalid(name: str, expected: str) -> ValidationFailed:
     return ValidationFailed(f"{name}: expected {expected}", fields=[{"field": name, "expected": expected}])

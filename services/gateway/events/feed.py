@@ -1,7 +1,7 @@
-"""The messages of a JetStream stream, as they come, in order: one consumer for all who want them, while anybody does.
+"""Delivers the messages of a JetStream stream in order, through one consumer for all users, while there are any.
 
-The consumer is the gateway's own and lives in the server's memory. Heartbeats tell when it, its stream or the bus has
-gone; then it is made anew behind the last message that came, so that none is missing and none comes twice.
+The consumer is ephemeral and in the server's memory. If its heartbeats stop, because the consumer, its stream or the
+bus is gone, a new consumer starts after the last message received, so that no message is lost and none comes twice.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from aima_core.errors import Unavailable
 from aima_core.structured_logs import logger
 
 BUS_AWAY = (TimeoutError, nats.errors.Error, nats.js.errors.Error, OSError)
-GRACE = 5.0  # seconds that a feed goes on when nobody wants it: clients whose connection broke come back
-_PATIENCE = 2.0  # seconds until who comes hears that the stream is not there
-_HEARTBEAT = 1.0  # seconds between signs of life of a consumer that has nothing to tell
-_SILENCE = 2.5  # seconds without any after which the consumer counts as lost
-_RETRY = 0.5  # seconds
-_TOKENS = 9  # of the reply subject of a message, in its older form
+GRACE = 5.0  # seconds that a feed goes on without users, for clients that reconnect
+_FIND_TIMEOUT = 2.0  # seconds that a new user waits for the stream
+_HEARTBEAT = 1.0  # seconds between the heartbeats of an idle consumer
+_SILENCE = 2.5  # seconds without message or heartbeat after which the consumer counts as lost
+_RETRY = 0.5  # seconds between attempts while JetStream does not answer
+_TOKENS = 9  # tokens of a message's reply subject in its older form
 
 
 class Feed:
-    """One stream, delivered while somebody wants it: from when the first comes until a grace after the last has left.
+    """A stream that is delivered while the feed has users, and for `grace` seconds after the last one left.
 
         with feed:
-            newest = await feed.found()  # whatever is stored behind this number is delivered until the block ends
+            newest = await feed.newest()  # every message after this number is delivered until the block ends
 
-    `take(seq, message)` gets each message. `forget()` is told when what comes next does not continue what came: at the
-    beginning, at the end, and when the stream was made anew, which `life` counts. `last` is the number of the newest
-    message; 0 until the stream has been found.
+    `take(seq, message)` gets each message. `forget()` is called when the next message does not continue the ones
+    before: at the start, at the end, and when the stream was recreated. `life` counts how often it was recreated;
+    `last` is the number of the newest message, 0 until the stream was found.
     """
 
     def __init__(
@@ -56,39 +56,41 @@ class Feed:
         self._grace = grace
         self._users = 0
         self._wanted = asyncio.Event()
-        self._leaving: asyncio.TimerHandle | None = None
+        self._stopping: asyncio.TimerHandle | None = None
         self._found = asyncio.Event()
         self._created: datetime | None = None
         self._count = 0  # messages of this consumer
         self._alive = False
-        self._over = asyncio.Event()  # this consumer is lost, or nobody wants it
+        self._over = asyncio.Event()  # this consumer is lost, or has no users
         self.last = 0
         self.life = 0
 
     def __enter__(self) -> None:
         self._users += 1
-        if self._leaving:
-            self._leaving.cancel()
+        if self._stopping:
+            self._stopping.cancel()
         self._wanted.set()
 
     def __exit__(self, *_: object) -> None:
         self._users -= 1
         if not self._users:
-            self._leaving = asyncio.get_running_loop().call_later(self._grace, self._leave)
+            self._stopping = asyncio.get_running_loop().call_later(self._grace, self._stop)
 
-    async def found(self) -> int:
-        """Return the number of the newest message. Raises Unavailable while JetStream is away."""
+    async def newest(self) -> int:
+        """Return the number of the newest message. Raises Unavailable if JetStream does not answer."""
         try:
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(_FIND_TIMEOUT):
                 await self._found.wait()
         except TimeoutError:
             raise Unavailable(
-                "nothing can be followed right now: JetStream is away", reason="NO_JETSTREAM", retry_after=1
+                "events and resources cannot be followed: JetStream does not answer; try again",
+                reason="NO_JETSTREAM",
+                retry_after=1,
             ) from None
         return self.last
 
     async def run(self) -> None:
-        """Deliver whenever somebody wants it, for ever; stream and bus may come and go."""
+        """Deliver whenever there are users; runs until cancelled, also while the stream or the bus is away."""
         while True:
             await self._wanted.wait()
             while self._wanted.is_set():
@@ -96,32 +98,32 @@ class Feed:
                     await self._find()
                     await self._deliver()
                 except BUS_AWAY as error:
-                    logger.debug("a stream is not there right now", stream=self._stream, error=repr(error))
+                    logger.debug("a JetStream stream does not answer", stream=self._stream, error=repr(error))
                     await asyncio.sleep(_RETRY)
-            # nothing is awaited from the last look at `_wanted` on: whoever came before goes on where it was, and
-            # whoever comes after waits until the stream is found again
+            # nothing is awaited since the last check of `_wanted`: a user from before that check continues, and a user
+            # who comes after it waits until the stream is found again
             self._found.clear()
             self.last = 0
             self._forget()
 
-    def _leave(self) -> None:
+    def _stop(self) -> None:
         self._wanted.clear()
         self._over.set()
 
     async def _find(self) -> None:
-        """Learn where the stream begins for us: at what comes from now on, or all of one that was made anew."""
+        """Set where delivery starts: with new messages, or with the first message of a stream that was recreated."""
         info = await self._js.stream_info(self._stream)
-        anew = self._created not in (None, info.created) or self.last > info.state.last_seq
-        if anew:
+        recreated = self._created not in (None, info.created) or self.last > info.state.last_seq
+        if recreated:
             self.life += 1
-        if anew or not self._found.is_set():
+        if recreated or not self._found.is_set():
             self.last = 0 if self._found.is_set() else info.state.last_seq
             self._forget()
         self._created = info.created
         self._found.set()
 
     async def _deliver(self) -> None:
-        """Have a consumer deliver; return when it is lost, or when nobody wants it any more."""
+        """Create a consumer and let it deliver; return when it is lost, or has no users any more."""
         inbox = self._nc.new_inbox()
         self._count = 0
         self._over.clear()
@@ -146,15 +148,15 @@ class Feed:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_SILENCE):
                         await self._over.wait()
-        finally:  # with nobody subscribed, the server soon forgets the consumer by itself
+        finally:  # without a subscription, the server soon deletes the consumer
             with contextlib.suppress(*BUS_AWAY):
                 await subscription.unsubscribe()
 
     async def _on_message(self, message: Msg) -> None:
         self._alive = True
         if message.headers and message.headers.get("Status"):
-            told = message.headers.get("Nats-Last-Consumer", "")
-            if told.isdecimal() and int(told) != self._count:
+            delivered = message.headers.get("Nats-Last-Consumer", "")
+            if delivered.isdecimal() and int(delivered) != self._count:
                 self._over.set()
             return
         seq, count = numbers(message)
@@ -170,7 +172,7 @@ def numbers(message: Msg) -> tuple[int, int]:
     """Return a message's number in its stream, and its number among those of its consumer.
 
     They are two tokens of its reply subject, `$JS.ACK...` of ADR-15. `message.metadata` of nats-py reads them too, but
-    makes a date of another one on the way, at six times the cost.
+    also parses the date, at six times the cost.
     """
     tokens = message.reply.split(".")
     place = 5 if len(tokens) == _TOKENS else 7  # newer servers name a domain and an account before the stream

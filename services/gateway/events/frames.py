@@ -1,4 +1,4 @@
-"""An event of the stream as clients get it: whether somebody sees it, and how much of it. Pure."""
+"""An event as clients get it: whether a caller may see it, and whether it may see who caused it. Pure."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import msgspec
 from services.gateway.entrance.access import Policy, Principal, without_caller
 from services.gateway.events import sse
 
-_SECRETIVE = frozenset({"gateway"})  # domains whose events are of high risk to read: they tell whose keys there are
+_SECRETIVE = frozenset({"gateway"})  # domains whose events are of high risk to read, because they name keys
 _SUBJECT = re.compile(r"aima\.events\.([a-z0-9_]+)\.([a-z0-9_]+)\.[^.]+")
 
 
 class EventFrame(msgspec.Struct, frozen=True, dict=True):
-    """An event as clients get it. `principal`: who led to it."""
+    """An event as clients get it. `principal`: the name of the key that caused it, if any."""
 
     seq: int
     domain: str
@@ -26,11 +26,11 @@ class EventFrame(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def hidden(self) -> bytes:
-        """The frame for those who do not see who led to it: made once for all of them, empty when it cannot be."""
+        """The frame without the event's caller, for those who may not see it; empty if the event cannot be decoded."""
         _, _, data = self.frame.partition(b"\ndata: ")
         try:
             return sse.event(without_caller(msgspec.json.decode(data)), kind=self.kind, ident=str(self.seq))
-        except (msgspec.MsgspecError, ValueError, RecursionError):  # such as a number beyond all that there are here
+        except (msgspec.MsgspecError, ValueError, RecursionError):  # such as a number that is too large
             return b""
 
 
@@ -39,23 +39,23 @@ class _Head(msgspec.Struct):
     principal: str | None = None
 
 
-def visible(who: Principal, domain: str) -> bool:
-    """Whether somebody may see a domain's events."""
+def visible(principal: Principal, domain: str) -> bool:
+    """Whether a caller may see a domain's events."""
     risk = "high" if domain in _SECRETIVE else "low"
-    return who.reaches(domain, risk) if who.known else risk == "low"
+    return principal.reaches(domain, risk) if principal.known else risk == "low"
 
 
-def frame_for(who: Principal, policy: Policy, told: EventFrame) -> bytes:
-    """Return what somebody gets of an event: nothing, the whole, or all but who led to it."""
-    if not visible(who, told.domain):
+def frame_for(principal: Principal, policy: Policy, event: EventFrame) -> bytes:
+    """Return the frame of an event for a caller: whole, without the event's caller, or empty."""
+    if not visible(principal, event.domain):
         return b""
-    return told.frame if policy.sees_whole(who, told.domain, told.principal) else told.hidden
+    return event.frame if policy.sees_whole(principal, event.domain, event.principal) else event.hidden
 
 
 def read(seq: int, subject: str, data: bytes) -> EventFrame | None:
-    """Return a message of the stream as an event; None for what is none of ours."""
-    fits = _SUBJECT.fullmatch(subject)
-    if not fits:
+    """Return a message of the stream as an event; None if it is not an event of AIMA."""
+    match = _SUBJECT.fullmatch(subject)
+    if not match:
         return None
     try:
         head = msgspec.json.decode(data, type=_Head)
@@ -63,6 +63,6 @@ def read(seq: int, subject: str, data: bytes) -> EventFrame | None:
             data = msgspec.json.format(data, indent=-1)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
-    domain, kind = fits[1], f"{fits[1]}.{fits[2]}"
+    domain, kind = match[1], f"{match[1]}.{match[2]}"
     frame = sse.event(data, kind=kind, ident=str(seq))
     return EventFrame(seq, domain, kind, head.stream, head.principal or "", frame)

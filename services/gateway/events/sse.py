@@ -1,4 +1,4 @@
-"""Server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html): writing them."""
+"""Writes server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from starlette.types import Receive, Scope, Send
 
 from aima_core.process.effects import end
 
-QUIET = 15.0  # seconds after which a comment is sent, so that proxies and clients see that the connection lives
-_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the second keeps nginx from collecting them
+QUIET = 15.0  # seconds without an event until a comment is sent, so that proxies and clients keep the connection open
+_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the second stops nginx from buffering the events
 
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
@@ -26,9 +26,9 @@ def event(data: Any, *, kind: str = "", ident: str = "") -> bytes:
 
 
 class Stream(Response):
-    """Sends a comment at once, so that who waits sees an answer, events as they come, and a comment when none do.
+    """Sends a comment at once, so that the client sees a response, then events, and a comment after `QUIET` seconds.
 
-    Ends with the last event, or when the client has gone: then whoever makes the events is cancelled.
+    Ends with the last event, or when the client leaves or its key is no longer `valid`; then `events` is cancelled.
     """
 
     media_type = "text/event-stream"
@@ -47,46 +47,45 @@ class Stream(Response):
         self._valid = valid
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer."""
-        gone: asyncio.Task[None] | None = None
+        disconnected: asyncio.Task[None] | None = None
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             if scope["method"] != "HEAD":
-                gone = asyncio.create_task(_gone(receive))
-                await self._tell(gone, send)
+                disconnected = asyncio.create_task(_disconnected(receive))
+                await self._send_events(disconnected, send)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
-            await end([task for task in (gone, self._pending) if task])
+            await end([task for task in (disconnected, self._pending) if task])
             if close := getattr(self._events, "aclose", None):
                 await close()
 
-    async def _tell(self, gone: asyncio.Task[None], send: Send) -> None:
+    async def _send_events(self, disconnected: asyncio.Task[None], send: Send) -> None:
         await send({"type": "http.response.body", "body": b": open\n\n", "more_body": True})
-        while not gone.done():
+        while not disconnected.done():
             self._pending = self._pending or asyncio.create_task(_next(self._events))
-            await asyncio.wait((self._pending, gone), timeout=QUIET, return_when=asyncio.FIRST_COMPLETED)
-            found = b": quiet\n\n"
+            await asyncio.wait((self._pending, disconnected), timeout=QUIET, return_when=asyncio.FIRST_COMPLETED)
+            frame = b": quiet\n\n"
             if self._pending.done():
                 done, self._pending = self._pending, None
                 try:
-                    found = done.result()
+                    frame = done.result()
                 except StopAsyncIteration:
                     return
             if not self._valid():
                 return
-            await send({"type": "http.response.body", "body": found, "more_body": True})
+            await send({"type": "http.response.body", "body": frame, "more_body": True})
 
 
 async def answer(events: AsyncIterator[bytes], valid: Callable[[], bool]) -> Stream:
-    """Return the response that sends these, beginning at once: there may be none for long.
+    """Return a response that starts at once, because the first event may take long.
 
-    It ends as soon as whoever asked is no longer `valid`.
+    It ends as soon as the caller's key is no longer `valid`.
     """
     return Stream(events, valid=valid)
 
 
 async def answer_once_begun(events: AsyncIterator[bytes]) -> Stream:
-    """Return the response that sends these; what is raised before the first one is still an ordinary error."""
+    """Return a response that starts with the first event, or after `QUIET` seconds; an error before that is raised."""
     first = asyncio.create_task(_next(events))
     try:
         done, _ = await asyncio.wait((first,), timeout=QUIET)
@@ -102,6 +101,6 @@ async def _next(events: AsyncIterator[bytes]) -> bytes:
     return await anext(events)
 
 
-async def _gone(receive: Receive) -> None:
+async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

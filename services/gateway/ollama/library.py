@@ -75,7 +75,7 @@ class OllamaLibrary:
 
     async def show(self, request: Request) -> Response:
         body = bodies.decode(await read(request, self._limit), Named)
-        return json(models.shown(await self._get_model(request, body.called)))
+        return json(models.details(await self._get_model(request, body.called)))
 
     async def pull(self, request: Request) -> Response:
         """Pull a model. The progress is streamed line by line, unless `stream` is false."""
@@ -133,7 +133,7 @@ class OllamaLibrary:
         model: Json = await self._ask(caller, "model.get", {"model_id": await self.known_as(request, name)})
         if not _usable(caller, model, await self._service_names(caller)):
             raise NotFound(
-                f"there is no model {name}; GET /api/tags lists the models", reason="MODEL_NOT_FOUND", model=name
+                f"there is no model {name}; known models: GET /api/tags", reason="MODEL_NOT_FOUND", model=name
             )
         return model
 

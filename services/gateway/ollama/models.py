@@ -49,7 +49,7 @@ def running(model: Mapping[str, Any], memory: int) -> Json:
     return {**tag(model), "size": memory or model["size"]}
 
 
-def shown(model: Mapping[str, Any]) -> Json:
+def details(model: Mapping[str, Any]) -> Json:
     """Return a model as `/api/show` shows it."""
     architecture = model["architecture"] or "unknown"
     facts = {

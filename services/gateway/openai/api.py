@@ -131,7 +131,7 @@ class OpenAI:
         match = next((model for model in served if _is_called(model, name)), None)
         if match is None or not caller.principal.may_use(name):
             raise NotFound(
-                f"there is no model {name}; GET /v1/models lists the models", reason="MODEL_NOT_FOUND", model=name
+                f"there is no model {name}; known models: GET /v1/models", reason="MODEL_NOT_FOUND", model=name
             )
         shown = _model_object(name, match, created)
         return json(answers.model(shown) if _anthropic(request) else shown)

@@ -29,8 +29,8 @@ from services.gateway.rest.operations import Operations
 from services.gateway.rest.routes import RouteMatch
 
 PREFIX = "/api/v2"
-_LONGEST_NAME = 100  # characters of a unit's name; looking for the nearest to a longer one costs more than it is worth
-_QUICK = 30.0  # seconds: work that may take longer is given up when who asked for it has gone
+_LONGEST_NAME = 100  # characters of a unit's name; the search for similar names is too slow for longer ones
+_QUICK = 30.0  # seconds; a request for a unit with a longer timeout is cancelled when its client leaves
 
 
 class Execute(msgspec.Struct, forbid_unknown_fields=True):
@@ -43,17 +43,17 @@ class Execute(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class RestApi:
-    """The doors of our own."""
+    """The routes to the units."""
 
-    def __init__(self, asking: Dispatcher, operations: Operations, body_limit: int) -> None:
-        self._asking = asking
+    def __init__(self, dispatcher: Dispatcher, operations: Operations, body_limit: int) -> None:
+        self._dispatcher = dispatcher
         self._operations = operations
         self._limit = body_limit
         self._units: routes.Units = {}
         self._table = routes.Table(self._units)
 
     def routes(self) -> list[Route]:
-        """Return the routes; the last ones take whatever the others leave."""
+        """Return the routes; the last ones match every remaining path, so they must stay last."""
         return [
             fixed_path(f"{PREFIX}/execute", {"POST": self.execute}),
             fixed_path(f"{PREFIX}/command/{{unit}}", {"POST": self.named}),
@@ -67,13 +67,13 @@ class RestApi:
 
     async def execute(self, request: Request) -> Response:
         """Ask the unit that the body names."""
-        asked = bodies.convert(await bodies.read_object(request, self._limit), Execute)
-        unit = await self._asking.directory.find(asked.unit)
-        if asked.type not in (None, unit.kind):
+        body = bodies.convert(await bodies.read_object(request, self._limit), Execute)
+        unit = await self._dispatcher.directory.find(body.unit)
+        if body.type not in (None, unit.kind):
             raise InvalidRequest(
-                f"{unit.name} is a {unit.kind}, not a {asked.type}", reason="WRONG_TYPE", unit=unit.name
+                f"{unit.name} is a {unit.kind}, not a {body.type}", reason="WRONG_TYPE", unit=unit.name
             )
-        return await self._ask(request, unit, asked.input, asked.options)
+        return await self._ask(request, unit, body.input, body.options)
 
     async def named(self, request: Request) -> Response:
         """Ask the unit that the path names."""
@@ -84,24 +84,26 @@ class RestApi:
         return await self._ask(request, unit, await self._input(request, unit, {}))
 
     async def rest(self, request: Request) -> Response:
-        """Ask the unit that method and path mean together."""
-        return await self._found(request, bodies.segments_of(request, PREFIX))
+        """Ask the unit that method and path mean, by the rule of `routes.py`."""
+        return await self._ask_matched(request, bodies.segments_of(request, PREFIX))
 
     async def alias(self, request: Request) -> Response:
         """Ask a unit by domain and action: `/api/model/list`."""
-        return await self._found(request, bodies.segments_of(request, "/api"))
+        return await self._ask_matched(request, bodies.segments_of(request, "/api"))
 
     async def units(self, request: Request) -> Response:
-        """List the units that are on the bus, as far as the caller may ask them; `full`: all that they say."""
+        """List the units on the bus that the caller may ask; with `full=true`, their whole descriptions by domain."""
         domain = request.query_params.get("domain")
         if request.query_params.get("full") == "true":
             return json({"domains": await self._domains(caller_of(request.state), domain)})
-        found = [
+        visible = [
             unit
-            for unit in self._asking.directory.units.values()
+            for unit in self._dispatcher.directory.units.values()
             if domain in (None, unit.domain) and self._visible(caller_of(request.state), unit)
         ]
-        return json({"units": [_brief(unit, self._asking.directory.units) for unit in found], "total": len(found)})
+        return json(
+            {"units": [_brief(unit, self._dispatcher.directory.units) for unit in visible], "total": len(visible)}
+        )
 
     async def schema(self, request: Request) -> Response:
         """Describe one unit with its JSON Schemas."""
@@ -110,36 +112,38 @@ class RestApi:
     # --- one request ----------------------------------------------------------------------------------------
 
     async def _unit(self, request: Request) -> UnitInfo:
-        return await self._asking.directory.find(request.path_params["unit"][:_LONGEST_NAME])
+        return await self._dispatcher.directory.find(request.path_params["unit"][:_LONGEST_NAME])
 
     def _resolve(self, method: str, segments: list[str]) -> RouteMatch:
-        if self._units is not self._asking.directory.units:
-            self._units = self._asking.directory.units
+        if self._units is not self._dispatcher.directory.units:
+            self._units = self._dispatcher.directory.units
             self._table = routes.Table(self._units)
         return self._table.resolve(method, segments)
 
-    async def _found(self, request: Request, segments: list[str]) -> Response:
+    async def _ask_matched(self, request: Request, segments: list[str]) -> Response:
         method = "GET" if request.method == "HEAD" else request.method
-        found = self._resolve(method, segments)
-        if found.unit is None and not found.allowed:
-            await self._asking.directory.look()  # a domain may have come this very moment
-            found = self._resolve(method, segments)
-        if found.unit is None:
-            if not found.allowed:
-                raise NotFound(f"there is nothing at {request.url.path}; {PREFIX}/units lists what there is")
-            raise HTTPException(405, headers={"Allow": ", ".join(_allow(found.allowed))})
-        return await self._ask(request, found.unit, await self._input(request, found.unit, found.given))
+        match = self._resolve(method, segments)
+        if match.unit is None and not match.allowed:
+            await self._dispatcher.directory.look()  # a domain may have started just now
+            match = self._resolve(method, segments)
+        if match.unit is None:
+            if not match.allowed:
+                raise NotFound(f"there is nothing at {request.url.path}; {PREFIX}/units lists the units")
+            raise HTTPException(405, headers={"Allow": ", ".join(_allow(match.allowed))})
+        return await self._ask(request, match.unit, await self._input(request, match.unit, match.path_input))
 
-    async def _input(self, request: Request, unit: UnitInfo, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the unit's input: query string and body, and what stands in the path, which nothing contradicts."""
-        asked = read_query(bodies.query_of(request), unit.input)
+    async def _input(self, request: Request, unit: UnitInfo, path_input: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the unit's input from path, query string and body. Raises ValidationFailed if they contradict."""
+        in_query = read_query(bodies.query_of(request), unit.input)
         data = await bodies.read_object(request, self._limit)
-        inside = read_query(list(given.items()), unit.input)
-        for where, told in (("query string", asked), ("path", inside)):
-            for name, value in told.items():
+        in_path = read_query(list(path_input.items()), unit.input)
+        for source, fields in (("query string", in_query), ("path", in_path)):
+            for name, value in fields.items():
                 if data.setdefault(name, value) != value:
-                    fault = {"field": name, "expected": f"what the {where} says, or nothing"}
-                    raise ValidationFailed(f"{name}: the {where} says something else", fields=[fault])
+                    fault = {"field": name, "expected": f"the value in the {source}, or none"}
+                    raise ValidationFailed(
+                        f"{name}: the {source} has another value than the rest of the request", fields=[fault]
+                    )
         return data
 
     async def _ask(
@@ -152,15 +156,15 @@ class RestApi:
         if options.stream or "text/event-stream" in request.headers.get("accept", ""):
             return await sse.answer_once_begun(self._stream(caller, unit.name, data))
         if unit.timeout <= _QUICK:
-            return json(await self._asking.envelope(caller, unit.name, data))
-        return await self._patiently(request, caller, unit.name, data)
+            return json(await self._dispatcher.envelope(caller, unit.name, data))
+        return await self._ask_cancellably(request, caller, unit.name, data)
 
-    async def _patiently(self, request: Request, caller: Caller, name: str, data: Mapping[str, Any]) -> Response:
-        """Answer when the unit has; asked with parts, it learns that nobody waits any more, and gives up."""
+    async def _ask_cancellably(self, request: Request, caller: Caller, name: str, data: Mapping[str, Any]) -> Response:
+        """Return the unit's answer. If the client leaves before, the unit's work is cancelled."""
         answers: list[Response] = []
 
         async def ask() -> None:
-            async for part in self._asking.stream(caller, name, data):
+            async for part in self._dispatcher.stream(caller, name, data):
                 if isinstance(part, Answer):
                     answers.append(json({"success": True, "data": part.data, "meta": part.meta}))
 
@@ -170,26 +174,26 @@ class RestApi:
         return answers[0]
 
     async def _stream(self, caller: Caller, name: str, data: Mapping[str, Any]) -> AsyncIterator[bytes]:
-        """Yield the parts of an answer and then the answer, or its error, as server-sent events."""
-        begun = False
+        """Yield the parts of an answer, and then the answer or its error, as server-sent events."""
+        started = False
         try:
-            async with contextlib.aclosing(self._asking.stream(caller, name, data)) as parts:
+            async with contextlib.aclosing(self._dispatcher.stream(caller, name, data)) as parts:
                 async for part in parts:
-                    begun = True
+                    started = True
                     if isinstance(part, Answer):
                         yield sse.event({"success": True, "data": part.data, "meta": part.meta}, kind="result")
                     else:
                         yield sse.event(part, kind="part")
         except AimaError as error:
-            if not begun:
+            if not started:
                 raise
             yield sse.event(body_of(error, PREFIX, caller.request_id), kind="error")
 
     async def _domains(self, caller: Caller, name: str | None) -> list[DomainInfo]:
-        """Return the domains that answer, with those of their units that the caller may ask."""
-        directory = self._asking.directory
+        """Return the domains that answer, with the units that the caller may ask."""
+        directory = self._dispatcher.directory
         if name and name not in directory.domains:
-            await directory.look()  # it may have come this very moment
+            await directory.look()  # the domain may have started just now
         away = directory.away()
         return [
             msgspec.structs.replace(
@@ -200,8 +204,8 @@ class RestApi:
         ]
 
     def _visible(self, caller: Caller, unit: UnitInfo) -> bool:
-        who = caller.principal
-        return not who.known or who.reaches(unit.domain, unit.risk)
+        principal = caller.principal
+        return not principal.known or principal.reaches(unit.domain, unit.risk)
 
 
 def _allow(methods: frozenset[str]) -> list[str]:
@@ -209,11 +213,11 @@ def _allow(methods: frozenset[str]) -> list[str]:
 
 
 def _brief(unit: UnitInfo, units: routes.Units) -> dict[str, Any]:
-    first = next(routes.routes(unit, units))
+    route = next(routes.routes(unit, units))
     return {
         "unit": unit.name,
         "kind": unit.kind,
         "risk": unit.risk,
         "summary": unit.summary,
-        "route": f"{first.method} {PREFIX}{first.path}",
+        "route": f"{route.method} {PREFIX}{route.path}",
     }

@@ -1,4 +1,4 @@
-"""What describes the doors: `/openapi.json`, and `/docs`, a page that shows it and loads nothing from elsewhere."""
+"""`/openapi.json`, and `/docs`, a page that shows it and loads nothing from other hosts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SAFE = {
 
 
 class Documents:
-    """Makes the document anew whenever what is on the bus changes."""
+    """Serves the document, and makes it again when the units on the bus change."""
 
     def __init__(self, directory: Directory, policy: Policy) -> None:
         self._directory = directory
@@ -35,18 +35,17 @@ class Documents:
         self._document = b""
 
     def routes(self) -> list[Route]:
-        """Return the routes."""
         return [fixed_path("/openapi.json", {"GET": self.openapi}), fixed_path("/docs", {"GET": self.page})]
 
     async def openapi(self, request: Request) -> Response:  # noqa: ARG002 (Starlette's signature)
-        """Describe the doors."""
+        """Return the OpenAPI document."""
         if self._version != self._directory.version:
             self._version = self._directory.version
-            made = openapi.document(self._directory.units, self._policy, VERSION)
-            self._document = msgspec.json.encode(made)
+            document = openapi.document(self._directory.units, self._policy, VERSION)
+            self._document = msgspec.json.encode(document)
         return json(self._document)
 
     async def page(self, request: Request) -> Response:  # noqa: ARG002 (Starlette's signature)
-        """Show them."""
+        """Return the page that shows the OpenAPI document."""
         text = files("services.gateway").joinpath(_PAGE).read_text("utf-8")
         return Response(text, headers=_SAFE, media_type="text/html")

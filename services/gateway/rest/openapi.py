@@ -1,7 +1,7 @@
-"""The doors in OpenAPI 3.1 (https://spec.openapis.org/oas/v3.1.1), made from what is on the bus. Pure.
+"""Makes the OpenAPI 3.1 document (https://spec.openapis.org/oas/v3.1.1) of the gateway from the units on the bus. Pure.
 
-Every unit stands under each of its routes, the one to show first with its examples. What its JSON Schemas define is
-moved to the components of the document, once where units of a domain share it.
+The document has an operation for each route of a unit; only a unit's first route has its examples. The definitions
+(`$defs`) in the units' JSON Schemas become components of the document, which the units of a domain share.
 """
 
 from __future__ import annotations
@@ -28,20 +28,30 @@ _ALWAYS = (
     "INTERNAL_ERROR",
     "UNAVAILABLE",
     "TIMEOUT",
-)  # what any unit may refuse with at a door
+)  # the error codes that a request for any unit can get
 _ABOUT = """\
-Everything that can be asked is an atomic unit: a command has effects, a query has none. Each has routes of its own,
-and goes through `/api/v2/execute` as well. Answers are `{success, data, meta}`, refusals `{success, error, meta}`."""
+Every operation of AIMA is a unit: a command, which has effects, or a query, which has none. Each unit has its own \
+routes, and can also be sent to `/api/v2/execute`. A successful response is `{success, data, meta}`, an error \
+`{success, error, meta}`."""
 _HEADERS = {
-    "Idempotency-Key": ("A repeat with the same key gets the first answer and changes nothing.", {"type": "string"}),
-    "Aima-Timeout": ("Seconds until the work is given up.", {"type": "number", "exclusiveMinimum": 0}),
-    "Aima-Dry-Run": ("Decide only: the answer says what would be recorded.", {"type": "boolean"}),
-    "Aima-Expected-Version": ("Refuse if what it is about is at another version.", {"type": "integer", "minimum": 0}),
+    "Idempotency-Key": (
+        "A repeated request with the same key changes nothing and gets the first request's answer.",
+        {"type": "string"},
+    ),
+    "Aima-Timeout": (
+        "Seconds after which the request is given up; default: the unit's own timeout.",
+        {"type": "number", "exclusiveMinimum": 0},
+    ),
+    "Aima-Dry-Run": ("Change nothing; the answer says which events would be recorded.", {"type": "boolean"}),
+    "Aima-Expected-Version": (
+        "Refuse the command if the thing it changes has another version.",
+        {"type": "integer", "minimum": 0},
+    ),
 }
 
 
 def document(units: Mapping[str, UnitInfo], policy: Policy, version: str) -> Json:
-    """Return the document."""
+    """Return the document for these units; `policy` says which of them need a key."""
     schemas = Schemas()
     paths: dict[str, Json] = {}
     for unit in units.values():
@@ -59,14 +69,16 @@ def document(units: Mapping[str, UnitInfo], policy: Policy, version: str) -> Jso
         "tags": [{"name": tag} for tag in dict.fromkeys(tags)],
         "paths": paths,
         "components": {
-            "schemas": {**schemas.found, **openapi_fixed.SCHEMAS},
+            "schemas": {**schemas.components, **openapi_fixed.SCHEMAS},
             "parameters": {
                 name: {"name": name, "in": "header", "description": about, "schema": schema}
                 for name, (about, schema) in _HEADERS.items()
             },
             "responses": {
-                **{f"Error{status}": _refusal(codes) for status, codes in _by_status(_ALWAYS)},
-                "Error": _refusal(["What HTTP itself refuses: a method, a media type, a host."]),
+                **{f"Error{status}": _error_response(codes) for status, codes in _by_status(_ALWAYS)},
+                "Error": _error_response(
+                    ["The gateway refused the request itself, because of its method, media type or host."]
+                ),
             },
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer", "description": "aima keys create NAME"},
@@ -82,8 +94,8 @@ def document(units: Mapping[str, UnitInfo], policy: Policy, version: str) -> Jso
 def _operation(route: routes.Route, number: int, schemas: Schemas, policy: Policy) -> Json:
     unit = route.unit
     examples = unit.examples if number == 0 else []
-    fields = {name: schemas.of(unit, found) for name, found in routes.fields_of(unit).items()}
-    inputs = {name: found for name, found in fields.items() if name != route.ident}
+    fields = {name: schemas.of(unit, schema) for name, schema in routes.fields_of(unit).items()}
+    inputs = {name: schema for name, schema in fields.items() if name != route.ident}
     required = [name for name in _required(unit) if name in inputs]
     parameters: list[Json] = []
     if route.ident:
@@ -93,7 +105,7 @@ def _operation(route: routes.Route, number: int, schemas: Schemas, policy: Polic
         )
     body: Json = {}
     if route.method in ("GET", "DELETE"):
-        parameters += [_in_query(name, found, name in required, examples) for name, found in inputs.items()]
+        parameters += [_in_query(name, schema, name in required, examples) for name, schema in inputs.items()]
     elif inputs:
         body = {"requestBody": _body(inputs, required, examples)}
     if unit.kind == "command":
@@ -110,20 +122,20 @@ def _operation(route: routes.Route, number: int, schemas: Schemas, policy: Polic
         "x-aima-unit": unit.name,
         "x-aima-kind": unit.kind,
         "x-aima-risk": unit.risk,
-        "x-aima-shown": number == 0,  # the others mean the same
+        "x-aima-shown": number == 0,  # a unit's other routes are equivalent
     }
 
 
 def _in_query(name: str, schema: Any, required: bool, examples: Sequence[Json]) -> Json:
     example = next((each[name] for each in examples if name in each), None)
-    about = {"name": name, "in": "query", "required": required}
+    parameter = {"name": name, "in": "query", "required": required}
     if _is_object(schema):
-        return {**about, "content": {"application/json": {"schema": schema, **_example(example)}}}
-    return {**about, "schema": schema, **_example(example)}
+        return {**parameter, "content": {"application/json": {"schema": schema, **_example(example)}}}
+    return {**parameter, "schema": schema, **_example(example)}
 
 
 def _is_object(schema: Any) -> bool:
-    """Whether a field takes an object, which a query string holds as JSON."""
+    """Whether a field takes an object; in a query string, an object is written as JSON."""
     if not isinstance(schema, dict):
         return True
     options = [schema, *schema.get("anyOf", ()), schema.get("items", {})]
@@ -134,11 +146,11 @@ def _body(fields: Mapping[str, Any], required: Sequence[str], examples: Sequence
     schema: Json = {"type": "object", "properties": dict(fields), "additionalProperties": False}
     if required:
         schema["required"] = list(required)
-    shown = {
+    values = {
         f"example {number}": {"value": {name: value for name, value in each.items() if name in fields}}
         for number, each in enumerate(examples, 1)
     }
-    content = {"schema": schema, **({"examples": shown} if shown else {})}
+    content = {"schema": schema, **({"examples": values} if values else {})}
     return {"required": bool(required), "content": {"application/json": content}}
 
 
@@ -152,15 +164,17 @@ def _responses(unit: UnitInfo, schemas: Schemas) -> Json:
             "meta": {"$ref": "#/components/schemas/Meta"},
         },
     }
-    found: Json = {"200": {"description": "The answer.", "content": {"application/json": {"schema": answer}}}}
+    responses: Json = {
+        "200": {"description": "The unit's answer.", "content": {"application/json": {"schema": answer}}}
+    }
     for status, codes in _by_status((*_ALWAYS, *unit.errors)):
         own = any(code not in _ALWAYS for code in codes)
-        found[str(status)] = _refusal(codes) if own else {"$ref": f"#/components/responses/Error{status}"}
-    return {**found, "default": {"$ref": "#/components/responses/Error"}}
+        responses[str(status)] = _error_response(codes) if own else {"$ref": f"#/components/responses/Error{status}"}
+    return {**responses, "default": {"$ref": "#/components/responses/Error"}}
 
 
 def _by_status(codes: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
-    """Yield each status with the codes that have it; codes that nobody here knows are left out."""
+    """Yield each HTTP status with its error codes; unknown codes are left out."""
     by_status: dict[int, list[str]] = {}
     for code in dict.fromkeys(codes):
         if code in BY_CODE:
@@ -168,7 +182,7 @@ def _by_status(codes: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
     yield from sorted(by_status.items())
 
 
-def _refusal(codes: Sequence[str]) -> Json:
+def _error_response(codes: Sequence[str]) -> Json:
     schema = {"$ref": "#/components/schemas/Refusal"}
     return {"description": ", ".join(codes), "content": {"application/json": {"schema": schema}}}
 
@@ -191,5 +205,5 @@ def _example(value: Any) -> Json:
 
 
 def _required(unit: UnitInfo) -> list[str]:
-    found = unit.input.get("required")
-    return found if isinstance(found, list) else []
+    names = unit.input.get("required")
+    return names if isinstance(names, list) else []

@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of the paths that are no unit's. Pure."""
+"""The OpenAPI operations of the fixed paths, which belong to no unit. Pure."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from services.gateway.rest.openapi_schemas import Json
 
 _IN_A_PATH = re.compile(r"\{([a-z]+)\}")
 _ANY_INPUT = {"type": "object", "description": "The unit's input."}
-_STREAMS = ("/events", "/watch")  # ends of paths that answer with server-sent events
+_STREAMS = ("/events", "/watch")  # the paths that answer with server-sent events end with these
 
 
-def operation(door: FixedPath) -> Json:
-    """Return what is said of a door."""
-    name = re.sub(r"[^a-z0-9]+", "_", f"{door.method.lower()}{door.path.lower()}").strip("_")
-    media = "text/event-stream" if door.path.endswith(_STREAMS) else "application/json"
-    media = "text/html" if door.path == "/docs" else "text/plain" if door.path == "/metrics" else media
-    inside = [
-        {"name": each, "in": "path", "required": True, "schema": {"type": "string"}}
-        for each in _IN_A_PATH.findall(door.path)
+def operation(fixed: FixedPath) -> Json:
+    """Return the operation of a fixed path."""
+    name = re.sub(r"[^a-z0-9]+", "_", f"{fixed.method.lower()}{fixed.path.lower()}").strip("_")
+    media = "text/event-stream" if fixed.path.endswith(_STREAMS) else "application/json"
+    media = "text/html" if fixed.path == "/docs" else "text/plain" if fixed.path == "/metrics" else media
+    in_path = [
+        {"name": parameter, "in": "path", "required": True, "schema": {"type": "string"}}
+        for parameter in _IN_A_PATH.findall(fixed.path)
     ]
-    parameters = [*inside, *_PARAMETERS.get((door.method, door.path), ())]
-    body = _BODIES.get(door.path, {"type": "object"}) if door.method == "POST" else None
+    parameters = [*in_path, *_PARAMETERS.get((fixed.method, fixed.path), ())]
+    body = _BODIES.get(fixed.path, {"type": "object"}) if fixed.method == "POST" else None
     return {
         "operationId": name,
-        "summary": door.summary,
-        "tags": [door.tag],
+        "summary": fixed.summary,
+        "tags": [fixed.tag],
         **({"parameters": parameters} if parameters else {}),
         **({"requestBody": {"content": {"application/json": {"schema": body}}}} if body else {}),
         "responses": {
-            "200": {"description": "The answer.", "content": {media: {}}},
-            "default": {"description": "A refusal, in the shape that clients of this API know."},
+            "200": {"description": "The response.", "content": {media: {}}},
+            "default": {"description": "An error, in the shape that clients of this API expect."},
         },
     }
 
@@ -47,15 +47,29 @@ _NUMBER = {"type": "integer", "minimum": 0}
 
 _PARAMETERS: dict[tuple[str, str], tuple[Json, ...]] = {
     ("GET", "/api/v2/events"): (
-        _query("domain", "Only of these domains.", _TEXTS),
-        _query("type", "Only of these types: `service.started`, `service.*`.", _TEXTS),
-        _query("stream", "Only about this: `service/svc-1`.", {"type": "string"}),
-        _query("after", "Also those that are kept behind this number, which is an event's id.", _NUMBER),
-        _query("since", "Also those since a time, or as long ago: `10m`, `2h`.", {"type": "string"}),
-        _query("last_event_id", "The same as the header Last-Event-ID.", _NUMBER),
+        _query("domain", "Only events of these domains; repeatable.", _TEXTS),
+        _query("type", "Only events of these types, such as `service.started` or `service.*`; repeatable.", _TEXTS),
+        _query("stream", "Only events of this stream, such as `service/svc-1`.", {"type": "string"}),
+        _query(
+            "after",
+            "Begin with the stored events after this number, which is the `id` of an event; 0: all stored events.",
+            _NUMBER,
+        ),
+        _query(
+            "since",
+            "Begin with the stored events since a time, `2026-01-31T12:00:00Z`, or since a duration ago, `10m`.",
+            {"type": "string"},
+        ),
+        _query(
+            "last_event_id",
+            "The same as the header Last-Event-ID: the last event that the client has received.",
+            _NUMBER,
+        ),
     ),
-    ("GET", "/api/v2/health"): (_query("ready", "503 when anything is missing.", {"type": "boolean"}),),
-    ("GET", "/api/v2/units"): (_query("domain", "Only of this domain.", {"type": "string"}),),
+    ("GET", "/api/v2/health"): (
+        _query("ready", "Answer with status 503 if a dependency is missing.", {"type": "boolean"}),
+    ),
+    ("GET", "/api/v2/units"): (_query("domain", "Only units of this domain.", {"type": "string"}),),
 }
 
 _BODIES: dict[str, Json] = {
@@ -72,9 +86,18 @@ _BODIES: dict[str, Json] = {
                 "additionalProperties": False,
                 "properties": {
                     "timeout": {"type": "number", "exclusiveMinimum": 0, "maximum": 86_400},
-                    "async": {"type": "boolean", "description": "Answer at once, with an operation to follow."},
-                    "stream": {"type": "boolean", "description": "Answer with server-sent events, parts first."},
-                    "dry_run": {"type": "boolean", "description": "Say what would be recorded; record nothing."},
+                    "async": {
+                        "type": "boolean",
+                        "description": "Answer at once with an operation, which can be followed and cancelled.",
+                    },
+                    "stream": {
+                        "type": "boolean",
+                        "description": "Answer with server-sent events: first the parts, then the result.",
+                    },
+                    "dry_run": {
+                        "type": "boolean",
+                        "description": "Change nothing; the answer says which events would be recorded.",
+                    },
                     "trace_id": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
                     "idempotency_key": {"type": "string", "minLength": 1, "maxLength": 120},
                     "expected_version": {"type": "integer", "minimum": 0},
@@ -94,8 +117,8 @@ SCHEMAS: dict[str, Any] = {
             "request_id": {"type": "string"},
             "duration_ms": {"type": "number"},
             "trace_id": {"type": "string"},
-            "version": {"type": "integer", "description": "Of the stream that the command is about."},
-            "position": {"type": "integer", "description": "In the domain's log."},
+            "version": {"type": "integer", "description": "Version of the stream that the command changed."},
+            "position": {"type": "integer", "description": "The answer reflects the domain's log up to this position."},
         },
     },
     "Refusal": {
@@ -109,7 +132,10 @@ SCHEMAS: dict[str, Any] = {
                 "properties": {
                     "code": {"type": "string", "enum": sorted(BY_CODE)},
                     "message": {"type": "string"},
-                    "details": {"type": "object", "description": "`reason` says more exactly what is wrong."},
+                    "details": {
+                        "type": "object",
+                        "description": "`reason` is the exact cause; the other members are data about it.",
+                    },
                 },
             },
             "meta": {"$ref": "#/components/schemas/Meta"},

@@ -1,6 +1,6 @@
-"""Long work that nobody waits for at the door: `options.async` gives an id that can be followed and cancelled.
+"""Operations: requests with `options.async`, which run without a waiting client and can be followed and cancelled.
 
-In memory, for as long as the gateway lives; the events of the units are what is remembered.
+Operations are only in memory, and end with the gateway; the events that their units record are permanent.
 """
 
 from __future__ import annotations
@@ -26,65 +26,64 @@ from services.gateway.entrance.paths import fixed_path
 from services.gateway.events import sse
 
 _BASE = "/api/v2/operations"
-_KEPT = 3600.0  # seconds that one which has ended can be looked at
-_MOST = 1000  # of one caller, those kept included; the oldest ended one gives way
+_KEPT = 3600.0  # seconds that an ended operation can still be read
+_MOST = 1000  # operations of one caller, ended ones included; the one that ended first is dropped for a new one
 
 Status = Literal["running", "completed", "failed", "cancelled"]
 
 
 class Operation:
-    """One piece of work and what is known of it."""
+    """An operation of one caller, and its state."""
 
     def __init__(self, owner: str, unit: str) -> None:
         self.id = f"op-{token(8)}"
         self.owner = owner
         self.unit = unit
         self.status: Status = "running"
-        self.begun = time.time()
-        self.ended: float | None = None
+        self.started_at = time.time()
+        self.ended_at: float | None = None
         self.progress: Any = None
         self.result: Any = None
         self.error: dict[str, Any] | None = None
         self.task: asyncio.Task[None] | None = None
-        self._moved = asyncio.Event()
+        self._changed = asyncio.Event()
 
     def view(self) -> dict[str, Any]:
-        """Return it as it is shown."""
+        """Return the view of the operation."""
         return {
             "operation_id": self.id,
             "unit": self.unit,
             "status": self.status,
-            "started_at": timestamp(self.begun),
-            "ended_at": timestamp(self.ended) if self.ended else None,
+            "started_at": timestamp(self.started_at),
+            "ended_at": timestamp(self.ended_at) if self.ended_at else None,
             "progress": self.progress,
             "result": self.result,
             "error": self.error,
         }
 
-    def moved(self) -> None:
-        """Tell those who follow that there is news."""
-        self._moved.set()
-        self._moved = asyncio.Event()
+    def changed(self) -> None:
+        """Wake the clients that follow the operation."""
+        self._changed.set()
+        self._changed = asyncio.Event()
 
-    async def news(self) -> AsyncIterator[dict[str, Any]]:
-        """Yield what is known now and whenever it changes, until it has ended."""
+    async def views(self) -> AsyncIterator[dict[str, Any]]:
+        """Yield the view now and after each change, until the operation has ended."""
         while True:
-            moved = self._moved
+            changed = self._changed
             yield self.view()
             if self.status != "running":
                 return
-            await moved.wait()
+            await changed.wait()
 
 
 class Operations:
-    """The operations of all callers; each sees its own."""
+    """The operations of all callers; each caller can only access its own."""
 
-    def __init__(self, asking: Dispatcher) -> None:
-        self._asking = asking
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
         self._all: dict[str, Operation] = {}
 
     def routes(self) -> list[Route]:
-        """Return the routes."""
         return [
             fixed_path(_BASE, {"GET": self.list}),
             fixed_path(f"{_BASE}/{{id}}", {"GET": self.get, "DELETE": self.cancel}),
@@ -92,14 +91,14 @@ class Operations:
         ]
 
     async def begin(self, caller: Caller, unit: str, data: Mapping[str, Any]) -> Response:
-        """Begin to ask a unit; answer with where to look."""
-        await self._asking.permitted(caller, unit, data)
+        """Start an operation; return status 202 with its address in `Location`. Raises RateLimited."""
+        await self._dispatcher.permitted(caller, unit, data)
         self._make_room(caller.owner)
         operation = Operation(caller.owner, unit)
         self._all[operation.id] = operation
         operation.task = asyncio.create_task(self._run(operation, caller, data))
-        where = f"{_BASE}/{operation.id}"
-        return json({"success": True, "data": operation.view()}, status=202, headers={"Location": where})
+        location = f"{_BASE}/{operation.id}"
+        return json({"success": True, "data": operation.view()}, status=202, headers={"Location": location})
 
     async def list(self, request: Request) -> Response:
         """List the caller's operations."""
@@ -108,62 +107,73 @@ class Operations:
         return json({"success": True, "data": {"operations": own, "total": len(own)}})
 
     async def get(self, request: Request) -> Response:
-        """Show one."""
-        return json({"success": True, "data": self._own(request).view()})
+        return json({"success": True, "data": self._get(request).view()})
 
     async def follow(self, request: Request) -> Response:
-        """Tell how one goes on, until it has ended."""
-        operation = self._own(request)
+        """Send the operation's view after each change, as server-sent events, until the operation has ended."""
+        operation = self._get(request)
 
         async def events() -> AsyncIterator[bytes]:
-            async for view in operation.news():
+            async for view in operation.views():
                 yield sse.event(view, kind=view["status"])
 
         return await sse.answer(events(), caller_of(request.state).valid)
 
     async def cancel(self, request: Request) -> Response:
-        """Stop asking; nothing happens to one that has ended."""
-        operation = self._own(request)
+        """Cancel an operation. Idempotent; an ended operation stays as it is."""
+        operation = self._get(request)
         if operation.task and operation.status == "running":
             await end([operation.task])
         return json({"success": True, "data": operation.view()})
 
     async def close(self) -> None:
-        """Cancel all of them."""
+        """Cancel all operations."""
         await end(operation.task for operation in self._all.values() if operation.task)
 
     async def _run(self, operation: Operation, caller: Caller, data: Mapping[str, Any]) -> None:
         status: Status = "failed"
         try:
-            async for part in self._asking.stream(caller, operation.unit, data):
+            async for part in self._dispatcher.stream(caller, operation.unit, data):
                 if isinstance(part, Answer):
                     operation.result, status = part.data, "completed"
                 else:
                     operation.progress = part
-                    operation.moved()
+                    operation.changed()
         except asyncio.CancelledError:
             status = "cancelled"
         except AimaError as error:
             operation.error = error.body()
         except Exception:
-            logger.error("an operation broke", unit=operation.unit, exc_info=True)
+            logger.error("an operation failed with an unexpected error", unit=operation.unit, exc_info=True)
             operation.error = InternalError("internal error").body()
-        operation.status, operation.ended = status, time.time()
-        operation.moved()
+        operation.status, operation.ended_at = status, time.time()
+        operation.changed()
 
-    def _own(self, request: Request) -> Operation:
+    def _get(self, request: Request) -> Operation:
         ident = request.path_params["id"]
         operation = self._all.get(ident)
         if operation is None or operation.owner != caller_of(request.state).owner:
-            raise NotFound(f"there is no operation {ident}", reason="OPERATION_NOT_FOUND", operation_id=ident)
+            raise NotFound(
+                f"there is no operation {ident}; they are deleted an hour after their end, and when the gateway stops",
+                reason="OPERATION_NOT_FOUND",
+                operation_id=ident,
+            )
         return operation
 
     def _make_room(self, owner: str) -> None:
-        late = time.time() - _KEPT
-        self._all = {k: o for k, o in self._all.items() if o.ended is None or o.ended > late}
+        oldest = time.time() - _KEPT
+        self._all = {
+            ident: operation
+            for ident, operation in self._all.items()
+            if operation.ended_at is None or operation.ended_at > oldest
+        }
         own = [operation for operation in self._all.values() if operation.owner == owner]
         if len(own) >= _MOST:
-            ended = [operation for operation in own if operation.ended is not None]
+            ended = [operation for operation in own if operation.ended_at is not None]
             if not ended:
-                raise RateLimited(f"{_MOST} operations run already", reason="TOO_MANY_OPERATIONS", retry_after=10)
-            del self._all[min(ended, key=lambda operation: operation.ended or 0.0).id]
+                raise RateLimited(
+                    f"{_MOST} operations of this caller are running; wait for one to end, or cancel one",
+                    reason="TOO_MANY_OPERATIONS",
+                    retry_after=10,
+                )
+            del self._all[min(ended, key=lambda operation: operation.ended_at or 0.0).id]

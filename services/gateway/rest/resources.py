@@ -1,7 +1,7 @@
-"""Resources at the door: what stands at an `asms://` address, and what comes to stand there.
+"""Reading and watching the value at an `asms://` address over HTTP.
 
-Reading asks `<domain>.read`. Watching looks at the JetStream bucket `aima-resources`, through one consumer for all who
-watch, while anybody does; of an address whose watchers read slowly, each gets the newest value and not those in
+Reading asks `<domain>.read`. Watching reads the JetStream bucket `aima-resources`, through one consumer for all
+watchers, which exists only while there are any. A watcher that reads slowly gets the newest value and skips those in
 between.
 """
 
@@ -36,35 +36,35 @@ _BASE = "/api/v2/resource"
 _SCHEME = "asms://"
 _STREAM = f"KV_{BUCKET}"
 _SUBJECTS = f"$KV.{BUCKET}."
-_AGAIN = 1.0  # seconds until a value is asked for again that JetStream did not tell
-_GONE = b"null"  # what stands where nothing stands any more
+_AGAIN = 1.0  # seconds until a read of a value that JetStream did not answer is tried again
+_GONE = b"null"  # sent when the value of an address was deleted
 
 
 class _Watched:
-    """One address that somebody watches. `seq` is the value's number in the bucket, `changes` counts what was taken."""
+    """One watched address. `seq`: the value's number in the bucket; `changes`: how many values were accepted."""
 
     def __init__(self) -> None:
         self.seq = -1
         self.value: bytes | None = None
         self.changes = 0
         self.watchers = 0
-        self.moved = asyncio.Event()
+        self.changed = asyncio.Event()
 
     def put(self, seq: int, value: bytes | None) -> None:
-        """Take a value, unless a newer one is known."""
+        """Accept a value, unless it is older than the present one."""
         if seq > self.seq:
             self.seq, self.value = seq, value
             self.changes += 1
             self.wake()
 
     def wake(self) -> None:
-        """Let those who wait look again."""
-        self.moved.set()
-        self.moved = asyncio.Event()
+        """Wake all watchers."""
+        self.changed.set()
+        self.changed = asyncio.Event()
 
 
 class Watching:
-    """The addresses that are watched right now, by whatever door."""
+    """The addresses that clients of any door watch at present."""
 
     def __init__(self, nc: Nats, grace: float = GRACE) -> None:
         self._js = nc.jetstream(timeout=5)
@@ -73,54 +73,55 @@ class Watching:
         self._closed = False
 
     async def run(self) -> None:
-        """Keep up with the bucket whenever somebody watches, for ever."""
+        """Follow the bucket whenever there are watchers; runs until cancelled."""
         await self._feed.run()
 
     def close(self) -> None:
-        """End all watching."""
+        """End all watches."""
         self._closed = True
         for watched in self._watched.values():
             watched.wake()
 
     async def begin(self) -> None:
-        """Return when watching can begin. Raises Unavailable while JetStream is away."""
+        """Return when a watch can start. Raises Unavailable if JetStream does not answer."""
         with self._feed:
-            await self._feed.found()
+            await self._feed.newest()
 
     async def changes(self, uri: str) -> AsyncGenerator[bytes]:
-        """Yield what stands at an address, if anything does, and whatever comes to stand there: JSON, `null` for none.
+        """Yield the value at an address, if there is one, and each later value: JSON, `null` for a deleted value.
 
-        Raises Unavailable while JetStream is away at the beginning.
+        Raises Unavailable if JetStream does not answer at the start.
         """
         with self._feed:
-            await self._feed.found()  # only then to look: what comes to stand there later is delivered
+            # the feed starts before the current value is read, so that it delivers any change in between
+            await self._feed.newest()
             async with self._watching(key_of(uri)) as watched:
-                seen, told = 0, b""
+                seen_changes, last_value = 0, b""
                 while not self._closed:
-                    if watched.changes == seen:
-                        await watched.moved.wait()
+                    if watched.changes == seen_changes:
+                        await watched.changed.wait()
                         continue
-                    seen, value = watched.changes, watched.value
-                    if value is not None and value != told:
-                        told = value
+                    seen_changes, value = watched.changes, watched.value
+                    if value is not None and value != last_value:
+                        last_value = value
                         yield value
 
     @contextlib.asynccontextmanager
     async def _watching(self, key: str) -> AsyncIterator[_Watched]:
-        """Give what stands at a key, kept up while the block lasts."""
+        """Give the watched value at a key, kept current during the block."""
         watched = self._watched.setdefault(key, _Watched())
         watched.watchers += 1
-        looking = asyncio.create_task(self._look(key, watched))
+        reading = asyncio.create_task(self._read_current(key, watched))
         try:
             yield watched
         finally:
-            looking.cancel()
+            reading.cancel()
             watched.watchers -= 1
             if not watched.watchers:
                 del self._watched[key]
 
-    async def _look(self, key: str, watched: _Watched) -> None:
-        """Learn what stands there now; what comes meanwhile is newer and wins."""
+    async def _read_current(self, key: str, watched: _Watched) -> None:
+        """Read the current value; a value that the feed delivers meanwhile is newer and wins."""
         while True:
             try:
                 message = await self._js.get_last_msg(_STREAM, _SUBJECTS + key)
@@ -144,66 +145,69 @@ class Watching:
 
 
 class ResourceApi:
-    """The doors to them. `rest` answers what is no address: the units of the domain `resource` share the path."""
+    """The routes for resources. `rest` serves other paths: the units of the domain `resource` share the prefix."""
 
-    def __init__(self, asking: Dispatcher, watching: Watching, metrics: Metrics, rest: Answering) -> None:
-        self._asking = asking
+    def __init__(self, dispatcher: Dispatcher, watching: Watching, metrics: Metrics, rest: Answering) -> None:
+        self._dispatcher = dispatcher
         self._watching = watching
         self._open = metrics.streams.labels("resource")
         self._rest = rest
 
     def routes(self) -> list[Route]:
-        """Return the routes; they come before those of the units."""
+        """Return the routes; they must come before the units' routes."""
         return [
             fixed_path("/api/v2/resources", {"GET": self.list}),
             fixed_path_any_method(f"{_BASE}/{{uri:path}}", self.serve),
         ]
 
     async def list(self, request: Request) -> Response:
-        """List the addresses and templates of addresses, as far as the caller may read them."""
-        who = caller_of(request.state).principal
-        found = [
+        """List the addresses, and the templates of addresses, that the caller may read."""
+        principal = caller_of(request.state).principal
+        readable = [
             resource
-            for resource in self._asking.directory.resources
-            if not who.known or who.reaches(resource.domain, "low")
+            for resource in self._dispatcher.directory.resources
+            if not principal.known or principal.reaches(resource.domain, "low")
         ]
-        return json({"resources": found, "total": len(found)})
+        return json({"resources": readable, "total": len(readable)})
 
     async def serve(self, request: Request) -> Response:
-        """Read or watch what an address stands for."""
+        """Read or watch the value at an address."""
         segments = bodies.segments_of(request, _BASE)
         watch = len(segments) > 1 and segments[-1] == "watch"
         uri = _uri(segments[:-1] if watch else segments)
-        found = self._asking.directory.resource_of(uri)
-        if found is None:
+        resource = self._dispatcher.directory.resource_of(uri)
+        if resource is None:
             return await self._rest(request)
         if request.method not in ("GET", "HEAD"):
             raise HTTPException(405, headers={"Allow": "GET, HEAD"})
-        caller, unit, data = caller_of(request.state), f"{found.domain}.read", {"uri": uri}
+        caller, unit, data = caller_of(request.state), f"{resource.domain}.read", {"uri": uri}
         if not watch:
-            return json(await self._asking.envelope(caller, unit, data))
-        await self._asking.permitted(caller, unit, data)
+            return json(await self._dispatcher.envelope(caller, unit, data))
+        await self._dispatcher.permitted(caller, unit, data)
         await self._watching.begin()
-        whole = self._asking.policy.sees_whole(caller.principal, found.domain)
-        return await sse.answer(self._frames(uri, None if whole else caller.principal.name), caller.valid)
+        sees_all = self._dispatcher.policy.sees_whole(caller.principal, resource.domain)
+        return await sse.answer(self._frames(uri, None if sees_all else caller.principal.name), caller.valid)
 
-    async def _frames(self, uri: str, only: str | None) -> AsyncIterator[bytes]:
-        """Yield what stands at an address, as events; `only`: who alone may stand there as an owner, None: anybody."""
+    async def _frames(self, uri: str, owner: str | None) -> AsyncIterator[bytes]:
+        """Yield the values at an address as server-sent events. `owner`: the only owner that the caller may see.
+
+        None: the caller may see all owners.
+        """
         with self._open.track_inprogress():
             async with contextlib.aclosing(self._watching.changes(uri)) as values:
                 async for value in values:
-                    yield sse.event(value if only is None else _without_owners(value, only))
+                    yield sse.event(value if owner is None else _without_owners(value, owner))
 
 
 def _uri(segments: list[str]) -> str:
-    """Return the address that a path spells, with its scheme or without."""
+    """Return the address in a path, which may leave out the scheme."""
     text = "/".join(segments)
     return _SCHEME + text.removeprefix("asms:").lstrip("/")
 
 
 def _without_owners(value: bytes, name: str) -> bytes:
-    """Return JSON that tells no owner but `name`, as it came where it tells none; `null` for what is no JSON."""
-    if b"owner" not in value and b"\\u" not in value:  # unless it is written with escapes, the word stands there
+    """Return the JSON with every owner but `name` left empty; `null` if it is not JSON."""
+    if b"owner" not in value and b"\\u" not in value:  # no owner in it, not even one written with escapes
         return value
     try:
         return msgspec.json.encode(without_owners(msgspec.json.decode(value), name))
@@ -212,12 +216,12 @@ def _without_owners(value: bytes, name: str) -> bytes:
 
 
 def _is_marker(headers: Mapping[str, str] | None) -> bool:
-    """Whether a message of the bucket says that there is nothing any more."""
+    """Whether a message of the bucket deletes the value."""
     return "KV-Operation" in (headers or {})
 
 
 def _line(value: bytes) -> bytes:
-    """Return JSON as one line, as an event of a stream has to be; `null` for what is no JSON."""
+    """Return the JSON on one line, as server-sent events require; `null` if it is not JSON."""
     if b"\n" not in value and b"\r" not in value:
         return value
     try:

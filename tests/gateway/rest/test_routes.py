@@ -74,7 +74,7 @@ def test_a_request_means_a_unit(request_line: str, unit: str | None, given: dict
     method, _, path = request_line.partition(" ")
     found = TABLE.resolve(method, path.split("/"))
     assert (found.unit and found.unit.name) == unit
-    assert dict(found.given) == given
+    assert dict(found.path_input) == given
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_every_unit_of_ours_has_a_route_and_every_route_leads_back_to_its_unit()
             segments = route.path.replace("{id}", "an-id").split("/")[1:]
             resolved = TABLE.resolve(route.method, segments)
             assert resolved.unit == unit, (route.method, route.path)
-            assert dict(resolved.given) == ({route.ident: "an-id"} if route.ident else {})
+            assert dict(resolved.path_input) == ({route.ident: "an-id"} if route.ident else {})
 
 
 def test_no_two_units_of_ours_share_a_route() -> None:
