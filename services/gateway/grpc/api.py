@@ -1,7 +1,7 @@
 """The units over gRPC, behind the extra `grpc`: Execute, ExecuteStream, WatchResource, health and reflection.
 
-The contract is `proto/gateway.proto`. Imported only where `gateway.grpc_addr` is set: grpc is not to be started before
-a fork.
+The contract is `proto/gateway.proto`. Imported only if `gateway.grpc_addr` is set, because gRPC must not be started
+before a fork.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from services.gateway.state import Key
 SERVICE = "aima.v2.Gateway"
 _ERROR = "aima-error-bin"
 _LARGEST = 16 * 2**20  # bytes of a message
-_EXACT = 2.0**53  # up to here a float tells every whole number from the next
-_GRACE = 5.0  # seconds that calls get when the gateway ends
+_EXACT = 2.0**53  # up to this number, a float represents every integer exactly
+_GRACE = 5.0  # seconds that calls under way get to finish when the gateway ends
 _CODES = {
     400: StatusCode.INVALID_ARGUMENT,
     401: StatusCode.UNAUTHENTICATED,
@@ -57,18 +57,18 @@ Changes = Callable[[str], AsyncGenerator[bytes]]
 
 
 class GrpcDoor:
-    """The gRPC server. `changes` yields what stands at an address whenever it changes, as JSON."""
+    """The gRPC server. `changes(uri)` yields the value at an address now and after each change, as JSON."""
 
     def __init__(
         self,
-        asking: Dispatcher,
+        dispatcher: Dispatcher,
         policy: Policy,
         keys: Mapping[str, Key],
         rates: RateLimiter,
         changes: Changes,
         settings: GatewaySettings,
     ) -> None:
-        self._asking = asking
+        self._dispatcher = dispatcher
         self._policy = policy
         self._keys = keys
         self._rates = rates
@@ -78,7 +78,7 @@ class GrpcDoor:
         self._server: grpc.aio.Server | None = None
 
     async def open(self) -> None:
-        """Begin to serve. Raises Unavailable with PORT_IN_USE."""
+        """Start to serve. Raises Unavailable (PORT_IN_USE)."""
         server = grpc.aio.server(
             options=(("grpc.max_receive_message_length", _LARGEST), ("grpc.so_reuseport", 0)),
             maximum_concurrent_rpcs=self._settings.connections,
@@ -104,7 +104,9 @@ class GrpcDoor:
             else:
                 server.add_insecure_port(address)
         except RuntimeError as error:
-            raise Unavailable(f"the gateway cannot listen on {address}: {error}", reason="PORT_IN_USE") from error
+            raise Unavailable(
+                f"the gateway cannot listen on {address} (gateway.grpc_addr): {error}", reason="PORT_IN_USE"
+            ) from error
         await server.start()
         self._server = server
         for name in ("", SERVICE):
@@ -112,78 +114,79 @@ class GrpcDoor:
         logger.info("gRPC door open", address=address)
 
     async def close(self) -> None:
-        """Take no more calls; those under way end, or are cut after a while."""
+        """Refuse new calls, wait up to 5 s for calls under way, then cancel them."""
         if self._server:
             await self._health.enter_graceful_shutdown()
             await self._server.stop(_GRACE)
 
     async def execute(self, request: pb.ExecuteRequest, context: Context) -> pb.ExecuteReply:
-        """Ask a unit; return its answer. Asked with parts, it learns that a call was cancelled, and gives up."""
+        """Ask a unit and return its answer. If the call is cancelled, the unit's work is cancelled too."""
         caller, data = await self._read(request, context)
         task = asyncio.current_task()
-        async with contextlib.aclosing(self._asking.stream(caller, request.unit, data)) as parts:
+        async with contextlib.aclosing(self._dispatcher.stream(caller, request.unit, data)) as parts:
             async for part in parts:
                 if isinstance(part, Answer):
                     return _reply(part)
-                if task and task.cancelling():  # wait_for, in nats-py, loses what comes together with a message
+                # wait_for in nats-py swallows a cancellation that arrives together with a message
+                if task and task.cancelling():
                     raise asyncio.CancelledError
-        raise InternalError(f"{request.unit} has ended without an answer")
+        raise InternalError(f"{request.unit} ended without an answer")
 
     async def execute_stream(self, request: pb.ExecuteRequest, context: Context) -> AsyncGenerator[pb.Part]:
-        """Ask a unit; yield its parts and its answer."""
+        """Ask a unit; yield the parts and then the answer."""
         caller, data = await self._read(request, context)
-        async with contextlib.aclosing(self._asking.stream(caller, request.unit, data)) as parts:
+        async with contextlib.aclosing(self._dispatcher.stream(caller, request.unit, data)) as parts:
             async for part in parts:
                 yield pb.Part(reply=_reply(part)) if isinstance(part, Answer) else pb.Part(part=_value(part))
 
     async def watch(self, request: pb.WatchRequest, context: Context) -> AsyncGenerator[pb.ResourceValue]:
-        """Yield what stands at an address, now and whenever it changes."""
+        """Yield the value at an address, now and after each change. Raises NotFound, Unauthorized, Unavailable."""
         caller = self._caller(context)
-        found = self._asking.directory.resource_of(request.uri)
-        if found is None:
-            raise NotFound(f"{request.uri} is no address of anything here", reason="NO_SUCH_RESOURCE", uri=request.uri)
-        await self._asking.permitted(caller, f"{found.domain}.read", {"uri": request.uri})
-        whole = self._policy.sees_whole(caller.principal, found.domain)
+        resource = self._dispatcher.directory.resource_of(request.uri)
+        if resource is None:
+            raise NotFound(f"there is no resource {request.uri}", reason="NO_SUCH_RESOURCE", uri=request.uri)
+        await self._dispatcher.permitted(caller, f"{resource.domain}.read", {"uri": request.uri})
+        sees_all = self._policy.sees_whole(caller.principal, resource.domain)
         async with contextlib.aclosing(self._changes(request.uri)) as values:
             async for value in values:
                 if not caller.valid():
-                    raise Unauthorized("the key has been revoked, or has expired", reason="KEY_UNKNOWN")
-                told = msgspec.json.decode(value)
-                shown = told if whole else without_owners(told, caller.principal.name)
+                    raise Unauthorized("the key was revoked or has expired", reason="KEY_UNKNOWN")
+                current = msgspec.json.decode(value)
+                shown = current if sees_all else without_owners(current, caller.principal.name)
                 yield pb.ResourceValue(uri=request.uri, value=_value(shown))
 
     async def _read(self, request: pb.ExecuteRequest, context: Context) -> tuple[Caller, dict[str, Any]]:
-        """Return who asks, and the unit's input. Raises what is wrong with either."""
+        """Return the caller and the unit's input. Raises Unauthorized, RateLimited, UnitNotFound, InvalidRequest."""
         caller = self._caller(context)
         options = bodies.convert({field.name: value for field, value in request.options.ListFields()}, Options)
-        unit = await self._asking.directory.find(request.unit)
+        unit = await self._dispatcher.directory.find(request.unit)
         if request.type not in ("", unit.kind):
             raise InvalidRequest(f"{unit.name} is a {unit.kind}, not a {request.type}", reason="WRONG_TYPE")
         caller = with_options(caller, options)
-        left = context.time_remaining()
-        if left is not None and caller.timeout is None:
-            caller = replace(caller, timeout=max(min(left, 86_400.0), 0.001))
+        remaining = context.time_remaining()
+        if remaining is not None and caller.timeout is None:
+            caller = replace(caller, timeout=max(min(remaining, 86_400.0), 0.001))
         return caller, _input(request.input)
 
     def _caller(self, context: Context) -> Caller:
-        given = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
-        scheme, _, token = given.get("authorization", "").partition(" ")
-        token = token if scheme.lower() == "bearer" else given.get("x-api-key", "")
+        metadata = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
+        scheme, _, token = metadata.get("authorization", "").partition(" ")
+        token = token if scheme.lower() == "bearer" else metadata.get("x-api-key", "")
         address = _host(context.peer())
         try:
             principal = self._policy.identify(token.strip(), self._keys, time.time())
         except Unauthorized:
-            self._rates.check(NOBODY, address)  # who tries keys is slowed down like anybody without one
+            self._rates.check(NOBODY, address)  # a caller who guesses keys has the rate limit of a caller without a key
             raise
         self._rates.check(principal, address)
-        return replace(caller_from(principal, address, given), valid=partial(self._still, principal))
+        return replace(caller_from(principal, address, metadata), valid=partial(self._still_valid, principal))
 
-    def _still(self, principal: Principal) -> bool:
+    def _still_valid(self, principal: Principal) -> bool:
         return self._policy.valid(principal, self._keys, time.time())
 
 
 def _guarded(work: Callable[[Any, Context], Awaitable[Any]]) -> Callable[[Any, Context], Awaitable[Any]]:
-    """Return the method with its errors told as gRPC tells them."""
+    """Return the method with its errors turned into gRPC statuses."""
 
     async def method(request: Any, context: Context) -> Any:
         try:
@@ -210,36 +213,36 @@ def _guarded_stream(
 
 async def _abort(context: Context, error: Exception) -> None:
     if not isinstance(error, AimaError):
-        logger.error("the gRPC door broke", exc_info=True)
+        logger.error("a gRPC call failed with an unexpected error", exc_info=True)
         error = InternalError("internal error")
     body = msgspec.json.encode(error.body(), enc_hook=str)
     await context.abort(_CODES.get(error.status, StatusCode.INTERNAL), error.message, ((_ERROR, body),))
 
 
 def _host(peer: str) -> str:
-    """Return the address of a peer as HTTP tells it, from `ipv4:127.0.0.1:4711` or `ipv6:%5B::1%5D:4711`."""
+    """Return a peer's IP address, from `ipv4:127.0.0.1:4711` or `ipv6:%5B::1%5D:4711`; "unix" for other peers."""
     kind, _, where = unquote(peer).partition(":")
     return where.rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else "unix"
 
 
-def _input(given: Struct) -> dict[str, Any]:
-    """Return a unit's input; raise InvalidRequest for what JSON has not, such as NaN."""
+def _input(struct: Struct) -> dict[str, Any]:
+    """Return a unit's input. Raises InvalidRequest for values that JSON lacks, such as NaN."""
     try:
-        data: dict[str, Any] = _plain(json_format.MessageToDict(given))
+        data: dict[str, Any] = _plain(json_format.MessageToDict(struct))
     except (json_format.Error, ValueError, RecursionError) as error:
         raise InvalidRequest(f"the input is not JSON: {error}", reason="NOT_DECODABLE") from None
     return data
 
 
 def _plain(value: Any) -> Any:
-    """Return a value of a Struct, in which every number is a float, with whole numbers as such: JSON has them."""
+    """Return a value of a Struct with whole numbers as integers; in a Struct, every number is a float."""
     match value:
         case float() if value.is_integer() and abs(value) < _EXACT:
             return int(value)
         case dict():
-            return {name: _plain(one) for name, one in value.items()}
+            return {name: _plain(item) for name, item in value.items()}
         case list():
-            return [_plain(one) for one in value]
+            return [_plain(item) for item in value]
     return value
 
 

@@ -1,7 +1,7 @@
-"""What the system does, told to Prometheus at `/metrics`: what the domains answer, beside what the gateway counts.
+"""`/metrics` for Prometheus: figures from the domains, and the gateway's own metrics.
 
-The domains are asked anew at each scrape, on behalf of who scrapes, so that a key sees the figures of what it may read
-and of the models that it may use. Nothing is kept from one scrape to the next. Labels are ids and fixed words.
+The domains are asked at each scrape, on behalf of the caller, so that a key only sees what it may read and the models
+that it may use. Nothing is cached between scrapes. Labels are ids and fixed words.
 """
 
 from __future__ import annotations
@@ -31,119 +31,116 @@ from services.inference import units as inference
 from services.resource import units as resource
 
 _FORMAT = "text/plain; version=0.0.4; charset=utf-8"
-_PATIENCE = 1.0  # seconds that a domain has to answer; Prometheus gives up a whole scrape after ten
+_TIMEOUT = 1.0  # seconds for a domain to answer; Prometheus gives up a scrape after 10 seconds
 _SERVICE = ("service", "model")
 
 
 class Scraping:
-    """Answers who scrapes. `own` is what the gateway counts."""
+    """The route of the metrics. `own`: the gateway's own metrics."""
 
-    def __init__(self, own: Collector, asking: Dispatcher) -> None:
+    def __init__(self, own: Collector, dispatcher: Dispatcher) -> None:
         self._own = own
-        self._asking = asking
+        self._dispatcher = dispatcher
 
     def routes(self) -> list[Route]:
-        """Return the routes."""
         return [Route("/metrics", self.show, methods=["GET"])]
 
     async def show(self, request: Request) -> Response:
-        """Tell all that who asks may know; what is not answered in time is left out."""
+        """Return all metrics that the caller may see, without those of domains that do not answer in time."""
         caller = caller_of(request.state)
         served, load, status = await asyncio.gather(
             self._ask(caller, inference.ListServed()),
             self._ask(caller, inference.GetLoad()),
             self._ask(caller, resource.GetStatus()),
         )
-        found = _Scrape(self._own, domains_here(self._asking.directory), caller.principal, served, load, status)
-        return Response(generate_latest(found), media_type=_FORMAT)
+        scrape = _Scrape(self._own, domains_here(self._dispatcher.directory), caller.principal, served, load, status)
+        return Response(generate_latest(scrape), media_type=_FORMAT)
 
     async def _ask(self, caller: Caller, query: Query[Out]) -> Out | None:
-        """Return what a query is answered with; None when it is not, or the caller may not ask it."""
+        """Return a query's answer; None if the domain does not answer, or the caller may not ask."""
         name = query.spec.name
-        if name not in self._asking.directory.units:
-            return None  # the directory would look for it anew, at every scrape of a system that does without
+        if name not in self._dispatcher.directory.units:
+            return None  # otherwise the directory would search the bus at every scrape of a system without this domain
         try:
-            await self._asking.permitted(caller, name, {})
-            answer = await self._asking.client.ask(name, {}, timeout=_PATIENCE, headers=caller.on_behalf())
-            return query.output.model_validate(answer.data)  # type: ignore[return-value]  # output is the Out of this
+            await self._dispatcher.permitted(caller, name, {})
+            answer = await self._dispatcher.client.ask(name, {}, timeout=_TIMEOUT, headers=caller.on_behalf())
+            return query.output.model_validate(answer.data)  # type: ignore[return-value]  # the type of query.output is Out
         except (AimaError, ValidationError) as error:
-            logger.debug("a scrape goes without an answer", unit=name, error=repr(error))
+            logger.debug("a metrics scrape got no answer from a unit", unit=name, error=repr(error))
             return None
 
 
 @dataclass(frozen=True)
 class _Scrape(Collector):
-    """All that one scrape tells. None: nobody has answered."""
+    """The metrics of one scrape. None: the domain did not answer."""
 
     own: Collector
     domains: Mapping[str, bool]
-    who: Principal
+    principal: Principal
     served: inference.Models | None
     load: inference.Load | None
     status: resource.Status | None
 
     def collect(self) -> Iterator[Metric]:
-        """Yield it family by family."""
+        """Yield the metric families."""
         yield from self.own.collect()
         yield _domains(self.domains)
         if self.served:
-            yield from _requests(self.served, self.load, self.who)
+            yield from _requests(self.served, self.load, self.principal)
         if self.status:
             yield from _resources(self.status)
 
 
-def _domains(here: Mapping[str, bool]) -> Metric:
-    up = GaugeMetricFamily("aima_domain_up", "1 for a domain on the bus, 0 for one that has gone.", labels=("domain",))
-    for name, answers in here.items():
-        up.add_metric((name,), answers)
+def _domains(domains: Mapping[str, bool]) -> Metric:
+    up = GaugeMetricFamily("aima_domain_up", "1 if the domain is on the bus, 0 if it has left.", labels=("domain",))
+    for name, present in domains.items():
+        up.add_metric((name,), present)
     return up
 
 
-def _requests(served: inference.Models, load: inference.Load | None, who: Principal) -> Iterable[Metric]:
-    """Return what the requests to each service came to, and what it has to do right now."""
+def _requests(served: inference.Models, load: inference.Load | None, principal: Principal) -> Iterable[Metric]:
+    """Return the metrics of requests: the ended ones by outcome, tokens, and the current load."""
     ended = CounterMetricFamily(
         "aima_service_requests",
-        "Requests that have ended, since the service was created; cancelled: the caller left, or had no time left.",
+        "Ended requests since the service was created; cancelled: the caller left, or its timeout expired.",
         labels=(*_SERVICE, "outcome"),
     )
-    tokens = CounterMetricFamily(
-        "aima_service_tokens", "Tokens of the requests that were completed.", labels=(*_SERVICE, "kind")
-    )
+    tokens = CounterMetricFamily("aima_service_tokens", "Tokens of completed requests.", labels=(*_SERVICE, "kind"))
     outstanding = GaugeMetricFamily("aima_service_requests_outstanding", "Requests under way.", labels=_SERVICE)
-    queued = GaugeMetricFamily("aima_service_requests_queued", "Requests that wait for a replica.", labels=_SERVICE)
-    replicas = GaugeMetricFamily("aima_service_replicas", "Replicas that requests can go to.", labels=_SERVICE)
-    waiting = {each.service_id: each.queued for each in load.services} if load else {}
-    for of, service in _usable(served, who):
-        ended.add_metric((*of, "completed"), service.requests - service.failed - service.cancelled)
-        ended.add_metric((*of, "failed"), service.failed)
-        ended.add_metric((*of, "cancelled"), service.cancelled)
-        tokens.add_metric((*of, "prompt"), service.prompt_tokens)
-        tokens.add_metric((*of, "completion"), service.completion_tokens)
-        outstanding.add_metric(of, service.outstanding)
-        replicas.add_metric(of, service.replicas)
+    queued = GaugeMetricFamily("aima_service_requests_queued", "Requests waiting for a replica.", labels=_SERVICE)
+    replicas = GaugeMetricFamily("aima_service_replicas", "Replicas that accept requests.", labels=_SERVICE)
+    waiting = {load_entry.service_id: load_entry.queued for load_entry in load.services} if load else {}
+    for service_labels, service in _usable(served, principal):
+        ended.add_metric((*service_labels, "completed"), service.requests - service.failed - service.cancelled)
+        ended.add_metric((*service_labels, "failed"), service.failed)
+        ended.add_metric((*service_labels, "cancelled"), service.cancelled)
+        tokens.add_metric((*service_labels, "prompt"), service.prompt_tokens)
+        tokens.add_metric((*service_labels, "completion"), service.completion_tokens)
+        outstanding.add_metric(service_labels, service.outstanding)
+        replicas.add_metric(service_labels, service.replicas)
         if service.service_id in waiting:
-            queued.add_metric(of, waiting[service.service_id])
+            queued.add_metric(service_labels, waiting[service.service_id])
     return ended, tokens, outstanding, queued, replicas
 
 
-def _usable(served: inference.Models, who: Principal) -> Iterator[tuple[tuple[str, str], inference.ServedBy]]:
-    """Yield the services that somebody may use, by whatever name its key has them, each with its labels."""
+def _usable(served: inference.Models, principal: Principal) -> Iterator[tuple[tuple[str, str], inference.ServedBy]]:
+    """Yield the labels of each service that the caller may use, and the service."""
     for model in served.models:
         for service in model.services:
-            if who.may_use(model.id, model.name, service.service_id, service.name):
+            if principal.may_use(model.id, model.name, service.service_id, service.name):
                 yield (service.service_id, model.id), service
 
 
 def _resources(status: resource.Status) -> Iterable[Metric]:
-    """Return how much memory there is, and how much of it is spoken for."""
+    """Return the metrics of the machine's memory and its reservations."""
     memory = GaugeMetricFamily(
         "aima_memory_bytes",
-        "Memory of the machine: total, used by whomever, available; budget of the slots, reserved by them.",
+        "Memory of the machine: total, used by all processes, available; budget for slots, reserved by slots.",
         labels=("kind",),
     )
-    for kind, amount in status.memory.model_dump().items():
-        memory.add_metric((kind,), amount)
-    slots = GaugeMetricFamily("aima_resource_slots", "Reservations of memory.", labels=("status",))
+    for kind, size in status.memory.model_dump().items():
+        memory.add_metric((kind,), size)
+    slots = GaugeMetricFamily("aima_resource_slots", "Memory slots by status.", labels=("status",))
     counts = Counter(slot.status for slot in status.slots)
     for name in get_args(resource.SlotStatus):
         slots.add_metric((name,), counts[name])
