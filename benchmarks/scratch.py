@@ -20,6 +20,7 @@ import psutil
 
 from aima_core.bus import nats_server
 from aima_core.bus.nats_server import NatsServer
+from aima_core.system.child_processes import end_with_parent
 
 ROOT = Path(__file__).parents[1]
 _MARK = "AIMA_BENCH"  # environment of every process of ours, and of all that they start
@@ -74,7 +75,7 @@ class Scratch:
                 cwd=ROOT,
                 env={**_environment(), _MARK: self._mark, **(env or {})},
                 start_new_session=True,  # a Ctrl-C is for us: we end them in order
-                preexec_fn=functools.partial(nats_server.end_with_parent, os.getpid(), signal.SIGTERM),  # noqa: PLW1509
+                preexec_fn=functools.partial(end_with_parent, os.getpid(), signal.SIGTERM),  # noqa: PLW1509
             )
         self._children.append(child)
         if ready:

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from aima_core import cgroup
 from aima_core.errors import Conflict, NotFound
+from aima_core.system import cgroup
 from services.device.drivers import bandwidth
 from services.device.drivers.host import HostProbe
 

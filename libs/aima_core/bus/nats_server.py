@@ -1,13 +1,12 @@
 """Runs our own nats-server: finds the program, writes its configuration, starts it and waits until it answers.
 
 Knows nothing about the messages. Its functions block, so call them from a thread if there is an event loop; with
-`die_with_parent` from the main thread (see `end_with_parent`).
+`die_with_parent` from the main thread (see `system.child_processes.end_with_parent`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import json
 import os
@@ -23,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from aima_core.errors import Unavailable
+from aima_core.system.child_processes import end_with_parent
 
 HOST = "127.0.0.1"  # this machine only, even with users: the server has no TLS
 USERS = "users.conf"  # in the server's folder; defines who may connect and with which rights
@@ -33,7 +33,6 @@ MAX_FILE_STORE = 64 * 2**30  # bytes; an upper limit, the space is not reserved
 SYNC_INTERVAL = 1  # seconds between flushes to the disk
 START_DEADLINE = 10.0  # seconds from the launch to the server's INFO line
 _FATAL = re.compile(r"\[FTL\] (.+)")  # the log lines in which the server says why it ends
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def find_binary() -> str:
@@ -92,6 +91,8 @@ class NatsServer:
         self.folder, self.port, self.log, self.users = folder.absolute(), port, log, users
         self.url = f"nats://{HOST}:{port}"
         self.process: subprocess.Popen[bytes] | None = None
+        self.log_start = 0
+        """Where the log of the latest launch begins, in bytes."""
         self._die_with_parent = die_with_parent
         self._server_name = ""
 
@@ -112,6 +113,7 @@ class NatsServer:
         if self._die_with_parent:
             before_exec = functools.partial(end_with_parent, os.getpid(), signal.SIGTERM)
         with self.log.open("ab") as log:
+            self.log_start = log.tell()  # before the launch: a server that fails at once has already written
             self.process = subprocess.Popen(
                 [find_binary(), "-c", str(file)],
                 stdin=subprocess.DEVNULL,
@@ -174,7 +176,6 @@ def start(folder: Path, port: int | None, log: Path, die_with_parent: bool, user
 
 
 def _await_answer(server: NatsServer) -> None:
-    log_start = os.path.getsize(server.log)
     deadline = time.monotonic() + START_DEADLINE
     while not server.answers():
         exit_code = server.poll()
@@ -182,7 +183,7 @@ def _await_answer(server: NatsServer) -> None:
             time.sleep(0.01)
             continue
         server.stop(timeout=1.0)
-        log_text = log_tail(server.log, since=log_start)
+        log_text = log_tail(server.log, since=server.log_start)
         reason = "PORT_IN_USE" if "address already in use" in log_text else "NATS_SERVER_FAILED"
         if exit_code is None:
             failure = f"did not answer within {START_DEADLINE:.0f} s"
@@ -190,17 +191,6 @@ def _await_answer(server: NatsServer) -> None:
             failure = f"ended with code {exit_code}"
         cause = "; ".join(_FATAL.findall(log_text)) or f"\n{log_text}"
         raise Unavailable(f"nats-server on port {server.port} {failure}: {cause}", reason=reason, port=server.port)
-
-
-def end_with_parent(parent: int, number: int) -> None:
-    """Make the kernel send this process the signal when the thread that forked it ends; called in the child.
-
-    Linux only. On other systems it does nothing: a server outlives a supervisor that was killed with SIGKILL.
-    """
-    if _LIBC is not None:
-        _LIBC.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
-        if os.getppid() != parent:  # the parent ended before prctl took effect, so no signal will come
-            os.kill(os.getpid(), number)
 
 
 def log_tail(log: Path, lines: int = 20, since: int = 0) -> str:
@@ -216,7 +206,3 @@ def log_tail(log: Path, lines: int = 20, since: int = 0) -> str:
 
 def _quoted(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-# loaded here and not in `end_with_parent`: between fork and exec, importing or loading a library can deadlock
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None

@@ -7,7 +7,6 @@ row before it. Positions number all events of the log, versions the events of on
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import secrets
@@ -20,6 +19,7 @@ from typing import Any
 from aima_core.errors import Conflict, Unavailable
 from aima_core.store.records import Batch, Codec, Recorded, Statement, StoredReply, decode_meta
 from aima_core.store.sqlite import Sqlite
+from aima_core.system import file_locks
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
@@ -252,7 +252,7 @@ def _last_hash(connection: sqlite3.Connection) -> bytes:
 
 def _acquire(lock: int, folder: Path) -> None:
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file_locks.lock(lock)
     except OSError:
         holder = os.pread(lock, 100, 0).decode(errors="replace").strip() or "another process"
         raise Conflict(
@@ -267,7 +267,7 @@ def _acquire(lock: int, folder: Path) -> None:
 
 def _release(lock: int) -> None:
     """Unlock explicitly before closing: a child forked but not yet exec'ed has a copy that would keep the lock."""
-    fcntl.flock(lock, fcntl.LOCK_UN)
+    file_locks.unlock(lock)
     os.close(lock)
 
 

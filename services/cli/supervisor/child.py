@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
 
-from aima_core.bus.nats_server import end_with_parent, log_tail
+from aima_core.bus.nats_server import log_tail
+from aima_core.system.child_processes import end_with_parent
 
 Run = Callable[[int, int], None]
 """The function of a child: `run(ready_fd, lifeline_fd)`.

@@ -6,7 +6,6 @@ A supervisor and its children hold `up.lock` until the last one ends; `nats.url`
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import time
@@ -18,6 +17,7 @@ from typing import Any
 
 from aima_core.errors import Conflict
 from aima_core.settings import URL_FILE
+from aima_core.system import file_locks
 
 _LOCK_FILE = "up.lock"
 _PROBED = 0.2  # seconds; a process that only checks the lock holds it for less
@@ -52,7 +52,7 @@ def runs(data: Path) -> bool:
     except OSError:
         return True
     try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # held briefly; `_lock` retries
+        file_locks.lock(lock, shared=True)  # held briefly; `_lock` retries
     except OSError:
         return True
     finally:
@@ -85,7 +85,7 @@ def _lock(lock: int, data: Path, grace: float) -> None:
     started_at = time.monotonic()
     while True:
         try:
-            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file_locks.lock(lock)
         except BlockingIOError:
             holder = _holder(lock)
             pid = holder.get("pid")

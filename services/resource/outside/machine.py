@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from aima_core import cgroup
+from aima_core.system import cgroup
 from services.resource.rules.capacity import Facts
 
 

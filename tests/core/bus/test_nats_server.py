@@ -180,7 +180,7 @@ print(server.pid, flush=True); time.sleep(60)
 @pytest.mark.skipif(sys.platform != "linux", reason="the parent's death signal is Linux's")
 def test_a_parent_that_is_gone_before_the_kernel_is_asked_is_noticed() -> None:
     script = f"import sys; sys.path.insert(0, {str(Path(nats_server.__file__).parents[2])!r})\n" + (
-        "import time; from aima_core.bus.nats_server import end_with_parent\n"
+        "import time; from aima_core.system.child_processes import end_with_parent\n"
         "end_with_parent(1 << 22, 15); time.sleep(60)"
     )
     assert subprocess.run([sys.executable, "-c", script], timeout=20).returncode == -signal.SIGTERM

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from services.engine.runtimes.boot import identity
+from aima_core.system.boot import identity
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 BOOT = "2b1c0c5c-8a0e-4d0f-9b59-4f1f3a9a2f10"
 
 
@@ -55,9 +55,7 @@ def test_a_container_that_is_started_again_on_the_same_kernel_is_another_boot() 
     if unshare is None:
         pytest.skip("there is no unshare here")
     # `exec`: in the namespace this very interpreter is process 1
-    script = (
-        "import sys; sys.path[:0] = sys.argv[1:]; from services.engine.runtimes.boot import identity; print(identity())"
-    )
+    script = "import sys; sys.path[:0] = sys.argv[1:]; from aima_core.system.boot import identity; print(identity())"
     own = [unshare, "-pf", "--mount-proc", sys.executable, "-c", script, str(ROOT), str(ROOT / "libs")]
     boots = []
     for _ in range(2):
