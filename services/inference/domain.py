@@ -3,13 +3,13 @@
 It routes requests to the replicas of services. `units.py` is its contract. `rules/` is pure:
 
     state              the services, their replicas, the requests under way, and each replica's breaker
-    routing            which replica a request goes to
-    decider            what may happen to a request
-    views, statistics  what is counted and measured, and the answers made of it
+    routing            which replica a request goes to, or why it gets none
+    decider            commands to events
+    views, statistics  the read tables of figures, and the answers of queries
 
-`outside/` is all that awaits: `placement` gets each request its replica, with `admission` (waiting in line), `wakeups`
-(starting a service that sleeps) and `refusals`; `adapter` carries the request in the dialect of the engine
-(`openai_dialect`), by the table of `request_kinds`.
+`outside/` is the I/O: `placement` finds a replica for each request, with `admission` (queues), `wakeups` (starting
+services that sleep) and `refusals`; `adapter` sends the request in the dialect of the engine (`openai_dialect`),
+according to the table in `request_kinds`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from aima_core.units import Resource
 from services.inference import internal as i
 from services.inference import units as u
 from services.inference.outside.adapter import InferenceOutside, react
-from services.inference.outside.request_kinds import TASKS
+from services.inference.outside.request_kinds import REQUEST_KINDS
 from services.inference.rules.decider import decide, reply
 from services.inference.rules.state import Pool, evolve, todo
 from services.inference.rules.views import TABLES, project
@@ -33,7 +33,7 @@ INFERENCE = Domain(
     about="Requests to running models. Routes each request to a healthy replica of the model's service.",
     state=Pool,
     events=u.EVENTS,
-    commands=(*TASKS, u.LeaseModel, u.Renew, u.Settle),
+    commands=(*REQUEST_KINDS, u.LeaseModel, u.Renew, u.Settle),
     internal=(
         i.BeginRequest,
         i.RecordExpired,
@@ -49,7 +49,7 @@ INFERENCE = Domain(
     resources=(
         Resource(
             uri="asms://inference/models",
-            about="Models that have services.",
+            about="The models that have services.",
             query=lambda _: u.ListServed(),
             touched=lambda event: [event.unit] if isinstance(event, _LISTED) else [],
         ),

@@ -1,4 +1,4 @@
-"""Commands of the inference domain to itself: how a request gets its replica, and the news of services."""
+"""Internal commands of the inference domain: the start of a request, and what events of the service domain change."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from services.inference.units import Phase
 
 
 class BeginRequest(Command[Success], unit="inference.begin_request"):
-    """Give a request its replica. `request_id` is chosen by whoever may have to give it back before hearing of it.
+    """Start a request on a replica. The sender chooses `request_id` if it may have to settle it without the reply.
 
-    `avoid` is a replica that has just failed it: taken only if there is no other, or `strictly` not at all.
+    `avoid`: the replica that has just failed the request; used only if no other is free, with `strictly` not at all.
     """
 
     model: str
@@ -23,7 +23,7 @@ class BeginRequest(Command[Success], unit="inference.begin_request"):
 
 
 class RecordExpired(Command[Success], unit="inference.record_expired", stream="service_id"):
-    """A lease was not settled in time, or the process that carried it is gone."""
+    """A lease was not settled in time, or the process that sent the request has ended."""
 
     service_id: str
     request_id: str
@@ -32,14 +32,14 @@ class RecordExpired(Command[Success], unit="inference.record_expired", stream="s
 
 
 class RecordRefused(Command[Success], unit="inference.record_refused", stream="service_id"):
-    """So many requests were turned away."""
+    """`count` requests got no replica."""
 
     service_id: str
     count: int
 
 
 class RecordService(Command[Success], unit="inference.record_service", stream="service_id"):
-    """A service is registered."""
+    """A service was created."""
 
     service_id: str
     service_name: str
@@ -49,13 +49,13 @@ class RecordService(Command[Success], unit="inference.record_service", stream="s
 
 
 class RecordRemoved(Command[Success], unit="inference.record_removed", stream="service_id"):
-    """A service is no longer registered."""
+    """A service was deleted."""
 
     service_id: str
 
 
 class RecordPhase(Command[Success], unit="inference.record_phase", stream="service_id"):
-    """A service is on another part of its way; unless it starts or runs, it has no replicas any more."""
+    """A service entered a phase; in phases other than starting and running its routes are removed."""
 
     service_id: str
     phase: Phase
@@ -64,7 +64,7 @@ class RecordPhase(Command[Success], unit="inference.record_phase", stream="servi
 
 
 class RecordRoute(Command[Success], unit="inference.record_route", stream="service_id"):
-    """A replica answers."""
+    """A replica started and answers."""
 
     service_id: str
     service_name: str
@@ -83,7 +83,7 @@ class RecordRoute(Command[Success], unit="inference.record_route", stream="servi
 
 
 class RecordHealth(Command[Success], unit="inference.record_health", stream="service_id"):
-    """A replica has begun or ceased to answer."""
+    """A replica's health check started to succeed or to fail."""
 
     service_id: str
     process_id: str
@@ -91,7 +91,7 @@ class RecordHealth(Command[Success], unit="inference.record_health", stream="ser
 
 
 class RecordNoRoute(Command[Success], unit="inference.record_no_route", stream="service_id"):
-    """A replica is gone, or gets no more requests."""
+    """A replica ended, or gets no more requests."""
 
     service_id: str
     process_id: str

@@ -8,8 +8,8 @@ from aima_core.settings import Section
 
 
 class InferenceSettings(Section):
-    """How requests wait."""
+    """Settings for waiting requests."""
 
     queue: int = Field(
-        64, ge=0, le=10_000, description="Requests that may wait for each service; those beyond are refused at once."
+        64, ge=0, le=10_000, description="Maximum number of waiting requests per service; more are refused at once."
     )

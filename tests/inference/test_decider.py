@@ -17,7 +17,7 @@ from aima_core.units import Command, Event, Success
 from services.inference import internal as i
 from services.inference import units as u
 from services.inference.domain import INFERENCE
-from services.inference.outside.request_kinds import TASKS
+from services.inference.outside.request_kinds import REQUEST_KINDS
 from services.inference.rules.decider import reply
 from services.inference.rules.routing import sleeper
 from services.inference.rules.state import Pool, Sweep, todo
@@ -59,8 +59,8 @@ def removed(process_id: str = "p0", ident: str = SVC) -> u.RouteRemoved:
     return u.RouteRemoved(service_id=ident, process_id=process_id)
 
 
-def changed(healthy: bool, process_id: str = "p0") -> u.RouteChanged:
-    return u.RouteChanged(service_id=SVC, process_id=process_id, healthy=healthy)
+def changed(healthy: bool, process_id: str = "p0", ident: str = SVC) -> u.RouteChanged:
+    return u.RouteChanged(service_id=ident, process_id=process_id, healthy=healthy)
 
 
 def begun(request_id: str = "req-1", process_id: str = "p0", ident: str = SVC, **other: Any) -> u.RequestStarted:
@@ -232,11 +232,11 @@ DECIDED: dict[str, tuple[Command[Any], dict[str, Any]]] = {
     "settle, failed": (settle("failed", error="it broke"), ends(failed("it broke", "CALLER_FAILED"))),
     "settle, failed with a code": (
         settle("failed", error_code="ENGINE_REFUSED"),
-        ends(failed("the request was failed", "ENGINE_REFUSED")),
+        ends(failed("the request failed", "ENGINE_REFUSED")),
     ),
     "settle, failed with a code that only who carries requests for us may give": (
         settle("failed", error_code="ENGINE_GONE"),
-        ends(failed("the request was failed", "CALLER_FAILED")),
+        ends(failed("the request failed", "CALLER_FAILED")),
     ),
     "settle, another": (u.Settle(request_id="x", outcome="completed"), at(POOLS, NONE)),
     "renew": (u.Renew(request_id="req-1", timeout=120), ends(renewed())),
@@ -301,7 +301,7 @@ def test_a_command_to_a_pool_comes_to(command: Command[Any], events: list[Event]
 
 
 def test_no_command_is_missing_in_the_table() -> None:
-    carried = {*TASKS, u.LeaseModel}  # these reach the decider as BeginRequest
+    carried = {*REQUEST_KINDS, u.LeaseModel}  # these reach the decider as BeginRequest
     assert {type(command) for command, _ in DECIDED.values()} | carried == {*INFERENCE.commands, *INFERENCE.internal}
 
 
@@ -413,60 +413,123 @@ def test_the_service_to_wake_is(phases: dict[str, u.Phase], refused: set[str], e
     assert sleeper([Pool(ident, phase=phase) for ident, phase in phases.items()], refused) == expected
 
 
+BROKEN_BEFORE = [
+    event
+    for number in range(3)
+    for event in (
+        begun(str(number), started_at=NOON - 20, slots=1),
+        failed("", "ENGINE_GONE", request_id=str(number)),
+    )
+]
 REFUSALS: dict[str, tuple[list[Event], Command[Any], str, dict[str, Any]]] = {
     "no service": (
         [],
         begin("x"),
-        "no running engine serves x; start a service for it (service.create, service.start)",
+        "no running replica serves x: it has no service;"
+        " create one with service.create and start it with service.start",
         {"reason": "NO_SERVICE", "model": "x", "services": []},
     ),
     "not started yet": (
         [service()],
         begin("M"),
-        "no running engine serves M: its service svc-a is not started yet; start it (service.start)",
+        "no running replica serves M: service svc-a was never started; start it with service.start",
         {"reason": "NO_REPLICA", "model": "M", "services": [SVC]},
     ),
     "created anew": (
         [*RUNNING, begun(), phase("stopped"), removed(), u.ServiceRemoved(service_id=SVC), service()],
         begin("M"),
-        "no running engine serves M: its service svc-a is not started yet; start it (service.start)",
+        "no running replica serves M: service svc-a was never started; start it with service.start",
         {"reason": "NO_REPLICA", "model": "M", "services": [SVC]},
     ),
     "stopped": (
         [service(), phase("starting"), phase("stopped")],
         begin("M"),
-        "no running engine serves M: its service svc-a is stopped; start it (service.start)",
+        "no running replica serves M: service svc-a is stopped; start it with service.start",
         {"reason": "NO_REPLICA", "model": "M", "services": [SVC]},
     ),
     "failed": (
         POOLS["failed"],
         begin("M"),
-        "no running engine serves M: its service svc-a has failed: no memory; look at service.status",
+        "no running replica serves M: service svc-a has failed: no memory;"
+        " see service.status, then start it again with service.start",
         {"reason": "NO_REPLICA", "model": "M", "services": [SVC], "error_code": "OUT_OF_MEMORY"},
     ),
     "unhealthy": (
         POOLS["unhealthy"],
         begin("M"),
-        "no replica of M takes requests yet",
+        "no replica for M: the only replica of service svc-a is unhealthy (no reply to its health check)",
         {"reason": "LOADING", "services": [SVC]},
+    ),
+    "asleep": (
+        POOLS["asleep"],
+        begin("M"),
+        "no replica for M: service svc-a is asleep; requests wake it",
+        {"reason": "LOADING", "services": [SVC]},
+    ),
+    "starting": (
+        POOLS["starting"],
+        begin("M"),
+        "no replica for M: service svc-a is starting and has no running replica yet",
+        {"reason": "LOADING", "services": [SVC]},
+    ),
+    "replacing": (
+        POOLS["healing"],
+        begin("M"),
+        "no replica for M: service svc-a has no running replica at the moment; AIMA replaces those that failed",
+        {"reason": "LOADING", "services": [SVC]},
+    ),
+    "broken": (
+        POOLS["broken"],
+        begin("M"),
+        "no replica for M: the only replica of service svc-a is paused after 3 failed requests in a row"
+        " (next attempt in 5.0 s)",
+        {"reason": "LOADING", "services": [SVC]},
+    ),
+    "on trial": (
+        [*RUNNING, *BROKEN_BEFORE, begun("4", started_at=NOON - 1, slots=1)],
+        begin("M"),
+        "no replica for M: the only replica of service svc-a is paused after 3 failed requests in a row"
+        " (one request is testing it)",
+        {"reason": "LOADING", "services": [SVC]},
+    ),
+    "avoided": (
+        RUNNING,
+        begin("M", avoid="p0", strictly=True),
+        "no replica for M: the only replica of service svc-a is avoided for a moment (it has just failed this request)",
+        {"reason": "LOADING", "services": [SVC]},
+    ),
+    "of two services": (
+        [*RUNNING, begun(), added("p1"), changed(False, "p1"), added("q0", "svc-b"), changed(False, "q0", "svc-b")],
+        begin("M"),
+        "no replica for M: none of the 2 replicas of service svc-a takes requests: 1 busy (1 of 1 slots in use),"
+        " 1 unhealthy (no reply to its health check); the only replica of service svc-b is unhealthy (no reply to its"
+        " health check)",
+        {"reason": "BUSY", "services": [SVC, "svc-b"]},
+    ),
+    "one of them without tools": (
+        [added(), added("p1", tools=True, slots=1), begun("1", "p1")],
+        begin("M", needs_tools=True),
+        "no replica for M: none of the 2 replicas of service svc-a takes requests: 1 without support for tools,"
+        " 1 busy (1 of 1 slots in use)",
+        {"reason": "BUSY", "services": [SVC]},
     ),
     "full": (
         POOLS["full"],
         begin("M"),
-        "every replica of M has as many requests as it takes",
+        "no replica for M: the only replica of service svc-a is busy (1 of 1 slots in use)",
         {"reason": "BUSY", "services": [SVC]},
     ),
     "another type": (
         [added(type="embedding")],
         begin("M", "llm", "vlm"),
-        "model: M is of type embedding; this needs llm or vlm",
+        "model: M is of type embedding; this request needs llm or vlm",
         {"fields": [{"field": "model", "expected": "a model of type llm or vlm"}]},
     ),
     "no tools": (
         [added()],
         begin("M", needs_tools=True),
-        "tools: the chat template of M takes no tools",
-        {"fields": [{"field": "tools", "expected": "none: the model's chat template does not know tools"}]},
+        "tools: the chat template of M does not support tools",
+        {"fields": [{"field": "tools", "expected": "none: the model's chat template does not support tools"}]},
     ),
 }
 

@@ -15,7 +15,7 @@ from aima_core.bus.client import Answer, Client
 from aima_core.errors import EngineNotRunning, NotFound, Timeout, Unavailable, ValidationFailed
 from aima_core.testing import serving, until
 from services.inference.domain import INFERENCE
-from services.inference.outside.request_kinds import TASKS
+from services.inference.outside.request_kinds import REQUEST_KINDS
 from tests.inference.conftest import Gated, Real, StandIn, Start
 from tests.toys.asking import ask, events, refused
 from tests.toys.machine import Machine
@@ -130,7 +130,7 @@ async def test_a_question_asked_right_after_the_news_of_a_replica_is_answered(cl
         },
     ]
     wrong = await refused(client, "inference.embed", model="toy", input="x")
-    assert (type(wrong), wrong.message) == (ValidationFailed, "model: toy is of type llm; this needs embedding")
+    assert (type(wrong), wrong.message) == (ValidationFailed, "model: toy is of type llm; this request needs embedding")
     await up(client, engine.endpoint, "q0", service_id="svc-b", service_name="b", model_id="e", model_type="embedding")
     vectors = await ask(client, "inference.embed", model="e", input=["ab", "c"])
     assert vectors["embeddings"] == [[2.0, 0.0, 1.0], [1.0, 1.0, 1.0]]
@@ -147,8 +147,11 @@ async def test_what_nobody_serves_is_refused_with_what_would_help(client: Client
     assert (type(unknown), unknown.reason) == (NotFound, "MODEL_NOT_FOUND")
     idle = await refused(client, "inference.chat", **asked("x"))
     assert isinstance(idle, EngineNotRunning)
-    assert idle.message == "no running engine serves Toy; start a service for it (service.create, service.start)"
-    examples = {unit.spec.name: {**unit.spec.examples[0], "model": "Voice"} for unit in TASKS}
+    assert idle.message == (
+        "no running replica serves Toy: it has no service;"
+        " create one with service.create and start it with service.start"
+    )
+    examples = {unit.spec.name: {**unit.spec.examples[0], "model": "Voice"} for unit in REQUEST_KINDS}
     for unit, data in examples.items():
         error = await refused(client, unit, **data)
         assert (type(error), error.reason) == (EngineNotRunning, "NO_SERVICE"), unit
@@ -263,7 +266,7 @@ async def test_an_engine_that_dies_in_the_middle_of_an_answer_is_told_and_not_as
         await anext(answers)
     assert gone.value.details == {"reason": "ENGINE_GONE", "begun": True}
     failed = await ended(client, "request_failed")
-    assert (failed["error"], failed["error_code"]) == ("the engine went away", "ENGINE_GONE")
+    assert (failed["error"], failed["error_code"]) == ("the engine closed the connection", "ENGINE_GONE")
     assert other.asked() == []
     assert (await served(client))["outstanding"] == 0
 
@@ -275,7 +278,7 @@ async def test_a_caller_who_goes_away_or_whose_time_is_up_stops_the_engine(clien
     assert await anext(answers) == {"content": "echo:"}
     await answers.aclose()  # type: ignore[attr-defined]  # it is a generator
     gone = await ended(client, "request_failed")
-    assert (gone["error"], gone["error_code"]) == ("the caller has gone, or its time is up", "CANCELLED")
+    assert (gone["error"], gone["error_code"]) == ("the caller left, or the deadline passed", "CANCELLED")
     await until(lambda: not connected(engine))
     late = await refused(client, "inference.chat", within=0.5, **asked("good day"))
     assert isinstance(late, Timeout)
@@ -306,7 +309,7 @@ async def test_a_request_to_which_the_engine_says_nothing_before_its_deadline_is
     await replicas(client, 1)
     assert isinstance(await refused(client, "inference.chat", within=1, **asked("good day")), Timeout)
     late = await ended(client, "request_failed")
-    assert (late["error"], late["error_code"]) == ("the engine said nothing before the deadline", "TIMEOUT")
+    assert (late["error"], late["error_code"]) == ("the engine sent nothing before the deadline", "TIMEOUT")
 
 
 async def test_a_real_engine_stops_when_the_time_of_a_caller_is_up_who_wants_no_parts(
@@ -388,7 +391,7 @@ async def test_after_a_restart_the_leases_of_others_still_stand_and_our_own_requ
         (copy / "log.db").rename(site.folder / "inference" / "log.db")
         async with serving(INFERENCE, settings=settings) as client:
             failed = await ended(client, "request_failed")
-            assert failed["error"] == "the process that carried the request has ended"
+            assert failed["error"] == "the process that sent the request has ended"
             assert failed["request_id"] != lease["request_id"]
             assert (await served(client))["outstanding"] == 1
             await ask(client, "inference.settle", request_id=lease["request_id"], outcome="failed", error="E")
@@ -423,7 +426,7 @@ async def test_what_is_asked_and_answered_is_nowhere_but_on_its_way(
             one["services"][0]["service_id"]: one["services"][0]
             for one in (await ask(client, "inference.models"))["models"]
         }
-    assert failures == ["ENGINE_REFUSED", "the caller has gone, or its time is up"]
+    assert failures == ["ENGINE_REFUSED", "the caller left, or the deadline passed"]
     assert counts == [(1, 8)] * 3
     assert [shown["svc-a"][count] for count in ("requests", "failed", "cancelled")] == [4, 0, 1]
     assert (shown["svc-a"]["prompt_tokens"], shown["svc-a"]["completion_tokens"]) == (3, 24)

@@ -13,7 +13,7 @@ import pytest
 from aima_core.errors import AimaError, ExecutionFailed, RateLimited, Unavailable, ValidationFailed
 from services.inference import units as u
 from services.inference.outside import openai_dialect
-from services.inference.outside.request_kinds import TASKS, Send
+from services.inference.outside.request_kinds import REQUEST_KINDS, PartSender
 from services.inference.rules.state import Route
 from tests.inference.conftest import DONE, Saying, Start, chunk, said
 from tests.inference.test_decider import begun
@@ -26,10 +26,10 @@ async def http() -> AsyncIterator[httpx2.AsyncClient]:
 
 
 class Kept:
-    """A caller who keeps the parts, if any are wanted."""
+    """A caller who keeps the parts that it is sent."""
 
-    def __init__(self, wanted: bool) -> None:
-        self.wanted = wanted
+    def __init__(self, requested: bool) -> None:
+        self.requested = requested
         self.sent: list[dict[str, Any]] = []
 
     async def send(self, part: dict[str, Any]) -> None:
@@ -52,9 +52,9 @@ async def run(http: httpx2.AsyncClient, endpoint: str, command: Any, *, parts: b
     """Carry one request: its view, its usage, its parts."""
     route = Route("p0", endpoint, "served", "openai", tools=True)
     kept = Kept(parts)
-    carry = TASKS[type(command)].run
+    carry = REQUEST_KINDS[type(command)].run
     assert carry
-    view, usage = await carry(http, route, command, begun(), Send(kept))
+    view, usage = await carry(http, route, command, begun(), PartSender(kept))
     return view, usage, kept.sent
 
 

@@ -266,7 +266,11 @@ async def test_who_runs_out_of_time_while_waiting_has_been_refused_and_who_goes_
         held = chat(client)
         await shows(client, outstanding=1)
         late = await refused(client, "inference.chat", within=0.3, **asked("x"))
-        assert (type(late), late.message) == (Timeout, "inference.chat took longer than asked")
+        assert (type(late), late.message) == (
+            Timeout,
+            "inference.chat timed out after 0.3 s: no replica for Toy: the only replica of service svc-a is busy"
+            " (1 of 1 slots in use)",
+        )
         await shows(client, queued=0, outstanding=1, refused=1)
         leaving = client.stream("inference.chat", asked("x"), timeout=60)
         assert await anext(leaving) == {"waiting": {"reason": "BUSY", "queued": 1}}
@@ -457,7 +461,7 @@ async def test_a_service_that_fails_tells_those_who_wait_for_it(site: Machine) -
         for task in tasks:
             with pytest.raises(EngineNotRunning) as failed:
                 await task
-            assert "svc-a has failed: there is not enough memory; look at service.status" in failed.value.message
+            assert "svc-a has failed: there is not enough memory; see service.status" in failed.value.message
             assert failed.value.details["error_code"] == "OUT_OF_MEMORY"
         assert await shows(client, queued=0, phase="failed")
         late = await refused(client, "inference.chat", **asked("x"))
@@ -576,7 +580,10 @@ async def test_who_gets_no_room_in_time_or_does_not_want_to_wait_is_told_what_is
         assert (error.details["phase"], error.details["message"]) == ("asleep", "5 bytes are missing")
         assert crier.started == ["svc-a"]  # nobody waits
         late = await refused(client, "inference.chat", within=1.5, **asked("x"))
-        assert (type(late), late.message) == (Timeout, "inference.chat took longer than asked: 5 bytes are missing")
+        assert (type(late), late.message) == (
+            Timeout,
+            "inference.chat timed out after 1.5 s: service svc-a cannot be woken: 5 bytes are missing",
+        )
         await shows(client, queued=0, refused=2)
         asked_for = len(crier.started)
         await until(lambda: not any(task.get_name() == "wake svc-a" for task in asyncio.all_tasks()))

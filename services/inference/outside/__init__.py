@@ -1,1 +1,1 @@
-"""What the inference domain awaits: engines, peers, and requests that wait."""
+"""The I/O of the inference domain: engines, peers, and queues of requests."""

@@ -1,6 +1,6 @@
-"""Everything of the inference domain that awaits: carrying requests to engines, and looking after leases.
+"""The inference domain's I/O: sends requests to engines, grants leases and expires them, and answers queries.
 
-`placement.py` gets each request its replica.
+`placement.py` finds the replica for each request.
 """
 
 from __future__ import annotations
@@ -30,91 +30,88 @@ from services.inference import internal as i
 from services.inference import units as u
 from services.inference.outside import openai_dialect
 from services.inference.outside.placement import Placement, PlacementRequest
-from services.inference.outside.request_kinds import TASKS, RequestKind, Send
+from services.inference.outside.request_kinds import REQUEST_KINDS, PartSender, RequestKind
 from services.inference.rules import statistics
 from services.inference.rules.state import Pool, Route, Sweep, carried_here
 from services.service import units as service
 
-_LOOK = 1.0  # seconds between looks for leases that have expired
-_HEAR = 1.0  # seconds that the service domain gets to say what it knows
+_SWEEP = 1.0  # seconds between checks for expired leases
+_CATCH_UP = 1.0  # seconds to wait for the service domain's latest events
 _TRIES = 3  # of a request, as long as no replica has answered anything
-_EARLY = 0.02  # seconds before its deadline at which a request ends: the core, at the deadline, knows less of why
-# Seconds without a word for which an engine is blamed; less than that was the caller's impatience. Who does not
-# watch an answer come gives it more time.
+_EARLY = 0.02  # seconds before its deadline at which a request ends: the core's own timeout has no reason to report
+# An engine that has sent nothing for this many seconds is blamed for a timeout; before that the caller's deadline was
+# short. A caller who reads the answer as a stream expects its begin sooner.
 _SILENT, _SILENT_WHOLE = 5.0, 60.0
 
 
 class InferenceOutside(Outside[Pool]):
-    """The inference domain's side of the world."""
+    """The I/O of the inference domain."""
 
-    flows = (*TASKS, u.LeaseModel)
+    flows = (*REQUEST_KINDS, u.LeaseModel)
 
     def __init__(self, context: Context[Pool], http: Callable[[], httpx2.AsyncClient] = openai_dialect.client) -> None:
         super().__init__(context)
         self._http = http()
-        self._holder = secrets.token_hex(4)  # another one in each life of the process
-        self._placing = Placement(context)
+        self._holder = secrets.token_hex(4)  # differs in each run of the process
+        self._placement = Placement(context)
 
     async def open(self) -> None:
-        """Fail what an earlier life of this process was carrying: nobody is left to answer it."""
+        """Fail the requests that an earlier run of this process was sending: their callers are gone."""
         for pool in list(self.context.world.values()):
             for request in pool.requests.values():
                 if carried_here(request):
-                    await self._expired(request, "the process that carried the request has ended", "INTERNAL_ERROR")
+                    await self._expire(request, "the process that sent the request has ended", "INTERNAL_ERROR")
 
     async def close(self) -> None:
-        """Let go of the connections."""
-        await self._placing.close()
+        await self._placement.close()
         await self._http.aclose()
 
     def background(self) -> Iterable[Callable[[], Coroutine[Any, Any, None]]]:
-        """Keep waking those who wait."""
-        return (self._placing.watch, self._placing.tick)
+        return (self._placement.watch, self._placement.tick)
 
     async def prepare(self, command: Command[Any], call: Call) -> Command[Any]:
-        """Return what a flow would begin with, for its dry run; see that the model is one that somebody knows."""
+        """Return the first command of a flow, for its dry run. Raises NotFound for an unknown model."""
         if not isinstance(command, self.flows):
             return command
-        asked = self._asked(command, call)
-        await self._placing.known(asked.model, wait=False)
-        return asked.begin()
+        request = self._placement_request(command, call)
+        await self._placement.ensure_known(request.model, wait=False)
+        return request.command()
 
     async def perform(self, effect: Any) -> Commands:
-        """Fail leases as they expire, for as long as there are any."""
+        """Fail the expired leases of a service, once a second."""
         if not isinstance(effect, Sweep):
             return await super().perform(effect)
         while True:
             pool = self.context.world.get(f"inference/{effect.service_id}")
             for request in list(pool.requests.values()) if pool else ():
-                carried = _LOOK if carried_here(request) else 0.0  # whoever carries it knows better how it ended
-                if request.expires_at + carried <= time.time():
-                    await self._expired(request, "the lease was not settled in time", "TIMEOUT")
-            await asyncio.sleep(_LOOK)
+                grace = _SWEEP if carried_here(request) else 0.0  # our own flow knows better how its request ended
+                if request.expires_at + grace <= time.time():
+                    await self._expire(request, "the lease was not settled in time", "TIMEOUT")
+            await asyncio.sleep(_SWEEP)
 
     async def flow(self, command: Command[Any], call: Call, parts: Parts) -> View:
-        """Give a lease, or carry a request; either ends by its deadline, also when nobody listens any more."""
-        asked = self._asked(command, call)
+        """Grant a lease, or send a request to an engine; both end by the deadline, even if the caller has left."""
+        request = self._placement_request(command, call)
         if isinstance(command, u.LeaseModel) and command.probe:
-            return await self._lease(asked, command.avoid or "", parts)  # waits for its commit at most
+            return await self._lease(request, command.avoid or "", parts)  # waits at most for its commit
         try:
-            left = asked.deadline - time.time()
+            left = request.deadline - time.time()
             async with asyncio.timeout(left - min(_EARLY, left / 10)) as clock:
                 if isinstance(command, u.LeaseModel):
-                    return await self._lease(asked, command.avoid or "", parts)
-                return await self._request(asked, TASKS[type(command)], command, parts)
+                    return await self._lease(request, command.avoid or "", parts)
+                return await self._request(request, REQUEST_KINDS[type(command)], command, parts)
         except TimeoutError:
             if not clock.expired():
                 raise
-            refusal = self._placing.unwoken(asked)
-            why = f": {refusal.message}" if refusal else ""
-            raise Timeout(f"{command.spec.name} took longer than asked{why}") from None
+            seconds = round(request.deadline - call.at, 1)
+            why = "the engine has not finished its answer" if request.placed else self._placement.obstacle(request)
+            raise Timeout(f"{command.spec.name} timed out after {seconds:g} s: {why}") from None
 
     async def answer(self, query: Query[Any]) -> View:
-        """Answer a query."""
         match query:
-            case u.ListServed(type=wanted):
+            case u.ListServed(type=model_type):
                 usage = await self.context.read.rows("SELECT * FROM usage")
-                return statistics.models(self.context.world.values(), usage, wanted)
+                return statistics.models(self.context.world.values(), usage, model_type)
             case u.GetLoad(service_id=ident):
                 return await self._load(ident)
             case u.GetMetrics(service_id=ident):
@@ -127,7 +124,7 @@ class InferenceOutside(Outside[Pool]):
 
     # --- a request ------------------------------------------------------------------------------------------
 
-    def _asked(self, command: Any, call: Call) -> PlacementRequest:
+    def _placement_request(self, command: Any, call: Call) -> PlacementRequest:
         deadline = call.deadline or call.at + command.spec.timeout
         if isinstance(command, u.LeaseModel):
             types = tuple(command.type.split(",")) if command.type else ()
@@ -144,7 +141,7 @@ class InferenceOutside(Outside[Pool]):
             )
         return PlacementRequest(
             command.model,
-            TASKS[type(command)].types,
+            REQUEST_KINDS[type(command)].types,
             lambda: max(deadline - time.time(), 0.001),
             deadline,
             getattr(command, "wait", True),
@@ -152,8 +149,8 @@ class InferenceOutside(Outside[Pool]):
             bool(getattr(command, "tools", None)),
         )
 
-    async def _lease(self, asked: PlacementRequest, avoid: str, parts: Parts) -> u.Lease:
-        started, route = await self._placing.place(asked, self._placing.admission.number(), parts, avoid=avoid)
+    async def _lease(self, request: PlacementRequest, avoid: str, parts: Parts) -> u.Lease:
+        started, route = await self._placement.place(request, self._placement.admission.number(), parts, avoid=avoid)
         lease = u.Lease(
             request_id=started.request_id,
             endpoint=route.endpoint,
@@ -169,55 +166,61 @@ class InferenceOutside(Outside[Pool]):
         return lease
 
     async def _hand_over(self, started: u.RequestStarted, lease: u.Lease, parts: Parts) -> None:
-        """Send a lease ahead of the answer, as a part: when nobody is there to take it, the server says so by then.
+        """Send a lease as a part ahead of the answer: by the flush the server has reported a caller who is gone.
 
-        Whoever it has been sent to has to settle it, be it that they leave in this moment.
+        A caller to whom the lease was sent has to settle it, even if the caller leaves at this moment.
         """
         try:
             await parts.send({"lease": lease})
-            await self._placing.finish(self.context.peers.client.nc.flush())  # itself it would swallow a cancellation
+            await self._placement.finish(self.context.peers.client.nc.flush())  # awaited here it swallows cancellation
         except BaseException:
-            await self._placing.finish(self._settle(started, **_CALLED_OFF))
+            await self._placement.finish(self._settle(started, **_CANCELLED))
             raise
 
-    async def _request(self, asked: PlacementRequest, task: RequestKind, command: Command[Any], parts: Parts) -> View:
-        """Get a replica, ask its engine, settle. Another replica is tried only before something was passed on."""
-        number, avoid = self._placing.admission.number(), ""
+    async def _request(self, request: PlacementRequest, kind: RequestKind, command: Command[Any], parts: Parts) -> View:
+        """Place the request, call the engine and settle. Tries other replicas until a part went to the caller."""
+        number, avoid = self._placement.admission.number(), ""
         for attempt in range(1, _TRIES + 1):
-            started, route = await self._placing.place(asked, number, parts, avoid=avoid)
+            started, route = await self._placement.place(request, number, parts, avoid=avoid)
             try:
-                return await self._carry(asked, started, route, task, command, parts)
+                return await self._call_engine(request, started, route, kind, command, parts)
             except openai_dialect.BrokenAnswer as broken:
                 if (broken.begun and parts.requested) or attempt == _TRIES:
+                    after = "" if attempt == 1 else f", on attempt {attempt}"
                     raise Unavailable(
-                        "the engine went away in the middle of the request", reason="ENGINE_GONE", begun=broken.begun
+                        f"replica {started.process_id} closed the connection in the middle of the request{after}",
+                        reason="ENGINE_GONE",
+                        begun=broken.begun,
                     ) from None
                 avoid = started.process_id
         raise AssertionError("the last attempt returns or raises")
 
-    async def _carry(
+    async def _call_engine(
         self,
-        asked: PlacementRequest,
+        request: PlacementRequest,
         lease: u.RequestStarted,
         route: Route,
-        task: RequestKind,
+        kind: RequestKind,
         command: Any,
         parts: Parts,
     ) -> View:
-        """Ask the engine and settle, whatever happens."""
-        begun, send = time.monotonic(), Send(parts)
+        """Call the engine and settle in any case."""
+        started_at, send = time.monotonic(), PartSender(parts)
         try:
-            if task.run is None or route.dialect != "openai":
-                raise ExecutionFailed(f"{route.dialect} engines are not asked for this yet", reason="NO_DIALECT")
-            view, usage = await task.run(self._http, route, command, lease, send)
+            if kind.run is None or route.dialect != "openai":
+                raise ExecutionFailed(
+                    f"{command.spec.name} is not implemented for engines of the dialect {route.dialect}",
+                    reason="NO_DIALECT",
+                )
+            view, usage = await kind.run(self._http, route, command, lease, send)
         except asyncio.CancelledError:
-            silent = asked.late() and not send.heard
+            silent = request.timed_out() and not send.heard
             patience = _SILENT if parts.requested else _SILENT_WHOLE
-            said = _unanswered(time.monotonic() - begun, patience) if silent else _CALLED_OFF
-            await self._placing.finish(self._settle(lease, **said))
+            result = _no_answer(time.monotonic() - started_at, patience) if silent else _CANCELLED
+            await self._placement.finish(self._settle(lease, **result))
             raise
         except openai_dialect.BrokenAnswer:
-            await self._settle(lease, "failed", error="the engine went away", error_code="ENGINE_GONE")
+            await self._settle(lease, "failed", error="the engine closed the connection", error_code="ENGINE_GONE")
             raise
         except AimaError as error:
             await self._settle(lease, "failed", error=error.reason, error_code=_code(error))
@@ -228,26 +231,26 @@ class InferenceOutside(Outside[Pool]):
         await self._settle(lease, "completed", usage=u.TokensUsed(**usage), time_to_first_token=send.first)
         return view
 
-    async def _settle(self, lease: u.RequestStarted, outcome: u.Outcome, **said: Any) -> None:
-        with contextlib.suppress(NotFound):  # it has expired meanwhile
-            await self.context.record(u.Settle(request_id=lease.request_id, outcome=outcome, **said))
+    async def _settle(self, lease: u.RequestStarted, outcome: u.Outcome, **fields: Any) -> None:
+        with contextlib.suppress(NotFound):  # the lease has expired meanwhile
+            await self.context.record(u.Settle(request_id=lease.request_id, outcome=outcome, **fields))
 
-    async def _expired(self, request: u.RequestStarted, error: str, code: str) -> None:
+    async def _expire(self, request: u.RequestStarted, error: str, code: str) -> None:
         await self.context.record(
             i.RecordExpired(service_id=request.service_id, request_id=request.request_id, error=error, error_code=code)
         )
 
     # --- queries --------------------------------------------------------------------------------------------
 
-    async def _hear(self) -> None:
-        """Take in what the service domain has said, as far as it tells soon."""
+    async def _catch_up(self) -> None:
+        """Take in the service domain's latest events, if they arrive within a second."""
         with contextlib.suppress(AimaError, TimeoutError):
-            async with asyncio.timeout(_HEAR):
+            async with asyncio.timeout(_CATCH_UP):
                 await self.context.caught_up("service")
 
     async def _load(self, ident: str | None) -> u.Load:
-        await self._hear()  # the service domain asks whether a replica still has requests that it has just let go
-        now, admission = time.time(), self._placing.admission
+        await self._catch_up()  # the service domain asks this of a replica that it has just told to leave
+        now, admission = time.time(), self._placement.admission
         return u.Load(
             services=[
                 statistics.load(pool, admission.queued(pool.service_id), now)
@@ -258,45 +261,45 @@ class InferenceOutside(Outside[Pool]):
 
     async def _metrics(self, ident: str) -> u.ServiceMetrics:
         if f"inference/{ident}" not in self.context.world:
-            await self._hear()
+            await self._catch_up()
         pool = self.context.world.get(f"inference/{ident}")
         if pool is None:
-            raise NotFound(f"nothing is known of a service {ident}", reason="SERVICE_NOT_FOUND", service_id=ident)
+            raise NotFound(f"there is no service {ident}", reason="SERVICE_NOT_FOUND", service_id=ident)
         now, read = time.time(), self.context.read.rows
         rows = statistics.Rows(
             await read(statistics.USAGE, (ident,)),
             await read(statistics.RECENT, (ident, *statistics.last_minute(now))),
             await read(statistics.LATENCIES, (ident, *statistics.last_hour(now))),
         )
-        return statistics.metrics(pool, rows, self._placing.admission.queued(ident))
+        return statistics.metrics(pool, rows, self._placement.admission.queued(ident))
 
     async def _voices(self, name: str | None) -> u.Voices:
         """Ask one replica of each text-to-speech service for its voices."""
-        found: dict[str, u.Voice] = {}
+        voices: dict[str, u.Voice] = {}
         for pool in self.context.world.values():
             route = next((route for route in pool.routes if route.healthy), None)
             if route and pool.type == "tts" and (name is None or pool.serves(name)):
                 for ident, title, language in await openai_dialect.voices(self._http, route.endpoint):
-                    found[ident] = u.Voice(id=ident, name=title, language=language)
-        return u.Voices(voices=list(found.values()))
+                    voices[ident] = u.Voice(id=ident, name=title, language=language)
+        return u.Voices(voices=list(voices.values()))
 
 
-_CALLED_OFF: dict[str, Any] = {"outcome": "cancelled", "error": "the caller has gone, or its time is up"}
+_CANCELLED: dict[str, Any] = {"outcome": "cancelled", "error": "the caller left, or the deadline passed"}
 
 
-def _unanswered(seconds: float, patience: float) -> dict[str, Any]:
-    """Return how a request is settled of which its engine has said nothing for so long, until the deadline."""
+def _no_answer(seconds: float, patience: float) -> dict[str, Any]:
+    """Return the settlement of a request whose engine sent nothing in `seconds` until the deadline."""
     code = "NO_ANSWER" if seconds >= patience else "TIMEOUT"
-    return {"outcome": "failed", "error": "the engine said nothing before the deadline", "error_code": code}
+    return {"outcome": "failed", "error": "the engine sent nothing before the deadline", "error_code": code}
 
 
 def _code(error: AimaError) -> str:
-    """Return what an engine's error is recorded as; what the caller did wrong blames no replica."""
+    """Return the code under which an engine's error is recorded; a caller's mistake does not blame the replica."""
     return "ENGINE_REFUSED" if isinstance(error, ValidationFailed) else error.reason
 
 
 def react(recorded: Recorded) -> Sequence[Command[Any]]:
-    """Turn the service domain's news into pools and routes. Pure."""
+    """Return the commands that turn an event of the service domain into pools and routes. Pure."""
     match recorded.event:
         case service.ServiceCreated() as created:
             return [

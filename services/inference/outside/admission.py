@@ -1,7 +1,7 @@
-"""Who waits for which services: lines of requests that cannot be placed yet, in the order of their coming.
+"""Queues of the requests that have no replica yet, in the order of their arrival.
 
-In memory only: a request that waits has not begun, so the log says nothing of it. A waiter tries for itself, when it
-is woken; here is only decided whose turn it is.
+In memory only: a queued request has not started, so the log does not contain it. This module decides whose turn it
+is; a waiter that is woken tries by itself to get a replica.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ Services = frozenset[str]
 Place = Callable[[], Awaitable[T]]
 
 QUEUE_FULL = "QUEUE_FULL"
-_LONGEST = 600  # seconds; nobody is told to come back later than that
-_LOOKED_AT = 60.0  # seconds back for which the throughput is estimated
-_ENDS = 200  # ends of requests that are remembered for that, of each service
+_MAX_RETRY_AFTER = 600  # seconds
+_THROUGHPUT_WINDOW = 60.0  # seconds from which the throughput is estimated
+_MAX_ENDS = 200  # ends of requests remembered for the estimate, for each service
 
 _number = attrgetter("number")
 
 
 class Waiter:
-    """One request in a line. `passing`: it tries again after a failure, is choosy for that, and lets others pass."""
+    """A queued request. `passing`: it retries after a failure and excludes a replica, so later requests may pass it."""
 
     def __init__(self, number: int, passing: bool) -> None:
         self.number = number
@@ -43,54 +43,55 @@ class Waiter:
 
 
 class Admission:
-    """The lines, one for each set of services that requests mean. `limit`: waiters for each service of a line."""
+    """The queues, one for each set of services that can serve a request. `limit`: waiters per service of a queue."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._lines: dict[Services, list[Waiter]] = {}
+        self._queues: dict[Services, list[Waiter]] = {}
         self._numbers = itertools.count()
         self._ends: dict[str, deque[float]] = {}
 
     def number(self) -> int:
-        """Return the place of a newcomer, behind everybody who has come before."""
+        """Return the number of a new request, higher than all before; lower numbers go first."""
         return next(self._numbers)
 
     def queued(self, service_id: str) -> int:
-        """Return how many wait for a service, be it for others too."""
-        return sum(len(line) for services, line in self._lines.items() if service_id in services)
+        """Return the number of requests that wait for a service, including those that other services can serve too."""
+        return sum(len(queue) for services, queue in self._queues.items() if service_id in services)
 
     def longest(self, services: Services) -> int:
-        """Return how many wait for that of these services for which the most do."""
+        """Return the number of requests that wait for the busiest of these services."""
         return max((self.queued(ident) for ident in services), default=0)
 
     def ahead(self, services: Services) -> bool:
-        """Whether anybody waits whom a newcomer to one of these services would overtake."""
-        return any(not waiter.passing for other, line in self._lines.items() if other & services for waiter in line)
+        """Whether a new request for these services would overtake a queued one."""
+        return any(not waiter.passing for other, queue in self._queues.items() if other & services for waiter in queue)
 
     async def admit(
         self,
         services: Services,
         place: Place[T],
         number: int,
-        worth_it: Sequence[str] = (BUSY, LOADING),
+        worth_waiting: Sequence[str] = (BUSY, LOADING),
         *,
         again: bool = False,
     ) -> T:
-        """Return what `place` does as soon as it is the request's turn and there is room; at once if nobody waits.
+        """Call `place` when it is the request's turn, until it succeeds, and return its result; at once if none waits.
 
-        `place` raises Unavailable with a reason that is `worth_it` to wait; whatever else it raises ends the waiting.
-        Raises Unavailable with QUEUE_FULL for a newcomer that finds the line full. Who tries `again` has its old place.
+        If `place` raises Unavailable with a reason in `worth_waiting`, the request waits; any other error is raised.
+        Raises Unavailable with QUEUE_FULL if a new request finds the queue full. `again`: the request had its turn
+        before and keeps its number.
         """
         tried = again or not self.ahead(services)
         if tried:
             try:
                 return await place()
             except Unavailable as refusal:
-                if refusal.reason not in worth_it:
+                if refusal.reason not in worth_waiting:
                     raise
         with self._waiting(services, Waiter(number, again)) as waiter:
-            if not tried and self._lines[services][0] is waiter:
-                self.wake()  # only others of other lines were before it: they first, then it
+            if not tried and self._queues[services][0] is waiter:
+                self.wake()  # only requests in other queues were before it: they try first, then this one
             while True:
                 await waiter.turn.wait()
                 waiter.turn.clear()
@@ -99,61 +100,65 @@ class Admission:
                 try:
                     return await place()
                 except Unavailable as refusal:
-                    if refusal.reason not in worth_it:
+                    if refusal.reason not in worth_waiting:
                         raise
 
     def wake(self) -> None:
-        """Let the first of each line try: something has changed."""
-        for services in sorted(self._lines, key=lambda services: self._lines[services][0].number):
+        """Let the first request of each queue try again."""
+        for services in sorted(self._queues, key=lambda services: self._queues[services][0].number):
             self._wake(services)
 
     def refuse(self, service_id: str, error: AimaError, other: Callable[[str], bool]) -> None:
-        """End the waiting of everybody who waits for a service and for no `other` that may still take them."""
-        for services, line in self._lines.items():
+        """Fail the requests that wait for a service and have no `other` service that may take them."""
+        for services, queue in self._queues.items():
             if _needs(services, service_id, other):
-                for waiter in line:
+                for waiter in queue:
                     waiter.error = from_body(error.body())  # one for each: raising marks an exception
                     waiter.turn.set()
 
     def needs(self, service_id: str, other: Callable[[str], bool]) -> bool:
-        """Whether anybody waits for a service and for no `other`."""
-        return any(_needs(services, service_id, other) for services in self._lines)
+        """Whether a request waits for a service and has no `other` service that may take it."""
+        return any(_needs(services, service_id, other) for services in self._queues)
 
     def ended(self, service_id: str) -> None:
-        """Note that a request has come to its end: that is what those who wait hope for."""
-        self._ends.setdefault(service_id, deque(maxlen=_ENDS)).append(time.monotonic())
+        """Note the end of a request, for the estimate of `retry_after`."""
+        self._ends.setdefault(service_id, deque(maxlen=_MAX_ENDS)).append(time.monotonic())
 
     def forget(self, service_id: str) -> None:
-        """Let go of what was noted of a service that is no more."""
+        """Drop the notes on a deleted service."""
         self._ends.pop(service_id, None)
 
     def retry_after(self, services: Services) -> int:
-        """Return in how many seconds those who wait now will be served, as far as the last minute tells; at least 1."""
+        """Estimate from the last minute's throughput how many seconds the queued requests take; from 1 to 600."""
         now = time.monotonic()
-        ends = [end for ident in services for end in self._ends.get(ident, ()) if end > now - _LOOKED_AT]
+        ends = [end for ident in services for end in self._ends.get(ident, ()) if end > now - _THROUGHPUT_WINDOW]
         if not ends:
             return 1
         rate = len(ends) / max(now - min(ends), 1.0)
-        return min(max(ceil(self.longest(services) / rate), 1), _LONGEST)
+        return min(max(ceil(self.longest(services) / rate), 1), _MAX_RETRY_AFTER)
 
     @contextlib.contextmanager
     def _waiting(self, services: Services, waiter: Waiter) -> Iterator[Waiter]:
-        line = self._lines.get(services, [])
-        if not waiter.passing and len(line) >= self._limit * len(services):
-            raise Unavailable("too many requests wait already", reason=QUEUE_FULL)
-        self._lines[services] = line
-        insort(line, waiter, key=_number)
+        queue = self._queues.get(services, [])
+        if not waiter.passing and len(queue) >= self._limit * len(services):
+            raise Unavailable(
+                f"the queue of service {' and '.join(sorted(services))} is full: {len(queue)} requests wait, the most"
+                " that inference.queue allows",
+                reason=QUEUE_FULL,
+            )
+        self._queues[services] = queue
+        insort(queue, waiter, key=_number)
         try:
             yield waiter
-        finally:  # however it ends: whoever is first now has not tried since something changed
-            del line[bisect_left(line, waiter.number, key=_number)]
-            if line:
+        finally:  # in any case: the request that is first now has not tried since the last change
+            del queue[bisect_left(queue, waiter.number, key=_number)]
+            if queue:
                 self._wake(services)
             else:
-                del self._lines[services]
+                del self._queues[services]
 
     def _wake(self, services: Services) -> None:
-        for waiter in self._lines[services]:
+        for waiter in self._queues[services]:
             waiter.turn.set()
             if not waiter.passing:
                 return

@@ -1,7 +1,7 @@
-"""The OpenAI dialect: what is asked of an engine that speaks it, and what its answers say.
+"""The OpenAI dialect: requests to engines that speak it, and the parsing of their answers.
 
 Source: the OpenAI API reference (chat completions, completions, embeddings), as llama.cpp, vLLM and SGLang serve it.
-Bodies hold content: nothing here logs or keeps one.
+Bodies hold content: this module must not log or keep one.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from aima_core.bus.client import UNREADABLE
 from aima_core.errors import AimaError, ExecutionFailed, RateLimited, Unavailable, ValidationFailed
 
 _DONE = b"[DONE]"
-# A connection for each request: llama.cpp closes idle ones just as they are used again, and opening one on the same
-# machine takes a fraction of a millisecond.
+# One connection per request: llama.cpp may close an idle connection at the moment of its reuse, and opening one on
+# the same machine takes a fraction of a millisecond.
 _HEADERS = {"Connection": "close", "Content-Type": "application/json"}
 _CONNECT = 5.0  # seconds
-# Engines speak plain HTTP. Without this the client reads the machine's certificates: 38 ms and 3 MiB for nothing.
+# Engines speak plain HTTP. Without this the client loads the machine's certificates: 38 ms and 3 MiB of no use.
 _PLAIN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 class BrokenAnswer(Exception):
-    """The engine went away in the middle of a request; `begun` tells whether it had answered anything."""
+    """The engine closed the connection in the middle of a request; `begun`: it had sent a part of its answer."""
 
     def __init__(self, begun: bool) -> None:
-        super().__init__("the engine went away")
+        super().__init__("the engine closed the connection")
         self.begun = begun
 
 
@@ -42,14 +42,14 @@ class TokenCounts(msgspec.Struct):
 
 
 class Delta(msgspec.Struct):
-    """What is new of a message."""
+    """The new part of a message."""
 
     content: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
 
 
 class Choice(msgspec.Struct):
-    """What is new of an answer: `delta` of a chat, or its whole `message`; `text` of a completion."""
+    """The new part of an answer: the `delta` of a chat or its whole `message`; the `text` of a completion."""
 
     delta: Delta | None = None
     message: Delta | None = None
@@ -77,7 +77,7 @@ _decode = msgspec.json.Decoder(EngineAnswer).decode
 
 
 def client() -> httpx2.AsyncClient:
-    """Return the HTTP client of the process. No proxy: engines are on this machine or beside it."""
+    """Return a new HTTP client. It uses no proxy: engines run on this machine or in its network."""
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
     return httpx2.AsyncClient(
         verify=_PLAIN, trust_env=False, limits=limits, timeout=httpx2.Timeout(None, connect=_CONNECT)
@@ -85,31 +85,31 @@ def client() -> httpx2.AsyncClient:
 
 
 async def ask(http: httpx2.AsyncClient, url: str, body: Mapping[str, Any]) -> EngineAnswer:
-    """Return the whole answer. Raises Broken, or the error that the engine's status stands for."""
+    """Return the whole answer. Raises BrokenAnswer, or the error for the engine's status (see `refusal`)."""
     try:
-        reply = await http.post(url, content=msgspec.json.encode(body), headers=_HEADERS)
+        response = await http.post(url, content=msgspec.json.encode(body), headers=_HEADERS)
     except httpx2.HTTPError:
         raise BrokenAnswer(begun=False) from None
-    if not reply.is_success:
-        raise refusal(reply.status_code, reply.content)
-    return _read(reply.content)
+    if not response.is_success:
+        raise refusal(response.status_code, response.content)
+    return _read(response.content)
 
 
 async def stream(http: httpx2.AsyncClient, url: str, body: Mapping[str, Any]) -> AsyncGenerator[EngineAnswer, None]:
-    """Yield the chunks of a streamed answer. Leaving early closes the connection, and the engine stops.
+    """Yield the chunks of a streamed answer. Closing the generator early closes the connection and stops the engine.
 
-    An engine that knows no streams answers in one piece, which is the only chunk then.
+    If the engine does not stream, its whole answer is the only chunk.
     """
     begun = False
     try:
-        async with http.stream("POST", url, content=msgspec.json.encode(body), headers=_HEADERS) as reply:
-            if not reply.is_success:
-                raise refusal(reply.status_code, await reply.aread())
-            if reply.headers.get("content-type", "").startswith("application/json"):
-                yield _as_chunk(_read(await reply.aread()))
+        async with http.stream("POST", url, content=msgspec.json.encode(body), headers=_HEADERS) as response:
+            if not response.is_success:
+                raise refusal(response.status_code, await response.aread())
+            if response.headers.get("content-type", "").startswith("application/json"):
+                yield _as_chunk(_read(await response.aread()))
                 return
             rest = b""
-            async for block in reply.aiter_raw():
+            async for block in response.aiter_raw():
                 *lines, rest = (rest + block).split(b"\n")
                 for line in lines:
                     if not line.startswith(b"data:"):
@@ -121,21 +121,21 @@ async def stream(http: httpx2.AsyncClient, url: str, body: Mapping[str, Any]) ->
                     yield _read(data)
     except httpx2.HTTPError:
         raise BrokenAnswer(begun) from None
-    raise BrokenAnswer(begun)  # the stream ended without saying so
+    raise BrokenAnswer(begun)  # the stream ended without [DONE]
 
 
 def _read(data: bytes) -> EngineAnswer:
     try:
         answer = _decode(data)
     except UNREADABLE:
-        raise ExecutionFailed("the engine's answer is not what its dialect says", reason="BAD_ANSWER") from None
+        raise ExecutionFailed("the engine's answer does not follow the OpenAI dialect", reason="BAD_ANSWER") from None
     if answer.error:
         raise refusal(500, data)
     return answer
 
 
 def _as_chunk(whole: EngineAnswer) -> EngineAnswer:
-    """Return a whole answer with its tool calls numbered, as pieces of them are."""
+    """Return a whole answer with numbered tool calls, as chunks have them."""
     for choice in whole.choices:
         for number, call in enumerate((choice.message and choice.message.tool_calls) or ()):
             call["index"] = number
@@ -143,44 +143,47 @@ def _as_chunk(whole: EngineAnswer) -> EngineAnswer:
 
 
 def refusal(status: int, body: bytes) -> AimaError:
-    """Return an engine's error as ours. Its own words go to the caller alone: they may quote what was asked."""
+    """Return an engine's error as an AimaError.
+
+    The engine's own words may quote the request: only the caller may get them, no log and no event.
+    """
     try:
-        told = msgspec.json.decode(body)
-        error = told.get("error", told)
+        answer = msgspec.json.decode(body)
+        error = answer.get("error", answer)
         text = str(error.get("message", "") if isinstance(error, dict) else error)[:500]
     except (*UNREADABLE, AttributeError):
         text = ""
-    said = f": {text}" if text else ""
+    why = f": {text}" if text else ""
     match status:
         case 400 | 404 | 405 | 413 | 415 | 422 | 501:
-            return ValidationFailed(f"the engine refused the request{said}", reason="ENGINE_REFUSED", status=status)
+            return ValidationFailed(f"the engine refused the request{why}", reason="ENGINE_REFUSED", status=status)
         case 429:
-            return RateLimited(f"the engine is busy{said}", reason="ENGINE_BUSY", retry_after=1)
+            return RateLimited(f"the engine is busy{why}", reason="ENGINE_BUSY", retry_after=1)
         case 503:
-            return Unavailable(f"the engine is not ready{said}", reason="ENGINE_LOADING", retry_after=1)
+            return Unavailable(f"the engine is not ready{why}", reason="ENGINE_LOADING", retry_after=1)
         case _:
-            return ExecutionFailed(f"the engine failed{said}", reason="ENGINE_FAILED", status=status)
+            return ExecutionFailed(f"the engine failed{why}", reason="ENGINE_FAILED", status=status)
 
 
 async def voices(http: httpx2.AsyncClient, endpoint: str) -> list[tuple[str, str, str]]:
-    """Return id, name and language of each voice that a text-to-speech engine lists; none if it has no such list."""
+    """Return id, name and language of each voice that a text-to-speech engine lists; empty if it has no such list."""
     try:
-        reply = await http.get(f"{endpoint}/v1/audio/voices", headers=_HEADERS, timeout=_CONNECT)
-        listed = msgspec.json.decode(reply.content)["voices"] if reply.is_success else []
+        response = await http.get(f"{endpoint}/v1/audio/voices", headers=_HEADERS, timeout=_CONNECT)
+        entries = msgspec.json.decode(response.content)["voices"] if response.is_success else []
     except (httpx2.HTTPError, *UNREADABLE, LookupError, TypeError):
         return []
-    found = [{"id": voice} if isinstance(voice, str) else voice for voice in listed]
-    return [(str(v["id"]), str(v.get("name", v["id"])), str(v.get("language", ""))) for v in found if "id" in v]
+    voices = [{"id": entry} if isinstance(entry, str) else entry for entry in entries]
+    return [(str(v["id"]), str(v.get("name", v["id"])), str(v.get("language", ""))) for v in voices if "id" in v]
 
 
-def merge_tool_calls(calls: list[dict[str, Any]], news: list[dict[str, Any]]) -> None:
-    """Add what a chunk says of tool calls: names come once, arguments in pieces, told apart by index."""
-    for piece in news:
-        index = piece.get("index", 0)
+def merge_tool_calls(calls: list[dict[str, Any]], deltas: list[dict[str, Any]]) -> None:
+    """Add a chunk's tool-call deltas to `calls`, by index: a call's name comes once, its arguments in parts."""
+    for delta in deltas:
+        index = delta.get("index", 0)
         while len(calls) <= index:
             calls.append({"type": "function", "function": {"name": "", "arguments": ""}})
-        call, function = calls[index], piece.get("function") or {}
-        if piece.get("id"):
-            call["id"] = piece["id"]
+        call, function = calls[index], delta.get("function") or {}
+        if delta.get("id"):
+            call["id"] = delta["id"]
         call["function"]["name"] += function.get("name") or ""
         call["function"]["arguments"] += function.get("arguments") or ""

@@ -1,4 +1,4 @@
-"""Gets each request its replica: at once, when it is its turn, or not at all, and then says when to come back."""
+"""Gives each request a replica: at once, when it reaches the front of its queue, or not at all with a refusal."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ from services.inference.rules.routing import BUSY, LOADING, choose, fitting, hop
 from services.inference.rules.state import Pool, Route
 from services.model import units as model
 
-_TICK = 1.0  # seconds; a breaker's time passes without an event
-_CATCH_UP = 2.0  # seconds that a peer gets to say what it knows
+_TICK = 1.0  # seconds; a breaker half-opens by time alone, without an event
+_CATCH_UP = 2.0  # seconds to wait for a peer's latest news
 _AVOIDED = 0.5  # seconds in which a request does not go back to the only replica, which has just failed it
-_TELL = 2.0  # seconds between the parts that say what is waited for
-_LATE = 0.05  # seconds before its deadline from which a request that is called off counts as late: clocks differ
+_WAITING_PARTS = 2.0  # seconds between the parts that tell a caller what its request waits for
+_LATE = 0.05  # seconds before its deadline from which a cancelled request counts as timed out: clocks differ
 
 
-@dataclass(frozen=True)
+@dataclass
 class PlacementRequest:
-    """A request that wants a replica. `timeout` tells how many seconds it may take from the moment it has one.
+    """A request that needs a replica. `timeout()` returns the seconds it may take once it has one.
 
-    `deadline` in Unix seconds; with `wait` it waits until then, with `queue` unless the model is loading.
+    `deadline` in Unix seconds. With `wait` it queues until then, with `queue` only while a model is busy, not loading.
+    `placed`: it has a replica.
     """
 
     model: str
@@ -45,13 +46,14 @@ class PlacementRequest:
     needs_tools: bool = False
     queue: bool = False
     probe: bool = False
+    placed: bool = False
 
-    def late(self) -> bool:
-        """Whether its time is up: if not, who calls it off is its caller."""
+    def timed_out(self) -> bool:
+        """Whether the deadline has passed; a request that is cancelled earlier was cancelled by its caller."""
         return time.time() >= self.deadline - _LATE
 
-    def begin(self, *, request_id: str = "", avoid: str = "", strictly: bool = False) -> i.BeginRequest:
-        """Return the command that gives it one."""
+    def command(self, *, request_id: str = "", avoid: str = "", strictly: bool = False) -> i.BeginRequest:
+        """Return the command that starts the request on a replica."""
         return i.BeginRequest(
             model=self.model,
             types=self.types,
@@ -65,77 +67,90 @@ class PlacementRequest:
 
 
 @dataclass
-class _Placed:
-    """A request on its way. `waits`: in a line, or it has been told to; not while it tries."""
+class _Attempt:
+    """One placement of a request. `waits`: it is queued, or was told to wait; False while it tries."""
 
-    asked: PlacementRequest
+    request: PlacementRequest
     services: Services
-    begin: Callable[[], i.BeginRequest]
+    command: Callable[[], i.BeginRequest]
     waits: bool
 
 
 class Placement:
-    """Requests on their way to a replica."""
+    """Places requests on replicas."""
 
     def __init__(self, context: Context[Pool]) -> None:
         self._context = context
         self.admission = Admission(context.settings.queue)
-        self._waking = Wakeups(context.peers, context.node, self.admission, self._pool)
-        self._beginning: Counter[Services] = Counter()  # requests that are decided and being committed
-        self._refusals = Refusals(context, self.admission, self._waking)
+        self._wakeups = Wakeups(context.peers, context.node, self.admission, self._pool)
+        self._starting: Counter[Services] = Counter()  # requests whose start is being committed
+        self._refusals = Refusals(context, self.admission, self._wakeups)
         self._finishing: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
-        """Wake nobody any more, and record what is not recorded yet."""
-        await self._waking.close()
+        """Stop waking services, and record the outstanding settlements and refusals."""
+        await self._wakeups.close()
         await asyncio.gather(*self._finishing, return_exceptions=True)
         await self._refusals.record()
 
     async def place(
-        self, asked: PlacementRequest, number: int, parts: Parts, *, avoid: str = ""
+        self, request: PlacementRequest, number: int, parts: Parts, *, avoid: str = ""
     ) -> tuple[u.RequestStarted, Route]:
-        """Return the request as it has begun, and its replica. `avoid` is the one that has just failed it.
+        """Return the started request and its replica. `avoid`: the replica that has just failed the request.
 
-        Raises Unavailable with BUSY, LOADING or QUEUE_FULL and `retry_after` when it shall come back later.
+        Raises Unavailable with BUSY, LOADING or QUEUE_FULL and `retry_after` if the caller should ask again later.
         """
-        if asked.probe and not any(pool.routes for pool in self._fitting(asked)):
-            raise Unavailable(f"nothing is at hand for {asked.model}", reason=BUSY)
-        await self.known(asked.model, wait=asked.wait)
-        services = frozenset(pool.service_id for pool in self._fitting(asked))
-        one = _Placed(asked, services, self._begin(asked, avoid), self.admission.ahead(services))
+        request.placed = False
+        if request.probe and not any(pool.routes for pool in self._fitting(request)):
+            raise Unavailable(f"no replica for {request.model} is running", reason=BUSY)
+        await self.ensure_known(request.model, wait=request.wait)
+        services = frozenset(pool.service_id for pool in self._fitting(request))
+        attempt = _Attempt(
+            request, services, self._command_factory(request, avoid), waits=self.admission.ahead(services)
+        )
         try:
-            return await self._place(one, number, parts, again=bool(avoid))
+            placed = await self._place(attempt, number, parts, again=bool(avoid))
         except asyncio.CancelledError:
-            if one.waits and asked.late():  # a caller who has gone has not been refused
+            if attempt.waits and request.timed_out():  # a caller who left was not refused
                 self._refusals.count(services)
             raise
         except (NotFound, ValidationFailed):
             raise
         except AimaError as refusal:
-            if one.waits and not asked.probe:
+            if attempt.waits and not request.probe:
                 self._refusals.count(services)
-            if asked.probe or refusal.reason not in (BUSY, LOADING, QUEUE_FULL):
+            if request.probe or refusal.reason not in (BUSY, LOADING, QUEUE_FULL):
                 raise
-            beginning = sum(count for others, count in self._beginning.items() if others & services)
-            pools = self._fitting(asked)
-            raise await self._refusals.explained(refusal, asked.model, services, pools, beginning) from None
+            starting = sum(count for others, count in self._starting.items() if others & services)
+            pools = self._fitting(request)
+            raise await self._refusals.explained(refusal, request.model, services, pools, starting) from None
+        request.placed = True
+        return placed
 
     async def finish(self, work: Coroutine[Any, Any, None]) -> None:
-        """Wait for what has to be done even if whoever waits is cancelled once more."""
+        """Run work that must complete: it goes on if the caller is cancelled, and `close` waits for it."""
         task = asyncio.create_task(work)
         self._finishing.add(task)
         task.add_done_callback(self._finishing.discard)
         await asyncio.shield(task)
 
-    def unwoken(self, asked: PlacementRequest) -> AimaError | None:
-        """Return why the service that a request needs is not woken; None when that is not what it waits for."""
-        pools = self._fitting(asked)
-        return self._waking.refusal(pools) if sleeper(pools) else None
+    def obstacle(self, request: PlacementRequest) -> str:
+        """Return why the request has no replica."""
+        pools = self._fitting(request)
+        if sleeper(pools) and (refused := self._wakeups.refusal(pools)):
+            service_id, refusal = refused
+            return f"service {service_id} cannot be woken: {refusal.message}"
+        try:
+            choose(self._context.world, request.command(), time.time())
+        except AimaError as refusal:
+            return refusal.message
+        return f"other requests for {request.model} came first"
 
-    async def known(self, name: str, *, wait: bool) -> None:
-        """Take in what the service domain has said until now; raise NotFound for a name that still means nothing.
+    async def ensure_known(self, name: str, *, wait: bool) -> None:
+        """Take in the service domain's latest events if no replica is at hand; raise NotFound for an unknown name.
 
-        Whoever has just been told that a service runs may ask it at once. A peer that is silent knows nothing better.
+        A caller who was just told that a service runs must be able to use it at once. If a peer does not answer in
+        time, what is known decides.
         """
         pools = [pool for pool in self._context.world.values() if pool.serves(name)]
         if any(pool.routes or (wait and hopeful(pool)) for pool in pools):
@@ -149,7 +164,7 @@ class Placement:
             model.present(await self._context.peers.call(model.GetModel(model_id=name), timeout=_CATCH_UP))
 
     async def watch(self) -> None:
-        """Wake those who wait as things change."""
+        """Let queued requests try again after each commit."""
         with self._context.news() as news:
             while True:
                 for record in await news.get():
@@ -158,11 +173,11 @@ class Placement:
                             self.admission.ended(ident)
                         case u.ServiceRemoved(service_id=ident):
                             self.admission.forget(ident)
-                self._waking.changed()
+                self._wakeups.changed()
                 self.admission.wake()
 
     async def tick(self) -> None:
-        """Wake them also when nothing happens, and record how many were turned away."""
+        """Let queued requests try again every second too, and record the refusals since the last tick."""
         while True:
             await asyncio.sleep(_TICK)
             self.admission.wake()
@@ -170,61 +185,69 @@ class Placement:
 
     # --- one request ----------------------------------------------------------------------------------------
 
-    async def _place(self, one: _Placed, number: int, parts: Parts, *, again: bool) -> tuple[u.RequestStarted, Route]:
+    async def _place(
+        self, attempt: _Attempt, number: int, parts: Parts, *, again: bool
+    ) -> tuple[u.RequestStarted, Route]:
+        request, services = attempt.request, attempt.services
+
         async def place() -> tuple[u.RequestStarted, Route]:
-            waited, one.waits = one.waits, False
-            self._beginning[one.services] += 1
+            waited, attempt.waits = attempt.waits, False
+            self._starting[services] += 1
             try:
-                return await self._started(one.begin())
+                return await self._start(attempt.command())
             except Unavailable as refusal:
-                one.waits = waited or refusal.reason in (BUSY, LOADING)
-                if refusal.reason == LOADING and (ident := sleeper(self._fitting(one.asked), self._waking.refused())):
-                    self._waking.wake(ident)
+                attempt.waits = waited or refusal.reason in (BUSY, LOADING)
+                if refusal.reason == LOADING and (
+                    ident := sleeper(self._fitting(request), self._wakeups.refused_services())
+                ):
+                    self._wakeups.wake(ident)
                 raise
             finally:
-                self._beginning[one.services] -= 1
+                self._starting[services] -= 1
 
-        if one.asked.wait or one.asked.queue:
-            worth_it = (BUSY, LOADING) if one.asked.wait else (BUSY,)
-            with self._telling(one, parts):
-                return await self.admission.admit(one.services, place, number, worth_it, again=again)
-        if self.admission.ahead(one.services):
-            choose(self._context.world, one.begin(), time.time())  # raises what the others wait for
-            raise Unavailable(f"others wait for {one.asked.model} already", reason=BUSY)
+        if request.wait or request.queue:
+            worth_waiting = (BUSY, LOADING) if request.wait else (BUSY,)
+            with self._waiting_parts(attempt, parts):
+                return await self.admission.admit(services, place, number, worth_waiting, again=again)
+        if self.admission.ahead(services):
+            choose(self._context.world, attempt.command(), time.time())  # raises what the queued requests wait for
+            raise Unavailable(f"other requests for {request.model} came first", reason=BUSY)
         return await place()
 
     @contextlib.contextmanager
-    def _telling(self, one: _Placed, parts: Parts) -> Iterator[None]:
-        """Tell a caller who wants parts what its request waits for; that one has gone is noticed by that.
+    def _waiting_parts(self, attempt: _Attempt, parts: Parts) -> Iterator[None]:
+        """Send a caller who asked for parts what its request waits for; sending also detects a caller who has left.
 
-        Ends without awaiting anything: a request that has begun must not be lost to a cancellation here.
+        Leaves without awaiting: a cancellation at that point would lose a request that has started.
         """
 
-        async def tell() -> None:
+        async def send() -> None:
             while True:
-                await asyncio.sleep(_TELL)
-                await parts.send(
-                    {"waiting": {"reason": self._reason(one), "queued": self.admission.longest(one.services)}}
-                )
+                await asyncio.sleep(_WAITING_PARTS)
+                queued = self.admission.longest(attempt.services)
+                await parts.send({"waiting": {"reason": self._reason(attempt), "queued": queued}})
 
-        task = asyncio.create_task(tell()) if parts.requested else None
+        task = asyncio.create_task(send()) if parts.requested else None
         try:
             yield
         finally:
             if task:
                 task.cancel()
 
-    def _reason(self, one: _Placed) -> str:
-        """Return what a request waits for; one for which there is room waits for those before it."""
+    def _reason(self, attempt: _Attempt) -> str:
+        """Return what a request waits for: BUSY also if a replica is free, as earlier requests take it."""
         try:
-            choose(self._context.world, one.begin(), time.time())
+            choose(self._context.world, attempt.command(), time.time())
         except AimaError as refusal:
             return LOADING if refusal.reason == LOADING else BUSY
         return BUSY
 
-    def _begin(self, asked: PlacementRequest, avoid: str) -> Callable[[], i.BeginRequest]:
-        """Return what makes the command of each try: for a moment strict about what to avoid, unless that is gone."""
-        routes, strictly = self._routes(asked), bool(avoid)
+    def _command_factory(self, request: PlacementRequest, avoid: str) -> Callable[[], i.BeginRequest]:
+        """Return a function that makes the command of each try.
+
+        For `_AVOIDED` seconds the command excludes the replica to avoid, unless the replicas change meanwhile.
+        """
+        routes, strictly = self._routes(request), bool(avoid)
 
         def relent() -> None:
             nonlocal strictly
@@ -234,37 +257,37 @@ class Placement:
         if avoid:
             asyncio.get_running_loop().call_later(_AVOIDED, relent)
 
-        def begin() -> i.BeginRequest:
+        def command() -> i.BeginRequest:
             ident = f"req-{secrets.token_hex(8)}"
-            return asked.begin(request_id=ident, avoid=avoid, strictly=strictly and self._routes(asked) == routes)
+            return request.command(request_id=ident, avoid=avoid, strictly=strictly and self._routes(request) == routes)
 
-        return begin
+        return command
 
-    async def _started(self, begin: i.BeginRequest) -> tuple[u.RequestStarted, Route]:
+    async def _start(self, command: i.BeginRequest) -> tuple[u.RequestStarted, Route]:
         try:
-            records = await self._context.record(begin)
+            records = await self._context.record(command)
         except asyncio.CancelledError:
-            # it may be under way by now, and nobody else would hear of it
-            await self.finish(self._give_back(begin.request_id, "cancelled"))
+            # the start may have been committed; this is the last place that knows the request's id
+            await self.finish(self._give_back(command.request_id, "cancelled"))
             raise
         started = records[0].event
         assert isinstance(started, u.RequestStarted)
         pool = self._pool(started.service_id)
         route = pool.route(started.process_id) if pool else None
         if route is None:
-            await self._give_back(begin.request_id, "failed", error_code="ROUTE_GONE")
-            raise Unavailable(f"the replica of {begin.model} has just gone", reason=LOADING)
+            await self._give_back(command.request_id, "failed", error_code="ROUTE_GONE")
+            raise Unavailable(f"the replica {started.process_id} of {command.model} has just ended", reason=LOADING)
         return started, route
 
-    async def _give_back(self, request_id: str, outcome: u.Outcome, **said: Any) -> None:
-        with contextlib.suppress(NotFound):  # it was refused
-            await self._context.record(u.Settle(request_id=request_id, outcome=outcome, **said))
+    async def _give_back(self, request_id: str, outcome: u.Outcome, **fields: Any) -> None:
+        with contextlib.suppress(NotFound):  # the request was refused, so it never started
+            await self._context.record(u.Settle(request_id=request_id, outcome=outcome, **fields))
 
-    def _fitting(self, asked: PlacementRequest) -> list[Pool]:
-        return fitting(self._context.world.values(), asked.model, asked.types)
+    def _fitting(self, request: PlacementRequest) -> list[Pool]:
+        return fitting(self._context.world.values(), request.model, request.types)
 
-    def _routes(self, asked: PlacementRequest) -> list[tuple[str, bool]]:
-        return [(route.process_id, route.healthy) for pool in self._fitting(asked) for route in pool.routes]
+    def _routes(self, request: PlacementRequest) -> list[tuple[str, bool]]:
+        return [(route.process_id, route.healthy) for pool in self._fitting(request) for route in pool.routes]
 
     def _pool(self, service_id: str) -> Pool | None:
         return self._context.world.get(f"inference/{service_id}")

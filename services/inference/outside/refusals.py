@@ -1,4 +1,4 @@
-"""What becomes of requests that get no replica: they are counted, and each is told what helps to come back."""
+"""Counts the requests that get no replica, and adds to each refusal when and how to ask again."""
 
 from __future__ import annotations
 
@@ -10,64 +10,81 @@ from typing import Any
 from aima_core.domain import Context
 from aima_core.errors import AimaError, Unavailable
 from services.inference import internal as i
-from services.inference.outside.admission import Admission, Services
+from services.inference.outside.admission import QUEUE_FULL, Admission, Services
 from services.inference.outside.wakeups import Wakeups
 from services.inference.rules.routing import LOADING, sleeper
 from services.inference.rules.state import Pool
 from services.service import units as service
 
-_GLANCE = 1.0  # seconds that the service domain gets to tell how far a start is
+_STATUS_TIMEOUT = 1.0  # seconds for the service domain to report how far a start is
+_HOW_TO_WAIT = "wait for a replica with wait: true (over HTTP: Prefer: wait=60)"
 
 
 class Refusals:
     """Counts and explains refusals."""
 
-    def __init__(self, context: Context[Pool], admission: Admission, waking: Wakeups) -> None:
+    def __init__(self, context: Context[Pool], admission: Admission, wakeups: Wakeups) -> None:
         self._context = context
         self._admission = admission
-        self._waking = waking
+        self._wakeups = wakeups
         self._counts: Counter[str] = Counter()
 
     def count(self, services: Services) -> None:
-        """Count a request that meant these services, with one of them."""
+        """Count one refused request, for the first of the services that could have served it."""
         self._counts.update(sorted(services)[:1])
 
     async def record(self) -> None:
-        """Record how many there were since the last time."""
+        """Record the refusals counted since the last call."""
         for ident in list(self._counts):
             await self._context.record(i.RecordRefused(service_id=ident, count=self._counts.pop(ident)))
 
     async def explained(
-        self, refusal: AimaError, model: str, services: Services, pools: Sequence[Pool], beginning: int
+        self, refusal: AimaError, model: str, services: Services, pools: Sequence[Pool], starting: int
     ) -> Unavailable:
-        """Return a refusal with what helps to come back. `beginning`: requests that are about to be under way."""
+        """Return the refusal with `retry_after`, the queue's length and, for LOADING, the progress of the start.
+
+        `starting`: requests that have a replica but whose start is not committed yet.
+        """
+        queued = self._admission.longest(services)
         details: dict[str, Any] = {
             "retry_after": self._admission.retry_after(services),
-            "queued": self._admission.longest(services),
-            "outstanding": sum(len(pool.requests) for pool in pools) + beginning,
+            "queued": queued,
+            "outstanding": sum(len(pool.requests) for pool in pools) + starting,
         }
+        message = refusal.message
         if refusal.reason == LOADING:
-            details |= await self._progress(pools)
-        return Unavailable(refusal.message, reason=refusal.reason, model=model, **details)
+            progress = await self._progress(pools)
+            details |= progress
+            if progress["message"]:
+                percent = "" if progress["progress"] is None else f"{progress['progress']} %: "
+                message += f" ({percent}{progress['message']})"
+        if queued and refusal.reason != QUEUE_FULL:
+            message += f"; requests waiting: {queued}"
+        message += f"; ask again in {details['retry_after']} s"
+        if refusal.reason != QUEUE_FULL:
+            message += f", or {_HOW_TO_WAIT}"
+        return Unavailable(message, reason=refusal.reason, model=model, **details)
 
     async def _progress(self, pools: Sequence[Pool]) -> dict[str, Any]:
-        """Tell how far a service is on its way, as well as that can be learned quickly; `progress` in percent."""
+        """Return phase, `progress` in percent and message of a start, as far as they can be learned in a second."""
         pool = next((pool for pool in pools if pool.phase == "starting"), pools[0]) if pools else None
-        told: dict[str, Any] = {"phase": pool.phase if pool else "stopped", "progress": None, "message": ""}
+        progress: dict[str, Any] = {"phase": pool.phase if pool else "stopped", "progress": None, "message": ""}
         if pool is None:
-            return told
+            return progress
         if sleeper(pools):
-            await self._waking.answered(pools)
-            if refusal := self._waking.refusal(pools):
-                return told | {"message": refusal.message}
+            await self._wakeups.answered(pools)
+            if refused := self._wakeups.refusal(pools):
+                return progress | {"message": refused[1].message}
         with contextlib.suppress(AimaError):
-            status = await self._context.peers.call(service.GetStatus(service_id=pool.service_id), timeout=_GLANCE)
-            told["message"] = status.summary
+            status = await self._context.peers.call(
+                service.GetStatus(service_id=pool.service_id), timeout=_STATUS_TIMEOUT
+            )
+            progress["message"] = status.summary
             if status.replicas:
                 first = max(status.replicas, key=lambda replica: replica.progress)
-                told |= {
+                progress |= {
                     "phase": first.phase or pool.phase,
                     "progress": first.progress,
                     "message": first.message or status.summary,
                 }
-        return told
+        return progress

@@ -1,4 +1,7 @@
-"""What each kind of request asks of an engine. A kind whose `run` is None is served by no engine of ours yet."""
+"""The kinds of requests: which types of models serve each, and how an engine is called for it.
+
+A kind whose `run` is None is not implemented for any engine yet.
+"""
 
 from __future__ import annotations
 
@@ -17,42 +20,41 @@ from services.inference import units as u
 from services.inference.outside import openai_dialect
 from services.inference.rules.state import Route
 
-_LOCAL = {"model", "stream", "wait"}  # fields that are ours to fill in
+_NOT_PASSED_ON = {"model", "stream", "wait"}  # fields of a unit that the request to the engine does not copy
 
 
-class Send:
-    """Passes the parts of an answer on, if they are wanted.
+class PartSender:
+    """Sends the parts of an answer to the caller, if it asked for parts.
 
-    `heard`: the engine has said something; `first`: seconds until there was a part.
+    `heard`: the engine has sent something; `first`: seconds from the request to its first part.
     """
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._begun = time.monotonic()
+        self._started_at = time.monotonic()
         self.heard = False
         self.first: float | None = None
 
     async def __call__(self, part: dict[str, Any]) -> None:
-        """Send a part."""
         if self.first is None:
-            self.first = round(time.monotonic() - self._begun, 6)
+            self.first = round(time.monotonic() - self._started_at, 6)
         if self._parts.requested:
             await self._parts.send(part)
 
 
-Run = Callable[[httpx2.AsyncClient, Route, Any, u.RequestStarted, Send], Awaitable[tuple[View, dict[str, int]]]]
+Run = Callable[[httpx2.AsyncClient, Route, Any, u.RequestStarted, PartSender], Awaitable[tuple[View, dict[str, int]]]]
 
 
 @dataclass(frozen=True)
 class RequestKind:
-    """A kind of request: the types of model that serve it, and how an engine is asked."""
+    """A kind of request: the types of models that serve it, and the function that calls an engine."""
 
     types: tuple[str, ...]
     run: Run | None = None
 
 
 async def _chat(
-    http: httpx2.AsyncClient, route: Route, command: u.Chat, lease: u.RequestStarted, send: Send
+    http: httpx2.AsyncClient, route: Route, command: u.Chat, lease: u.RequestStarted, send: PartSender
 ) -> tuple[View, dict[str, int]]:
     text, calls, finish, tokens = "", list[dict[str, Any]](), "", openai_dialect.TokenCounts()
     async with aclosing(_stream(http, route, "/v1/chat/completions", command, send)) as chunks:
@@ -80,7 +82,7 @@ async def _chat(
 
 
 async def _complete(
-    http: httpx2.AsyncClient, route: Route, command: u.Complete, _: u.RequestStarted, send: Send
+    http: httpx2.AsyncClient, route: Route, command: u.Complete, _: u.RequestStarted, send: PartSender
 ) -> tuple[View, dict[str, int]]:
     text, finish, tokens = "", "", openai_dialect.TokenCounts()
     async with aclosing(_stream(http, route, "/v1/completions", command, send)) as chunks:
@@ -96,7 +98,7 @@ async def _complete(
 
 
 async def _embed(
-    http: httpx2.AsyncClient, route: Route, command: u.Embed, _: u.RequestStarted, __: Send
+    http: httpx2.AsyncClient, route: Route, command: u.Embed, _: u.RequestStarted, __: PartSender
 ) -> tuple[View, dict[str, int]]:
     answer = await openai_dialect.ask(http, f"{route.endpoint}/v1/embeddings", _body(route, command))
     usage = _usage(answer.usage or openai_dialect.TokenCounts())
@@ -108,28 +110,28 @@ _STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
 
 
 async def _stream(
-    http: httpx2.AsyncClient, route: Route, path: str, command: Command[Any], send: Send
+    http: httpx2.AsyncClient, route: Route, path: str, command: Command[Any], send: PartSender
 ) -> AsyncGenerator[openai_dialect.EngineAnswer]:
-    """Yield an engine's answer as it comes, also for a caller who wants it whole.
+    """Yield the chunks of an engine's answer; streams also for a caller who did not ask for parts.
 
-    Only so does every engine stop for one who leaves: llama.cpp goes on with an answer in one piece.
+    Only a streamed request is cancelled by every engine when the caller leaves: llama.cpp finishes a whole answer.
     """
-    answered = False
+    has_choices = False
     async with aclosing(
         openai_dialect.stream(http, f"{route.endpoint}{path}", _body(route, command) | _STREAMED)
     ) as chunks:
         async for chunk in chunks:
             send.heard = True
-            answered = answered or bool(chunk.choices)
+            has_choices = has_choices or bool(chunk.choices)
             yield chunk
-    if not answered:
-        raise ExecutionFailed("the engine answered without a choice", reason="BAD_ANSWER")
+    if not has_choices:
+        raise ExecutionFailed("the engine's answer has no choices", reason="BAD_ANSWER")
 
 
 def _body(route: Route, command: Command[Any]) -> dict[str, Any]:
-    """Return the request under the name by which the engine knows its model, with what the caller set and no more."""
-    given = command.model_dump(exclude_unset=True, exclude_none=True, exclude=_LOCAL)
-    return {**given, "model": route.served_model}
+    """Return the engine's request: only the fields that the caller set, and the model's name at the engine."""
+    fields = command.model_dump(exclude_unset=True, exclude_none=True, exclude=_NOT_PASSED_ON)
+    return {**fields, "model": route.served_model}
 
 
 def _usage(tokens: openai_dialect.TokenCounts) -> dict[str, int]:
@@ -141,7 +143,7 @@ def _usage(tokens: openai_dialect.TokenCounts) -> dict[str, int]:
     }
 
 
-TASKS: Mapping[type[Command[Any]], RequestKind] = {
+REQUEST_KINDS: Mapping[type[Command[Any]], RequestKind] = {
     u.Chat: RequestKind(("llm", "vlm"), _chat),
     u.Complete: RequestKind(("llm", "vlm"), _complete),
     u.Embed: RequestKind(("embedding",), _embed),

@@ -1,4 +1,4 @@
-"""Wakes services that were put to sleep: asks the service domain to start them, each once at a time."""
+"""Wakes sleeping services: asks the service domain to start each of them, with one request at a time per service."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from services.inference.rules.routing import coming, hopeful
 from services.inference.rules.state import Pool
 from services.service import units as service
 
-_ASK = 10.0  # seconds for the answer that it is decided; starting goes on after that
-_AGAIN = 0.5  # seconds until it is asked again when it cannot be started right now, or nobody answers
-_ROOM = 1.0  # seconds until it is asked again when there is no room for it
-_HEARD = 5.0  # seconds in which the news of a start should have come
-_LATELY = 5.0  # seconds for which a refusal is remembered
-_GLANCE = 1.0  # seconds that an answer is waited for by those who do not want to wait
+_START_TIMEOUT = 10.0  # seconds for the service domain to decide on a start; the start itself takes longer
+_RETRY = 0.5  # seconds until the next try if the service cannot start right now, or the service domain is silent
+_RETRY_MEMORY = 1.0  # seconds until the next try if there is no memory for the service
+_EVENT_TIMEOUT = 5.0  # seconds until the event of an accepted start must have arrived
+_REFUSAL_KEPT = 5.0  # seconds for which a refusal is remembered
+_FIRST_ANSWER = 1.0  # seconds that a request without `wait` waits for the answer to a wake-up
 
 
 class Wakeups:
-    """Services that are being woken. `pool` tells how one is, as far as we have heard."""
+    """The services being woken. `pool(service_id)` returns the state of a service."""
 
     def __init__(self, peers: Peers, node: str, admission: Admission, pool: Callable[[str], Pool | None]) -> None:
         self._peers = peers
@@ -41,83 +41,83 @@ class Wakeups:
         self._changed = asyncio.Event()
 
     def wake(self, service_id: str) -> None:
-        """Ask for a service, unless it is being asked for."""
+        """Start a service in the background, unless it is being woken already."""
         if service_id not in self._tasks:
-            self._forget()
+            self._forget_old_refusals()
             task = asyncio.create_task(self._wake(service_id), name=f"wake {service_id}")
             self._tasks[service_id] = task
             task.add_done_callback(lambda _: self._ended(service_id))
 
     def changed(self) -> None:
-        """Look again which services are asleep."""
+        """Check again which services sleep, as states may have changed."""
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def refused(self) -> set[str]:
-        """Return the services that could not be woken a moment ago."""
-        self._forget()
+    def refused_services(self) -> set[str]:
+        """Return the services whose wake-up was refused within the last seconds."""
+        self._forget_old_refusals()
         return set(self._refusals)
 
-    def refusal(self, pools: Iterable[Pool]) -> AimaError | None:
-        """Return why none of these services could be woken a moment ago; None when nobody has refused to."""
-        self._forget()
+    def refusal(self, pools: Iterable[Pool]) -> tuple[str, AimaError] | None:
+        """Return the first sleeping service whose wake-up was refused within the last seconds, with the refusal."""
+        self._forget_old_refusals()
         asleep = [pool.service_id for pool in pools if pool.phase == "asleep"]
-        return next((self._refusals[ident][1] for ident in asleep if ident in self._refusals), None)
+        return next(((ident, self._refusals[ident][1]) for ident in asleep if ident in self._refusals), None)
 
     async def answered(self, pools: Iterable[Pool]) -> None:
-        """Return when those that are being asked for have been answered once, or after a moment."""
-        asked = {pool.service_id for pool in pools} & self._tasks.keys()
+        """Return once each wake-up of these services has had an answer, or after a second."""
+        waking = {pool.service_id for pool in pools} & self._tasks.keys()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_GLANCE):
-                while any(self._asleep(ident) for ident in asked & self._tasks.keys() - self._refusals.keys()):
+            async with asyncio.timeout(_FIRST_ANSWER):
+                while any(self._asleep(ident) for ident in waking & self._tasks.keys() - self._refusals.keys()):
                     await self._changed.wait()
 
     async def close(self) -> None:
-        """Ask no more."""
         await end(list(self._tasks.values()))
 
     async def _wake(self, service_id: str) -> None:
-        # on behalf of the request that came first, but not bound to its deadline: others may wait longer
+        # on behalf of the request that came first, but without its deadline: other requests may wait longer
         call = calls.fresh(self._node, parent=current_call.get())
         current_call.set(msgspec.structs.replace(call, deadline=None))
+        start = service.StartService(service_id=service_id, wait=False, wake=True)
         while True:
             try:
-                await self._peers.call(service.StartService(service_id=service_id, wait=False, wake=True), timeout=_ASK)
+                await self._peers.call(start, timeout=_START_TIMEOUT)
             except AimaError as refusal:
-                full = isinstance(refusal, InsufficientResources) and refusal.reason != "NO_GPU"
-                if not (full or _passes(refusal)):
+                no_memory = isinstance(refusal, InsufficientResources) and refusal.reason != "NO_GPU"
+                if not (no_memory or _is_temporary(refusal)):
                     logger.warning("service not woken", service=service_id, error=refusal.message)
-                    self._refused(service_id, refusal)
+                    self._refuse(service_id, refusal)
                     return
-                if full:
-                    self._refused(service_id, refusal)
-                if self._wanted(service_id):
-                    await asyncio.sleep(_ROOM if full else _AGAIN)
-                if not self._wanted(service_id):
+                if no_memory:
+                    self._refuse(service_id, refusal)
+                if self._needed(service_id):
+                    await asyncio.sleep(_RETRY_MEMORY if no_memory else _RETRY)
+                if not self._needed(service_id):
                     return
             else:
                 self._refusals.pop(service_id, None)
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_HEARD):
+                    async with asyncio.timeout(_EVENT_TIMEOUT):
                         while self._asleep(service_id):
                             await self._changed.wait()
                 return
 
-    def _refused(self, service_id: str, refusal: AimaError) -> None:
-        """Remember a refusal, and tell it those whom no other service can help, unless it may pass."""
+    def _refuse(self, service_id: str, refusal: AimaError) -> None:
+        """Remember a refusal; unless memory may become free, refuse the requests that no other service can take."""
         self._refusals[service_id] = (time.monotonic(), refusal)
         if not isinstance(refusal, InsufficientResources):
-            self._admission.refuse(service_id, refusal, self._hopeful)
+            self._admission.refuse(service_id, refusal, self._may_serve)
         self.changed()
-        self._admission.wake()  # for the others the next one may be woken
+        self._admission.wake()  # the remaining requests may wake the next sleeping service
 
     def _ended(self, service_id: str) -> None:
         del self._tasks[service_id]
         self.changed()
 
-    def _forget(self) -> None:
-        """Let go of what is no news any more; of one that is being asked for, the last answer is."""
-        since = time.monotonic() - _LATELY
+    def _forget_old_refusals(self) -> None:
+        """Drop refusals older than `_REFUSAL_KEPT`, except of services that are still being woken."""
+        since = time.monotonic() - _REFUSAL_KEPT
         for ident in [ident for ident, (at, _) in self._refusals.items() if at <= since and ident not in self._tasks]:
             del self._refusals[ident]
 
@@ -125,20 +125,21 @@ class Wakeups:
         pool = self._pool(service_id)
         return pool is not None and pool.phase == "asleep"
 
-    def _wanted(self, service_id: str) -> bool:
+    def _needed(self, service_id: str) -> bool:
+        """Whether a service sleeps and requests wait for it that no other service takes."""
         return self._asleep(service_id) and self._admission.needs(service_id, self._coming)
 
     def _coming(self, service_id: str) -> bool:
         pool = self._pool(service_id)
         return pool is not None and coming(pool)
 
-    def _hopeful(self, service_id: str) -> bool:
-        """Whether a service may still take those who wait: as any other, or as soon as there is room for it."""
+    def _may_serve(self, service_id: str) -> bool:
+        """Whether a service may still take queued requests: it runs, starts, or sleeps and may be woken."""
         pool, (_, refusal) = self._pool(service_id), self._refusals.get(service_id, (0.0, None))
         given_up = refusal is not None and not isinstance(refusal, InsufficientResources)
         return pool is not None and hopeful(pool) and not (given_up and pool.phase == "asleep")
 
 
-def _passes(refusal: AimaError) -> bool:
-    """Whether asking again may help: it is still going to sleep, or somebody on the way to it does not answer."""
+def _is_temporary(refusal: AimaError) -> bool:
+    """Whether asking again may help: the service is still stopping, or the service domain does not answer."""
     return (isinstance(refusal, Conflict) and refusal.reason == "STOPPING") or type(refusal) in (Unavailable, Timeout)

@@ -1,6 +1,6 @@
-"""What happens on a command: which requests begin and end, which replicas they may go to. Pure.
+"""The decisions of the inference domain: commands in, events out. Pure.
 
-`state.py` says what is, `routing.py` which replica is chosen.
+`state.py` is the state they are based on; `routing.py` chooses the replica.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ _ROUTED = ("starting", "running")  # the phases in which a service may have repl
 
 
 def decide(world: World[Pool], command: Command[Any], call: Call) -> list[Event]:
-    """Return what happens; nothing when it already is as asked."""
+    """Return the events of a command; none if it changes nothing. Raises NotFound, and what `choose` raises."""
     match command:
         case i.BeginRequest():
             pool, route = choose(world, command, call.at)
-            return [_started(pool, route, command, _ident(world, command, call), call)]
+            return [_started(pool, route, command, _request_id(world, command, call), call)]
         case u.Settle(request_id=request_id):
             return _settle(world, request_id, command, call)
         case u.Renew(request_id=request_id, timeout=timeout):
             request = _under_way(world, request_id, call)
             until = call.at + timeout
             return [u.LeaseRenewed(request_id=request_id, service_id=request.service_id, expires_at=until)]
-    found = world.get(f"inference/{command.service_id}")  # type: ignore[attr-defined]  # every other command has one
+    current = world.get(f"inference/{command.service_id}")  # type: ignore[attr-defined]  # every other command has one
     match command:
         case i.RecordService():
-            return [] if found and found.added else [u.ServiceAdded(**command.model_dump())]
+            return [] if current and current.added else [u.ServiceAdded(**command.model_dump())]
         case i.RecordRoute(process_id=process_id):
-            known = found and found.route(process_id)
-            return [] if known else [u.RouteAdded(**command.model_dump())]
-    return _of(found, command, call) if found else []
+            exists = current and current.route(process_id)
+            return [] if exists else [u.RouteAdded(**command.model_dump())]
+    return _decide_for(current, command, call) if current else []
 
 
-def _of(pool: Pool, command: Command[Any], call: Call) -> list[Event]:
-    """Decide the news of a service that is known."""
+def _decide_for(pool: Pool, command: Command[Any], call: Call) -> list[Event]:
+    """Decide a command about an existing service."""
     match command:
         case i.RecordRemoved():
             removed = u.ServiceRemoved(service_id=pool.service_id)
             return [*([removed] if pool.added else []), *_no_routes(pool)]
         case i.RecordPhase(phase=phase):
-            changed = u.PhaseChanged(**command.model_dump())
-            return [*([changed] if phase != pool.phase else []), *(() if phase in _ROUTED else _no_routes(pool))]
+            event = u.PhaseChanged(**command.model_dump())
+            return [*([event] if phase != pool.phase else []), *(() if phase in _ROUTED else _no_routes(pool))]
         case i.RecordExpired(request_id=request_id, error=error, error_code=code):
             request = pool.requests.get(request_id)
             return [_failed(request, error, code, call)] if request else []
@@ -58,8 +58,8 @@ def _of(pool: Pool, command: Command[Any], call: Call) -> list[Event]:
             return [u.RequestsRefused(service_id=ident, count=count)]
         case i.RecordHealth(process_id=process_id, healthy=healthy):
             route = pool.route(process_id)
-            other = route and route.healthy != healthy
-            return [u.RouteChanged(**command.model_dump())] if other else []
+            changed = route and route.healthy != healthy
+            return [u.RouteChanged(**command.model_dump())] if changed else []
         case i.RecordNoRoute(process_id=process_id):
             return [u.RouteRemoved(**command.model_dump())] if pool.route(process_id) else []
     raise TypeError(f"inference has no command {command.spec.name}")
@@ -69,18 +69,18 @@ def _no_routes(pool: Pool) -> list[Event]:
     return [u.RouteRemoved(service_id=pool.service_id, process_id=route.process_id) for route in pool.routes]
 
 
-def _ident(world: World[Pool], command: i.BeginRequest, call: Call) -> str:
+def _request_id(world: World[Pool], command: i.BeginRequest, call: Call) -> str:
     if command.request_id:
         return command.request_id
     salt = ""
     while any(call.new_id("req", salt) in pool.requests for pool in world.values()):
-        salt += "+"  # the caller chose the id of its request, and has chosen it before
+        salt += "+"  # the id is made from the call's request id, which a caller may use twice
     return call.new_id("req", salt)
 
 
-def _started(pool: Pool, route: Route, command: i.BeginRequest, ident: str, call: Call) -> u.RequestStarted:
+def _started(pool: Pool, route: Route, command: i.BeginRequest, request_id: str, call: Call) -> u.RequestStarted:
     return u.RequestStarted(
-        request_id=ident,
+        request_id=request_id,
         model=pool.model_id,
         type=pool.type,
         service_id=pool.service_id,
@@ -103,9 +103,12 @@ def _settle(world: World[Pool], request_id: str, command: u.Settle, call: Call) 
         return []
     started = _under_way(world, request_id, call)
     if code in BLAMED and not started.holder:
-        code = "CALLER_FAILED"  # whoever asks an engine by itself may say what it likes, but not that others shall not
+        code = "CALLER_FAILED"  # a client that calls an engine directly must not be able to close a replica to others
     if code:
-        return [_failed(started, command.error or f"the request was {command.outcome}", code, call)]
+        error = command.error or (
+            "the request was cancelled" if command.outcome == "cancelled" else "the request failed"
+        )
+        return [_failed(started, error, code, call)]
     usage = command.usage or u.TokensUsed()
     return [
         u.RequestCompleted(
@@ -127,16 +130,16 @@ def _settle(world: World[Pool], request_id: str, command: u.Settle, call: Call) 
 
 
 def _under_way(world: World[Pool], request_id: str, call: Call) -> u.RequestStarted:
-    """Return a request that is under way; to anybody but its owner it is not there."""
+    """Return a request that is under way. Raises NotFound, also for a request of another owner."""
     pool = next((pool for pool in world.values() if request_id in pool.requests), None)
     request = pool.requests[request_id] if pool else None
     if request is None or request.owner not in ("", call.principal):
-        raise NotFound(f"no request {request_id} is under way; it was settled, or its lease has expired")
+        raise NotFound(f"there is no request {request_id} under way: it was settled, or its lease has expired")
     return request
 
 
 def _code(command: u.Settle) -> str:
-    """Return the error code of an outcome, empty for an answer."""
+    """Return the error code of an outcome, empty for a completed request."""
     match command.outcome:
         case "completed":
             return ""
@@ -160,7 +163,7 @@ def _failed(started: u.RequestStarted, error: str, code: str, call: Call) -> Eve
 
 
 def reply(world: World[Pool], command: Command[Any], events: Sequence[Event]) -> View:  # noqa: ARG001 (the core's)
-    """Return the command's answer: what has more to say is a flow."""
+    """Return the command's answer; units with richer answers are flows."""
     match events:
         case [u.LeaseRenewed(expires_at=expires_at)]:
             return u.Renewed(expires_at=timestamp(expires_at))

@@ -10,17 +10,17 @@ from aima_core.domain import Effect
 from services.inference import units as u
 
 BLAMED = frozenset({"ENGINE_GONE", "ENGINE_FAILED", "BAD_ANSWER", "EXECUTION_FAILED", "NO_ANSWER"})
-_TOLERATED = 3  # failures in a row that open a breaker
-_FIRST_OPEN, _LAST_OPEN = 5.0, 60.0  # seconds that it stays open; doubled each time that a trial fails
-_TRIED = _LAST_OPEN  # seconds for which a trial keeps others away: a lease may take an hour
-_REMEMBERED = 1000  # settled requests that may be settled again in the same way
+_MAX_FAILURES = 3  # failures in a row that open a breaker
+_FIRST_OPEN, _MAX_OPEN = 5.0, 60.0  # seconds that it stays open; doubled each time that a trial fails
+_TRIAL_TIMEOUT = _MAX_OPEN  # seconds after which a second request may try too: a lease may take an hour
+_SETTLED_KEPT = 1000  # latest settlements kept, so that settling again in the same way is idempotent
 
 
 class Breaker(msgspec.Struct, frozen=True):
-    """Keeps requests from a replica that fails them. Closed, then open for a while, then half open: one may try.
+    """Keeps requests from a replica that fails them: closed, then open for a while, then half-open with one trial.
 
-    `failures` in a row, `openings` since the last answer, `open_until` in Unix seconds, `trial`: the one that tries,
-    since `trial_at`.
+    `failures`: in a row; `openings`: since the last answer; `open_until` in Unix seconds; `trial`: id of the request
+    that tests the replica since `trial_at`.
     """
 
     failures: int = 0
@@ -30,7 +30,6 @@ class Breaker(msgspec.Struct, frozen=True):
     trial_at: float = 0.0
 
     def state(self, at: float) -> u.BreakerState:
-        """Return how it stands."""
         if not self.openings:
             return "closed"
         return "open" if at < self.open_until else "half_open"
@@ -39,30 +38,30 @@ class Breaker(msgspec.Struct, frozen=True):
         """Whether one more request may go to the replica."""
         if not self.openings:
             return True
-        return at >= self.open_until and (not self.trial or at >= self.trial_at + _TRIED)
+        return at >= self.open_until and (not self.trial or at >= self.trial_at + _TRIAL_TIMEOUT)
 
     def started(self, request_id: str, at: float) -> Breaker:
-        """Return it after a request has begun: one that was let through an opened breaker is its trial."""
+        """Return the breaker after the start of a request; a request let through an opened breaker is its trial."""
         return msgspec.structs.replace(self, trial=request_id, trial_at=at) if self.openings else self
 
     def ended(self, request_id: str, code: str, at: float) -> Breaker:
-        """Return it after a request has ended; an empty code says that it was answered."""
+        """Return the breaker after the end of a request; an empty code means that it was answered."""
         if not code:
             return Breaker()
         trial, since = ("", 0.0) if self.trial == request_id else (self.trial, self.trial_at)
         if code not in BLAMED:
             return msgspec.structs.replace(self, trial=trial, trial_at=since)
         failures = self.failures + 1
-        if failures < _TOLERATED or at < self.open_until:  # those that began before it opened say nothing new
+        if failures < _MAX_FAILURES or at < self.open_until:  # requests started before the opening do not prolong it
             return Breaker(failures, self.openings, self.open_until, trial, since)
-        stays = min(_FIRST_OPEN * 2.0 ** min(self.openings, 10), _LAST_OPEN)
-        return Breaker(failures, self.openings + 1, at + stays, trial, since)
+        seconds = min(_FIRST_OPEN * 2.0 ** min(self.openings, 10), _MAX_OPEN)
+        return Breaker(failures, self.openings + 1, at + seconds, trial, since)
 
 
 class Route(msgspec.Struct, frozen=True):
-    """A replica, and whether it answers its health check. `slots`: requests that it takes at once, 0 for any number.
+    """A replica. `healthy`: it answers its health check; `slots`: requests that it works on at once, 0 for unknown.
 
-    `cancels_whole`: it stops working for a client who leaves, also where the answer is not streamed.
+    `cancels_whole`: the engine stops when the client leaves, also if the answer is not streamed.
     """
 
     process_id: str
@@ -81,9 +80,9 @@ class Route(msgspec.Struct, frozen=True):
 class Pool(msgspec.Struct, frozen=True):
     """A service, its replicas and the requests under way on them.
 
-    `added` while the service is registered; logs of older releases do not say so, they have only its routes.
-    `by_process` counts the requests of each process, also of those that get no more; `settled` has the latest ones
-    that have ended, each with its outcome; `last_used` in Unix seconds. `begun` once it has been started.
+    `added`: the service exists; logs of older releases lack that event and have only routes. `begun`: the service has
+    been started once. `by_process`: requests under way per process, also of processes that get no new ones. `settled`:
+    the latest settlements as "id outcome". `last_used` in Unix seconds.
     """
 
     service_id: str
@@ -104,39 +103,38 @@ class Pool(msgspec.Struct, frozen=True):
     settled: tuple[str, ...] = ()
 
     def serves(self, name: str) -> bool:
-        """Whether a caller who says `name` means this service, or its model."""
+        """Whether `name` is a name or id of this service or of its model."""
         return name in (self.service_id, self.service_name, self.model_id, self.model_name)
 
     def outstanding(self, process_id: str) -> int:
-        """How many requests are under way on a replica."""
+        """Return the number of requests under way on a replica."""
         return self.by_process.get(process_id, 0)
 
     def has_room(self, route: Route) -> bool:
-        """Whether a replica takes one more."""
+        """Whether a replica has a free slot."""
         return not route.slots or self.outstanding(route.process_id) < route.slots
 
     def route(self, process_id: str) -> Route | None:
-        """Return a replica that requests may go to."""
         return next((route for route in self.routes if route.process_id == process_id), None)
 
     def has_settled(self, request_id: str, outcome: u.Outcome) -> bool:
-        """Whether the request has ended like that lately."""
+        """Whether the request is among the latest settlements, with this outcome."""
         return _settled(request_id, outcome) in self.settled
 
 
 def carried_here(request: u.RequestStarted) -> bool:
-    """Whether this domain itself carries a request, and nobody who has leased its replica."""
+    """Whether this domain itself sends the request to the engine, rather than a client or gateway with a lease."""
     return bool(request.holder) and not request.holder.startswith(u.GATEWAY)
 
 
 class Sweep(Effect, frozen=True):
-    """Fail requests that nobody settles in time."""
+    """Fail the requests of a service that are not settled in time."""
 
     service_id: str
 
 
 def evolve(pool: Pool | None, event: u.Events) -> Pool | None:
-    """Return the pool after the event, None when nothing of it is left. Never raises."""
+    """Return the pool after the event; None once it has no service, routes and requests. Never raises."""
     pool = _after(pool or Pool(event.service_id), event)
     return pool if pool.added or pool.routes or pool.requests else None
 
@@ -170,14 +168,14 @@ def _after(pool: Pool, event: u.Events) -> Pool:
             )
             return replace(pool, routes=routes)
         case u.RouteRemoved(process_id=process_id):
-            left = tuple(route for route in pool.routes if route.process_id != process_id)
-            lost = not (pool.added or left) and pool.phase in ("starting", "running")
-            return replace(pool, routes=left, phase="stopped" if lost else pool.phase)
+            routes = tuple(route for route in pool.routes if route.process_id != process_id)
+            lost = not (pool.added or routes) and pool.phase in ("starting", "running")
+            return replace(pool, routes=routes, phase="stopped" if lost else pool.phase)
         case u.RequestStarted():
             return _started(pool, event)
         case u.LeaseRenewed(request_id=request_id, expires_at=expires_at):
-            known = pool.requests.get(request_id)
-            renewed = {request_id: replace(known, expires_at=expires_at)} if known else {}
+            request = pool.requests.get(request_id)
+            renewed = {request_id: replace(request, expires_at=expires_at)} if request else {}
             return replace(pool, requests={**pool.requests, **renewed})
         case u.RequestCompleted():
             return _ended(pool, event, "")
@@ -232,7 +230,7 @@ def _ended(pool: Pool, event: u.RequestCompleted | u.RequestFailed, code: str) -
         requests=requests,
         by_process=by_process,
         last_used=max(pool.last_used or 0.0, at),
-        settled=(*pool.settled, _settled(event.request_id, outcome_of(code)))[-_REMEMBERED:],
+        settled=(*pool.settled, _settled(event.request_id, outcome_of(code)))[-_SETTLED_KEPT:],
     )
 
 
@@ -246,7 +244,7 @@ def _with(routes: tuple[Route, ...], process_id: str, breaker: Breaker) -> tuple
 
 
 def outcome_of(code: str) -> u.Outcome:
-    """Return what a request came to that ended with this error code; an empty one says that it was answered."""
+    """Return the outcome for an error code; an empty code means that the request was answered."""
     if not code:
         return "completed"
     return "cancelled" if code == "CANCELLED" else "failed"
@@ -257,5 +255,5 @@ def _settled(request_id: str, outcome: u.Outcome) -> str:
 
 
 def todo(pool: Pool) -> list[Sweep]:
-    """Return what must be happening outside: somebody looks after the leases."""
+    """Return the effects of a pool: while requests are under way, their leases are watched."""
     return [Sweep(pool.service_id)] if pool.requests else []

@@ -1,4 +1,4 @@
-"""What queries answer, made of the pools in memory and of rows of the read tables. Pure."""
+"""Builds the answers of queries from the pools in memory and the rows of the read tables. Pure."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ SPEEDS = "SELECT * FROM speeds WHERE model_id = ? ORDER BY engine, device, slots
 
 
 class Rows(NamedTuple):
-    """What the read tables have of a service, of each of its processes."""
+    """Rows of a service from the read tables, one set for each of its processes."""
 
     usage: Sequence[Row]
     seconds: Sequence[Row]
     sketches: Sequence[Row]
 
     def of(self, process_id: str) -> Rows:
-        """Return those of one process."""
+        """Return the rows of one process."""
         return Rows(*([row for row in rows if row["process_id"] == process_id] for rows in self))
 
 
 def last_minute(now: float) -> tuple[int, int]:
-    """Return what to ask RECENT with: the second before, and the last."""
+    """Return the two epochs for RECENT: the second before the last minute, and the current second."""
     return int(now) - _MINUTE, int(now)
 
 
 def last_hour(now: float) -> tuple[int, int]:
-    """Return what to ask LATENCIES with: the period before, and the last."""
+    """Return the two epochs for LATENCIES: the period before the last hour, and the current period."""
     return int(now) // PERIOD - PERIODS, int(now) // PERIOD
 
 
 def metrics(pool: Pool, rows: Rows, queued: int) -> u.ServiceMetrics:
-    """Return what a service's requests came to, in all and on each replica that it has now."""
+    """Return the figures of a service's requests, in total and for each of its present replicas."""
     return u.ServiceMetrics(
         service_id=pool.service_id,
         refused=sum(row["refused"] for row in rows.usage),
@@ -93,7 +93,7 @@ def _sketch(rows: Iterable[Row], metric: str) -> DDSketch:
 
 
 def speeds(rows: Iterable[Row]) -> u.Speeds:
-    """Return what was measured of a model."""
+    """Return the measured speeds of a model."""
     return u.Speeds(
         speeds=[
             u.Speed(
@@ -110,7 +110,7 @@ def speeds(rows: Iterable[Row]) -> u.Speeds:
 
 
 def load(pool: Pool, queued: int, now: float) -> u.ServiceLoad:
-    """Return what a service has to do; also the processes that get no more requests, for as long as they have some."""
+    """Return the load of a service, including processes that get no new requests but still have some under way."""
     routed = {route.process_id for route in pool.routes}
     leaving = {ident: count for ident, count in pool.by_process.items() if ident not in routed}
     return u.ServiceLoad(
@@ -140,15 +140,15 @@ def _replica(pool: Pool, route: Route, now: float) -> u.ReplicaLoad:
     )
 
 
-def models(pools: Iterable[Pool], usage: Iterable[Row], wanted: str | None) -> u.Models:
-    """Return the models that have services, each with its services, by name."""
+def models(pools: Iterable[Pool], usage: Iterable[Row], model_type: str | None) -> u.Models:
+    """Return the models that have services, each with its services, sorted by id; all types if `model_type` is None."""
     counts: dict[str, Counter[str]] = {}
     for row in usage:
         numbers = {column: value for column, value in row.items() if not column.endswith("_id")}
         counts.setdefault(row["service_id"], Counter()).update(numbers)
     by_model: dict[str, list[Pool]] = {}
     for pool in pools:
-        if wanted in (None, pool.type):
+        if model_type in (None, pool.type):
             by_model.setdefault(pool.model_id, []).append(pool)
     return u.Models(
         models=[

@@ -1,8 +1,9 @@
-"""The read tables of the inference domain: what requests came to, folded as they end. Pure.
+"""The read tables of the inference domain: figures of the requests, updated as each request ends. Pure.
 
-Every table keeps a bounded number of rows for each replica, and adds those of a replica that is gone to its service's
-rest (an empty `process_id`). Latencies go into the buckets of a DDSketch (Masson et al., VLDB 2019), whose
-percentiles are off by 1 % at most however many are added up. Rings are written over as time goes round.
+Every table keeps a bounded number of rows per replica. The rows of a replica that has ended are added to the rest of
+its service, the rows with an empty `process_id`. Latencies are counted in the buckets of a DDSketch (Masson et al.,
+VLDB 2019), whose percentiles are off by at most 1 %, also after merging. The tables `seconds` and `sketches` are rings:
+a slot holds the latest second or period (`epoch`) that falls on it, and a newer one overwrites it.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from aima_core.store.records import Recorded, Statement
 from services.inference import units as u
 
 BUCKETS = LogarithmicMapping(0.01)
-PERIOD, PERIODS = 300, 12  # seconds of a slot of the ring of latencies, and its slots: one hour
-SECONDS = 64  # slots of the ring of seconds: the last minute and a little more
-_LEAST_SECONDS = 1e-6  # times are kept in microseconds; a clock that was set back makes durations below zero
-_CANCELLED = "CANCELLED"  # that a caller has left is no fault of the service's
-_REFUSED = "ENGINE_REFUSED"  # what was wrong with a request, not with the service
-_LEAST_TOKENS = 8  # of an answer whose speed is worth knowing
+PERIOD, PERIODS = 300, 12  # seconds per slot of the ring of latencies, and number of its slots: one hour
+SECONDS = 64  # slots of the ring of seconds: a little more than the last minute
+_MIN_DURATION = 1e-6  # seconds, the resolution of times; if the clock was set back, a duration may be negative
+_CANCELLED = "CANCELLED"  # the caller left: not an error of the service
+_REFUSED = "ENGINE_REFUSED"  # the request was invalid: not an error of the service
+_MIN_TOKENS = 8  # of an answer that counts for the speed of a model
 
 TABLES = {
     "services": "CREATE TABLE services (service_id TEXT NOT NULL PRIMARY KEY) WITHOUT ROWID",
@@ -43,8 +44,8 @@ TABLES = {
         concurrency INTEGER NOT NULL, requests INTEGER NOT NULL, completion_tokens INTEGER NOT NULL,
         seconds REAL NOT NULL, PRIMARY KEY (model_id, engine, device, slots, concurrency)) WITHOUT ROWID""",
 }
-# A request may end on a replica that gets no more of them: then it belongs to the rest. One that ends when its
-# service is no more belongs to nothing.
+# If a request ends after its replica was removed, it is added to the rest of the service; if it ends after its service
+# was deleted, it is not counted.
 _ADD_USAGE = """INSERT INTO usage
     SELECT ?1, coalesce((SELECT process_id FROM replicas WHERE service_id = ?1 AND process_id = ?2), ''),
     ?3, ?4, ?5, ?6, ?7, ?8 FROM services WHERE service_id = ?1
@@ -70,8 +71,8 @@ _ADD_SPEED = """INSERT INTO speeds VALUES (?, ?, ?, ?, ?, 1, ?, ?)
     requests = requests + excluded.requests, completion_tokens = completion_tokens + excluded.completion_tokens,
     seconds = seconds + excluded.seconds"""
 
-# To the rest go the newest turn of each ring's slot, and what both have of the same turn.
-_LEAVE = (
+# Merging a ring's slot into the rest keeps the newer epoch, and adds the figures if both have the same epoch.
+_MERGE_INTO_REST = (
     """INSERT INTO usage
     SELECT service_id, '', requests, failed, cancelled, refused, prompt_tokens, completion_tokens
     FROM usage WHERE service_id = ? AND process_id = ?
@@ -99,33 +100,32 @@ _LEAVE = (
     "DELETE FROM sketches WHERE service_id = ? AND process_id = ?",
     "DELETE FROM replicas WHERE service_id = ? AND process_id = ?",
 )
-_FORGET = (
+_DELETE_FIGURES = (
     "DELETE FROM usage WHERE service_id = ?",
     "DELETE FROM seconds WHERE service_id = ?",
     "DELETE FROM sketches WHERE service_id = ?",
 )
-_KNOW = "INSERT OR IGNORE INTO services VALUES (?)"
+_ADD_SERVICE = "INSERT OR IGNORE INTO services VALUES (?)"
 
 
 def project(recorded: Recorded) -> Iterable[Statement]:
-    """Yield the SQL that an event means: a request counts when it has come to its end.
+    """Yield the SQL statements of an event. A request is counted when it ends; its latency only if it was answered.
 
-    Latencies are those of requests that were answered. A service begins and ends without figures: its id may have
-    been another's before.
+    Creating and deleting a service both clear its figures: a later service may have the same id.
     """
     at = recorded.recorded_at
     match recorded.event:
         case u.ServiceAdded(service_id=ident):
-            for sql in (*_FORGET, _KNOW):
+            for sql in (*_DELETE_FIGURES, _ADD_SERVICE):
                 yield sql, (ident,)
         case u.ServiceRemoved(service_id=ident):
-            for sql in (*_FORGET, "DELETE FROM services WHERE service_id = ?"):
+            for sql in (*_DELETE_FIGURES, "DELETE FROM services WHERE service_id = ?"):
                 yield sql, (ident,)
         case u.RouteAdded(service_id=ident, process_id=process_id):
-            yield _KNOW, (ident,)  # logs of older releases do not say that a service was added
+            yield _ADD_SERVICE, (ident,)  # logs of older releases have no event for a new service
             yield "INSERT OR IGNORE INTO replicas VALUES (?, ?)", (ident, process_id)
         case u.RouteRemoved(service_id=ident, process_id=process_id):
-            for sql in _LEAVE:
+            for sql in _MERGE_INTO_REST:
                 yield sql, (ident, process_id)
         case u.RequestsRefused(service_id=ident, count=count):
             yield _ADD_USAGE, (ident, "", 0, 0, 0, count, 0, 0)
@@ -139,15 +139,15 @@ def project(recorded: Recorded) -> Iterable[Statement]:
 
 
 def _completed(event: u.RequestCompleted, at: float) -> Iterable[Statement]:
-    of, tokens, first = (event.service_id, event.process_id), event.completion_tokens, event.time_to_first_token
-    yield _ADD_USAGE, (*of, 1, 0, 0, 0, event.prompt_tokens, tokens)
-    yield _ADD_SECOND, (*of, int(at) % SECONDS, int(at), 1, 0, tokens)
+    replica, tokens, first = (event.service_id, event.process_id), event.completion_tokens, event.time_to_first_token
+    yield _ADD_USAGE, (*replica, 1, 0, 0, 0, event.prompt_tokens, tokens)
+    yield _ADD_SECOND, (*replica, int(at) % SECONDS, int(at), 1, 0, tokens)
     epoch = int(at) // PERIOD
     for metric, value in (("duration", event.duration), ("time_to_first_token", first)):
         if value is not None:
-            bucket = BUCKETS.key(max(value, _LEAST_SECONDS))
-            yield _ADD_LATENCY, (*of, metric, epoch % PERIODS, epoch, bucket)
+            bucket = BUCKETS.key(max(value, _MIN_DURATION))
+            yield _ADD_LATENCY, (*replica, metric, epoch % PERIODS, epoch, bucket)
     generating = event.duration - (first or 0.0)
-    if event.engine and tokens >= _LEAST_TOKENS and generating > 0:
+    if event.engine and tokens >= _MIN_TOKENS and generating > 0:
         key = (event.model, event.engine, event.device, event.slots, event.concurrency)
         yield _ADD_SPEED, (*key, tokens, generating)

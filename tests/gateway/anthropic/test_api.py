@@ -128,7 +128,7 @@ async def test_what_is_wrong_is_told_as_the_client_knows_it(served: Real) -> Non
             await claude.messages.create(model="nope", max_tokens=1, messages=ASKED, stream=True)
         with pytest.raises(anthropic.BadRequestError, match=r"messages\[0\]\.role"):
             await claude.messages.create(model=MODEL, max_tokens=1, messages=[{"role": "nobody", "content": "x"}])  # type: ignore[typeddict-item]
-        with pytest.raises(anthropic.BadRequestError, match="takes no tools"):
+        with pytest.raises(anthropic.BadRequestError, match="does not support tools"):
             await claude.messages.create(model=MODEL, max_tokens=1, messages=ASKED, tools=[TOOL])
         search: Any = {"type": "web_search_20250305", "name": "web_search"}
         with pytest.raises(anthropic.BadRequestError, match="web_search"):
@@ -186,9 +186,9 @@ async def test_a_model_that_does_not_see_is_given_no_image(tmp_path: Path, nats:
         await found.engine()
         image: Any = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PNG}}
         turn: Any = {"role": "user", "content": [image]}
-        with pytest.raises(anthropic.BadRequestError, match="toy is of type llm; this needs vlm"):
+        with pytest.raises(anthropic.BadRequestError, match="toy is of type llm; this request needs vlm"):
             await claude.messages.create(model=TOY, max_tokens=3, messages=[turn])
-        with pytest.raises(anthropic.BadRequestError, match="toy is of type llm; this needs vlm"):
+        with pytest.raises(anthropic.BadRequestError, match="toy is of type llm; this request needs vlm"):
             await claude.messages.count_tokens(model=TOY, messages=[turn])
 
 

@@ -212,7 +212,7 @@ async def test_what_is_wrong_is_told_as_the_client_knows_it(served: Real) -> Non
         for asked, status, words in (
             (llama.chat("nope", ASKED), 404, "there is no model nope"),
             (llama.show("nope"), 404, "there is no model nope"),
-            (llama.chat(MODEL, ASKED, tools=[TOOL]), 400, "takes no tools"),
+            (llama.chat(MODEL, ASKED, tools=[TOOL]), 400, "does not support tools"),
             (llama.embed(MODEL, "x"), 400, "of type llm"),
             (llama.copy(MODEL, "other"), 404, "nothing at /api/copy"),
             (llama.generate(MODEL, "x", suffix="y"), 400, "suffix"),

@@ -191,7 +191,7 @@ async def test_a_model_is_told_from_one_that_is_of_another_kind(here: Place) -> 
             await client.embeddings.create(model="toy", input="x")
         assert (wrong.value.code, wrong.value.param) == ("validation_error", "model")
         picture: Any = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
-        with pytest.raises(openai.BadRequestError, match="this needs vlm"):
+        with pytest.raises(openai.BadRequestError, match="this request needs vlm"):
             await client.chat.completions.create(model="toy", messages=[{"role": "user", "content": [picture]}])
 
 
