@@ -1,1 +1,1 @@
-"""A request on its way to an engine and its answer on the way back, whatever API asks."""
+"""The way of a request to an engine and of its answer back, shared by all APIs."""

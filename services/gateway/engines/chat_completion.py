@@ -1,8 +1,8 @@
-"""A chat with an engine in the terms that all APIs share: text, tool calls, why it ended, what it used.
+"""A chat with an engine in terms that all APIs share: text, tool calls, finish reason, usage.
 
-For the doors that say it in words of their own; OpenAI's passes on the engine's bytes instead. Source: the OpenAI API
-reference (chat completions), as llama.cpp, vLLM and SGLang serve it; `reasoning_content` is theirs, and so are vLLM's
-`stop_reason` and SGLang's `matched_stop`: which of the texts that end an answer did.
+For doors that translate the answer; OpenAI's door passes on the engine's bytes instead. Source: the OpenAI API
+reference (chat completions), as llama.cpp, vLLM and SGLang serve it. `reasoning_content` is an extension of all three;
+vLLM's `stop_reason` and SGLang's `matched_stop` name the stop text that ended the answer.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from services.gateway.engines.proxying import EngineRequest, ProxiedAnswer, Toke
 from services.gateway.engines.sse_parser import DONE, MOST_CALLS, Splitter, data_of, decoded
 from services.gateway.entrance.quotas import estimate
 
-TEXT = ("llm", "vlm")  # the types of model that chat
-VISION = ("vlm",)  # those of them that see
+TEXT = ("llm", "vlm")  # the types of models that chat
+VISION = ("vlm",)  # the types of models that chat and accept images
 PATH = "/v1/chat/completions"
 _encode = msgspec.json.encode
 
 
 class Function(msgspec.Struct, frozen=True):
-    """Which function is called; in a stream, what is new of that."""
+    """The called function; in a stream, the new part of its name and arguments."""
 
     name: str | None = None
     arguments: str | None = None
 
 
 class ToolCallDelta(msgspec.Struct, frozen=True):
-    """What is new of a tool call: `id` and name come once, at its begin; its arguments, JSON text, in pieces."""
+    """The new part of a tool call: `id` and name come once, at its start; its arguments, JSON text, in parts."""
 
     index: int = 0
     id: str | None = None
@@ -42,9 +42,9 @@ class ToolCallDelta(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class ChatDelta:
-    """What is new of an answer. `finish`: stop, length, tool_calls or content_filter, once it has ended.
+    """The new part of an answer. `finish`: stop, length, tool_calls or content_filter, set at the end.
 
-    `stopped_by`: the text that ended it, if the engine tells; it may be one of the model's own.
+    `stopped_by`: the stop text that ended the answer, if the engine reports it; it may be one of the model's own.
     """
 
     text: str = ""
@@ -75,18 +75,18 @@ class ChatAnswer:
     usage: TokenUsage = field(default_factory=TokenUsage)
 
 
-class _Said(msgspec.Struct, frozen=True):
+class _Message(msgspec.Struct, frozen=True):
     content: str | None = None
     reasoning_content: str | None = None
     tool_calls: list[ToolCallDelta] | None = None
 
 
 class _Choice(msgspec.Struct, frozen=True):
-    delta: _Said = _Said()
-    message: _Said | None = None  # all of it, of an engine that knows no streams
+    delta: _Message = _Message()
+    message: _Message | None = None  # the whole message of an engine that does not stream
     text: str = ""  # of a completion, which has neither
     finish_reason: str | None = None
-    stop_reason: Any = None  # a text, or the number of a token
+    stop_reason: Any = None  # a text, or the id of a token
     matched_stop: Any = None
 
 
@@ -100,14 +100,14 @@ _decode = msgspec.json.Decoder(_Chunk).decode
 
 
 def chat_request(model: str, body: Mapping[str, Any], *, whole: bool, wait: float = 0.0) -> EngineRequest:
-    """Return the request for a chat; `body` is that of a chat completion but for the model's name.
+    """Return the engine request for a chat; `body` is that of a chat completion without the model's name.
 
-    A `whole` one is read from a stream, too: only so every engine stops for a client who leaves.
+    A `whole` answer is streamed by the engine too: only then does every engine stop when the client leaves.
     """
     return EngineRequest(
         "inference.chat",
         model,
-        types_for(turn.get("content") for turn in body["messages"]),
+        types_for(message.get("content") for message in body["messages"]),
         PATH,
         streaming_body(body),
         tokens=estimate(_encode(body), body.get("max_tokens")),
@@ -118,76 +118,76 @@ def chat_request(model: str, body: Mapping[str, Any], *, whole: bool, wait: floa
 
 
 def types_for(contents: Iterable[Any]) -> tuple[str, ...]:
-    """Return the types of model that can take such messages: one that shows images needs one that sees."""
+    """Return the types of models that accept these message contents: images need a vision model."""
     parts = (part for content in contents if isinstance(content, list) for part in content)
     return VISION if any(part.get("type") == "image_url" for part in parts) else TEXT
 
 
-async def deltas(carried: ProxiedAnswer) -> AsyncGenerator[ChatDelta]:
-    """Yield a streamed answer piece by piece; `carried.usage` is right at the end. A whole one is one piece.
+async def deltas(answer: ProxiedAnswer) -> AsyncGenerator[ChatDelta]:
+    """Yield an answer delta by delta; a whole answer is one delta. `answer.usage` is complete at the end.
 
-    Raises Unavailable when it breaks off, ExecutionFailed when the engine says that it failed.
+    Raises Unavailable if the answer breaks off, ExecutionFailed if the engine reports an error.
     """
-    if not carried.streams:
-        if piece := _piece(carried, await carried.whole()):
-            yield piece
+    if not answer.streams:
+        if delta := _delta(answer, await answer.whole()):
+            yield delta
         return
     splitter = Splitter()
-    while block := await carried.read():
+    while block := await answer.read():
         for event in splitter.feed(block):
             data = data_of(event)
             if data == DONE:
                 return
-            if data and (piece := _piece(carried, data)):
-                yield piece
+            if data and (delta := _delta(answer, data)):
+                yield delta
     raise gone(begun=True)
 
 
-async def joined(carried: ProxiedAnswer) -> ChatAnswer:
-    """Return all of a streamed answer. Raises as `pieces` does, and ExecutionFailed when there is none."""
-    gathered = ChatJoiner()
-    async with aclosing(deltas(carried)) as told:
-        async for piece in told:
-            gathered.add(piece)
-    if not gathered.begun:
+async def joined(answer: ProxiedAnswer) -> ChatAnswer:
+    """Return a streamed answer as a whole. Raises as `deltas` does, and ExecutionFailed if it has no delta."""
+    joiner = ChatJoiner()
+    async with aclosing(deltas(answer)) as stream:
+        async for delta in stream:
+            joiner.add(delta)
+    if not joiner.begun:
         raise bad_answer()
-    gathered.answer.usage = carried.usage
-    return gathered.answer
+    joiner.answer.usage = answer.usage
+    return joiner.answer
 
 
 class ChatJoiner:
-    """An answer whose pieces are being put together. `begun`: there was a piece."""
+    """Joins deltas into a whole answer. `begun`: a delta was added."""
 
     def __init__(self) -> None:
         self.answer = ChatAnswer()
         self.begun = False
 
-    def add(self, piece: ChatDelta) -> None:
-        """Take a piece."""
+    def add(self, delta: ChatDelta) -> None:
+        """Add a delta. Raises ExecutionFailed if the index of a tool call is out of range."""
         self.begun = True
         answer = self.answer
-        answer.text += piece.text
-        answer.reasoning += piece.reasoning
-        answer.finish = piece.finish or answer.finish
-        answer.stopped_by = piece.stopped_by or answer.stopped_by
-        for call in piece.calls:
-            if not 0 <= call.index < MOST_CALLS:
+        answer.text += delta.text
+        answer.reasoning += delta.reasoning
+        answer.finish = delta.finish or answer.finish
+        answer.stopped_by = delta.stopped_by or answer.stopped_by
+        for part in delta.calls:
+            if not 0 <= part.index < MOST_CALLS:
                 raise bad_answer()
-            while len(answer.calls) <= call.index:
+            while len(answer.calls) <= part.index:
                 answer.calls.append(ToolCall("", ""))
-            known = answer.calls[call.index]
-            known.id = known.id or call.id or ""
-            known.name = known.name or call.function.name or ""
-            known.arguments += call.function.arguments or ""
+            call = answer.calls[part.index]
+            call.id = call.id or part.id or ""
+            call.name = call.name or part.function.name or ""
+            call.arguments += part.function.arguments or ""
 
 
 def streaming_body(body: Mapping[str, Any]) -> Callable[[str], bytes]:
-    """Return what makes a body that asks for a stream, and for the usage at its end."""
+    """Return a function as `body_for_model` does; its body asks for a stream with the usage at the end."""
     return body_for_model({**body, "stream": True, "stream_options": {"include_usage": True}})
 
 
 def body_for_model(body: Mapping[str, Any]) -> Callable[[str], bytes]:
-    """Return what makes a body for an engine that knows the model by some name."""
+    """Return a function that takes the model's name at the engine and returns the request's body with that name."""
 
     def make(name: str) -> bytes:
         return _encode({**body, "model": name})
@@ -195,29 +195,28 @@ def body_for_model(body: Mapping[str, Any]) -> Callable[[str], bytes]:
     return make
 
 
-def _piece(carried: ProxiedAnswer, data: bytes) -> ChatDelta | None:
+def _delta(answer: ProxiedAnswer, data: bytes) -> ChatDelta | None:
+    """Return the delta in a chunk, if it has one; store the chunk's usage in `answer`."""
     chunk = _read(data)
-    carried.usage = chunk.usage or carried.usage
+    answer.usage = chunk.usage or answer.usage
     if not chunk.choices:
         return None
     choice = chunk.choices[0]
-    said = choice.delta
-    if choice.message:
-        said = _numbered(choice.message)
-    text = said.content or choice.text
+    message = _numbered(choice.message) if choice.message else choice.delta
+    text = message.content or choice.text
     return ChatDelta(
-        text, said.reasoning_content or "", said.tool_calls or (), choice.finish_reason or "", _stopped_by(choice)
+        text, message.reasoning_content or "", message.tool_calls or (), choice.finish_reason or "", _stopped_by(choice)
     )
 
 
 def _stopped_by(choice: _Choice) -> str:
-    return next((told for told in (choice.stop_reason, choice.matched_stop) if isinstance(told, str)), "")
+    return next((stop for stop in (choice.stop_reason, choice.matched_stop) if isinstance(stop, str)), "")
 
 
-def _numbered(said: _Said) -> _Said:
-    """Return a whole message with its tool calls numbered, as pieces of them are."""
-    calls = [msgspec.structs.replace(call, index=number) for number, call in enumerate(said.tool_calls or ())]
-    return msgspec.structs.replace(said, tool_calls=calls)
+def _numbered(message: _Message) -> _Message:
+    """Return a whole message with numbered tool calls, as deltas have them."""
+    calls = [msgspec.structs.replace(call, index=number) for number, call in enumerate(message.tool_calls or ())]
+    return msgspec.structs.replace(message, tool_calls=calls)
 
 
 def _read(data: bytes) -> _Chunk:

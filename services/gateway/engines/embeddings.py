@@ -1,7 +1,7 @@
-"""Vectors as an engine of OpenAI's dialect answers them, and whether they are as long as a client wants them.
+"""Reads the vectors in an engine's answer, and checks that they have the length that the client asked for.
 
-Source: the OpenAI API reference (embeddings). `dimensions` goes on to the engine, and one whose model has vectors of
-one length only may ignore it.
+Source: the OpenAI API reference (embeddings). `dimensions` is passed on to the engine, which may ignore it if its
+model has vectors of one length only.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _FLOAT = 4  # bytes of a number in a vector that comes in base64
 
 
 class Vector(msgspec.Struct):
-    """A text as an engine embeds it."""
+    """The vector of one text."""
 
     embedding: msgspec.Raw
 
 
 class Vectors(msgspec.Struct):
-    """What an engine answers to texts."""
+    """An engine's answer to a request for embeddings."""
 
     data: list[Vector]
     usage: TokenUsage = msgspec.field(default_factory=TokenUsage)
@@ -35,25 +35,26 @@ _read = msgspec.json.Decoder(Vectors).decode
 _numbers = msgspec.json.Decoder(list[float] | str).decode
 
 
-async def vectors(carried: ProxiedAnswer, model: str, dimensions: int | None = None) -> tuple[Vectors, bytes]:
-    """Return what an engine answers, and the same as it came; note what it used.
+async def vectors(answer: ProxiedAnswer, model: str, dimensions: int | None = None) -> tuple[Vectors, bytes]:
+    """Return an engine's answer, decoded and as bytes; store the usage in `answer`.
 
-    Raises ValidationFailed when its vectors have not so many `dimensions`, ExecutionFailed when nobody can read it.
+    Raises ValidationFailed if its vectors have another length than `dimensions`, ExecutionFailed if it is invalid.
     """
-    said = await carried.whole()
-    found = decoded(_read, said)
-    if found is None:
+    body = await answer.whole()
+    embeddings = decoded(_read, body)
+    if embeddings is None:
         raise bad_answer()
-    carried.usage = found.usage
-    lengths = (_length(vector.embedding) for vector in found.data if dimensions)
-    other = next((length for length in lengths if length != dimensions), None)
-    if other is not None:
+    answer.usage = embeddings.usage
+    lengths = (_length(vector.embedding) for vector in embeddings.data if dimensions)
+    length = next((length for length in lengths if length != dimensions), None)
+    if length is not None:
         raise ValidationFailed(
-            f"dimensions: the vectors of {model} have {other} numbers, not {dimensions}",
+            f"dimensions: the vectors of {model} have {length} numbers, not {dimensions};"
+            f" send {length} or leave dimensions out",
             reason="ENGINE_REFUSED",
-            fields=[{"field": "dimensions", "expected": f"{other}, or nothing: other lengths are not made"}],
+            fields=[{"field": "dimensions", "expected": f"{length}, or nothing: the model has no other length"}],
         )
-    return found, said
+    return embeddings, body
 
 
 def _length(vector: msgspec.Raw) -> int:

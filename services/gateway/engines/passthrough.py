@@ -1,4 +1,4 @@
-"""Answers that are the engine's own, passed on: in one piece, event by event, or block by block."""
+"""Responses that pass on the engine's answer unchanged: as a whole, event by event, or block by block."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _Chunk(msgspec.Struct):
     error: Any = None
 
 
-_SLICE = 64 * 1024  # bytes of a stream that are put together before others have their turn
+_SLICE = 64 * 1024  # bytes of a stream that are joined before other tasks run
 _read = msgspec.json.Decoder(_Chunk).decode
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 _STREAM = [
@@ -36,105 +36,105 @@ _STREAM = [
 ]
 
 
-class _Relayed(Response, ABC):
-    def __init__(self, proxy: Proxy, caller: Caller, job: EngineRequest) -> None:
+class _Passthrough(Response, ABC):
+    def __init__(self, proxy: Proxy, caller: Caller, request: EngineRequest) -> None:
         super().__init__()
-        self._proxy, self._caller, self._job = proxy, caller, job
+        self._proxy, self._caller, self._request = proxy, caller, request
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Ask and answer; a client who goes away ends the request."""
+        """Send the request to an engine and its answer to the client; cancel both when the client leaves."""
         await cancel_on_disconnect(receive, self._answer(scope, send))
 
     @abstractmethod
     async def _answer(self, scope: Scope, send: Send) -> None:
-        """Ask, and send the whole answer."""
+        """Send the request and the whole answer."""
 
 
-class WholePassthrough(_Relayed):
-    """An answer in JSON that goes on in one piece; one that came in events is put together."""
+class WholePassthrough(_Passthrough):
+    """A JSON answer in one piece; an answer that the engine streams is joined first."""
 
-    async def _answer(self, scope: Scope, send: Send) -> None:  # noqa: ARG002 (as the others)
-        async with self._proxy.forward(self._caller, self._job) as carried:
-            body = await carried.whole()
-            kind = carried.reply.headers.get("content-type", "application/json")
-            if carried.streams:
-                body, kind = _encode(await _assembled(body)), "application/json"
-            carried.usage = usage_of(body)
-            await _start(send, kind, str(len(body)))
+    async def _answer(self, scope: Scope, send: Send) -> None:  # noqa: ARG002 (the signature of all)
+        async with self._proxy.forward(self._caller, self._request) as answer:
+            body = await answer.whole()
+            media_type = answer.reply.headers.get("content-type", "application/json")
+            if answer.streams:
+                body, media_type = _encode(await _joined(body)), "application/json"
+            answer.usage = usage_of(body)
+            await _start(send, media_type, str(len(body)))
             await send({"type": "http.response.body", "body": body})
 
 
-class BlockPassthrough(_Relayed):
-    """An answer of any media type, in blocks as they come."""
+class BlockPassthrough(_Passthrough):
+    """An answer of any media type, block by block."""
 
-    async def _answer(self, scope: Scope, send: Send) -> None:  # noqa: ARG002 (as the others)
-        async with self._proxy.forward(self._caller, self._job) as carried:
-            headers = carried.reply.headers
+    async def _answer(self, scope: Scope, send: Send) -> None:  # noqa: ARG002 (the signature of all)
+        async with self._proxy.forward(self._caller, self._request) as answer:
+            headers = answer.reply.headers
             await _start(send, headers.get("content-type", "application/octet-stream"), headers.get("content-length"))
-            while block := await carried.read():
+            while block := await answer.read():
                 await send({"type": "http.response.body", "body": block, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
 
 
-class EventPassthrough(_Relayed):
-    """An answer that comes in events, each passed on as it comes."""
+class EventPassthrough(_Passthrough):
+    """An answer of server-sent events, event by event. `usage_told`: the client asked for the usage in the stream."""
 
-    def __init__(self, proxy: Proxy, caller: Caller, job: EngineRequest, *, usage_told: bool) -> None:
-        super().__init__(proxy, caller, job)
-        self._tally = UsageReader(usage_told)
-        self._begun = False
+    def __init__(self, proxy: Proxy, caller: Caller, request: EngineRequest, *, usage_told: bool) -> None:
+        super().__init__(proxy, caller, request)
+        self._reader = UsageReader(usage_told)
+        self._started = False
 
     async def _answer(self, scope: Scope, send: Send) -> None:
         try:
             await self._copy(send)
         except AimaError as error:
-            if not self._begun:
+            if not self._started:
                 raise
-            if self._tally.error is None:  # the engine has not said it itself
-                told = _encode(body_of(error, scope["path"], self._caller.request_id))
-                await send({"type": "http.response.body", "body": b"data: %b\n\n" % told, "more_body": True})
+            if self._reader.error is None:  # otherwise the client has the engine's own error event
+                body = _encode(body_of(error, scope["path"], self._caller.request_id))
+                await send({"type": "http.response.body", "body": b"data: %b\n\n" % body, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
     async def _copy(self, send: Send) -> None:
-        tally = self._tally
-        async with self._proxy.forward(self._caller, self._job) as carried:
-            while not tally.ended and (block := await carried.read()):
-                if not self._begun:
-                    self._begun = True
+        reader = self._reader
+        async with self._proxy.forward(self._caller, self._request) as answer:
+            while not reader.ended and (block := await answer.read()):
+                if not self._started:
+                    self._started = True
                     await send({"type": "http.response.start", "status": 200, "headers": _STREAM})
-                if events := tally.feed(block):
-                    carried.usage = tally.usage
+                if events := reader.feed(block):
+                    answer.usage = reader.usage
                     await send({"type": "http.response.body", "body": events, "more_body": True})
-            carried.usage = tally.usage
-            if tally.error is not None:
-                raise failed(tally.error)
-            if not tally.ended:
+            answer.usage = reader.usage
+            if reader.error is not None:
+                raise failed(reader.error)
+            if not reader.ended:
                 raise gone(begun=True)
 
 
 class UsageReader:
-    """Watches a stream of events go by: whether it has ended as it should, and what it says of its usage.
+    """Reads usage, error and end of a stream of events while they are passed on.
 
-    Events are looked into only where they may hold one of the two. The usage is kept back from a client who did not
-    ask for it, because one that does not expect it stumbles over a chunk without choices.
+    Only events that may hold one of these are decoded. Without `usage_told` the event with the usage is dropped: a
+    client that did not ask for it may fail on a chunk without choices.
     """
 
     def __init__(self, usage_told: bool) -> None:
-        self._told = usage_told
+        self._usage_told = usage_told
         self._splitter = Splitter()
         self.usage = TokenUsage()
         self.ended = False
         self.error: Any = None
 
     def feed(self, block: bytes) -> bytes:
-        """Take what has come, return what goes on: whole events."""
+        """Add a block; return the complete events to pass on."""
         return b"".join(event + b"\n\n" for event in self._splitter.feed(block) if self._passes(event))
 
     def _passes(self, event: bytes) -> bool:
         if event.endswith(DONE) and data_of(event) == DONE:
             self.ended = True
         if event.endswith(NOTHING) and not data_of(event):
-            return False  # clients stumble over a chunk that is none
+            return False  # clients fail on a chunk that is null
         if b'"usage"' not in event and b'"error"' not in event:
             return True
         chunk = decoded(_read, data_of(event))
@@ -144,26 +144,26 @@ class UsageReader:
         if chunk.usage is None:
             return True
         self.usage = chunk.usage
-        return self._told or bool(chunk.choices)
+        return self._usage_told or bool(chunk.choices)
 
 
 def usage_of(body: bytes) -> TokenUsage:
-    """Return the usage that a whole answer tells; none when it tells none."""
-    told = decoded(_read, body)
-    return (told and told.usage) or TokenUsage()
+    """Return the usage in a whole answer; zeros if it has none."""
+    answer = decoded(_read, body)
+    return (answer and answer.usage) or TokenUsage()
 
 
-async def _assembled(stream: bytes) -> dict[str, Any]:
-    """Return the answer that a stream tells; others have their turns meanwhile, as the longest take a second."""
+async def _joined(stream: bytes) -> dict[str, Any]:
+    """Return a streamed answer as a whole. Yields to other tasks after each slice, as long streams take a second."""
     assembly = Assembly()
-    for begin in range(0, len(stream), _SLICE):
-        assembly.feed(stream[begin : begin + _SLICE])
+    for start in range(0, len(stream), _SLICE):
+        assembly.feed(stream[start : start + _SLICE])
         await asyncio.sleep(0)
     return assembly.answer()
 
 
-async def _start(send: Send, kind: str, length: str | None) -> None:
-    headers = [(b"content-type", kind.encode("latin-1"))]
+async def _start(send: Send, media_type: str, length: str | None) -> None:
+    headers = [(b"content-type", media_type.encode("latin-1"))]
     if length is not None:
         headers.append((b"content-length", length.encode("latin-1")))
     await send({"type": "http.response.start", "status": 200, "headers": headers})

@@ -1,7 +1,6 @@
-"""Carrying a request to an engine: a lease, the engine's own answer, and what it came to.
+"""Sends a request to an engine: takes a lease, hands out the engine's answer, and settles the lease with the result.
 
-The answer goes from the engine to the client through here, and nothing of it is kept. Another replica is tried only
-as long as none has answered anything.
+This module must not keep any of the answer. It tries another replica only until the first data of an answer arrives.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from services.gateway.entrance.quotas import NONE, Quotas, TokenEstimate
 from services.inference import units as inference
 
 _TRIES = 3  # of a request, as long as no replica has answered anything
-_REFUSAL = 64 * 1024  # bytes of an engine's refusal that are read: its words stand in the first of them
+_MAX_REFUSAL = 64 * 1024  # bytes that are read of an engine's error body; its message is at the start
 _JSON = {"Content-Type": "application/json", "Accept": "*/*"}
 
 
@@ -37,12 +36,13 @@ class TokenUsage(msgspec.Struct):
 
 @dataclass(frozen=True)
 class EngineRequest:
-    """What is asked of a model. `unit` is the one whose right is needed; `types` of model that will do.
+    """A request to an engine.
 
-    `make(name)` returns the body, for an engine that knows the model by this name; `path` is the engine's. `streamed`
-    makes one that asks for the same in events, for an engine that would not stop for a client who leaves.
-    `tokens`: how many it may use, for quotas. `wait`: seconds that it waits for a model that is loading.
-    `whole`: the answer is of no use in parts, so that another replica is tried as long as there is not all of it.
+    `unit`: the unit that the caller must be permitted to use; `types`: the types of models that can serve the request.
+    `path`: of the engine's API; `make(name)` returns the body with the model's name at the engine, and
+    `streamed(name)` a body that asks for the same answer as a stream, for engines that otherwise do not stop when the
+    client leaves. `tokens`: estimate for quotas. `wait`: seconds to wait for a loading model. `whole`: the answer is
+    needed as a whole, so another replica is tried until it is complete.
     """
 
     unit: str
@@ -59,22 +59,23 @@ class EngineRequest:
 
 
 class ProxiedAnswer:
-    """A request that an engine is answering. `usage` is for whoever reads the answer to fill in.
+    """An engine's answer. The reader of the answer sets `usage`.
 
-    `begun`: when the engine was asked, by the monotonic clock; `streams`: the answer comes in events.
+    `started_at`: when the request was sent to the engine, by the monotonic clock; `streams`: the answer is a stream of
+    events; `prompt`: estimated tokens of the prompt.
     """
 
-    def __init__(self, lease: inference.Lease, reply: EngineReply, begun: float, prompt: int) -> None:
+    def __init__(self, lease: inference.Lease, reply: EngineReply, started_at: float, prompt: int) -> None:
         self.lease = lease
         self.reply = reply
         self.usage = TokenUsage()
-        self.begun = begun
+        self.started_at = started_at
         self.streams = reply.headers.get("content-type", "").startswith("text/event-stream")
-        self._prompt = prompt  # tokens of it, as far as one can say
-        self._pieces = 0
+        self._prompt = prompt
+        self._events = 0
 
     async def read(self) -> bytes:
-        """Return the next block of the answer, empty at the end. Raises Unavailable when the engine breaks off."""
+        """Return the next block of the answer, empty at the end. Raises Unavailable if the answer breaks off."""
         try:
             block = await self.reply.read()
         except EngineGone:
@@ -83,98 +84,101 @@ class ProxiedAnswer:
         return block
 
     async def whole(self) -> bytes:
-        """Return all of it."""
+        """Return the whole answer. Raises Unavailable if the answer breaks off."""
         blocks = []
         while block := await self.read():
             blocks.append(block)
         return b"".join(blocks)
 
     def end(self) -> None:
-        """Count what the engine has said, and nobody has read."""
-        self._count(self.reply.come())
+        """Count the events that have arrived but were not read, for `spent`."""
+        self._count(self.reply.read_available())
 
     @property
     def first(self) -> float | None:
-        """Seconds until a stream's first block, once it is there."""
-        come = self.reply.first_at
-        return round(come - self.begun, 6) if self.streams and come is not None else None
+        """Seconds until a stream's first block; None before it, and for other answers."""
+        first_at = self.reply.first_at
+        return round(first_at - self.started_at, 6) if self.streams and first_at is not None else None
 
     @property
     def spent(self) -> int:
-        """Tokens that it has used; where the engine has not told, its prompt's and as many as it had pieces."""
-        return self.usage.prompt_tokens + self.usage.completion_tokens or self._prompt + self._pieces
+        """Tokens used; if the engine has not reported them, the prompt's estimate and one token per event."""
+        return self.usage.prompt_tokens + self.usage.completion_tokens or self._prompt + self._events
 
     def _count(self, block: bytes) -> None:
         if self.streams:
-            self._pieces += block.count(b"data:")
+            self._events += block.count(b"data:")
 
-    def outcome(self) -> dict[str, Any]:
-        """Return what is recorded of a request that went well."""
+    def settlement(self) -> dict[str, Any]:
+        """Return the settlement of the request, as it completed."""
         usage = {"prompt_tokens": self.usage.prompt_tokens, "completion_tokens": self.usage.completion_tokens}
         return {"outcome": "completed", "usage": usage, "time_to_first_token": self.first}
 
 
 class Proxy:
-    """Carries requests for all doors."""
+    """Sends the requests of all doors to engines."""
 
-    def __init__(self, asking: Dispatcher, quotas: Quotas, leases: Leases | None = None) -> None:
-        self._asking = asking
-        self._leases = leases or Leases(asking.client)
+    def __init__(self, dispatcher: Dispatcher, quotas: Quotas, leases: Leases | None = None) -> None:
+        self._dispatcher = dispatcher
+        self._leases = leases or Leases(dispatcher.client)
         self._quotas = quotas
         self._engines = EngineClient()
         self._under_way: set[asyncio.Timeout] = set()
         self._ending = False
 
     @contextlib.asynccontextmanager
-    async def forward(self, caller: Caller, job: EngineRequest) -> AsyncIterator[ProxiedAnswer]:
-        """Give the engine's answer, once it has begun well; however the block is left is what the request came to.
+    async def forward(self, caller: Caller, request: EngineRequest) -> AsyncIterator[ProxiedAnswer]:
+        """Yield the engine's answer once its first data has arrived; settle the request when the block is left.
 
-        Raises what the lease is refused with, the engine's refusal as an error of ours, Timeout at the caller's
-        deadline, should there be one, and Unavailable when the gateway ends before the answer does.
+        If the block raises, the request is settled as failed or cancelled. Raises the refusal of the lease, the
+        engine's error as an AimaError, Timeout at the caller's deadline if it has one, and Unavailable if the gateway
+        ends before the answer does.
         """
-        await self._asking.permitted(caller, job.unit, {"model": job.model})
-        async with self._limited(caller) as limit, self._quotas.within(caller.principal, job.tokens) as used:
+        await self._dispatcher.permitted(caller, request.unit, {"model": request.model})
+        async with self._limited(caller) as limit, self._quotas.within(caller.principal, request.tokens) as used:
             avoid = ""
             for _ in range(_TRIES):
-                lease = await self._take(caller, job, avoid)
+                lease = await self._take(caller, request, avoid)
                 try:
-                    async with self._held(caller, job, lease, limit, used) as carried:
-                        yield carried
+                    async with self._answer_of(caller, request, lease, limit, used) as answer:
+                        yield answer
                         return
                 except EngineGone:
                     avoid = lease.process_id
-                    used.clear()  # what nobody gets is not paid for
+                    used.clear()  # the quota does not pay for an answer that did not reach the client
                 except asyncio.CancelledError:
                     if not used:  # the engine has been reading the prompt
-                        used.append(job.tokens.prompt)
+                        used.append(request.tokens.prompt)
                     raise
             raise gone(begun=False)
 
-    async def await_replica(self, caller: Caller, job: EngineRequest) -> None:
-        """Return when a replica would take the request; asking for nothing, it is how a client loads a model."""
-        await self._asking.permitted(caller, job.unit, {"model": job.model})
+    async def await_replica(self, caller: Caller, request: EngineRequest) -> None:
+        """Return once a replica would take the request, without sending it; clients load a model this way."""
+        await self._dispatcher.permitted(caller, request.unit, {"model": request.model})
         async with self._limited(caller):
-            lease = await self._take(caller, job, "")
+            lease = await self._take(caller, request, "")
         self._leases.settle(caller, lease, {"outcome": "cancelled"})
 
     def abort(self) -> None:
-        """End what is under way, because there is no more time for it; whoever waits is told so."""
+        """Fail all requests under way with Unavailable, as the gateway ends."""
         self._ending = True
         for limit in self._under_way:
             if not limit.expired():
                 limit.reschedule(asyncio.get_running_loop().time())
 
     async def close(self) -> None:
-        """Wait until what is known of requests is recorded."""
+        """Wait for outstanding settlements, then close the connections."""
         await self._leases.close()
         self._engines.close()
 
-    async def _take(self, caller: Caller, job: EngineRequest, avoid: str) -> inference.Lease:
-        return await self._leases.take(caller, job.model, job.types, tools=job.tools, wait=job.wait, avoid=avoid)
+    async def _take(self, caller: Caller, request: EngineRequest, avoid: str) -> inference.Lease:
+        return await self._leases.take(
+            caller, request.model, request.types, tools=request.tools, wait=request.wait, avoid=avoid
+        )
 
     @contextlib.asynccontextmanager
     async def _limited(self, caller: Caller) -> AsyncIterator[asyncio.Timeout]:
-        """Raise Timeout at the caller's deadline, should there be one, or Unavailable when all is cut."""
+        """Raise Timeout at the caller's deadline, if it has one, or Unavailable after `abort`."""
         if self._ending:
             raise _stopping()
         try:
@@ -189,56 +193,61 @@ class Proxy:
                 raise
             if self._ending:
                 raise _stopping() from None
-            raise Timeout(f"no whole answer within {caller.timeout} s", timeout=caller.timeout) from None
+            raise Timeout(
+                f"no complete answer within the timeout of {caller.timeout:g} s", timeout=caller.timeout
+            ) from None
 
     @contextlib.asynccontextmanager
-    async def _held(
-        self, caller: Caller, job: EngineRequest, lease: inference.Lease, limit: asyncio.Timeout, used: list[int]
+    async def _answer_of(
+        self, caller: Caller, request: EngineRequest, lease: inference.Lease, limit: asyncio.Timeout, used: list[int]
     ) -> AsyncIterator[ProxiedAnswer]:
-        """Give the answer of a lease's replica; keep the lease for as long as the block lasts, and settle it then.
+        """Yield the answer of a lease's replica; renew the lease while the block lasts, then settle it.
 
-        Raises Broken when the replica goes away before it has answered anything of use.
+        Raises EngineGone if the replica closes the connection before any usable data.
         """
-        heard = False
+        has_head = False
         try:
             with self._leases.kept(caller, lease):
-                begun, reply = time.monotonic(), await self._asked(job, lease)
-                heard = True
-                async with self._answered(job, ProxiedAnswer(lease, reply, begun, job.tokens.prompt), used) as carried:
-                    yield carried
-            self._leases.settle(caller, lease, carried.outcome())
+                started_at, reply = time.monotonic(), await self._send(request, lease)
+                has_head = True
+                answer = ProxiedAnswer(lease, reply, started_at, request.tokens.prompt)
+                async with self._checked(request, answer, used):
+                    yield answer
+            self._leases.settle(caller, lease, answer.settlement())
         except asyncio.CancelledError:
-            self._leases.settle(caller, lease, self._cut_off(limit, heard=heard))
+            self._leases.settle(caller, lease, self._cancelled(limit, has_head=has_head))
             raise
         except BaseException as error:
             self._leases.settle(caller, lease, _failed(error))
             raise
 
-    def _cut_off(self, limit: asyncio.Timeout, *, heard: bool) -> dict[str, Any]:
-        """Return what a request came to that was not let go on: that its caller has left is nobody's failure."""
-        if limit.expired() and (self._ending or not heard):
+    def _cancelled(self, limit: asyncio.Timeout, *, has_head: bool) -> dict[str, Any]:
+        """Return the settlement of a cancelled request; it counts as a failure unless the caller left."""
+        if limit.expired() and (self._ending or not has_head):
             code = "STOPPING" if self._ending else "TIMEOUT"
             return {"outcome": "failed", "error": code, "error_code": code}
         return {"outcome": "cancelled"}
 
-    async def _asked(self, job: EngineRequest, lease: inference.Lease) -> EngineReply:
-        make = job.make if lease.cancels_whole or job.streamed is None else job.streamed
-        return await self._engines.ask(f"{lease.endpoint}{job.path}", make(lease.model), job.headers)
+    async def _send(self, request: EngineRequest, lease: inference.Lease) -> EngineReply:
+        make = request.make if lease.cancels_whole or request.streamed is None else request.streamed
+        return await self._engines.ask(f"{lease.endpoint}{request.path}", make(lease.model), request.headers)
 
     @contextlib.asynccontextmanager
-    async def _answered(
-        self, job: EngineRequest, carried: ProxiedAnswer, used: list[int]
-    ) -> AsyncIterator[ProxiedAnswer]:
-        reply = carried.reply
+    async def _checked(self, request: EngineRequest, answer: ProxiedAnswer, used: list[int]) -> AsyncIterator[None]:
+        """Enter once the answer has data; at the end add its tokens to `used` and close it.
+
+        Raises the engine's error if its status is not 2xx.
+        """
+        reply = answer.reply
         try:
             if not 200 <= reply.status < 300:
-                raise refusal(reply.status, await reply.told(_REFUSAL))
+                raise refusal(reply.status, await reply.read_at_most(_MAX_REFUSAL))
             try:
-                await reply.ready(whole=job.whole)
-                yield carried
+                await reply.ready(whole=request.whole)
+                yield
             finally:
-                carried.end()
-                used.append(carried.spent)
+                answer.end()
+                used.append(answer.spent)
         finally:
             reply.close()
 
@@ -248,7 +257,7 @@ def _stopping() -> Unavailable:
 
 
 def _failed(error: BaseException) -> dict[str, Any]:
-    """Return what a request came to that ended in an error; nothing of the content is in it."""
+    """Return the settlement of a request that raised an error, without any content."""
     match error:
         case GeneratorExit():
             return {"outcome": "cancelled"}
@@ -257,4 +266,4 @@ def _failed(error: BaseException) -> dict[str, Any]:
         case AimaError():
             return {"outcome": "failed", "error": error.reason, "error_code": error.reason}
         case _:
-            return {"outcome": "failed", "error": "the gateway broke", "error_code": "INTERNAL_ERROR"}
+            return {"outcome": "failed", "error": "internal error of the gateway", "error_code": "INTERNAL_ERROR"}

@@ -1,6 +1,6 @@
-"""What comes from an engine: server-sent events cut out of the blocks in which they travel, and their JSON. Pure.
+"""Parser of an engine's stream: splits blocks into server-sent events and decodes their JSON. Pure.
 
-Source: the HTML Standard on server-sent events; of it, what engines send.
+Source: the HTML Standard on server-sent events, limited to what engines send.
 """
 
 from __future__ import annotations
@@ -12,34 +12,34 @@ import msgspec
 
 T = TypeVar("T")
 DONE = b"[DONE]"  # the data of the event that ends a stream of OpenAI's dialect
-MOST_CALLS = 1000  # of tools in an answer; one with a number beyond is none
-NOTHING = b"null"  # what llama.cpp says in between when it continues several texts
+MOST_CALLS = 1000  # tool calls in an answer; a higher index makes the answer invalid
+NOTHING = b"null"  # data of empty events that llama.cpp sends when it completes several texts
 
 
 class Splitter:
-    """Cuts blocks into events."""
+    """Splits blocks into events."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, block: bytes) -> list[bytes]:
-        """Take what has come; return the events that are complete by now, without the empty line after each."""
-        if b"\r" in block:  # some frameworks end lines like that; between a CR and its LF a block may be cut
+        """Add a block; return the events that are complete now, without the empty line after each."""
+        if b"\r" in block:  # some frameworks end lines with CR LF; a block may end between the two
             block = block.replace(b"\r", b"")
         *events, self._rest = (self._rest + block).split(b"\n\n")
         return events
 
 
-def decoded(decode: Callable[[Any], T], said: bytes | str) -> T | None:
-    """Return what JSON of an engine's, or of its model's, says; None for what nobody can read."""
+def decoded(decode: Callable[[Any], T], text: bytes | str) -> T | None:
+    """Return the decoded JSON of an engine or its model; None if it is invalid."""
     try:
-        return decode(said)
+        return decode(text)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 
 def data_of(event: bytes) -> bytes:
-    """Return the data of an event, empty if it has none: a comment that keeps the connection alive, or NOTHING."""
+    """Return the data of an event; empty for a comment that keeps the connection alive, and for NOTHING."""
     if event.startswith(b"data:") and b"\n" not in event:
         data = event[5:].strip()
     else:

@@ -1,4 +1,4 @@
-"""Telling an engine's answer in the words of an API that is not the engine's own: whole, or piece by piece."""
+"""Responses that translate the engine's answer into another API's format: as a whole, or delta by delta."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ _encode = msgspec.json.encode
 
 
 async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Return what the work comes to; a client who goes away before cancels it. Raises ClientDisconnect then."""
-    found: list[T] = []
+    """Return the result of the work. Cancels it and raises ClientDisconnect if the client leaves first."""
+    results: list[T] = []
 
-    async def do() -> None:
-        found.append(await work)
+    async def run() -> None:
+        results.append(await work)
 
-    await cancel_on_disconnect(request.receive, do())
-    if not found:
+    await cancel_on_disconnect(request.receive, run())
+    if not results:
         raise ClientDisconnect
-    return found[0]
+    return results[0]
 
 
 @dataclass(frozen=True)
 class Timings:
-    """How long a request took, in seconds: until a replica had it, until its first word, and from then on."""
+    """Durations of a request in seconds: until a replica had it, from then to its first block, and to its end."""
 
     waiting: float = 0.0
     first: float = 0.0
@@ -47,94 +47,97 @@ class Timings:
 
     @property
     def total(self) -> float:
-        """All of it."""
         return self.waiting + self.first + self.rest
 
 
-def timings(carried: ProxiedAnswer, asked: float) -> Timings:
-    """Return how long a request took that was asked then and has just ended, by the monotonic clock."""
-    first = carried.first or 0.0
-    return Timings(carried.begun - asked, first, time.monotonic() - carried.begun - first)
+def timings(answer: ProxiedAnswer, requested_at: float) -> Timings:
+    """Return the durations of a request that ends now; `requested_at` by the monotonic clock."""
+    first = answer.first or 0.0
+    return Timings(answer.started_at - requested_at, first, time.monotonic() - answer.started_at - first)
 
 
 class Translator(Protocol):
-    """Puts an answer into words, bytes of the type `media`; `failed` is given the error as the door tells it."""
+    """Translates an answer to bytes of the media type `media`."""
 
     media: str
 
     def begin(self) -> bytes:
-        """Return what comes first."""
+        """Return the bytes before the first delta."""
+        ...
 
-    def feed(self, piece: ChatDelta) -> bytes:
-        """Return what a piece comes to; it may be nothing yet."""
+    def feed(self, delta: ChatDelta) -> bytes:
+        """Return the bytes for a delta; they may be empty."""
+        ...
 
     def end(self, usage: TokenUsage, timings: Timings) -> bytes:
-        """Return what comes last."""
+        """Return the last bytes."""
+        ...
 
-    def failed(self, said: Mapping[str, Any]) -> bytes:
-        """Return what comes last instead when the answer breaks off."""
+    def failed(self, error: Mapping[str, Any]) -> bytes:
+        """Return the last bytes if the answer breaks off; `error` is its body in the door's format."""
+        ...
 
 
 class TranslatedWhole(Response):
-    """An answer in one piece: `tell` reads the engine's, and returns what becomes JSON."""
+    """An answer in one piece: `translate` reads the engine's answer and returns the value to encode as JSON."""
 
     def __init__(
-        self, proxy: Proxy, caller: Caller, job: EngineRequest, tell: Callable[[ProxiedAnswer], Awaitable[Any]]
+        self, proxy: Proxy, caller: Caller, request: EngineRequest, translate: Callable[[ProxiedAnswer], Awaitable[Any]]
     ) -> None:
         super().__init__(media_type="application/json")
-        self._proxy, self._caller, self._job, self._tell = proxy, caller, job, tell
+        self._proxy, self._caller, self._request, self._translate = proxy, caller, request, translate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 (ASGI's signature)
-        """Ask and answer; a client who goes away ends the request."""
+        """Send the request to an engine and the translation to the client; cancel both when the client leaves."""
         await cancel_on_disconnect(receive, self._answer(send))
 
     async def _answer(self, send: Send) -> None:
-        async with self._proxy.forward(self._caller, self._job) as carried:
-            body = _encode(await self._tell(carried))
+        async with self._proxy.forward(self._caller, self._request) as answer:
+            body = _encode(await self._translate(answer))
         headers = [*_head(self._caller, "application/json"), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
 
 class TranslatedStream(Response):
-    """An answer that is told as it comes; the job asks the engine for a stream."""
+    """An answer that is translated delta by delta; `request` must ask the engine for a stream."""
 
-    def __init__(self, proxy: Proxy, caller: Caller, job: EngineRequest, teller: Translator) -> None:
-        super().__init__(media_type=teller.media)
-        self._proxy, self._caller, self._job, self._teller = proxy, caller, job, teller
-        self._begun = False
+    def __init__(self, proxy: Proxy, caller: Caller, request: EngineRequest, translator: Translator) -> None:
+        super().__init__(media_type=translator.media)
+        self._proxy, self._caller, self._request, self._translator = proxy, caller, request, translator
+        self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Ask and answer; a client who goes away ends the request."""
+        """Send the request to an engine and the translation to the client; cancel both when the client leaves."""
         await cancel_on_disconnect(receive, self._answer(send, scope["path"]))
 
     async def _answer(self, send: Send, path: str) -> None:
-        asked = time.monotonic()
+        requested_at = time.monotonic()
         try:
-            async with self._proxy.forward(self._caller, self._job) as carried, aclosing(deltas(carried)) as told:
-                async for piece in told:
-                    await self._begin(send)
-                    if words := self._teller.feed(piece):
-                        await send({"type": "http.response.body", "body": words, "more_body": True})
-                await self._begin(send)
-                last = self._teller.end(carried.usage, timings(carried, asked))
+            async with self._proxy.forward(self._caller, self._request) as answer, aclosing(deltas(answer)) as stream:
+                async for delta in stream:
+                    await self._start(send)
+                    if body := self._translator.feed(delta):
+                        await send({"type": "http.response.body", "body": body, "more_body": True})
+                await self._start(send)
+                last = self._translator.end(answer.usage, timings(answer, requested_at))
         except AimaError as error:
-            if not self._begun:
+            if not self._started:
                 raise
-            last = self._teller.failed(body_of(error, path, self._caller.request_id))
+            last = self._translator.failed(body_of(error, path, self._caller.request_id))
         await send({"type": "http.response.body", "body": last})
 
-    async def _begin(self, send: Send) -> None:
-        """Begin with the first piece: until then a refusal has its own status."""
-        if self._begun:
+    async def _start(self, send: Send) -> None:
+        """Start the response at the first delta and no earlier: an error before it still gets its own status."""
+        if self._started:
             return
-        self._begun = True
-        headers = [*_head(self._caller, self._teller.media), (b"cache-control", b"no-store")]
+        self._started = True
+        headers = [*_head(self._caller, self._translator.media), (b"cache-control", b"no-store")]
         await send({"type": "http.response.start", "status": 200, "headers": [*headers, (b"x-accel-buffering", b"no")]})
-        if words := self._teller.begin():
-            await send({"type": "http.response.body", "body": words, "more_body": True})
+        if body := self._translator.begin():
+            await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
 def _head(caller: Caller, media: str) -> list[tuple[bytes, bytes]]:
-    """Return the first headers; `request-id` is where Anthropic's clients look for it."""
+    """Return the first headers; Anthropic's clients expect `request-id`."""
     return [(b"content-type", media.encode()), (b"request-id", caller.request_id.encode())]

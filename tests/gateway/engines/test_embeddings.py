@@ -50,7 +50,7 @@ async def test_as_many_numbers_as_were_asked_for_are_answered_and_others_refused
     bad = await here.site.post("/v1/embeddings", asked | {"dimensions": 10})
     error = bad.json()["error"]
     assert (bad.status_code, error["type"], error["param"]) == (400, "invalid_request_error", "dimensions")
-    assert error["message"] == "dimensions: the vectors of toy have 3 numbers, not 10"
+    assert error["message"] == "dimensions: the vectors of toy have 3 numbers, not 10; send 3 or leave dimensions out"
     assert [line.asked.get("dimensions") for line in engine.lines] == [None, 3, 10]
     *answered, refused = await here.outcomes(3)
     assert [one["prompt_tokens"] for one in answered] == [5, 5]
@@ -63,7 +63,7 @@ async def test_ollama_s_clients_are_refused_as_well(here: Place) -> None:
     good = await here.site.post("/api/embed", asked | {"dimensions": 3})
     assert (good.status_code, good.json()["embeddings"]) == (200, [NUMBERS])
     bad = await here.site.post("/api/embed", asked | {"dimensions": 10})
-    told = "dimensions: the vectors of toy:latest have 3 numbers, not 10"
+    told = "dimensions: the vectors of toy:latest have 3 numbers, not 10; send 3 or leave dimensions out"
     assert (bad.status_code, bad.json()["error"]) == (400, told)
 
 

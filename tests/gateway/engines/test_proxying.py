@@ -171,7 +171,7 @@ async def test_an_answer_that_has_begun_is_not_begun_again_elsewhere(here: Place
     assert heard == ["half an"]
     assert (broken.value.code, broken.value.message) == (
         "engine_gone",
-        "the engine went away in the middle of the request",
+        "the engine closed the connection in the middle of the request",
     )
     assert sum(len(engine.lines) for engine in engines) == 1
     (ended,) = await here.outcomes(1)

@@ -276,7 +276,7 @@ async def test_an_engine_that_dies_in_mid_stream_is_an_error_in_the_stream(tmp_p
         stream = await llama.chat(TOY, ASKED, stream=True)
         await anext(stream)
         engine.kill()
-        with pytest.raises(ollama.ResponseError, match="the engine went away"):
+        with pytest.raises(ollama.ResponseError, match="the engine closed the connection"):
             [line async for line in stream]
         await until(found.at_rest)
 

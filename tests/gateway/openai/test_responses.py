@@ -205,7 +205,7 @@ async def test_an_answer_that_breaks_off_has_failed(here: Place) -> None:
     assert kinds(events)[-2:] == ["output_text.delta", "failed"]
     failed = events[-1].response
     assert (failed.status, failed.error.code) == ("failed", "server_error")
-    assert failed.error.message == "the engine went away in the middle of the request"
+    assert failed.error.message == "the engine closed the connection in the middle of the request"
     (ended,) = await here.outcomes(1)
     assert ended["error_code"] == "ENGINE_GONE"
 
