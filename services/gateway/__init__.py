@@ -1,1 +1,1 @@
-"""The doors: HTTP, the OpenAI, Anthropic and Ollama APIs, and MCP, made from what is on the bus."""
+"""The gateway: doors for HTTP, the OpenAI, Anthropic and Ollama APIs, MCP and gRPC, over the units on the bus."""

@@ -1,4 +1,4 @@
-"""What may happen to keys: decide and reply. Pure."""
+"""The decisions on keys and their quotas: commands in, events out. Pure."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from services.gateway.state import DAY, Key
 
 
 def decide(world: World[Key], command: Command[Any], call: Call) -> list[Event]:
-    """Return what happens; nothing when it already is as asked.
+    """Return the events of a command; none if it changes nothing.
 
-    Raises Conflict (the name is taken), NotFound, RateLimited with QUOTA_EXCEEDED.
+    Raises Conflict with NAME_TAKEN, NotFound, RateLimited with QUOTA_EXCEEDED.
     """
     match command:
         case i.RecordKey():
@@ -37,16 +37,19 @@ def decide(world: World[Key], command: Command[Any], call: Call) -> list[Event]:
 
 
 def reply(world: World[Key], command: Command[Any], events: Sequence[Event]) -> View | None:  # noqa: ARG001 (the core's)
-    """Return the answer: nothing here takes longer than its decision."""
+    """Return the answer of a command; never None, as every command is complete once it is decided."""
     match command, events:
-        case i.RecordKey(), [u.KeyCreated() as made]:
-            return u.NewKey(key_id=made.key_id, key="", expires_at=views.time_of(made.expires_at))
+        case i.RecordKey(), [u.KeyCreated() as created]:
+            return u.NewKey(key_id=created.key_id, key="", expires_at=views.time_of(created.expires_at))
     return Success(success=True)
 
 
 def _create(world: World[Key], command: i.RecordKey, call: Call) -> list[Event]:
     if any(key.name == command.name for key in world.values()):
-        raise Conflict(f"there is a key named {command.name} already; revoke that first", reason="NAME_TAKEN")
+        raise Conflict(
+            f"a key named {command.name} exists already; choose another name, or revoke that key first",
+            reason="NAME_TAKEN",
+        )
     return [
         u.KeyCreated(
             key_id=command.key_id,
@@ -68,8 +71,8 @@ def _reserve(key: Key, command: i.ReserveTokens, call: Call) -> list[Event]:
     spent = key.spent(call.at)
     if spent + command.tokens > key.tokens_per_day:
         raise RateLimited(
-            f"the key {key.name} has {max(key.tokens_per_day - spent, 0)} of its {key.tokens_per_day} tokens of today"
-            f" left, and this request may need {command.tokens}",
+            f"the key {key.name} has {max(key.tokens_per_day - spent, 0)} of its {key.tokens_per_day} tokens per day"
+            f" left, and this request may need {command.tokens}; send a smaller max_tokens, or wait until midnight UTC",
             reason="QUOTA_EXCEEDED",
             limit=key.tokens_per_day,
             spent=spent,

@@ -1,17 +1,17 @@
 """The gateway, assembled: read this first.
 
-The gateway is a domain like the others, so that keys and their use are remembered: `state.py` and `decider.py` are
-about keys. `outside.py` opens the doors, one folder each:
+The gateway is a domain like the others because it records keys and their usage: `state.py` and `decider.py` are about
+keys. `outside.py` opens the doors, one folder each:
 
     entrance/     what every request passes: connection, host, key, rate, quota, errors
     rest/         units and resources over HTTP, and the OpenAPI document
-    openai/ anthropic/ ollama/    the APIs of models, each through engines/
-    engines/      a request's way to an engine and the answer's way back
+    openai/ anthropic/ ollama/    the APIs for models, each through engines/
+    engines/      sends requests to engines and returns their answers
     mcp/ grpc/    the units over the Model Context Protocol and gRPC
     events/       the event stream as server-sent events
     monitoring/   health and metrics
 
-No door knows a unit by heart that it can learn from the bus.
+Doors must read the units from the bus rather than list them in code, wherever possible.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from services.gateway.state import Key, evolve
 
 GATEWAY = Domain(
     name="gateway",
-    about="The doors for HTTP and MCP, and the keys that they accept.",
+    about="The doors for HTTP, MCP and gRPC, and the keys that they accept.",
     state=Key,
     events=u.EVENTS,
     commands=(u.CreateKey, u.RevokeKey),
@@ -37,5 +37,5 @@ GATEWAY = Domain(
     reply=reply,
     outside=GatewayOutside,
     settings=GatewaySettings,
-    log_risk="high",  # as high as that of listing the keys
+    log_risk="high",  # the same as for gateway.list_keys: the log has all that it answers
 )

@@ -1,4 +1,4 @@
-"""Commands of the gateway to itself."""
+"""Internal commands of the gateway."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from services.gateway.units import NewKey
 
 
 class RecordKey(Command[NewKey], unit="gateway.record_key"):
-    """A key has been made; only the hash of its secret comes this far. `id` is in the key itself."""
+    """Record a new key by the hash of its secret; the secret itself must not get here. The id is part of the key."""
 
     key_id: str
     name: str
@@ -20,7 +20,7 @@ class RecordKey(Command[NewKey], unit="gateway.record_key"):
 
 
 class ReserveTokens(Command[Success], unit="gateway.reserve_tokens", stream="key_id"):
-    """A request wants so many tokens of its key's day."""
+    """Reserve tokens of a key's daily quota for a request."""
 
     key_id: str
     request_id: str
@@ -28,7 +28,7 @@ class ReserveTokens(Command[Success], unit="gateway.reserve_tokens", stream="key
 
 
 class SettleTokens(Command[Success], unit="gateway.settle_tokens", stream="key_id"):
-    """A request has used so many tokens."""
+    """Replace a request's reservation by the tokens that it used."""
 
     key_id: str
     request_id: str

@@ -1,4 +1,4 @@
-"""Everything of the gateway that awaits: the server with its doors, and the making of keys."""
+"""The gateway's I/O: the server with all doors, and the creation of keys."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ from services.gateway.state import Key
 if TYPE_CHECKING:
     from services.gateway.grpc.api import GrpcDoor
 
-_URL = "gateway.url"  # in the data folder: where the doors are
+_URL = "gateway.url"  # file in the data folder with the gateway's URL
 
 
 class GatewayOutside(Outside[Key]):
-    """The gateway's side of the world."""
+    """The I/O of the gateway."""
 
     flows = (u.CreateKey,)
 
@@ -66,7 +66,7 @@ class GatewayOutside(Outside[Key]):
         self._grpc: GrpcDoor | None = None
 
     async def open(self) -> None:
-        """Learn what is on the bus, and open the doors."""
+        """Settle old reservations, read the units on the bus, and open the doors."""
         await self._settle_all()
         await self._directory.open()
         self._open.push_async_callback(self._directory.close)
@@ -79,7 +79,7 @@ class GatewayOutside(Outside[Key]):
         if self._grpc:
             await self._grpc.open()
             self._open.push_async_callback(self._grpc.close)
-        self._open.push_async_callback(self._mcp.close)  # before the server: it would wait for open streams
+        self._open.push_async_callback(self._mcp.close)  # closed before the server, which would wait for its streams
         self._open.callback(self._tail.close)
         self._open.callback(self._watching.close)
         self._url.write_text(f"{listening.url}\n")
@@ -87,88 +87,98 @@ class GatewayOutside(Outside[Key]):
         logger.info("doors open", url=listening.url)
 
     async def close(self) -> None:
-        """Let those in who are in, then close the doors."""
+        """Finish the requests under way, then close the doors."""
         await self._open.aclose()
 
     def background(self) -> Iterable[Callable[[], Coroutine[Any, Any, None]]]:
-        """Keep up with what is on the bus."""
         return (self._directory.run, self._tail.run, self._tail.wake, self._watching.run)
 
     async def prepare(self, command: Command[Any], call: Call) -> Command[Any]:  # noqa: ARG002 (the core's)
-        """Return what the making of a key begins with, for its dry run."""
+        """Return the first command of a key's creation, for its dry run."""
         if not isinstance(command, u.CreateKey):
             return command
         await self._check(command)
         return _record(command, hash_="")
 
     async def flow(self, command: Command[Any], call: Call, parts: Parts) -> View:  # noqa: ARG002 (the core's)
-        """Make a key: its secret is told to who asked, and to nobody and nothing else."""
+        """Create a key. The secret is in the answer only; it must not get into a log, an event or a file."""
         assert isinstance(command, u.CreateKey)
         await self._check(command)
         secret = secrets.token_urlsafe(32)
         (record,) = await self.context.record(_record(command, hash_of(secret)))
         assert isinstance(record.event, u.KeyCreated)
-        ident = record.event.key_id
-        expires = timestamp(record.event.expires_at) if record.event.expires_at else None
-        return u.NewKey(key_id=ident, key=f"{PREFIX}{ident.removeprefix('key-')}_{secret}", expires_at=expires)
+        key_id = record.event.key_id
+        expires_at = timestamp(record.event.expires_at) if record.event.expires_at else None
+        return u.NewKey(key_id=key_id, key=f"{PREFIX}{key_id.removeprefix('key-')}_{secret}", expires_at=expires_at)
 
     async def answer(self, query: Query[Any]) -> View:
-        """Answer a query."""
         match query:
             case u.ListKeys():
                 return views.keys(self.context.world, query, time.time())
             case u.Identify(key=token):
-                who = self._policy.identify(token, self.context.world, time.time())
-                if not who.known:
-                    raise Unauthorized("the key is not one of ours", reason="KEY_UNKNOWN")
-                return u.Identity(name=who.name, key_id=who.key_id, scopes=list(who.scopes), models=list(who.models))
+                principal = self._policy.identify(token, self.context.world, time.time())
+                if not principal.known:
+                    raise Unauthorized(
+                        "the key is unknown; create one with: aima keys create NAME", reason="KEY_UNKNOWN"
+                    )
+                return u.Identity(
+                    name=principal.name,
+                    key_id=principal.key_id,
+                    scopes=list(principal.scopes),
+                    models=list(principal.models),
+                )
         return await super().answer(query)
 
     def _app(self, listening: Listening) -> ASGIApp:
         from services.gateway.mcp.streamable_http import (
-            McpDoor,  # the SDK takes half a second that only this process should pay
+            McpDoor,  # importing its SDK takes half a second, which other processes should not spend
         )
 
         settings, metrics = self.context.settings, Metrics()
         quotas = Quotas(self._reserve, self._settle)
         self._open.push_async_callback(quotas.close)
-        asking = Dispatcher(self.context.peers.client, self._directory, self._policy, quotas)
-        operations = Operations(asking)
+        dispatcher = Dispatcher(self.context.peers.client, self._directory, self._policy, quotas)
+        operations = Operations(dispatcher)
         self._open.push_async_callback(operations.close)
-        self._proxy = proxy = Proxy(asking, quotas)
+        self._proxy = proxy = Proxy(dispatcher, quotas)
         self._open.push_async_callback(proxy.close)
-        self._mcp = McpDoor(asking, self._watching.changes, settings.body_limit)
-        native = RestApi(asking, operations, settings.body_limit)
-        library = OllamaLibrary(asking, settings.body_limit)
+        self._mcp = McpDoor(dispatcher, self._watching.changes, settings.body_limit)
+        rest_api = RestApi(dispatcher, operations, settings.body_limit)
+        library = OllamaLibrary(dispatcher, settings.body_limit)
         routes = [
-            *Scraping(metrics.registry, asking).routes(),
+            *Scraping(metrics.registry, dispatcher).routes(),
             self._mcp.route(),
-            *OpenAI(asking, proxy, settings.body_limit).routes(),
+            *OpenAI(dispatcher, proxy, settings.body_limit).routes(),
             *Responses(proxy, settings.body_limit).routes(),
-            *Media(asking, proxy, settings.body_limit, settings.upload_limit).routes(),
+            *Media(dispatcher, proxy, settings.body_limit, settings.upload_limit).routes(),
             *Anthropic(proxy, settings.body_limit).routes(),
             *library.routes(),
             *Ollama(proxy, library.known_as, settings.body_limit).routes(),
             *HealthApi(self.context.peers.client.nc, self._directory).routes(),
             *Documents(self._directory, self._policy).routes(),
             *EventStream(self._tail, self._policy, metrics).routes(),
-            *ResourceApi(asking, self._watching, metrics, native.rest).routes(),
-            *native.routes(),
+            *ResourceApi(dispatcher, self._watching, metrics, rest_api.rest).routes(),
+            *rest_api.routes(),
         ]
-        rates, hosts = RateLimiter(settings.requests_per_minute), hosts_of(listening.host, settings.hosts)
+        limiter, hosts = RateLimiter(settings.requests_per_minute), hosts_of(listening.host, settings.hosts)
         if settings.grpc_addr:
-            self._grpc = _grpc_door(asking, self._policy, self.context.world, rates, self._watching.changes, settings)
-        return assemble(routes, settings, self._policy, self.context.world, rates, hosts, metrics)
+            self._grpc = _grpc_door(
+                dispatcher, self._policy, self.context.world, limiter, self._watching.changes, settings
+            )
+        return assemble(routes, settings, self._policy, self.context.world, limiter, hosts, metrics)
 
     async def _check(self, command: u.CreateKey) -> None:
-        """Raise Conflict for a name that a key in the settings has, ValidationFailed for scopes of no domain."""
+        """Raise Conflict if a key in the settings has the name, ValidationFailed if a scope's domain does not exist."""
         if command.name in self._policy.static.values():
-            raise Conflict(f"there is a key named {command.name} already, in the settings", reason="NAME_TAKEN")
-        own = names_in(services)  # one of ours may be down
+            raise Conflict(
+                f"a key named {command.name} exists already, in gateway.api_keys; choose another name",
+                reason="NAME_TAKEN",
+            )
+        own = names_in(services)  # valid even while their process is down
         try:
             check_scopes(command.scopes, [*own, *self._directory.domains])
         except ValidationFailed:
-            await self._directory.look()  # a domain may have come this very moment
+            await self._directory.look()  # a domain may have just appeared on the bus
             check_scopes(command.scopes, [*own, *self._directory.domains])
 
     async def _reserve(self, key_id: str, request_id: str, tokens: int) -> None:
@@ -178,14 +188,14 @@ class GatewayOutside(Outside[Key]):
         await self.context.record(i.SettleTokens(key_id=key_id, request_id=request_id, tokens=tokens))
 
     async def _settle_all(self) -> None:
-        """Count what an earlier life of this process had reserved as used: nobody is left who knows better."""
+        """Settle reservations of an earlier run of this process as fully used, as the real numbers are lost."""
         for key in list(self.context.world.values()):
             for request_id, tokens in key.reserved.items():
                 await self.context.record(i.SettleTokens(key_id=key.id, request_id=request_id, tokens=tokens))
 
 
 def _grpc_door(*parts: Any) -> GrpcDoor:
-    """Return the gRPC door. Raises ValidationFailed where the extra that it needs is not installed."""
+    """Return the gRPC door. Raises ValidationFailed if the extra `grpc` is not installed."""
     try:
         from services.gateway.grpc.api import GrpcDoor
     except ImportError as error:
@@ -198,10 +208,10 @@ def _grpc_door(*parts: Any) -> GrpcDoor:
 
 
 def policy_of(settings: GatewaySettings, listening: Listening) -> Policy:
-    """Return who may do what; keys are required where others than this machine can come to any door."""
-    at_home = listening.local and (not settings.grpc_addr or local(host_of(settings.grpc_addr)))
+    """Return the access policy. With auth = auto, keys are required if other machines can reach any door."""
+    local_only = listening.local and (not settings.grpc_addr or local(host_of(settings.grpc_addr)))
     return Policy(
-        required=settings.auth == "required" or (settings.auth == "auto" and not at_home),
+        required=settings.auth == "required" or (settings.auth == "auto" and not local_only),
         open_queries=settings.open_queries,
         static=static_keys(key.get_secret_value() for key in settings.api_keys),
     )

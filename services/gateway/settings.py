@@ -38,35 +38,41 @@ def local(host: str) -> bool:
 
 
 class GatewaySettings(Section):
-    """Where the doors are, and who may come in."""
+    """Addresses of the doors, access and limits."""
 
     addr: Address = Field(
-        "", description="host:port, or unix:/path; empty: 127.0.0.1:9090, or the next port that is free."
+        "", description="host:port or unix:/path to listen on; empty: 127.0.0.1:9090, or the next free port."
     )
-    socket: str = Field("", description="Path of a Unix socket to serve on as well.")
+    socket: str = Field("", description="Path of an additional Unix socket to listen on.")
     grpc_addr: Address = Field(
-        "", description="host:port for gRPC, or unix:/path, which needs the extra `grpc`; empty: none."
+        "", description="host:port or unix:/path to listen on for gRPC, which needs the extra `grpc`; empty: no gRPC."
     )
     tls_cert: str = Field("", description="File with the certificate chain (PEM); needs tls_key.")
     tls_key: str = Field("", description="File with the private key (PEM).")
     auth: Literal["auto", "required", "off"] = Field(
-        "auto", description="Whether commands need a key. auto: unless only this machine can connect."
+        "auto", description="Whether commands need a key. auto: only if other machines can connect."
     )
-    open_queries: bool = Field(True, description="Whether queries are answered without a key where keys are required.")
+    open_queries: bool = Field(
+        True, description="Whether queries are answered without a key even if commands need one."
+    )
     api_keys: Annotated[tuple[SecretStr, ...], BeforeValidator(_words)] = Field(
-        (), description="Keys that may do everything, each name:secret; AIMA_API_KEYS is the same."
+        (), description="Keys with all rights, each name:secret; AIMA_API_KEYS sets the same."
     )
-    hosts: Words = Field((), description="Names in the Host header that are answered beside those of addr.")
-    cors_origins: Words = Field((), description="Origins whose pages may read answers; * for all.")
-    body_limit: int = Field(8 * 2**20, ge=1024, le=2**30, description="Bytes of a request's body.")
-    upload_limit: int = Field(100 * 2**20, ge=1024, le=2**32, description="Bytes of a body with audio or images.")
+    hosts: Words = Field((), description="Host names to serve (Host header) in addition to the host of addr.")
+    cors_origins: Words = Field(
+        (), description="Origins whose web pages may send requests and read answers; * for all."
+    )
+    body_limit: int = Field(8 * 2**20, ge=1024, le=2**30, description="Maximum bytes of a request's body.")
+    upload_limit: int = Field(
+        100 * 2**20, ge=1024, le=2**32, description="Maximum bytes of a body with audio or images."
+    )
     requests_per_minute: int = Field(
-        0, ge=0, le=1_000_000, description="Of each address that shows no key; 0: no limit."
+        0, ge=0, le=1_000_000, description="Maximum requests per minute of an address without a key; 0: no limit."
     )
-    connections: int = Field(16_384, ge=16, le=1_000_000, description="Connections at once; more are refused.")
+    connections: int = Field(16_384, ge=16, le=1_000_000, description="Maximum open connections; more are refused.")
 
     @model_validator(mode="after")
     def _both(self) -> GatewaySettings:
         if bool(self.tls_cert) != bool(self.tls_key):
-            raise ValueError("tls_cert and tls_key need each other")
+            raise ValueError("set both tls_cert and tls_key, or neither")
         return self

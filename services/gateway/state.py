@@ -1,4 +1,4 @@
-"""A key and what it has used, as a fold of its events. Pure."""
+"""The state of a key and its token usage, folded from its events. Pure."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import msgspec
 
 from services.gateway import units as u
 
-DAY = 86_400.0  # seconds; quotas begin anew at midnight UTC, as Unix time counts days
+DAY = 86_400.0  # seconds; quotas restart at midnight UTC, where a day of Unix time starts
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
-    """A key. `day`: the number of the UTC day that `used` is of; `reserved`: tokens of requests under way, by id."""
+    """A key. `used`: tokens settled on UTC day number `day`; `reserved`: tokens of requests under way, by id."""
 
     id: str
     name: str
@@ -28,11 +28,11 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     reserved: dict[str, int] = {}
 
     def spent(self, at: float) -> int:
-        """Return the tokens used or reserved on the UTC day of a time."""
+        """Return the tokens used or reserved on the UTC day of `at` (Unix seconds)."""
         return (self.used if self.day == int(at // DAY) else 0) + sum(self.reserved.values())
 
     def expired(self, at: float) -> bool:
-        """Whether its time is over."""
+        """Whether the key has expired at `at` (Unix seconds); 0 in `expires_at` never expires."""
         return 0 < self.expires_at <= at
 
 

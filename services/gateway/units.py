@@ -1,4 +1,4 @@
-"""The public contract of the gateway as a domain: the keys that its doors accept, and what they have used."""
+"""The public contract of the gateway as a domain: the keys that its doors accept, and their usage."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Scope = Annotated[
     str,
     Field(
         pattern=r"^(\*|[a-z][a-z0-9_]{0,39}):(low|medium|high)$",
-        description="A domain, or * for all, and the highest risk that its units may have.",
+        description="A domain, or * for all, and the highest risk of its units that the key may use.",
         examples=["*:medium", "inference:medium", "service:high"],
     ),
 ]
@@ -25,9 +25,9 @@ EVERYDAY: tuple[Scope, ...] = ("*:medium",)
 
 
 class KeyCreated(Event, unit="gateway.key_created", stream="key_id", frozen=True, kw_only=True):
-    """There is a key. `hash`: SHA-256 of its secret part, in hex; `created_at`, `expires_at` in Unix seconds.
+    """A key was created. `hash`: SHA-256 of its secret part, in hex; `created_at`, `expires_at` in Unix seconds.
 
-    `models`: all that it may use, empty for any; the limits are 0 where there is none.
+    `models`: the models that it may use, empty for all. A limit of 0 means no limit, `expires_at` 0 never.
     """
 
     key_id: str
@@ -42,13 +42,13 @@ class KeyCreated(Event, unit="gateway.key_created", stream="key_id", frozen=True
 
 
 class KeyRevoked(Event, unit="gateway.key_revoked", stream="key_id", frozen=True, kw_only=True):
-    """A key is worth nothing any more."""
+    """A key was revoked."""
 
     key_id: str
 
 
 class TokensReserved(Event, unit="gateway.tokens_reserved", stream="key_id", frozen=True, kw_only=True):
-    """A request may use so many tokens of its key's day; `at` in Unix seconds."""
+    """Tokens of a key's daily quota were reserved for a request; `at` in Unix seconds."""
 
     key_id: str
     request_id: str
@@ -57,7 +57,7 @@ class TokensReserved(Event, unit="gateway.tokens_reserved", stream="key_id", fro
 
 
 class TokensSettled(Event, unit="gateway.tokens_settled", stream="key_id", frozen=True, kw_only=True):
-    """A request has used so many tokens of its key's day."""
+    """A request used `tokens` of its key's daily quota; its reservation ends."""
 
     key_id: str
     request_id: str
@@ -72,39 +72,39 @@ EVENTS: tuple[type[Event], ...] = Events.__args__
 
 
 class NewKey(View):
-    """A key, told this once and kept nowhere."""
+    """A new key. The key itself is returned only once and stored nowhere."""
 
     key_id: str
-    key: str = Field(description="What to send as `Authorization: Bearer`; nobody can tell it again.")
+    key: str = Field(description="Send this as `Authorization: Bearer KEY`. It cannot be shown again.")
     expires_at: str | None
 
 
 class KeyView(View):
-    """A key, without what would let one use it."""
+    """A key without its secret."""
 
     id: str
     name: str
     scopes: list[str]
-    models: list[str] = Field(description="All that it may use; empty: any.")
+    models: list[str] = Field(description="Models and services that the key may use; empty: all.")
     created_at: str
     expires_at: str | None
     expired: bool
-    requests_per_minute: int = Field(description="0: no limit.")
-    tokens_per_day: int = Field(description="0: no limit.")
-    tokens_today: int = Field(description="Used or reserved since midnight UTC.")
+    requests_per_minute: int = Field(description="Maximum requests per minute; 0: no limit.")
+    tokens_per_day: int = Field(description="Maximum tokens per day; 0: no limit.")
+    tokens_today: int = Field(description="Tokens used or reserved since midnight UTC.")
 
 
 class Identity(View):
-    """Who a key is."""
+    """Name and rights of a key."""
 
     name: str
     key_id: str
     scopes: list[str]
-    models: list[str] = Field(description="All that it may use; empty: any.")
+    models: list[str] = Field(description="Models and services that the key may use; empty: all.")
 
 
 class Keys(View):
-    """Keys that there are."""
+    """A page of the keys; `total` counts all."""
 
     keys: list[KeyView]
     total: int
@@ -124,14 +124,25 @@ class CreateKey(
         {"name": "operator", "scopes": ["*:high"], "expires_in": 86400},
     ),
 ):
-    """Make a key for the doors. It is told in the answer and nowhere else."""
+    """Create a key for the gateway. Only this answer contains the key: store it."""
 
-    name: str = Field(min_length=1, max_length=60, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Whose it is.")
-    scopes: list[Scope] = Field(list(EVERYDAY), min_length=1, max_length=50, description="What it may be used for.")
-    models: list[str] = Field([], max_length=100, description="Models and services it may use; empty: any.")
-    expires_in: float | None = Field(None, gt=0, le=10 * 365 * 86_400, description="Seconds from now; none: never.")
-    requests_per_minute: int = Field(0, ge=0, le=1_000_000, description="At most so many; 0: no limit.")
-    tokens_per_day: int = Field(0, ge=0, le=10**12, description="At most so many, from midnight UTC; 0: no limit.")
+    name: str = Field(
+        min_length=1,
+        max_length=60,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="Unique name of the key's user, such as ci; it is recorded in events.",
+    )
+    scopes: list[Scope] = Field(
+        list(EVERYDAY), min_length=1, max_length=50, description="Domains and risks of the units that it may use."
+    )
+    models: list[str] = Field([], max_length=100, description="Models and services that it may use; empty: all.")
+    expires_in: float | None = Field(
+        None, gt=0, le=10 * 365 * 86_400, description="Seconds until the key expires; none: never."
+    )
+    requests_per_minute: int = Field(0, ge=0, le=1_000_000, description="Maximum requests per minute; 0: no limit.")
+    tokens_per_day: int = Field(
+        0, ge=0, le=10**12, description="Maximum tokens per day, which starts at midnight UTC; 0: no limit."
+    )
 
 
 class RevokeKey(
@@ -143,18 +154,18 @@ class RevokeKey(
     events=(KeyRevoked,),
     examples=({"key_id": "key-7f3a09c1"},),
 ):
-    """Make a key worthless, at once and for good."""
+    """Revoke a key, at once and for good."""
 
     key_id: KeyId
 
 
 class ListKeys(Query[Keys], Page, unit="gateway.list_keys", risk="high"):
-    """List the keys that there are."""
+    """List the keys, without their secrets."""
 
 
 class Identify(
     Query[Identity], unit="gateway.identify", errors=(Unauthorized,), examples=({"key": "aima_7f3a09c1_secret"},)
 ):
-    """Tell who a key is, to a door that is not the gateway's own."""
+    """Return the name and rights of a key; for doors outside the gateway."""
 
     key: str = Field(min_length=1, max_length=500, description="The key.")

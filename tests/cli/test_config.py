@@ -86,7 +86,7 @@ def test_a_good_file_is_told_with_what_it_sets(tmp_path: Path) -> None:
         ("[gateway]\nport = 9090\n", ":2: gateway.port: unknown; expected one of addr, socket, "),
         ("[gate]\naddr = ':1'\n", ":1: gate: unknown; expected one of data, device, "),
         ("[service]\ndrain = 'long'\n", ":2: service.drain: Input should be a valid number"),
-        ("[gateway]\ntls_cert = 'cert.pem'\n", ":1: gateway: Value error, tls_cert and tls_key need each other"),
+        ("[gateway]\ntls_cert = 'cert.pem'\n", ":1: gateway: Value error, set both tls_cert and tls_key, or neither"),
         ("[gateway]\nhosts = [\n  'a',\n  5,\n]\n", ":4: gateway.hosts.1: Input should be a valid string"),
         ("[gateway\n", ": not TOML: "),
     ],

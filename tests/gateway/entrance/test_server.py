@@ -63,7 +63,7 @@ async def test_a_certificate_makes_it_https(tmp_path: Path, nats: NatsServer, fr
 
 
 def test_a_certificate_needs_its_key(tmp_path: Path) -> None:
-    with pytest.raises(ValidationFailed, match="need each other"):
+    with pytest.raises(ValidationFailed, match="set both tls_cert and tls_key"):
         settings_for(tmp_path, "nats://x", GATEWAY, environ={"AIMA_GATEWAY_TLS_CERT": "cert.pem"})
 
 
