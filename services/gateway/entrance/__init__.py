@@ -1,1 +1,1 @@
-"""What every request passes before its API: connection, host, key, rate, quota; and how an error looks."""
+"""What every request passes before its API: connection, host, key, rate, quota; and the format of errors."""

@@ -1,4 +1,4 @@
-"""The routes of all doors, in the order in which they are tried."""
+"""Assembles the ASGI application: CORS, the gate, then the routes of all doors in the order given."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from starlette.routing import BaseRoute, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.gateway.entrance.access import Policy
-from services.gateway.entrance.error_bodies import HttpRefusal
+from services.gateway.entrance.error_bodies import no_such_path
 from services.gateway.entrance.gate import Gate
 from services.gateway.entrance.metrics import Metrics
 from services.gateway.entrance.rate_limits import RateLimiter
@@ -24,13 +24,13 @@ def assemble(
     settings: GatewaySettings,
     policy: Policy,
     keys: Mapping[str, Key],
-    rates: RateLimiter,
+    limiter: RateLimiter,
     hosts: frozenset[str] | None,
     metrics: Metrics,
 ) -> ASGIApp:
-    """Return the application: the gate around the routes, and around both what browsers ask beforehand."""
-    router = Router(routes, default=_nothing, redirect_slashes=False)
-    app: ASGIApp = Gate(router, policy, keys, rates, hosts, frozenset(settings.cors_origins), metrics.seen)
+    """Return the application. CORS is outside the gate, as browsers send preflight requests without a key."""
+    router = Router(routes, default=_not_found, redirect_slashes=False)
+    app: ASGIApp = Gate(router, policy, keys, limiter, hosts, frozenset(settings.cors_origins), metrics.count)
     if settings.cors_origins:
         app = CORSMiddleware(
             app, settings.cors_origins, allow_methods=["*"], allow_headers=["*"], expose_headers=_EXPOSED
@@ -38,6 +38,5 @@ def assemble(
     return app
 
 
-async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001 (ASGI's signature)
-    path = scope["path"]
-    raise HttpRefusal(404, f"there is nothing at {path}; /openapi.json lists what there is", "NO_SUCH_PATH")
+async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001 (ASGI's signature)
+    raise no_such_path(scope["path"])

@@ -1,4 +1,4 @@
-"""Reading what a client sends: bounded, of the right media type, and told what is wrong with it."""
+"""Reads query strings, paths and bodies of requests; refuses them if too large, of another media type or invalid."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from services.gateway.entrance.error_bodies import HttpRefusal
 
 T = TypeVar("T")
 _JSON = ("application/json", "text/json")
-_MOST_PAIRS = 1000  # of a query string; no unit has that many fields
+_MAX_PAIRS = 1000  # of a query string; no unit has that many fields
 
 
 def query_of(request: Request) -> list[tuple[str, str]]:
-    """Return the pairs of the query string; raise InvalidRequest for what is not UTF-8, or far too much."""
+    """Return the pairs of the query string. Raises InvalidRequest if it is not UTF-8 or has more than 1000 pairs."""
     text = request.scope["query_string"].decode("latin-1")
     try:
-        return parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_MOST_PAIRS)
+        return parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_MAX_PAIRS)
     except ValueError as error:
-        raise InvalidRequest(f"the query string cannot be read: {error}", reason="NOT_DECODABLE") from None
+        raise InvalidRequest(f"the query string is invalid: {error}", reason="NOT_DECODABLE") from None
 
 
 def segments_of(request: Request, prefix: str) -> list[str]:
-    """Return the parts of the path behind a prefix; a slash that is encoded is part of one. Raises InvalidRequest."""
+    """Return the decoded segments of the path after a prefix; %2F does not separate segments. Raises InvalidRequest."""
     raw: str = request.scope["raw_path"].decode("latin-1")
     try:
         return [unquote(part, errors="strict") for part in raw.removeprefix(f"{prefix}/").split("/")]
@@ -41,11 +41,13 @@ async def read(request: Request, limit: int) -> bytes:
 
 
 async def blocks(request: Request, limit: int) -> AsyncIterator[bytes]:
-    """Yield the body as it comes; raise PayloadTooLarge at once when it says how long it is, or as soon as it shows."""
+    """Yield the body as it arrives. Raises PayloadTooLarge if its declared or actual length exceeds `limit` bytes."""
     if request.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
-        raise HttpRefusal(415, "bodies are taken as they are, without a Content-Encoding", "UNSUPPORTED_ENCODING")
-    told = request.headers.get("content-length", "")
-    if told.isdecimal() and int(told) > limit:
+        raise HttpRefusal(
+            415, "compressed bodies are not supported; send the body without Content-Encoding", "UNSUPPORTED_ENCODING"
+        )
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > limit:
         raise _too_large(limit)
     size = 0
     async for block in request.stream():
@@ -56,24 +58,24 @@ async def blocks(request: Request, limit: int) -> AsyncIterator[bytes]:
 
 
 async def read_json(request: Request, limit: int) -> bytes:
-    """Return the body, of which the client says that it is JSON, or says nothing."""
+    """Return the body; raise HttpRefusal (415) if its Content-Type is not JSON. No Content-Type counts as JSON."""
     data = await read(request, limit)
     media = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if data and media not in _JSON and not media.endswith("+json"):
         raise HttpRefusal(
-            415, f"the body has to be JSON (Content-Type: application/json), not {media}", "UNSUPPORTED_MEDIA_TYPE"
+            415, f"the body must be JSON (Content-Type: application/json), not {media}", "UNSUPPORTED_MEDIA_TYPE"
         )
     return data
 
 
 async def read_object(request: Request, limit: int) -> dict[str, Any]:
-    """Return the body as a JSON object; an empty body is an empty one."""
+    """Return the body as a JSON object; an empty body counts as an empty object."""
     data = await read_json(request, limit)
     return decode_object(data) if data else {}
 
 
 def decode_object(data: bytes) -> dict[str, Any]:
-    """Return JSON text as an object; raise InvalidRequest for anything else."""
+    """Decode a JSON object. Raises InvalidRequest for anything else."""
     try:
         return msgspec.json.decode(data, type=dict[str, Any])
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
@@ -81,9 +83,9 @@ def decode_object(data: bytes) -> dict[str, Any]:
 
 
 def decode(data: bytes, kind: type[T]) -> T:
-    """Return JSON text as a struct; raise ValidationFailed with the field that is wrong, or InvalidRequest."""
+    """Decode JSON to a struct. Raises ValidationFailed with the invalid field, or InvalidRequest."""
     try:
-        return msgspec.json.decode(data.decode(), type=kind)  # of what it skips it would not see that it is UTF-8
+        return msgspec.json.decode(data.decode(), type=kind)  # from bytes it would not check skipped fields for UTF-8
     except msgspec.ValidationError as error:
         raise refusal(error) from None
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
@@ -91,7 +93,7 @@ def decode(data: bytes, kind: type[T]) -> T:
 
 
 def convert(data: Any, kind: type[T], inside: str = "") -> T:
-    """Return decoded JSON as a struct; raise ValidationFailed with the field that is wrong, and what it is `inside`."""
+    """Convert decoded JSON to a struct. Raises ValidationFailed with the invalid field, prefixed with `inside`."""
     try:
         return msgspec.convert(data, kind)
     except msgspec.ValidationError as error:
@@ -99,13 +101,13 @@ def convert(data: Any, kind: type[T], inside: str = "") -> T:
 
 
 def refusal(error: msgspec.ValidationError, inside: str = "") -> ValidationFailed:
-    """Return what msgspec found as an error of ours: "Expected `int`, got `str` - at `$.max_tokens`"."""
-    expected, _, where = str(error).partition(" - at `$")
-    named = expected.split("`")
-    field = where.strip("`.") or (named[1] if len(named) > 1 and "field" in expected else "")
+    """Return an error of msgspec, such as "Expected `int`, got `str` - at `$.max_tokens`", as ValidationFailed."""
+    expected, _, path = str(error).partition(" - at `$")
+    quoted = expected.split("`")
+    field = path.strip("`.") or (quoted[1] if len(quoted) > 1 and "field" in expected else "")
     field = ".".join(filter(None, (inside, field))) or "(body)"
     return ValidationFailed(f"{field}: {expected}", fields=[{"field": field, "expected": expected}])
 
 
 def _too_large(limit: int) -> PayloadTooLarge:
-    return PayloadTooLarge(f"the body is larger than the {limit} bytes that are taken", limit=limit)
+    return PayloadTooLarge(f"the body is larger than the limit of {limit} bytes", limit=limit)

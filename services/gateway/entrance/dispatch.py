@@ -1,4 +1,4 @@
-"""Asking a unit on somebody's behalf: what every door does, whatever it speaks."""
+"""Sends a caller's request to a unit on the bus: checks permission, counts tokens, hides other callers' data."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from services.gateway.entrance.access import NOBODY, Policy, Principal, without_
 from services.gateway.entrance.quotas import Quotas, of_input, used_by
 
 _USES_TOKENS = "inference"  # the domain whose commands use tokens
-_UNCOUNTED = ("inference.lease", "inference.settle", "inference.renew")  # by these a client asks an engine by itself
-_LONGEST = 86_400.0  # seconds; what the bus takes as a deadline
-_CARRIED = (calls.EXPECTED_VERSION, calls.DRY_RUN, calls.CAUSATION_ID, calls.CORRELATION_ID)
+# With these a client sends requests to an engine directly, so the gateway cannot count their tokens.
+_UNCOUNTED = ("inference.lease", "inference.settle", "inference.renew")
+_MAX_TIMEOUT = 86_400.0  # seconds; the longest that the bus accepts
+_FORWARDED = (calls.EXPECTED_VERSION, calls.DRY_RUN, calls.CAUSATION_ID, calls.CORRELATION_ID)
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks, from where, and what travels beside the input. `headers` are those of the bus."""
+    """The sender of a request, with its address, and the options beside the input. `headers` are those of the bus."""
 
     principal: Principal = NOBODY
     address: str = ""
@@ -33,19 +34,19 @@ class Caller:
     timeout: float | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     valid: Callable[[], bool] = lambda: True
-    """Whether the key is still good: what lasts has to ask again."""
+    """Whether the key is still valid; long-lived streams check this repeatedly."""
 
     @property
     def owner(self) -> str:
-        """What tells this caller from others, in what is kept for each: a key, or the address of one without."""
+        """The id of the caller for data that is kept per caller: its key, or its address if it has none."""
         return self.principal.key_id or f"at {self.address}"
 
     def for_bus(self) -> dict[str, str]:
-        """Return the headers of the request on the bus that this one comes to."""
+        """Return the headers of the bus request that corresponds to this request one to one."""
         return {**self.on_behalf(), calls.REQUEST_ID: self.request_id, **self.headers}
 
     def on_behalf(self) -> dict[str, str]:
-        """Return the headers of one of several requests on the bus that this one leads to."""
+        """Return the headers of one of several bus requests that this request causes."""
         return {
             calls.CORRELATION_ID: self.request_id,
             calls.TRACEPARENT: self.headers.get(calls.TRACEPARENT) or new_trace(),
@@ -53,43 +54,45 @@ class Caller:
         }
 
 
-def caller_from(principal: Principal, address: str, given: Mapping[str, str]) -> Caller:
-    """Return who asks, from the headers of an HTTP request; names are lower case. Raises InvalidRequest."""
-    headers = {name: _text(given, name) for name in (*_CARRIED, calls.TRACEPARENT) if name.lower() in given}
-    if key := _text(given, "Idempotency-Key") or _text(given, calls.IDEMPOTENCY_KEY):
+def caller_from(principal: Principal, address: str, http_headers: Mapping[str, str]) -> Caller:
+    """Return the caller of an HTTP request; the names of `http_headers` are lower case. Raises InvalidRequest."""
+    headers = {
+        name: _text(http_headers, name) for name in (*_FORWARDED, calls.TRACEPARENT) if name.lower() in http_headers
+    }
+    if key := _text(http_headers, "Idempotency-Key") or _text(http_headers, calls.IDEMPOTENCY_KEY):
         headers[calls.IDEMPOTENCY_KEY] = own_key(principal, key)
-    request_id = _text(given, "X-Request-Id") or _text(given, calls.REQUEST_ID) or calls.token(8)
-    return Caller(principal, address, request_id[:200], read_timeout(_text(given, calls.TIMEOUT)), headers)
+    request_id = _text(http_headers, "X-Request-Id") or _text(http_headers, calls.REQUEST_ID) or calls.token(8)
+    return Caller(principal, address, request_id[:200], read_timeout(_text(http_headers, calls.TIMEOUT)), headers)
 
 
 def own_key(principal: Principal, key: str) -> str:
-    """Return an idempotency key that nobody else's can be the same as."""
+    """Return an idempotency key that cannot equal another principal's."""
     return f"{principal.key_id or 'nobody'}/{key}"
 
 
-def _text(given: Mapping[str, str], name: str) -> str:
-    """Return a header that is carried on; raise InvalidRequest for one that another protocol could not carry."""
-    text = given.get(name.lower(), "")
+def _text(http_headers: Mapping[str, str], name: str) -> str:
+    """Return a header that is forwarded. Raises InvalidRequest unless other protocols can carry its characters."""
+    text = http_headers.get(name.lower(), "")
     if not (text.isascii() and text.isprintable()):
-        raise InvalidRequest(f"{name} may have printable ASCII characters only", header=name)
+        raise InvalidRequest(f"the header {name} may contain only printable ASCII characters", header=name)
     return text
 
 
 def read_timeout(text: str) -> float | None:
-    """Return seconds; raise InvalidRequest for what is no time to wait."""
+    """Return a timeout in seconds, None if the text is empty. Raises InvalidRequest if it is invalid."""
     if not text:
         return None
     try:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
-    if not 0 < seconds <= _LONGEST:
-        raise InvalidRequest(f"the timeout must be above 0 and at most {_LONGEST:g} seconds", header=calls.TIMEOUT)
+    if not 0 < seconds <= _MAX_TIMEOUT:
+        raise InvalidRequest(f"the timeout must be above 0 and at most {_MAX_TIMEOUT:g} seconds", header=calls.TIMEOUT)
     return seconds
 
 
 class Dispatcher:
-    """Asks units for callers, after having seen that they may."""
+    """Sends requests to units on behalf of callers, if the policy permits them."""
 
     def __init__(self, client: Client, directory: Directory, policy: Policy, quotas: Quotas | None = None) -> None:
         self.client = client
@@ -98,67 +101,71 @@ class Dispatcher:
         self._quotas = quotas
 
     async def permitted(self, caller: Caller, name: str, data: Mapping[str, Any]) -> UnitInfo:
-        """Return the unit of this name; raise UnitNotFound, Unauthorized, Forbidden, or NotFound for a model."""
+        """Return the unit of this name if the caller may use it with this input.
+
+        Raises UnitNotFound, Unauthorized, Forbidden, NotFound for a model, ValidationFailed for a `holder`.
+        """
         unit = await self.directory.find(name)
         self.policy.permit(caller.principal, unit)
         if isinstance(model := data.get("model"), str):
             self.policy.permit_model(caller.principal, model)
         if name in _UNCOUNTED and data.get("holder"):
-            told = {"field": "holder", "expected": "nothing: by it the gateway's own leases are known"}
-            raise ValidationFailed(f"{name}: holder is not for clients", fields=[told])
+            fault = {"field": "holder", "expected": "nothing: it marks the gateway's own leases"}
+            raise ValidationFailed(f"{name}: only gateways may set holder; leave it out", fields=[fault])
         if name in _UNCOUNTED and caller.principal.tokens_per_day:
             raise Forbidden(
-                f"the tokens of the key {caller.principal.name} are counted, and what {name} is for cannot be",
+                f"the key {caller.principal.name} has a token quota and may not use {name}, as requests sent to an"
+                " engine directly are not counted",
                 reason="QUOTA",
                 unit=name,
             )
         return unit
 
     async def envelope(self, caller: Caller, name: str, data: Mapping[str, Any]) -> bytes:
-        """Return a unit's answer in its envelope, as it came but for what `_shown` leaves out; raise its error."""
+        """Return a unit's answer in its envelope, without what `_visible` removes. Raises the unit's error."""
         unit = await self.permitted(caller, name, data)
-        timeout = caller.timeout or min(unit.patience(data), _LONGEST)
+        timeout = caller.timeout or min(unit.patience(data), _MAX_TIMEOUT)
         async with self._counted(caller, unit, data) as used:
             reply = await self.client.envelope(name, data, timeout=timeout, headers=caller.for_bus())
             if caller.principal.tokens_per_day:
                 used.append(used_by(msgspec.json.decode(reply).get("data")))
-            telling = tells_events(unit) or tells_owners(unit)
-            if not telling or self.policy.sees_whole(caller.principal, unit.domain):
+            names_callers = tells_events(unit) or tells_owners(unit)
+            if not names_callers or self.policy.sees_whole(caller.principal, unit.domain):
                 return reply
-            whole = msgspec.json.decode(reply)
-            shown = self._shown(caller, unit, Answer(whole.get("data"), whole.get("meta")))
-            return msgspec.json.encode({**whole, "data": shown.data})
+            envelope = msgspec.json.decode(reply)
+            visible = self._visible(caller, unit, Answer(envelope.get("data"), envelope.get("meta")))
+            return msgspec.json.encode({**envelope, "data": visible.data})
 
     async def stream(self, caller: Caller, name: str, data: Mapping[str, Any]) -> AsyncGenerator[Any | Answer]:
-        """Yield the parts of a unit's answer, last of all the Answer itself."""
+        """Yield the parts of a unit's answer, and last the Answer."""
         unit = await self.permitted(caller, name, data)
-        timeout = caller.timeout or min(unit.patience(data), _LONGEST)
+        timeout = caller.timeout or min(unit.patience(data), _MAX_TIMEOUT)
         whole = self.policy.sees_whole(caller.principal, unit.domain)
         async with self._counted(caller, unit, data) as used:
             async for part in self.client.stream(name, data, timeout=timeout, headers=caller.for_bus()):
                 used.append(used_by(part.data) if isinstance(part, Answer) else 0)
-                yield part if whole else self._shown(caller, unit, part)
+                yield part if whole else self._visible(caller, unit, part)
 
-    def _shown(self, caller: Caller, unit: UnitInfo, told: Any) -> Any:
-        """Return an answer or a part of one as the caller sees it: nothing of who led to others' events, or owns."""
+    def _visible(self, caller: Caller, unit: UnitInfo, part: Any) -> Any:
+        """Return an answer, or a part of one, without the callers of others' events and without other owners."""
 
-        def seen(event: Any) -> Any:
+        def visible_event(event: Any) -> Any:
             if not isinstance(event, Mapping):
                 return event
             own = self.policy.sees_whole(caller.principal, unit.domain, event.get("principal", ""))
             return event if own else without_caller(event)
 
-        match told:
+        match part:
             case Answer(data={"events": [*events]}) if tells_events(unit):
-                told = Answer({**told.data, "events": [seen(event) for event in events]}, told.meta)
-            case {"type": _, "stream": _, "principal": _}:  # a command's parts are events on its way
-                return seen(told)
+                part = Answer({**part.data, "events": [visible_event(event) for event in events]}, part.meta)
+            case {"type": _, "stream": _, "principal": _}:  # the parts of a command are its events
+                return visible_event(part)
         if not tells_owners(unit):
-            return told
+            return part
         name = caller.principal.name
-        if isinstance(told, Answer):
-            return Answer(without_owners(told.data, name), told.meta)
-        return without_owners(told, name)
+        if isinstance(part, Answer):
+            return Answer(without_owners(part.data, name), part.meta)
+        return without_owners(part, name)
 
     def _counted(
         self, caller: Caller, unit: UnitInfo, data: Mapping[str, Any]
@@ -169,18 +176,18 @@ class Dispatcher:
 
 
 def tells_events(unit: UnitInfo) -> bool:
-    """Whether a unit answers with recorded events, as `<domain>.log` does: in a list of that name, by its schema."""
+    """Whether a unit answers with recorded events, as `<domain>.log` does: its schema has a field `events`."""
     return "events" in _fields(unit.output)
 
 
 def tells_owners(unit: UnitInfo) -> bool:
-    """Whether a unit may tell who owns something: by its schema, or as `<domain>.read`, whose schema is open."""
-    inner = unit.output.get("$defs")
-    objects = (unit.output, *(inner.values() if isinstance(inner, dict) else ()))
-    return unit.action == "read" or any("owner" in _fields(one) for one in objects)
+    """Whether a unit's answer may name owners: its schema has a field `owner`, or is open (`<domain>.read`)."""
+    definitions = unit.output.get("$defs")
+    schemas = (unit.output, *(definitions.values() if isinstance(definitions, dict) else ()))
+    return unit.action == "read" or any("owner" in _fields(schema) for schema in schemas)
 
 
 def _fields(schema: Any) -> dict[str, Any]:
-    """Return the properties that a schema says an object has."""
+    """Return the properties of an object's schema."""
     fields = schema.get("properties") if isinstance(schema, dict) else None
     return fields if isinstance(fields, dict) else {}

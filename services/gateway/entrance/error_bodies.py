@@ -1,4 +1,4 @@
-"""How an error of ours looks at each door: in our own envelope, or in the shape that an API's clients know. Pure.
+"""The format of errors at each door: AIMA's own envelope, or the format that the clients of an API expect. Pure.
 
 Sources: the OpenAI, Anthropic and Ollama API references, each on errors.
 """
@@ -29,12 +29,17 @@ _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
 class HttpRefusal(InvalidRequest):
-    """What HTTP itself refuses: a method, a media type, a host. `status` is its own."""
+    """A refusal by HTTP's own rules: path, method, media type, host. It has a status of its own."""
 
     def __init__(self, status: int, message: str, reason: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message, reason=reason)
         self.http_status = status
         self.headers = dict(headers or {})
+
+
+def no_such_path(path: str) -> HttpRefusal:
+    """Return the refusal of a path that does not exist."""
+    return HttpRefusal(404, f"the path {path} does not exist; /openapi.json lists all paths", "NO_SUCH_PATH")
 
 
 def status_of(error: AimaError) -> int:
@@ -43,11 +48,11 @@ def status_of(error: AimaError) -> int:
 
 
 def body_of(error: AimaError, path: str, request_id: str) -> dict[str, Any]:
-    """Return the error as the door at this path tells it."""
+    """Return an error's body in the format of the API at this path."""
     if path.startswith("/v1/messages"):
         kind = _ANTHROPIC_TYPES.get(status_of(error), "invalid_request_error" if error.status < 500 else "api_error")
-        told = {"type": kind, "message": error.message, "details": error.body()}
-        return {"type": "error", "error": told, "request_id": request_id}
+        body = {"type": kind, "message": error.message, "details": error.body()}
+        return {"type": "error", "error": body, "request_id": request_id}
     if path.startswith("/v1/") or path == "/rerank":
         fields = error.details.get("fields") or [{}]
         return {
@@ -67,7 +72,7 @@ def body_of(error: AimaError, path: str, request_id: str) -> dict[str, Any]:
 
 
 def failure(error: AimaError, path: str, request_id: str) -> Response:
-    """Return the answer that tells an error."""
+    """Return the response for an error, with the headers Retry-After and WWW-Authenticate where they apply."""
     headers = dict(error.headers) if isinstance(error, HttpRefusal) else {}
     if isinstance(retry := error.details.get("retry_after"), int | float):
         headers["Retry-After"] = str(max(1, round(retry)))
@@ -77,6 +82,6 @@ def failure(error: AimaError, path: str, request_id: str) -> Response:
 
 
 def json(data: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """Return an answer in JSON; bytes are JSON already."""
+    """Return a JSON response; `data` in bytes is JSON already."""
     content = data if isinstance(data, bytes) else _encode(data)
     return Response(content, status, headers, "application/json")

@@ -1,4 +1,4 @@
-"""What every HTTP request passes before any door: its host, its key, its rate; and what becomes of its errors."""
+"""The gate that every HTTP request passes before its door: checks host, origin, key and rate, and answers errors."""
 
 from __future__ import annotations
 
@@ -20,49 +20,48 @@ from aima_core.errors import AimaError, Forbidden, InternalError, Unauthorized
 from aima_core.structured_logs import logger
 from services.gateway.entrance.access import NOBODY, Policy, Principal
 from services.gateway.entrance.dispatch import Caller, caller_from
-from services.gateway.entrance.error_bodies import HttpRefusal, failure, status_of
+from services.gateway.entrance.error_bodies import HttpRefusal, failure, no_such_path, status_of
 from services.gateway.entrance.rate_limits import RateLimiter
 from services.gateway.settings import local
 from services.gateway.state import Key
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
-_HARMLESS = ("GET", "HEAD", "OPTIONS")  # change nothing, and what they tell is kept from other origins by browsers
-_OPEN = ("/health", "/api/v2/health", "/docs", "/openapi.json")  # without a key, and as often as one likes
+_SAFE = ("GET", "HEAD", "OPTIONS")  # change nothing; browsers keep their answers from pages of other origins
+_OPEN = ("/health", "/api/v2/health", "/docs", "/openapi.json")  # served without a key or a rate limit
 
 
 class Gate:
-    """The ASGI application around all others. `seen(path, method, status, seconds)` hears of every request."""
+    """The ASGI application around all others. `count(scope, status, seconds)` is called after every request."""
 
     def __init__(
         self,
         app: ASGIApp,
         policy: Policy,
         keys: Mapping[str, Key],
-        rates: RateLimiter,
+        limiter: RateLimiter,
         hosts: frozenset[str] | None,
         origins: frozenset[str],
-        seen: Callable[[Scope, int, float], None],
+        count: Callable[[Scope, int, float], None],
     ) -> None:
         self._app = app
         self._policy = policy
         self._keys = keys
-        self._rates = rates
+        self._limiter = limiter
         self._hosts = hosts
         self._origins = origins
-        self._seen = seen
+        self._count = count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
         if scope["type"] != "http":
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1003})
             return
-        begun, status = time.perf_counter(), 0
+        started_at, status = time.perf_counter(), 0
         path: str = scope["path"]
         caller = Caller(request_id=token(8))
-        scope["app"] = self  # Starlette raises what it refuses, rather than answering in plain text
+        scope["app"] = self  # makes Starlette raise its refusals rather than answer them in plain text
 
-        async def sending(message: Message) -> None:
+        async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -72,23 +71,23 @@ class Gate:
         try:
             caller = self._admit(scope, path)
             scope.setdefault("state", {})["caller"] = caller
-            await self._app(scope, receive, sending)
+            await self._app(scope, receive, send_with_id)
         except asyncio.CancelledError:
             raise
         except ClientDisconnect:
-            logger.debug("a client has gone", path=path)
+            logger.debug("client disconnected", path=path)
         except Exception as error:
-            if status:  # it has begun to answer: cutting the connection is the only way left to say so
-                logger.warning("an answer was cut", path=path, error=repr(error))
+            if status:  # the response has started: the only way left to report an error is to cut the connection
+                logger.warning("response cut by an error", path=path, error=repr(error))
                 raise
-            await _refusal(error, scope, caller.request_id)(scope, receive, sending)
+            await _refusal(error, scope, caller.request_id)(scope, receive, send_with_id)
         finally:
-            self._seen(scope, status, time.perf_counter() - begun)
+            self._count(scope, status, time.perf_counter() - started_at)
 
     def _admit(self, scope: Scope, path: str) -> Caller:
         headers = _headers(scope)
         self._check_host(headers.get("host", ""))
-        if scope["method"] not in _HARMLESS:
+        if scope["method"] not in _SAFE:
             self._check_origin(headers)
         client = scope.get("client")
         address = client[0] if client else "unix"
@@ -97,21 +96,25 @@ class Gate:
         try:
             principal = self._policy.identify(_key(headers), self._keys, time.time())
         except Unauthorized:
-            self._rates.check(NOBODY, address)  # who tries keys is slowed down like anybody without one
+            self._limiter.check(NOBODY, address)  # slows down attempts to guess keys
             raise
-        self._rates.check(principal, address)
+        self._limiter.check(principal, address)
         if self._policy.required and not self._policy.open_queries and not principal.known:
-            raise Unauthorized("nothing here is answered without a key", reason="KEY_NEEDED")
-        valid = partial(self._still, principal)
+            raise Unauthorized(
+                "every request needs a key; create one with: aima keys create NAME; send it as Authorization: Bearer"
+                " KEY",
+                reason="KEY_NEEDED",
+            )
+        valid = partial(self._is_valid, principal)
         return replace(caller_from(principal, address, headers), valid=valid)
 
-    def _still(self, principal: Principal) -> bool:
+    def _is_valid(self, principal: Principal) -> bool:
         return self._policy.valid(principal, self._keys, time.time())
 
     def _check_origin(self, headers: Mapping[str, str]) -> None:
-        """Refuse what a page of somebody else's makes a browser send here, with whatever this machine may do.
+        """Refuse requests that a foreign web page makes a browser send, which would act with this machine's rights.
 
-        A browser says so: https://fetch.spec.whatwg.org/#origin-header, https://www.w3.org/TR/fetch-metadata/.
+        Browsers mark them: https://fetch.spec.whatwg.org/#origin-header, https://www.w3.org/TR/fetch-metadata/.
         """
         origin = headers.get("origin", "")
         if origin:
@@ -121,66 +124,67 @@ class Gate:
             foreign = headers.get("sec-fetch-site", "") in ("cross-site", "same-site")
         if foreign:
             raise Forbidden(
-                "a page of another origin may not ask this; name it in gateway.cors_origins", reason="FOREIGN_ORIGIN"
+                "web pages of other origins may not send this request;"
+                " to allow one, add its origin to gateway.cors_origins",
+                reason="FOREIGN_ORIGIN",
             )
 
     def _check_host(self, host: str) -> None:
-        """Refuse a name that is not ours: a page elsewhere may have been given our address (DNS rebinding)."""
+        """Refuse unknown host names: a foreign page's name may resolve to this address (DNS rebinding)."""
         if self._hosts is None:
             return
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() and not host.endswith("]") else host
         if name.lower() not in self._hosts:
             raise HttpRefusal(
                 421,
-                f"this gateway does not answer to the host {name[:100]!r}; name it in gateway.hosts",
+                f"this gateway does not serve the host {name[:100]!r}; to allow it, add it to gateway.hosts",
                 "UNKNOWN_HOST",
             )
 
 
 def hosts_of(host: str, more: tuple[str, ...]) -> frozenset[str] | None:
-    """Return the names that are answered to on an address; None when any is, because keys are what protects it."""
+    """Return the host names to serve; None for any, if other machines reach the address: keys protect it then."""
     if not local(host):
         return None
     return _LOOPBACK | {host, ""} | {name.lower() for name in more}
 
 
 def _headers(scope: Scope) -> dict[str, str]:
-    """Return the headers by their names in lower case, of each the first: many are looked for in every request."""
+    """Return the headers by lower-case name, the first of each: a dict, as every request needs many of them."""
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
 
 
 def _key(headers: Mapping[str, str]) -> str:
-    """Return the key that a request shows: `Authorization: Bearer`, or `x-api-key` as Anthropic's clients do."""
+    """Return the key from `Authorization: Bearer`, or from `x-api-key` as Anthropic's clients send it."""
     scheme, _, key = headers.get("authorization", "").partition(" ")
     return key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "").strip()
 
 
 def _refusal(error: Exception, scope: Scope, request_id: str) -> Response:
-    """Return the answer to a request that no door has answered; OPTIONS only wants to know what a path takes."""
-    told = _ours(error, scope["path"])
-    if scope["method"] == "OPTIONS" and status_of(told) == 405 and isinstance(told, HttpRefusal):
-        return Response(status_code=204, headers=told.headers)
-    return failure(told, scope["path"], request_id)
+    """Return the response for an error; OPTIONS is answered with the allowed methods."""
+    refusal = _as_aima_error(error, scope["path"])
+    if scope["method"] == "OPTIONS" and status_of(refusal) == 405 and isinstance(refusal, HttpRefusal):
+        return Response(status_code=204, headers=refusal.headers)
+    return failure(refusal, scope["path"], request_id)
 
 
-def _ours(error: Exception, path: str) -> AimaError:
-    """Return what went wrong as an error of ours."""
+def _as_aima_error(error: Exception, path: str) -> AimaError:
     match error:
         case AimaError():
             return error
         case HTTPException(status_code=405):
-            taken = (error.headers or {}).get("Allow", "").split(", ")
-            allow = ", ".join(sorted({*taken, "OPTIONS"}))
-            return HttpRefusal(405, f"{path} takes {allow}", "METHOD_NOT_ALLOWED", {"Allow": allow})
+            methods = (error.headers or {}).get("Allow", "").split(", ")
+            allow = ", ".join(sorted({*methods, "OPTIONS"}))
+            return HttpRefusal(405, f"{path} allows only {allow}", "METHOD_NOT_ALLOWED", {"Allow": allow})
         case HTTPException(status_code=404):
-            return HttpRefusal(404, f"there is nothing at {path}; /openapi.json lists what there is", "NO_SUCH_PATH")
+            return no_such_path(path)
         case HTTPException():
             return HttpRefusal(error.status_code, str(error.detail), "REFUSED", error.headers)
-    logger.error("a door broke", path=path, exc_info=(True))
+    logger.error("request failed by an internal error", path=path, exc_info=(True))
     return InternalError("internal error")
 
 
 def caller_of(scope_state: Any) -> Caller:
-    """Return who asks, as the gate has found it."""
+    """Return the caller that the gate has identified."""
     caller: Caller = scope_state.caller
     return caller

@@ -1,4 +1,4 @@
-"""What the gateway counts, for `/metrics`."""
+"""The gateway's own counters for `/metrics`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SECONDS = (0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0, 300.0)
 
 
 class Metrics:
-    """Counters of one gateway. Labels are routes and statuses, never what stands in a path or a body."""
+    """Counters of one gateway. Labels must not hold values from a path or a body, of which there are too many."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -23,22 +23,22 @@ class Metrics:
         )
         self._seconds = Histogram(
             "aima_http_request_seconds",
-            "Seconds until a request had ended.",
+            "Duration of requests in seconds, to the end of the response.",
             ("route",),
             buckets=_SECONDS,
             registry=self.registry,
         )
-        self._labelled = cache(self._requests.labels)  # to find them anew costs ten times what counting does
-        self._timed = cache(self._seconds.labels)
-        self.streams = Gauge("aima_http_streams", "Event streams that are open.", ("kind",), registry=self.registry)
+        self._counter = cache(self._requests.labels)  # looking labels up costs ten times as much as counting
+        self._timer = cache(self._seconds.labels)
+        self.streams = Gauge("aima_http_streams", "Number of open event streams.", ("kind",), registry=self.registry)
 
-    def seen(self, scope: Scope, status: int, seconds: float) -> None:
-        """Count a request that has ended; status 0 is one whose client went away unanswered."""
+    def count(self, scope: Scope, status: int, seconds: float) -> None:
+        """Count an ended request; status 0, of a client that left before the response, counts as 499."""
         route = getattr(scope.get("route"), "path", "none")
-        self._labelled(route, _method(scope["method"]), status or 499).inc()
-        self._timed(route).observe(seconds)
+        self._counter(route, _method(scope["method"]), status or 499).inc()
+        self._timer(route).observe(seconds)
 
 
-def _method(given: str) -> str:
-    """Return the method, if it is one: a label must not be the client's to choose."""
-    return given if given in ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS") else "other"
+def _method(method: str) -> str:
+    """Return a standard method, else "other": clients must not be able to create labels."""
+    return method if method in ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS") else "other"

@@ -1,4 +1,4 @@
-"""How a unit is to be asked, as the body of a request says it; over HTTP, gRPC and MCP alike. Pure."""
+"""Options of a call in the body of a request, such as timeout and dry run; the same over HTTP, gRPC and MCP. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from services.gateway.entrance.dispatch import Caller, own_key, read_timeout
 
 
 class Beside(msgspec.Struct, forbid_unknown_fields=True):
-    """What travels beside a unit's input."""
+    """Options beside a unit's input; `timeout` in seconds."""
 
     timeout: Annotated[float, msgspec.Meta(gt=0, le=86_400)] | None = None
     dry_run: bool = False
@@ -22,14 +22,14 @@ class Beside(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Options(Beside, rename={"asynchronous": "async"}):
-    """How a unit is to be asked."""
+    """Options beside a unit's input, including how to answer: as an operation, or as a stream of parts."""
 
     asynchronous: bool = False
     stream: bool = False
 
 
 def with_options(caller: Caller, options: Beside) -> Caller:
-    """Return the caller with what the options of a body say; they come before the headers."""
+    """Return the caller with the options applied; an option overrides the header of the same meaning."""
     headers = dict(caller.headers)
     if options.dry_run:
         headers[calls.DRY_RUN] = "true"

@@ -1,4 +1,4 @@
-"""The fixed paths of all doors: how one is made, and which there are, for the documents."""
+"""The fixed paths of all doors: their list for the documents, and how their routes are made."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Answering = Callable[[Request], Awaitable[Response]]
 
 
 class FixedPath(NamedTuple):
-    """A fixed path, as the documents show it. `tag` groups those that belong together."""
+    """A fixed path, as the documents show it. `tag`: the group in the OpenAPI document."""
 
     method: str
     path: str
@@ -24,83 +24,83 @@ class FixedPath(NamedTuple):
 
 
 DOORS = (
-    FixedPath("POST", "/api/v2/execute", "Ask the unit that the body names.", "units"),
-    FixedPath("POST", "/api/v2/command/{unit}", "Ask a command by its name; the body is its input.", "units"),
-    FixedPath("GET", "/api/v2/query/{unit}", "Ask a query by its name; the query string is its input.", "units"),
-    FixedPath("POST", "/api/v2/query/{unit}", "Ask a query by its name; the body is its input.", "units"),
-    FixedPath("GET", "/api/v2/units", "List the units that are on the bus.", "units"),
-    FixedPath("GET", "/api/v2/schema/{unit}", "Describe one unit with its JSON Schemas.", "units"),
+    FixedPath("POST", "/api/v2/execute", "Call the unit that the body names.", "units"),
+    FixedPath("POST", "/api/v2/command/{unit}", "Call a command by its name; the body is its input.", "units"),
+    FixedPath("GET", "/api/v2/query/{unit}", "Call a query by its name; the query string is its input.", "units"),
+    FixedPath("POST", "/api/v2/query/{unit}", "Call a query by its name; the body is its input.", "units"),
+    FixedPath("GET", "/api/v2/units", "List the units on the bus.", "units"),
+    FixedPath("GET", "/api/v2/schema/{unit}", "Describe a unit with its JSON Schemas.", "units"),
     FixedPath("GET", "/api/v2/operations", "List the caller's operations.", "operations"),
     FixedPath("GET", "/api/v2/operations/{id}", "Show an operation.", "operations"),
     FixedPath("DELETE", "/api/v2/operations/{id}", "Cancel an operation.", "operations"),
-    FixedPath("GET", "/api/v2/operations/{id}/events", "Follow an operation: server-sent events.", "operations"),
-    FixedPath("GET", "/api/v2/events", "Follow what happens: server-sent events.", "events"),
-    FixedPath("GET", "/api/v2/resources", "List the addresses that can be read and watched.", "resources"),
-    FixedPath("GET", "/api/v2/resource/{uri}", "Read what stands at an address.", "resources"),
     FixedPath(
-        "GET", "/api/v2/resource/{uri}/watch", "Follow what stands at an address: server-sent events.", "resources"
+        "GET", "/api/v2/operations/{id}/events", "Stream an operation's progress (server-sent events).", "operations"
     ),
-    FixedPath("GET", "/api/v2/health", "Tell how everything that the gateway needs is.", "health"),
-    FixedPath("GET", "/health", "Tell that the gateway serves.", "health"),
+    FixedPath("GET", "/api/v2/events", "Stream the events of all domains (server-sent events).", "events"),
+    FixedPath("GET", "/api/v2/resources", "List the resources that can be read and watched.", "resources"),
+    FixedPath("GET", "/api/v2/resource/{uri}", "Read a resource.", "resources"),
     FixedPath(
-        "GET", "/metrics", "Tell what the system does and the gateway counts, in Prometheus's text format.", "health"
+        "GET", "/api/v2/resource/{uri}/watch", "Stream the changes of a resource (server-sent events).", "resources"
     ),
-    FixedPath("GET", "/openapi.json", "Describe everything here in OpenAPI 3.1.", "documents"),
-    FixedPath("GET", "/docs", "Show that description as a page.", "documents"),
-    FixedPath("GET", "/v1/models", "List the models that can be asked.", "OpenAI"),
-    FixedPath("GET", "/v1/models/{model}", "Show one model.", "OpenAI"),
-    FixedPath("POST", "/v1/chat/completions", "Answer a conversation.", "OpenAI"),
-    FixedPath("POST", "/v1/completions", "Continue a text.", "OpenAI"),
-    FixedPath("POST", "/v1/embeddings", "Turn texts into vectors.", "OpenAI"),
-    FixedPath("POST", "/v1/responses", "Answer, in the shape of the Responses API.", "OpenAI"),
-    FixedPath("POST", "/v1/audio/transcriptions", "Write down what is spoken.", "OpenAI"),
-    FixedPath("POST", "/v1/audio/translations", "Write down in English what is spoken.", "OpenAI"),
-    FixedPath("POST", "/v1/audio/speech", "Speak a text.", "OpenAI"),
-    FixedPath("POST", "/v1/images/generations", "Make images of a description.", "OpenAI"),
-    FixedPath("POST", "/v1/rerank", "Order documents by how well they answer a query.", "OpenAI"),
-    FixedPath("POST", "/rerank", "The same, where clients of Jina and Cohere look for it.", "OpenAI"),
-    FixedPath("POST", "/v1/messages", "Answer a conversation, in the shape of Anthropic's API.", "Anthropic"),
+    FixedPath("GET", "/api/v2/health", "Return the health of the gateway, the bus and the domains.", "health"),
+    FixedPath("GET", "/health", "Return 200 while the gateway serves requests.", "health"),
+    FixedPath("GET", "/metrics", "Return the metrics of AIMA and the gateway in Prometheus's text format.", "health"),
+    FixedPath("GET", "/openapi.json", "Return the OpenAPI 3.1 document of all paths.", "documents"),
+    FixedPath("GET", "/docs", "Show the OpenAPI document as a web page.", "documents"),
+    FixedPath("GET", "/v1/models", "List the served models.", "OpenAI"),
+    FixedPath("GET", "/v1/models/{model}", "Show a model.", "OpenAI"),
+    FixedPath("POST", "/v1/chat/completions", "Answer the messages of a conversation.", "OpenAI"),
+    FixedPath("POST", "/v1/completions", "Complete a text.", "OpenAI"),
+    FixedPath("POST", "/v1/embeddings", "Embed texts: return a vector for each.", "OpenAI"),
+    FixedPath("POST", "/v1/responses", "Answer a request of the Responses API.", "OpenAI"),
+    FixedPath("POST", "/v1/audio/transcriptions", "Transcribe speech.", "OpenAI"),
+    FixedPath("POST", "/v1/audio/translations", "Transcribe speech and translate it into English.", "OpenAI"),
+    FixedPath("POST", "/v1/audio/speech", "Read a text aloud: return speech.", "OpenAI"),
+    FixedPath("POST", "/v1/images/generations", "Generate images from a description.", "OpenAI"),
+    FixedPath("POST", "/v1/rerank", "Rank documents by their relevance to a query.", "OpenAI"),
+    FixedPath("POST", "/rerank", "The same as /v1/rerank, at the path that clients of Jina and Cohere use.", "OpenAI"),
+    FixedPath("POST", "/v1/messages", "Answer the messages of a conversation, as Anthropic's API does.", "Anthropic"),
     FixedPath("POST", "/v1/messages/count_tokens", "Count the tokens of a conversation.", "Anthropic"),
-    FixedPath("GET", "/api/tags", "List the models, in the shape of Ollama's API.", "Ollama"),
-    FixedPath("POST", "/api/chat", "Answer a conversation.", "Ollama"),
-    FixedPath("POST", "/api/generate", "Continue a text.", "Ollama"),
-    FixedPath("POST", "/api/embed", "Turn texts into vectors.", "Ollama"),
-    FixedPath("POST", "/api/embeddings", "Turn a text into a vector, as older clients ask for it.", "Ollama"),
-    FixedPath("POST", "/api/show", "Show one model.", "Ollama"),
-    FixedPath("GET", "/api/ps", "List the models that are loaded.", "Ollama"),
-    FixedPath("POST", "/api/pull", "Pull a model, with its progress.", "Ollama"),
-    FixedPath("DELETE", "/api/delete", "Remove a model.", "Ollama"),
-    FixedPath("GET", "/api/version", "Tell the version.", "Ollama"),
-    FixedPath("GET", "/", "Tell what is here.", "Ollama"),
-    FixedPath("POST", "/mcp", "Speak the Model Context Protocol.", "MCP"),
+    FixedPath("GET", "/api/tags", "List the served models, as Ollama's API does.", "Ollama"),
+    FixedPath("POST", "/api/chat", "Answer the messages of a conversation.", "Ollama"),
+    FixedPath("POST", "/api/generate", "Complete a text.", "Ollama"),
+    FixedPath("POST", "/api/embed", "Embed texts: return a vector for each.", "Ollama"),
+    FixedPath("POST", "/api/embeddings", "Embed one text; older clients use this path.", "Ollama"),
+    FixedPath("POST", "/api/show", "Show a model.", "Ollama"),
+    FixedPath("GET", "/api/ps", "List the loaded models.", "Ollama"),
+    FixedPath("POST", "/api/pull", "Pull a model and stream the progress.", "Ollama"),
+    FixedPath("DELETE", "/api/delete", "Delete a model.", "Ollama"),
+    FixedPath("GET", "/api/version", "Return the version.", "Ollama"),
+    FixedPath("GET", "/", "Return a short text about this server.", "Ollama"),
+    FixedPath("POST", "/mcp", "Send a message of the Model Context Protocol.", "MCP"),
 )
 
 
 class _Endpoint:
-    """The ASGI application behind a fixed path: it takes any method, so that no path behind it does.
+    """The ASGI application of a fixed path. It answers every method, so that no later route matches the path.
 
-    What is raised is the gate's to answer, which is why Starlette's own wrapper around each answer is not needed.
+    The gate answers the errors that it raises, so Starlette's own wrapper with error handling is not used.
     """
 
-    def __init__(self, takes: Mapping[str, Answering], others: Answering | None = None) -> None:
-        self._takes = dict(takes)
+    def __init__(self, methods: Mapping[str, Answering], others: Answering | None = None) -> None:
+        self._methods = dict(methods)
         self._others = others
-        if "GET" in self._takes:
-            self._takes.setdefault("HEAD", self._takes["GET"])
+        if "GET" in self._methods:
+            self._methods.setdefault("HEAD", self._methods["GET"])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answering = self._takes.get(scope["method"], self._others)
+        answering = self._methods.get(scope["method"], self._others)
         if answering is None:
-            raise HTTPException(405, headers={"Allow": ", ".join(self._takes)})
+            raise HTTPException(405, headers={"Allow": ", ".join(self._methods)})
         response = await answering(Request(scope, receive, send))
         await response(scope, receive, send)
 
 
-def fixed_path(path: str, takes: Mapping[str, Answering]) -> Route:
-    """Return the route of a path that takes these methods; others are told so, whatever comes after it."""
-    return Route(path, _Endpoint(takes))
+def fixed_path(path: str, methods: Mapping[str, Answering]) -> Route:
+    """Return the route of a path with these methods; other methods get 405, even if a later route matches."""
+    return Route(path, _Endpoint(methods))
 
 
 def fixed_path_any_method(path: str, answering: Answering) -> Route:
-    """Return the route of a path whose methods only who answers knows."""
+    """Return the route of a path that passes every method to `answering`."""
     return Route(path, _Endpoint({}, answering))

@@ -1,4 +1,4 @@
-"""The tokens of a key's day: reserved before a request, and settled with what it has used, whatever happens."""
+"""Daily token quotas of keys: tokens are reserved before a request and settled with the used number in any case."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from aima_core.structured_logs import logger
 from services.gateway.entrance.access import Principal
 
 Book = Callable[[str, str, int], Coroutine[Any, Any, None]]
-_GUESS = 1024  # tokens of an answer whose length nobody bounds
+_GUESS = 1024  # tokens assumed for an answer without a limit from the client
 
 
 @dataclass(frozen=True)
 class TokenEstimate:
-    """How many tokens a request may use: of its prompt, and of its answer. `guessed`: nobody bounds the answer."""
+    """Maximum tokens of a request: of its prompt and its answer. `guessed`: the client set no limit for the answer."""
 
     prompt: int = 0
     answer: int = 0
@@ -32,7 +32,10 @@ NONE = TokenEstimate()
 
 
 class Quotas:
-    """Keeps the books. `reserve` and `settle` record: key, request, tokens; `reserve` raises RateLimited."""
+    """Reserves and settles tokens through two functions of (key id, request id, tokens).
+
+    `reserve` raises RateLimited if the quota is exhausted.
+    """
 
     def __init__(self, reserve: Book, settle: Book) -> None:
         self._reserve = reserve
@@ -41,7 +44,10 @@ class Quotas:
 
     @contextlib.asynccontextmanager
     async def within(self, who: Principal, need: TokenEstimate) -> AsyncIterator[list[int]]:
-        """Reserve what a request may use of its key's day; settle the sum of what the block says that it has used."""
+        """Reserve the tokens that a request needs; settle the sum of the yielded list, which the block fills.
+
+        Does nothing for a key without a quota. Raises RateLimited.
+        """
         used: list[int] = []
         if not who.tokens_per_day:
             yield used
@@ -56,41 +62,41 @@ class Quotas:
             task.add_done_callback(self._settled)
 
     async def close(self) -> None:
-        """Wait until all of it is recorded."""
+        """Wait for the outstanding settlements."""
         await asyncio.gather(*self._settling, return_exceptions=True)
 
     async def _reserve_for(self, key: str, ident: str, need: TokenEstimate) -> None:
-        """Reserve what a request needs of its key's day: what is left of it, where the need is a guess."""
+        """Reserve the tokens that a request needs; if the need is a guess, the rest of the day's tokens is enough."""
         try:
             await self._reserve(key, ident, need.prompt + need.answer)
         except RateLimited as refusal:
-            left = refusal.details.get("limit", 0) - refusal.details.get("spent", 0)
-            if not need.guessed or left <= need.prompt:
+            remaining = refusal.details.get("limit", 0) - refusal.details.get("spent", 0)
+            if not need.guessed or remaining <= need.prompt:
                 raise
-            await self._reserve(key, ident, left)
+            await self._reserve(key, ident, remaining)
 
     def _settled(self, task: asyncio.Task[None]) -> None:
         self._settling.discard(task)
         if not task.cancelled() and (error := task.exception()):
-            logger.warning("tokens are not settled", error=str(error))
+            logger.warning("tokens not settled", error=str(error))
 
 
 def estimate(data: bytes, most: int | None, answers: int = 1) -> TokenEstimate:
-    """Return how many tokens a request may use at most, as far as one can say: four bytes of text are about one.
+    """Estimate the maximum tokens of a request, at four bytes of prompt per token.
 
-    `most`: of each answer, where the client bounds it.
+    `most`: the client's limit for each answer in tokens, None for no limit; `answers`: their number.
     """
     return TokenEstimate(len(data) // 4, (_GUESS if most is None else most) * answers, guessed=most is None)
 
 
 def of_input(data: Mapping[str, Any]) -> TokenEstimate:
-    """Return how many tokens the input of a unit may use."""
+    """Estimate the maximum tokens of a unit's input."""
     most = data.get("max_tokens")
     return estimate(msgspec.json.encode(data), most if isinstance(most, int) and most > 0 else None)
 
 
 def used_by(answer: Any) -> int:
-    """Return how many tokens an answer says that it has used."""
+    """Return the tokens in the `usage` of an answer; 0 if it has none."""
     usage = answer.get("usage") if isinstance(answer, dict) else None
     if not isinstance(usage, dict):
         return 0

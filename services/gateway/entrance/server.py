@@ -1,4 +1,4 @@
-"""Listening: TCP or a Unix socket, TLS, and an end in order. HTTP itself is uvicorn's."""
+"""The HTTP server: listens on TCP and Unix sockets, serves through uvicorn, and shuts down in order."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from starlette.types import ASGIApp
 from aima_core.errors import Unavailable
 from services.gateway.settings import DEFAULT_PORT, GatewaySettings, local
 
-_TRIED = 20  # ports from the default one on, when the user has named none
+_PORTS = 20  # ports to try from the default one on, if the user has set none
 _BACKLOG = 2048
 _KEEP_ALIVE = 75  # seconds that a connection may be idle between requests
-_GRACE = 20  # seconds that requests under way get when the gateway ends
-_LAST_WORDS = 2  # of them, the seconds in which those that have not ended are told why they have to
+_GRACE = 20  # seconds until requests under way are cut when the gateway ends
+_LAST_WORDS = 2  # the last of these seconds, in which requests that are still under way are answered with the reason
 
 
 @dataclass(frozen=True)
 class Listening:
-    """What is listened on. `url` is the first of it, for people and programs; `host` decides who can reach it."""
+    """The sockets that the gateway listens on. `url`: of the first; `host`: its host, empty for a Unix socket."""
 
     sockets: tuple[socket.socket, ...]
     url: str
@@ -37,44 +37,41 @@ class Listening:
 
 
 def listen(settings: GatewaySettings) -> Listening:
-    """Take the addresses that the settings name. Raises Unavailable with PORT_IN_USE or NOT_WRITABLE."""
+    """Listen on the addresses in the settings. Raises Unavailable with PORT_IN_USE or NOT_WRITABLE."""
     extra = (_unix(settings.socket),) if settings.socket else ()
     if settings.addr.startswith("unix:"):
         path = settings.addr.removeprefix("unix:")
         return Listening((_unix(path), *extra), f"unix:{path}", "")
     host, _, port = settings.addr.rpartition(":")
     host = host.strip("[]")
-    ports = range(int(port), int(port) + 1) if settings.addr else range(DEFAULT_PORT, DEFAULT_PORT + _TRIED)
+    ports = range(int(port), int(port) + 1) if settings.addr else range(DEFAULT_PORT, DEFAULT_PORT + _PORTS)
     sock = _tcp(host or ("0.0.0.0" if settings.addr else "127.0.0.1"), ports)  # noqa: S104 (`:9090` asks for it)
     name, number = sock.getsockname()[:2]
     scheme = "https" if settings.tls_cert else "http"
-    shown = f"[{name}]" if ":" in name else name
-    return Listening((sock, *extra), f"{scheme}://{shown}:{number}", name)
+    url_host = f"[{name}]" if ":" in name else name
+    return Listening((sock, *extra), f"{scheme}://{url_host}:{number}", name)
 
 
 class Server(uvicorn.Server):
-    """uvicorn, inside a process that has its own way with signals."""
+    """A uvicorn server that leaves signals to the process, and reports when it accepts requests."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.ready = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Say when requests are taken."""
         await super().startup(sockets)
         self.ready.set()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave the signals to the process."""
         yield
 
 
 class Http:
-    """The server as it runs."""
+    """The running server. `cut()` must make all requests under way end at once."""
 
     def __init__(self, app: ASGIApp, listening: Listening, settings: GatewaySettings, cut: Callable[[], None]) -> None:
-        """`cut` lets requests that are under way come to an end at once."""
         config = uvicorn.Config(
             app,
             http="httptools",
@@ -97,14 +94,14 @@ class Http:
         self._task: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Begin to serve."""
+        """Start the server; return once it accepts requests, or has failed to start."""
         self._task = asyncio.create_task(self._server.serve(sockets=self._sockets))
         ready = asyncio.create_task(self._server.ready.wait())
         await asyncio.wait((ready, self._task), return_when=asyncio.FIRST_COMPLETED)
         ready.cancel()
 
     async def close(self) -> None:
-        """Take no more requests; those under way end, or are cut after a while."""
+        """Accept no more requests; wait for those under way, and cut them after 18 s."""
         if self._task:
             self._server.should_exit = True
             _, late = await asyncio.wait((self._task,), timeout=_GRACE - _LAST_WORDS)
@@ -116,7 +113,7 @@ class Http:
 def _tcp(host: str, ports: range) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for port in ports:
-        # asyncio turns Nagle's algorithm off, at 40 ms a request, only where a socket says that it is TCP's
+        # only with the protocol TCP set does asyncio turn off Nagle's algorithm, which costs 40 ms per request
         sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -149,7 +146,7 @@ def _unix(path: str) -> socket.socket:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove a socket that an earlier life has left; one that somebody listens on stays, and binding fails."""
+    """Remove a socket that an earlier run has left; if a process still listens on it, it stays and binding fails."""
     if not path.is_socket():
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:

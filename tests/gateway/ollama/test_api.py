@@ -214,7 +214,7 @@ async def test_what_is_wrong_is_told_as_the_client_knows_it(served: Real) -> Non
             (llama.show("nope"), 404, "there is no model nope"),
             (llama.chat(MODEL, ASKED, tools=[TOOL]), 400, "does not support tools"),
             (llama.embed(MODEL, "x"), 400, "of type llm"),
-            (llama.copy(MODEL, "other"), 404, "nothing at /api/copy"),
+            (llama.copy(MODEL, "other"), 404, "the path /api/copy does not exist"),
             (llama.generate(MODEL, "x", suffix="y"), 400, "suffix"),
             (llama.generate(MODEL, "x" * (9 * 2**20)), 413, "larger than"),
         ):

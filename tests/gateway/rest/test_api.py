@@ -243,7 +243,7 @@ async def test_a_body_of_unknown_length_is_refused_as_soon_as_it_is_too_large(
         assert response.status_code == 413
         assert _error(response) == {
             "code": "PAYLOAD_TOO_LARGE",
-            "message": "the body is larger than the 2000 bytes that are taken",
+            "message": "the body is larger than the limit of 2000 bytes",
             "details": {"limit": 2000},
         }
         assert (await site.get("/api/v2/parcels/p/echo")).status_code == 200
