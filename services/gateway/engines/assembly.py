@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from services.gateway.engines.engine_errors import bad_answer, failed, gone
+from services.gateway.engines.engine_errors import bad_answer, engine_failed, engine_gone
 from services.gateway.engines.sse_parser import DONE, MOST_CALLS, Splitter, data_of, decoded
 
 _ONCE = ("id", "role", "type", "name", "finish_reason", "stop_reason")  # some engines repeat these in each piece
@@ -43,7 +43,7 @@ class Assembly:
     def answer(self) -> dict[str, Any]:
         """Return the whole answer. Raises Unavailable if the stream broke off, ExecutionFailed if it has no choices."""
         if not self._ended:
-            raise gone(begun=True)
+            raise engine_gone(begun=True)
         if not self._choices:
             raise bad_answer()
         choices = [self._choices[index] for index in sorted(self._choices)]
@@ -56,7 +56,7 @@ def _add_chunk(data: bytes, fields: dict[str, Any], choices: dict[int, dict[str,
     if chunk is None:
         raise bad_answer()
     if chunk.get("error") is not None:
-        raise failed(chunk["error"])
+        raise engine_failed(chunk["error"])
     for choice in chunk.pop("choices", None) or ():
         index = choice.get("index") or 0
         if not isinstance(index, int):

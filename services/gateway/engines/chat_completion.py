@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from services.gateway.engines.engine_errors import bad_answer, failed, gone
+from services.gateway.engines.engine_errors import bad_answer, engine_failed, engine_gone
 from services.gateway.engines.proxying import EngineRequest, ProxiedAnswer, TokenUsage
 from services.gateway.engines.sse_parser import DONE, MOST_CALLS, Splitter, data_of, decoded
 from services.gateway.entrance.quotas import estimate
@@ -140,7 +140,7 @@ async def deltas(answer: ProxiedAnswer) -> AsyncGenerator[ChatDelta]:
                 return
             if data and (delta := _delta(answer, data)):
                 yield delta
-    raise gone(begun=True)
+    raise engine_gone(begun=True)
 
 
 async def joined(answer: ProxiedAnswer) -> ChatAnswer:
@@ -224,5 +224,5 @@ def _read(data: bytes) -> _Chunk:
     if chunk is None:
         raise bad_answer()
     if chunk.error is not None:
-        raise failed(chunk.error)
+        raise engine_failed(chunk.error)
     return chunk

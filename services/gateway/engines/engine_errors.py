@@ -15,7 +15,7 @@ from services.gateway.engines.sse_parser import decoded
 _MAX_MESSAGE = 500  # characters of an engine's message
 
 
-def gone(*, begun: bool) -> Unavailable:
+def engine_gone(*, begun: bool) -> Unavailable:
     """Return the error for an engine that closed the connection; `begun`: a part of its answer had arrived."""
     return Unavailable(
         "the engine closed the connection in the middle of the request", reason="ENGINE_GONE", begun=begun
@@ -27,14 +27,14 @@ def bad_answer() -> ExecutionFailed:
     return ExecutionFailed("the engine's answer does not follow the OpenAI dialect", reason="BAD_ANSWER")
 
 
-def too_large(limit: int) -> ExecutionFailed:
+def answer_too_large(limit: int) -> ExecutionFailed:
     """Return the error for an answer above the `limit` in bytes for answers that are collected whole."""
     return ExecutionFailed(
         f"the engine's answer is larger than the limit of {limit} bytes", reason="ANSWER_TOO_LARGE", limit=limit
     )
 
 
-def failed(error: Any) -> ExecutionFailed:
+def engine_failed(error: Any) -> ExecutionFailed:
     """Return the error that an engine reports in the middle of an answer."""
     return ExecutionFailed(f"the engine failed{_suffix(_message(error))}", reason="ENGINE_FAILED")
 

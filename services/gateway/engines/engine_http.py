@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from services.gateway.engines.engine_errors import too_large
+from services.gateway.engines.engine_errors import answer_too_large
 
 _CONNECT = 5.0  # seconds
 _KEPT = 0.5  # seconds that a connection is kept for the next request
@@ -159,7 +159,7 @@ class EngineReply:
             if self._lost:
                 raise EngineGone(begun=False)
             if self._size > _LARGEST:
-                raise too_large(_LARGEST)
+                raise answer_too_large(_LARGEST)
             await self._wait()
 
     async def send(self, request: bytes, blocks: Sequence[Buffer]) -> None:

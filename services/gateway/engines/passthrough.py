@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from aima_core.errors import AimaError
 from services.gateway.engines.assembly import Assembly
-from services.gateway.engines.engine_errors import failed, gone
+from services.gateway.engines.engine_errors import engine_failed, engine_gone
 from services.gateway.engines.proxying import EngineRequest, Proxy, TokenUsage
 from services.gateway.engines.sse_parser import DONE, NOTHING, Splitter, data_of, decoded
 from services.gateway.entrance.disconnects import cancel_on_disconnect
@@ -107,9 +107,9 @@ class EventPassthrough(_Passthrough):
                     await send({"type": "http.response.body", "body": events, "more_body": True})
             answer.usage = reader.usage
             if reader.error is not None:
-                raise failed(reader.error)
+                raise engine_failed(reader.error)
             if not reader.ended:
-                raise gone(begun=True)
+                raise engine_gone(begun=True)
 
 
 class UsageReader:

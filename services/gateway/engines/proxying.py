@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from aima_core.errors import AimaError, Timeout, Unavailable
-from services.gateway.engines.engine_errors import gone, refusal
+from services.gateway.engines.engine_errors import engine_gone, refusal
 from services.gateway.engines.engine_http import Body, EngineClient, EngineGone, EngineReply
 from services.gateway.engines.leasing import Leases
 from services.gateway.entrance.dispatch import Caller, Dispatcher
@@ -79,7 +79,7 @@ class ProxiedAnswer:
         try:
             block = await self.reply.read()
         except EngineGone:
-            raise gone(begun=True) from None
+            raise engine_gone(begun=True) from None
         self._count(block)
         return block
 
@@ -150,7 +150,7 @@ class Proxy:
                     if not used:  # the engine has been reading the prompt
                         used.append(request.tokens.prompt)
                     raise
-            raise gone(begun=False)
+            raise engine_gone(begun=False)
 
     async def await_replica(self, caller: Caller, request: EngineRequest) -> None:
         """Return once a replica would take the request, without sending it; clients load a model this way."""
@@ -262,7 +262,7 @@ def _failed(error: BaseException) -> dict[str, Any]:
         case GeneratorExit():
             return {"outcome": "cancelled"}
         case EngineGone():
-            return _failed(gone(begun=False))
+            return _failed(engine_gone(begun=False))
         case AimaError():
             return {"outcome": "failed", "error": error.reason, "error_code": error.reason}
         case _:

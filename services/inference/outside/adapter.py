@@ -95,8 +95,8 @@ class InferenceOutside(Outside[Pool]):
         if isinstance(command, u.LeaseModel) and command.probe:
             return await self._lease(request, command.avoid or "", parts)  # waits at most for its commit
         try:
-            left = request.deadline - time.time()
-            async with asyncio.timeout(left - min(_EARLY, left / 10)) as clock:
+            remaining = request.deadline - time.time()
+            async with asyncio.timeout(remaining - min(_EARLY, remaining / 10)) as clock:
                 if isinstance(command, u.LeaseModel):
                     return await self._lease(request, command.avoid or "", parts)
                 return await self._request(request, REQUEST_KINDS[type(command)], command, parts)
@@ -214,7 +214,7 @@ class InferenceOutside(Outside[Pool]):
                 )
             view, usage = await kind.run(self._http, route, command, lease, send)
         except asyncio.CancelledError:
-            silent = request.timed_out() and not send.heard
+            silent = request.timed_out() and not send.engine_answered
             patience = _SILENT if parts.requested else _SILENT_WHOLE
             result = _no_answer(time.monotonic() - started_at, patience) if silent else _CANCELLED
             await self._placement.finish(self._settle(lease, **result))

@@ -26,13 +26,13 @@ _NOT_PASSED_ON = {"model", "stream", "wait"}  # fields of a unit that the reques
 class PartSender:
     """Sends the parts of an answer to the caller, if it asked for parts.
 
-    `heard`: the engine has sent something; `first`: seconds from the request to its first part.
+    `engine_answered`: the engine has sent something; `first`: seconds from the request to its first part.
     """
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._started_at = time.monotonic()
-        self.heard = False
+        self.engine_answered = False
         self.first: float | None = None
 
     async def __call__(self, part: dict[str, Any]) -> None:
@@ -121,7 +121,7 @@ async def _stream(
         openai_dialect.stream(http, f"{route.endpoint}{path}", _body(route, command) | _STREAMED)
     ) as chunks:
         async for chunk in chunks:
-            send.heard = True
+            send.engine_answered = True
             has_choices = has_choices or bool(chunk.choices)
             yield chunk
     if not has_choices:
