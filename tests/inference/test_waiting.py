@@ -210,6 +210,10 @@ async def test_of_two_hundred_at_once_as_many_are_served_as_there_is_room_and_th
             details = refusal.details
             assert (details["reason"], details["queued"], details["outstanding"]) == ("QUEUE_FULL", 20, 4)
             assert details["retry_after"] >= 1
+            assert refusal.message == (
+                "the queue of service svc-a is full: 20 requests wait, the most that inference.queue allows;"
+                f" ask again in {details['retry_after']} s"
+            )
         full = await shows(client, outstanding=4, queued=20)
         assert [(one["outstanding"], one["slots"]) for one in full["replicas"]] == [(2, 2), (2, 2)]
         await until(lambda: (len(first.held), len(second.held)) == (2, 2))
@@ -240,6 +244,10 @@ def _pairs(begun: list[Any], completed: list[Any]) -> list[tuple[Any, Any]]:
     return [(data, by_id[data["request_id"]]) for data in begun]
 
 
+FULL_SLOT = " (1 of 1 slots in use)"
+HOW = "ask again in 1 s, or wait for a replica with wait: true (over HTTP: Prefer: wait=60)"
+
+
 async def test_who_does_not_want_to_wait_is_told_at_once_that_all_are_busy(site: Machine, gated: Gated) -> None:
     gate = await gated()
     async with running(site) as client:
@@ -249,9 +257,14 @@ async def test_who_does_not_want_to_wait_is_told_at_once_that_all_are_busy(site:
         for unit, data in (("inference.chat", asked("x", wait=False)), ("inference.lease", {"model": "Toy"})):
             error = await refused(client, unit, **data)
             assert (type(error), error.reason, error.details["retry_after"]) == (Unavailable, "BUSY", 1)
+            assert error.message == f"no replica for Toy: the only replica of service svc-a is busy{FULL_SLOT}; {HOW}"
         waiting = chat(client)
         await shows(client, queued=1)
-        assert (await refused(client, "inference.lease", model="Toy")).reason == "BUSY"
+        behind = await refused(client, "inference.lease", model="Toy")
+        assert behind.reason == "BUSY"
+        assert behind.message == (
+            f"no replica for Toy: the only replica of service svc-a is busy{FULL_SLOT}; requests waiting: 1; {HOW}"
+        )
         gate.all("answer")
         assert [(await held)["content"], (await waiting)["content"]] == ["yes", "yes"]
         await shows(client, refused=3)
@@ -439,6 +452,10 @@ async def test_who_does_not_want_to_wait_is_told_how_far_it_is(site: Machine) ->
         await starts(client)
         error = await refused(client, "inference.chat", **asked("x", wait=False))
         assert type(error) is Unavailable
+        assert error.message == (
+            "no replica for Toy: service svc-a is starting and has no running replica yet (40 %: reading weights);"
+            f" {HOW}"
+        )
         assert error.details.pop("retry_after") >= 1
         assert error.details == {
             "reason": "LOADING",

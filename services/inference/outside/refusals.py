@@ -56,7 +56,7 @@ class Refusals:
             progress = await self._progress(pools)
             details |= progress
             if progress["message"]:
-                percent = "" if progress["progress"] is None else f"{progress['progress']} %: "
+                percent = "" if progress["progress"] is None else f"{progress['progress']:.0f} %: "
                 message += f" ({percent}{progress['message']})"
         if queued and refusal.reason != QUEUE_FULL:
             message += f"; requests waiting: {queued}"
