@@ -1,1 +1,1 @@
-"""Hardware of every node and its health."""
+"""The device domain; `domain.py` assembles it."""

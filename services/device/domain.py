@@ -1,7 +1,7 @@
 """The device domain, assembled: read this first.
 
-It knows the hardware of a node and its health. `units.py` is the contract. `rules/` is pure: `decider` says what is
-known of each device, `assessment` when one is in trouble. `outside/` samples the devices through `drivers/`.
+It records the hardware of a node and its health. `units.py` is the contract. `rules/` is pure: `decider` decides what
+is recorded of each device, `assessment` judges a device's health. `outside/` samples the devices through `drivers/`.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ DEVICE: Domain[decider.DeviceState] = Domain(
     resources=(
         Resource(
             uri="asms://device/{id}/info",
-            about="What a device is.",
+            about="The description of a device.",
             query=lambda ident: u.GetInfo(device_id=ident),
             touched=lambda event: [event.device_id],
         ),
         Resource(
             uri="asms://device/{id}/metrics",
-            about="What a device reads like.",
+            about="The latest readings of a device.",
             query=lambda ident: u.GetMetrics(device_id=ident),
             touched=lambda event: [event.device_id],
         ),
         Resource(
             uri="asms://device/{id}/health",
-            about="How a device does.",
+            about="The health of a device.",
             query=lambda ident: u.GetHealth(device_id=ident),
             touched=lambda event: [event.device_id],
         ),

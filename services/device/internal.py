@@ -1,4 +1,4 @@
-"""Commands of the device domain to itself: what only its drivers know."""
+"""Internal commands of the device domain: results of its drivers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from services.device.units import Devices, DeviceType, Metric, Status
 
 
 class DetectedDevice(View):
-    """A device that a driver has found; the fields are those of `Device`."""
+    """A device that a driver has detected; same fields as `Device`."""
 
     id: str
     name: str
@@ -22,13 +22,13 @@ class DetectedDevice(View):
 
 
 class RecordDevices(Command[Devices], unit="device.record_devices"):
-    """These are all the devices that are there."""
+    """All devices that the drivers detect now."""
 
     found: tuple[DetectedDevice, ...]
 
 
 class RecordHealth(Command[Success], unit="device.record_health", stream="device_id"):
-    """A device does so."""
+    """The health of a device."""
 
     device_id: str
     status: Status
@@ -36,7 +36,7 @@ class RecordHealth(Command[Success], unit="device.record_health", stream="device
 
 
 class RecordAlert(Command[Success], unit="device.record_alert", stream="device_id"):
-    """A reading has just gone above a threshold."""
+    """A reading has gone above a threshold."""
 
     device_id: str
     metric: Metric
@@ -45,7 +45,7 @@ class RecordAlert(Command[Success], unit="device.record_alert", stream="device_i
 
 
 class RecordPowerLimit(Command[Success], unit="device.record_power_limit", stream="device_id"):
-    """The driver has set a limit; watts."""
+    """The driver has set a power limit, in watts."""
 
     device_id: str
     limit_watts: float

@@ -8,7 +8,7 @@ from aima_core.settings import Section
 
 
 class DeviceSettings(Section):
-    """How closely devices are watched."""
+    """`[device]`"""
 
-    interval: float = Field(2.0, gt=0, le=3600, description="Seconds between two samples of every device.")
-    history: int = Field(300, ge=1, le=100_000, description="Samples that are kept in memory of each device.")
+    interval: float = Field(2.0, gt=0, le=3600, description="Seconds between two samples of each device.")
+    history: int = Field(300, ge=1, le=100_000, description="Number of samples kept in memory per device.")

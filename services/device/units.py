@@ -1,4 +1,4 @@
-"""The public contract of the device domain: what there is, how it does, how much it may draw."""
+"""The public contract of the device domain: devices, their readings, health and power limits."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ Which = Annotated[DeviceId | None, Field(description="Id of a device; default: t
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True):
-    """A device as it is found. `memory` in bytes: main memory of a cpu, its own of a gpu, the capacity of a disk.
+    """A detected device. `memory` in bytes: main memory of a cpu, own memory of a gpu, capacity of a disk.
 
-    `memory_bandwidth` in bytes per second: what can be read of that memory; None where it cannot be told.
+    `memory_bandwidth`: bytes per second at which this memory can be read; None if unknown.
     """
 
     id: str
@@ -48,23 +48,23 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeviceDetected(Event, unit="device.detected", stream="device_id", frozen=True, kw_only=True):
-    """A device is there that was not before, or it is another than it was."""
+    """A device was detected for the first time, or its description has changed."""
 
     device_id: str
     device: Device
 
 
 class DeviceRemoved(Event, unit="device.removed", stream="device_id", frozen=True, kw_only=True):
-    """A device that was there is not found any more.
+    """A device is no longer detected.
 
-    A fact of its own, not a bad health: health is of what exists, and whoever counts devices must stop counting it.
+    An event of its own rather than a health status, so that consumers that count devices stop counting this one.
     """
 
     device_id: str
 
 
 class HealthChanged(Event, unit="device.health_changed", stream="device_id", frozen=True, kw_only=True):
-    """A device does better or worse than before."""
+    """The health status of a device has changed."""
 
     device_id: str
     old_status: Status
@@ -73,7 +73,7 @@ class HealthChanged(Event, unit="device.health_changed", stream="device_id", fro
 
 
 class MetricsAlert(Event, unit="device.metrics_alert", stream="device_id", frozen=True, kw_only=True):
-    """A reading has gone above a threshold; once per crossing. Temperatures in degrees Celsius, memory in percent."""
+    """A reading has gone above a threshold; one event per crossing. Temperature in degrees Celsius, memory in %."""
 
     device_id: str
     metric: Metric
@@ -82,7 +82,7 @@ class MetricsAlert(Event, unit="device.metrics_alert", stream="device_id", froze
 
 
 class PowerLimitSet(Event, unit="device.power_limit_set", stream="device_id", frozen=True, kw_only=True):
-    """A device may draw so much from now on. `previous_watts` is None only in a plan: nobody has asked it then."""
+    """The power limit of a device was set. `previous_watts` is None only in a dry run: it asks no driver."""
 
     device_id: str
     limit_watts: float
@@ -95,10 +95,12 @@ EVENTS: tuple[type[Event], ...] = Events.__args__
 
 # --- views --------------------------------------------------------------------------------------------------------
 
-_CAPABILITIES = "What software may rely on, such as avx2, cuda, compute_9.0."
-_CORES = "Logical processors, or shader cores; null when it does not tell."
+_MEMORY = "Bytes: main memory of a cpu, own memory of a gpu, capacity of a disk."
+_CAPABILITIES = "Features that software may rely on, such as avx2, cuda, compute_9.0."
+_CORES = "Logical processors, or shader cores; null if unknown."
 _BANDWIDTH = (
-    "Bytes per second that can be read of the memory: measured of a cpu, by its data of a gpu; null: not known."
+    "Bytes per second at which the memory can be read: measured for a cpu, from the specification for a gpu; "
+    "null if unknown."
 )
 
 
@@ -113,13 +115,13 @@ class DeviceView(View):
 
 
 class Devices(View):
-    """What there is."""
+    """All devices."""
 
     devices: list[DeviceView]
 
 
 class Info(View):
-    """A device, as it stays for as long as it is there."""
+    """The description of a device."""
 
     id: str
     name: str
@@ -127,42 +129,40 @@ class Info(View):
     type: DeviceType
     architecture: str
     capabilities: list[str] = Field(description=_CAPABILITIES)
-    memory: int = Field(description="Bytes: main memory of a cpu, its own of a gpu, the capacity of a disk.")
+    memory: int = Field(description=_MEMORY)
     memory_bandwidth: int | None = Field(description=_BANDWIDTH)
     cores: int | None = Field(description=_CORES)
     node: str
-    power_limit: float | None = Field(description="Watts, as set through device.set_power_limit; null when never set.")
+    power_limit: float | None = Field(description="Watts, as set by device.set_power_limit; null if never set.")
 
 
 class DeviceItem(View):
-    """A device, as whoever chooses where something shall run sees it."""
+    """A device with its free memory, for choosing where to run something."""
 
     id: str
     name: str
     vendor: str
     type: DeviceType
     node: str
-    memory: int = Field(description="Bytes: main memory of a cpu, its own of a gpu, the capacity of a disk.")
-    memory_free: int | None = Field(
-        description="Bytes of it that are free by the newest sample; null: it does not tell."
-    )
+    memory: int = Field(description=_MEMORY)
+    memory_free: int | None = Field(description="Bytes of it that are free, by the latest sample; null if unknown.")
     cores: int | None = Field(description=_CORES)
     capabilities: list[str] = Field(description=_CAPABILITIES)
     memory_bandwidth: int | None = Field(description=_BANDWIDTH)
 
 
 class DeviceList(View):
-    """Devices."""
+    """A page of devices."""
 
     items: list[DeviceItem]
     total: int
 
 
 class SampleView(View):
-    """What a device read like at one moment; null: it did not tell."""
+    """The readings of a device at one moment; null: the device did not report the value."""
 
     at: str
-    utilization: float | None = Field(description="Percent.")
+    utilization: float | None = Field(description="Percent of time busy; for a disk, percent of space in use.")
     temperature: float | None = Field(description="Degrees Celsius.")
     power: float | None = Field(description="Watts.")
     memory_used: int | None = Field(description="Bytes.")
@@ -170,25 +170,25 @@ class SampleView(View):
 
 
 class Metrics(SampleView):
-    """The newest sample, and those before it when asked for."""
+    """The latest readings of a device, and earlier ones on request."""
 
     device_id: str
-    history: list[SampleView] | None = Field(None, description="Samples, oldest first; only when asked for.")
+    history: list[SampleView] | None = Field(None, description="Samples, oldest first; only with history=true.")
 
 
 class Health(View):
-    """How a device does."""
+    """The health of a device."""
 
     device_id: str
     status: Status
-    issues: list[str] = Field(description="What is wrong, in words; empty when nothing is.")
+    issues: list[str] = Field(description="The device's problems in words; empty if it has none.")
 
 
 # --- commands -----------------------------------------------------------------------------------------------------
 
 
 class Detect(Command[Devices], unit="device.detect", events=(DeviceDetected, DeviceRemoved)):
-    """Look for devices, and list those that are there. Only what is new, changed or gone is recorded."""
+    """Detect the devices of the node and return them. Only new, changed and removed devices are recorded."""
 
 
 class SetPowerLimit(
@@ -199,35 +199,35 @@ class SetPowerLimit(
     events=(PowerLimitSet,),
     examples=({"device_id": "box-gpu-0", "limit_watts": 300},),
 ):
-    """Bound what a device draws. Nothing happens when it is bounded so already."""
+    """Limit the power of a device. Does nothing if the limit is already set."""
 
     device_id: DeviceId
-    limit_watts: float = Field(gt=0, le=10_000, description="Watts.")
+    limit_watts: float = Field(gt=0, le=10_000, description="Most power that the device may draw, in watts.")
 
 
 # --- queries ------------------------------------------------------------------------------------------------------
 
 
 class GetInfo(Query[Info], unit="device.info", errors=(NotFound,), examples=({}, {"device_id": "box-gpu-0"})):
-    """Tell what a device is."""
+    """Return the description of a device."""
 
     device_id: Which = None
 
 
 class ListDevices(Query[DeviceList], Page, unit="device.list", examples=({}, {"type": "gpu"})):
-    """List the devices with what they have free: GPUs first, then CPUs, then disks."""
+    """List the devices with their free memory: GPUs first, then CPUs, then disks."""
 
-    type: DeviceType | None = Field(None, description="Only those of this type.")
+    type: DeviceType | None = Field(None, description="Only devices of this type.")
 
 
 class GetMetrics(Query[Metrics], unit="device.metrics", errors=(NotFound,), examples=({}, {"history": True})):
-    """Tell what a device reads like: load, temperature, power, memory."""
+    """Return the latest readings of a device: load, temperature, power, memory."""
 
     device_id: Which = None
-    history: bool = Field(False, description="Also the samples before, as far as they are kept.")
+    history: bool = Field(False, description="Also return the earlier samples that are kept.")
 
 
 class GetHealth(Query[Health], unit="device.health", errors=(NotFound,), examples=({}, {"device_id": "box-gpu-0"})):
-    """Tell how a device does, and what is wrong with it."""
+    """Return a device's health and its problems."""
 
     device_id: Which = None

@@ -21,7 +21,7 @@ from services.device import units as u
 from services.device.domain import DEVICE
 from services.device.drivers import ProbedDevice, Sample
 from services.device.rules import views
-from services.device.rules.decider import DeviceState, chosen, in_order
+from services.device.rules.decider import DeviceState, device_or_default, in_order
 from services.device.rules.readings import Watch
 
 CPU = i.DetectedDevice(
@@ -190,14 +190,14 @@ def test_detecting_lists_what_is_there_gpus_first() -> None:
 
 def test_the_device_that_is_meant_is_the_one_named_else_the_first_gpu_else_the_cpu() -> None:
     everything = Given(DEVICE, [detected(DISK), detected(CPU), detected(GPU)]).world
-    assert chosen(everything, None).device.id == "test-gpu-0"
-    assert chosen(everything, "test-disk-0").device.id == "test-disk-0"
-    assert chosen(Given(DEVICE, [detected(DISK), detected(CPU)]).world, None).device.id == "test-cpu-0"
+    assert device_or_default(everything, None).device.id == "test-gpu-0"
+    assert device_or_default(everything, "test-disk-0").device.id == "test-disk-0"
+    assert device_or_default(Given(DEVICE, [detected(DISK), detected(CPU)]).world, None).device.id == "test-cpu-0"
     with pytest.raises(NotFound, match="no device has been detected"):
-        chosen({}, None)
+        device_or_default({}, None)
     with pytest.raises(NotFound) as refusal:
-        chosen(everything, "test-gpu-7")
-    assert refusal.value.message == ("there is no device test-gpu-7; there are test-gpu-0, test-cpu-0, test-disk-0")
+        device_or_default(everything, "test-gpu-7")
+    assert refusal.value.message == ("there is no device test-gpu-7; known: test-gpu-0, test-cpu-0, test-disk-0")
     assert refusal.value.details == {
         "reason": "DEVICE_NOT_FOUND",
         "device_id": "test-gpu-7",
@@ -249,7 +249,7 @@ def sample(temperature: float | None, at: float = NOON, used: int | None = 10) -
 
 
 def seen(watch: Watch, *temperatures: float) -> list[tuple[str, list[float]]]:
-    readings = [watch.take(FOUND, sample(temperature)) for temperature in temperatures]
+    readings = [watch.add(FOUND, sample(temperature)) for temperature in temperatures]
     return [(reading.status, [alert.threshold for alert in reading.alerts]) for reading in readings]
 
 

@@ -225,7 +225,9 @@ async def test_a_hot_gpu_is_told_once_and_so_is_its_recovery(tmp_path: Path, ser
             {"device_id": "test-gpu-0", "metric": "temperature", "value": 91.5, "threshold": 90.0},
         ]
         gpu.lost = True
-        assert (await is_now("critical"))[-1]["issues"] == ["Stand-in is lost: it does not answer any more"]
+        assert (await is_now("critical"))[-1]["issues"] == [
+            "Stand-in is lost: it no longer answers; reset it or restart the machine"
+        ]
 
 
 async def test_the_history_is_short_and_in_order(tmp_path: Path, server: NatsServer) -> None:
@@ -270,7 +272,7 @@ async def test_what_cannot_be_is_refused_in_words(tmp_path: Path, server: NatsSe
         for unit in ("device.info", "device.metrics", "device.health"):
             error = await refusal(client, unit, {"device_id": "test-gpu-3"})
             assert isinstance(error, NotFound)
-            assert error.message == "there is no device test-gpu-3; there are test-cpu-0, test-disk-0"
+            assert error.message == "there is no device test-gpu-3; known: test-cpu-0, test-disk-0"
         error = await refusal(client, "device.set_power_limit", {"device_id": "../x", "limit_watts": 0})
         assert isinstance(error, ValidationFailed)
         assert [field["field"] for field in error.details["fields"]] == ["device_id", "limit_watts"]

@@ -26,7 +26,7 @@ def sample(temperature: float | None = 50, used: int | None = 500, total: int = 
         (95, 951, "critical", ["temperature 95 °C, above 90", "memory 95.1 % in use, above 95"]),
         (95, None, "critical", ["temperature 95 °C, above 90"]),
         (50, None, "healthy", []),
-        (None, None, "unknown", ["GPU tells neither its temperature nor its memory"]),
+        (None, None, "unknown", ["GPU reports neither its temperature nor its memory"]),
     ],
 )
 def test_health_is_a_matter_of_thresholds(
@@ -40,7 +40,10 @@ def test_a_device_without_a_sample_is_unknown() -> None:
 
 
 def test_a_lost_device_is_critical_whatever_else_it_reads() -> None:
-    assert assess(GPU, sample(20, 0, lost=True)) == ("critical", ["GPU is lost: it does not answer any more"])
+    assert assess(GPU, sample(20, 0, lost=True)) == (
+        "critical",
+        ["GPU is lost: it no longer answers; reset it or restart the machine"],
+    )
 
 
 def test_a_device_without_memory_is_judged_by_its_temperature() -> None:

@@ -1,4 +1,4 @@
-"""The port through which the device domain sees the machine. One implementation per file: host, nvidia."""
+"""The interface between the device domain and the hardware. One implementation per file: host, nvidia."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Kind = Literal["cpu", "gpu", "disk"]
 
 
 class ProbedDevice(msgspec.Struct, frozen=True):
-    """A device, as it stays for as long as it is there."""
+    """The description of a device: everything about it that does not change while it is present."""
 
     id: str
     name: str
@@ -18,23 +18,23 @@ class ProbedDevice(msgspec.Struct, frozen=True):
     type: Kind
     architecture: str
     memory: int
-    """Bytes: main memory for the cpu, of its own for a gpu (the machine's where it has none), capacity of a disk."""
+    """Bytes: main memory of a cpu; a gpu's own memory, or the machine's if they share it; the capacity of a disk."""
     capabilities: list[str] = []
-    """What software may rely on: avx2, fma; cuda, compute_9.0, unified-memory."""
+    """Features that software may rely on: avx2, fma; cuda, compute_9.0, unified-memory."""
     cores: int | None = None
     """Logical processors that this process may use, or shader cores."""
     uuid: str | None = None
     memory_bandwidth: int | None = None
-    """Bytes per second that can be read of the memory; None where it cannot be told."""
+    """Bytes per second at which the memory can be read; None if unknown."""
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """What a device reads like at one moment. None: it does not tell, or not now."""
+    """The readings of a device at one moment. None: the device does not report the value, or not now."""
 
     at: float
     """Unix seconds."""
     utilization: float | None
-    """Percent, 0 to 100: time busy since the sample before; of a disk, space in use."""
+    """Percent, 0 to 100: time busy since the previous sample; for a disk, space in use."""
     temperature: float | None
     """Degrees Celsius."""
     power: float | None
@@ -44,24 +44,24 @@ class Sample(msgspec.Struct, frozen=True):
     memory_total: int
     """Bytes."""
     lost: bool = False
-    """It was found, and now it does not answer any more."""
+    """The device was detected before and no longer answers."""
 
 
 class Probe(Protocol):
-    """One way to look at devices. Synchronous and quick (milliseconds); a caller in an event loop uses a thread."""
+    """Access to one kind of devices. Synchronous and fast (milliseconds); call it in a thread from an event loop."""
 
     def detect(self) -> list[ProbedDevice]:
-        """Return the devices that are there. None is a normal answer; nothing is raised.
+        """Return the devices that are present; an empty list is normal. Never raises.
 
-        The first look may take some tenths of a second, to measure.
+        The first call may take some tenths of a second for a measurement.
         """
 
     def sample(self, device_id: str) -> Sample:
-        """Return the readings of a device that `detect` has returned. Raises NotFound for any other."""
+        """Return the readings of a device that `detect` has returned. Raises NotFound for any other id."""
 
     def set_power_limit(self, device_id: str, watts: float) -> float:
-        """Bound what a device draws and return the limit before, in watts. Asking again changes nothing.
+        """Limit the power of a device and return the previous limit, in watts. Idempotent.
 
-        Raises NotFound, Conflict (POWER_LIMIT_NOT_SUPPORTED), ValidationFailed (out of the device's range, which the
-        details name), Forbidden (needs rights that this process has not), ExecutionFailed.
+        Raises NotFound, Conflict (POWER_LIMIT_NOT_SUPPORTED), ValidationFailed (outside the device's range, which the
+        details name), Forbidden (this process lacks the rights), ExecutionFailed.
         """

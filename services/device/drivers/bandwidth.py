@@ -1,4 +1,4 @@
-"""How quickly main memory can be read: what bounds the tokens per second of a model on a cpu."""
+"""Measures the bandwidth of main memory, which limits the tokens per second of a model on a cpu."""
 
 from __future__ import annotations
 
@@ -8,30 +8,31 @@ import threading
 import time
 
 BUFFER = 128 * 2**20
-"""Bytes that each thread works on: several times the last-level cache, so that it is memory that answers."""
+"""Bytes that each thread works on: several times the last-level cache, so that memory is measured, not the cache."""
 LEAST = 128 * 2**20
-"""Bytes of all buffers together below which a cache might answer instead."""
+"""Least bytes of all buffers together; with less, the caches would be measured."""
 SHARE = 8
-"""A measurement takes at most this part of the memory that is available: one eighth."""
+"""A measurement takes at most one eighth of the available memory."""
 THREADS = 16
-"""At most so many: they saturate the memory of any one socket, and hold 2 GiB while they do."""
+"""Most threads: they saturate the memory of any one socket, and hold 2 GiB meanwhile."""
 PASSES = 3
-"""The best one counts: whatever else runs meanwhile can only make a pass slower."""
+"""Passes of which the fastest counts: other programs can only make a pass slower."""
 PATIENCE = 10.0
-"""Seconds that threads wait for each other, which need some hundredths: longer, and it is not memory that answers."""
+"""Seconds that threads wait for each other. They need some hundredths; after more, something else than the memory is
+slow, and the measurement is given up."""
 
 
 def measure(cores: int, available: int) -> int | None:
-    """Return the bytes per second that `cores` can read together; None when that cannot be told: never raises.
+    """Return the bytes per second that `cores` can read together. Never raises.
 
-    That is when too little of the `available` bytes is free, and when the system has no memory or no thread after all.
-    Takes a fifth of a second or so. Each thread copies one half of its buffer to the other, all at once; a pass is as
-    long as from the first that begins to the last that ends. A copy of n bytes reads n and writes n, and memory moves
-    both at about the speed at which it would only be read:
+    Returns None if `available` bytes are too few, or if the system grants no memory or no thread after all. Takes about
+    a fifth of a second. All threads copy one half of their buffer to the other at the same time; a pass lasts from the
+    first thread that begins to the last that ends. A copy of n bytes reads n and writes n, and memory moves both at
+    about the speed of reading alone:
 
-        bandwidth = threads x 2n / seconds of the quickest pass
+        bandwidth = threads x 2n / seconds of the fastest pass
 
-    That is what generating a token takes from memory: the model's weights, read once from end to end.
+    Generating a token loads memory in the same way: it reads the model's weights once from end to end.
     """
     threads = max(1, min(cores, THREADS))
     size = min(BUFFER, available // SHARE // threads) // mmap.PAGESIZE * mmap.PAGESIZE
@@ -43,11 +44,11 @@ def measure(cores: int, available: int) -> int | None:
     try:
         for worker in workers:
             worker.start()
-    except (RuntimeError, MemoryError):  # no thread is to be had: those that wait for it must not wait on
+    except (RuntimeError, MemoryError):  # the system grants no further thread: the others must not wait for it
         together.abort()
     deadline = time.monotonic() + PATIENCE
     for worker in workers:
-        if worker.ident is not None:  # one that was never started cannot be waited for
+        if worker.ident is not None:  # join raises for a thread that was never started
             worker.join(max(0.0, deadline - time.monotonic()))
     if any(len(span) < threads for span in spans):
         return None
@@ -56,16 +57,16 @@ def measure(cores: int, available: int) -> int | None:
 
 
 def _copy(size: int, together: threading.Barrier, spans: list[list[tuple[float, float]]]) -> None:
-    """Copy as often as there are `spans`; call all of it off when that cannot be."""
+    """Copy once for each of the `spans` and record the times; abort all threads if this one fails."""
     half = size // 2
     try:
-        with mmap.mmap(-1, size) as buffer:  # goes back to the system at once, which freed memory of a heap may not
+        with mmap.mmap(-1, size) as buffer:  # returned to the system when closed; freed heap memory may not be
             address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
-            ctypes.memset(address, 1, size)  # until it is written to, all of it is one page of zeros
+            ctypes.memset(address, 1, size)  # before the first write the whole buffer maps to one page of zeros
             for span in spans:
                 together.wait()
                 begin = time.perf_counter()
-                ctypes.memmove(address + half, address, half)  # without the interpreter's lock, like any call of ctypes
+                ctypes.memmove(address + half, address, half)  # ctypes releases the interpreter's lock for the call
                 span.append((begin, time.perf_counter()))
     except (OSError, MemoryError, threading.BrokenBarrierError):
         together.abort()

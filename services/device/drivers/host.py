@@ -1,4 +1,4 @@
-"""The machine itself: its processors with the main memory, and the disk that holds our data."""
+"""Probes the machine itself: its processors with the main memory, and the disk that holds our data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ VENDORS = {
     "0x61": "Apple",
     "0xc0": "Ampere",
 }
-# The instructions that decide how quickly, or whether, an engine runs on a cpu; named as the kernel names them.
+# The instruction sets that decide whether and how fast an engine runs on a cpu, named as in the kernel.
 CAPABILITIES = (
     *("sse4_2", "f16c", "fma", "avx", "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16"),
     *("amx_tile", "amx_int8", "amx_bf16"),
@@ -37,10 +37,10 @@ CPU_SENSORS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "soc_thermal") 
 
 
 class HostProbe:
-    """Sees `<node>-cpu-0` and `<node>-disk-0`."""
+    """Probes `<node>-cpu-0` and `<node>-disk-0`."""
 
     def __init__(self, node: str, data: Path, root: Path = Path("/")) -> None:
-        """Take the folder whose disk counts; `root` is where /proc and /sys are read."""
+        """`data`: the folder whose disk is probed; /proc and /sys are read below `root`."""
         self._cpu, self._disk = f"{node}-cpu-0", f"{node}-disk-0"
         self._data, self._root = data, root
         self._lock = threading.Lock()  # samples may come from different threads
@@ -49,30 +49,29 @@ class HostProbe:
         self._bandwidth: int | None = None
 
     def detect(self) -> list[ProbedDevice]:
-        """Return the cpu and the disk. The memory is measured once: later on, engines are busy with it."""
+        """Return the cpu and the disk. The bandwidth is measured once, because engines use the memory later."""
         if self._bandwidth is None:
             total, used = self._memory()
             self._bandwidth = bandwidth.measure(_usable_cores() or 1, total - used)
-        return [self._find_cpu(), self._find_disk()]
+        return [self._probe_cpu(), self._probe_disk()]
 
     def sample(self, device_id: str) -> Sample:
-        """Return the readings of the cpu or the disk. Raises NotFound."""
         if device_id == self._cpu:
             total, used = self._memory()
             return Sample(time.time(), self._cpu_load(), _cpu_temperature(), None, used, total)
         if device_id == self._disk:
             space = psutil.disk_usage(str(_existing(self._data)))
-            used = space.total - space.free  # what root alone may still write does not count as free
+            used = space.total - space.free  # blocks reserved for root count as used
             return Sample(time.time(), round(100 * used / space.total, 1), None, None, used, space.total)
-        raise NotFound(f"no device {device_id}", device_id=device_id)
+        raise NotFound(f"there is no device {device_id}", device_id=device_id)
 
     def set_power_limit(self, device_id: str, watts: float) -> float:  # noqa: ARG002 - the port's
-        """Refuse: raises Conflict, or NotFound for a device of somebody else."""
+        """Raise Conflict, or NotFound for an unknown device: neither a cpu nor a disk has a limit that can be set."""
         if device_id not in (self._cpu, self._disk):
-            raise NotFound(f"no device {device_id}", device_id=device_id)
+            raise NotFound(f"there is no device {device_id}", device_id=device_id)
         raise Conflict(f"{device_id} has no power limit that can be set", reason="POWER_LIMIT_NOT_SUPPORTED")
 
-    def _find_cpu(self) -> ProbedDevice:
+    def _probe_cpu(self) -> ProbedDevice:
         info = self._cpu_info()
         flags = set((info.get("flags") or info.get("Features") or "").split())
         maker = info.get("vendor_id") or info.get("CPU implementer") or ""
@@ -88,10 +87,10 @@ class HostProbe:
             memory_bandwidth=self._bandwidth,
         )
 
-    def _find_disk(self) -> ProbedDevice:
+    def _probe_disk(self) -> ProbedDevice:
         folder = _existing(self._data)
-        held = [p for p in psutil.disk_partitions(all=True) if folder.is_relative_to(p.mountpoint)]
-        mount = max(held, key=lambda p: len(p.mountpoint), default=None)
+        above = [p for p in psutil.disk_partitions(all=True) if folder.is_relative_to(p.mountpoint)]
+        mount = max(above, key=lambda p: len(p.mountpoint), default=None)
         return ProbedDevice(
             id=self._disk,
             name=mount.device if mount else str(folder),
@@ -102,59 +101,62 @@ class HostProbe:
         )
 
     def _cpu_load(self) -> float:
-        """Return the percent of time that the cpu was busy since the call before.
+        """Return the percent of time that the cpu was busy since the previous call.
 
-        psutil's own cpu_percent keeps an interval per thread, and we are called in whichever thread is free.
+        psutil's cpu_percent keeps an interval per thread, and calls come from different threads.
         """
         with self._lock:
             busy, passed = _cpu_seconds()
-            if passed > self._passed:  # the kernel counts in hundredths of a second
+            if passed > self._passed:  # the kernel counts in hundredths of a second; two calls may see the same count
                 self._load = 100 * (busy - self._busy) / (passed - self._passed)
                 self._busy, self._passed = busy, passed
             return round(min(100.0, max(0.0, self._load)), 1)
 
     def _cpu_info(self) -> dict[str, str]:
-        """Return the first processor of /proc/cpuinfo, and what stands once below all (arm: Model); else nothing."""
+        """Return the fields of the first processor in /proc/cpuinfo and those below all processors (arm: Model).
+
+        Empty if the file cannot be read.
+        """
         try:
             text = (self._root / "proc/cpuinfo").read_text(errors="replace")
         except OSError:
             return {}
         pairs = [line.split(":", 1) for line in text.splitlines() if ":" in line]
-        return {key.strip(): value.strip() for key, value in reversed(pairs)}  # reversed: the first one stays
+        return {key.strip(): value.strip() for key, value in reversed(pairs)}  # reversed: the first processor wins
 
     def _memory(self) -> tuple[int, int]:
-        """Return (total, used) bytes: the machine's, or the container's where that is less."""
+        """Return (total, used) bytes of the machine, or of the container if its limit is lower."""
         memory = psutil.virtual_memory()
-        bound = cgroup.memory(self._root)
-        if bound is not None and bound[0] < memory.total:
-            return bound
+        container = cgroup.memory(self._root)
+        if container is not None and container[0] < memory.total:
+            return container
         return memory.total, memory.total - memory.available
 
 
 def _cpu_seconds() -> tuple[float, float]:
-    """Return (busy, all) seconds of all processors together since the machine started."""
+    """Return (busy, total) seconds of all processors together since the machine started."""
     times = psutil.cpu_times()
-    passed = sum(times) - getattr(times, "guest", 0) - getattr(times, "guest_nice", 0)  # these are in `user` already
+    passed = sum(times) - getattr(times, "guest", 0) - getattr(times, "guest_nice", 0)  # `user` includes both
     return passed - times.idle - getattr(times, "iowait", 0), passed
 
 
 def _usable_cores() -> int | None:
-    """Return how many logical processors we may run on, which may be fewer than the machine has."""
+    """Return the number of logical processors that this process may use, which may be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count()
 
 
 def _cpu_temperature() -> float | None:
-    """Return the hottest reading of the cpu's own sensors; None in most virtual machines."""
-    read: Any = getattr(psutil, "sensors_temperatures", dict)  # not on every system
+    """Return the highest temperature of the cpu's sensors; None in most virtual machines, which have none."""
+    read: Any = getattr(psutil, "sensors_temperatures", dict)  # psutil lacks the function on some systems
     try:
         sensors = read()
-    except (OSError, ValueError, RuntimeError):  # a driver that answers with nonsense
+    except (OSError, ValueError, RuntimeError):  # a sensor's driver returned an unreadable value
         return None
     readings = [entry.current for name in CPU_SENSORS for entry in sensors.get(name, ()) if entry.current is not None]
     return max(readings, default=None)
 
 
 def _existing(folder: Path) -> Path:
-    """Return the folder, or the nearest one above it that is there."""
+    """Return the folder, or its nearest parent that exists."""
     folder = folder.resolve()
     return next(path for path in (folder, *folder.parents) if path.exists())

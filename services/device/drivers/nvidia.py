@@ -1,6 +1,6 @@
-"""NVIDIA GPUs through NVML, the library of their driver. Without a driver there are none, which is no error.
+"""Probes NVIDIA GPUs through NVML, the library of their driver. Without a driver there are no GPUs; this is no error.
 
-What a call means, and which of its errors a part may answer with: NVIDIA's NVML API Reference Guide.
+For the calls and the errors that each may return, see NVIDIA's NVML API Reference Guide.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from aima_core.errors import Conflict, ExecutionFailed, Forbidden, NotFound, Val
 from services.device.drivers import ProbedDevice, Sample
 
 NOT_AVAILABLE = 2**63  # bytes; NVML writes "not available" as -1 in an unsigned number
-# NVML_DEVICE_ARCH_KEPLER is 2, and so on; numbers that are missing belong to other products
+# NVML_DEVICE_ARCH_KEPLER is 2 and so on; the numbers left out belong to products without NVML
 GENERATIONS = ("kepler", "maxwell", "pascal", "volta", "turing", "ampere", "ada", "hopper", "blackwell")
 ARCHITECTURES = dict(enumerate(GENERATIONS, start=2)) | {13: "rubin"}
 
 
 class Code(IntEnum):
-    """The NVML_ERROR_... that mean something to us."""
+    """The NVML_ERROR_... codes that are handled here."""
 
     NOT_SUPPORTED = 3
     NO_PERMISSION = 4
@@ -31,11 +31,11 @@ class Code(IntEnum):
     RESET_REQUIRED = 16
 
 
-LOST = (Code.GPU_IS_LOST, Code.RESET_REQUIRED)  # it fell off the bus, or does nothing until it is reset
+LOST = (Code.GPU_IS_LOST, Code.RESET_REQUIRED)  # the GPU has fallen off the bus, or does nothing until it is reset
 
 
 class NvidiaProbe:
-    """Sees `<node>-gpu-0` and so on, in the order of the driver."""
+    """Probes `<node>-gpu-0` and so on, numbered in the order of the driver."""
 
     def __init__(self, node: str) -> None:
         self._node = node
@@ -44,24 +44,24 @@ class NvidiaProbe:
         self._error: type[Exception] = Exception
         self._opened = False
         self._handles: dict[str, Any] = {}
-        self._found: dict[str, ProbedDevice] = {}
+        self._devices: dict[str, ProbedDevice] = {}
 
     def detect(self) -> list[ProbedDevice]:
-        """Return the GPUs; one that was seen before and is lost now is still among them."""
+        """Return the GPUs, including any that was detected before and is lost now."""
         with self._lock:
-            self._handles = {}  # what is found again gets a new one; what has none is lost
+            self._handles = {}  # a GPU that is detected again gets a new handle; one without a handle is lost
             if self._open():
                 try:
                     for index in range(int(self._nvml.nvmlDeviceGetCount())):
-                        self._find(index)
-                except self._error:  # the driver went away; it is opened anew the next time
+                        self._probe(index)
+                except self._error:  # the driver was unloaded; the next call opens it again
                     self._opened = False
-            return list(self._found.values())
+            return list(self._devices.values())
 
     def sample(self, device_id: str) -> Sample:
-        """Return the readings of a GPU; `lost` when it does not answer any more. Raises NotFound."""
-        found, handle = self._known(device_id)
-        lost = Sample(time.time(), None, None, None, None, found.memory, lost=True)
+        """Return the readings of a GPU, `lost` if it no longer answers. Raises NotFound."""
+        device, handle = self._device(device_id)
+        lost = Sample(time.time(), None, None, None, None, device.memory, lost=True)
         nvml = self._nvml
         if handle is None:
             return lost
@@ -69,7 +69,7 @@ class NvidiaProbe:
             load = self._read(nvml.nvmlDeviceGetUtilizationRates, handle)
             temperature = self._read(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU)
             milliwatts = self._read(nvml.nvmlDeviceGetPowerUsage, handle)
-            used, total = self._memory(handle, found)
+            used, total = self._memory(handle, device)
         except _Lost:
             return lost
         return Sample(
@@ -82,16 +82,16 @@ class NvidiaProbe:
         )
 
     def set_power_limit(self, device_id: str, watts: float) -> float:
-        """Set the limit until the driver is loaded anew, and return the one before, in watts. Needs root."""
-        _, handle = self._known(device_id)
+        """Set the limit and return the previous one, in watts. Needs root; lost when the driver is loaded again."""
+        _, handle = self._device(device_id)
         nvml = self._nvml
         if handle is None:
-            raise ExecutionFailed(f"{device_id} does not answer", reason="DEVICE_LOST", device_id=device_id)
+            raise _lost(device_id)
         try:
             lowest, highest = (mw / 1000 for mw in nvml.nvmlDeviceGetPowerManagementLimitConstraints(handle))
             if not lowest <= watts <= highest:
                 raise ValidationFailed(
-                    f"the limit of {device_id} must be from {lowest:g} to {highest:g} W",
+                    f"the power limit of {device_id} must be between {lowest:g} and {highest:g} W, not {watts:g} W",
                     reason="POWER_LIMIT_OUT_OF_RANGE",
                     min_watts=lowest,
                     max_watts=highest,
@@ -103,7 +103,7 @@ class NvidiaProbe:
         return before
 
     def _open(self) -> bool:
-        """Load the driver's library; false when there is none."""
+        """Load the driver's library; return False if there is none."""
         if not self._opened:
             try:
                 import pynvml
@@ -116,20 +116,20 @@ class NvidiaProbe:
             self._nvml, self._error, self._opened = pynvml, pynvml.NVMLError, True
         return True
 
-    def _find(self, index: int) -> None:
+    def _probe(self, index: int) -> None:
         device_id, nvml = f"{self._node}-gpu-{index}", self._nvml
         try:
             handle = self._read(nvml.nvmlDeviceGetHandleByIndex, index)
-            if handle is None:  # not ours to see: cgroups hide the GPUs of others this way
+            if handle is None:  # a cgroup hides this GPU from our process
                 return
             self._handles[device_id] = handle
-            uuid, known = self._read(nvml.nvmlDeviceGetUUID, handle), self._found.get(device_id)
-            # The same one as before is not described anew: a reading that fails now would only take something away.
-            if known is None or not known.memory or known.uuid != uuid:
-                self._found[device_id] = self._describe(device_id, handle, uuid)
+            uuid, device = self._read(nvml.nvmlDeviceGetUUID, handle), self._devices.get(device_id)
+            # a GPU that was described before is not described again: a reading that fails now would only lose a field
+            if device is None or not device.memory or device.uuid != uuid:
+                self._devices[device_id] = self._describe(device_id, handle, uuid)
         except _Lost:
-            if device_id not in self._found:
-                self._found[device_id] = ProbedDevice(device_id, "NVIDIA GPU", "NVIDIA", "gpu", "unknown", 0)
+            if device_id not in self._devices:
+                self._devices[device_id] = ProbedDevice(device_id, "NVIDIA GPU", "NVIDIA", "gpu", "unknown", 0)
 
     def _describe(self, device_id: str, handle: Any, uuid: str | None) -> ProbedDevice:
         nvml = self._nvml
@@ -153,43 +153,43 @@ class NvidiaProbe:
         )
 
     def _bandwidth(self, handle: Any) -> int | None:
-        """Return the bytes per second of its memory: the width of the bus, twice per clock (double data rate)."""
+        """Return the bytes per second of the memory: bus width times clock times two (double data rate)."""
         bits = self._read(self._nvml.nvmlDeviceGetMemoryBusWidth, handle)
         megahertz = self._read(self._nvml.nvmlDeviceGetMaxClockInfo, handle, self._nvml.NVML_CLOCK_MEM)
         return bits // 8 * megahertz * 1_000_000 * 2 if bits and megahertz else None
 
-    def _memory(self, handle: Any, found: ProbedDevice) -> tuple[int | None, int]:
-        """Return (used, total) bytes: of its own, or the machine's where cpu and gpu share it."""
-        if "unified-memory" in found.capabilities:
+    def _memory(self, handle: Any, device: ProbedDevice) -> tuple[int | None, int]:
+        """Return (used, total) bytes of the GPU's own memory, or of the machine's if they share it."""
+        if "unified-memory" in device.capabilities:
             memory = psutil.virtual_memory()
             return memory.total - memory.available, memory.total
         used, total = self._own_memory(handle)
-        return used, total or found.memory
+        return used, total or device.memory
 
     def _shares_memory(self, handle: Any) -> bool:
-        """Tell whether the part has no memory of its own (GB10, Jetson): the query is refused or reads as nothing."""
+        """Return whether the GPU has no memory of its own (GB10, Jetson): NVML refuses the query or reports none."""
         try:
             total = int(self._nvml.nvmlDeviceGetMemoryInfo(handle).total)
         except self._error as error:
-            return _code(error) == Code.NOT_SUPPORTED  # any other failure says nothing about the part
+            return _code(error) == Code.NOT_SUPPORTED  # any other error has another cause
         return not 0 < total < NOT_AVAILABLE
 
     def _own_memory(self, handle: Any) -> tuple[int | None, int]:
-        """Return (used, total) bytes; None and 0 for what it does not tell now."""
+        """Return (used, total) bytes; None and 0 if the GPU does not report them now."""
         memory = self._read(self._nvml.nvmlDeviceGetMemoryInfo, handle)
         if memory is None:
             return None, 0
         return int(memory.used) if memory.used < NOT_AVAILABLE else None, int(memory.total)
 
-    def _known(self, device_id: str) -> tuple[ProbedDevice, Any]:
-        """Return the GPU and its handle; None when NVML gave none."""
+    def _device(self, device_id: str) -> tuple[ProbedDevice, Any]:
+        """Return the GPU and its handle, None if it is lost. Raises NotFound."""
         with self._lock:
-            if device_id not in self._found:
-                raise NotFound(f"no device {device_id}", device_id=device_id)
-            return self._found[device_id], self._handles.get(device_id)
+            if device_id not in self._devices:
+                raise NotFound(f"there is no device {device_id}", device_id=device_id)
+            return self._devices[device_id], self._handles.get(device_id)
 
     def _read(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        """Return what NVML answers, None when it cannot tell. Raises _Lost."""
+        """Return the value from NVML, None if it is not available. Raises _Lost."""
         try:
             return call(*arguments)
         except self._error as error:
@@ -199,20 +199,28 @@ class NvidiaProbe:
 
 
 class _Lost(Exception):
-    """The GPU does not answer any more."""
+    """The GPU no longer answers."""
 
 
 def _code(error: Exception) -> int:
     return int(getattr(error, "value", 0))
 
 
-def _refusal(device_id: str, code: int, said: str) -> Conflict | Forbidden | ExecutionFailed:
+def _lost(device_id: str) -> ExecutionFailed:
+    message = f"{device_id} is lost: it no longer answers the driver; reset it or restart the machine"
+    return ExecutionFailed(message, reason="DEVICE_LOST", device_id=device_id)
+
+
+def _refusal(device_id: str, code: int, text: str) -> Conflict | Forbidden | ExecutionFailed:
     match code:
         case Code.NOT_SUPPORTED:
             return Conflict(f"{device_id} has no power limit that can be set", reason="POWER_LIMIT_NOT_SUPPORTED")
         case Code.NO_PERMISSION:
-            return Forbidden(f"setting the power limit of {device_id} needs root", reason="NEEDS_ROOT")
+            return Forbidden(
+                f"setting the power limit of {device_id} needs root: run the device domain as root", reason="NEEDS_ROOT"
+            )
         case Code.GPU_IS_LOST | Code.RESET_REQUIRED:
-            return ExecutionFailed(f"{device_id} does not answer", reason="DEVICE_LOST", device_id=device_id)
+            return _lost(device_id)
         case _:
-            return ExecutionFailed(f"the driver refused: {said}", reason="DRIVER_REFUSED", device_id=device_id)
+            message = f"the driver refused the power limit of {device_id}: {text}"
+            return ExecutionFailed(message, reason="DRIVER_REFUSED", device_id=device_id)

@@ -1,1 +1,1 @@
-"""What the device domain awaits: its drivers."""
+"""The part of the device domain that awaits its drivers."""

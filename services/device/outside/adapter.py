@@ -1,4 +1,4 @@
-"""Everything of the domain that awaits: the drivers, each in a thread, and the sampling of every device."""
+"""The part of the domain that awaits: calls the drivers in threads and samples every device."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from services.device.drivers import Probe, ProbedDevice, Sample
 from services.device.drivers.host import HostProbe
 from services.device.drivers.nvidia import NvidiaProbe
 from services.device.rules import views
-from services.device.rules.decider import DeviceState, chosen, device_at, in_order, not_found
+from services.device.rules.decider import DeviceState, device_at, device_or_default, in_order, not_found
 from services.device.rules.readings import Watch
 
 Probes = Callable[[str, Path], Sequence[Probe]]
 
 
 def probes_of(node: str, folder: Path) -> Sequence[Probe]:
-    """Return what looks at this machine; a further kind of accelerator is one more line here."""
+    """Return the probes for this machine; another kind of accelerator is one more entry here."""
     return HostProbe(node, folder), NvidiaProbe(node)
 
 
 class DeviceOutside(Outside[DeviceState]):
-    """The devices of this machine."""
+    """Detects and samples the devices of this machine."""
 
     flows = (u.SetPowerLimit,)
 
@@ -44,15 +44,14 @@ class DeviceOutside(Outside[DeviceState]):
         self._watches: dict[str, Watch] = {}
 
     async def open(self) -> None:
-        """Detect before the first request, so that what there is can be told without anybody having asked to look."""
+        """Detect before the first request, so that queries can answer before the first device.detect."""
         await self.context.record(await self._detect())
 
     async def prepare(self, command: Command[Any], call: Call) -> Command[Any]:  # noqa: ARG002 (the core's)
-        """Look for devices when that is what is asked."""
         return await self._detect() if isinstance(command, u.Detect) else command
 
     async def flow(self, command: Command[Any], call: Call, parts: Parts) -> View:  # noqa: ARG002 (the core's)
-        """Set a power limit, then record it. Should we end in between, asking again records it."""
+        """Set a power limit, then record it. If the process ends in between, sending the command again records it."""
         assert isinstance(command, u.SetPowerLimit)
         device_at(self.context.world, command.device_id)
         probe = self._by_device[command.device_id]
@@ -63,61 +62,64 @@ class DeviceOutside(Outside[DeviceState]):
         return Success(success=True)
 
     async def answer(self, query: Query[Any]) -> View:
-        """Answer from the read table, and from the samples in memory."""
+        """Answer from the read table and from the samples in memory."""
         match query:
             case u.GetInfo():
-                device = chosen(self.context.world, query.device_id).device
+                device = device_or_default(self.context.world, query.device_id).device
                 rows = await self.context.read.rows("SELECT * FROM devices WHERE id = ?", (device.id,))
                 if not rows:
-                    raise not_found(self.context.world, device.id)  # it went away while we were reading
+                    raise not_found(self.context.world, device.id)  # it was removed during the read
                 return views.info(rows[0])
             case u.ListDevices():
-                found = [device for device in in_order(self.context.world) if query.type in (None, device.type)]
-                page = found[query.offset : query.offset + query.limit]
-                return u.DeviceList(items=[await self._item(device) for device in page], total=len(found))
+                matches = [device for device in in_order(self.context.world) if query.type in (None, device.type)]
+                page = matches[query.offset : query.offset + query.limit]
+                return u.DeviceList(items=[await self._item(device) for device in page], total=len(matches))
             case u.GetMetrics():
                 device, watch = await self._sampled(query.device_id)
                 return views.metrics(device.id, list(watch.samples), history=query.history)
             case u.GetHealth():
                 device, watch = await self._sampled(query.device_id)
-                status, issues = watch.health(_found(device))
+                status, issues = watch.health(_probed(device))
                 return u.Health(device_id=device.id, status=status, issues=issues)
         return await super().answer(query)
 
     def background(self) -> Iterable[Callable[[], Coroutine[Any, Any, None]]]:
-        """Keep sampling."""
         return (self._keep_sampling,)
 
     async def _detect(self) -> i.RecordDevices:
-        found: dict[str, ProbedDevice] = {}
+        devices: dict[str, ProbedDevice] = {}
         for probe in self._probes:
-            for one in await asyncio.to_thread(probe.detect):
-                found[one.id] = one
-                self._by_device[one.id] = probe
-        return i.RecordDevices(found=tuple(i.DetectedDevice(**msgspec.structs.asdict(one)) for one in found.values()))
+            for device in await asyncio.to_thread(probe.detect):
+                devices[device.id] = device
+                self._by_device[device.id] = probe
+        return i.RecordDevices(found=tuple(i.DetectedDevice(**msgspec.structs.asdict(d)) for d in devices.values()))
 
     async def _keep_sampling(self) -> None:
         while True:
-            there = [state.device.id for state in self.context.world.values()]
-            for gone in self._watches.keys() - there:
-                del self._watches[gone]
-            for device_id in there:
+            device_ids = [state.device.id for state in self.context.world.values()]
+            for removed in self._watches.keys() - device_ids:
+                del self._watches[removed]
+            for device_id in device_ids:
                 try:
                     await self._sample(device_id)
-                except (AimaError, OSError, psutil.Error) as error:  # one device in trouble leaves the others alone
-                    logger.warning("no sample", device_id=device_id, error=str(error))
+                except (
+                    AimaError,
+                    OSError,
+                    psutil.Error,
+                ) as error:  # a faulty device must not stop the sampling of others
+                    logger.warning("could not sample a device", device_id=device_id, error=str(error))
             await asyncio.sleep(self.context.settings.interval)
 
     async def _sampled(self, device_id: str | None) -> tuple[u.Device, Watch]:
-        """Return the device that is meant and its watch, with one sample at least."""
-        device = chosen(self.context.world, device_id).device
+        """Return the device and its watch, which has at least one sample."""
+        device = device_or_default(self.context.world, device_id).device
         watch = self._watches.get(device.id)
         return device, watch or await self._sample(device.id)
 
     async def _item(self, device: u.Device) -> u.DeviceItem:
         try:
             _, watch = await self._sampled(device.id)
-        except (AimaError, OSError, psutil.Error):  # one device in trouble leaves the others alone
+        except (AimaError, OSError, psutil.Error):  # a faulty device is listed without its free memory
             return views.item(device, None)
         return views.item(device, watch.samples[-1])
 
@@ -127,7 +129,7 @@ class DeviceOutside(Outside[DeviceState]):
         watch = self._watches.get(device_id)
         if watch is None:
             watch = self._watches[device_id] = Watch(self.context.settings.history, state.status)
-        status, issues, alerts = watch.take(_found(state.device), sample)
+        status, issues, alerts = watch.add(_probed(state.device), sample)
         for alert in alerts:
             await self.context.record(
                 i.RecordAlert(device_id=device_id, metric=alert.metric, value=alert.value, threshold=alert.threshold)
@@ -136,5 +138,5 @@ class DeviceOutside(Outside[DeviceState]):
         return watch
 
 
-def _found(device: u.Device) -> ProbedDevice:
+def _probed(device: u.Device) -> ProbedDevice:
     return ProbedDevice(device.id, device.name, device.vendor, device.type, device.architecture, device.memory)

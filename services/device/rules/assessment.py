@@ -1,4 +1,4 @@
-"""When a device is in trouble. Pure: readings in, judgement out."""
+"""Judges the health of a device from a sample. Pure."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ Metric = Literal["temperature", "memory"]
 
 
 class Limit(NamedTuple):
-    """A value above which something is wrong, and how far below it all is well again."""
+    """A threshold above which a reading is a problem, and how far below it the problem is over."""
 
     metric: Metric
     threshold: float
     status: Status
     hysteresis: float
-    """A reading that wavers around the threshold is one crossing, not many."""
+    """How far below the threshold a reading must fall; without this, one that wavers would raise many alerts."""
 
 
 class Alert(NamedTuple):
-    """A reading that has gone above a threshold just now; in the units of `LIMITS`."""
+    """A reading that has gone above a threshold; in the units of `LIMITS`."""
 
     metric: Metric
     value: float
@@ -38,20 +38,20 @@ NOTHING_RAISED: frozenset[Limit] = frozenset()
 
 
 def assess(
-    found: ProbedDevice, sample: Sample | None, raised: frozenset[Limit] = NOTHING_RAISED
+    device: ProbedDevice, sample: Sample | None, raised: frozenset[Limit] = NOTHING_RAISED
 ) -> tuple[Status, list[str]]:
-    """Return the device's status and what is wrong with it, in words.
+    """Return the device's status and its problems in words.
 
-    `raised` holds the limits that `alerts` regards as still exceeded; without it the sample alone counts.
+    `raised`: the limits that count as still exceeded, as returned by `alerts`; by default the sample alone counts.
     """
     if sample is None:
-        return "unknown", [f"{found.id} has not been sampled yet"]
+        return "unknown", [f"{device.id} has not been sampled yet"]
     if sample.lost:
-        return "critical", [f"{found.name} is lost: it does not answer any more"]
+        return "critical", [f"{device.name} is lost: it no longer answers; reset it or restart the machine"]
     readings = {limit.metric: _reading(limit.metric, sample) for limit in LIMITS}
     if all(value is None for value in readings.values()):
-        return "unknown", [f"{found.name} tells neither its temperature nor its memory"]
-    exceeded: dict[Metric, Limit] = {}  # of each metric the highest
+        return "unknown", [f"{device.name} reports neither its temperature nor its memory"]
+    exceeded: dict[Metric, Limit] = {}  # the highest of each metric
     for limit in LIMITS:
         value = readings[limit.metric]
         if value is not None and _above(limit, value, raised):
@@ -64,9 +64,9 @@ def assess(
 
 
 def alerts(sample: Sample, raised: frozenset[Limit]) -> tuple[list[Alert], frozenset[Limit]]:
-    """Return the limits that are crossed for the first time, and those that count as exceeded from here on.
+    """Return the alerts for newly exceeded limits, and all limits that now count as exceeded.
 
-    Start with `NOTHING_RAISED` and hand on what comes back. A reading that is missing changes nothing.
+    Pass `NOTHING_RAISED` at first and the returned limits from then on. A missing reading changes nothing.
     """
     new: list[Alert] = []
     still = set(raised)

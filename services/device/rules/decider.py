@@ -1,4 +1,4 @@
-"""What is known of each device: state, decide, evolve, reply. Pure."""
+"""Decides what is recorded of each device: state, decide, evolve, reply. Pure."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from aima_core.units import Command, Event, Success, View
 from services.device import internal as i
 from services.device import units as u
 
-_KINDS: tuple[u.DeviceType, ...] = ("gpu", "cpu", "disk")  # what matters most to inference first
-_SAME_WATTS = 0.001  # drivers count in milliwatts
-_NOISE = 0.3  # part of a bandwidth by which it must be measured higher to count: the rest is what else was running
+_KINDS: tuple[u.DeviceType, ...] = ("gpu", "cpu", "disk")  # in order of importance to inference
+_SAME_WATTS = 0.001  # drivers count in milliwatts, so a smaller difference is none
+_NOISE = 0.3  # a bandwidth must be measured higher by this part to count; less may be due to other programs
 
 
 class DeviceState(msgspec.Struct, frozen=True, kw_only=True):
-    """A device that is there. `power_limit` in watts, None while nobody has set one."""
+    """A detected device. `power_limit` in watts; None if device.set_power_limit never set one."""
 
     device: u.Device
     status: u.Status = "unknown"
@@ -28,16 +28,16 @@ class DeviceState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def decide(world: World[DeviceState], command: Command[Any], call: Call) -> list[Event]:
-    """Return what happens; nothing when it already is as asked. Raises NotFound for a device that is not there."""
+    """Return the events of a command; none if its goal is already met. Raises NotFound for an unknown device."""
     match command:
-        case i.RecordDevices(found=found):
-            return _found(world, found, call.node)
-        case u.SetPowerLimit(device_id=device_id, limit_watts=watts):  # only planned: outside/ carries it out
+        case i.RecordDevices(found=detected):
+            return _detected(world, detected, call.node)
+        case u.SetPowerLimit(device_id=device_id, limit_watts=watts):  # for dry runs; outside/ carries the command out
             before = device_at(world, device_id).power_limit
             return [] if before == watts else [_limit(device_id, watts, before)]
         case i.RecordPowerLimit(device_id=device_id, limit_watts=watts, previous_watts=previous):
-            known = device_at(world, device_id).power_limit
-            if known == watts and abs(previous - watts) < _SAME_WATTS:
+            current = device_at(world, device_id).power_limit
+            if current == watts and abs(previous - watts) < _SAME_WATTS:
                 return []
             return [_limit(device_id, watts, previous)]
         case i.RecordHealth(device_id=device_id, status=status, issues=issues):
@@ -59,7 +59,7 @@ def decide(world: World[DeviceState], command: Command[Any], call: Call) -> list
 
 
 def evolve(state: DeviceState | None, event: u.Events) -> DeviceState | None:
-    """Return the device after the event; None when it is gone. Never raises."""
+    """Return the device after the event; None if it was removed. Never raises."""
     match event:
         case u.DeviceDetected(device=device):
             return msgspec.structs.replace(state, device=device) if state else DeviceState(device=device)
@@ -76,7 +76,7 @@ def evolve(state: DeviceState | None, event: u.Events) -> DeviceState | None:
 
 
 def reply(world: World[DeviceState], command: Command[Any], events: Sequence[Event]) -> View | None:  # noqa: ARG001 (the core's)
-    """Return the answer: nothing here takes longer than its decision."""
+    """Return the answer; every command is settled when it is decided."""
     if not isinstance(command, i.RecordDevices):
         return Success(success=True)
     devices = [
@@ -86,7 +86,7 @@ def reply(world: World[DeviceState], command: Command[Any], events: Sequence[Eve
 
 
 def device_at(world: World[DeviceState], device_id: str) -> DeviceState:
-    """Return what is known of a device; raise NotFound."""
+    """Return the state of a device; raise NotFound."""
     state = world.get(f"device/{device_id}")
     if state is None:
         raise not_found(world, device_id)
@@ -94,60 +94,60 @@ def device_at(world: World[DeviceState], device_id: str) -> DeviceState:
 
 
 def not_found(world: World[DeviceState], device_id: str) -> NotFound:
-    """Return the refusal of a device that is not there; it names those that are."""
+    """Return the refusal of an unknown device; it names the existing ones."""
     known = [device.id for device in in_order(world)]
     return NotFound(
-        f"there is no device {device_id}; there are {', '.join(known) or 'none'}",
+        f"there is no device {device_id}; known: {', '.join(known) or 'none'}",
         reason="DEVICE_NOT_FOUND",
         device_id=device_id,
         known=known,
     )
 
 
-def chosen(world: World[DeviceState], device_id: str | None) -> DeviceState:
-    """Return the device that is meant: the one named, else the first GPU, else the CPU. Raise NotFound."""
+def device_or_default(world: World[DeviceState], device_id: str | None) -> DeviceState:
+    """Return the device with this id; without an id the first GPU, else the CPU. Raise NotFound."""
     if device_id is None:
         for device in in_order(world):
             return world[f"device/{device.id}"]
-        raise NotFound("no device has been detected", reason="DEVICE_NOT_FOUND", known=[])
+        raise NotFound("no device has been detected; run device.detect", reason="DEVICE_NOT_FOUND", known=[])
     return device_at(world, device_id)
 
 
 def in_order(world: World[DeviceState]) -> list[u.Device]:
     """Return the devices: GPUs, then CPUs, then disks, each by number."""
     devices = (state.device for state in world.values())
-    return sorted(devices, key=lambda d: (_KINDS.index(d.type), len(d.id), d.id))  # gpu-10 comes behind gpu-9
+    return sorted(devices, key=lambda d: (_KINDS.index(d.type), len(d.id), d.id))  # len: gpu-10 after gpu-9
 
 
-def _found(world: World[DeviceState], found: Iterable[i.DetectedDevice], node: str) -> list[Event]:
+def _detected(world: World[DeviceState], detected: Iterable[i.DetectedDevice], node: str) -> list[Event]:
     events: list[Event] = []
-    there: set[str] = set()
-    for one in found:
-        state = world.get(f"device/{one.id}")
+    ids: set[str] = set()
+    for item in detected:
+        state = world.get(f"device/{item.id}")
         device = u.Device(
-            id=one.id,
-            name=one.name,
-            vendor=one.vendor,
-            type=one.type,
-            architecture=one.architecture,
-            memory=one.memory,
+            id=item.id,
+            name=item.name,
+            vendor=item.vendor,
+            type=item.type,
+            architecture=item.architecture,
+            memory=item.memory,
             node=node,
-            capabilities=one.capabilities,
-            cores=one.cores,
-            uuid=one.uuid,
-            memory_bandwidth=_bandwidth(one.memory_bandwidth, state.device.memory_bandwidth if state else None),
+            capabilities=item.capabilities,
+            cores=item.cores,
+            uuid=item.uuid,
+            memory_bandwidth=_bandwidth(item.memory_bandwidth, state.device.memory_bandwidth if state else None),
         )
-        if device.id not in there and (state is None or state.device != device):
+        if device.id not in ids and (state is None or state.device != device):
             events.append(u.DeviceDetected(device_id=device.id, device=device))
-        there.add(device.id)
-    return events + [u.DeviceRemoved(device_id=d.id) for d in in_order(world) if d.id not in there]
+        ids.add(device.id)
+    return events + [u.DeviceRemoved(device_id=d.id) for d in in_order(world) if d.id not in ids]
 
 
-def _bandwidth(measured: int | None, known: int | None) -> int | None:
-    """Return the bandwidth to record: the best that was seen, since whatever else runs can only make it look worse."""
-    if measured is None or known is None:
-        return measured or known
-    return measured if measured >= (1 + _NOISE) * known else known
+def _bandwidth(measured: int | None, recorded: int | None) -> int | None:
+    """Return the bandwidth to record: the highest measured, because other programs only make a measurement lower."""
+    if measured is None or recorded is None:
+        return measured or recorded
+    return measured if measured >= (1 + _NOISE) * recorded else recorded
 
 
 def _limit(device_id: str, watts: float, before: float | None) -> Event:

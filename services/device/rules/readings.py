@@ -1,6 +1,6 @@
-"""The short memory of readings: samples of each device, and which limits they exceed. No clock and no I/O of its own.
+"""Keeps the latest samples of each device and the limits that they exceed. No clock and no I/O of its own.
 
-Samples are no events: there are far too many of them, and nobody asks next year how warm it was at noon.
+Samples are not events: there are too many of them, and old ones are of no use.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from services.device.rules.assessment import LIMITS, Alert, Limit, alerts, asses
 
 
 class Reading(NamedTuple):
-    """What a new sample means."""
+    """The health of a device after a new sample, and the alerts that the sample raises."""
 
     status: u.Status
     issues: list[str]
@@ -22,25 +22,24 @@ class Reading(NamedTuple):
 
 
 class Watch:
-    """One device under watch."""
+    """The samples and exceeded limits of one device."""
 
     def __init__(self, history: int, status: u.Status) -> None:
-        """Begin with the status that the log knows, so that a restart is no second crossing."""
+        """`status` is the last one in the log, so that a restart of the process does not raise an alert twice."""
         self.samples: deque[Sample] = deque(maxlen=history)
-        self._raised = exceeded_before(status)
+        self._raised = exceeded_at(status)
 
-    def take(self, found: ProbedDevice, sample: Sample) -> Reading:
-        """Keep the sample and tell what it means."""
+    def add(self, device: ProbedDevice, sample: Sample) -> Reading:
         new, self._raised = alerts(sample, self._raised)
         self.samples.append(sample)
-        return Reading(*self.health(found), new)
+        return Reading(*self.health(device), new)
 
-    def health(self, found: ProbedDevice) -> tuple[u.Status, list[str]]:
-        """Return how the device does by its newest sample."""
-        return assess(found, self.samples[-1] if self.samples else None, self._raised)
+    def health(self, device: ProbedDevice) -> tuple[u.Status, list[str]]:
+        """Return the status of the device and its problems, by its latest sample."""
+        return assess(device, self.samples[-1] if self.samples else None, self._raised)
 
 
-def exceeded_before(status: u.Status) -> frozenset[Limit]:
-    """Return the limits that a device of that status may have exceeded already."""
+def exceeded_at(status: u.Status) -> frozenset[Limit]:
+    """Return the limits that a device with this status may exceed."""
     severe = {"warning": ("warning",), "critical": ("warning", "critical")}.get(status, ())
     return frozenset(limit for limit in LIMITS if limit.status in severe)

@@ -1,4 +1,7 @@
-"""What queries read: one table, kept in the transaction that appends the events, and views made of rows and samples."""
+"""The read table of the device domain, kept in the transaction that appends the events, and the views.
+
+Views are made from rows of the table and from samples.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ Row = dict[str, Any]
 
 
 def project(recorded: Recorded) -> Iterable[Statement]:
-    """Yield the SQL that an event means."""
+    """Yield the SQL statements for an event."""
     event = recorded.event
     match event:
         case u.DeviceDetected(device=device):
@@ -53,17 +56,17 @@ def project(recorded: Recorded) -> Iterable[Statement]:
         case u.PowerLimitSet(device_id=device_id, limit_watts=watts):
             yield "UPDATE devices SET power_limit = ? WHERE id = ?", (watts, device_id)
         case u.MetricsAlert():
-            pass  # stays in the log: it tells of a moment, the health of what is
+            pass  # only in the log: an alert is about one moment, while the table holds the current health
 
 
 def info(row: Row) -> u.Info:
-    """Return what a device is."""
-    shown = {field: row[field] for field in u.Info.model_fields if field != "capabilities"}
-    return u.Info(**shown, capabilities=msgspec.json.decode(row["capabilities"]))
+    """Return the description of a device."""
+    fields = {field: row[field] for field in u.Info.model_fields if field != "capabilities"}
+    return u.Info(**fields, capabilities=msgspec.json.decode(row["capabilities"]))
 
 
 def item(device: u.Device, sample: Sample | None) -> u.DeviceItem:
-    """Return a device with what is free of it by the sample."""
+    """Return a device with its free memory according to the sample."""
     free = None if sample is None or sample.memory_used is None else max(0, sample.memory_total - sample.memory_used)
     return u.DeviceItem(
         id=device.id,
@@ -80,9 +83,9 @@ def item(device: u.Device, sample: Sample | None) -> u.DeviceItem:
 
 
 def metrics(device_id: str, samples: Sequence[Sample], *, history: bool) -> u.Metrics:
-    """Return the newest of the samples, which are at least one, and all of them when `history` is asked for."""
-    shown = [u.SampleView(**_readings(sample)) for sample in samples] if history else None
-    return u.Metrics(device_id=device_id, **_readings(samples[-1]), history=shown)
+    """Return the latest sample, and with `history` all samples. Needs at least one sample."""
+    past = [u.SampleView(**_readings(sample)) for sample in samples] if history else None
+    return u.Metrics(device_id=device_id, **_readings(samples[-1]), history=past)
 
 
 def _readings(sample: Sample) -> dict[str, Any]:
