@@ -1,1 +1,1 @@
-"""Memory and accelerator budgets, and who holds how much of them."""
+"""The resource domain; `domain.py` assembles it."""

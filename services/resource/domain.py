@@ -1,7 +1,7 @@
 """The resource domain, assembled: read this first.
 
-It knows who holds how much memory. `units.py` is the contract. `rules/` is pure: `decider` says who gets memory,
-`capacity` whether a need fits and who makes room for it. `outside/` reads the machine and follows its peers.
+It records which slot holds how much memory. `units.py` is the contract. `rules/` is pure: `decider` decides who gets
+memory, `capacity` whether a need fits and which slots make room for it. `outside/` reads the machine and follows peers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from services.resource.settings import ResourceSettings
 RESOURCE: Domain[decider.State] = Domain(
     name="resource",
     about="Memory and accelerator budgets; slots reserved by services, engines and apps.",
-    state=decider.State,  # type: ignore[arg-type]  # a union, told apart by its tag, decodes as one type does
+    state=decider.State,  # type: ignore[arg-type]  # a union, which msgspec decodes by its tag
     events=u.EVENTS,
     commands=(u.Allocate, u.Release, u.UpdateSlot),
     internal=(i.DecideAllocation, i.RecordCapacity, i.RecordAccelerator, i.RecordPressure),
@@ -33,13 +33,13 @@ RESOURCE: Domain[decider.State] = Domain(
         ),
         Resource(
             uri="asms://resource/budget",
-            about="What may be reserved, and how much of it is.",
+            about="The memory that may be reserved and how much of it is reserved.",
             query=lambda _: u.GetBudget(),
             touched=lambda event: [event.stream],
         ),
         Resource(
             uri="asms://resource/allocations",
-            about="The slots.",
+            about="All slots: who holds how much memory.",
             query=lambda _: u.ListAllocations(),
             touched=lambda event: [event.stream],
         ),

@@ -1,4 +1,4 @@
-"""Commands of the resource domain to itself: what only the machine knows, and what an allocation decides on."""
+"""Internal commands of the resource domain: measurements of the machine, and a prepared allocation."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from services.resource.units import Allocate
 
 
 class DecideAllocation(Allocate, unit="resource.decide_allocation", stream="slot_id"):
-    """An Allocate with what deciding needs to know of the machine."""
+    """An Allocate with the memory that the system has available."""
 
-    available: int = Field(ge=0, description="Bytes that the system could give right now.")
+    available: int = Field(ge=0, description="Bytes that the system has available now.")
 
 
 class RecordCapacity(Command[Success], unit="resource.record_capacity"):
-    """The machine has so much; bytes."""
+    """The capacity of the machine, in bytes."""
 
     memory: int = Field(ge=0)
     system_reserve: int = Field(ge=0)
@@ -23,7 +23,7 @@ class RecordCapacity(Command[Success], unit="resource.record_capacity"):
 
 
 class RecordAccelerator(Command[Success], unit="resource.record_accelerator"):
-    """A GPU is there, or is there no more. Those of other nodes are none of our business."""
+    """A GPU was detected or removed. GPUs of other nodes are ignored."""
 
     node: str
     device_id: str
@@ -31,6 +31,6 @@ class RecordAccelerator(Command[Success], unit="resource.record_accelerator"):
 
 
 class RecordPressure(Command[Success], unit="resource.record_pressure"):
-    """So much memory is in use, percent of the machine's."""
+    """The memory in use, in percent of the machine's."""
 
     used_percent: float = Field(ge=0, le=100)

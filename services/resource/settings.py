@@ -8,9 +8,9 @@ from aima_core.settings import Section
 
 
 class ResourceSettings(Section):
-    """How memory is shared out."""
+    """`[resource]`"""
 
     reserve: float = Field(
-        0.1, ge=0, le=0.9, description="Part of the machine's memory that the system keeps; at least 512 MiB."
+        0.1, ge=0, le=0.9, description="Fraction of the machine's memory kept for the system; at least 512 MiB."
     )
-    interval: float = Field(5.0, gt=0, le=3600, description="Seconds between two looks at the machine's memory.")
+    interval: float = Field(5.0, gt=0, le=3600, description="Seconds between two measurements of the machine's memory.")

@@ -15,7 +15,7 @@ Pressure = Literal["low", "medium", "high", "critical"]
 Lack = Literal["memory", "system", "accelerator"]
 
 REFUSALS = ("INSUFFICIENT_MEMORY", "SYSTEM_MEMORY_LOW", "NO_ACCELERATOR", "INSUFFICIENT_ACCELERATORS")
-"""The reasons for which something is not allocated."""
+"""The reasons of refused allocations."""
 
 SlotId = Annotated[
     str, Field(pattern=r"^slot-[a-z0-9][a-z0-9-]{0,119}$", description="Id of a slot.", examples=["slot-eng-1-1"])
@@ -23,7 +23,7 @@ SlotId = Annotated[
 
 
 def slot_of(name: str) -> str:
-    """Return the id of the slot with that name: known before it is asked for, so that it can always be released."""
+    """Return the id of the slot with this name. Known before the allocation, so that it can always be released."""
     return f"slot-{name}"
 
 
@@ -31,9 +31,9 @@ def slot_of(name: str) -> str:
 
 
 class CapacityChanged(Event, unit="resource.capacity_changed", stream="node", frozen=True, kw_only=True):
-    """The machine has so much. `memory`, `system_reserve` and `storage` in bytes, `accelerators` in number of GPUs.
+    """The capacity of a machine. `memory`, `system_reserve` and `storage` in bytes, `accelerators` in number of GPUs.
 
-    `accelerator_ids` names these GPUs, so that hearing of one again counts it once.
+    `accelerator_ids`: ids of the GPUs, so that one that is reported twice counts once.
     """
 
     node: str
@@ -45,9 +45,9 @@ class CapacityChanged(Event, unit="resource.capacity_changed", stream="node", fr
 
 
 class Allocated(Event, unit="resource.allocated", stream="slot_id", frozen=True, kw_only=True):
-    """Memory (bytes) and a fraction of an accelerator are somebody's.
+    """Memory (bytes) and a fraction of an accelerator were reserved.
 
-    `at` in Unix seconds: of two that could make room, the older one does.
+    `at` in Unix seconds: of two slots that could make room, the older one does.
     """
 
     slot_id: str
@@ -61,13 +61,13 @@ class Allocated(Event, unit="resource.allocated", stream="slot_id", frozen=True,
 
 
 class Released(Event, unit="resource.released", stream="slot_id", frozen=True, kw_only=True):
-    """They are free again."""
+    """A slot was released."""
 
     slot_id: str
 
 
 class SlotUpdated(Event, unit="resource.slot_updated", stream="slot_id", frozen=True, kw_only=True):
-    """A slot has another limit (bytes) or status."""
+    """The limit (bytes) or the status of a slot has changed."""
 
     slot_id: str
     memory_limit: int
@@ -75,7 +75,7 @@ class SlotUpdated(Event, unit="resource.slot_updated", stream="slot_id", frozen=
 
 
 class Preempted(Event, unit="resource.preemption", stream="slot_id", frozen=True, kw_only=True):
-    """A slot has lost its memory to one of higher priority."""
+    """A slot has lost its memory: to a slot of higher priority, or on request (`by_slot_id` is empty)."""
 
     slot_id: str
     reason: str
@@ -83,7 +83,7 @@ class Preempted(Event, unit="resource.preemption", stream="slot_id", frozen=True
 
 
 class PressureWarning(Event, unit="resource.pressure_warning", stream="node", frozen=True, kw_only=True):
-    """Memory pressure has crossed a threshold (percent); once per crossing, either way."""
+    """Memory pressure has crossed a threshold (percent), up or down; one event per crossing."""
 
     node: str
     pressure: Pressure
@@ -107,7 +107,7 @@ class Slot(View):
     gpu_fraction: float
     priority: int
     status: SlotStatus
-    owner: str = Field(description="Who asked for it.")
+    owner: str = Field(description="The principal that requested it, else the id of the event that caused it.")
     since: str
 
 
@@ -115,10 +115,10 @@ class MemoryView(View):
     """Memory of the machine, in bytes."""
 
     total: int
-    used: int = Field(description="In use on the machine, by whomever.")
-    available: int = Field(description="What can still be had from the system.")
-    reserved: int = Field(description="Sum of the active slots.")
-    budget: int = Field(description="What slots may have in all.")
+    used: int = Field(description="In use on the machine, by any program.")
+    available: int = Field(description="Available from the system now.")
+    reserved: int = Field(description="Sum of all slots that are not preempted.")
+    budget: int = Field(description="Most that all slots together may hold.")
 
 
 class StorageView(View):
@@ -130,7 +130,7 @@ class StorageView(View):
 
 
 class Status(View):
-    """The machine's resources at a glance."""
+    """The machine's memory, disk, slots and memory pressure."""
 
     memory: MemoryView
     storage: StorageView
@@ -147,28 +147,28 @@ class Pool(View):
 
 
 class Budget(View):
-    """What may be reserved, in bytes."""
+    """The memory that may be reserved, in bytes."""
 
     total: int
     reserved: int
-    pools: dict[str, Pool] = Field(description="memory, and accelerator where there is one.")
+    pools: dict[str, Pool] = Field(description="By resource: memory, and accelerator if the machine has a GPU.")
 
 
 class Allocations(View):
-    """Slots."""
+    """A page of slots."""
 
     allocations: list[Slot]
     total: int
 
 
 class SlotRef(View):
-    """A slot that is now held."""
+    """The id of a reserved slot."""
 
     slot_id: str
 
 
 class Holder(View):
-    """Who holds memory, in bytes."""
+    """A slot that holds memory, in bytes."""
 
     slot_id: str
     name: str
@@ -178,16 +178,22 @@ class Holder(View):
 
 
 class CanAllocate(View):
-    """Whether memory could be had, and who holds it. Memory in bytes."""
+    """Whether memory can be reserved, and which slots hold it. Memory in bytes."""
 
     can_allocate: bool
-    reason: str | None = Field(None, description="Why not: how much is missing, and who holds it.")
-    requested: int = Field(description="Of all the reservations together.")
-    available: int = Field(description="What could be had with nobody making room: of the budget and of the system.")
-    missing: int | None = Field(description="Null when nothing is, and when what is missing is an accelerator.")
-    lacking: Lack | None = Field(description="What there is not enough of: memory of the budget, or of the system now.")
+    reason: str | None = Field(
+        None, description="If not: how much is missing, which slots hold it, and what to do; null if it can."
+    )
+    requested: int = Field(description="All reservations together.")
+    available: int = Field(description="Free without preempting any slot: the lesser of budget and system.")
+    missing: int | None = Field(
+        description="Bytes that are missing; null if none are, or if an accelerator is missing."
+    )
+    lacking: Lack | None = Field(
+        description="What is short: memory (of the budget), system (memory available now) or accelerator; else null."
+    )
     holders: list[Holder] = Field(description="The slots that count against the budget, the largest first.")
-    would_preempt: list[str] = Field(description="Ids of the slots of lower priority that would make room.")
+    would_preempt: list[str] = Field(description="Ids of the slots of lower priority that would lose their memory.")
 
 
 # --- commands -----------------------------------------------------------------------------------------------------
@@ -201,17 +207,17 @@ class Allocate(
     events=(Allocated, Preempted, PressureWarning),
     examples=({"name": "eng-llamacpp-7f3a09c1-1", "type": "inference_native", "memory_bytes": 400_000_000},),
 ):
-    """Reserve memory and a fraction of an accelerator under a name. Asking again for the same is the same slot."""
+    """Reserve memory and a fraction of an accelerator under a name. Idempotent for the same name and size."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,119}$", description="Whose it is; unique among the slots.")
-    type: SlotType = Field(description="What kind of thing holds it.")
-    memory_bytes: int = Field(ge=0, description="Bytes.")
-    gpu_fraction: float = Field(0, ge=0, le=1, description="Of one accelerator.")
-    priority: int = Field(5, ge=0, le=100, description="Slots of lower priority make room when there is none left.")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,119}$", description="Name of the holder; unique among the slots.")
+    type: SlotType = Field(description="Kind of the holder.")
+    memory_bytes: int = Field(ge=0, description="Bytes of memory to reserve.")
+    gpu_fraction: float = Field(0, ge=0, le=1, description="Fraction of one accelerator, 0 to 1.")
+    priority: int = Field(5, ge=0, le=100, description="Slots of lower priority lose their memory if none is left.")
 
     @property
     def slot_id(self) -> str:
-        """The slot's id, which follows from the name."""
+        """The slot's id, derived from the name."""
         return slot_of(self.name)
 
 
@@ -223,7 +229,7 @@ class Release(
     events=(Released,),
     examples=({"slot_id": "slot-eng-llamacpp-7f3a09c1-1"},),
 ):
-    """Give a slot back. Nothing happens when it is free already."""
+    """Release a slot. Does nothing if it is free."""
 
     slot_id: SlotId
 
@@ -236,11 +242,13 @@ class UpdateSlot(
     events=(SlotUpdated, Preempted),
     examples=({"slot_id": "slot-eng-llamacpp-7f3a09c1-1", "memory_limit": 380_000_000},),
 ):
-    """Change a slot's limit, for example to what is really used, or its status."""
+    """Change the limit of a slot, for example to the memory in use, or its status."""
 
     slot_id: SlotId
-    memory_limit: int | None = Field(None, ge=0, description="Bytes.")
-    status: SlotStatus | None = Field(None, description="Of the slots of lower priority, an idle one makes room first.")
+    memory_limit: int | None = Field(None, ge=0, description="New limit in bytes; default: unchanged.")
+    status: SlotStatus | None = Field(
+        None, description="New status; default: unchanged. An idle slot is preempted before active ones."
+    )
 
 
 class GetStatus(Query[Status], unit="resource.status"):
@@ -248,25 +256,23 @@ class GetStatus(Query[Status], unit="resource.status"):
 
 
 class GetBudget(Query[Budget], unit="resource.budget"):
-    """Return what may be reserved, and how much of it is."""
+    """Return the memory and accelerators that may be reserved, and how much of them is."""
 
 
 class ListAllocations(Query[Allocations], unit="resource.allocations", examples=({}, {"type": "inference_native"})):
-    """List the slots."""
+    """List the slots: who holds how much memory."""
 
-    slot_id: SlotId | None = Field(None, description="Only this one.")
-    type: SlotType | None = Field(None, description="Only of this type.")
-    limit: int = Field(100, ge=1, le=1000, description="At most so many.")
-    offset: int = Field(0, ge=0, le=LARGEST, description="Skip so many.")
+    slot_id: SlotId | None = Field(None, description="Only this slot.")
+    type: SlotType | None = Field(None, description="Only slots of this type.")
+    limit: int = Field(100, ge=1, le=1000, description="Most slots to return.")
+    offset: int = Field(0, ge=0, le=LARGEST, description="Number of slots to skip.")
 
 
 class AskCanAllocate(Query[CanAllocate], unit="resource.can_allocate", examples=({"memory_bytes": 400_000_000},)):
-    """Tell whether so much memory could be reserved now, and if not, what is missing and who holds it."""
+    """Return whether memory can be reserved now, and if not, what is missing, who holds it and what to do."""
 
     memory_bytes: int = Field(ge=0, description="Bytes of each reservation.")
-    gpu_fraction: float = Field(0, ge=0, le=1, description="Of one accelerator, of each reservation.")
-    count: int = Field(1, ge=1, le=100, description="So many reservations: all of them or none.")
-    priority: int = Field(5, ge=0, le=100, description="With this priority.")
-    freeing: list[SlotId] = Field(
-        [], max_length=100, description="Slots that are about to be released: the answer is as if they were."
-    )
+    gpu_fraction: float = Field(0, ge=0, le=1, description="Fraction of one accelerator, for each reservation.")
+    count: int = Field(1, ge=1, le=100, description="Number of reservations, of which all must fit.")
+    priority: int = Field(5, ge=0, le=100, description="Priority of the reservations.")
+    freeing: list[SlotId] = Field([], max_length=100, description="Slots about to be released; they count as released.")

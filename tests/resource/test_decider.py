@@ -264,8 +264,9 @@ def test_a_refusal_says_how_much_is_missing_and_who_holds_it() -> None:
         ],
     }
     assert refusal.value.message == (
-        "4.7 GiB is asked for, 1.9 GiB of the budget of 9.3 GiB is free: 2.8 GiB is missing; "
-        "held: large (6.5 GiB, priority 6), small (953.7 MiB, priority 5)"
+        "4.7 GiB requested, but only 1.9 GiB of the 9.3 GiB budget is free: 2.8 GiB is missing; "
+        "held by: large (6.5 GiB, priority 6), small (953.7 MiB, priority 5); "
+        "stop a holder, request less, or use a higher priority"
     )
 
 
@@ -280,12 +281,29 @@ def test_a_refusal_for_want_of_system_memory_says_so() -> None:
         "lacking": "system",
         "holders": [],
     }
-    assert "the system has only 953.7 MiB available now" in refusal.value.message
+    assert refusal.value.message == (
+        "3.7 GiB requested, but the system has only 953.7 MiB available now (budget 9.3 GiB): 2.8 GiB is missing; "
+        "no slot holds any; end other programs or request less"
+    )
+
+
+def test_a_refusal_for_want_of_a_gpu_names_who_holds_it_and_not_who_holds_memory() -> None:
+    given = machine(allocated("memory", 1 * GB), *(allocated(f"gpu{n}", n, 5, 0.125) for n in range(7)))
+    with pytest.raises(InsufficientResources) as refusal:
+        given.when(ask("new", 0, gpu=0.5))
+    names = ", ".join(f"gpu{n} (0.125 GPU, priority 5)" for n in range(5))
+    assert refusal.value.message == (
+        f"0.5 GPU requested, but only 0.125 of 1 is free; held by: {names} and 2 more; "
+        "stop a holder, request less, or use a higher priority"
+    )
 
 
 def test_without_a_gpu_a_fraction_of_one_is_refused() -> None:
     given = Given(RESOURCE, [u.CapacityChanged(node="test", memory=8, system_reserve=0, storage=1, accelerators=0)])
-    with pytest.raises(InsufficientResources, match="no GPU is known on test") as refusal:
+    with pytest.raises(
+        InsufficientResources,
+        match=r"no GPU has been detected on test, so 0\.25 of a GPU cannot be reserved; request gpu_fraction 0",
+    ) as refusal:
         given.when(ask("new", 0, gpu=0.25))
     assert refusal.value.reason == "NO_ACCELERATOR"
 

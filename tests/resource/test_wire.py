@@ -225,7 +225,7 @@ async def test_whether_there_is_room_is_told_with_who_holds_it_and_who_would_mak
     assert (await could(budget // 100, count=100))["can_allocate"] is False  # all of them or none
     gpu = await could(0, gpu_fraction=0.5)
     assert (gpu["lacking"], gpu["missing"]) == ("accelerator", None)
-    assert "no GPU is known" in gpu["reason"]
+    assert "no GPU has been detected" in gpu["reason"]
     # the budget would have it once the slot is free; whether the system has it now is the machine's affair
     leaving = await could(budget - 999, freeing=["slot-a", "slot-a", "slot-unknown"])
     assert leaving["lacking"] in (None, "system")

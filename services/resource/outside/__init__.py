@@ -1,1 +1,1 @@
-"""What the resource domain awaits: the machine and its peers."""
+"""The part of the resource domain that awaits the machine and its peers."""

@@ -1,4 +1,7 @@
-"""Everything of the domain that awaits, and `react`, which turns the news of peers into commands of ours."""
+"""The part of the domain that awaits: measuring the machine and answering queries.
+
+`react` turns events of peers into commands of ours. Decides nothing: the rules do.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,12 @@ from services.resource.rules import views
 from services.resource.rules.capacity import Facts
 from services.resource.rules.decider import State, held, machine_at, slot_at
 
-_HEAR = 1.0  # seconds that the engine domain gets to say what has ended
-LEAST_RESERVE = 512 * 2**20  # bytes; a small machine, too, needs memory for everything that is not ours
+_CATCH_UP = 1.0  # seconds to take in the events that the engine domain has recorded
+LEAST_RESERVE = 512 * 2**20  # bytes; even a small machine needs memory for programs outside AIMA
 
 
 def react(recorded: Recorded) -> Iterable[Command[Any]]:
-    """Free the slot of an engine that has ended, even when nobody lives to release it; count the GPUs."""
+    """Free the slot of an engine instance that has ended, even if its owner died before that; count the GPUs."""
     match recorded.event:
         case EngineStopped(process_id=process_id, run=run):
             yield u.Release(slot_id=u.slot_of(f"{process_id}-{run}"))
@@ -38,27 +41,26 @@ def react(recorded: Recorded) -> Iterable[Command[Any]]:
 
 
 class ResourceOutside(Outside[State]):
-    """The machine, and the read tables."""
+    """Measures the machine and answers from the read tables."""
 
     def __init__(self, context: Context[State], read: Callable[[Path], Facts] = machine.read) -> None:
-        """`read` returns what the machine has now; the disk is that with the folder."""
+        """`read` returns the facts of the machine, with those of the disk that holds the folder."""
         super().__init__(context)
         self._read = read
 
     async def open(self) -> None:
         """Record the machine's capacity before the first request needs it."""
-        await self._look()
+        await self._measure()
 
     async def prepare(self, command: Command[Any], call: Call) -> Command[Any]:  # noqa: ARG002 (the core's)
-        """Add to an Allocate what the system could give now."""
+        """Add the memory that the system has available to an Allocate."""
         if not isinstance(command, u.Allocate):
             return command
-        await self._hear()
+        await self._catch_up()
         facts = await self._facts()
         return i.DecideAllocation(**command.model_dump(), available=facts.available)
 
     async def answer(self, query: Query[Any]) -> View:
-        """Answer from the read tables and the machine."""
         match query:
             case u.GetStatus():
                 return views.status(await self._machine(), await self._slots(), await self._facts())
@@ -75,35 +77,34 @@ class ResourceOutside(Outside[State]):
         return await super().answer(query)
 
     def background(self) -> Iterable[Callable[[], Coroutine[Any, Any, None]]]:
-        """Keep looking at the machine."""
-        return (self._keep_looking,)
+        return (self._keep_measuring,)
 
-    async def _hear(self) -> None:
-        """Take in which engines have ended: their memory is free, and a slot of theirs is not one of a later start."""
+    async def _catch_up(self) -> None:
+        """Take in which engine instances have ended: their memory is free, and their slots are released."""
         with contextlib.suppress(AimaError, TimeoutError):
-            async with asyncio.timeout(_HEAR):
+            async with asyncio.timeout(_CATCH_UP):
                 await self.context.caught_up("engine")
 
     async def _can_allocate(self, query: u.AskCanAllocate) -> u.CanAllocate:
-        await self._hear()
+        await self._catch_up()
         facts, world = await self._facts(), self.context.world
         leaving = [slot for slot_id in set(query.freeing) if (slot := slot_at(world, slot_id))]
         staying = [slot for slot in held(world) if slot not in leaving]
         return views.can_allocate(views.need_of(query, facts, leaving), machine_at(world, self.context.node), staying)
 
-    async def _keep_looking(self) -> None:
+    async def _keep_measuring(self) -> None:
         while True:
             await asyncio.sleep(self.context.settings.interval)
-            await self._look()
+            await self._measure()
 
-    async def _look(self) -> None:
+    async def _measure(self) -> None:
         facts = await self._facts()
-        kept = machine.reserve(facts.memory, self.context.settings.reserve, LEAST_RESERVE)
-        await self.context.record(i.RecordCapacity(memory=facts.memory, system_reserve=kept, storage=facts.storage))
+        reserve = machine.reserve(facts.memory, self.context.settings.reserve, LEAST_RESERVE)
+        await self.context.record(i.RecordCapacity(memory=facts.memory, system_reserve=reserve, storage=facts.storage))
         await self.context.record(i.RecordPressure(used_percent=facts.used_percent))
 
     async def _facts(self) -> Facts:
-        return await asyncio.to_thread(self._read, self.context.folder)  # a disk may be far away and slow
+        return await asyncio.to_thread(self._read, self.context.folder)  # in a thread: a network disk may be slow
 
     async def _machine(self) -> views.Row:
         return (await self.context.read.rows("SELECT * FROM machines WHERE node = ?", (self.context.node,)))[0]

@@ -1,6 +1,6 @@
-"""How much memory and disk there is right now: the machine's, or its container's where that is less.
+"""Reads the memory and disk that are available now: those of the machine, or of its container if that has less.
 
-Never the process's own share.
+The numbers are for the whole machine or container, never for this process alone.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from services.resource.rules.capacity import Facts
 
 
 def read(folder: Path, root: Path = Path("/")) -> Facts:
-    """Return the facts; storage is that of the disk with the folder. `root` is where /proc and /sys are read."""
+    """Return the facts. Storage is that of the disk that holds the folder; /proc and /sys are read below `root`."""
     memory = psutil.virtual_memory()
     disk = psutil.disk_usage(str(next(path for path in (folder, *folder.parents) if path.exists())))
     total, available = memory.total, memory.available
-    bound = cgroup.memory(root)
-    if bound and bound[0] < total:
-        total, available = bound[0], min(available, bound[0] - bound[1])
+    container = cgroup.memory(root)  # (limit, used) bytes
+    if container and container[0] < total:
+        total, available = container[0], min(available, container[0] - container[1])
     return Facts(total, max(0, available), disk.total, disk.free)
 
 
 def reserve(memory: int, fraction: float, least: int) -> int:
-    """Return the bytes that the system keeps for itself: a fraction of memory, and no less than `least`."""
+    """Return the bytes kept for the system: a fraction of memory, but at least `least` bytes."""
     return min(memory, max(int(memory * fraction), least))

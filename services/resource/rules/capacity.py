@@ -1,4 +1,4 @@
-"""Whether a need fits, who has to make room for it, and what to say when nobody can. Pure."""
+"""Decides whether a need fits and which slots have to make room for it, and words the refusal. Pure."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import msgspec
 from aima_core.errors import InsufficientResources
 from services.resource.units import Lack, Pressure, SlotStatus
 
-_ROUNDING = 1e-9  # fractions such as 0.1 have no exact binary form; ten of them are still one GPU
-_NAMED = 5  # holders that a message names; the details have all
+_ROUNDING = 1e-9  # fractions such as 0.1 have no exact binary form, but ten of them must fit on one GPU
+_MOST_NAMED = 5  # holders that a message names; the details have all of them
+_STOP_A_HOLDER = "stop a holder, request less, or use a higher priority"
 
 
 class Slot(msgspec.Struct, frozen=True, kw_only=True, tag="slot"):
-    """A reservation. `asked` and `memory` in bytes: as allocated, and as it is limited now. `since` in Unix seconds."""
+    """A reservation. `asked`: bytes as allocated; `memory`: bytes of its current limit; `since` in Unix seconds."""
 
     slot_id: str
     name: str
@@ -28,7 +29,7 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True, tag="slot"):
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True, tag="machine"):
-    """What there is to be had, in bytes; `gpus` by id."""
+    """The capacity of a machine, in bytes; `gpus`: ids of its GPUs."""
 
     node: str
     memory: int = 0
@@ -39,12 +40,12 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True, tag="machine"):
 
     @property
     def budget(self) -> int:
-        """Bytes that slots may have in all."""
+        """Bytes that all slots together may hold."""
         return max(0, self.memory - self.system_reserve)
 
 
 class Facts(NamedTuple):
-    """What there is on the machine right now, in bytes."""
+    """The memory and the disk of the machine as measured now, in bytes."""
 
     memory: int
     available: int
@@ -53,12 +54,15 @@ class Facts(NamedTuple):
 
     @property
     def used_percent(self) -> float:
-        """Memory in use, by whomever."""
+        """Percent of memory in use by any program."""
         return min(100.0, max(0.0, 100 * (self.memory - self.available) / self.memory)) if self.memory else 0.0
 
 
 class Need(NamedTuple):
-    """What somebody wants. `memory` and `available` (what the system could give now; None: do not ask) in bytes."""
+    """A need of memory and a part of one GPU.
+
+    `memory` in bytes. `available`: bytes that the system has available now; None: only the budget counts.
+    """
 
     memory: int
     gpu_fraction: float
@@ -67,11 +71,11 @@ class Need(NamedTuple):
 
 
 def room_for(need: Need, machine: Machine, held: Sequence[Slot]) -> list[Slot]:
-    """Return the slots that have to make room: none when it fits as it is. Raise InsufficientResources.
+    """Return the slots that have to make room, none if the need fits as it is; raise InsufficientResources.
 
-    Only slots of lower priority make room: idle ones first, then those of the lowest priority, then the oldest; none
-    that can be spared. What they held counts as available to the system: it will be when their holders have ended.
-    That is so for this need alone: for every later one it is in use until the system says otherwise.
+    Only slots of lower priority make room: idle ones first, then those of the lowest priority, then the oldest. A slot
+    whose memory is not needed stays. Memory of the returned slots counts as available to the system for this need only,
+    because it becomes free when their holders have ended; for any later need it counts as used until it is.
     """
     rivals = sorted((s for s in held if s.priority < need.priority), key=lambda s: (*_worth(s), s.slot_id))
     victims: list[Slot] = []
@@ -82,25 +86,25 @@ def room_for(need: Need, machine: Machine, held: Sequence[Slot]) -> list[Slot]:
     lack = _lacking(need, machine, held, victims)
     if lack is not None:
         raise _refusal(lack, need, machine, held)
-    for victim in reversed(victims):  # a large one that came late may have made an earlier one needless
-        spared = [v for v in victims if v is not victim]
-        if _lacking(need, machine, held, spared) is None:
-            victims = spared
+    for victim in reversed(victims):  # a large victim found late may make an earlier one unnecessary
+        others = [other for other in victims if other is not victim]
+        if _lacking(need, machine, held, others) is None:
+            victims = others
     return victims
 
 
 def free_memory(machine: Machine, held: Sequence[Slot]) -> int:
-    """Return the bytes of the budget that nobody holds; negative when the machine has shrunk below what is held."""
+    """Return the unreserved bytes of the budget; negative if the budget has shrunk below the reservations."""
     return machine.budget - sum(slot.memory for slot in held)
 
 
 def free_accelerators(machine: Machine, held: Sequence[Slot]) -> float:
-    """Return how much of the GPUs nobody holds, in number of GPUs."""
+    """Return the unreserved part of the GPUs, in number of GPUs."""
     return round(len(machine.gpus) - sum(slot.gpu_fraction for slot in held), 9)
 
 
-def named(held: Sequence[Slot]) -> list[dict[str, Any]]:
-    """Return who holds memory, the largest first."""
+def holders(held: Sequence[Slot]) -> list[dict[str, Any]]:
+    """Return the slots as the details of a refusal show them, the largest first."""
     fields = ("slot_id", "name", "memory", "priority", "status")
     return [{field: getattr(slot, field) for field in fields} for slot in _by_size(held)]
 
@@ -114,11 +118,11 @@ def _worth(slot: Slot) -> tuple[bool, int, float]:
 
 
 def _lacking(need: Need, machine: Machine, held: Sequence[Slot], victims: Sequence[Slot]) -> Lack | None:
-    """Return what there is not enough of once the victims have made room."""
-    kept = [slot for slot in held if slot not in victims]
-    if need.gpu_fraction and need.gpu_fraction > free_accelerators(machine, kept) + _ROUNDING:
+    """Return the resource that is short even after the victims have made room; None if the need fits."""
+    staying = [slot for slot in held if slot not in victims]
+    if need.gpu_fraction and need.gpu_fraction > free_accelerators(machine, staying) + _ROUNDING:
         return "accelerator"
-    if need.memory and need.memory > free_memory(machine, kept):
+    if need.memory and need.memory > free_memory(machine, staying):
         return "memory"
     if need.available is not None and need.memory > need.available + sum(slot.memory for slot in victims):
         return "system"
@@ -126,14 +130,12 @@ def _lacking(need: Need, machine: Machine, held: Sequence[Slot], victims: Sequen
 
 
 def _refusal(lack: Lack, need: Need, machine: Machine, held: Sequence[Slot]) -> InsufficientResources:
-    details: dict[str, Any] = {"lacking": lack, "holders": named(held)}
-    largest = _by_size(held)[:_NAMED]
-    by = ", ".join(f"{slot.name} ({size(slot.memory)}, priority {slot.priority})" for slot in largest)
-    held_by = f"held: {by}{' and others' if len(held) > _NAMED else ''}" if by else "nothing is held"
+    details: dict[str, Any] = {"lacking": lack, "holders": holders(held)}
     match lack:
         case "accelerator" if not machine.gpus:
             return InsufficientResources(
-                f"no GPU is known on {machine.node}, so none of one can be had; ask with gpu_fraction 0",
+                f"no GPU has been detected on {machine.node}, so {need.gpu_fraction:g} of a GPU cannot be reserved; "
+                "request gpu_fraction 0, or connect a GPU and run device.detect",
                 reason="NO_ACCELERATOR",
                 requested=need.gpu_fraction,
                 available=0,
@@ -142,8 +144,11 @@ def _refusal(lack: Lack, need: Need, machine: Machine, held: Sequence[Slot]) -> 
             )
         case "accelerator":
             free = max(0.0, free_accelerators(machine, held))
+            on_gpus = sorted((s for s in held if s.gpu_fraction), key=lambda s: (-s.gpu_fraction, s.slot_id))
             return InsufficientResources(
-                f"{need.gpu_fraction:g} of a GPU is asked for, {free:g} of {len(machine.gpus)} GPUs is free; {held_by}",
+                f"{need.gpu_fraction:g} GPU requested, but only {free:g} of {len(machine.gpus)} is free; "
+                f"{_held_by([f'{s.name} ({s.gpu_fraction:g} GPU, priority {s.priority})' for s in on_gpus])}; "
+                f"{_STOP_A_HOLDER if on_gpus else 'request less'}",
                 reason="INSUFFICIENT_ACCELERATORS",
                 requested=need.gpu_fraction,
                 available=free,
@@ -151,24 +156,34 @@ def _refusal(lack: Lack, need: Need, machine: Machine, held: Sequence[Slot]) -> 
                 **details,
             )
         case "memory":
-            room = max(0, free_memory(machine, held))
-            said = f"{size(room)} of the budget of {size(machine.budget)} is free"
+            free_bytes = max(0, free_memory(machine, held))
+            cause = f"only {size(free_bytes)} of the {size(machine.budget)} budget is free"
+            hint = _STOP_A_HOLDER if held else "request less"
         case "system":
-            room = need.available or 0
-            said = f"the system has only {size(room)} available now, whatever the budget of {size(machine.budget)} says"
-    missing = need.memory - room
+            free_bytes = need.available or 0
+            cause = f"the system has only {size(free_bytes)} available now (budget {size(machine.budget)})"
+            hint = f"end other programs{', stop a holder,' if held else ''} or request less"
+    missing = need.memory - free_bytes
+    by = _held_by([f"{slot.name} ({size(slot.memory)}, priority {slot.priority})" for slot in _by_size(held)])
     return InsufficientResources(
-        f"{size(need.memory)} is asked for, {said}: {size(missing)} is missing; {held_by}",
+        f"{size(need.memory)} requested, but {cause}: {size(missing)} is missing; {by}; {hint}",
         reason="INSUFFICIENT_MEMORY" if lack == "memory" else "SYSTEM_MEMORY_LOW",
         requested=need.memory,
-        available=room,
+        available=free_bytes,
         missing=missing,
         **details,
     )
 
 
+def _held_by(names: Sequence[str]) -> str:
+    if not names:
+        return "no slot holds any"
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return f"held by: {', '.join(names[:_MOST_NAMED])}{more}"
+
+
 def size(count: int) -> str:
-    """Return bytes in words: `1.5 GiB`."""
+    """Return a number of bytes with its unit, such as `1.5 GiB`."""
     for unit, worth in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if count >= worth:
             return f"{count / worth:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""Who may have how much: state, decide, evolve, reply. Pure; every number comes with the command or from the log."""
+"""Decides who holds how much memory: state, decide, evolve, reply. Pure; all numbers come from commands or events."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from aima_core.errors import Conflict, NotFound
 from aima_core.units import Command, Event, Success, View
 from services.resource import internal as i
 from services.resource import units as u
-from services.resource.rules.capacity import Machine, Need, Slot, room_for
+from services.resource.rules.capacity import Machine, Need, Slot, room_for, size
 
 State = Slot | Machine
 
 THRESHOLDS: tuple[tuple[u.Pressure, float], ...] = (("low", 0), ("medium", 70), ("high", 85), ("critical", 95))
-HYSTERESIS = 2.0  # percentage points below a threshold until it counts as left: wavering around it is one crossing
+HYSTERESIS = 2.0  # percentage points below a threshold at which a level is left: wavering around it is one crossing
 
 
 def decide(world: World[State], command: Command[Any], call: Call) -> list[Event]:
-    """Return what happens; nothing when it already is as asked.
+    """Return the events of a command; none if its goal is already met.
 
-    Raises InsufficientResources, Conflict (the name is taken by a slot of another size), NotFound (update only).
+    Raises InsufficientResources, Conflict (a slot of another size has the name), NotFound (update only).
     """
     match command:
         case i.DecideAllocation():
@@ -50,7 +50,7 @@ def decide(world: World[State], command: Command[Any], call: Call) -> list[Event
 
 
 def evolve(state: State | None, event: u.Events) -> State | None:
-    """Return the slot or the machine after the event; None when the slot is free. Never raises."""
+    """Return the slot or the machine after the event; None for a slot that was released. Never raises."""
     slot = state if isinstance(state, Slot) else None
     match event:
         case u.CapacityChanged():
@@ -86,29 +86,29 @@ def evolve(state: State | None, event: u.Events) -> State | None:
 
 
 def reply(world: World[State], command: Command[Any], events: Sequence[Event]) -> View | None:  # noqa: ARG001 (the core's)
-    """Return the answer: nothing here takes longer than its decision."""
+    """Return the answer; every command is settled when it is decided."""
     return u.SlotRef(slot_id=command.slot_id) if isinstance(command, u.Allocate) else Success(success=True)
 
 
 def slot_at(world: World[State], slot_id: str) -> Slot | None:
-    """Return the slot, None when it is free."""
+    """Return the slot; None if it is free."""
     state = world.get(f"resource/{slot_id}")
     return state if isinstance(state, Slot) else None
 
 
 def machine_at(world: World[State], node: str) -> Machine:
-    """Return what is known of the machine; one without anything before its capacity is."""
+    """Return the machine; an empty one before its capacity is recorded."""
     state = world.get(f"resource/{node}")
     return state if isinstance(state, Machine) else Machine(node=node)
 
 
 def held(world: World[State], *, but: str = "") -> list[Slot]:
-    """Return the slots that count against the budget."""
+    """Return the slots that count against the budget, except the one with the id `but`."""
     return [s for s in world.values() if isinstance(s, Slot) and s.status != "preempted" and s.slot_id != but]
 
 
 def pressure_of(used_percent: float, before: u.Pressure) -> u.Pressure:
-    """Return how tight memory is; a level that was reached is left HYSTERESIS points below its threshold."""
+    """Return the memory pressure; a level is left only HYSTERESIS points below its threshold."""
     order = [level for level, _ in THRESHOLDS]
     now = _level(used_percent)
     if order.index(now) >= order.index(before):
@@ -126,8 +126,8 @@ def _allocate(world: World[State], command: i.DecideAllocation, call: Call) -> l
         if (slot.asked, slot.gpu_fraction) == (command.memory_bytes, command.gpu_fraction):
             return []
         raise Conflict(
-            f"{command.name} already holds {slot.asked} bytes and {slot.gpu_fraction:g} of an accelerator; "
-            "release it, or change it with resource.update_slot",
+            f"{slot.slot_id} already holds {size(slot.asked)} and {slot.gpu_fraction:g} of a GPU; "
+            "release it first, or change its limit with resource.update_slot",
             reason="ALREADY_EXISTS",
             slot_id=slot.slot_id,
             memory=slot.asked,
@@ -145,9 +145,9 @@ def _allocate(world: World[State], command: i.DecideAllocation, call: Call) -> l
         owner=call.principal or call.causation_id or "local",
         at=call.at,
     )
-    made = [_preempted(victim, command) for victim in room_for(need, machine, held(world))]
-    used = 100 * max(0.0, 1 - command.available / machine.memory) if machine.memory else 0.0
-    return [*made, allocated, *_pressure(machine, used)]
+    preempted = [_preempted(victim, command) for victim in room_for(need, machine, held(world))]
+    used_percent = 100 * max(0.0, 1 - command.available / machine.memory) if machine.memory else 0.0
+    return [*preempted, allocated, *_pressure(machine, used_percent)]
 
 
 def _preempted(victim: Slot, by: u.Allocate) -> u.Preempted:
@@ -158,13 +158,17 @@ def _preempted(victim: Slot, by: u.Allocate) -> u.Preempted:
 def _update(world: World[State], command: u.UpdateSlot, call: Call) -> list[Event]:
     slot = slot_at(world, command.slot_id)
     if slot is None:
-        raise NotFound(f"there is no slot {command.slot_id}", reason="SLOT_NOT_FOUND", slot_id=command.slot_id)
+        raise NotFound(
+            f"there is no slot {command.slot_id}; resource.allocations lists the slots",
+            reason="SLOT_NOT_FOUND",
+            slot_id=command.slot_id,
+        )
     memory = slot.memory if command.memory_limit is None else command.memory_limit
     status = command.status or slot.status
     events: list[Event] = []
     resumed = slot.status == "preempted" != status
     if status != "preempted" and (resumed or memory > slot.memory):
-        # what it asks for may be in use by itself already, so only the budget counts; and nobody makes room for it
+        # only the budget is checked: the slot's owner may use this memory already. No slot makes room (priority 0)
         need = Need(memory, slot.gpu_fraction, 0, None)
         room_for(need, machine_at(world, call.node), held(world, but=slot.slot_id))
     if status == "preempted" != slot.status:
@@ -196,6 +200,6 @@ def _pressure(machine: Machine, used_percent: float) -> list[Event]:
     if pressure == machine.pressure:
         return []
     order = [level for level, _ in THRESHOLDS]
-    # the last threshold on the way: rising it is where the new level begins, falling where it ends
-    passed = order.index(pressure) + (order.index(pressure) < order.index(machine.pressure))
-    return [u.PressureWarning(node=machine.node, pressure=pressure, threshold=THRESHOLDS[passed][1])]
+    # the threshold that was crossed last: rising, the lower end of the new level; falling, its upper end
+    crossed = order.index(pressure) + (order.index(pressure) < order.index(machine.pressure))
+    return [u.PressureWarning(node=machine.node, pressure=pressure, threshold=THRESHOLDS[crossed][1])]

@@ -1,4 +1,7 @@
-"""What queries read: two tables, kept in the transaction that appends the events, and views made of their rows."""
+"""The read tables of the resource domain, kept in the transaction that appends the events, and the views of their rows.
+
+`can_allocate` alone reads the states. Pure.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from aima_core.call import timestamp
 from aima_core.errors import InsufficientResources
 from aima_core.store.records import Recorded, Statement
 from services.resource import units as u
-from services.resource.rules.capacity import Facts, Machine, Need, Slot, free_memory, named, room_for
+from services.resource.rules.capacity import Facts, Machine, Need, Slot, free_memory, holders, room_for
 from services.resource.rules.decider import pressure_of
 
 TABLES = {
@@ -24,7 +27,7 @@ Row = dict[str, Any]
 
 
 def project(recorded: Recorded) -> Iterable[Statement]:
-    """Yield the SQL that an event means."""
+    """Yield the SQL statements for an event."""
     event = recorded.event
     match event:
         case u.CapacityChanged():
@@ -66,7 +69,7 @@ def project(recorded: Recorded) -> Iterable[Statement]:
 
 
 def status(machine: Row, slots: Sequence[Row], facts: Facts) -> u.Status:
-    """Return everything at a glance."""
+    """Return the status: memory, disk, slots and pressure."""
     return u.Status(
         memory=u.MemoryView(
             total=facts.memory,
@@ -84,20 +87,20 @@ def status(machine: Row, slots: Sequence[Row], facts: Facts) -> u.Status:
 
 
 def budget(machine: Row, slots: Sequence[Row]) -> u.Budget:
-    """Return what may be reserved, and what is."""
+    """Return the budget and how much of it is reserved."""
     total, reserved = _budget(machine), _reserved(slots, "memory")
     pools = {"memory": u.Pool(total=total, reserved=reserved, available=max(0, total - reserved))}
     if gpus := machine["accelerators"]:
-        given = round(_reserved(slots, "gpu_fraction"), 9)
-        pools["accelerator"] = u.Pool(total=gpus, reserved=given, available=max(0.0, round(gpus - given, 9)))
+        on_gpus = round(_reserved(slots, "gpu_fraction"), 9)
+        pools["accelerator"] = u.Pool(total=gpus, reserved=on_gpus, available=max(0.0, round(gpus - on_gpus, 9)))
     return u.Budget(total=total, reserved=reserved, pools=pools)
 
 
 def need_of(query: u.AskCanAllocate, facts: Facts, leaving: Sequence[Slot]) -> Need:
-    """Return what is asked for in all, on a machine that has back what those hold who are about to leave.
+    """Return the need of all reservations together, on a machine that got back the memory of the leaving slots.
 
-    What the system has then is an upper bound: weights that are mapped from a file count as used by their slot and as
-    available to the system, so that what is allocated later may still be refused as SYSTEM_MEMORY_LOW.
+    `available` is an upper bound: weights mapped from a file are held by their slot and also available to the system.
+    A later allocation may therefore still be refused as SYSTEM_MEMORY_LOW.
     """
     return Need(
         memory=query.count * query.memory_bytes,
@@ -108,24 +111,24 @@ def need_of(query: u.AskCanAllocate, facts: Facts, leaving: Sequence[Slot]) -> N
 
 
 def can_allocate(need: Need, machine: Machine, held: Sequence[Slot]) -> u.CanAllocate:
-    """Return whether there is room for the need, who would have to make it, and else what is missing."""
-    told: dict[str, Any] = {}
+    """Return whether the need fits and which slots would make room; if not, what is missing and who holds it."""
+    details: dict[str, Any] = {}
     reason, victims = None, list[Slot]()
     try:
         victims = room_for(need, machine, held)
     except InsufficientResources as error:
-        reason, told = error.message, error.details
-    lacking: u.Lack | None = told.get("lacking")
+        reason, details = error.message, error.details
+    lacking: u.Lack | None = details.get("lacking")
     in_bytes = lacking in ("memory", "system")
     free = max(0, free_memory(machine, held))
     return u.CanAllocate(
         can_allocate=lacking is None,
         reason=reason,
         requested=need.memory,
-        available=told["available"] if in_bytes else free if need.available is None else min(free, need.available),
-        missing=told["missing"] if in_bytes else None,
+        available=details["available"] if in_bytes else free if need.available is None else min(free, need.available),
+        missing=details["missing"] if in_bytes else None,
         lacking=lacking,
-        holders=[u.Holder(**holder) for holder in named(held)],
+        holders=[u.Holder(**holder) for holder in holders(held)],
         would_preempt=[slot.slot_id for slot in victims],
     )
 
