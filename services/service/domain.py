@@ -2,14 +2,15 @@
 
 A service is a model behind a name, with replicas that share the load. `units.py` is its contract. `rules/` is pure:
 
-    lifecycle          the statuses of a service and of a replica, as tables
-    state, todo        what a service is, and what it calls for outside
-    decider            what may happen at somebody's request
-    replica_decider    what may happen to replicas; restart_policy says when a failed one is started again
-    selection          which engine and device; scaling: how many replicas; recommendation: what would be best
+    lifecycle          the state machines of a service and of a replica, as tables
+    state, todo        the state of a service, and the effects that follow from it
+    decider            decides commands about a whole service
+    replica_decider    decides what happens to replicas; restart_policy: when a failed one is restarted
+    selection          chooses engine and device; scaling: the number of replicas; recommendation: the best setup
+    views, replies     the views of states and the answers of commands
 
-`outside/` is all that awaits: `adapter` is the way in, `start_facts` and `memory` gather what a start needs,
-`replica_effects` asks the engine domain for replicas, `reconciler` watches load and idleness.
+`outside/` holds everything that awaits: `adapter` is the entrance, `start_facts` and `memory` gather the facts of a
+start, `replica_effects` starts and ends replicas, `reconciler` follows load and idleness.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Commands of the service domain to itself: what a caller's command becomes, and what comes of its effects."""
+"""Internal commands of the service domain: prepared commands of callers, and results of effects."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from services.service.units import Device, Health, ResourceClass, ScaleOutcome, 
 
 
 class Register(Command[ServiceRef], unit="service.register"):
-    """A CreateService with the model's facts. `named` tells whether the caller chose the name."""
+    """A CreateService with the model's facts. `named`: whether the caller chose the name."""
 
     name: str
     named: bool
@@ -31,10 +31,10 @@ class Register(Command[ServiceRef], unit="service.register"):
 
 
 class BeginStart(Command[StartOutcome], unit="service.begin_start", stream="service_id"):
-    """A StartService with the engine and the device that were chosen, and why.
+    """A StartService with the chosen engine and device, and the reason for the choice.
 
-    Per replica `memory` in bytes and `gpu_fraction` of one GPU. `makes_room` are the idle services that have to go to
-    sleep for it.
+    `memory` in bytes and `gpu_fraction` of one GPU, per replica. `makes_room`: ids of the idle services that have to go
+    to sleep for this start. `engine` is empty if none was chosen because the service was not at rest.
     """
 
     service_id: str
@@ -53,7 +53,7 @@ class BeginStart(Command[StartOutcome], unit="service.begin_start", stream="serv
 
 
 class BeginScale(Command[ScaleOutcome], unit="service.begin_scale", stream="service_id"):
-    """A ScaleService, or with `by_load` a change that the load asks for. `start` when it has to be woken for it."""
+    """A ScaleService, or with `by_load` a change that autoscaling makes. `start` is set if the service is asleep."""
 
     service_id: str
     replicas: int
@@ -64,14 +64,14 @@ class BeginScale(Command[ScaleOutcome], unit="service.begin_scale", stream="serv
 
 
 class PutToSleep(Command[Success], unit="service.put_to_sleep", stream="service_id"):
-    """The service has had no request for long enough, or another one needs its memory."""
+    """Put a service to sleep that has been idle for long enough."""
 
     service_id: str
     reason: str
 
 
 class RecordReplicaProgress(Command[Success], unit="service.record_replica_progress", stream="service_id"):
-    """A replica has come further."""
+    """A replica has reached another phase of its start. `progress` in percent."""
 
     service_id: str
     process_id: str
@@ -81,7 +81,7 @@ class RecordReplicaProgress(Command[Success], unit="service.record_replica_progr
 
 
 class RecordReplicaReady(Command[Success], unit="service.record_replica_ready", stream="service_id"):
-    """A replica answers."""
+    """A replica answers its health check."""
 
     service_id: str
     process_id: str
@@ -92,7 +92,7 @@ class RecordReplicaReady(Command[Success], unit="service.record_replica_ready", 
 
 
 class RecordReplicaHealth(Command[Success], unit="service.record_replica_health", stream="service_id"):
-    """A replica has begun or ceased to answer."""
+    """A running replica has started or stopped answering its health check."""
 
     service_id: str
     process_id: str
@@ -100,7 +100,7 @@ class RecordReplicaHealth(Command[Success], unit="service.record_replica_health"
 
 
 class RecordReplicaFailed(Command[Success], unit="service.record_replica_failed", stream="service_id"):
-    """A replica did not start, or has died. `ended` when there is no process to wait for."""
+    """A replica has failed to start, or has died. `ended`: its process no longer exists."""
 
     service_id: str
     process_id: str
@@ -110,7 +110,7 @@ class RecordReplicaFailed(Command[Success], unit="service.record_replica_failed"
 
 
 class RecordReplicaEnded(Command[Success], unit="service.record_replica_ended", stream="service_id"):
-    """Nothing is left of a replica's process."""
+    """A replica's process has ended."""
 
     service_id: str
     process_id: str
@@ -118,7 +118,7 @@ class RecordReplicaEnded(Command[Success], unit="service.record_replica_ended", 
 
 
 class RecordTimedOut(Command[Success], unit="service.record_timed_out", stream="service_id"):
-    """The deadline of a start or of a stop has come."""
+    """The deadline of a start, or with `stopping` of a stop, has passed. `run` tells starts apart."""
 
     service_id: str
     run: int

@@ -18,8 +18,8 @@ class ServiceSettings(Section):
         10,
         ge=0,
         le=3600,
-        description="Seconds that a replica may be silent, from when that is noticed, until replaced.",
+        description="Seconds without a reply to the health check, once noticed, after which a replica is replaced.",
     )
     calm: float = Field(
-        60, ge=0, le=86_400, description="Seconds that fewer replicas must suffice until an autoscaled service shrinks."
+        60, ge=0, le=86_400, description="Seconds that fewer replicas must suffice before autoscaling removes any."
     )

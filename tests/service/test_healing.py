@@ -148,7 +148,7 @@ def test_a_replica_that_never_answers_is_given_up_after_four_processes(
         (present,), at = new, at + later
     assert count == 4
     (service,) = given.world.values()
-    assert service.members[1].status == ("ended" if ended else "failed")
+    assert service.replica_set[1].status == ("ended" if ended else "failed")
 
 
 @given(st.lists(st.sampled_from([*MAY_PASS, *NO_ROOM]), min_size=8, max_size=40))
@@ -200,7 +200,7 @@ def test_a_start_for_which_there_is_no_room_waits_for_it_until_its_deadline() ->
         waits.append(at - NOON)
     assert [int(wait) for wait in waits] == [0, 1, 3, 8, 17, 36]
     (service,) = given.world.values()
-    assert (service.status, [member.status for member in service.members]) == ("starting", ["asked", "failed"])
+    assert (service.status, [replica.status for replica in service.replica_set]) == ("starting", ["asked", "failed"])
 
 
 def test_a_start_that_takes_too_long_does_not_give_a_replica_more_tries_than_it_has() -> None:
@@ -210,4 +210,4 @@ def test_a_start_that_takes_too_long_does_not_give_a_replica_more_tries_than_it_
     events = given.then(late(), at=NOON + 40)
     assert processes(events) == []
     (service,) = given.world.values()
-    assert (service.status, service.members[1].unanswered) == ("degraded", 4)
+    assert (service.status, service.replica_set[1].unanswered) == ("degraded", 4)

@@ -188,9 +188,9 @@ OF_A_REPLICA: dict[str, Event] = {
 @pytest.mark.parametrize("event", OF_A_REPLICA.values(), ids=OF_A_REPLICA)
 def test_an_event_of_a_replica_does_what_the_table_says_or_nothing(event: Event, status: Any) -> None:
     given = Given(SERVICE, REPLICA_LIVES[status])
-    before = given.world["service/svc-a"].members[1]
+    before = given.world["service/svc-a"].replica_set[1]
     given.fold(event)
-    after = given.world["service/svc-a"].members[1]
+    after = given.world["service/svc-a"].replica_set[1]
     assert before.status == status
     to = lifecycle.REPLICA[type(event)].get(status)
     if to is None or (isinstance(event, u.ReplicaHealthChanged) and (event.status == "healthy") != (to == "running")):

@@ -65,17 +65,17 @@ ESTIMATED: dict[str, tuple[Selection, list[DeviceItem], Expected]] = {
     "bandwidth unknown": (
         choice(**CONFIG),
         machine(cpu=None),
-        Expected(0.0, 0.0, "roofline", "the memory bandwidth of the cpu is not known"),
+        Expected(0.0, 0.0, "roofline", "the memory bandwidth of the cpu is unknown"),
     ),
     "bandwidth of the GPU unknown": (
         choice("gpu", **CONFIG),
         machine(gpu=None),
-        Expected(0.0, 0.0, "roofline", "the memory bandwidth of the gpu is not known"),
+        Expected(0.0, 0.0, "roofline", "the memory bandwidth of the gpu is unknown"),
     ),
     "no device is known": (
         choice(**CONFIG),
         [],
-        Expected(0.0, 0.0, "roofline", "the memory bandwidth of the cpu is not known"),
+        Expected(0.0, 0.0, "roofline", "the memory bandwidth of the cpu is unknown"),
     ),
     "of two GPUs one tells": (
         choice("gpu", **CONFIG),
@@ -136,7 +136,7 @@ MEASURED: dict[str, tuple[Selection, list[Speed], Expected]] = {
     "others when there are none": (
         choice(**CONFIG),
         [speed(20, 1, slots=8), speed(10, 4, slots=8), speed(9, 8, slots=8)],
-        Expected(40.0, 20.0, "measured", "measured on 9 requests here with other than 4 slots"),
+        Expected(40.0, 20.0, "measured", "measured on 9 requests here with a number of slots other than 4"),
     ),
     "in company only": (
         choice(**CONFIG),
@@ -239,11 +239,11 @@ def test_for_a_hint_this_is_best(
 @pytest.mark.parametrize("hint", get_args(u.Hint))
 def test_too_little_room_is_said(hint: u.Hint) -> None:
     found = recommend(hint, PLANS[:1], 60 * MIB, 0)
-    assert found.reason == f"it fits; small for {hint}; measured on 3 requests here; 40 MiB more than is free now"
+    assert found.reason == f"it fits; small for {hint}; measured on 3 requests here; needs 40 MiB more than is free now"
     assert (found.resource_class, found.memory_bytes) == ("small", 100 * MIB)
 
 
 def test_room_for_one_but_not_for_one_on_each_gpu_is_said() -> None:
     found = recommend("throughput", ON_GPU, 50 * MIB, 3)
     fits = found.memory_bytes <= 50 * MIB  # fewer replicas, or the truth
-    assert fits or found.reason.endswith("; 10 MiB more than is free now")
+    assert fits or found.reason.endswith("; needs 10 MiB more than is free now")

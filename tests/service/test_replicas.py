@@ -101,7 +101,7 @@ def stopping(force: bool = True, asleep: bool = False) -> u.StopRequested:
     return stop(force=force, reason=REBOOT, asleep=asleep)
 
 
-BY_HAND = "the engine was stopped (requested)"
+BY_HAND = "its engine instance was stopped (requested)"
 REBOOTED: tuple[list[Event], ...] = tuple([fails("REBOOTED", attempt), stopping()] for attempt in (1, 2, 2, 1, 1))
 NEWS: dict[str, tuple[Command[Any], tuple[Any, ...]]] = {
     #  asked, waiting, starting, running, unhealthy, failed, ended
@@ -153,8 +153,8 @@ def test_hearing_it_again_changes_nothing(news: str, status: str) -> None:
 def test_no_status_of_a_replica_and_no_news_is_missing_in_the_table() -> None:
     for status, events in STATUSES.items():
         (service,) = Given(SERVICE, events).world.values()
-        (member,) = (member for member in service.members if member.process_id == N)
-        assert (member.status, service.status) == (status, "running" if status == "running" else "degraded")
+        (replica,) = (replica for replica in service.replica_set if replica.process_id == N)
+        assert (replica.status, service.status) == (status, "running" if status == "running" else "degraded")
     assert set(STATUSES) == set(get_args(u.ReplicaStatus))
     news = {kind for kind in SERVICE.internal if "process_id" in kind.model_fields}
     assert {type(command) for command, _ in NEWS.values()} == news
@@ -435,7 +435,7 @@ def test_a_process_that_turns_up_when_it_was_gone_is_sent_away_and_nothing_else_
     assert given.then(ready(R0)) == [stray(R0)]
     (service,) = given.world.values()
     assert effects.EndReplica(SVC, R0, drain=False, force=False) in todo(service)
-    assert (service.members, service.status) == (before.members, before.status)
+    assert (service.replica_set, service.status) == (before.replica_set, before.status)
     assert given.then(ready(R0)) == []
     given.then(ended(R0))
     assert given.world == {f"service/{SVC}": before}
@@ -469,8 +469,8 @@ def test_the_time_in_which_a_replica_was_silent_is_not_time_in_which_it_answered
 
 def test_a_replica_keeps_the_memory_of_its_failures_and_its_place() -> None:
     (service,) = Given(SERVICE, [*BOTH, down(R0), gone(R0), again(f"{R0}-1", 1, 0.5)]).world.values()
-    assert [member.process_id for member in service.members] == [f"{R0}-1", R1]
-    assert service.members[0].failures == (state.Failure(R0, NOON, "it broke", "DIED"),)
+    assert [replica.process_id for replica in service.replica_set] == [f"{R0}-1", R1]
+    assert service.replica_set[0].failures == (state.Failure(R0, NOON, "it broke", "DIED"),)
 
 
 def test_of_its_failures_the_last_five_are_kept() -> None:
@@ -479,8 +479,8 @@ def test_of_its_failures_the_last_five_are_kept() -> None:
         given.then(broke(f"{R0}-{launch}" if launch else R0))
         given.then(ready(f"{R0}-{launch + 1}"))
     (service,) = given.world.values()
-    assert [failure.process_id for failure in service.members[0].failures] == [f"{R0}-{n}" for n in range(2, 7)]
-    assert (service.members[0].restarts, service.launches) == (7, 7)
+    assert [failure.process_id for failure in service.replica_set[0].failures] == [f"{R0}-{n}" for n in range(2, 7)]
+    assert (service.replica_set[0].restarts, service.launches) == (7, 7)
 
 
 def test_a_replica_that_was_given_up_and_is_started_again_by_somebody_counts_from_nothing() -> None:
@@ -488,21 +488,24 @@ def test_a_replica_that_was_given_up_and_is_started_again_by_somebody_counts_fro
     given = Given(SERVICE, [*never, again(f"{R1}-1", 1, 0.5), down(f"{R1}-1", attempt=2)])
     assert given.then(begin()) == [another(f"{R1}-2", "started again")]
     (service,) = given.world.values()
-    member = service.members[1]
-    assert (member.status, member.restarts, member.streak, member.unanswered) == ("asked", 0, 0, 0)
-    assert [failure.process_id for failure in member.failures] == [R1, f"{R1}-1"]
+    replica = service.replica_set[1]
+    assert (replica.status, replica.restarts, replica.streak, replica.unanswered) == ("asked", 0, 0, 0)
+    assert [failure.process_id for failure in replica.failures] == [R1, f"{R1}-1"]
     assert given.then(begin()) == []
 
 
 def test_that_a_replica_has_answered_is_known_of_all_its_processes_in_the_run_and_of_none_in_the_next() -> None:
     lived = [*BOTH, down(R1), gone(R1), again(N, 1, 0.5)]
-    assert [member.proven for member in service_of(TWO).members] == [False, False]
-    assert [member.proven for member in service_of(lived).members] == [True, True]
-    assert [member.proven for member in service_of([*GIVEN_UP, another(N, "started again")]).members] == [True, True]
-    assert [member.proven for member in service_of([*lived, scaled(2, 3), another(R2, "requested")]).members] == [
+    assert [replica.proven for replica in service_of(TWO).replica_set] == [False, False]
+    assert [replica.proven for replica in service_of(lived).replica_set] == [True, True]
+    assert [replica.proven for replica in service_of([*GIVEN_UP, another(N, "started again")]).replica_set] == [
+        True,
+        True,
+    ]
+    assert [replica.proven for replica in service_of([*lived, scaled(2, 3), another(R2, "requested")]).replica_set] == [
         *(True, True, False),
     ]
-    assert [member.proven for member in service_of([*BROKEN, requested(2, run=2)]).members] == [False, False]
+    assert [replica.proven for replica in service_of([*BROKEN, requested(2, run=2)]).replica_set] == [False, False]
 
 
 def test_processes_that_are_asked_for_together_have_names_of_their_own() -> None:
@@ -571,7 +574,7 @@ def test_no_more_replicas_come_than_are_wanted_whatever_their_numbers() -> None:
 
 def test_a_service_runs_fully_again_when_the_replica_leaves_that_did_not_answer() -> None:
     (service,) = Given(SERVICE, [*GIVEN_UP, scaled(2, 1), leaving(R1)]).world.values()
-    assert (service.status, service.wanted, service.present()) == ("running", 1, (R0,))
+    assert (service.status, service.desired_replicas, service.present()) == ("running", 1, (R0,))
 
 
 # --- what is called for outside -----------------------------------------------------------------------------------
@@ -706,7 +709,7 @@ def test_a_replica_that_is_to_answer_some_day_has_a_deadline(status: str) -> Non
 
 def test_a_replica_that_answers_again_is_not_silent_any_more() -> None:
     service = service_of([*HUNG, health("healthy", R1, at=NOON + 3)])
-    assert (service.members[1].answers, service.members[1].silent_since) == (True, 0.0)
+    assert (service.replica_set[1].answers, service.replica_set[1].silent_since) == (True, 0.0)
 
 
 def service_of(events: list[Event]) -> Service:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from services.service.rules.scaling import Bounds, Scaler, asked_for
+from services.service.rules.scaling import Bounds, Scaler, needed
 from services.service.units import Autoscale
 
 CALM = 60.0
@@ -25,7 +25,7 @@ class Watched:
         self.changes: list[tuple[float, int]] = []
 
     def look(self, requests: int, *, seconds: float = 1.0) -> int:
-        wanted = self.scaler.look(self.at, requests, self.replicas, self.bounds)
+        wanted = self.scaler.sample(self.at, requests, self.replicas, self.bounds)
         if wanted != self.replicas:
             self.changes.append((self.at - 1000.0, wanted))
             self.replicas = wanted
@@ -63,7 +63,7 @@ class Watched:
     ],
 )
 def test_so_many_requests_ask_for_so_many_replicas(requests: int, bounds: Bounds, expected: int) -> None:
-    assert asked_for(requests, bounds) == expected
+    assert needed(requests, bounds) == expected
 
 
 def test_a_least_number_above_the_most_is_refused() -> None:
@@ -122,7 +122,7 @@ def test_looks_that_come_seldom_count_as_those_that_come_often() -> None:
 
 def test_what_could_not_be_done_is_asked_for_again_after_two_looks() -> None:
     scaler = Scaler(CALM)
-    assert [scaler.look(at, 8, 1, BOUNDS) for at in range(6)] == [1, 2, 1, 2, 1, 2]  # there was no room for a second
+    assert [scaler.sample(at, 8, 1, BOUNDS) for at in range(6)] == [1, 2, 1, 2, 1, 2]  # there was no room for a second
 
 
 # --- what holds of any load ---------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ Chosen = tuple[str, str, int, float, str]  # engine, device, MiB of main memory,
 CHOSEN: dict[str, tuple[list[EngineView], list[DeviceItem], SelectionRequest, Chosen]] = {
     "the only one": (
         *([engine("a")], CPU, wish()),
-        ("a", "cpu", 248, 0.0, "a on cpu: llm in gguf, preferred among a"),
+        ("a", "cpu", 248, 0.0, "a on cpu: llm in gguf, the only suitable engine"),
     ),
     "the preferred one": (
         *([engine("a", 1), engine("b", 3), engine("c", 2)], CPU, wish()),
@@ -93,23 +93,23 @@ CHOSEN: dict[str, tuple[list[EngineView], list[DeviceItem], SelectionRequest, Ch
     ),
     "one that is installed": (
         *([engine("a", 9, installed=False), engine("b", 1)], CPU, wish()),
-        ("b", "cpu", 248, 0.0, "b on cpu: llm in gguf, preferred among b"),
+        ("b", "cpu", 248, 0.0, "b on cpu: llm in gguf, the only suitable engine"),
     ),
     "one that fits": (
         *([engine("a", 9, model_types=["asr"]), engine("b", 8, formats=["onnx"]), engine("c", 1)], CPU, wish()),
-        ("c", "cpu", 248, 0.0, "c on cpu: llm in gguf, preferred among c"),
+        ("c", "cpu", 248, 0.0, "c on cpu: llm in gguf, the only suitable engine"),
     ),
     "asked for": (
         *([engine("a", 9), engine("b", 1)], CPU, wish("b")),
-        ("b", "cpu", 248, 0.0, "b on cpu: llm in gguf, asked for"),
+        ("b", "cpu", 248, 0.0, "b on cpu: llm in gguf, requested"),
     ),
     "without any device": (
         *([engine("a")], [], wish()),
-        ("a", "cpu", 248, 0.0, "a on cpu: llm in gguf, preferred among a"),
+        ("a", "cpu", 248, 0.0, "a on cpu: llm in gguf, the only suitable engine"),
     ),
     "the GPU, of two that are liked the same": (
         *([engine("a", devices=BOTH)], [*CPU, gpu(1000)], wish()),
-        ("a", "gpu", 20, 0.25, "a on gpu: llm in gguf, preferred among a"),
+        ("a", "gpu", 20, 0.25, "a on gpu: llm in gguf, the only suitable engine"),
     ),
     "the GPU before the name": (
         *([engine("a", devices="gpu"), engine("b", devices="cpu")], [*CPU, gpu(1000)], wish()),
@@ -117,7 +117,7 @@ CHOSEN: dict[str, tuple[list[EngineView], list[DeviceItem], SelectionRequest, Ch
     ),
     "the device that the manifest likes": (
         *([engine("a", 2, 1, devices=BOTH)], [*CPU, gpu(1000)], wish()),
-        ("a", "cpu", 248, 0.0, "a on cpu: llm in gguf, preferred among a"),
+        ("a", "cpu", 248, 0.0, "a on cpu: llm in gguf, the only suitable engine"),
     ),
     "the engine that is liked on that device": (
         *([engine("a", 9, 1, devices=BOTH), engine("b", 1, 5, devices=BOTH)], [*CPU, gpu(1000)], wish(device="gpu")),
@@ -125,35 +125,35 @@ CHOSEN: dict[str, tuple[list[EngineView], list[DeviceItem], SelectionRequest, Ch
     ),
     "the CPU, asked for": (
         *([engine("a", 1, 9, devices=BOTH)], [*CPU, gpu(1000)], wish(device="cpu")),
-        ("a", "cpu", 248, 0.0, "a on cpu: llm in gguf, preferred among a"),
+        ("a", "cpu", 248, 0.0, "a on cpu: llm in gguf, the only suitable engine"),
     ),
     "the CPU, there is no GPU": (
         *([engine("a", 1, 9, devices=BOTH)], CPU, wish()),
-        ("a", "cpu", 248, 0.0, "a on cpu: llm in gguf, preferred among a; no GPU with 248 MiB free"),
+        ("a", "cpu", 248, 0.0, "a on cpu: llm in gguf, the only suitable engine; no GPU with 248 MiB free"),
     ),
     "the CPU, the GPU has too little": (
         *([engine("a", 1, 9, devices=BOTH)], [*CPU, gpu(247)], wish()),
-        ("a", "cpu", 248, 0.0, "a on cpu: llm in gguf, preferred among a; no GPU with 248 MiB free"),
+        ("a", "cpu", 248, 0.0, "a on cpu: llm in gguf, the only suitable engine; no GPU with 248 MiB free"),
     ),
     "the CPU, the GPU is taken": (
         *([engine("a", 1, 9, devices=BOTH)], [*CPU, gpu(1000, 247)], wish("a")),
-        ("a", "cpu", 248, 0.0, "a on cpu: llm in gguf, asked for; no GPU with 248 MiB free"),
+        ("a", "cpu", 248, 0.0, "a on cpu: llm in gguf, requested; no GPU with 248 MiB free"),
     ),
     "a GPU that is just large enough": (
         *([engine("a", devices=BOTH)], [*CPU, gpu(248)], wish()),
-        ("a", "gpu", 20, 1.0, "a on gpu: llm in gguf, preferred among a"),
+        ("a", "gpu", 20, 1.0, "a on gpu: llm in gguf, the only suitable engine"),
     ),
     "a GPU with just enough left": (
         *([engine("a", devices=BOTH)], [*CPU, gpu(1000, 248)], wish()),
-        ("a", "gpu", 20, 0.25, "a on gpu: llm in gguf, preferred among a"),
+        ("a", "gpu", 20, 0.25, "a on gpu: llm in gguf, the only suitable engine"),
     ),
     "the share is of the GPU with the most left": (
         *([engine("a", devices=BOTH)], [gpu(1000, 300), gpu(4000, 400), gpu(500, 350)], wish()),
-        ("a", "gpu", 20, 0.07, "a on gpu: llm in gguf, preferred among a"),
+        ("a", "gpu", 20, 0.07, "a on gpu: llm in gguf, the only suitable engine"),
     ),
     "another engine on the CPU says nothing of the GPU": (
         *([engine("a", 1), engine("b", 9, installed=False, devices=BOTH)], CPU, wish()),
-        ("a", "cpu", 248, 0.0, "a on cpu: llm in gguf, preferred among a"),
+        ("a", "cpu", 248, 0.0, "a on cpu: llm in gguf, the only suitable engine"),
     ),
     "a GPU that is too small for another engine only": (
         *([engine("a", gpu=9, devices=BOTH), engine("b", gpu=1, devices="gpu", options=[])], [gpu(200)], wish()),
@@ -161,7 +161,7 @@ CHOSEN: dict[str, tuple[list[EngineView], list[DeviceItem], SelectionRequest, Ch
     ),
     "more context takes more": (
         *([engine("a")], CPU, wish(size="large")),
-        ("a", "cpu", 4216, 0.0, "a on cpu: llm in gguf, preferred among a"),
+        ("a", "cpu", 4216, 0.0, "a on cpu: llm in gguf, the only suitable engine"),
     ),
 }
 
@@ -190,66 +190,84 @@ REFUSED: dict[
     str, tuple[list[EngineView], list[DeviceItem], SelectionRequest, type[AimaError], str, dict[str, Any]]
 ] = {
     "none at all": (
-        *([], CPU, wish(), Conflict, "model m is a llm in gguf: no engine serves that"),
+        *(
+            [],
+            CPU,
+            wish(),
+            Conflict,
+            "no engine serves model m (llm, gguf); engine.list shows which models each serves",
+        ),
         {"reason": "NO_ENGINE", "engines": []},
     ),
     "none at all, on a device": (
-        *([], CPU, wish(device="cpu"), Conflict, "model m is a llm in gguf: no engine serves that on cpu"),
+        *(
+            [],
+            CPU,
+            wish(device="cpu"),
+            Conflict,
+            "no engine serves model m (llm, gguf) on cpu; engine.list shows which models each serves",
+        ),
         {"reason": "NO_ENGINE", "engines": []},
     ),
     "none that reads the format": (
         *([engine("a", formats=["onnx"])], CPU, wish(), Conflict),
-        "model m is a llm in gguf: no engine serves that",
+        "no engine serves model m (llm, gguf); engine.list shows which models each serves",
         {"reason": "NO_ENGINE", "engines": []},
     ),
     "none for that type": (
         *([engine("a", model_types=["asr"])], CPU, wish(), Conflict),
-        "model m is a llm in gguf: no engine serves that",
+        "no engine serves model m (llm, gguf); engine.list shows which models each serves",
         {"reason": "NO_ENGINE", "engines": []},
     ),
     "none for that device": (
         *([engine("a")], [*CPU, gpu(1000)], wish(device="gpu"), Conflict),
-        "model m is a llm in gguf: no engine serves that on gpu",
+        "no engine serves model m (llm, gguf) on gpu; engine.list shows which models each serves",
         {"reason": "NO_ENGINE", "engines": []},
     ),
     "none is installed": (
         *([engine("b", installed=False), engine("a", installed=False)], CPU, wish(), Conflict),
-        "model m is a llm in gguf: b or a would serve it, but is not installed",
+        "model m (llm, gguf) needs an engine that is not installed: b or a; "
+        "install it with: aima call engine.install name=b",
         {"reason": "ENGINE_NOT_INSTALLED", "engines": ["b", "a"]},
     ),
     "none for that device is installed": (
         *([engine("a"), engine("b", installed=False, devices="gpu")], CPU, wish(device="gpu"), Conflict),
-        "model m is a llm in gguf: b would serve it on gpu, but is not installed",
+        "model m (llm, gguf) needs an engine that is not installed on gpu: b; "
+        "install it with: aima call engine.install name=b",
         {"reason": "ENGINE_NOT_INSTALLED", "engines": ["b"]},
     ),
     "the one asked for does not fit": (
         *([engine("a"), engine("b", formats=["onnx"])], CPU, wish("b"), Conflict),
-        "model m is a llm in gguf: b does not serve that",
+        "engine b does not serve model m (llm, gguf); engine.list shows which models each serves",
         {"reason": "NO_ENGINE", "engines": []},
     ),
     "the one asked for is unknown": (
         *([engine("a")], CPU, wish("x", "cpu"), Conflict),
-        "model m is a llm in gguf: x does not serve that on cpu",
+        "engine x does not serve model m (llm, gguf) on cpu; engine.list shows which models each serves",
         {"reason": "NO_ENGINE", "engines": []},
     ),
     "the one asked for is not installed": (
         *([engine("a"), engine("b", installed=False)], CPU, wish("b"), Conflict),
-        "model m is a llm in gguf: b would serve it, but is not installed",
+        "model m (llm, gguf) needs an engine that is not installed: b; "
+        "install it with: aima call engine.install name=b",
         {"reason": "ENGINE_NOT_INSTALLED", "engines": ["b"]},
     ),
     "no GPU": (
         *([engine("a", devices=BOTH)], CPU, wish(device="gpu"), InsufficientResources),
-        "m takes 248 MiB of a GPU's memory; this machine has no GPU that AIMA can see",
+        "model m needs 248 MiB of GPU memory, but no GPU has been detected; "
+        "create the service with device=cpu, or connect a GPU and run device.detect",
         {"reason": "NO_GPU", "requested": 248 * MIB, "available": 0, "missing": 248 * MIB},
     ),
     "no GPU for what runs on nothing else": (
         *([engine("a", devices="gpu")], CPU, wish(), InsufficientResources),
-        "m takes 248 MiB of a GPU's memory; this machine has no GPU that AIMA can see",
+        "model m needs 248 MiB of GPU memory, but no GPU has been detected; connect a GPU and run device.detect",
         {"reason": "NO_GPU", "requested": 248 * MIB, "available": 0, "missing": 248 * MIB},
     ),
     "no GPU with enough left": (
         *([engine("a", devices=BOTH)], [gpu(1000, 100), gpu(1000, 200)], wish(device="gpu"), InsufficientResources),
-        "m takes 248 MiB of a GPU's memory; the freest has 200 MiB",
+        "model m needs 248 MiB of GPU memory, but the freest GPU, n-gpu-0, has 200 of 1000 MiB free; free GPU memory "
+        "(resource.allocations shows who holds it), or use a smaller resource_class, or "
+        "create the service with device=cpu",
         {
             "reason": "INSUFFICIENT_ACCELERATORS",
             "requested": 248 * MIB,

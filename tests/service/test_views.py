@@ -226,6 +226,9 @@ def test_the_figures_of_a_service_are_those_of_the_inference_domain() -> None:
 # --- its status ---------------------------------------------------------------------------------------------------
 
 START = f"aima call service.start service_id={SVC}"
+FIX = f"fix the cause, then start it with: {START}"
+KILL = f"to kill what is left: aima call service.stop service_id={SVC} force=true"
+SILENT = "no reply to its health check for 0 s; AIMA replaces it after 10 s of silence"
 FIRST_0, FIRST, SECOND = f"{R0}-1", f"{R1}-1", f"{R1}-2"
 EVICTED = again(FIRST, 1, 0.5, "PREEMPTED: it broke", at=NOON + 2)
 NO_ROOM = down(R1, "4 GiB are missing", "INSUFFICIENT_MEMORY")
@@ -237,64 +240,80 @@ FOUR_TIMES = [
 SUMMARIES: dict[str, tuple[list[Event], str, str, str, str | None]] = {
     # what has happened: status, health, the line, the error
     "created": ([created()], "created", "none", f"not started yet; start it with: {START}", None),
-    "asked": (TWO, "starting", "starting", f"0 of 2 replicas answer; {R0}: asked for", None),
-    "starting": ([*TWO, up(R0), progress(R1)], "starting", "starting", f"1 of 2 replicas answer; {R1}: loading", None),
+    "asked": (
+        TWO,
+        "starting",
+        "starting",
+        f"0 of 2 replicas answer; {R0} waits for the engine domain to start it",
+        None,
+    ),
+    "starting": (
+        [*TWO, up(R0), progress(R1)],
+        "starting",
+        "starting",
+        f"1 of 2 replicas answer; {R1} is starting: loading",
+        None,
+    ),
     "starting, who has come least far": (
         [*TWO, progress(R0)],
-        *("starting", "starting", f"0 of 2 replicas answer; {R1}: asked for", None),
+        *("starting", "starting", f"0 of 2 replicas answer; {R1} waits for the engine domain to start it", None),
     ),
     "starting, one is tried again": (
         [*TWO, up(R0), down(R1), again(FIRST, 1, 0.5, by=NOON + 40), progress(FIRST)],
-        *("starting", "starting", f"1 of 2 replicas answer; {FIRST}: loading (before: DIED: it broke)", "it broke"),
+        *(
+            "starting",
+            "starting",
+            f"1 of 2 replicas answer; {FIRST} is starting: loading (last failure: DIED: it broke)",
+            "it broke",
+        ),
     ),
     "running": (BOTH, "running", "healthy", "2 of 2 replicas answer", None),
     "waiting for the next try": (
         [*BOTH, down(R1), again(FIRST, 1, 7.4)],
         *("degraded", "degraded"),
-        "1 of 2 replicas answer; replica 1 is started again in 7 s (restart 1), after DIED: it broke",
+        "1 of 2 replicas answer; replica 1 restarts in 7 s (restart 1) after DIED: it broke",
         "it broke",
     ),
     "waiting, its time has come": (
-        [*BOTH, down(R1, at=BEFORE), again(FIRST, 2, 0.5, at=BEFORE)],
+        [*BOTH, down(R1, at=BEFORE), gone(R1), again(FIRST, 2, 0.5, at=BEFORE)],
         *("degraded", "degraded"),
-        "1 of 2 replicas answer; replica 1 is started again in 0 s (restart 2), after DIED: it broke",
+        f"1 of 2 replicas answer; {FIRST} waits for the engine domain to start it (last failure: DIED: it broke)",
         "it broke",
     ),
     "evicted": (
         [*BOTH, down(R1, code="PREEMPTED"), EVICTED],
         *("degraded", "degraded"),
-        "1 of 2 replicas answer; replica 1 is started again in 2 s (restart 1), after PREEMPTED: it broke",
+        "1 of 2 replicas answer; replica 1 restarts in 2 s (restart 1) after PREEMPTED: it broke",
         "it broke",
     ),
     "waiting for memory": (
         [*BOTH, NO_ROOM, again(FIRST, 1, 64.0, "INSUFFICIENT_MEMORY: 4 GiB are missing")],
         *("degraded", "degraded"),
-        "1 of 2 replicas answer; replica 1 is started again in 64 s (restart 1), after "
-        "INSUFFICIENT_MEMORY: 4 GiB are missing",
+        "1 of 2 replicas answer; replica 1 restarts in 64 s (restart 1) after INSUFFICIENT_MEMORY: 4 GiB are missing",
         "4 GiB are missing",
     ),
     "given up at once": (
         GIVEN_UP,
         *("degraded", "degraded"),
-        f"1 of 2 replicas answer; {R1}: MODEL_INVALID: it broke; given up after 1 tries; try again: {START}",
+        f"1 of 2 replicas answer; {R1} was given up after 1 attempt: MODEL_INVALID: it broke; {FIX}",
         "it broke",
     ),
     "given up, and not gone yet": (
         GIVEN_UP[:-1],
         *("degraded", "degraded"),
-        f"1 of 2 replicas answer; {R1}: MODEL_INVALID: it broke; given up after 1 tries; try again: {START}",
+        f"1 of 2 replicas answer; {R1} was given up after 1 attempt: MODEL_INVALID: it broke; {FIX}",
         "it broke",
     ),
     "given up after four tries": (
         FOUR_TIMES,
         *("degraded", "degraded"),
-        f"1 of 2 replicas answer; {R1}-3: DIED: it broke; given up after 4 tries; try again: {START}",
+        f"1 of 2 replicas answer; {R1}-3 was given up after 4 attempts: DIED: it broke; {FIX}",
         "it broke",
     ),
     "given up before hung": (
         [*GIVEN_UP, health("unhealthy", R0)],
         *("degraded", "unhealthy"),
-        f"0 of 2 replicas answer; {R1}: MODEL_INVALID: it broke; given up after 1 tries; try again: {START}",
+        f"0 of 2 replicas answer; {R1} was given up after 1 attempt: MODEL_INVALID: it broke; {FIX}",
         "it broke",
     ),
     "hung": (
@@ -302,7 +321,7 @@ SUMMARIES: dict[str, tuple[list[Event], str, str, str, str | None]] = {
         *(
             "degraded",
             "degraded",
-            f"1 of 2 replicas answer; {R0} does not answer its health check for 0 s and is replaced unless it does",
+            f"1 of 2 replicas answer; {R0} is unhealthy: {SILENT}",
             None,
         ),
     ),
@@ -311,7 +330,7 @@ SUMMARIES: dict[str, tuple[list[Event], str, str, str, str | None]] = {
         *(
             "degraded",
             "unhealthy",
-            f"0 of 2 replicas answer; {R0} does not answer its health check for 0 s and is replaced unless it does",
+            f"0 of 2 replicas answer; {R0} is unhealthy: {SILENT}",
             "it broke",
         ),
     ),
@@ -321,11 +340,11 @@ SUMMARIES: dict[str, tuple[list[Event], str, str, str, str | None]] = {
     ),
     "stopping": (
         [*BOTH, stop(), gone(R0)],
-        *("stopping", "stopping", "waiting for 1 processes to end (requested)", None),
+        *("stopping", "stopping", f"waiting for {R1} to end (requested); {KILL}", None),
     ),
     "to sleep": (
         [*BOTH, sleep()],
-        *("stopping", "stopping", "waiting for 2 processes to end (no request for 60 s)", None),
+        *("stopping", "stopping", f"waiting for {R0}, {R1} to end (no request for 60 s)", None),
     ),
     "stopped": ([*UP, stop(), gone(), STOPPED], "stopped", "none", f"stopped; start it with: {START}", None),
     "stopped by a reboot": (
@@ -346,23 +365,53 @@ SUMMARIES: dict[str, tuple[list[Event], str, str, str, str | None]] = {
     ),
     "failed": (
         BROKEN,
-        *("failed", "unhealthy", f"MODEL_INVALID: it broke; when that is mended: {START}", "it broke"),
+        *("failed", "unhealthy", f"MODEL_INVALID: it broke; {FIX}", "it broke"),
     ),
     "a stop that took too long": (
-        [*UP, stop(), failed(f"{R0} did not end in time; still trying", "STOP_TIMEOUT")],
+        [*UP, stop(), failed(f"{R0} did not end in time; AIMA keeps trying", "STOP_TIMEOUT")],
         *("failed", "unhealthy"),
-        f"STOP_TIMEOUT: {R0} did not end in time; still trying; when that is mended: {START}",
-        f"{R0} did not end in time; still trying",
+        f"STOP_TIMEOUT: {R0} did not end in time; AIMA keeps trying; "
+        f"to kill it now: aima call engine.stop name={R0} force=true",
+        f"{R0} did not end in time; AIMA keeps trying",
     ),
 }
+
+
+def now(memory: dict[str, int] | None = None, making_room: tuple[str, ...] = ()) -> views.Now:
+    return views.Now(NOON, 10.0, memory or {}, making_room)
 
 
 @pytest.mark.parametrize(("events", "status", "health", "summary", "error"), SUMMARIES.values(), ids=SUMMARIES)
 def test_a_status_says_in_one_line(
     events: list[Event], status: str, health: str, summary: str, error: str | None
 ) -> None:
-    shown = views.status_view(service(events), {}, NOON)
+    shown = views.status_view(service(events), now())
     assert (shown.id, shown.status, shown.health, shown.summary, shown.error) == (SVC, status, health, summary, error)
+
+
+def summary(events: list[Event], **more: Any) -> str:
+    return views.status_view(service(events), now(**more)).summary
+
+
+def test_a_replica_that_waits_for_others_says_for_whom() -> None:
+    lead = f"0 of 1 replicas answer; {R0} waits for"
+    memory = "memory from services that are going to sleep for it"
+    assert summary(ONE, making_room=(OTHER, "svc-c")) == f"{lead} {memory}: {OTHER}, svc-c"
+    after = [*UP, down(at=BEFORE), again(FIRST_0, 1, 0.5, at=BEFORE)]  # its last process has not ended
+    assert summary(after) == (
+        f"0 of 1 replicas answer; {FIRST_0} waits for its previous process to end: {R0} (last failure: DIED: it broke)"
+    )
+
+
+def test_a_replica_that_is_restarted_through_its_engine_is_not_called_silent() -> None:
+    line = f"0 of 1 replicas answer; {R0} is being restarted by the engine domain"
+    assert summary([*UP, health("unhealthy", R0, at=0.0)]) == line
+
+
+def test_a_stop_names_five_processes_and_no_kill_when_it_kills_already() -> None:
+    events = [created(replicas=7), requested(7, at=BEFORE), stop(force=True)]
+    names = ", ".join(f"{SVC}-r{number}-1" for number in range(5))
+    assert summary(events) == f"waiting for {names} and 2 more to end (requested)"
 
 
 def test_every_status_has_its_line() -> None:
@@ -373,7 +422,7 @@ AT_BEFORE, RETRY = "2026-01-01T11:59:40.000000Z", "2026-01-01T11:59:40.500000Z"
 
 
 def test_a_status_shows_each_replica() -> None:
-    shown = views.status_view(service(WAITING), {R0: 123, R1: 456}, NOON)
+    shown = views.status_view(service(WAITING), now({R0: 123, R1: 456}))
     assert [replica.model_dump() for replica in shown.replicas] == [
         {
             "replica": 0,
@@ -412,7 +461,7 @@ def test_a_status_shows_each_replica() -> None:
 
 def test_a_replica_shows_how_far_it_is_and_how_its_earlier_processes_ended() -> None:
     events = [*WAITING, progress(FIRST), down(FIRST, "boom", "BOOM", 2), again(SECOND, 2, 1.0), progress(SECOND)]
-    shown = views.status_view(service(events), {}, NOON).replicas[1]
+    shown = views.status_view(service(events), now()).replicas[1]
     assert (shown.status, shown.phase, shown.progress, shown.message) == ("starting", "loading", 40.0, "loading")
     assert (shown.error, shown.error_code, shown.restarts, shown.retry_at) == ("boom", "BOOM", 2, None)
     assert [(past.process_id, past.error_code) for past in shown.attempts] == [(R1, "DIED"), (FIRST, "BOOM")]
@@ -487,22 +536,22 @@ ANSWERS: dict[str, tuple[Command[Any], list[Event], list[Event], Any]] = {
         [requested(), MADE_ROOM, *of_another([failed()])],
         WAITS,
     ),
-    "start, up already": (start(), UP, [], outcome("running", "it is running already")),
-    "start, up already, not waiting": (start(False), UP, [], outcome("running", "it is running already")),
-    "start, degraded already": (start(), WAITING, [], outcome("degraded", "it is degraded already")),
+    "start, up already": (start(), UP, [], outcome("running", "already running")),
+    "start, up already, not waiting": (start(False), UP, [], outcome("running", "already running")),
+    "start, degraded already": (start(), WAITING, [], outcome("degraded", "already degraded")),
     "start, what was given up is tried again": (
         start(),
         GIVEN_UP,
         [AGAIN],
-        outcome("degraded", "1 of its 2 replicas are started again"),
+        outcome("degraded", "starting 1 of 2 replicas again"),
     ),
     "start, under way": (start(), ONE, [], WAITS),
-    "start, under way, not waiting": (start(False), ONE, [], outcome("starting", "it is starting already")),
+    "start, under way, not waiting": (start(False), ONE, [], outcome("starting", "already starting")),
     "start, under way, up": (
         start(),
         ONE,
         [up(), started(ENDPOINT[R0])],
-        outcome("running", "it is running already"),
+        outcome("running", "already running"),
     ),
     "start, failed": (
         start(),
@@ -534,27 +583,32 @@ ANSWERS: dict[str, tuple[Command[Any], list[Event], list[Event], Any]] = {
         start(),
         [created()],
         [requested(), stop()],
-        "ExecutionFailed STOPPED the service was stopped while it started",
+        "ExecutionFailed STOPPED svc-a was stopped while it was starting",
     ),
     "start, stopped, and started by another": (
         start(),
         [created()],
         [requested(), stop(), STOPPED, requested(run=2)],
-        "ExecutionFailed STOPPED the service was stopped while it started",
+        "ExecutionFailed STOPPED svc-a was stopped while it was starting",
     ),
     "start, stopped, which took too long": (
         start(),
         [created()],
         [requested(), stop(), failed("x", "STOP_TIMEOUT")],
-        "ExecutionFailed STOPPED the service was stopped while it started",
+        "ExecutionFailed STOPPED svc-a was stopped while it was starting",
     ),
     "start, stopped before we looked": (
         start(),
         [*UP, stop(), gone(), STOPPED],
         [],
-        "ExecutionFailed STOPPED the service was stopped while it started",
+        "ExecutionFailed STOPPED svc-a was stopped while it was starting",
     ),
-    "start, deleted": (start(), [created()], [DELETED], "ExecutionFailed DELETED the service was deleted"),
+    "start, deleted": (
+        start(),
+        [created()],
+        [DELETED],
+        "ExecutionFailed DELETED svc-a was deleted while it was starting",
+    ),
     "stop": (STOP, UP, [stop()], WAITS),
     "stop, gone": (STOP, UP, [stop(), gone(), STOPPED], Success()),
     "stop, one of two gone": (STOP, BOTH, [stop(), gone(R0)], WAITS),
@@ -587,7 +641,7 @@ ANSWERS: dict[str, tuple[Command[Any], list[Event], list[Event], Any]] = {
         [scaled(1, 0), sleep()],
         scales(0, "asleep: the next request wakes it, with one replica"),
     ),
-    "scale, stopped": (scale(2), [created()], [scaled(1, 2)], scales(2, "2 replicas from its next start on")),
+    "scale, stopped": (scale(2), [created()], [scaled(1, 2)], scales(2, "2 replicas from the next start on")),
     "put to sleep": (ASK_SLEEP, UP, [sleep()], Success()),
     "timed out": (late(), ONE, [failed(code="TIMEOUT")], Success()),
     "progress": (came(), ONE, [progress()], Success()),

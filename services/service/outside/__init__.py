@@ -1,1 +1,1 @@
-"""What the service domain awaits: its peers and the time."""
+"""The part of the service domain that awaits its peers and the clock."""

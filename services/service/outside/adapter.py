@@ -1,4 +1,7 @@
-"""Everything of the service domain that awaits: what it asks of its peers, and what it makes of their news."""
+"""The entrance to everything of the service domain that awaits: preparation of commands, effects, queries.
+
+`react` turns events of the engine domain into commands of ours. Decides nothing: the rules do.
+"""
 
 from __future__ import annotations
 
@@ -28,31 +31,29 @@ from services.service.rules import state, views
 from services.service.rules.decider import unknown
 from services.service.rules.scaling import within
 
-_GLANCE = 1.0  # seconds for what only adds to an answer
-_ANSWERING = 0.25  # seconds before its deadline at which a caller is told that its start has taken too long
+_OPTIONAL = 1.0  # seconds for a peer's answer that an answer of ours can do without
+_ANSWERING = 0.25  # seconds before a waiting caller's deadline at which its start times out, so that the error arrives
 
 
 class ServiceOutside(Outside[state.Service]):
-    """The service domain's side of the world."""
+    """Everything of the service domain that awaits."""
 
     def __init__(self, context: Context[state.Service]) -> None:
         super().__init__(context)
-        self._room = MemoryFinder(context)
-        self._facts = StartFacts(context, self._room)
-        self._keeper = Reconciler(context, self._room)
-        self._optimizer = RecommendationFacts(context, self._facts)
-        self._performing = ReplicaEffects(context)
+        self._memory = MemoryFinder(context)
+        self._facts = StartFacts(context, self._memory)
+        self._reconciler = Reconciler(context, self._memory)
+        self._recommendation = RecommendationFacts(context, self._facts)
+        self._effects = ReplicaEffects(context)
 
     async def close(self) -> None:
-        """Ask no more."""
-        self._performing.close()
+        self._effects.close()
 
     def background(self) -> Iterable[Callable[[], Coroutine[Any, Any, None]]]:
-        """Keep an eye on the load."""
-        return (self._keeper.keep,)
+        return (self._reconciler.run,)
 
     async def prepare(self, command: Command[Any], call: Call) -> Command[Any]:
-        """Look up the model, choose engine and device, see whether there is room."""
+        """Look up the model, choose engine and device, and check the memory."""
         match command:
             case u.CreateService():
                 return await self._prepare_create(command)
@@ -63,25 +64,23 @@ class ServiceOutside(Outside[state.Service]):
         return await super().prepare(command, call)
 
     async def perform(self, effect: Any) -> Commands:
-        """Do one effect."""
-        return await self._performing.perform(effect)
+        return await self._effects.perform(effect)
 
     async def answer(self, query: Query[Any]) -> View:
-        """Answer a query."""
         match query:
             case u.GetService(service_id=ident, as_of=None):
                 return await self._get(self._service(ident))
             case u.GetService(service_id=ident, as_of=as_of):
-                was = await self.context.read.state_at(f"service/{ident}", as_of or "")
-                if was is None:
+                past = await self.context.read.state_at(f"service/{ident}", as_of or "")
+                if past is None:
                     raise NotFound(f"there was no service {ident} at {as_of}", reason="SERVICE_NOT_FOUND")
-                return views.service_view(was)
+                return views.service_view(past)
             case u.ListServices():
                 return await self._list(query)
             case u.GetStatus(service_id=ident):
                 return await self._status(self._service(ident))
             case u.Recommend(model_id=model_id, hint=hint):
-                return await self._optimizer.recommend(model_id, hint)
+                return await self._recommendation.recommend(model_id, hint)
             case u.GetLogs(service_id=ident, tail=tail):
                 return await self._logs(self._service(ident), tail)
             case u.GetHistory(service_id=ident, after=after, limit=limit):
@@ -91,35 +90,35 @@ class ServiceOutside(Outside[state.Service]):
                 return u.History(events=[msgspec.to_builtins(record.wire()) for record in records])
         return await super().answer(query)
 
-    # --- what deciding needs to know ------------------------------------------------------------------------
+    # --- preparation of commands ----------------------------------------------------------------------------
 
     async def _prepare_create(self, command: u.CreateService) -> i.Register:
         peers = self.context.peers
-        found = model.present(await peers.call(model.GetModel(model_id=command.model_id)))
+        model_view = model.present(await peers.call(model.GetModel(model_id=command.model_id)))
         if command.engine:
             await peers.call(engine.GetEngine(name=command.engine))
         if command.config:
-            await self._facts.check(found, command.engine, command.config)
-        given = command.model_dump(exclude={"model_id", "name", "engine", "autoscale"})
+            await self._facts.check(model_view, command.engine, command.config)
+        other_fields = command.model_dump(exclude={"model_id", "name", "engine", "autoscale"})
         return i.Register(
-            name=command.name or found.name[:50],
+            name=command.name or model_view.name[:50],
             named=command.name is not None,
-            model_id=found.id,
-            model_name=found.name,
-            model_type=found.type,
+            model_id=model_view.id,
+            model_name=model_view.name,
+            model_type=model_view.type,
             engine=command.engine or "",
             autoscale=command.autoscale.model_dump() if command.autoscale else None,
-            **given,
+            **other_fields,
         )
 
     async def _prepare_start(self, command: u.StartService, call: Call) -> i.BeginStart:
         ident, wait, timeout = command.service_id, command.wait, command.timeout
-        if wait and call.deadline:  # who waits must be told before giving up, and then nothing may be left of it
+        if wait and call.deadline:  # the start must fail, and be cleared away, before the waiting caller gives up
             timeout = max(min(timeout, call.deadline - _ANSWERING - time.time()), 0.0)
         service = self.context.world.get(f"service/{ident}")
         if service is None or service.runs or service.status == "stopping":
             return i.BeginStart(service_id=ident, wait=wait, timeout=timeout)
-        replicas = within(service.about, service.wanted)
+        replicas = within(service.about, service.desired_replicas)
         return await self._facts.of(service, replicas=replicas, wait=wait, timeout=timeout, gently=command.wake)
 
     async def _prepare_scale(self, command: u.ScaleService) -> i.BeginScale:
@@ -133,11 +132,11 @@ class ServiceOutside(Outside[state.Service]):
             awake = within(service.about, replicas)
             start = await self._facts.of(service, replicas=awake, wait=False, timeout=timeout)
             return scale.model_copy(update={"start": start, "makes_room": start.makes_room})
-        more = within(service.about, replicas) - len(service.members)
+        more = within(service.about, replicas) - len(service.replica_set)
         if not service.runs or more <= 0 or service.start is None:
             return scale
-        room = await self._room.made(service, more, Need(service.start.memory, service.start.gpu_fraction))
-        return scale.model_copy(update={"makes_room": room})
+        need = Need(service.start.memory, service.start.gpu_fraction)
+        return scale.model_copy(update={"makes_room": await self._memory.make_room(service, more, need)})
 
     # --- queries --------------------------------------------------------------------------------------------
 
@@ -149,11 +148,15 @@ class ServiceOutside(Outside[state.Service]):
 
     async def _list(self, query: u.ListServices) -> u.ServiceList:
         if query.status == "degraded" or query.status == "running":
-            # which of the two it is changes with every replica, so the state says it, not the table
-            found = [s for s in self.context.world.values() if s.status == query.status]
-            wanted = [s for s in found if query.model_id in (None, s.about.model_id)]
-            page = wanted[query.offset : query.offset + query.limit]
-            return u.ServiceList(services=[views.service_view(s) for s in page], total=len(wanted))
+            # only the state tells running from degraded: each event of a replica may change it, and none of these
+            # events is written to the table
+            matches = [
+                service
+                for service in self.context.world.values()
+                if service.status == query.status and query.model_id in (None, service.about.model_id)
+            ]
+            page = matches[query.offset : query.offset + query.limit]
+            return u.ServiceList(services=[views.service_view(service) for service in page], total=len(matches))
         rows, total = await self.context.read.page(
             "services",
             where={"status": query.status, "model_id": query.model_id},
@@ -161,37 +164,43 @@ class ServiceOutside(Outside[state.Service]):
             offset=query.offset,
         )
         states = (self.context.world.get(f"service/{row['id']}") for row in rows)
-        return u.ServiceList(services=[views.service_view(s) for s in states if s], total=total)
+        return u.ServiceList(services=[views.service_view(service) for service in states if service], total=total)
 
     async def _get(self, service: state.Service) -> u.ServiceView:
-        found: inference.ServiceMetrics | None = None
+        measured: inference.ServiceMetrics | None = None
         with contextlib.suppress(AimaError):
-            found = await self.context.peers.call(inference.GetMetrics(service_id=service.id), timeout=_GLANCE)
-        return views.service_view(service, views.metrics(found) if found else None)
+            measured = await self.context.peers.call(inference.GetMetrics(service_id=service.id), timeout=_OPTIONAL)
+        return views.service_view(service, views.metrics(measured) if measured else None)
 
     async def _status(self, service: state.Service) -> u.StatusView:
         instances: list[engine.Instance] = []
         if service.start and service.answering():
             with contextlib.suppress(AimaError):
-                asked = engine.GetEngine(name=service.start.engine)
-                instances = (await self.context.peers.call(asked, timeout=_GLANCE)).instances
-        used = {found.process_id: found.memory_bytes for found in instances if found.memory_bytes}
-        return views.status_view(service, used, time.time())
+                query = engine.GetEngine(name=service.start.engine)
+                instances = (await self.context.peers.call(query, timeout=_OPTIONAL)).instances
+        memory = {instance.process_id: instance.memory_bytes for instance in instances if instance.memory_bytes}
+        making_room = [
+            other.id
+            for other in self.context.world.values()
+            if other.status == "stopping" and other.stop and other.stop.made_room_for == service.id
+        ]
+        return views.status_view(service, views.Now(time.time(), self.context.settings.grace, memory, making_room))
 
     async def _logs(self, service: state.Service, tail: int) -> u.Logs:
         lines: list[str] = []
-        begun = views.begun(service)  # an earlier service of the name may have had processes of the same ids
+        # a deleted service of the same name may have had processes with the same ids
+        since = views.start_requested_at(service)
         for process_id in views.logged(service):
             try:
-                found = await self.context.peers.call(engine.GetLogs(process_id=process_id, tail=tail, since=begun))
+                logs = await self.context.peers.call(engine.GetLogs(process_id=process_id, tail=tail, since=since))
             except NotFound:
                 continue
-            lines += [f"{process_id}: {line}" for line in found.logs]
+            lines += [f"{process_id}: {line}" for line in logs.logs]
         return u.Logs(logs=lines)
 
 
 def react(recorded: Recorded) -> Sequence[Command[Any]]:
-    """Turn the engine domain's news of a process of ours into a command to its service. Pure."""
+    """Return the command for an engine event about a process of a service; empty for other processes. Pure."""
     match recorded.event:
         case engine.StartProgress(service_id=ident) as event if ident:
             return [

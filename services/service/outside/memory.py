@@ -1,7 +1,7 @@
-"""Whether there is memory for more replicas, and who makes room for them when there is none.
+"""Finds memory for more replicas: checks whether it is free, and if not, which idle services have to go to sleep.
 
-The services that have been idle longest do, if that is enough and they are no more important; services that are
-persistent or have work never do. The resource domain has the last word on memory.
+Services of no higher priority make room, those that have been idle longest first. Services that are persistent or have
+requests never do. The resource domain alone reserves memory; nothing is changed here.
 """
 
 from __future__ import annotations
@@ -16,105 +16,105 @@ from services.inference import units as inference
 from services.resource import units as resource
 from services.service.rules.state import Service
 
-_ASK = 2.0  # seconds for a question that a peer answers from memory
-_RESIDENCE = 10.0  # seconds for which a service that was used keeps its memory from those that a request wakes
-_REASONS = {"accelerator": "INSUFFICIENT_ACCELERATORS", "system": "SYSTEM_MEMORY_LOW"}  # by what is lacking
-_MOST_FREED = 100  # slots that the resource domain takes into one question
+_QUERY = 2.0  # seconds for a query that a peer answers from memory
+_RESIDENCE = 10.0  # seconds after its last request during which a service keeps its memory when a request wakes another
+_REASONS = {"accelerator": "INSUFFICIENT_ACCELERATORS", "system": "SYSTEM_MEMORY_LOW"}  # by `lacking`
+_MOST_FREED = 100  # slots that one resource.can_allocate takes
 
 
 class Need(NamedTuple):
-    """What one replica takes: `memory` in bytes of main memory, and a part of one GPU."""
+    """The need of one replica: `memory` in bytes of main memory, `gpu_fraction` of one GPU."""
 
     memory: int
     gpu_fraction: float
 
 
 class MemoryFinder:
-    """Looks for room; changes nothing."""
+    """Looks for memory; changes nothing."""
 
     def __init__(self, context: Context[Service]) -> None:
         self._world = context.world
         self._peers = context.peers
 
-    async def made(self, service: Service, replicas: int, need: Need, *, gently: bool = False) -> tuple[str, ...]:
-        """Return the idle services that have to make room for so many replicas more, none when they fit as it is.
+    async def make_room(self, service: Service, replicas: int, need: Need, *, gently: bool = False) -> tuple[str, ...]:
+        """Return the idle services that have to go to sleep for this many more replicas; none if there is free memory.
 
-        With `gently` those that were just used stay, or two services that are asked for in turn would chase each other.
-        Raises InsufficientResources that says what is missing and who holds it.
+        With `gently`, services that were just used stay; otherwise two services that get requests in turn would keep
+        taking each other's memory. Raises InsufficientResources with what is missing and who holds it.
         """
-        answer = await self._ask(service, replicas, need)
+        answer = await self._can_allocate(service, replicas, need)
         if _is_free(answer):
             return ()
         slots = await self._slots_by_process()
-        idle = {
-            found.id: [slot for process in found.present() for slot in slots.get(process, ())]
-            for found in await self._idle(service, _RESIDENCE if gently else 0.0)
+        slots_of_idle = {
+            idle.id: [slot for process in idle.present() for slot in slots.get(process, ())]
+            for idle in await self._idle(service, _RESIDENCE if gently else 0.0)
         }
-        going: list[str] = []
-        for ident in [ident for ident, held in idle.items() if held]:
-            going.append(ident)
-            if await self._suffices(service, replicas, need, idle, going):
-                return await self._spared(service, replicas, need, idle, going)
-        if answer.can_allocate:  # by taking it from somebody less important, who is not idle
+        to_sleep: list[str] = []
+        for ident in [ident for ident, held in slots_of_idle.items() if held]:
+            to_sleep.append(ident)
+            if await self._suffices(service, replicas, need, slots_of_idle, to_sleep):
+                return await self._without_needless(service, replicas, need, slots_of_idle, to_sleep)
+        if answer.can_allocate:  # the resource domain preempts slots of lower priority that are in use
             return ()
-        raise _insufficient(service, answer)
+        raise _insufficient(service, replicas, answer)
 
     async def fit(self, service: Service, replicas: int, need: Need) -> int:
-        """Return how many of so many replicas there is free memory for, with nobody making room."""
-        if _is_free(await self._ask(service, replicas, need)):
+        """Return how many of the replicas there is free memory for without any slot or service making room."""
+        if _is_free(await self._can_allocate(service, replicas, need)):
             return replicas
         fits, beyond = 0, replicas
         while beyond - fits > 1:
             count = (fits + beyond) // 2
-            if _is_free(await self._ask(service, count, need)):
+            if _is_free(await self._can_allocate(service, count, need)):
                 fits = count
             else:
                 beyond = count
         return fits
 
-    async def _ask(
+    async def _can_allocate(
         self, service: Service, replicas: int, need: Need, freeing: Sequence[str] = ()
     ) -> resource.CanAllocate:
-        question = resource.AskCanAllocate(
+        query = resource.AskCanAllocate(
             memory_bytes=need.memory,
             gpu_fraction=need.gpu_fraction,
             count=replicas,
             priority=service.about.priority,
             freeing=list(freeing),
         )
-        return await self._peers.call(question, timeout=_ASK)
+        return await self._peers.call(query, timeout=_QUERY)
 
     async def _suffices(
-        self, service: Service, replicas: int, need: Need, held: Mapping[str, list[str]], going: Sequence[str]
+        self, service: Service, replicas: int, need: Need, slots: Mapping[str, list[str]], to_sleep: Sequence[str]
     ) -> bool:
-        freed = [slot for ident in going for slot in held[ident]]
+        freed = [slot for ident in to_sleep for slot in slots[ident]]
         if len(freed) > _MOST_FREED:
             return False
-        return _is_free(await self._ask(service, replicas, need, freed))
+        return _is_free(await self._can_allocate(service, replicas, need, freed))
 
-    async def _spared(
-        self, service: Service, replicas: int, need: Need, held: Mapping[str, list[str]], going: Sequence[str]
+    async def _without_needless(
+        self, service: Service, replicas: int, need: Need, slots: Mapping[str, list[str]], to_sleep: Sequence[str]
     ) -> tuple[str, ...]:
-        """Leave out those without whom it is enough: one that goes late may have more than all before it."""
-        kept = list(going)
-        for ident in going[:-1]:
+        """Leave out services that need not sleep: the last one may hold more memory than all before it."""
+        kept = list(to_sleep)
+        for ident in to_sleep[:-1]:
             others = [other for other in kept if other != ident]
-            if await self._suffices(service, replicas, need, held, others):
+            if await self._suffices(service, replicas, need, slots, others):
                 kept = others
         return tuple(kept)
 
     async def _slots_by_process(self) -> dict[str, list[str]]:
-        """Return the ids of the resource domain's slots by the process that holds them: it names one after each run."""
-        held = await self._peers.call(resource.ListAllocations(limit=1000), timeout=_ASK)
-        found: dict[str, list[str]] = {}
-        for slot in held.allocations:
-            found.setdefault(slot.name.rpartition("-")[0], []).append(slot.slot_id)
-        return found
+        """Return the slot ids by the process that holds them; a slot is named `<process_id>-<run>`."""
+        allocations = (await self._peers.call(resource.ListAllocations(limit=1000), timeout=_QUERY)).allocations
+        slots: dict[str, list[str]] = {}
+        for slot in allocations:
+            slots.setdefault(slot.name.rpartition("-")[0], []).append(slot.slot_id)
+        return slots
 
     async def _idle(self, needy: Service, residence: float) -> list[Service]:
-        """Return the services without any request that are no more important, the first to go first.
+        """Return the services without requests and of no higher priority, those to go to sleep first at the start.
 
-        `residence`: seconds for which those that were used stay.
+        `residence`: seconds since its last request during which a service stays.
         """
         candidates = [
             service
@@ -127,28 +127,29 @@ class MemoryFinder:
         if not candidates:
             return []
         try:
-            load = await self._peers.call(inference.GetLoad(), timeout=_ASK)
-        except AimaError:  # who has work is not known, so nobody may be sent to sleep
+            services = (await self._peers.call(inference.GetLoad(), timeout=_QUERY)).services
+        except AimaError:  # any service may have requests, so none may be put to sleep
             return []
-        seen, now = {found.service_id: found for found in load.services}, time.time()
-        used = {service.id: last_used(service, seen.get(service.id)) for service in candidates}
+        loads, now = {load.service_id: load for load in services}, time.time()
+        used = {service.id: last_used(service, loads.get(service.id)) for service in candidates}
         idle = [
             service
             for service in candidates
-            if ((found := seen.get(service.id)) is None or not (found.outstanding or found.queued))
+            if ((load := loads.get(service.id)) is None or not (load.outstanding or load.queued))
             and used[service.id] + residence <= now
         ]
         return sorted(idle, key=lambda service: (service.about.priority, used[service.id]))
 
 
 def _is_free(answer: resource.CanAllocate) -> bool:
-    """Whether there is room without anybody making it."""
+    """Return whether the reservation fits without preempting any slot."""
     return answer.can_allocate and not answer.would_preempt
 
 
-def _insufficient(service: Service, answer: resource.CanAllocate) -> InsufficientResources:
+def _insufficient(service: Service, replicas: int, answer: resource.CanAllocate) -> InsufficientResources:
+    count = f"{replicas} replica{'s' if replicas > 1 else ''}"
     return InsufficientResources(
-        f"{service.id}: {answer.reason}",
+        f"there is no room for {count} of {service.id}: {answer.reason}",
         reason=_REASONS.get(answer.lacking or "", "INSUFFICIENT_MEMORY"),
         requested=answer.requested,
         available=answer.available,
@@ -158,6 +159,6 @@ def _insufficient(service: Service, answer: resource.CanAllocate) -> Insufficien
 
 
 def last_used(service: Service, load: inference.ServiceLoad | None) -> float:
-    """Return when the service last had a request, or else began to answer; Unix seconds."""
-    began = max((member.answered_at for member in service.members), default=0.0)
-    return max(began, (load.last_used if load else None) or 0.0)
+    """Return when the service last had a request or a replica of it came up, whichever is later; Unix seconds."""
+    answered_at = max((replica.answered_at for replica in service.replica_set), default=0.0)
+    return max(answered_at, (load.last_used if load else None) or 0.0)

@@ -1,4 +1,4 @@
-"""Gathers what a recommendation rests on: the model, the engines, the devices, the room, what was measured."""
+"""Gathers the facts of a recommendation: the model, engines, devices, free memory and measured speeds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from services.service.rules.resource_table import RESOURCE_TABLE
 from services.service.rules.selection import SelectionRequest, choose
 from services.service.rules.state import Service
 
-_ASK = 2.0  # seconds for a question that a peer answers from memory
+_QUERY = 2.0  # seconds for a query that a peer answers from memory
 
 
 class RecommendationFacts:
@@ -26,26 +26,26 @@ class RecommendationFacts:
         self._facts = facts
 
     async def recommend(self, model_id: str, hint: u.Hint) -> u.Recommendation:
-        """Return how to serve the model. Raises NotFound for the model, Conflict when nothing serves it."""
+        """Return how to serve the model. Raises NotFound for the model, Conflict if no engine serves it."""
         peers = self._peers
-        found = model.present(await peers.call(model.GetModel(model_id=model_id)))
-        engines = (await peers.call(engine.ListEngines(type=found.type, limit=1000))).items
+        model_view = model.present(await peers.call(model.GetModel(model_id=model_id)))
+        engines = (await peers.call(engine.ListEngines(type=model_view.type, limit=1000))).items
         devices = (await peers.call(device.ListDevices(limit=1000))).items
-        budget = await peers.call(resource.GetBudget(), timeout=_ASK)
-        speeds = await self._facts.speeds(found.id)
+        budget = await peers.call(resource.GetBudget(), timeout=_QUERY)
+        speeds = await self._facts.speeds(model_view.id)
         plans: list[tuple[Plan, Expected]] = []
         refusal: Conflict | InsufficientResources | None = None
         for name in RESOURCE_TABLE:
-            for on in ("gpu", "cpu"):
-                wish = SelectionRequest("", on, name, {}, 1)  # type: ignore[arg-type]  # the table's keys are the classes
+            for kind in ("gpu", "cpu"):
+                request = SelectionRequest("", kind, name, {}, 1)  # type: ignore[arg-type]  # the keys are the classes
                 try:
-                    choice = choose(found, engines, devices, wish)
+                    choice = choose(model_view, engines, devices, request)
                 except (Conflict, InsufficientResources) as error:
                     refusal = error
                     continue
-                plans.append((Plan(name, choice), expect(found, choice, devices, speeds)))  # type: ignore[arg-type]
+                plans.append((Plan(name, choice), expect(model_view, choice, devices, speeds)))  # type: ignore[arg-type]
         if not plans:
-            raise refusal or Conflict(f"no engine serves {found.id}", reason="NO_ENGINE")
+            raise refusal or Conflict(f"no engine serves model {model_view.id}", reason="NO_ENGINE")
         pool = budget.pools["memory"]
         gpus = sum(1 for item in devices if item.type == "gpu")
         return recommend(hint, plans, int(pool.available), gpus)

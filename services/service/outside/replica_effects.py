@@ -1,4 +1,4 @@
-"""Does what the state of a service calls for: asks for its replicas, ends them, watches over their deadlines."""
+"""Carries out the effects of services: starts replicas, ends them, watches their deadlines."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from services.service import internal as i
 from services.service.rules import state
 from services.service.rules import todo as t
 
-_STOP_TIMEOUT = 10.0  # seconds that an engine gets to end by itself
-_ENDS = 5.0  # seconds in which most engines have ended; a domain that dies over it is asked again
-_CATCH_UP = 5.0  # seconds that the engine domain gets to say what it knows
-_ASK = 3.0  # seconds for a request that a peer answers at once; one that dies over it is asked again
-_GLANCE = 1.0  # seconds for what only adds to an answer
-_LOOK = 0.2  # seconds between looks at what others are about to finish
-_AWAY = 3.0  # seconds that the inference domain may be away until nobody waits for requests that it would know
+_STOP_TIMEOUT = 10.0  # seconds that an engine gets to end by itself before it is killed
+_STOP_REPLY = 5.0  # seconds for the reply to engine.stop: enough for most engines; after that the stop is sent again
+_CATCH_UP = 5.0  # seconds to take in the events that the engine domain has recorded
+_START_REPLY = 3.0  # seconds for the reply to engine.start, which does not wait; after that it is sent again
+_LOAD_REPLY = 1.0  # seconds for the reply to inference.load
+_POLL = 0.2  # seconds between two checks of something that others are about to finish
+_INFERENCE_DOWN = 3.0  # seconds without the inference domain after which a drain no longer waits for requests
 
 
 class ReplicaEffects:
-    """Carries out the effects of services. Each may be called off at any moment, and is tried again when it fails."""
+    """Carries out effects. Each may be cancelled at any moment, and is tried again if it fails."""
 
     def __init__(self, context: Context[state.Service]) -> None:
         self.context = context
-        self._asking: dict[str, asyncio.Task[engine.Started]] = {}
+        self._starts: dict[str, asyncio.Task[engine.Started]] = {}  # engine.start requests under way, by process id
 
     def close(self) -> None:
-        """Ask no more."""
-        for asking in self._asking.values():
-            asking.cancel()
+        """Cancel the requests that are under way."""
+        for start in self._starts.values():
+            start.cancel()
 
     async def perform(self, effect: Any) -> Commands:
-        """Do one effect; return what came of it."""
+        """Carry out one effect; return the commands that record its result."""
         match effect:
             case t.RunReplica():
                 return await self._run(effect)
@@ -48,18 +48,19 @@ class ReplicaEffects:
                 return [i.RecordTimedOut(service_id=ident, run=run, stopping=stopping)]
             case t.ExpireReplica(service_id=ident, process_id=process_id, at=at):
                 await self._until(at)
-                return [_refused(ident, process_id, "the engine was not ready in time", "TIMEOUT")]
+                return [_failed(ident, process_id, "the engine was not ready by its deadline", "TIMEOUT")]
             case t.ReplaceSilent(service_id=ident, process_id=process_id, since=since):
                 grace = self.context.settings.grace
                 await self._until(since + grace)
-                error = f"it has not answered its health check for more than {grace:g} s"
-                return [_refused(ident, process_id, error, state.UNRESPONSIVE)]
+                error = f"no reply to its health check for more than {grace:g} s"
+                return [_failed(ident, process_id, error, state.UNRESPONSIVE)]
         raise TypeError(effect)
 
     async def _until(self, at: float) -> None:
-        """Return at that time, with all taken in that the engine domain had recorded by then.
+        """Return at `at` (Unix seconds), after taking in all events that the engine domain had recorded by then.
 
-        We may have been away, and all may have been well before; it may be starting just as we do.
+        Without these events a deadline would fail a replica that became ready while this process was down. The engine
+        domain may be starting at the same moment, so it gets _CATCH_UP seconds.
         """
         await asyncio.sleep(max(at - time.time(), 0))
         with contextlib.suppress(TimeoutError):
@@ -67,24 +68,24 @@ class ReplicaEffects:
                 while True:
                     with contextlib.suppress(Unavailable, Timeout):
                         return await self.context.caught_up("engine")
-                    await asyncio.sleep(_LOOK)
+                    await asyncio.sleep(_POLL)
 
-    async def _until_there_is_room(self, service_id: str) -> None:
-        """Return when no service is on its way to sleep for this one any more."""
+    async def _until_room_is_made(self, service_id: str) -> None:
+        """Return when no service is still going to sleep for this one."""
         while True:
-            leaving = [service for service in self.context.world.values() if service.status == "stopping"]
-            if not any(service.stop and service.stop.made_room_for == service_id for service in leaving):
+            stopping = [service for service in self.context.world.values() if service.status == "stopping"]
+            if not any(service.stop and service.stop.made_room_for == service_id for service in stopping):
                 return
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(_POLL)
 
     async def _run(self, effect: t.RunReplica) -> Commands:
-        """Ask for the instance under the id that is already in our log; a refusal becomes a fact of ours."""
+        """Request the instance under the id that is already in our log; a refusal is recorded as a failure."""
         await asyncio.sleep(max(effect.not_before - time.time(), 0))
-        await self._until_there_is_room(effect.service_id)
+        await self._until_room_is_made(effect.service_id)
         service = self.context.world[f"service/{effect.service_id}"]
         start, about = service.start, service.about
         assert start
-        asked = engine.StartEngine(
+        command = engine.StartEngine(
             name=start.engine,
             model_id=about.model_id,
             config=start.config,
@@ -97,55 +98,56 @@ class ReplicaEffects:
             wait=False,
             timeout=min(max(effect.deadline - time.time(), 1), 3600),
         )
-        # not cut short by a stop: what is carried out after "it is gone" was recorded would be nobody's
-        asking = asyncio.create_task(self.context.peers.call(asked, timeout=_ASK))
-        self._asking[effect.process_id] = asking
-        asking.add_done_callback(lambda task: self._answered(effect.process_id, task))
+        # a stop does not cancel this request: _end waits for it, because an instance that starts after its end was
+        # recorded would belong to no replica
+        request = asyncio.create_task(self.context.peers.call(command, timeout=_START_REPLY))
+        self._starts[effect.process_id] = request
+        request.add_done_callback(lambda task: self._start_done(effect.process_id, task))
         try:
-            await asyncio.shield(asking)  # asking twice for one process_id starts one
+            await asyncio.shield(request)  # idempotent: a second request for the same process_id starts no second one
         except (Unavailable, Timeout):
-            raise  # asked again until the deadline
+            raise  # the effect is tried again until the replica's deadline
         except AimaError as error:
             if error.reason == "BUSY":
-                return []  # it was started, as we have asked before, and has failed: the news is on its way
-            return [_refused(effect.service_id, effect.process_id, error.message, error.reason, ended=True)]
+                return []  # an earlier request started the instance, which has failed: that event is on its way
+            return [_failed(effect.service_id, effect.process_id, error.message, error.reason, ended=True)]
         return []
 
-    def _answered(self, process_id: str, asking: asyncio.Task[engine.Started]) -> None:
-        self._asking.pop(process_id, None)
-        if not asking.cancelled():
-            asking.exception()  # seen: whoever asked may have been called off
+    def _start_done(self, process_id: str, request: asyncio.Task[engine.Started]) -> None:
+        self._starts.pop(process_id, None)
+        if not request.cancelled():
+            request.exception()  # marks the exception as retrieved: the effect that awaited it may be cancelled
 
     async def _end(self, effect: t.EndReplica) -> Commands:
-        if asking := self._asking.get(effect.process_id):
-            await asyncio.wait((asking,))
+        if start := self._starts.get(effect.process_id):
+            await asyncio.wait((start,))
         if effect.drain:
-            await self._drained(effect.service_id, effect.process_id)
-        asked = engine.StopEngine(name=effect.process_id, force=effect.force, timeout=_STOP_TIMEOUT)
-        with contextlib.suppress(NotFound):  # the engine domain has never heard of it
-            await self.context.peers.call(asked, timeout=_ENDS)  # asked again: it joins the stop that is under way
-        await self.context.caught_up("engine")  # or its older news, coming late, would look like a stray
+            await self._until_drained(effect.service_id, effect.process_id)
+        command = engine.StopEngine(name=effect.process_id, force=effect.force, timeout=_STOP_TIMEOUT)
+        with contextlib.suppress(NotFound):  # the engine domain never started it
+            await self.context.peers.call(command, timeout=_STOP_REPLY)  # sent again, it joins the stop under way
+        await self.context.caught_up("engine")  # an older event taken in later would look like one of a stray process
         return [i.RecordReplicaEnded(service_id=effect.service_id, process_id=effect.process_id)]
 
-    async def _drained(self, ident: str, process_id: str) -> None:
-        """Return when no request is under way on the process, or when it has had the time that it gets for them."""
-        until, away = time.monotonic() + self.context.settings.drain, 0.0
-        while time.monotonic() < until and away < _AWAY:
-            begun = time.monotonic()
+    async def _until_drained(self, ident: str, process_id: str) -> None:
+        """Return when no request is under way on the process, or after `service.drain` seconds."""
+        until, unanswered = time.monotonic() + self.context.settings.drain, 0.0
+        while time.monotonic() < until and unanswered < _INFERENCE_DOWN:
+            asked_at = time.monotonic()
             try:
-                load = await self.context.peers.call(inference.GetLoad(service_id=ident), timeout=_GLANCE)
+                load = await self.context.peers.call(inference.GetLoad(service_id=ident), timeout=_LOAD_REPLY)
             except NotFound:
-                return  # nobody has routed anything to it
+                return  # no request was ever routed to the service
             except AimaError:
-                await asyncio.sleep(_LOOK)
-                away += time.monotonic() - begun
+                await asyncio.sleep(_POLL)
+                unanswered += time.monotonic() - asked_at
                 continue
-            away = 0.0
+            unanswered = 0.0
             replicas = [replica for service in load.services for replica in service.replicas]
             if not any(replica.process_id == process_id and replica.outstanding for replica in replicas):
                 return
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(_POLL)
 
 
-def _refused(ident: str, process_id: str, error: str, code: str, *, ended: bool = False) -> i.RecordReplicaFailed:
+def _failed(ident: str, process_id: str, error: str, code: str, *, ended: bool = False) -> i.RecordReplicaFailed:
     return i.RecordReplicaFailed(service_id=ident, process_id=process_id, error=error, error_code=code, ended=ended)

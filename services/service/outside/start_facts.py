@@ -1,4 +1,4 @@
-"""What deciding a start needs to know from outside: the engine and the device, what they take, who makes room."""
+"""Gathers the facts of a start: the engine and device, the memory of a replica, and the services that make room."""
 
 from __future__ import annotations
 
@@ -16,32 +16,35 @@ from services.service.outside.memory import MemoryFinder, Need
 from services.service.rules.selection import Selection, SelectionRequest, choose
 from services.service.rules.state import Service
 
-_ASK = 2.0  # seconds for a question that a peer answers from memory
+_QUERY = 2.0  # seconds for a query that a peer answers from memory
 
 
 class StartFacts:
-    """Looks things up; changes nothing."""
+    """Asks the peers; changes nothing."""
 
-    def __init__(self, context: Context[Service], room: MemoryFinder) -> None:
+    def __init__(self, context: Context[Service], memory: MemoryFinder) -> None:
         self._peers = context.peers
-        self._room = room
+        self._memory = memory
 
     async def of(
         self, service: Service, *, replicas: int, wait: bool, timeout: float, gently: bool = False
     ) -> i.BeginStart:
-        """Return the start of a service with all that is to be decided. Raises what speaks against it."""
+        """Return the command that starts this many replicas of the service.
+
+        With `gently`, services that were just used keep their memory. Raises NotFound, Conflict (the model is not
+        ready, no engine), InsufficientResources.
+        """
         about, peers = service.about, self._peers
-        found = await peers.call(model.GetModel(model_id=about.model_id))
-        if found.status != "ready":
-            raise Conflict(
-                f"model {found.id} is {found.status}: {found.error or 'wait until it is ready'}",
-                reason="MODEL_NOT_READY",
-            )
-        engines = await peers.call(engine.ListEngines(type=found.type, limit=1000))
+        model_view = await peers.call(model.GetModel(model_id=about.model_id))
+        if model_view.status != "ready":
+            waiting = f"is {model_view.status}; start the service when the model is ready"
+            what = f"has failed: {model_view.error}" if model_view.error else waiting
+            raise Conflict(f"{service.id} cannot start: model {model_view.id} {what}", reason="MODEL_NOT_READY")
+        engines = await peers.call(engine.ListEngines(type=model_view.type, limit=1000))
         devices = await peers.call(device.ListDevices(limit=1000))
-        wish = SelectionRequest(about.engine, about.device, about.resource_class, about.config, replicas)  # type: ignore[arg-type]
-        choice = choose(found, engines.items, devices.items, wish, await self.speeds(found.id))
-        features = await peers.call(engine.GetFeatures(name=choice.engine.name), timeout=_ASK)
+        request = SelectionRequest(about.engine, about.device, about.resource_class, about.config, replicas)  # type: ignore[arg-type]
+        choice = choose(model_view, engines.items, devices.items, request, await self.speeds(model_view.id))
+        features = await peers.call(engine.GetFeatures(name=choice.engine.name), timeout=_QUERY)
         return i.BeginStart(
             service_id=service.id,
             wait=wait,
@@ -50,38 +53,38 @@ class StartFacts:
             device=choice.device,
             config=choice.config,
             reason=choice.reason,
-            tools=found.tools and "tools" in choice.engine.capabilities,
+            tools=model_view.tools and "tools" in choice.engine.capabilities,
             memory=choice.memory,
             gpu_fraction=choice.gpu_fraction,
             slots=_slots(choice, features),
             cancels_whole=features.cancels_whole,
-            makes_room=await self._room.made(
+            makes_room=await self._memory.make_room(
                 service, replicas, Need(choice.memory, choice.gpu_fraction), gently=gently
             ),
         )
 
-    async def check(self, found: model.ModelView, name: str | None, config: Mapping[str, Any]) -> None:
-        """Raise ValidationFailed for a config that the engine of this name does not take, or without one none does."""
-        names = [name] if name else await self._serving(found)
+    async def check(self, model_view: model.ModelView, engine_name: str | None, config: Mapping[str, Any]) -> None:
+        """Raise ValidationFailed if the engine refuses the config; without a name, if all engines for the model do."""
+        names = [engine_name] if engine_name else await self._engines_for(model_view)
         refusals: list[ValidationFailed] = []
-        for one in names:
+        for name in names:
             try:
-                await self._peers.call(engine.CheckConfig(name=one, config=dict(config)))
+                await self._peers.call(engine.CheckConfig(name=name, config=dict(config)))
             except ValidationFailed as refusal:
                 refusals.append(refusal)
         if names and len(refusals) == len(names):
             raise refusals[0]
 
-    async def _serving(self, found: model.ModelView) -> list[str]:
-        """Return the engines that may serve a model, the most preferred first; none before its files are here."""
-        engines = (await self._peers.call(engine.ListEngines(type=found.type, limit=1000))).items
-        fit = (each for each in engines if found.format in each.formats)
-        return [each.name for each in sorted(fit, key=lambda each: -max(each.preference.values(), default=0))]
+    async def _engines_for(self, model_view: model.ModelView) -> list[str]:
+        """Return the engines that may serve the model, the most preferred first; none before its files are here."""
+        engines = (await self._peers.call(engine.ListEngines(type=model_view.type, limit=1000))).items
+        suitable = (item for item in engines if model_view.format in item.formats)
+        return [item.name for item in sorted(suitable, key=lambda item: -max(item.preference.values(), default=0))]
 
     async def speeds(self, model_id: str) -> list[inference.Speed]:
-        """Return what was measured of a model; nothing when nobody can tell."""
+        """Return the measured speeds of a model; none if the inference domain does not answer."""
         try:
-            return (await self._peers.call(inference.GetSpeeds(model_id=model_id), timeout=_ASK)).speeds
+            return (await self._peers.call(inference.GetSpeeds(model_id=model_id), timeout=_QUERY)).speeds
         except AimaError:
             return []
 

@@ -1,7 +1,7 @@
-"""Every status of a service and of a replica, and the events that lead from one to the next. Pure.
+"""The state machines of a service and of a replica, as tables: event, status before, status after. Pure.
 
-These tables are the state machines: `state.evolve` goes by them, so what is not in them cannot happen, and the picture
-in docs/services.md is drawn from them.
+`state.evolve` follows these tables, so a transition that is not listed cannot happen. The pictures in docs/services.md
+are drawn from them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ SERVICE: ServiceTable = {
     u.ServiceStopped: {"stopping": "stopped", "failed": "stopped"},
     u.ServiceFailed: {"starting": "failed", "running": "failed", "degraded": "failed", "stopping": "failed"},
 }
-"""A service that runs is `running` when every replica answers, else `degraded`; its replicas' events lead there."""
+"""Transitions of a service. A service that is up is `running` if all replicas answer, else `degraded`; the events in
+SETTLES move it between these two."""
 
 SETTLES: tuple[type[Event], ...] = (
     u.ReplicaRequested,
@@ -37,7 +38,7 @@ SETTLES: tuple[type[Event], ...] = (
     u.ReplicaHealthChanged,
     u.ReplicaFailed,
 )
-"""Events of replicas after which a service that runs may be running or degraded."""
+"""Replica events that may move a service between running and degraded."""
 
 REPLICA: ReplicaTable = {
     u.ReplicaProgress: {"asked": "starting", "waiting": "starting", "starting": "starting"},
@@ -59,7 +60,7 @@ REPLICA: ReplicaTable = {
         "failed": "ended",
     },
 }
-"""A replica's process. One that has failed is not revived: `replica_requested` puts another in its place."""
+"""Transitions of a replica's process. A failed process stays failed; `replica_requested` gives the replica another."""
 
 ON_THE_WAY: tuple[u.ReplicaStatus, ...] = ("asked", "waiting", "starting")
-"""A replica that is to answer some day."""
+"""Statuses of a replica that is coming up and has not answered yet."""

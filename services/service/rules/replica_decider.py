@@ -1,4 +1,4 @@
-"""What may happen to the replicas of a service: how they come, fail, are replaced and leave. Pure."""
+"""Decides what happens to the replicas of a service: how they start, fail, are replaced and leave. Pure."""
 
 from __future__ import annotations
 
@@ -15,82 +15,82 @@ from services.service.rules.scaling import sleeps_after
 from services.service.rules.state import UNRESPONSIVE, Replica, Service, process_of
 
 STOP_TIMEOUT = "STOP_TIMEOUT"
-"""Error code of a service whose processes have not ended in time; when they have, it is stopped after all."""
+"""Error code of a service whose processes have not ended in time. Once they have, the service is stopped."""
 LONGEST_DRAIN = 30.0
-"""Seconds that a replica may get, at the most, to finish the requests it has."""
-_ATTEMPT = 300.0  # seconds that a process gets to answer at the least, however soon the first caller wanted it
-_STOPPED_BY, _KILLED_BY = LONGEST_DRAIN + 30, 30.0  # seconds until a stop that has not come to its end counts as failed
+"""Most seconds that a leaving replica may get to finish its requests."""
+_ATTEMPT = 300.0  # least seconds that a process gets to answer outside of a start, even if the start's timeout is less
+_STOPPED_BY, _KILLED_BY = LONGEST_DRAIN + 30, 30.0  # seconds after which an unfinished stop fails; the second if forced
 
 
 def decide(service: Service, command: Command[Any], call: Call) -> list[Event]:
-    """Decide what is said of one process of the service's."""
+    """Decide a report about one process of the service."""
     process_id = command.process_id  # type: ignore[attr-defined]  # every command that comes here has one
-    member = service.member(process_id)
-    if member is None or member.status == "ended" or not service.runs:
-        return _late_news(service, member, command, process_id)
+    replica = service.replica_of(process_id)
+    if replica is None or replica.status == "ended" or not service.runs:
+        return _late_report(service, replica, command, process_id)
     match command:
         case i.RecordReplicaProgress(phase=phase, message=message, progress=progress):
-            if member.status not in lifecycle.ON_THE_WAY or (phase, message) == (member.phase, member.message):
+            if replica.status not in lifecycle.ON_THE_WAY or (phase, message) == (replica.phase, replica.message):
                 return []
-            return [u.ReplicaProgress(**_of(service, member), phase=phase, message=message, progress=progress)]
-        case i.RecordReplicaReady() if member.status in lifecycle.ON_THE_WAY:
-            return _ready(service, member, command, call)
-        case i.RecordReplicaReady():  # somebody has restarted it: at the same port, as it was
-            return _health(service, member, "healthy", call)
+            return [u.ReplicaProgress(**_of(service, replica), phase=phase, message=message, progress=progress)]
+        case i.RecordReplicaReady() if replica.status in lifecycle.ON_THE_WAY:
+            return _ready(service, replica, command, call)
+        case i.RecordReplicaReady():  # the instance was restarted through the engine domain, on the same port
+            return _health(service, replica, "healthy", call)
         case i.RecordReplicaHealth(status=status):
-            return _health(service, member, status, call)
+            return _health(service, replica, status, call)
         case i.RecordReplicaFailed(error=error, error_code=code, ended=ended):
-            if code == UNRESPONSIVE and member.status != "unhealthy":
-                return []  # it has begun to answer again
-            if code == "TIMEOUT" and member.answers:
-                return []  # in the last moment
-            return _failed(service, member, error, code, call, ended=ended)
-        case i.RecordReplicaEnded(reason="restart") if member.hopeful:
-            return _health(service, member, "unhealthy", call, restarting=True)
+            if code == UNRESPONSIVE and replica.status != "unhealthy":
+                return []  # the replica has answered again since
+            if code == "TIMEOUT" and replica.answers:
+                return []  # the replica became ready just before its deadline
+            return _failed(service, replica, error, code, call, ended=ended)
+        case i.RecordReplicaEnded(reason="restart") if replica.hopeful:
+            return _health(service, replica, "unhealthy", call, restarting=True)
         case i.RecordReplicaEnded(reason=reason):
-            return _failed(service, member, f"the engine was stopped ({reason})", "STOPPED", call, ended=True)
+            return _failed(service, replica, f"its engine instance was stopped ({reason})", "STOPPED", call, ended=True)
         case _:
             return []
 
 
 def requested(
-    service: Service, wanted: Sequence[tuple[int, int]], reason: str, call: Call, not_before: float = 0.0
+    service: Service, replicas: Sequence[tuple[int, int]], reason: str, call: Call, not_before: float = 0.0
 ) -> list[Event]:
-    """Return the requests for replicas, each given as its number and how many of its processes have just failed."""
+    """Return the requests for replicas, each given as (number, restarts); `not_before` in Unix seconds."""
     assert service.start
     begin, start = max(not_before, call.at), service.start
     by_start = service.status == "starting" and begin < start.deadline
     return [
         u.ReplicaRequested(
             service_id=service.id,
-            replica=replica,
-            process_id=process_of(service.id, service.run, replica, service.launches + nth),
+            replica=number,
+            process_id=process_of(service.id, service.run, number, service.launches + nth),
             restarts=restarts,
             not_before=not_before,
             deadline=start.deadline if by_start else begin + max(start.timeout, _ATTEMPT),
             reason=reason,
         )
-        for nth, (replica, restarts) in enumerate(wanted, 1)
+        for nth, (number, restarts) in enumerate(replicas, 1)
     ]
 
 
-def resized(service: Service, wanted: int, reason: str, call: Call) -> list[Event]:
-    """Return what brings a service that runs to so many replicas: those that do not answer leave first.
+def resized(service: Service, target: int, reason: str, call: Call) -> list[Event]:
+    """Return the events that bring a service that is up to `target` replicas.
 
-    Of them those that were given up first: one that is on its way may yet answer.
+    Replicas leave in this order: given up, still starting, answering; within each the highest number first.
     """
-    present = {member.replica for member in service.members}
-    if wanted >= len(present):
-        new = [number for number in range(wanted) if number not in present][: wanted - len(present)]
+    numbers = {replica.number for replica in service.replica_set}
+    if target >= len(numbers):
+        new = [number for number in range(target) if number not in numbers][: target - len(numbers)]
         return requested(service, [(number, 0) for number in new], reason, call)
-    surplus = sorted(service.members, key=lambda m: (m.answers, m.hopeful, -m.replica))[: len(present) - wanted]
-    leaving: list[Event] = [u.ReplicaLeaving(**_of(service, member), reason=reason) for member in surplus]
-    kept = [member for member in service.members if member not in surplus]
-    return [*leaving, *_settle(service, kept, call, of=wanted)]
+    surplus = sorted(service.replica_set, key=lambda r: (r.answers, r.hopeful, -r.number))[: len(numbers) - target]
+    leaving: list[Event] = [u.ReplicaLeaving(**_of(service, replica), reason=reason) for replica in surplus]
+    kept = [replica for replica in service.replica_set if replica not in surplus]
+    return [*leaving, *_start_completed(service, kept, call, of=target)]
 
 
 def end(service: Service, call: Call, *, reason: str, force: bool = False, **more: Any) -> list[Event]:
-    """Return what ends the service: at once, when nothing of it is there."""
+    """Return the events that stop the service; it is stopped at once if none of its processes exists."""
     deadline = call.at + (_KILLED_BY if force else _STOPPED_BY)
     stopping = u.StopRequested(service_id=service.id, force=force, reason=reason, deadline=deadline, **more)
     return [stopping] if service.present() else [stopping, _stopped(service.id, stopping)]
@@ -103,32 +103,32 @@ def _stopped(service_id: str, stop: u.StopRequested | None) -> u.ServiceStopped:
 
 
 def late(service: Service, waiting: Sequence[Replica], error: str, call: Call) -> list[Event]:
-    """Go on with the replicas that answer when a start has taken as long as it may; the others are started again."""
-    lost = [member for member in waiting if member.hopeful]
+    """Return the events of a start that timed out while some replicas answer; the `waiting` ones are started again."""
+    overdue = [replica for replica in waiting if replica.hopeful]
     failed: list[Event] = [
         u.ReplicaFailed(
-            **_of(service, member), error=error, error_code="TIMEOUT", attempt=member.streak + 1, at=call.at
+            **_of(service, replica), error=error, error_code="TIMEOUT", attempt=replica.streak + 1, at=call.at
         )
-        for member in lost
+        for replica in overdue
     ]
-    again = [
-        (member.replica, member.restarts + 1)
-        for member in lost
-        if not restart_policy.given_up("TIMEOUT", member.unanswered_after("TIMEOUT"), proven=member.proven)
+    to_restart = [
+        (replica.number, replica.restarts + 1)
+        for replica in overdue
+        if not restart_policy.given_up("TIMEOUT", replica.unanswered_after("TIMEOUT"), proven=replica.proven)
     ]
     at = call.at + restart_policy.delay(1, call.request_id)
     return [
         *failed,
-        *requested(service, again, f"TIMEOUT: {error}", call, at),
-        *_settle(service, service.answering(), call),
+        *requested(service, to_restart, f"TIMEOUT: {error}", call, at),
+        *_start_completed(service, service.answering(), call),
     ]
 
 
-def _ready(service: Service, member: Replica, command: i.RecordReplicaReady, call: Call) -> list[Event]:
+def _ready(service: Service, replica: Replica, command: i.RecordReplicaReady, call: Call) -> list[Event]:
     assert service.start
     about, start = service.about, service.start
     ready = u.ReplicaStarted(
-        **_of(service, member),
+        **_of(service, replica),
         endpoint=command.endpoint,
         node=command.node,
         service_name=about.name,
@@ -144,63 +144,66 @@ def _ready(service: Service, member: Replica, command: i.RecordReplicaReady, cal
         at=call.at,
         cancels_whole=start.cancels_whole,
     )
-    return [ready, *_settle(service, _others(service, member), call, also=command.endpoint)]
+    return [ready, *_start_completed(service, _others(service, replica), call, new_endpoint=command.endpoint)]
 
 
 def _health(
-    service: Service, member: Replica, status: u.Health, call: Call, *, restarting: bool = False
+    service: Service, replica: Replica, status: u.Health, call: Call, *, restarting: bool = False
 ) -> list[Event]:
-    if member.status != {"healthy": "unhealthy", "unhealthy": "running"}[status]:
-        return []  # it is so already, or still on its way
-    # one that somebody restarts is not silent: the engine domain tells how long it may take
-    changed = u.ReplicaHealthChanged(**_of(service, member), status=status, at=0.0 if restarting else call.at)
-    also = member.endpoint if status == "healthy" else ""
-    return [changed, *_settle(service, _others(service, member), call, also=also)]
+    if replica.status != {"healthy": "unhealthy", "unhealthy": "running"}[status]:
+        return []  # no change, or the replica is still starting
+    # a restarting instance does not count as silent (at=0): the engine domain limits how long its restart may take
+    changed = u.ReplicaHealthChanged(**_of(service, replica), status=status, at=0.0 if restarting else call.at)
+    endpoint = replica.endpoint if status == "healthy" else ""
+    return [changed, *_start_completed(service, _others(service, replica), call, new_endpoint=endpoint)]
 
 
-def _failed(service: Service, member: Replica, error: str, code: str, call: Call, *, ended: bool) -> list[Event]:
-    gone: list[Event] = [u.ReplicaEnded(**_of(service, member))] if ended else []
-    if not member.hopeful:
-        return gone
-    streak = restart_policy.streak(member.streak, member.answered_at, member.silent_since or call.at)
-    failed = u.ReplicaFailed(**_of(service, member), error=error, error_code=code, attempt=streak, at=call.at)
-    events = [failed, *gone]
+def _failed(service: Service, replica: Replica, error: str, code: str, call: Call, *, ended: bool) -> list[Event]:
+    process_ended: list[Event] = [u.ReplicaEnded(**_of(service, replica))] if ended else []
+    if not replica.hopeful:
+        return process_ended
+    streak = restart_policy.streak(replica.streak, replica.answered_at, replica.silent_since or call.at)
+    failed = u.ReplicaFailed(**_of(service, replica), error=error, error_code=code, attempt=streak, at=call.at)
+    events = [failed, *process_ended]
     if code == engine.REBOOTED and not service.about.persistent:
-        last = ended and set(service.present()) == {member.process_id}
+        last = ended and set(service.present()) == {replica.process_id}
         (stop,) = end(
             service, call, reason="the machine was restarted", force=True, asleep=sleeps_after(service.about) > 0
         )
         assert isinstance(stop, u.StopRequested)
         return [*events, stop, _stopped(service.id, stop)] if last else [*events, stop]
-    return [*events, *_after_failure(service, member, error, code, streak, call)]
+    return [*events, *_after_failure(service, replica, error, code, streak, call)]
 
 
 def _after_failure(
-    service: Service, member: Replica, error: str, code: str, streak: int, call: Call
+    service: Service, replica: Replica, error: str, code: str, streak: int, call: Call
 ) -> Sequence[Event]:
-    """Start the replica again, or give it up; a service without one that may ever answer has failed."""
-    others = _others(service, member)
-    unanswered = member.unanswered_after(code)
-    wait = 0.0 if code == engine.REBOOTED else restart_policy.delay(streak, f"{call.request_id}/{member.process_id}")
+    """Restart the replica or give it up; the service fails if no replica can come to answer any more."""
+    others = _others(service, replica)
+    unanswered = replica.unanswered_after(code)
+    wait = 0.0 if code == engine.REBOOTED else restart_policy.delay(streak, f"{call.request_id}/{replica.process_id}")
     start = service.start
-    late = service.status == "starting" and start is not None and call.at + wait >= start.deadline
-    if not late and not restart_policy.given_up(code, unanswered, proven=member.proven):
-        return requested(service, [(member.replica, member.restarts + 1)], f"{code}: {error}", call, call.at + wait)
+    too_late = service.status == "starting" and start is not None and call.at + wait >= start.deadline
+    if not too_late and not restart_policy.given_up(code, unanswered, proven=replica.proven):
+        return requested(service, [(replica.number, replica.restarts + 1)], f"{code}: {error}", call, call.at + wait)
     if any(other.hopeful for other in others):
-        return _settle(service, others, call)
+        return _start_completed(service, others, call)
     times = f" ({unanswered} times in a row)" if unanswered >= restart_policy.ATTEMPTS else ""
     return [u.ServiceFailed(service_id=service.id, error=f"{error}{times}", error_code=code)]
 
 
-def _late_news(service: Service, member: Replica | None, command: Command[Any], process_id: str) -> list[Event]:
-    """A service that is on its way down only hears who is gone; a process it does not know is sent away."""
+def _late_report(service: Service, replica: Replica | None, command: Command[Any], process_id: str) -> list[Event]:
+    """Decide a report that is not about a live replica of a service that is up.
+
+    Only the end of a process is recorded; a process that the service does not know is ended.
+    """
     match command:
         case i.RecordReplicaEnded() | i.RecordReplicaFailed(ended=True) if process_id in service.present():
             leaving = next((process.replica for process in service.leaving if process.process_id == process_id), -1)
-            replica = member.replica if member else leaving
-            ended: list[Event] = [u.ReplicaEnded(service_id=service.id, replica=replica, process_id=process_id)]
-            going = service.status == "stopping" or service.error_code == STOP_TIMEOUT
-            last = going and service.present() == (process_id,)
+            number = replica.number if replica else leaving
+            ended: list[Event] = [u.ReplicaEnded(service_id=service.id, replica=number, process_id=process_id)]
+            going_down = service.status == "stopping" or service.error_code == STOP_TIMEOUT
+            last = going_down and service.present() == (process_id,)
             return [*ended, _stopped(service.id, service.stop)] if last else ended
         case i.RecordReplicaProgress(phase="failed"):
             return []
@@ -210,12 +213,18 @@ def _late_news(service: Service, member: Replica | None, command: Command[Any], 
             return []
 
 
-def _settle(
-    service: Service, others: Sequence[Replica], call: Call, *, also: str = "", of: int | None = None
+def _start_completed(
+    service: Service, others: Sequence[Replica], call: Call, *, new_endpoint: str = "", of: int | None = None
 ) -> list[Event]:
-    """A start has come to its end when the last of its replicas is up or given up; `also` is a new endpoint."""
-    endpoints = [*(member.endpoint for member in others if member.answers), *([also] if also else [])]
-    if service.status != "starting" or not endpoints or any(m.status in lifecycle.ON_THE_WAY for m in others):
+    """Return `service.started` if this completes a start: every replica answers or was given up, and one answers.
+
+    `others`: the replicas that the current report is not about; `new_endpoint`: of the replica that has just answered.
+    """
+    endpoints = [
+        *(replica.endpoint for replica in others if replica.answers),
+        *([new_endpoint] if new_endpoint else []),
+    ]
+    if service.status != "starting" or not endpoints or any(r.status in lifecycle.ON_THE_WAY for r in others):
         return []
     assert service.start
     return [
@@ -224,14 +233,14 @@ def _settle(
             replicas=len(endpoints),
             endpoints=endpoints,
             duration=round(call.at - (service.start.deadline - service.start.timeout), 3),
-            status="running" if len(endpoints) == (of or len(service.members)) else "degraded",
+            status="running" if len(endpoints) == (of or len(service.replica_set)) else "degraded",
         )
     ]
 
 
-def _others(service: Service, member: Replica) -> list[Replica]:
-    return [other for other in service.members if other.process_id != member.process_id]
+def _others(service: Service, replica: Replica) -> list[Replica]:
+    return [other for other in service.replica_set if other.process_id != replica.process_id]
 
 
-def _of(service: Service, member: Replica) -> dict[str, Any]:
-    return {"service_id": service.id, "replica": member.replica, "process_id": member.process_id}
+def _of(service: Service, replica: Replica) -> dict[str, Any]:
+    return {"service_id": service.id, "replica": replica.number, "process_id": replica.process_id}

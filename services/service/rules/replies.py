@@ -1,4 +1,4 @@
-"""What the service domain's commands answer, on the world and on the events since they were decided. Pure."""
+"""The answers of the service domain's commands, from the world and the events since a command was decided. Pure."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from services.service.rules.state import Service
 
 
 def reply(world: World[Service], command: Command[Any], events: Sequence[Event]) -> View | None:
-    """Return the command's answer; None while it is not settled. Raises what a start came to instead."""
+    """Return the command's answer, None while it is not settled; raise the error of a start that failed."""
     match command:
         case i.Register(name=name):
             created = next((event for event in events if isinstance(event, u.ServiceCreated)), None)
             return u.ServiceRef(service_id=created.service_id if created else id_of(name))
         case i.BeginStart(service_id=ident, wait=wait):
-            own = [event for event in events if event.stream == f"service/{ident}"]  # others may have made room
-            return _started(world.get(f"service/{ident}"), wait, own)
+            own = [event for event in events if event.stream == f"service/{ident}"]  # without those that made room
+            return _started(ident, world.get(f"service/{ident}"), wait, own)
         case i.BeginScale(service_id=ident):
-            return _scaled(world.get(f"service/{ident}"), command.replicas)
+            return _scaled(ident, world.get(f"service/{ident}"), command.replicas)
         case u.StopService(service_id=ident):
             service = world.get(f"service/{ident}")
             down = service is None or (service.status != "stopping" and not service.present())
@@ -34,8 +34,8 @@ def reply(world: World[Service], command: Command[Any], events: Sequence[Event])
             return Success()
 
 
-def _started(service: Service | None, wait: bool, events: Sequence[Event]) -> View | None:
-    stopped = ExecutionFailed("the service was stopped while it started", reason="STOPPED")
+def _started(ident: str, service: Service | None, wait: bool, events: Sequence[Event]) -> View | None:
+    stopped = ExecutionFailed(f"{ident} was stopped while it was starting", reason="STOPPED")
     for event in events:
         match event:
             case u.ServiceFailed(error=error, error_code=code):
@@ -43,8 +43,8 @@ def _started(service: Service | None, wait: bool, events: Sequence[Event]) -> Vi
             case u.StopRequested():
                 raise stopped
     if service is None:
-        raise ExecutionFailed("the service was deleted", reason="DELETED")
-    if service.status == "failed":  # it has come to that before we could watch
+        raise ExecutionFailed(f"{ident} was deleted while it was starting", reason="DELETED")
+    if service.status == "failed":  # the service had failed before this command was decided
         raise engine.refusal(service.error, service.error_code)
     if service.status not in ("starting", "running", "degraded"):
         raise stopped
@@ -52,23 +52,23 @@ def _started(service: Service | None, wait: bool, events: Sequence[Event]) -> Vi
         return None
     if any(isinstance(event, u.StartRequested) for event in events):
         message = service.start.reason if service.start else ""
-    elif again := sum(isinstance(event, u.ReplicaRequested) for event in events):
-        message = f"{again} of its {len(service.members)} replicas are started again"
+    elif restarted := sum(isinstance(event, u.ReplicaRequested) for event in events):
+        message = f"starting {restarted} of {len(service.replica_set)} replicas again"
     else:
-        message = f"it is {service.status} already"
+        message = f"already {service.status}"
     return u.StartOutcome(success=True, status=service.status, message=message)
 
 
-def _scaled(service: Service | None, asked: int) -> u.ScaleOutcome:
+def _scaled(ident: str, service: Service | None, requested: int) -> u.ScaleOutcome:
     if service is None:
-        raise ExecutionFailed("the service was deleted", reason="DELETED")
-    wanted = service.wanted
-    bounds = "; its autoscale bounds allow no other" if wanted != asked else ""
+        raise ExecutionFailed(f"{ident} was deleted while it was being scaled", reason="DELETED")
+    replicas = service.desired_replicas
+    bounds = f"; the autoscale bounds do not allow {requested}" if replicas != requested else ""
     match service.status:
-        case "created" | "failed" | "stopped" if wanted and not service.asleep:
-            message = f"{wanted} replicas from its next start on{bounds}"
-        case _ if not wanted:
+        case "created" | "failed" | "stopped" if replicas and not service.asleep:
+            message = f"{replicas} replicas from the next start on{bounds}"
+        case _ if not replicas:
             message = "asleep: the next request wakes it, with one replica"
         case _:
-            message = f"{wanted} replicas{bounds}"
-    return u.ScaleOutcome(success=True, replicas=wanted, message=message)
+            message = f"{replicas} replicas{bounds}"
+    return u.ScaleOutcome(success=True, replicas=replicas, message=message)

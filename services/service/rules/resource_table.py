@@ -1,4 +1,4 @@
-"""What the resource classes mean: resource_table.yaml, which says why, as values."""
+"""The resource classes as values, read from resource_table.yaml, which explains them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Share(BaseModel):
-    """What a resource class means; see resource_table.yaml."""
+    """The share of one resource class; see resource_table.yaml for the fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

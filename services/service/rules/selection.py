@@ -1,4 +1,7 @@
-"""Which engine and device a service runs on, with what it takes, and why. Pure, on what the other domains have said."""
+"""Chooses the engine, the device and the options of a service, and gives the reason. Pure.
+
+Works on the answers of the model, engine, device and inference domains.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ _MIB = 2**20
 
 
 class SelectionRequest(NamedTuple):
-    """What was asked of a service when it was created; `engine` may be empty."""
+    """The part of service.create that decides the selection; `engine` is empty if the caller named none."""
 
     engine: str
     device: u.Device
@@ -28,7 +31,7 @@ class SelectionRequest(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """What a replica runs on: `memory` in bytes of main memory, `gpu_fraction` of one GPU."""
+    """The engine, device and options of a replica. `memory`: bytes of main memory; `gpu_fraction`: of one GPU."""
 
     engine: EngineView
     device: str
@@ -39,75 +42,76 @@ class Selection(NamedTuple):
 
 
 def choose(
-    found: ModelView,
+    model: ModelView,
     engines: Sequence[EngineView],
     devices: Sequence[DeviceItem],
-    wish: SelectionRequest,
+    request: SelectionRequest,
     speeds: Sequence[Speed] = (),
 ) -> Selection:
-    """Return the engine, the device and what the replica takes; raise Conflict or InsufficientResources.
+    """Return the engine, the device and what a replica takes; raise Conflict or InsufficientResources.
 
-    Of the engines that are installed and read the model's format, on the devices that they run on and that have the
-    memory, the one decides that was measured fastest, if all were measured with this model; else the preference of the
-    manifests, then the GPU, then the name.
+    The candidates are the installed engines that read the model's format, on each of their devices that has the memory.
+    If all candidates were measured with this model, the fastest wins; else the preference in the manifests decides,
+    then the GPU wins over the CPU, then the name decides.
     """
-    fit = [
+    suitable = [
         engine
         for engine in engines
-        if found.type in engine.model_types and found.format in engine.formats and wish.engine in ("", engine.name)
+        if model.type in engine.model_types and model.format in engine.formats and request.engine in ("", engine.name)
     ]
     cores = next((device.cores for device in devices if device.type == "cpu" and device.cores), None)
     gpus = [device for device in devices if device.type == "gpu"]
     choices: list[Selection] = []
-    crowded = 0
-    for engine in fit:
-        config = options(found, engine, wish, cores)
-        need = memory_of(found, config)
+    unmet_gpu_need = 0  # bytes: the smallest need that no GPU has room for
+    for engine in suitable:
+        config = options(model, engine, request, cores)
+        need = memory_of(model, config)
         for device in engine.devices:
-            if not engine.installed or wish.device not in ("auto", device):
+            if not engine.installed or request.device not in ("auto", device):
                 continue
             if device != "gpu":
                 choices.append(Selection(engine, device, config, need, 0.0, ""))
             elif gpu := max((gpu for gpu in gpus if _free(gpu) >= need), key=_free, default=None):
                 fraction = min(1.0, math.ceil(100 * need / max(gpu.memory, 1)) / 100)
-                host = found.requirements.overhead
-                choices.append(Selection(engine, device, config, host, fraction, ""))
+                main_memory = model.requirements.overhead
+                choices.append(Selection(engine, device, config, main_memory, fraction, ""))
             else:
-                crowded = min(crowded or need, need)
+                unmet_gpu_need = min(unmet_gpu_need or need, need)
     if not choices:
-        raise _nothing_fits(found, fit, gpus, wish, crowded)
+        raise _refusal(model, suitable, gpus, request, unmet_gpu_need)
     measured = [_measured(choice, speeds) for choice in choices]
-    known = len(choices) > 1 and all(measured)
-    ranks = [(speed if known else 0.0, *_rank(choice)) for choice, speed in zip(choices, measured, strict=True)]
+    by_speed = len(choices) > 1 and all(measured)
+    ranks = [(speed if by_speed else 0.0, *_rank(choice)) for choice, speed in zip(choices, measured, strict=True)]
     best = choices[ranks.index(max(ranks))]
-    return best._replace(reason=_why(found, best, choices, wish, crowded, known=known))
+    return best._replace(reason=_reason(model, best, choices, request, unmet_gpu_need, by_speed=by_speed))
 
 
-def options(found: ModelView, engine: EngineView, wish: SelectionRequest, cores: int | None) -> dict[str, Any]:
-    """Return the options of a start: those of the resource class that the engine knows, then the service's own."""
-    share = RESOURCE_TABLE[wish.resource_class]
-    trained_for = found.requirements.context_length
+def options(model: ModelView, engine: EngineView, request: SelectionRequest, cores: int | None) -> dict[str, Any]:
+    """Return the options of a start: those of the resource class that the engine knows, overridden by the service's."""
+    share = RESOURCE_TABLE[request.resource_class]
+    trained_for = model.requirements.context_length
     table: dict[str, Any] = {
         "context_length": min(share.context_length, trained_for) if trained_for else share.context_length,
         "slots": share.slots,
     }
     if cores:
-        table["threads"] = max(1, int(cores * share.cores / max(wish.replicas, 1)))
-    return {**{name: value for name, value in table.items() if name in engine.options}, **wish.config}
+        table["threads"] = max(1, int(cores * share.cores / max(request.replicas, 1)))
+    return {**{name: value for name, value in table.items() if name in engine.options}, **request.config}
 
 
-def memory_of(found: ModelView, config: Mapping[str, Any]) -> int:
-    """Return the bytes that a replica takes with these options, on whichever device."""
-    return found.requirements.memory(_whole(config.get("context_length"), 0) * _whole(config.get("slots"), 1))
+def memory_of(model: ModelView, config: Mapping[str, Any]) -> int:
+    """Return the bytes that a replica takes with these options, on any device."""
+    tokens = _positive_int(config.get("context_length"), 0) * _positive_int(config.get("slots"), 1)
+    return model.requirements.memory(tokens)
 
 
-def _whole(value: object, default: int) -> int:
-    """Return an option as a number; what is none is for the engine domain to refuse, by its name."""
+def _positive_int(value: object, default: int) -> int:
+    """Return the option, or the default if it is no positive integer: the engine domain refuses it with its name."""
     return value if isinstance(value, int) and value > 0 else default
 
 
 def _measured(choice: Selection, speeds: Sequence[Speed]) -> float:
-    """Return the tokens per second that a request was given by this engine on this device, 0 when that is not known."""
+    """Return the tokens per second of a request on this engine and device at least concurrency; 0 if unmeasured."""
     same = [speed for speed in speeds if (speed.engine, speed.device) == (choice.engine.name, choice.device)]
     return min(same, key=lambda speed: speed.concurrency).tokens_per_second if same else 0.0
 
@@ -120,42 +124,72 @@ def _free(gpu: DeviceItem) -> int:
     return gpu.memory if gpu.memory_free is None else gpu.memory_free
 
 
-def _why(
-    found: ModelView,
+def _reason(
+    model: ModelView,
     best: Selection,
     choices: Sequence[Selection],
-    wish: SelectionRequest,
-    crowded: int,
+    request: SelectionRequest,
+    unmet_gpu_need: int,
     *,
-    known: bool,
+    by_speed: bool,
 ) -> str:
-    names = ", ".join(sorted({choice.engine.name for choice in choices}))
-    how = "measured fastest" if known else "preferred"
-    asked = "asked for" if wish.engine else f"{how} among {names}"
-    no_gpu = f"; no GPU with {crowded / _MIB:.0f} MiB free" if crowded and best.device != "gpu" else ""
-    return f"{best.engine.name} on {best.device}: {found.type} in {found.format}, {asked}{no_gpu}"
+    names = sorted({choice.engine.name for choice in choices})
+    if request.engine:
+        why = "requested"
+    elif by_speed:
+        why = f"measured fastest among {', '.join(names)}"
+    elif len(names) == 1:
+        why = "the only suitable engine"
+    else:
+        why = f"preferred among {', '.join(names)}"
+    no_gpu = f"; no GPU with {unmet_gpu_need / _MIB:.0f} MiB free" if unmet_gpu_need and best.device != "gpu" else ""
+    return f"{best.engine.name} on {best.device}: {model.type} in {model.format}, {why}{no_gpu}"
 
 
-def _nothing_fits(
-    found: ModelView, fit: Sequence[EngineView], gpus: Sequence[DeviceItem], wish: SelectionRequest, crowded: int
+def _refusal(
+    model: ModelView,
+    suitable: Sequence[EngineView],
+    gpus: Sequence[DeviceItem],
+    request: SelectionRequest,
+    unmet_gpu_need: int,
 ) -> Conflict | InsufficientResources:
-    if crowded:
-        largest = max((_free(gpu) for gpu in gpus), default=0)
-        have = f"the freest has {largest / _MIB:.0f} MiB" if gpus else "this machine has no GPU that AIMA can see"
-        return InsufficientResources(
-            f"{found.id} takes {crowded / _MIB:.0f} MiB of a GPU's memory; {have}",
-            reason="INSUFFICIENT_ACCELERATORS" if gpus else "NO_GPU",
-            requested=crowded,
-            available=largest,
-            missing=crowded - largest,
-        )
-    on = [engine for engine in fit if wish.device in ("auto", *engine.devices)]
-    where = "" if wish.device == "auto" else f" on {wish.device}"
-    names = " or ".join(engine.name for engine in on)
-    lacking = f"{wish.engine} does not serve" if wish.engine else "no engine serves"
-    what = f"{names} would serve it{where}, but is not installed" if on else f"{lacking} that{where}"
+    if unmet_gpu_need:
+        return _no_gpu(model, suitable, gpus, unmet_gpu_need)
+    uninstalled = [engine for engine in suitable if request.device in ("auto", *engine.devices)]
+    what = f"model {model.id} ({model.type}, {model.format})"
+    where = "" if request.device == "auto" else f" on {request.device}"
+    if uninstalled:
+        names = " or ".join(engine.name for engine in uninstalled)
+        install = f"aima call engine.install name={uninstalled[0].name}"
+        message = f"{what} needs an engine that is not installed{where}: {names}; install it with: {install}"
+    elif request.engine:
+        message = f"engine {request.engine} does not serve {what}{where}; engine.list shows which models each serves"
+    else:
+        message = f"no engine serves {what}{where}; engine.list shows which models each serves"
     return Conflict(
-        f"model {found.id} is a {found.type} in {found.format}: {what}",
-        reason="ENGINE_NOT_INSTALLED" if on else "NO_ENGINE",
-        engines=[engine.name for engine in on],
+        message,
+        reason="ENGINE_NOT_INSTALLED" if uninstalled else "NO_ENGINE",
+        engines=[engine.name for engine in uninstalled],
+    )
+
+
+def _no_gpu(
+    model: ModelView, suitable: Sequence[EngineView], gpus: Sequence[DeviceItem], need: int
+) -> InsufficientResources:
+    freest = max(gpus, key=_free, default=None)
+    free = _free(freest) if freest else 0
+    runs_on_cpu = any(engine.installed and "cpu" in engine.devices for engine in suitable)
+    hints = ["create the service with device=cpu"] if runs_on_cpu else []
+    if freest is None:
+        cause = "no GPU has been detected"
+        hints = [*hints, "connect a GPU and run device.detect"]
+    else:
+        cause = f"the freest GPU, {freest.id}, has {free / _MIB:.0f} of {freest.memory / _MIB:.0f} MiB free"
+        hints = ["free GPU memory (resource.allocations shows who holds it)", "use a smaller resource_class", *hints]
+    return InsufficientResources(
+        f"model {model.id} needs {need / _MIB:.0f} MiB of GPU memory, but {cause}; {', or '.join(hints)}",
+        reason="INSUFFICIENT_ACCELERATORS" if gpus else "NO_GPU",
+        requested=need,
+        available=free,
+        missing=need - free,
     )

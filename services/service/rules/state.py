@@ -1,4 +1,4 @@
-"""What a service is, and what an event makes of it. Pure; the statuses stand in lifecycle.py."""
+"""The state of a service and how events change it. Pure; the transitions between statuses are in lifecycle.py."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import msgspec
 from services.service import units as u
 from services.service.rules import lifecycle, restart_policy
 
-_REMEMBERED = 5  # failures of a replica that are shown; the log has all
+_KEPT_FAILURES = 5  # last failures of each replica in the state; the log has all of them
 UNRESPONSIVE = "UNRESPONSIVE"
-"""Error code of a replica that lives and does not answer: it is not asked to end, it is made to."""
+"""Error code of a replica whose process lives but does not answer; such a process is killed, not asked to end."""
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """A process of a replica that has failed, at `at` in Unix seconds."""
+    """The failure of one process of a replica, at `at` in Unix seconds."""
 
     process_id: str
     at: float
@@ -24,13 +24,13 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 class Replica(msgspec.Struct, frozen=True):
-    """A replica of the current run, in its present process. Times in Unix seconds, 0 for never.
+    """A replica of the current run, with its current process. Times in Unix seconds, 0 for never.
 
-    `streak` counts its failures in a row, `unanswered` the last processes of it that never answered; `proven` once one
-    has.
+    `number` counts from 0. `streak`: failures in a row. `unanswered`: how many of its latest processes in a row never
+    answered a health check. `proven`: whether any of its processes ever answered.
     """
 
-    replica: int
+    number: int
     process_id: str
     status: u.ReplicaStatus = "asked"
     endpoint: str = ""
@@ -50,26 +50,26 @@ class Replica(msgspec.Struct, frozen=True):
 
     @property
     def answers(self) -> bool:
-        """Whether requests may go to it."""
+        """Whether requests may be routed to the replica."""
         return self.status == "running"
 
     @property
     def hopeful(self) -> bool:
-        """Whether it answers, or may yet without anybody's help."""
+        """Whether the replica answers or may still come to answer without a new start."""
         return self.status not in ("failed", "ended")
 
     @property
     def failure(self) -> Failure | None:
-        """Its last failure, of whichever of its processes."""
+        """The replica's last failure, of the current or an earlier process."""
         return self.failures[-1] if self.failures else None
 
     def unanswered_after(self, code: str) -> int:
-        """Return how many processes in a row have never answered when this one fails so; want of room is no fault."""
+        """Return `unanswered` as it is after a failure with this error code; a lack of memory does not count."""
         return self.unanswered + (not self.answered_at and code not in restart_policy.NO_ROOM)
 
 
 class Leaving(msgspec.Struct, frozen=True):
-    """A process that shall be gone. With `drain` it finishes its requests first; `replica` is -1 for a stray."""
+    """A process that has to end. With `drain` it finishes its requests first; `replica` is -1 for a stray process."""
 
     process_id: str
     replica: int = -1
@@ -78,79 +78,79 @@ class Leaving(msgspec.Struct, frozen=True):
 
 
 class Service(msgspec.Struct, frozen=True):
-    """A service. `leaving` are processes that it does not count on any more and that are not gone yet.
+    """A service. `replica_set` holds the replicas of the current run; `leaving` the processes that still have to end.
 
-    `wanted` is how many replicas it shall have; `launches` counts the processes of a run beyond the first ones.
+    `desired_replicas`: target number of replicas. `launches`: processes of the current run beyond each replica's first.
     """
 
     id: str
     about: u.ServiceCreated
     status: u.ServiceStatus = "created"
-    wanted: int = 1
+    desired_replicas: int = 1
     run: int = 0
     launches: int = 0
     start: u.StartRequested | None = None
     stop: u.StopRequested | None = None
-    members: tuple[Replica, ...] = ()
+    replica_set: tuple[Replica, ...] = ()
     leaving: tuple[Leaving, ...] = ()
     error: str = ""
     error_code: str = ""
 
-    def member(self, process_id: str) -> Replica | None:
-        """Return the replica of the current run with that process."""
-        return next((member for member in self.members if member.process_id == process_id), None)
+    def replica_of(self, process_id: str) -> Replica | None:
+        """Return the replica whose current process this is; None if the process is not one of the current run."""
+        return next((replica for replica in self.replica_set if replica.process_id == process_id), None)
 
     def present(self) -> tuple[str, ...]:
-        """Return every process that is, or may be, there."""
+        """Return the ids of all processes that exist or may exist."""
         return (
-            *(member.process_id for member in self.members if member.status != "ended"),
+            *(replica.process_id for replica in self.replica_set if replica.status != "ended"),
             *(process.process_id for process in self.leaving),
         )
 
-    def over(self) -> tuple[Leaving, ...]:
-        """Return the processes that have to go."""
-        going = self.status in ("stopping", "failed")
-        members = tuple(
-            _leaving(member, drain=self.status == "stopping")
-            for member in self.members
-            if member.status == "failed" or (going and member.status != "ended")
+    def processes_to_end(self) -> tuple[Leaving, ...]:
+        """Return the processes that have to end: failed ones, surplus ones, and all if the service goes down."""
+        going_down = self.status in ("stopping", "failed")
+        from_replicas = tuple(
+            _leaving(replica, drain=self.status == "stopping")
+            for replica in self.replica_set
+            if replica.status == "failed" or (going_down and replica.status != "ended")
         )
-        return (*members, *self.leaving)
+        return (*from_replicas, *self.leaving)
 
     def answering(self) -> tuple[Replica, ...]:
-        """Return the replicas that requests may go to."""
-        return tuple(member for member in self.members if member.answers)
+        """Return the replicas that requests may be routed to."""
+        return tuple(replica for replica in self.replica_set if replica.answers)
 
     @property
     def runs(self) -> bool:
-        """Whether it shall run, and is seen to."""
+        """Whether the service is up or starting, so that failed replicas are replaced."""
         return self.status in ("starting", "running", "degraded")
 
     @property
     def asleep(self) -> bool:
-        """Whether the next request starts it."""
+        """Whether the next request starts the service."""
         return self.status == "stopped" and self.stop is not None and self.stop.asleep
 
 
 def process_of(service_id: str, run: int, replica: int, launch: int = 0) -> str:
-    """Return the id of a replica's process: known before it exists, and another one in every run and every launch."""
+    """Return the id of a replica's process. Known before the process exists; unique to the run and the launch."""
     return f"{service_id}-r{replica}-{run}{f'-{launch}' if launch else ''}"
 
 
 def evolve(service: Service | None, event: u.Events) -> Service | None:
-    """Return the service after the event. Never raises; what its status does not allow changes nothing."""
+    """Return the service after the event. Never raises; an event that the status does not allow changes nothing."""
     if isinstance(event, u.ServiceCreated):
-        return Service(event.service_id, event, wanted=event.replicas)
+        return Service(event.service_id, event, desired_replicas=event.replicas)
     if service is None or isinstance(event, u.ServiceDeleted):
         return None
     if (table := lifecycle.SERVICE.get(type(event))) is not None:
         if service.status not in table:
             return service
         service = msgspec.structs.replace(service, status=table[service.status])
-    return _settled(_after(service, event), event)
+    return _with_health(_applied(service, event), event)
 
 
-def _after(service: Service, event: u.Events) -> Service:
+def _applied(service: Service, event: u.Events) -> Service:
     replace = msgspec.structs.replace
     match event:
         case u.StartRequested():
@@ -158,10 +158,10 @@ def _after(service: Service, event: u.Events) -> Service:
         case u.ReplicaRequested():
             return _replaced(service, event)
         case u.ReplicaLeaving(process_id=process_id):
-            member = service.member(process_id)
-            members = tuple(other for other in service.members if other is not member)
-            going = (_leaving(member, drain=True),) if member and member.status != "ended" else ()
-            return replace(service, members=members, leaving=(*service.leaving, *going))
+            replica = service.replica_of(process_id)
+            staying = tuple(other for other in service.replica_set if other is not replica)
+            process = (_leaving(replica, drain=True),) if replica and replica.status != "ended" else ()
+            return replace(service, replica_set=staying, leaving=(*service.leaving, *process))
         case u.StrayFound(process_id=process_id):
             return replace(service, leaving=(*service.leaving, Leaving(process_id)))
         case u.ReplicaProgress(phase=phase, message=message, progress=progress):
@@ -174,15 +174,15 @@ def _after(service: Service, event: u.Events) -> Service:
         case u.ReplicaFailed():
             return _failed(service, event)
         case u.ReplicaEnded(process_id=process_id):
-            left = tuple(process for process in service.leaving if process.process_id != process_id)
-            return _change(replace(service, leaving=left), event)
+            remaining = tuple(process for process in service.leaving if process.process_id != process_id)
+            return _change(replace(service, leaving=remaining), event)
         case u.ServiceScaled(replicas=replicas):
-            return replace(service, wanted=replicas)
+            return replace(service, desired_replicas=replicas)
         case u.ServiceFailed(error=error, error_code=code):
             return replace(service, error=error, error_code=code)
         case u.StopRequested():
             return replace(service, stop=event)
-        case u.ServiceStopped():  # who was there stays readable: why it failed, where its log is
+        case u.ServiceStopped():  # the replicas stay: service.status shows why they failed, service.logs their logs
             return replace(service, error="", error_code="")
         case u.ServiceStarted() | u.ServiceCreated() | u.ServiceDeleted():
             return service
@@ -191,47 +191,54 @@ def _after(service: Service, event: u.Events) -> Service:
 
 
 def _requested(service: Service, event: u.StartRequested) -> Service:
-    members = tuple(
+    replica_set = tuple(
         Replica(n, process_of(service.id, event.run, n), deadline=event.deadline) for n in range(event.replicas)
     )
-    # who runs under one of these ids already is taken for the replica it would be
-    ours = {member.process_id for member in members}
-    left = [_leaving(member, drain=False) for member in service.members if member.status != "ended"]
-    leaving = tuple(process for process in (*left, *service.leaving) if process.process_id not in ours)
+    # a process that already runs under a new replica's id counts as that replica
+    new_ids = {replica.process_id for replica in replica_set}
+    earlier = [_leaving(replica, drain=False) for replica in service.replica_set if replica.status != "ended"]
+    leaving = tuple(process for process in (*earlier, *service.leaving) if process.process_id not in new_ids)
     return Service(
-        service.id, service.about, "starting", event.replicas, event.run, start=event, members=members, leaving=leaving
+        service.id,
+        service.about,
+        "starting",
+        event.replicas,
+        event.run,
+        start=event,
+        replica_set=replica_set,
+        leaving=leaving,
     )
 
 
 def _replaced(service: Service, event: u.ReplicaRequested) -> Service:
-    """Put a process in the place of the replica's last one, which may not be gone yet."""
-    before = next((member for member in service.members if member.replica == event.replica), None)
-    again = before is not None and event.restarts > 0
+    """Give the replica a new process; its last one may not have ended yet."""
+    before = next((replica for replica in service.replica_set if replica.number == event.replica), None)
+    restarted = before is not None and event.restarts > 0
     after = Replica(
         event.replica,
         event.process_id,
-        "waiting" if again else "asked",
+        "waiting" if restarted else "asked",
         not_before=event.not_before,
         deadline=event.deadline,
         restarts=event.restarts,
-        streak=before.streak if before and again else 0,
-        unanswered=before.unanswered if before and again else 0,
+        streak=before.streak if before and restarted else 0,
+        unanswered=before.unanswered if before and restarted else 0,
         proven=before is not None and before.proven,
         failures=before.failures if before else (),
     )
-    # a stray under that id is taken for the replica it would be
+    # a stray process under the new id counts as that replica
     leaving = tuple(process for process in service.leaving if process.process_id != event.process_id)
     if before is None:
-        members = (*service.members, after)
+        replica_set = (*service.replica_set, after)
     else:
-        members = tuple(after if member is before else member for member in service.members)
+        replica_set = tuple(after if replica is before else replica for replica in service.replica_set)
         leaving = leaving if before.status == "ended" else (*leaving, _leaving(before, drain=False))
-    return msgspec.structs.replace(service, members=members, leaving=leaving, launches=service.launches + 1)
+    return msgspec.structs.replace(service, replica_set=replica_set, leaving=leaving, launches=service.launches + 1)
 
 
 def _failed(service: Service, event: u.ReplicaFailed) -> Service:
-    member = service.member(event.process_id)
-    if member is None:
+    replica = service.replica_of(event.process_id)
+    if replica is None:
         return service
     failure = Failure(event.process_id, event.at, event.error, event.error_code)
     return _change(
@@ -239,34 +246,37 @@ def _failed(service: Service, event: u.ReplicaFailed) -> Service:
         event,
         phase="failed",
         streak=event.attempt,
-        unanswered=member.unanswered_after(event.error_code),
-        failures=(*member.failures, failure)[-_REMEMBERED:],
+        unanswered=replica.unanswered_after(event.error_code),
+        failures=(*replica.failures, failure)[-_KEPT_FAILURES:],
     )
 
 
-def _leaving(member: Replica, *, drain: bool) -> Leaving:
-    silent = member.failure is not None and member.failure.error_code == UNRESPONSIVE and member.status == "failed"
-    return Leaving(member.process_id, member.replica, drain=drain and member.answers, force=silent)
+def _leaving(replica: Replica, *, drain: bool) -> Leaving:
+    hung = replica.failure is not None and replica.failure.error_code == UNRESPONSIVE and replica.status == "failed"
+    return Leaving(replica.process_id, replica.number, drain=drain and replica.answers, force=hung)
 
 
 def _change(service: Service, event: Any, *, status: str = "", **changes: Any) -> Service:
-    """Change the replica that the event is about, if its status allows it; `status` is what the event says of it."""
+    """Change the replica that the event is about, if its status allows the event.
+
+    `status`: healthy or unhealthy from a health event, which changes nothing if it is the replica's current health.
+    """
     table = lifecycle.REPLICA[type(event)]
 
-    def after(member: Replica) -> Replica:
-        to = table.get(member.status)
-        if member.process_id != event.process_id or to is None:
-            return member
+    def changed(replica: Replica) -> Replica:
+        to = table.get(replica.status)
+        if replica.process_id != event.process_id or to is None:
+            return replica
         if status and (to == "running") != (status == "healthy"):
-            return member
-        return msgspec.structs.replace(member, status=to, **changes)
+            return replica
+        return msgspec.structs.replace(replica, status=to, **changes)
 
-    return msgspec.structs.replace(service, members=tuple(after(member) for member in service.members))
+    return msgspec.structs.replace(service, replica_set=tuple(map(changed, service.replica_set)))
 
 
-def _settled(service: Service, event: u.Events) -> Service:
-    """Tell running from degraded by the replicas that answer."""
+def _with_health(service: Service, event: u.Events) -> Service:
+    """Set the status to running if all replicas answer, else to degraded; only after an event that may change this."""
     if service.status not in ("running", "degraded") or not isinstance(event, (*lifecycle.SETTLES, u.ServiceStarted)):
         return service
-    status: u.ServiceStatus = "running" if len(service.answering()) == len(service.members) else "degraded"
+    status: u.ServiceStatus = "running" if len(service.answering()) == len(service.replica_set) else "degraded"
     return msgspec.structs.replace(service, status=status)

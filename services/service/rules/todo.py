@@ -1,4 +1,4 @@
-"""What a service calls for outside, given what it is. Pure; outside/replica_effects.py does it."""
+"""Derives from a service's state what has to happen outside. Pure; outside/replica_effects.py carries it out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from services.service.rules.state import Replica, Service
 
 
 class RunReplica(Effect, frozen=True):
-    """Ask the engine domain for the instance, not before and to answer until (Unix seconds)."""
+    """Start the replica's instance through the engine domain, not before `not_before`; ready by `deadline` (Unix s)."""
 
     service_id: str
     process_id: str
@@ -20,7 +20,7 @@ class RunReplica(Effect, frozen=True):
 
 
 class EndReplica(Effect, frozen=True):
-    """See that the instance is gone, and with `drain` that its requests are answered before."""
+    """End the instance. With `drain` its requests are answered first; with `force` it is killed."""
 
     service_id: str
     process_id: str
@@ -29,7 +29,7 @@ class EndReplica(Effect, frozen=True):
 
 
 class ReplaceSilent(Effect, frozen=True):
-    """Give a replica up that does not begin to answer again; silent since (Unix seconds)."""
+    """Fail a replica that stays silent for `service.grace`; silent since `since` (Unix seconds)."""
 
     service_id: str
     process_id: str
@@ -37,7 +37,7 @@ class ReplaceSilent(Effect, frozen=True):
 
 
 class ExpireReplica(Effect, frozen=True):
-    """Fail a replica that does not answer by its deadline (Unix seconds)."""
+    """Fail a replica that does not answer by its deadline `at` (Unix seconds)."""
 
     service_id: str
     process_id: str
@@ -45,7 +45,7 @@ class ExpireReplica(Effect, frozen=True):
 
 
 class Expire(Effect, frozen=True):
-    """Fail the start, or the stop, when its deadline (Unix seconds) has come."""
+    """Fail the start, or the stop, at its deadline `at` (Unix seconds)."""
 
     service_id: str
     run: int
@@ -54,31 +54,31 @@ class Expire(Effect, frozen=True):
 
 
 def todo(service: Service) -> Iterable[Effect]:
-    """Return what must be asked of the engine domain, and what must not take longer than it may. Empty at rest."""
+    """Return the instances to start and to end, and the deadlines to watch. Empty while the service is at rest."""
     force = service.stop is not None and service.stop.force
     effects: list[Effect] = [
         EndReplica(service.id, process.process_id, process.drain and not force, process.force or force)
-        for process in service.over()
+        for process in service.processes_to_end()
     ]
     if service.status == "stopping" and service.stop and service.stop.deadline:
         effects.append(Expire(service.id, service.run, service.stop.deadline, stopping=True))
     if service.status == "starting" and service.start:
         effects.append(Expire(service.id, service.run, service.start.deadline, stopping=False))
     if service.runs:
-        # its port and its memory are free only when the process before it is gone
-        taken = {process.replica for process in service.leaving}
-        for member in service.members:
-            effects += _for_member(service, member, free=member.replica not in taken)
+        # a replica's port and memory are free only after its previous process has ended
+        occupied = {process.replica for process in service.leaving}
+        for replica in service.replica_set:
+            effects += _for_replica(service, replica, free=replica.number not in occupied)
     return effects
 
 
-def _for_member(service: Service, member: Replica, *, free: bool) -> Iterable[Effect]:
-    ident, process_id = service.id, member.process_id
-    if member.status == "unhealthy" and member.silent_since:
-        yield ReplaceSilent(ident, process_id, member.silent_since)
-    if member.status not in lifecycle.ON_THE_WAY:
+def _for_replica(service: Service, replica: Replica, *, free: bool) -> Iterable[Effect]:
+    ident, process_id = service.id, replica.process_id
+    if replica.status == "unhealthy" and replica.silent_since:
+        yield ReplaceSilent(ident, process_id, replica.silent_since)
+    if replica.status not in lifecycle.ON_THE_WAY:
         return
     if service.status != "starting":
-        yield ExpireReplica(ident, process_id, member.deadline)
-    if free and member.status != "starting":
-        yield RunReplica(ident, process_id, member.replica, member.not_before, member.deadline)
+        yield ExpireReplica(ident, process_id, replica.deadline)
+    if free and replica.status != "starting":
+        yield RunReplica(ident, process_id, replica.number, replica.not_before, replica.deadline)

@@ -1,16 +1,19 @@
-"""The read table of the service domain, and the views made of states. Pure."""
+"""The read table of the service domain and the views made from states. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from aima_core.call import timestamp
 from aima_core.store.records import Recorded, Statement
 from services.inference import units as inference
 from services.service import units as u
+from services.service.rules.replica_decider import STOP_TIMEOUT
 from services.service.rules.scaling import Bounds, bounds_of
 from services.service.rules.state import Replica, Service
 
+_MOST_NAMED = 5  # processes that a summary names
 TABLES = {
     "services": """CREATE TABLE services (
         id TEXT PRIMARY KEY, name TEXT NOT NULL, model_id TEXT NOT NULL, status TEXT NOT NULL,
@@ -19,7 +22,7 @@ TABLES = {
 
 
 def project(recorded: Recorded) -> Iterable[Statement]:
-    """Yield the SQL that an event means: the table finds and orders services, their states say the rest."""
+    """Yield the SQL statements for an event. The table finds and orders services; the states hold everything else."""
     event, at = recorded.event, timestamp(recorded.recorded_at)
     match event:
         case u.ServiceCreated(service_id=ident, name=name, model_id=model_id):
@@ -43,7 +46,7 @@ def _status(status: str, at: str, ident: str) -> Statement:
 
 
 def service_view(service: Service, metrics: u.Metrics | None = None) -> u.ServiceView:
-    """Return a service as queries show it."""
+    """Return the view of a service."""
     about, answering = service.about, service.answering()
     return u.ServiceView(
         id=service.id,
@@ -52,7 +55,7 @@ def service_view(service: Service, metrics: u.Metrics | None = None) -> u.Servic
         model_name=about.model_name,
         model_type=about.model_type,
         status=service.status,
-        replicas=service.wanted,
+        replicas=service.desired_replicas,
         active_replicas=len(answering),
         asleep=service.asleep,
         resource_class=about.resource_class,
@@ -64,7 +67,7 @@ def service_view(service: Service, metrics: u.Metrics | None = None) -> u.Servic
         autoscale=_autoscale(bounds_of(about)),
         port=about.port,
         config=about.config,
-        endpoints=[member.endpoint for member in answering],
+        endpoints=[replica.endpoint for replica in answering],
         error=service.error or None,
         error_code=service.error_code or None,
         reason=service.start.reason if service.start else "",
@@ -76,62 +79,75 @@ def _autoscale(bounds: Bounds | None) -> u.Autoscale | None:
     return bounds and u.Autoscale(min=bounds.least, max=bounds.most, target_concurrency=bounds.target)
 
 
-def metrics(found: inference.ServiceMetrics) -> u.Metrics:
-    """Return what the inference domain has measured of a service."""
-    return u.Metrics.model_validate(found.model_dump(include=set(u.Metrics.model_fields)))
+def metrics(measured: inference.ServiceMetrics) -> u.Metrics:
+    """Return the metrics of a service from those that the inference domain has measured."""
+    return u.Metrics.model_validate(measured.model_dump(include=set(u.Metrics.model_fields)))
 
 
-def status_view(service: Service, used: Mapping[str, int], now: float) -> u.StatusView:
-    """Return how a service is, with one line that a person can act on. `used`: memory by process, in bytes."""
+class Now(NamedTuple):
+    """What a status needs beside the service's own state.
+
+    `at`: Unix seconds. `grace`: seconds that a replica may be silent. `memory`: bytes in use by process id.
+    `making_room`: ids of services that are going to sleep for this one.
+    """
+
+    at: float
+    grace: float
+    memory: Mapping[str, int]
+    making_room: Sequence[str] = ()
+
+
+def status_view(service: Service, now: Now) -> u.StatusView:
+    """Return the status of a service, with one line that says the cause of a problem and what to do about it."""
     return u.StatusView(
         id=service.id,
         status=service.status,
         health=_health(service),
         summary=_summary(service, now),
-        error=service.error or _present_error(service),
-        replicas=[_replica(member, used.get(member.process_id)) for member in service.members],
+        error=service.error or _current_error(service),
+        replicas=[_replica(replica, now.memory.get(replica.process_id)) for replica in service.replica_set],
     )
 
 
 def logged(service: Service) -> list[str]:
-    """Return the processes whose logs tell how the service fares: those that failed last, then the present ones."""
-    found: dict[str, None] = {}
-    for member in service.members:
-        found |= dict.fromkeys([*(failure.process_id for failure in member.failures), member.process_id])
-    return list(found)
+    """Return the processes that service.logs shows: of each replica those that failed last, then the current one."""
+    processes: dict[str, None] = {}
+    for replica in service.replica_set:
+        processes |= dict.fromkeys([*(failure.process_id for failure in replica.failures), replica.process_id])
+    return list(processes)
 
 
-def begun(service: Service) -> float:
-    """Return when the latest run was asked for, in Unix seconds; 0 before the first."""
+def start_requested_at(service: Service) -> float:
+    """Return when the latest start was requested, in Unix seconds; 0 before the first."""
     return service.start.deadline - service.start.timeout if service.start else 0.0
 
 
-def _replica(member: Replica, used: int | None) -> u.Replica:
-    failure = member.failure
+def _replica(replica: Replica, memory: int | None) -> u.Replica:
+    failure = replica.failure
     return u.Replica(
-        replica=member.replica,
-        process_id=member.process_id,
-        node=member.node,
-        endpoint=member.endpoint,
-        status=member.status,
-        phase=member.phase,
-        progress=member.progress,
-        message=member.message,
+        replica=replica.number,
+        process_id=replica.process_id,
+        node=replica.node,
+        endpoint=replica.endpoint,
+        status=replica.status,
+        phase=replica.phase,
+        progress=replica.progress,
+        message=replica.message,
         error=failure.error if failure else None,
         error_code=failure.error_code if failure else None,
-        restarts=member.restarts,
-        retry_at=timestamp(member.not_before) if member.status == "waiting" else None,
-        memory_bytes=used,
+        restarts=replica.restarts,
+        retry_at=timestamp(replica.not_before) if replica.status == "waiting" else None,
+        memory_bytes=memory,
         attempts=[
-            u.Attempt(process_id=past.process_id, at=timestamp(past.at), error=past.error, error_code=past.error_code)
-            for past in member.failures
+            u.Attempt(process_id=f.process_id, at=timestamp(f.at), error=f.error, error_code=f.error_code)
+            for f in replica.failures
         ],
     )
 
 
-def _present_error(service: Service) -> str | None:
-    """Return what keeps a replica from answering now."""
-    failures = (member.failure for member in service.members if service.runs and not member.answers)
+def _current_error(service: Service) -> str | None:
+    """Return the last error of the first replica that does not answer; None while the service is down."""
+    failures = (replica.failure for replica in service.replica_set if service.runs and not replica.answers)
     return next((failure.error for failure in failures if failure), None)
 
 
@@ -150,49 +166,76 @@ def _health(service: Service) -> str:
     return "unhealthy" if service.status == "degraded" and not service.answering() else _HEALTH[service.status]
 
 
-def _summary(service: Service, now: float) -> str:
-    begin = f"aima call service.start service_id={service.id}"
+def _summary(service: Service, now: Now) -> str:
+    start = f"aima call service.start service_id={service.id}"
+    stop = service.stop
     match service.status:
         case "created":
-            return f"not started yet; start it with: {begin}"
+            return f"not started yet; start it with: {start}"
         case "starting" | "running" | "degraded":
-            return _progress(service, now)
+            return _progress(service, now, start)
         case "stopping":
-            why = f" ({service.stop.reason})" if service.stop else ""
-            return f"waiting for {len(service.present())} processes to end{why}"
+            why = f" ({stop.reason})" if stop else ""
+            kill = f"; to kill what is left: aima call service.stop service_id={service.id} force=true"
+            waits = stop is not None and (
+                stop.force or stop.asleep
+            )  # force would make a service that sleeps stop for good
+            return f"waiting for {_names(service.present())} to end{why}{'' if waits else kill}"
         case "stopped" if service.asleep:
-            return f"asleep ({service.stop.reason if service.stop else ''}); the next request wakes it"
+            return f"asleep ({stop.reason if stop else ''}); the next request wakes it"
         case "stopped":
-            why = f" ({service.stop.reason})" if service.stop and service.stop.reason != "requested" else ""
-            return f"stopped{why}; start it with: {begin}"
+            why = f" ({stop.reason})" if stop and stop.reason != "requested" else ""
+            return f"stopped{why}; start it with: {start}"
+        case "failed" if service.error_code == STOP_TIMEOUT and service.present():
+            kill = f"aima call engine.stop name={service.present()[0]} force=true"
+            return f"{service.error_code}: {service.error}; to kill it now: {kill}"
         case "failed":
-            return f"{service.error_code}: {service.error}; when that is mended: {begin}"
+            return f"{service.error_code}: {service.error}; fix the cause, then start it with: {start}"
 
 
-def _progress(service: Service, now: float) -> str:
-    """Say how many replicas answer, and of the one that is worst off why it does not."""
-    answering = f"{len(service.answering())} of {len(service.members)} replicas answer"
-    silent = [member for member in service.members if not member.answers]
+def _names(process_ids: Sequence[str]) -> str:
+    more = f" and {len(process_ids) - _MOST_NAMED} more" if len(process_ids) > _MOST_NAMED else ""
+    return f"{', '.join(process_ids[:_MOST_NAMED])}{more}"
+
+
+def _progress(service: Service, now: Now, start: str) -> str:
+    """Say how many replicas answer, and of the one in the worst state why it does not."""
+    answering = f"{len(service.answering())} of {len(service.replica_set)} replicas answer"
+    silent = [replica for replica in service.replica_set if not replica.answers]
     if not silent:
         return answering
-    worst = min(silent, key=lambda member: (member.hopeful, member.status != "unhealthy", member.progress))
-    failure = worst.failure
+    worst = min(silent, key=lambda replica: (replica.hopeful, replica.status != "unhealthy", replica.progress))
+    return f"{answering}; {_problem(service, worst, now, start)}"
+
+
+def _problem(service: Service, replica: Replica, now: Now, start: str) -> str:
+    """Say why the replica does not answer, and what AIMA or the caller does about it."""
+    failure, name = replica.failure, replica.process_id
     why = f"{failure.error_code}: {failure.error}" if failure else ""
-    match worst.status:
+    match replica.status:
         case "failed" | "ended":
-            told = f"{why}; given up after {worst.restarts + 1} tries; try again: aima call service.start"
-            return f"{answering}; {worst.process_id}: {told} service_id={service.id}"
+            attempts = f"{replica.restarts + 1} attempt{'s' if replica.restarts else ''}"
+            return f"{name} was given up after {attempts}: {why}; fix the cause, then start it with: {start}"
+        case "unhealthy" if replica.silent_since:
+            silence = f"no reply to its health check for {now.at - replica.silent_since:.0f} s"
+            return f"{name} is unhealthy: {silence}; AIMA replaces it after {now.grace:g} s of silence"
         case "unhealthy":
-            silent_for = (
-                f" for {now - worst.silent_since:.0f} s and is replaced unless it does" if worst.silent_since else ""
-            )
-            return f"{answering}; {worst.process_id} does not answer its health check{silent_for}"
-        case "waiting":
-            wait = max(0.0, worst.not_before - now)
-            return (
-                f"{answering}; replica {worst.replica} is started again in {wait:.0f} s "
-                f"(restart {worst.restarts}), after {why}"
-            )
+            return f"{name} is being restarted by the engine domain"
+        case "waiting" if replica.not_before > now.at:
+            wait = replica.not_before - now.at
+            return f"replica {replica.number} restarts in {wait:.0f} s (restart {replica.restarts}) after {why}"
+        case "starting":
+            message = f"{name} is starting: {replica.message or replica.phase}"
         case _:
-            after = f" (before: {why})" if why else ""
-            return f"{answering}; {worst.process_id}: {worst.message or 'asked for'}{after}"
+            message = f"{name} {_blocker(service, replica, now)}"
+    return f"{message} (last failure: {why})" if why else message
+
+
+def _blocker(service: Service, replica: Replica, now: Now) -> str:
+    """Say what a replica without an instance waits for."""
+    earlier = [process.process_id for process in service.leaving if process.replica == replica.number]
+    if earlier:
+        return f"waits for its previous process to end: {_names(earlier)}"
+    if now.making_room:
+        return f"waits for memory from services that are going to sleep for it: {', '.join(now.making_room)}"
+    return "waits for the engine domain to start it"
