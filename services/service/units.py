@@ -481,7 +481,7 @@ class StartService(
     events=(StartRequested, ReplicaStarted, ReplicaFailed, ServiceStarted, ServiceFailed),
     examples=({"service_id": "svc-chat"}, {"service_id": "svc-chat", "wait": False}),
 ):
-    """Start the replicas of a service. Does nothing if it is starting or running.
+    """Start the service's replicas. Does nothing if it is starting or running.
 
     In a degraded service, starts the replicas again that were given up or wait for a restart.
     """
