@@ -10,10 +10,11 @@ import itertools
 from collections import deque
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import nats.errors
 import nats.js.errors
+from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 
 from tests.simulation.clock import VirtualLoop
@@ -67,7 +68,7 @@ class Bus:
         """Give a message to whoever has subscribed; say so if nobody has and the sender waits for a reply."""
         receivers = self._receivers(subject)
         for receiver in receivers:
-            receiver.take(Msg(receiver.connection, subject, reply, data, headers))
+            receiver.take(Msg(cast(Nats, receiver.connection), subject, reply, data, headers))
         if reply and not receivers:
             self._receive(reply, b"", {"Status": "503"})
 
@@ -84,13 +85,13 @@ class Bus:
 
     def _receive(self, subject: str, data: bytes, headers: dict[str, str] | None) -> None:
         for receiver in self._receivers(subject):
-            receiver.take(Msg(receiver.connection, subject, "", data, headers))
+            receiver.take(Msg(cast(Nats, receiver.connection), subject, "", data, headers))
 
     def _receivers(self, subject: str) -> list[Subscription]:
         tokens = subject.split(".")
         heads = [".".join(tokens[:length]) for length in range(1, len(tokens))]
         patterns = [subject, f"{heads[-1]}.*", *(f"{head}.>" for head in heads)] if heads else [subject]
-        return [found for pattern in patterns for found in self._subscriptions.get(pattern, ())]
+        return [one for pattern in patterns for one in self._subscriptions.get(pattern, ())]
 
 
 class Subscription:

@@ -32,7 +32,6 @@ class Chaos:
             (60, self.call),
             (2.0, self.kill_process),
             (1.5, self.stop_process),
-            (12, self.start_process),
             (4, self.kill_program),
             (2, self.freeze),
             (3, self.thaw),
@@ -59,10 +58,6 @@ class Chaos:
     def stop_process(self) -> None:
         self.site.stop(self.rng.choice(list(self.site.domains)))
 
-    def start_process(self) -> None:
-        if down := [name for name in self.site.domains if not self.site.is_up(name)]:
-            self.site.start(self.rng.choice(down))
-
     def kill_program(self) -> None:
         if program := self._program("killed"):
             self.machine.end(program, _KILLED, self.rng.choice(("", "", "", OUT_OF_MEMORY)))
@@ -72,13 +67,15 @@ class Chaos:
             program.frozen = True
 
     def thaw(self) -> None:
-        if program := self._one([one for one in self.machine.programs.values() if one.frozen]):
+        if program := self._one([one for one in self.machine.programs.values() if one.frozen and not one.stuck]):
             self.site.tell("thawed", program.instance)
             self.machine.thaw(program)
 
     def stick(self) -> None:
         if program := self._program("stuck"):
             program.frozen = program.stuck = True
+            if owner := program.notes["service"]:
+                self.site.callers.ask("service.stop", service_id=owner)
 
     def fill_memory(self) -> None:
         self.machine.taken = self.rng.choice((0, 0, 0, 0, 8 * GIB, 30 * GIB))
@@ -95,8 +92,8 @@ class Chaos:
             self.site.tell(what, program.instance)
         return program
 
-    def _one(self, found: list[T]) -> T | None:
-        return self.rng.choice(found) if found else None
+    def _one(self, candidates: list[T]) -> T | None:
+        return self.rng.choice(candidates) if candidates else None
 
     # --- what callers ask -----------------------------------------------------------------------------------------
 
@@ -113,9 +110,10 @@ class Chaos:
         starts = partial(ask, "service.start", timeout, service_id=ident, wait=rng.random() < 0.5, timeout=timeout)
         calls: list[tuple[float, Callable[[], None]]] = [
             (8, starts),
-            (2, lambda: ask("service.stop", service_id=ident, force=rng.random() < 0.3)),
+            (2, lambda: self._change_of_mind(starts, ident)),
+            (1.2, lambda: ask("service.stop", service_id=ident, force=rng.random() < 0.3)),
             (0.5, lambda: insist("service.stop", service_id=ident)),
-            (3, lambda: ask("service.scale", service_id=ident, replicas=rng.choice((0, 1, 1, 2, 2, 3)))),
+            (5, lambda: ask("service.scale", service_id=ident, replicas=rng.choice((0, 1, 1, 2, 2, 3)))),
             (0.5, lambda: insist("service.scale", service_id=ident, replicas=rng.choice((1, 2)))),
             (0.7, lambda: ask("service.delete", service_id=ident)),
             (0.3, lambda: self._create(name)),
@@ -123,11 +121,11 @@ class Chaos:
             (0.8, lambda: ask("engine.stop", name=self._instance(), force=rng.random() < 0.3, timeout=5)),
             (1, lambda: ask("engine.restart", 60, name=self._instance())),
             (0.3, lambda: ask("engine.install", 60, name=rng.choice((ENGINE_NAME, ADDON)))),
-            (1.5, self._allocate),
-            (0.7, lambda: ask("resource.release", slot_id=resource.slot_of(rng.choice(APPS)))),
-            (4, lambda: self._lease(name)),
+            (1, self._allocate),
+            (1, lambda: ask("resource.release", slot_id=resource.slot_of(rng.choice(APPS)))),
+            (6, lambda: self._lease(name)),
             (3, self._settle),
-            (2, lambda: self._chat(name)),
+            (4, lambda: self._chat(name)),
             (1, self._renew),
             (2, lambda: self._leave(name)),
             (1, lambda: ask("service.get", service_id=ident)),
@@ -135,6 +133,12 @@ class Chaos:
             (0.5, lambda: ask("service.recommend", model_id=name)),
         ]
         self._drawn(calls)()
+
+    def _change_of_mind(self, starts: Callable[[], None], ident: str) -> None:
+        """Start a service and stop it while it starts, at whichever step of it."""
+        starts()
+        stops = partial(self.site.callers.ask, "service.stop", service_id=ident)
+        self.site.loop.call_later(self.rng.choice((0.03, 0.1, 0.3, 1)) * self.rng.random(), stops)
 
     def _create(self, name: str) -> None:
         rng = self.rng
@@ -148,14 +152,13 @@ class Chaos:
             "idle_timeout": rng.choice((0, 20)),
             "priority": rng.choice((3, 5, 7)),
         }
+        data |= {"autoscale": autoscale} if autoscale else {}
         data |= {"port": port} if (port := rng.choice((None, None, None, None, 9_010, 9_011))) else {}
-        rng.choice((self.site.callers.ask, self.site.callers.insist))(
-            "service.create", **data, **({"autoscale": autoscale} if autoscale else {})
-        )
+        rng.choice((self.site.callers.ask, self.site.callers.insist))("service.create", **data)
 
     def _start_engine(self) -> None:
         rng, states = self.rng, self.site.states("engine").values()
-        there = [found.id for found in states if found.start and not found.start.service_id]
+        there = [instance.id for instance in states if instance.start and not instance.start.service_id]
         data: dict[str, Any] = {
             "name": ENGINE_NAME,
             "model_id": rng.choice(("a", "b")),
@@ -164,14 +167,17 @@ class Chaos:
             "timeout": 30,
         }
         data |= {"port": 9_012} if rng.random() < 0.25 else {}
+        if rng.random() < 0.3:  # in the name of a service that knows nothing of it, or is not there
+            data |= {"service_id": f"svc-{rng.choice(list(NEEDS))}", "process_id": f"stray-{rng.randrange(10**6)}"}
         rng.choice((self.site.callers.ask, self.site.callers.insist))("engine.start", 40, **data)
 
     def _instance(self) -> str:
-        there = [found.id for found in self.site.states("engine").values() if found.start]
+        there = [instance.id for instance in self.site.states("engine").values() if instance.start]
         return self.rng.choice(there) if there and self.rng.random() < 0.95 else ENGINE_NAME
 
     def _allocate(self) -> None:
-        data = {"type": "system_service", "memory_bytes": self.rng.choice((3, 9, 12)) * GIB, "priority": 8}
+        memory = self.machine.memory * self.rng.choice((20, 40, 60)) // 100
+        data: dict[str, Any] = {"type": "system_service", "memory_bytes": memory, "priority": 8}
         self.site.callers.ask("resource.allocate", name=self.rng.choice(APPS), **data)
 
     def _lease(self, name: str) -> None:

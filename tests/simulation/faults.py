@@ -19,7 +19,6 @@ from services.engine.rules import state as es
 from services.inference.domain import INFERENCE
 from services.inference.outside.adapter import InferenceOutside
 from services.inference.rules.state import Sweep
-from services.resource import units as resource
 from services.resource.domain import RESOURCE
 from services.service import internal as si
 from services.service.domain import SERVICE
@@ -59,7 +58,7 @@ class Unwhole(EngineOutside):
     """Lets a stop cut a start in two."""
 
     class _Instances(Instances):
-        async def _whole(self, _: engine.StartRequested, step: Coroutine[Any, Any, T]) -> T:
+        async def _uninterrupted(self, _: engine.StartRequested, step: Coroutine[Any, Any, T]) -> T:
             return await step
 
     def __init__(self, context: Context[Any], **more: Any) -> None:
@@ -71,7 +70,7 @@ class Unseen(EngineOutside):
     """Leaves it to asyncio to complain of what a start was refused with that was called off meanwhile."""
 
     class _Instances(Instances):
-        def _done(self, process_id: str, task: asyncio.Task[Any]) -> None:
+        def _forget(self, process_id: str, task: asyncio.Task[Any]) -> None:
             self._unfinished.get(process_id, set()).discard(task)
 
     def __init__(self, context: Context[Any], **more: Any) -> None:
@@ -111,11 +110,6 @@ def forgetful(recorded: Recorded) -> Iterable[Command[Any]]:
     return () if isinstance(recorded.event, engine.EngineStopped) else RESOURCE.react(recorded)
 
 
-def unmoved(recorded: Recorded) -> Iterable[Command[Any]]:
-    """Go on with an instance whose memory somebody else has been given."""
-    return () if isinstance(recorded.event, resource.Preempted) else ENGINE.react(recorded)
-
-
 FAULTS: Mapping[str, Domain[Any]] = {
     "unending": replace(ENGINE, outside=Unending),
     "silent": replace(ENGINE, outside=Silent),
@@ -126,6 +120,5 @@ FAULTS: Mapping[str, Domain[Any]] = {
     "timeless": replace(SERVICE, outside=Timeless),
     "unswept": replace(INFERENCE, outside=Unswept),
     "forgetful": replace(RESOURCE, react=forgetful),
-    "unmoved": replace(ENGINE, react=unmoved),
 }
 """By name: the domain with a fault in it."""

@@ -20,7 +20,7 @@ def always(site: Site) -> None:
     assert not site.errors, "\n".join(site.errors)
     instances, live = _instances(site), site.machine.programs.values()
     _unique("port", [program.port for program in live])
-    _unique("port", [found.start.port for found in instances.values() if found.start])
+    _unique("port", [instance.start.port for instance in instances.values() if instance.start])
     orphans = [one.instance for one in live if one.instance not in instances or instances[one.instance].run != one.run]
     assert not orphans, f"nobody knows of the programs {orphans}"
     slots = held(site.states("resource"))
@@ -29,7 +29,7 @@ def always(site: Site) -> None:
     for service in _services(site):
         _agrees(service)
         waiting_for = {process.replica for process in service.leaving if process.process_id in instances}
-        both = [member.process_id for member in service.members if member.replica in waiting_for]
+        both = [replica.process_id for replica in service.replica_set if replica.number in waiting_for]
         assert not instances.keys() & both, f"{both} have begun before the process in their place was gone"
     inference, services = site.ledgers["inference"], site.ledgers["service"]
     if inference.cursor("service") == len(services.events):
@@ -41,18 +41,18 @@ def _known(site: Site, instances: dict[str, es.InstanceState]) -> None:
     """Check that a service knows of every instance that runs for it, once it has heard of it."""
     heard = site.ledgers["service"].cursor("engine")
     untold = {getattr(event, "process_id", "") for event in site.ledgers["engine"].events[heard:]}
-    for found in instances.values():
-        assert found.start
-        owner: ss.Service | None = site.states("service").get(f"service/{found.start.service_id}")
-        if owner and found.status == "running" and found.id not in untold:
-            assert found.id in owner.present(), f"{owner.id} does not know of {found.id}"
+    for instance in instances.values():
+        assert instance.start
+        owner: ss.Service | None = site.states("service").get(f"service/{instance.start.service_id}")
+        if owner and instance.status == "running" and instance.id not in untold:
+            assert instance.id in owner.present(), f"{owner.id} does not know of {instance.id}"
 
 
 def in_time(site: Site) -> None:
     """Check that nothing is on its way any more: every deadline has come, also for what a program holds up."""
     for service in _services(site):
         assert service.status not in ("starting", "stopping"), f"{service.id} is {service.status} for ever"
-        late = [member for member in service.members if service.runs and member.status in ("asked", "starting")]
+        late = [replica for replica in service.replica_set if service.runs and replica.status in ("asked", "starting")]
         assert not late, f"{service.id} waits for ever for {late}"
     states = site.states("engine").values()
     late_ones = {state.id: state.status for state in states if state.status in ("starting", "stopping", "installing")}
@@ -66,21 +66,23 @@ def at_rest(site: Site) -> None:
     packages = {state.status for state in site.states("engine").values() if not state.start}
     assert packages <= {"installed", "error"}
     instances, live = _instances(site), site.machine.programs
-    assert {found.id: found.status for found in instances.values()} == dict.fromkeys(live, "running")
-    slots = {resource.slot_of(f"{found.id}-{found.run}") for found in instances.values()}
+    statuses_by_id = {instance.id: instance.status for instance in instances.values()}
+    assert statuses_by_id == dict.fromkeys(live, "running"), f"instances {statuses_by_id}, programs {sorted(live)}"
+    slots = {resource.slot_of(f"{instance.id}-{instance.run}") for instance in instances.values()}
     assert _slots(site) == slots, f"slots {_slots(site)}, and there should be {slots}"
     answering: set[str] = set()
     for service in _services(site):
         assert service.status in ("created", "running", "degraded", "stopped", "failed")
         assert not service.leaving, f"{service.id} waits for {service.leaving}"
-        statuses = [member.status for member in service.members]
+        statuses = [replica.status for replica in service.replica_set]
         assert set(statuses) <= {"running", "waiting", "ended"}, f"{service.id}: {statuses}"
         if service.status == "failed":
             assert set(statuses) <= {"ended"}
-        answering |= {member.process_id for member in service.answering()}
-    assert answering == {found.id for found in instances.values() if found.start and found.start.service_id}
-    pools = site.states("inference").values()
-    assert not any(pool.requests or pool.by_process for pool in pools)
+        answering |= {replica.process_id for replica in service.answering()}
+    running = {instance.id for instance in instances.values() if instance.start and instance.start.service_id}
+    assert answering == running, f"replicas {answering} answer, and {running} run"
+    requests = [pool.requests or pool.by_process for pool in site.states("inference").values()]
+    assert not any(requests), f"requests are under way for ever: {requests}"
     _copied(site)
 
 
@@ -94,7 +96,7 @@ def _copied(site: Site) -> None:
 
 
 def _instances(site: Site) -> dict[str, es.InstanceState]:
-    return {found.id: found for found in site.states("engine").values() if found.start}
+    return {instance.id: instance for instance in site.states("engine").values() if instance.start}
 
 
 def _services(site: Site) -> list[ss.Service]:
@@ -106,30 +108,30 @@ def _routes(site: Site) -> set[str]:
 
 
 def _routable(service: ss.Service) -> list[ss.Replica]:
-    return [member for member in service.members if member.status in ("running", "unhealthy") and service.runs]
+    return [replica for replica in service.replica_set if replica.status in ("running", "unhealthy") and service.runs]
 
 
-def _unique(what: str, found: list[Any]) -> None:
-    assert len(found) == len(set(found)), f"one {what} twice: {found}"
+def _unique(what: str, values: list[Any]) -> None:
+    assert len(values) == len(set(values)), f"one {what} twice: {values}"
 
 
 def _agrees(service: ss.Service) -> None:
     """Check a service's status against its members."""
-    answering, there = len(service.answering()), len(service.members)
+    answering, there = len(service.answering()), len(service.replica_set)
     _unique("process", list(service.present()))
-    _unique("replica", [member.replica for member in service.members])
+    _unique("replica", [replica.number for replica in service.replica_set])
     match service.status:
         case "created" | "stopped":
-            statuses = {member.status for member in service.members}
+            statuses = {replica.status for replica in service.replica_set}
             assert statuses <= {"ended"}, f"{service.id} is {service.status} with replicas {statuses}"
         case "starting":
-            assert there == service.wanted > 0
-            assert any(member.hopeful and not member.answers for member in service.members)
+            assert there == service.desired_replicas > 0
+            assert any(replica.hopeful and not replica.answers for replica in service.replica_set)
         case "running":
-            assert answering == there == service.wanted > 0, f"{service.id} runs with {answering} of {there}"
+            assert answering == there == service.desired_replicas > 0, f"{service.id} runs with {answering} of {there}"
         case "degraded":
-            assert answering < there == service.wanted
-            assert any(member.hopeful for member in service.members)
+            assert answering < there == service.desired_replicas
+            assert any(replica.hopeful for replica in service.replica_set)
         case "stopping":
             assert service.present(), f"{service.id} waits for nobody"
 
@@ -137,11 +139,6 @@ def _agrees(service: ss.Service) -> None:
 def _slots(site: Site) -> set[str]:
     """Return the slots that are not those of apps, which nobody but their owner releases; none may be preempted."""
     apps = {resource.slot_of(name) for name in APPS}
-    found = [one for one in site.states("resource").values() if isinstance(one, Slot) and one.slot_id not in apps]
-    assert all(slot.status == "active" for slot in found), f"slots that are taken from the living: {found}"
-    return {slot.slot_id for slot in found}
-
-
-def ended(site: Site) -> set[type[Any]]:
-    """Return the types of all events that there are."""
-    return {type(event) for ledger in site.ledgers.values() for event in ledger.events}
+    slots = [one for one in site.states("resource").values() if isinstance(one, Slot) and one.slot_id not in apps]
+    assert all(slot.status == "active" for slot in slots), f"slots that are taken from the living: {slots}"
+    return {slot.slot_id for slot in slots}

@@ -94,8 +94,8 @@ def _item(ident: str, kind: device.DeviceType) -> device.DeviceItem:
 
 
 def _decide(world: World[Nothing], _: Command[Any], __: Call) -> list[Event]:
-    found = device.Device(id=GPU, name="Toy", vendor="Toy", type="gpu", architecture="", memory=1, node=NODE)
-    return [] if world else [device.DeviceDetected(device_id=GPU, device=found)]
+    gpu = device.Device(id=GPU, name="Toy", vendor="Toy", type="gpu", architecture="", memory=1, node=NODE)
+    return [] if world else [device.DeviceDetected(device_id=GPU, device=gpu)]
 
 
 def _reply(_: World[Nothing], __: Command[Any], ___: Sequence[Event]) -> View:

@@ -63,7 +63,7 @@ class Machine:
     def __init__(self, loop: VirtualLoop) -> None:
         self.loop, self.rng = loop, loop.rng
         self.kind = False
-        self.memory, self.taken, self.boot = self.rng.choice((15, 30, 60)) * GIB, 0, 1
+        self.memory, self.taken, self.boot = self.rng.choice((12, 16, 30, 30)) * GIB, 0, 1
         self.programs: dict[str, Program] = {}
         self.logs: dict[str, list[str]] = {}
         self.packages: dict[str, str] = {}

@@ -41,7 +41,7 @@ def simulate(seed: int, steps: int, *, rest_every: int = 50, build: Build = Site
     try:
         clock.run(seed, main)
     except Exception as error:
-        at = f"seed {seed}, step {made[0].steps}:\n{made[0].told()}" if made else f"seed {seed}"
+        at = f"seed {seed}, step {made[0].steps}:\n{made[0].transcript()}" if made else f"seed {seed}"
         raise AssertionError(f"{type(error).__name__}: {error}\n{at}") from error
     finally:
         for site in made:
@@ -64,6 +64,9 @@ async def rest(site: Site) -> None:
     """Let the site come to rest, first with the programs that do not let themselves be killed, then without."""
     site.tell("rest", "")
     site.machine.kind, site.bus.loss, site.deadly = True, 0.0, 0.0
+    stuck = [program for program in site.machine.programs.values() if program.stuck]
+    for owner in dict.fromkeys(program.notes["service"] for program in stuck):
+        site.callers.ask("service.stop", service_id=owner or "svc-none")  # which comes to its end by its deadline only
     await _until(site, in_time)
     for program in site.machine.programs.values():
         program.stuck = False
@@ -71,7 +74,7 @@ async def rest(site: Site) -> None:
 
 
 async def _until(site: Site, check: Callable[[Site], None]) -> None:
-    """Return when something is so; whatever has died or ended is started again, as `aima up` does."""
+    """Return when something is so; whatever has ended is started again at once."""
     until = site.loop.now + _LONGEST
     while True:
         await site.begin()

@@ -22,9 +22,11 @@ from aima_core.store.records import Codec
 from aima_core.testing import NOON
 from services.engine.domain import ENGINE
 from services.engine.outside.engine_host import Host
+from services.engine.settings import EngineSettings
 from services.inference.domain import INFERENCE
 from services.resource.domain import RESOURCE
 from services.service.domain import SERVICE
+from services.service.settings import ServiceSettings
 from tests.simulation.bus import Bus, Connection
 from tests.simulation.callers import Callers
 from tests.simulation.clock import VirtualLoop
@@ -36,6 +38,7 @@ from tests.simulation.models import DEVICES, MANIFESTS, MODELS, NODE
 from tests.simulation.programs import Machine, SimulatedPackage, SimulatedRuntime
 
 PORTS = range(9000, 9040)
+_RESTARTS = (0.05, 0.5, 3.0, 10.0)  # seconds until a process that has ended is started again
 _STORY = 150  # lines of the story of a run that are kept
 
 DOMAINS: tuple[Domain[Any], ...] = (DEVICES, MODELS, RESOURCE, ENGINE, SERVICE, INFERENCE)
@@ -53,7 +56,7 @@ class _Process(DomainProcess[Any]):
     @property
     def memory(self) -> Mapping[str, Any]:
         """What the process believes is committed."""
-        return self._runner.committed
+        return self._writer.committed
 
     def __init__(self, domain: Domain[Any], settings: Settings, site: Site, life: Life) -> None:
         super().__init__(domain, settings)
@@ -123,8 +126,8 @@ class Site:
 
     def _sections(self) -> dict[str, Any]:
         sections = {name: domain.settings() for name, domain in self.domains.items()}
-        sections["engine"] = ENGINE.settings(port_min=PORTS[0], port_max=PORTS[-1])
-        sections["service"] = SERVICE.settings(calm=20)
+        sections["engine"] = EngineSettings(port_min=PORTS[0], port_max=PORTS[-1])
+        sections["service"] = ServiceSettings(calm=20)
         return sections
 
     def host(self, *_: Path) -> Host:
@@ -145,8 +148,8 @@ class Site:
 
     def is_up(self, name: str) -> bool:
         """Tell whether a domain's process runs; it may still be starting, or ending in order."""
-        found = self.running.get(name)
-        return found is not None and not found.life.dead and not found.serving.done()
+        process = self.running.get(name)
+        return process is not None and not process.life.dead and not process.serving.done()
 
     def start(self, name: str) -> Running:
         """Start a domain's process."""
@@ -164,9 +167,9 @@ class Site:
     async def begin(self) -> None:
         """Start all that do not run, and return when they serve."""
         for name in self.domains:
-            found = self.running[name] if self.is_up(name) else self.start(name)
-            ready = self.loop.create_task(found.ready.wait())
-            await asyncio.wait((ready, found.serving), return_when=asyncio.FIRST_COMPLETED)
+            process = self.running[name] if self.is_up(name) else self.start(name)
+            ready = self.loop.create_task(process.ready.wait())
+            await asyncio.wait((ready, process.serving), return_when=asyncio.FIRST_COMPLETED)
             ready.cancel()
 
     def kill(self, name: str) -> None:
@@ -202,10 +205,19 @@ class Site:
         self._burying.add(burying)
         burying.add_done_callback(self._burying.discard)
 
-    def _unhandled(self, _: asyncio.AbstractEventLoop, told: dict[str, Any]) -> None:
-        self.errors.append(f"{told['message']}: {told.get('exception')!r} of {told.get('future') or told.get('task')}")
+    def _again(self, name: str) -> None:
+        if not self.is_up(name):
+            self.start(name)
+
+    def _unhandled(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        self.errors.append(
+            f"{context['message']}: {context.get('exception')!r} of {context.get('future') or context.get('task')}"
+        )
 
     def _ended(self, life: Life, serving: asyncio.Task[None]) -> None:
+        """Start the process again after a while, as `aima up` does."""
+        again = partial(self._again, life.name)
+        self.loop.call_later(self.rng.choice(_RESTARTS), again, context=Variables())
         if not serving.cancelled() and (error := serving.exception()) and not life.dead:
             self.errors.append(f"the {life.name} process ended: {error!r}")
 
@@ -224,7 +236,7 @@ class Site:
         """Take something into the story of the run."""
         self.story.append((self.loop.wall(), what, about))
 
-    def told(self) -> str:
+    def transcript(self) -> str:
         """Return the last that has happened, one thing a line."""
         return "\n".join(f"{now - NOON:10.3f} {what} {_text(about)}" for now, what, about in self.story)
 
@@ -240,8 +252,8 @@ class Complaints(logging.Handler):
         """Keep a record."""
         life = LIFE.get()
         if not (life and life.dead):
-            told = logging.Formatter().format(record)
-            self._site.errors.append(f"{told} {getattr(record, 'fields', '')}")
+            complaint = logging.Formatter().format(record)
+            self._site.errors.append(f"{complaint} {getattr(record, 'fields', '')}")
 
 
 def _text(about: object) -> str:

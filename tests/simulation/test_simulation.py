@@ -24,10 +24,16 @@ from tests.simulation.site import Site
 
 STEPS = int(os.environ.get("SIMULATION_STEPS", "1000"))
 HAPPENS = {
-    *(service.ServiceStarted, service.ServiceStopped, service.ServiceFailed, service.ReplicaLeaving),
+    *(
+        service.ServiceStarted,
+        service.ServiceStopped,
+        service.ServiceFailed,
+        service.ReplicaLeaving,
+        service.StrayFound,
+    ),
     *(resource.Preempted, inference.RequestCompleted, inference.RequestsRefused),
 }
-_RUNS, _STEPS = 12, 150  # in which a planted fault has to be found out; most are in the first
+_RUNS, _STEPS = 30, 150  # in which a planted fault has to be found out; most are in the first few
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -37,13 +43,13 @@ def test_a_thousand_random_steps_leave_nothing_behind(seed: int) -> None:
     assert happened >= HAPPENS, f"this never happened: {HAPPENS - happened}"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_sixty_random_steps_leave_nothing_behind_whatever_the_seed(seed: int) -> None:
     simulate(seed, 60, rest_every=30)
 
 
-def found_out(fault: Domain[Any]) -> str:
+def failure_of(fault: Domain[Any]) -> str:
     """Return how one of a few runs has failed; empty if none has."""
 
     def build(loop: VirtualLoop) -> Site:
@@ -58,8 +64,8 @@ def found_out(fault: Domain[Any]) -> str:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_found_out(fault: str) -> None:
-    assert found_out(FAULTS[fault])
+def test_a_planted_fault_is_detected(fault: str) -> None:
+    assert failure_of(FAULTS[fault])
 
 
 def test_a_failure_tells_its_seed_its_step_and_what_happened_before() -> None:
@@ -73,4 +79,4 @@ def test_a_failure_tells_its_seed_its_step_and_what_happened_before() -> None:
 
 
 def test_the_same_seed_is_the_same_story() -> None:
-    assert simulate(5, 80).told() == simulate(5, 80).told()
+    assert simulate(5, 80).transcript() == simulate(5, 80).transcript()
