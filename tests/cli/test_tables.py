@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -162,7 +163,7 @@ def numbers(found: schema.Schema, root: schema.Schema) -> Iterator[tuple[str, st
 
 def test_what_units_say_is_bytes_is_told_so_by_its_name() -> None:
     told = {(name, about) for unit in every_unit() for name, about in numbers(unit.output, unit.output)}
-    of_bytes = {name for name, about in told if about.startswith("Bytes") and not about.startswith("Bytes per")}
+    of_bytes = {name for name, about in told if re.search("bytes(?! per)", about, re.IGNORECASE)}
     assert of_bytes >= {"memory", "memory_bytes", "memory_free", "size"}
     assert {name for name in of_bytes if not cells.is_bytes(name)} == set()
 

@@ -490,8 +490,8 @@ async def test_a_lease_is_renewed_for_as_long_as_its_request_takes(tmp_path: Pat
         held = Held()
         engine = Engine(held)
         await engine.open()
-        async with _carrier(client, engine) as carrier:
-            asking = asyncio.create_task(_whole(carrier))
+        async with _proxy(client, engine) as proxy:
+            asking = asyncio.create_task(_whole(proxy))
 
             async def twice() -> bool:
                 log = [event["type"] for event in await events(client, "inference")]
@@ -525,11 +525,11 @@ async def test_what_is_cut_has_failed_and_nothing_new_is_begun(tmp_path: Path, n
     async with serving(*domains, settings=settings_for(tmp_path / "data", nats.url, *domains)) as client:
         engine = Engine(Held())
         await engine.open()
-        async with _carrier(client, engine) as carrier:
-            asking = asyncio.create_task(_whole(carrier))
+        async with _proxy(client, engine) as proxy:
+            asking = asyncio.create_task(_whole(proxy))
             await until(lambda: engine.lines)
-            carrier.cut()
-            for told in (asking, _whole(carrier)):
+            proxy.abort()
+            for told in (asking, _whole(proxy)):
                 with pytest.raises(Unavailable) as refused:
                     await told
                 assert refused.value.reason == "STOPPING"
@@ -540,22 +540,22 @@ async def test_what_is_cut_has_failed_and_nothing_new_is_begun(tmp_path: Path, n
 
 
 @contextlib.asynccontextmanager
-async def _carrier(client: Client, engine: Engine) -> AsyncIterator[Proxy]:
+async def _proxy(client: Client, engine: Engine) -> AsyncIterator[Proxy]:
     directory = Directory(client.nc)
     await directory.open()
     leases = Leases(client, seconds=0.8)
-    carrier = Proxy(Dispatcher(client, directory, Policy(required=False)), Quotas(_nothing, _nothing), leases)
+    proxy = Proxy(Dispatcher(client, directory, Policy(required=False)), Quotas(_nothing, _nothing), leases)
     replica = REPLICA | {"endpoint": engine.endpoint}
     await ask(client, "service.say", type="service.replica_started", data=replica)
     try:
-        yield carrier
+        yield proxy
     finally:
-        await carrier.close()
+        await proxy.close()
         await directory.close()
 
 
-async def _whole(carrier: Proxy) -> bytes:
-    async with carrier.carry(
+async def _whole(proxy: Proxy) -> bytes:
+    async with proxy.forward(
         Caller(timeout=20), chat_request("toy", {"messages": HELLO}, whole=True, wait=20)
     ) as carried:
         return await carried.whole()

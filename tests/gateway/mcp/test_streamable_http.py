@@ -27,7 +27,7 @@ from tests.gateway.conftest import Site, gateway
 from tests.gateway.mcp.fixtures import MODERN, SESSIONS, Doors, bearer, doors, error_of, hearing, listed
 from tests.toys.models import model_view, shelf
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "mcp.md"
+DOCUMENT = Path(__file__).parents[3] / "docs" / "mcp.md"
 ERAS = pytest.mark.parametrize("mode", [MODERN, SESSIONS])
 SECRET = "what nobody but the unit should know"
 HEADERS = {"Accept": "application/json, text/event-stream", "MCP-Protocol-Version": "2025-11-25"}

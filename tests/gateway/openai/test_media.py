@@ -28,7 +28,7 @@ from tests.toys.models import model_view, shelf
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-STAND_IN = Path(__file__).parents[1] / "stand_ins" / "media_engine.py"
+STAND_IN = Path(__file__).parents[2] / "stand_ins" / "media_engine.py"
 MANIFEST = f"""
 name: media
 about: A stand-in for engines of media.
