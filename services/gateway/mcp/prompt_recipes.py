@@ -58,7 +58,7 @@ _MODELS = Recipe(
 _INFERENCE = Recipe(
     name="inference",
     title="Ask a model",
-    about="Choose a model that is served, ask it, and start what is needed for that.",
+    about="Choose a running model, start its service if needed, and ask it.",
     aim="Get an answer from a model on this machine.",
     arguments=(
         Argument("request", "What to ask the model.", "The request: {}"),
@@ -80,7 +80,7 @@ _INFERENCE = Recipe(
 _RESOURCES = Recipe(
     name="resource_optimization",
     title="Make better use of the machine",
-    about="Find memory that is held without need and services that are too large or too small, and put that right.",
+    about="Find idle memory reservations and services of the wrong size, and correct them.",
     aim="Find out how this machine's memory and accelerators are used, and improve it.",
     arguments=(Argument("goal", "What matters: memory, throughput or latency.", "What matters most: {}"),),
     steps=(
@@ -126,7 +126,7 @@ _TROUBLE = Recipe(
 _PIPELINES = Recipe(
     name="pipelines",
     title="Chain several steps",
-    about="Turn a goal into a chain of calls, each of which takes what the one before it gave.",
+    about="Turn a goal into a chain of calls, each of which uses the result of the one before.",
     aim="Reach a goal in several steps, each of which uses the result of the step before it.",
     arguments=(Argument("goal", "The result that you want.", "The goal: {}", required=True),),
     steps=(
