@@ -50,7 +50,7 @@ test-arm:                            ## the first run on an emulated 64-bit ARM 
 bench: setup-dev                     ## figures beside limits measured in the same run
 	$(BIN)/python -m benchmarks
 
-docs: setup                          ## write docs/units.md and the pictures in docs/services.md anew from the code
+docs: setup                          ## write the generated pages, tables and pictures of docs/ anew from the code
 	$(BIN)/python -m docs.generators.units > docs/units.md
 	$(BIN)/python -m docs.generators.states
 	$(BIN)/python -m docs.generators.configuration > docs/configuration.md

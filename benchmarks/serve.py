@@ -68,7 +68,7 @@ class Idle(Relay):
 CHANGED: dict[str, dict[str, Any]] = {
     "full": {},
     "unrelayed": {"Relay": Idle},
-    "single": {"Runner": OneByOne},
+    "single": {"Writer": OneByOne},
     "unstored": {"Log": Forgetful, "Relay": Idle},
 }
 

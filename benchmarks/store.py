@@ -49,12 +49,12 @@ def run(scratch: Scratch, options: Options) -> Report:
     report.figure("executemany in batches of 256, FULL (the limit)", rates["limit"], "/s")
     report.figure("Log.append in batches of 256 (encoded and hashed)", rates["append"], "/s")
     for outstanding in ("1", "64", "256"):
-        report.figure(f"Runner.run at {outstanding} outstanding", rates[outstanding], "/s")
-    report.ratio("at 256: Runner.run / executemany", rates["256"], rates["limit"], at_least=0.5)
+        report.figure(f"Writer.run at {outstanding} outstanding", rates[outstanding], "/s")
+    report.ratio("at 256: Writer.run / executemany", rates["256"], rates["limit"], at_least=0.5)
     report.ratio("Log.append / executemany", rates["append"], rates["limit"])
     if all(rates["peer"]):
         report.figure("eventsourcing one by one, FULL", rates["peer"], "/s")
-        report.ratio("at 64: Runner.run / eventsourcing one by one", rates["64"], rates["peer"], at_least=5)
+        report.ratio("at 64: Writer.run / eventsourcing one by one", rates["64"], rates["peer"], at_least=5)
     else:
         report.note("the package eventsourcing is not installed: left out")
     return report

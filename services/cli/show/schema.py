@@ -67,7 +67,7 @@ def expected(found: Schema, root: Schema) -> str:
 
 
 def faults(value: Any, found: Schema, root: Schema, path: str) -> Iterator[tuple[str, str]]:
-    """Yield each place path a value does not match, with what is expected there."""
+    """Yield each place where a value does not match, with what is expected there."""
     descriptions: list[tuple[str, str]] = []
     for each in alternatives(found, root):
         mismatches = list(_faults(value, each, root, path))

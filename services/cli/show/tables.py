@@ -1,4 +1,4 @@
-"""Draws tables: chooses the columns that fit, and names on stderr the ones omitted out."""
+"""Draws tables: chooses the columns that fit, and names on stderr the omitted ones."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def answer(data: Any, columns: Sequence[str] = ()) -> None:
 def rows(items: Sequence[Any], columns: Sequence[str] = ()) -> None:
     """Write a table of dicts, or one line for each other item.
 
-    Without `columns`: every column that has a value, as far as the terminal is wide; stderr names the ones omitted out.
+    Without `columns`: every column that has a value, as far as the terminal is wide; stderr names the omitted ones.
     """
     if not items:
         out.print("[dim]none[/]")

@@ -1,4 +1,4 @@
-"""One child process of `aima up`: forked, in a process group of its descriptor, watched through a pipe.
+"""One child process of `aima up`: forked, in a process group of its own, watched through a pipe.
 
 A child shares the parent's imported code and of its open files only the lock on the data folder, so the folder stays
 locked until the last child has ended.
