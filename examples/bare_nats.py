@@ -1,4 +1,4 @@
-"""The bus with nothing but nats-py: list the units, ask one, take an answer piece by piece, read what happened.
+"""Use the bus with only nats-py: list the units, ask one, stream an answer, read past events.
 
     pip install nats-py
     aima up                                     # in another terminal

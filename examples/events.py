@@ -1,9 +1,9 @@
-"""Follow what happens, over plain HTTP, and miss nothing when the connection breaks. Needs no package.
+"""Follow the events over plain HTTP, without loss if the connection breaks. Standard library only.
 
     aima up                                     # in another terminal
     python examples/events.py --since 10m --type 'service.*'
 
-Events come as server-sent events. Each has an id; whoever sends the last id back goes on behind it.
+Events are sent as server-sent events. Each has an id; a client that sends the last id gets the events after it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
     options.add_argument("--url", default=os.environ.get("AIMA_URL", "http://127.0.0.1:9090"))
     options.add_argument("--since", default="10m", help="where to begin: 30s, 10m, 2h")
-    options.add_argument("--type", action="append", default=[], help="service.started, or service.*; may come again")
+    options.add_argument("--type", action="append", default=[], help="type of event, such as service.*; repeatable")
     options.add_argument("--count", type=int, default=0, help="end after so many; 0: never")
     given = options.parse_args()
     for number, event in enumerate(events(given.url, given.since, given.type), 1):

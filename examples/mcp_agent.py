@@ -1,4 +1,4 @@
-"""What an agent does over the Model Context Protocol: pull a model, serve it, ask it, look at it, put it to rest.
+"""An agent over the Model Context Protocol: pull a model, serve it, ask it, read its status, put it to sleep.
 
     pip install mcp
     aima up                                     # in another terminal
@@ -50,7 +50,7 @@ async def main() -> None:
         print("pulling the model")
         model = await use(aima, "model_pull", source="package", repo=given.repo)
 
-        # Asking again is no error: a service that is there already is answered with its id.
+        # Idempotent: if the service already exists, the answer is its id.
         service = await use(aima, "service_create", model_id=model["model_id"], name="agent", resource_class="small")
         started = await use(aima, "service_start", service_id=service["service_id"])
         print(f"{service['service_id']} is {started['status']}")

@@ -6,7 +6,7 @@
     aima note list                                   # the command line is one of them
 
 It joins the bus of the running AIMA and keeps its log beside the others, in `note/` of the data folder (`AIMA_DATA`).
-Nothing of AIMA names it. What shall be part of a release is a folder of `services/` instead: see CONTRIBUTING.md.
+No file of AIMA mentions it. A domain that is part of a release is a folder in `services/`: see CONTRIBUTING.md.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from aima_core.units import Command, Event, Page, Query, Resource, Success, View
 
 
 class NoteCreated(Event, unit="note.created", stream="note_id", frozen=True, kw_only=True):
-    """Somebody has left a note about a service."""
+    """A note about a service was created."""
 
     note_id: str
     service_id: str
@@ -36,7 +36,7 @@ class NoteCreated(Event, unit="note.created", stream="note_id", frozen=True, kw_
 
 
 class NoteDeleted(Event, unit="note.deleted", stream="note_id", frozen=True, kw_only=True):
-    """The note is gone."""
+    """A note was deleted."""
 
     note_id: str
 
@@ -81,7 +81,7 @@ class CreateNote(
 class DeleteNote(
     Command[Success], unit="note.delete", stream="note_id", events=(NoteDeleted,), examples=({"note_id": "note-7f3a"},)
 ):
-    """Delete a note. Nothing happens when there is none."""
+    """Delete a note. Idempotent."""
 
     note_id: str = Field(description="Id of the note.", max_length=60)
 
@@ -102,13 +102,13 @@ class ListNotes(Query[Notes], Page, unit="note.list", examples=({}, {"service_id
 
 
 class Note(msgspec.Struct, frozen=True):
-    """What deciding has to know of a note: that it is there."""
+    """The state of a note: decisions only need to know that it exists."""
 
     id: str
 
 
 def decide(world: World[Note], command: Command[Any], call: Call) -> list[Event]:
-    """Return what happens; nothing when it already is as asked."""
+    """Return the events of a command; none if nothing changes."""
     match command:
         case CreateNote(service_id=service_id, text=text):
             return [NoteCreated(note_id=call.new_id("note"), service_id=service_id, text=text)]

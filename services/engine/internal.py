@@ -9,7 +9,7 @@ from services.engine.units import Health, Installed, Phase, Started
 
 
 class BeginInstall(Command[Installed], unit="engine.begin_install", stream="name"):
-    """An InstallEngine with the package already installed: `have` is its version, `present` whether it satisfies."""
+    """An InstallEngine with facts of the installed package. `have`: its version; `present`: it fits the request."""
 
     name: str
     version: str

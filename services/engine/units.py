@@ -181,7 +181,7 @@ class EngineError(Event, unit="engine.error", stream="process_id", frozen=True, 
 
 
 class StopRequested(Event, unit="engine.stop_requested", stream="process_id", frozen=True, kw_only=True):
-    """The instance is to end, and with `restart` to start again. `timeout`: seconds until it is killed.
+    """A stop was requested; with `restart`, a new start follows. `timeout`: seconds from SIGTERM to SIGKILL.
 
     A stop that takes longer than `deadline` (Unix seconds; 0 in events of older releases: none) is an error.
     """
@@ -352,7 +352,7 @@ class StartEngine(
     model_path: str | None = Field(None, max_length=4096, description="Absolute path of a file of weights.")
     config: Options = Field({}, description="Options of the engine, such as context_length, slots, threads.")
     process_id: ProcessId | None = Field(
-        None, description="Id of the instance; a repeated request with it starts no second one. Default: a new id."
+        None, description="Id of the instance; a repeat with the same id starts no second one. Default: a new id."
     )
     service_id: str = Field("", max_length=100, description="Service that the instance belongs to.")
     port: int | None = Field(None, ge=1024, le=65535, description="Port to listen on; default: a free one.")

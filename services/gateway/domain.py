@@ -37,5 +37,5 @@ GATEWAY = Domain(
     reply=reply,
     outside=GatewayOutside,
     settings=GatewaySettings,
-    log_risk="high",  # the same as for gateway.list_keys: the log has all that it answers
+    log_risk="high",  # the risk of gateway.list_keys, because the log contains all of its answers
 )

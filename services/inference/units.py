@@ -491,7 +491,7 @@ class Chat(
     )
     presence_penalty: float | None = Field(None, ge=-2, le=2, description="Penalty for repeated tokens, once for each.")
     stop: list[str] | None = Field(None, max_length=16, description="Texts that end the answer.")
-    seed: int | None = Field(None, description="Seed of the random choices, for the same answer again.")
+    seed: int | None = Field(None, description="Seed of the random choices; set it to get the same answer again.")
     tools: list[dict[str, Any]] | None = Field(
         None, description="Functions that the model may call, as in the OpenAI API."
     )

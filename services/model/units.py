@@ -342,7 +342,7 @@ class PullModel(
     )
     tag: str | None = Field(None, min_length=1, max_length=100, description="Version, revision or quantisation.")
     mirror: str | None = Field(None, max_length=500, description="Base URL of a mirror of the hub.")
-    wait: bool = Field(True, description="Whether to wait until it is ready or has failed.")
+    wait: bool = Field(True, description="Whether to wait until the model is ready or its pull has failed.")
 
 
 class ImportModel(

@@ -8,7 +8,7 @@ from aima_core.settings import Section
 
 
 class ResourceSettings(Section):
-    """`[resource]`"""
+    """The section `[resource]`: how memory is shared."""
 
     reserve: float = Field(
         0.1, ge=0, le=0.9, description="Fraction of the machine's memory kept for the system; at least 512 MiB."

@@ -9,7 +9,7 @@ from services.service.rules.replica_decider import LONGEST_DRAIN
 
 
 class ServiceSettings(Section):
-    """`[service]`"""
+    """The section `[service]`: how services are run."""
 
     drain: float = Field(
         30, ge=0, le=LONGEST_DRAIN, description="Seconds that a leaving replica gets to finish its requests."

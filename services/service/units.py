@@ -36,7 +36,7 @@ class Autoscale(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     min: int = Field(0, ge=0, le=100, description="Least number of replicas; 0 lets an idle service sleep.")
-    max: int = Field(1, ge=1, le=100, description="Most replicas.")
+    max: int = Field(1, ge=1, le=100, description="Maximum number of replicas.")
     target_concurrency: float = Field(4, gt=0, le=1000, description="Requests under way or waiting, per replica.")
 
     @model_validator(mode="after")
@@ -308,7 +308,7 @@ class ScaleOutcome(View):
 
     success: bool
     replicas: int
-    message: str = Field(description="The number of replicas, when it applies, and whether the bounds changed it.")
+    message: str = Field(description="Number of replicas, when it takes effect, and whether the bounds changed it.")
 
 
 class Attempt(View):
@@ -392,7 +392,7 @@ class Recommendation(View):
 
     resource_class: ResourceClass
     replicas: int
-    expected_throughput: float = Field(description="Tokens per second of all replicas together, fully used.")
+    expected_throughput: float = Field(description="Tokens per second of all replicas together at full load.")
     expected_per_request: float = Field(description="Tokens per second that one request sees when it is alone.")
     engine_type: str
     device_type: str
@@ -433,7 +433,7 @@ class CreateService(
     name: str | None = Field(
         None, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,49}$", description="Name of the service; default: the model's."
     )
-    resource_class: ResourceClass = Field("medium", description="How much context, and how many requests at once.")
+    resource_class: ResourceClass = Field("medium", description="Size of the service: context, slots, cores.")
     replicas: int = Field(1, ge=1, le=100, description="Number of engine instances that share the load.")
     persistent: bool = Field(
         False, description="Start it again after a restart of the machine; never put it to sleep for another service."

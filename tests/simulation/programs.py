@@ -132,7 +132,7 @@ class Machine:
             self.loop.call_later(program.lingers, lambda: self.end(program, _TERM))
 
     def kill(self, program: Program) -> None:
-        """Make a program end."""
+        """Kill a program; a stuck one survives."""
         if not program.stuck:
             self.end(program, _KILL)
 

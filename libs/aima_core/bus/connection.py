@@ -222,7 +222,7 @@ def _takes_requests(subject: str) -> bool:
 def _is_request(headers: dict[str, str] | None, reply: bytes) -> bool:
     """Whether a message is a request: not a note of the server, and its reply goes to an inbox.
 
-    JetStream delivers to any subject that a user names, and a domain replies to any subject that a user names. With
+    JetStream delivers, and a domain replies, to any subject that a user names. Without this check, a user could make
     them a user could publish where only JetStream or the domain may (decision 0013).
     """
     return "Status" not in (headers or {}) and not reply.startswith((b"aima.", b"$"))

@@ -196,7 +196,7 @@ class DomainProcess(Generic[S]):
             if stored is not None and stored.request != request:
                 raise key_reused(key)
             if stored is not None and stored.reply is not None:
-                # before `prepare`, which may fail now: what it found for the first request may be gone
+                # before `prepare`: it may fail now, if facts of the first request no longer exist
                 return msgspec.json.decode(stored.reply, type=FinalReply).outcome()
             command = await self._outside.prepare(unit, call)
             if stored is None:

@@ -64,7 +64,7 @@ class Effects(Generic[S]):
                 self._states[stream] = state
 
     def _stop_within_commit(self, stream: str, records: Sequence[Recorded]) -> None:
-        """Stop effects that `todo` did not return between two events of a commit; if it returns them after, they rerun.
+        """Stop the effects that `todo` omits after any event of a commit; those that it returns at the end start again.
 
         The last state of the commit does not show this: the result of an effect and the next request for the same
         effect may be recorded in one commit.

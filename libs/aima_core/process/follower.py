@@ -77,7 +77,7 @@ class Follower(Generic[S]):
     async def catch_up(self) -> None:
         """Return when every event that the peer has recorded by now is handled; raise Unavailable if it is away.
 
-        For a request about something that the caller already knows from the peer, but that is not known here yet.
+        For a request about something that the peer has reported to the caller, but that has not arrived here yet.
         """
         answer = await self._client.ask(f"{self._peer}.log", {"limit": 1}, timeout=2)
         source, position = f"{self._peer}/{answer.data['log']}", answer.data["position"]

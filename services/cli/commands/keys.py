@@ -90,7 +90,7 @@ def revoke(
         str,
         typer.Argument(
             metavar="ID",
-            help="Id of the key, key-7f3a09c1.",
+            help="Id of the key, such as key-7f3a09c1.",
             autocompletion=completion.listed("gateway.list_keys"),
         ),
     ],

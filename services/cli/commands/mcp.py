@@ -31,22 +31,23 @@ _IDENTIFY = 5.0  # seconds
 
 
 def mcp(
-    read_only: Annotated[bool, typer.Option("--read-only", help="Hand out only what changes nothing.")] = False,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Offer only queries.")] = False,
     only: Annotated[
-        str, typer.Option("--only", metavar="DOMAINS", help="Hand out only what belongs to these: service,model.")
+        str, typer.Option("--only", metavar="DOMAINS", help="Offer only the units of these domains: service,model.")
     ] = "",
     config: Config = None,
 ) -> None:
     """Serve the Model Context Protocol on stdin and stdout. An API key comes from AIMA_API_KEY."""
-    from services.gateway.mcp.tools import Mode  # the SDK takes half a second that no other command should
+    from services.gateway.mcp.tools import Mode  # the SDK takes half a second to import
 
     structured_logs.set_up("mcp", "warning")
     if url := os.environ.get("AIMA_URL"):
-        err.print(f"[yellow]this asks the bus; for the gateway a client connects to {url.rstrip('/')}/mcp itself[/]")
+        gateway = f"a client of the gateway connects to {url.rstrip('/')}/mcp"
+        err.print(f"[yellow]AIMA_URL is ignored: this command uses the bus; {gateway}[/]")
     mode = Mode(read_only, tuple(word.strip() for word in only.split(",") if word.strip()))
     try:
         asyncio.run(_serve(mode, config))
-    except AimaError as error:  # stdout is the protocol's, whatever format was asked for
+    except AimaError as error:  # stdout belongs to the protocol, so the error goes to stderr
         failure(error, Format.TABLE)
         raise typer.Exit(1) from None
 
@@ -54,7 +55,7 @@ def mcp(
 async def _serve(mode: Mode, config: Config) -> None:
     from mcp.server.stdio import stdio_server
 
-    # a thread waits for standard input, and nothing but the end of that would wake it: Ctrl-C ends the process at once
+    # only the end of stdin wakes the thread that reads it, so Ctrl-C ends the process at once
     asyncio.get_running_loop().add_signal_handler(signal.SIGINT, os._exit, 130)
     async with bus_door.bus(config) as client, _server(client, mode) as served, stdio_server() as (reading, writing):
         await served.server.run(reading, writing, served.server.create_initialization_options())
@@ -62,20 +63,20 @@ async def _serve(mode: Mode, config: Config) -> None:
 
 @contextlib.asynccontextmanager
 async def _server(client: Client, mode: Mode) -> AsyncIterator[McpServer]:
-    """Give a server that asks on behalf of whoever the key belongs to, and keeps up with what is on the bus."""
+    """Yield a server that acts for the principal of the key and follows the units on the bus."""
     from services.gateway.mcp.api import McpClient, McpServer
     from services.gateway.rest.resources import Watching
 
-    who = await _principal(client)
+    principal = await _principal(client)
     directory, watching = Directory(client.nc), Watching(client.nc)
     await directory.open()
     for domain in set(mode.only) - set(directory.domains):
-        err.print(f"[yellow]no domain {domain} is on the bus now; there are {', '.join(directory.domains)}[/]")
-    # as at a door of this machine alone: commands need no key, what is of high risk always does
+        err.print(f"[yellow]there is no domain {domain} on the bus; known domains: {', '.join(directory.domains)}[/]")
+    # as for a door that only this machine reaches: only units of high risk need a key
     served = McpServer(
         Dispatcher(client, directory, Policy(required=False)),
         watching.changes,
-        lambda _: McpClient(Caller(who, "local", token(8)), mode),
+        lambda _: McpClient(Caller(principal, "local", token(8)), mode),
     )
     keeping = [asyncio.create_task(work()) for work in (directory.run, watching.run, served.news.run)]
     try:
@@ -89,8 +90,8 @@ async def _server(client: Client, mode: Mode) -> AsyncIterator[McpServer]:
 
 
 async def _principal(client: Client) -> Principal:
-    """Return who the key in the environment belongs to; raise Unauthorized for one that is not good."""
+    """Return the principal of the key in AIMA_API_KEY, NOBODY without one. Raises Unauthorized for an invalid key."""
     if not (key := os.environ.get("AIMA_API_KEY", "")):
         return NOBODY
-    found = (await client.ask("gateway.identify", {"key": key}, timeout=_IDENTIFY)).data
-    return Principal(found["name"], found["key_id"], tuple(found["scopes"]), tuple(found["models"]))
+    owner = (await client.ask("gateway.identify", {"key": key}, timeout=_IDENTIFY)).data
+    return Principal(owner["name"], owner["key_id"], tuple(owner["scopes"]), tuple(owner["models"]))

@@ -1,6 +1,6 @@
 """The state machine of one supervised process: launch, readiness, restart with backoff, stop.
 
-Takes the time as an argument and sends signals only when message to.
+The caller passes the time. Only `stop` sends a signal.
 """
 
 from __future__ import annotations

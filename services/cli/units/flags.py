@@ -62,8 +62,8 @@ def flags_of(unit: UnitInfo) -> list[Flag]:
     required = unit.input.get("required", ())
     found = [
         Flag(field, _name(field), _kind(each, unit.input), field in required, each, unit.input)
-        for field, told in unit.input.get("properties", {}).items()
-        for each in (told if isinstance(told, Mapping) else {},)  # `true` is a valid schema
+        for field, schema_ in unit.input.get("properties", {}).items()
+        for each in (schema_ if isinstance(schema_, Mapping) else {},)  # `true` is a valid schema
     ]
     return sorted(found, key=lambda flag: not flag.required)
 
@@ -82,19 +82,19 @@ def inner(flag: Flag) -> list[Flag]:
 def undotted(words: Sequence[str], flags: Iterable[Flag]) -> list[str]:
     """Rewrite `--config.slots 2` to `--config slots=2`; leave a dotted flag without a value as it is."""
     objects = {flag.name: flag for flag in flags if flag.kind == "object"}
-    told: list[str] = []
+    rewritten: list[str] = []
     rest = iter(words)
     for word in rest:
         dotted = _DOTTED.fullmatch(word)
         name = dotted[1].replace("_", "-") if dotted else ""
         if word == "--":
-            return [*told, word, *rest]
+            return [*rewritten, word, *rest]
         if not dotted or name not in objects:
-            told.append(word)
+            rewritten.append(word)
             continue
         value = dotted[3] if dotted[3] is not None else next(rest, None)
-        told += [word] if value is None else [name, f"{_path(objects[name], dotted[2])}={value}"]
-    return told
+        rewritten += [word] if value is None else [name, f"{_path(objects[name], dotted[2])}={value}"]
+    return rewritten
 
 
 def read(flags: Iterable[Flag], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,13 +131,13 @@ def named(error: ValidationFailed, flags: Iterable[Flag]) -> ValidationFailed:
     if not typed:
         return error
     fields = [{**each, "field": typed[each["field"]]} for each in error.details["fields"] if each.get("field") in typed]
-    told = "; ".join(f"{fault['field']}: {fault['expected']}" for fault in fields)
+    message = "; ".join(f"{fault['field']}: {fault['expected']}" for fault in fields)
     if error.message.startswith(
         tuple(f"{field}: " for field in typed)
     ):  # keep a message with more detail than the fields
         each = "|".join(map(re.escape, typed))
-        told = re.sub(rf"(^|; )({each})(?=: )", lambda match: match[1] + typed[match[2]], error.message)
-    return ValidationFailed(told, **{**error.details, "fields": fields})
+        message = re.sub(rf"(^|; )({each})(?=: )", lambda match: match[1] + typed[match[2]], error.message)
+    return ValidationFailed(message, **{**error.details, "fields": fields})
 
 
 def _refusal(wrong: Sequence[tuple[Flag, str, str]], given: Mapping[str, Any]) -> ValidationFailed:
@@ -177,23 +177,23 @@ def _list(flag: Flag, texts: Sequence[str]) -> Any:
     each = schema.items(flag.found, flag.root)
     if len(texts) == 1 and not texts[0].startswith("[") and "string" in schema.types(flag.found, flag.root):
         return texts[0]  # the field accepts a single text as well
-    told: list[Any] = []
+    values: list[Any] = []
     for text in texts:
-        told += _json(text, list) if text.startswith("[") else [typed(text, each, flag.root)]
-    return told
+        values += _json(text, list) if text.startswith("[") else [typed(text, each, flag.root)]
+    return values
 
 
 def _object(flag: Flag, texts: Sequence[str]) -> dict[str, Any]:
-    told: dict[str, Any] = {}
+    data: dict[str, Any] = {}
     for text in texts:
         if text.startswith("{"):
-            told |= _json(text, dict)
+            data |= _json(text, dict)
             continue
         path, equals, value = text.partition("=")
         if not equals or not path:
             raise ValueError(f"{schema.expected(flag.found, flag.root)}, or key=value")
-        _put(told, path.split("."), value, flag)
-    return told
+        _put(data, path.split("."), value, flag)
+    return data
 
 
 def _path(flag: Flag, dotted: str) -> str:
@@ -203,15 +203,15 @@ def _path(flag: Flag, dotted: str) -> str:
     return known.get(first.replace("_", "-"), first) + dot + rest
 
 
-def _put(told: dict[str, Any], path: Sequence[str], text: str, flag: Flag) -> None:
+def _put(data: dict[str, Any], path: Sequence[str], text: str, flag: Flag) -> None:
     """Set the value at a dotted path, typed by the object's schema where it declares the field."""
     found = flag.found
     for part in path[:-1]:
-        told = told.setdefault(part, {})
-        if not isinstance(told, dict):
+        data = data.setdefault(part, {})
+        if not isinstance(data, dict):
             raise ValueError(f"{part} to be an object; it already has a value")
         found = schema.properties(found, flag.root).get(part, {})
-    told[path[-1]] = typed(text, schema.properties(found, flag.root).get(path[-1], {}), flag.root)
+    data[path[-1]] = typed(text, schema.properties(found, flag.root).get(path[-1], {}), flag.root)
 
 
 def _json(text: str, shape: type) -> Any:

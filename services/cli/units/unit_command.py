@@ -148,8 +148,8 @@ def confirm(unit: UnitInfo, data: Mapping[str, Any]) -> None:
             f"{unit.name} has high risk and stdin is not a terminal to confirm it; pass --yes",
             reason="NOT_CONFIRMED",
         )
-    told = " ".join(f"{key}={word(value)}" for key, value in data.items())
-    err.print(f"{unit.name} {escape(told)}: [bold red]high risk[/]. {escape(unit.summary)}", highlight=False)
+    words = " ".join(f"{key}={word(value)}" for key, value in data.items())
+    err.print(f"{unit.name} {escape(words)}: [bold red]high risk[/]. {escape(unit.summary)}", highlight=False)
     if not typer.confirm("Continue?", err=True):
         err.print("[dim]nothing was changed[/]")
         raise typer.Exit(1)
@@ -181,13 +181,13 @@ def _parameters(unit: UnitInfo, found: Sequence[Flag], ident: str, address: Door
 
 def _option(unit: UnitInfo, flag: Flag, ident: str, address: DoorAddress) -> Any:
     switch = flag.kind == "switch"
-    told = [escape(flag.description)]
-    told += [f"[dim]\\[default: {escape(flag.default)}][/]"] if flag.default else []
-    told += ["[red]\\[required][/]"] if flag.required and flag.field != ident else []
+    parts = [escape(flag.description)]
+    parts += [f"[dim]\\[default: {escape(flag.default)}][/]"] if flag.default else []
+    parts += ["[red]\\[required][/]"] if flag.required and flag.field != ident else []
     option = typer.Option(
         f"{flag.name}/--no-{flag.name[2:]}" if switch else flag.name,
         metavar=None if switch else flag.takes,
-        help=" ".join(filter(None, told)),
+        help=" ".join(filter(None, parts)),
         show_default=False,
         autocompletion=completion.values(flag, unit.domain, address),
     )
@@ -223,11 +223,11 @@ def word(value: Any) -> str:
 
 
 def _meant(found: Sequence[Flag], given: Mapping[str, Any], extra: Sequence[str]) -> str:
-    """Return the hint for words without a flag: those flags that are still needed, or else which there are."""
+    """Return the hint for words without a flag: the missing required flags or, if none is missing, all flags."""
     needed = [flag for flag in found if flag.required and given[flag.field] in (None, [])]
     if needed:
-        told = (f"{flag.name} {word(text)}" for flag, text in zip(needed, extra, strict=False))
-        return f"; did you mean {' '.join(told)}?"
+        flags_and_words = (f"{flag.name} {word(text)}" for flag, text in zip(needed, extra, strict=False))
+        return f"; did you mean {' '.join(flags_and_words)}?"
     names = [flag.name for flag in found]
     more = ", …" if len(names) > _HINTED else ""
     return f"; its flags are {', '.join(names[:_HINTED])}{more}" if names else "; it takes none"

@@ -16,7 +16,7 @@ from services.device import units as u
 
 _KINDS: tuple[u.DeviceType, ...] = ("gpu", "cpu", "disk")  # in order of importance to inference
 _SAME_WATTS = 0.001  # drivers count in milliwatts, so a smaller difference is none
-_NOISE = 0.3  # a bandwidth must be measured higher by this part to count; less may be due to other programs
+_NOISE = 0.3  # part by which a new bandwidth must be higher to be recorded; other programs may cause less
 
 
 class DeviceState(msgspec.Struct, frozen=True, kw_only=True):

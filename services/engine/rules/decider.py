@@ -236,7 +236,7 @@ def _restarts(state: InstanceState) -> bool:
 
 
 def _stop_changes(state: InstanceState, force: bool) -> bool:
-    """Return whether a stop changes anything: one that is under way may still lose its restart or gain force."""
+    """Return whether a stop changes anything. It can cancel the restart of a stop under way, or make it forced."""
     if state.status == "stopping":
         assert state.stop
         return state.stop.restart or (force and not state.stop.force)

@@ -99,7 +99,7 @@ class Runtime(Protocol):
         ...
 
     async def stats(self, handle: Handle) -> Stats:
-        """Return the program's use: the CPU over the last second or more, the first time since its start.
+        """Return the program's use. CPU: since the previous measurement, at first since the start.
 
         Zeros if it has ended.
         """

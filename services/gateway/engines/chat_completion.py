@@ -182,7 +182,7 @@ class ChatJoiner:
 
 
 def streaming_body(body: Mapping[str, Any]) -> Callable[[str], bytes]:
-    """Return a function as `body_for_model` does; its body asks for a stream with the usage at the end."""
+    """Return `body_for_model` of a body that asks for a stream with the usage at the end."""
     return body_for_model({**body, "stream": True, "stream_options": {"include_usage": True}})
 
 

@@ -20,7 +20,7 @@ from services.gateway.entrance.dispatch import Caller
 from services.inference import units as inference
 
 _LEASE = 30.0  # seconds until a lease expires if its gateway has ended
-_RENEWALS = 4  # in that time, so that up to two in a row may fail
+_RENEWALS = 4  # renewals in _LEASE seconds; up to two in a row may fail
 _QUEUE_TIMEOUT = 600.0  # seconds in a queue if the client sets no timeout
 _QUICK = 5.0  # seconds for calls that take milliseconds: a lease that need not wait, a renewal, a settlement
 _RETRY = 0.5  # seconds until a settlement is tried again

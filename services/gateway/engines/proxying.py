@@ -22,7 +22,7 @@ from services.gateway.entrance.dispatch import Caller, Dispatcher
 from services.gateway.entrance.quotas import NONE, Quotas, TokenEstimate
 from services.inference import units as inference
 
-_TRIES = 3  # of a request, as long as no replica has answered anything
+_TRIES = 3  # attempts per request, while no replica has sent any of an answer
 _MAX_REFUSAL = 64 * 1024  # bytes that are read of an engine's error body; its message is at the start
 _JSON = {"Content-Type": "application/json", "Accept": "*/*"}
 

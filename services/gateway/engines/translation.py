@@ -39,7 +39,7 @@ async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
 @dataclass(frozen=True)
 class Timings:
-    """Durations of a request in seconds: until a replica had it, from then to its first block, and to its end."""
+    """Seconds of a request: until it had a replica, from then to the first block, from there to the end."""
 
     waiting: float = 0.0
     first: float = 0.0

@@ -11,7 +11,7 @@ _SECONDS = (0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0, 300.0)
 
 
 class Metrics:
-    """Counters of one gateway. Labels must not hold values from a path or a body, of which there are too many."""
+    """Counters of one gateway. Labels must not hold values from a path or a body: their number is unlimited."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

@@ -19,7 +19,7 @@ _PORTS = 20  # ports to try from the default one on, if the user has set none
 _BACKLOG = 2048
 _KEEP_ALIVE = 75  # seconds that a connection may be idle between requests
 _GRACE = 20  # seconds until requests under way are cut when the gateway ends
-_LAST_WORDS = 2  # the last of these seconds, in which requests that are still under way are answered with the reason
+_LAST_WORDS = 2  # the last seconds of _GRACE: requests still under way get an error with the reason
 
 
 @dataclass(frozen=True)

@@ -100,8 +100,8 @@ class Feed:
                 except BUS_AWAY as error:
                     logger.debug("a JetStream stream does not answer", stream=self._stream, error=repr(error))
                     await asyncio.sleep(_RETRY)
-            # nothing is awaited since the last check of `_wanted`: a user from before that check continues, and a user
-            # who comes after it waits until the stream is found again
+            # No await since the last check of `_wanted`: delivery continues for users from before the check; users who
+            # come after it wait until the stream is found again.
             self._found.clear()
             self.last = 0
             self._forget()

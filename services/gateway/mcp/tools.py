@@ -4,8 +4,8 @@ The hints are derived by these rules (https://modelcontextprotocol.io/specificat
 
     readOnlyHint      the unit is a query
     destructiveHint   the unit is a command of high risk
-    idempotentHint    the unit is a query, or its description says "idempotent", "nothing happens when ...", or
-                      "asking again ... is no error"
+    idempotentHint    the unit is a query, or its description says "idempotent", "does nothing if ...", or "asking
+                      again ... is no error"
     openWorldHint     the unit uses a hub or a package index: its action is to `pull`, `search`, `install`, `download`
 """
 
@@ -26,7 +26,8 @@ from aima_core.store.records import Planned
 from services.gateway.entrance.access import Principal
 
 _IDEMPOTENT = re.compile(
-    r"(?<!not )\bidempotent\b|\bnothing happens (when|if)\b|\bagain\b[^.]* is (no error|the same)\b", re.IGNORECASE
+    r"(?<!not )\bidempotent\b|\b(nothing happens|does nothing) (when|if)\b|\bagain\b[^.]* is (no error|the same)\b",
+    re.IGNORECASE,
 )
 REACHES_OUT = frozenset({"pull", "search", "install", "download"})
 _PLAN = msgspec.json.schema_components((Planned,))[1]["Planned"]

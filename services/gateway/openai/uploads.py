@@ -18,7 +18,7 @@ from services.gateway.entrance.error_bodies import HttpRefusal
 
 _MOST_PARTS = 100  # an API has a dozen fields
 _MOST_TEXT = 64 * 1024  # bytes of a text field, such as a prompt
-_SMALL = 4096  # bytes up to which a piece is appended to the piece before: many tiny pieces cost more than they hold
+_SMALL = 4096  # bytes; smaller pieces are joined, because many tiny objects need more memory than their data
 
 
 @dataclass

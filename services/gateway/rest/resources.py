@@ -206,7 +206,7 @@ def _uri(segments: list[str]) -> str:
 
 
 def _without_owners(value: bytes, name: str) -> bytes:
-    """Return the JSON with every owner but `name` left empty; `null` if it is not JSON."""
+    """Return the JSON with every `owner` emptied, except `name`; `null` if it is not JSON."""
     if b"owner" not in value and b"\\u" not in value:  # no owner in it, not even one written with escapes
         return value
     try:

@@ -38,7 +38,7 @@ from services.service import units as service
 _SWEEP = 1.0  # seconds between checks for expired leases
 _CATCH_UP = 1.0  # seconds to wait for the service domain's latest events
 _TRIES = 3  # of a request, as long as no replica has answered anything
-_EARLY = 0.02  # seconds before its deadline at which a request ends: the core's own timeout has no reason to report
+_EARLY = 0.02  # seconds before its deadline at which a request ends here: a timeout of the core would give no reason
 # An engine that has sent nothing for this many seconds is blamed for a timeout; before that the caller's deadline was
 # short. A caller who reads the answer as a stream expects its begin sooner.
 _SILENT, _SILENT_WHOLE = 5.0, 60.0
@@ -166,9 +166,9 @@ class InferenceOutside(Outside[Pool]):
         return lease
 
     async def _hand_over(self, started: u.RequestStarted, lease: u.Lease, parts: Parts) -> None:
-        """Send a lease as a part ahead of the answer: by the flush the server has reported a caller who is gone.
+        """Send a lease as a part before the answer. After the flush, the server has reported a caller who is gone.
 
-        A caller to whom the lease was sent has to settle it, even if the caller leaves at this moment.
+        A caller to whom the lease was delivered must settle it, even if it leaves at this moment.
         """
         try:
             await parts.send({"lease": lease})

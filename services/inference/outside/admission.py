@@ -76,7 +76,7 @@ class Admission:
         *,
         again: bool = False,
     ) -> T:
-        """Call `place` when it is the request's turn, until it succeeds, and return its result; at once if none waits.
+        """Call `place` when it is the request's turn, at once if no other waits, until it succeeds; return its result.
 
         If `place` raises Unavailable with a reason in `worth_waiting`, the request waits; any other error is raised.
         Raises Unavailable with QUEUE_FULL if a new request finds the queue full. `again`: the request had its turn

@@ -25,7 +25,7 @@ from services.model import units as model
 _TICK = 1.0  # seconds; a breaker half-opens by time alone, without an event
 _CATCH_UP = 2.0  # seconds to wait for a peer's latest news
 _AVOIDED = 0.5  # seconds in which a request does not go back to the only replica, which has just failed it
-_WAITING_PARTS = 2.0  # seconds between the parts that tell a caller what its request waits for
+_WAITING_PARTS = 2.0  # seconds between two parts with the reason that a request waits
 _LATE = 0.05  # seconds before its deadline from which a cancelled request counts as timed out: clocks differ
 
 
@@ -147,10 +147,10 @@ class Placement:
         return f"other requests for {request.model} came first"
 
     async def ensure_known(self, name: str, *, wait: bool) -> None:
-        """Take in the service domain's latest events if no replica is at hand; raise NotFound for an unknown name.
+        """Catch up with the service domain's events if no replica is known; raise NotFound for an unknown name.
 
-        A caller who was just told that a service runs must be able to use it at once. If a peer does not answer in
-        time, what is known decides.
+        A caller to whom a running service was just reported must be able to use it at once. If a peer does not answer
+        in time, the known state decides.
         """
         pools = [pool for pool in self._context.world.values() if pool.serves(name)]
         if any(pool.routes or (wait and hopeful(pool)) for pool in pools):
@@ -216,7 +216,7 @@ class Placement:
 
     @contextlib.contextmanager
     def _waiting_parts(self, attempt: _Attempt, parts: Parts) -> Iterator[None]:
-        """Send a caller who asked for parts what its request waits for; sending also detects a caller who has left.
+        """Send the reason for the wait to a caller who requested parts. This also detects a caller who has left.
 
         Leaves without awaiting: a cancellation at that point would lose a request that has started.
         """
@@ -235,7 +235,7 @@ class Placement:
                 task.cancel()
 
     def _reason(self, attempt: _Attempt) -> str:
-        """Return what a request waits for: BUSY also if a replica is free, as earlier requests take it."""
+        """Return the reason that a request waits. BUSY even if a replica is free: earlier requests get that one."""
         try:
             choose(self._context.world, attempt.command(), time.time())
         except AimaError as refusal:

@@ -103,7 +103,7 @@ def _settle(world: World[Pool], request_id: str, command: u.Settle, call: Call) 
         return []
     started = _under_way(world, request_id, call)
     if code in BLAMED and not started.holder:
-        code = "CALLER_FAILED"  # a client that calls an engine directly must not be able to close a replica to others
+        code = "CALLER_FAILED"  # only a gateway may blame a replica; otherwise any client could close it for all others
     if code:
         error = command.error or (
             "the request was cancelled" if command.outcome == "cancelled" else "the request failed"

@@ -144,7 +144,7 @@ class _Parser:
         if kind == STRING:
             self.strings += length
             if self.strings > MAX_STRINGS:
-                raise not_a_model(self.path, f"its header has {self.strings} texts")
+                raise not_a_model(self.path, f"its header has more than {MAX_STRINGS} strings")
             self.at.skip_strings(length)
             return
         layout = self.scalar(kind)  # the format allows nested arrays, but no engine does

@@ -18,7 +18,7 @@ from services.resource.rules.capacity import Machine, Need, Slot, room_for, size
 State = Slot | Machine
 
 THRESHOLDS: tuple[tuple[u.Pressure, float], ...] = (("low", 0), ("medium", 70), ("high", 85), ("critical", 95))
-HYSTERESIS = 2.0  # percentage points below a threshold at which a level is left: wavering around it is one crossing
+HYSTERESIS = 2.0  # percentage points; a level is left only this far below its threshold, so wavering is one crossing
 
 
 def decide(world: World[State], command: Command[Any], call: Call) -> list[Event]:

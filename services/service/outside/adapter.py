@@ -148,8 +148,8 @@ class ServiceOutside(Outside[state.Service]):
 
     async def _list(self, query: u.ListServices) -> u.ServiceList:
         if query.status == "degraded" or query.status == "running":
-            # only the state tells running from degraded: each event of a replica may change it, and none of these
-            # events is written to the table
+            # only the state distinguishes running from degraded: any event of a replica may change it, and these
+            # events are not written to the table
             matches = [
                 service
                 for service in self.context.world.values()

@@ -60,7 +60,7 @@ class MemoryFinder:
         raise _insufficient(service, replicas, answer)
 
     async def fit(self, service: Service, replicas: int, need: Need) -> int:
-        """Return how many of the replicas there is free memory for without any slot or service making room."""
+        """Return how many of the replicas fit into free memory, without preemption or putting a service to sleep."""
         if _is_free(await self._can_allocate(service, replicas, need)):
             return replicas
         fits, beyond = 0, replicas
@@ -95,7 +95,7 @@ class MemoryFinder:
     async def _without_needless(
         self, service: Service, replicas: int, need: Need, slots: Mapping[str, list[str]], to_sleep: Sequence[str]
     ) -> tuple[str, ...]:
-        """Leave out services that need not sleep: the last one may hold more memory than all before it."""
+        """Remove services that need not sleep: the last one may hold enough memory without the earlier ones."""
         kept = list(to_sleep)
         for ident in to_sleep[:-1]:
             others = [other for other in kept if other != ident]

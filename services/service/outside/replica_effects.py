@@ -125,7 +125,7 @@ class ReplicaEffects:
             await self._until_drained(effect.service_id, effect.process_id)
         command = engine.StopEngine(name=effect.process_id, force=effect.force, timeout=_STOP_TIMEOUT)
         with contextlib.suppress(NotFound):  # the engine domain never started it
-            await self.context.peers.call(command, timeout=_STOP_REPLY)  # sent again, it joins the stop under way
+            await self.context.peers.call(command, timeout=_STOP_REPLY)  # a repeat joins the stop under way
         await self.context.caught_up("engine")  # an older event taken in later would look like one of a stray process
         return [i.RecordReplicaEnded(service_id=effect.service_id, process_id=effect.process_id)]
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from services.service import units as u
 
-_UP_SAMPLES = 2  # samples in a row that have to need more replicas
+_UP_SAMPLES = 2  # samples in a row that must need more replicas before it scales up
 _SLEEPS_AFTER = 300.0  # seconds without a request, for a service with `min` 0 and no idle_timeout of its own
 
 

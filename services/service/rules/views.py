@@ -177,9 +177,7 @@ def _summary(service: Service, now: Now) -> str:
         case "stopping":
             why = f" ({stop.reason})" if stop else ""
             kill = f"; to kill what is left: aima call service.stop service_id={service.id} force=true"
-            waits = stop is not None and (
-                stop.force or stop.asleep
-            )  # force would make a service that sleeps stop for good
+            waits = stop is not None and (stop.force or stop.asleep)  # force would cancel the sleep
             return f"waiting for {_names(service.present())} to end{why}{'' if waits else kill}"
         case "stopped" if service.asleep:
             return f"asleep ({stop.reason if stop else ''}); the next request wakes it"

@@ -21,6 +21,7 @@ from services.gateway.mcp import resources as resources
 from services.gateway.mcp import tools as tools
 from services.gateway.mcp.prompt_recipes import RECIPES
 from services.gateway.mcp.tools import Mode
+from tests.cli.described import every_unit
 
 
 def unit(name: str, kind: str = "command", risk: str = "medium", description: str = "") -> UnitInfo:
@@ -277,3 +278,19 @@ def test_the_examples_of_the_document_can_be_read() -> None:
     words = CliRunner().invoke(app, [*stdio["args"], "--help"])
     assert words.exit_code == 0
     assert http["url"].endswith("/mcp")
+
+
+def test_the_units_of_ours_that_say_so_are_idempotent() -> None:
+    commands = [each for each in every_unit() if each.kind == "command" and each.name.partition(".")[0] != "gateway"]
+    assert {each.name for each in commands if tools.hints(each).idempotent_hint} == {
+        "device.set_power_limit",
+        "engine.install",
+        "engine.stop",
+        "inference.settle",
+        "model.create",
+        "model.pull",
+        "resource.allocate",
+        "resource.release",
+        "service.create",
+        "service.start",
+    }
