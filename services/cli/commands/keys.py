@@ -80,8 +80,8 @@ def list_keys(
 ) -> None:
     """List the keys."""
     shown = column_names(columns, output) or _SHOWN
-    found = asyncio.run(_ask("gateway.list_keys", {"limit": 1000}, DoorAddress(url, api_key, config), output))
-    document(found, output, shown)
+    keys = asyncio.run(_ask("gateway.list_keys", {"limit": 1000}, DoorAddress(url, api_key, config), output))
+    document(keys, output, shown)
 
 
 @app.command()
@@ -133,13 +133,13 @@ async def _revoke(key_id: str, address: DoorAddress, output: Format, confirming:
 
 async def _ask(unit: str, data: dict[str, Any], address: DoorAddress, output: Format, confirming: bool = False) -> Any:
     async with open_door(address) as door:
-        found = await door.describe(unit)
+        description = await door.describe(unit)
         if confirming:
-            unit_command.confirm(found, data)
+            unit_command.confirm(description, data)
         try:
-            return await unit_call.answer(door, found, data, CallOptions())
+            return await unit_call.answer(door, description, data, CallOptions())
         except ValidationFailed as error:
-            raise (flags.named(error, _flags(found, data)) if output is Format.TABLE else error) from error
+            raise (flags.named(error, _flags(description, data)) if output is Format.TABLE else error) from error
 
 
 def _flags(unit: UnitInfo, data: dict[str, Any]) -> Iterator[Flag]:

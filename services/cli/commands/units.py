@@ -36,18 +36,18 @@ def units(
     config: Config = None,
 ) -> None:
     """List the units on the bus, or show one unit with its fields and examples."""
-    found, ident = asyncio.run(_units(domain, DoorAddress(url, api_key, config)))
+    selected, ident = asyncio.run(_units(domain, DoorAddress(url, api_key, config)))
     if output is not Format.TABLE:
-        document([{"unit": unit.name, **_without_name(unit)} for unit in found], output)
+        document([{"unit": unit.name, **_without_name(unit)} for unit in selected], output)
         return
     if "." in domain:
-        _show_unit(found[0], ident)
+        _show_unit(selected[0], ident)
         return
     rows(
-        [{"unit": unit.name, "kind": unit.kind, "risk": unit.risk, "": unit.summary} for unit in found],
+        [{"unit": unit.name, "kind": unit.kind, "risk": unit.risk, "": unit.summary} for unit in selected],
         ("unit", "kind", "risk", ""),
     )
-    out.print(f"[dim]{len(found)} units; `aima units service.create` shows the fields of one[/]")
+    out.print(f"[dim]{len(selected)} units; `aima units service.create` shows the fields of one[/]")
 
 
 async def _units(name: str, address: DoorAddress) -> tuple[list[UnitInfo], str]:

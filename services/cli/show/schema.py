@@ -16,66 +16,66 @@ _ANY_SIZE = 2**53  # a larger bound only excludes infinite numbers
 _NAMES = {"string": "text", "integer": "integer", "number": "number", "boolean": "true|false", "object": "object"}
 
 
-def alternatives(found: Schema | bool, root: Schema) -> list[Schema]:
+def alternatives(schema: Schema | bool, root: Schema) -> list[Schema]:
     """Return the schemas of which a value must match one; resolve references."""
-    if isinstance(found, bool):
+    if isinstance(schema, bool):
         return [{}]  # `true` is a valid schema
-    if reference := found.get("$ref"):
+    if reference := schema.get("$ref"):
         return alternatives(root.get("$defs", {}).get(str(reference).rpartition("/")[2], {}), root)
-    options = found.get("anyOf") or found.get("oneOf")
-    return [each for option in options for each in alternatives(option, root)] if options else [found]
+    options = schema.get("anyOf") or schema.get("oneOf")
+    return [each for option in options for each in alternatives(option, root)] if options else [schema]
 
 
-def types(found: Schema, root: Schema) -> set[str]:
+def types(schema: Schema, root: Schema) -> set[str]:
     """Return the JSON types of a value; an enumeration without a type counts as string."""
     kinds: set[str] = set()
-    for each in alternatives(found, root):
+    for each in alternatives(schema, root):
         kind = each.get("type", "string" if "enum" in each or "const" in each else ())
         kinds |= {kind} if isinstance(kind, str) else set(kind)
     return kinds
 
 
-def choices(found: Schema, root: Schema) -> list[Any]:
+def choices(schema: Schema, root: Schema) -> list[Any]:
     """Return the enumerated values; empty if the schema has none."""
-    return [value for each in alternatives(found, root) for value in _values(each)]
+    return [value for each in alternatives(schema, root) for value in _values(each)]
 
 
-def items(found: Schema, root: Schema) -> Schema:
+def items(schema: Schema, root: Schema) -> Schema:
     """Return the schema of a list's items, also if a list is one of several types."""
-    each: Schema = next((each["items"] for each in alternatives(found, root) if "items" in each), {})
+    each: Schema = next((each["items"] for each in alternatives(schema, root) if "items" in each), {})
     return each
 
 
-def properties(found: Schema, root: Schema) -> Mapping[str, Schema]:
+def properties(schema: Schema, root: Schema) -> Mapping[str, Schema]:
     """Return the schemas of an object's fields; empty if they are not declared."""
     known: Mapping[str, Schema] = next(
-        (each["properties"] for each in alternatives(found, root) if "properties" in each), {}
+        (each["properties"] for each in alternatives(schema, root) if "properties" in each), {}
     )
     return known
 
 
-def short(found: Schema, root: Schema) -> str:
+def short(schema: Schema, root: Schema) -> str:
     """Return a type in short: `integer 1..100`, `cpu|gpu`, `list of text`."""
-    descriptions = [_short(each, root) for each in alternatives(found, root) if each.get("type") != "null"]
+    descriptions = [_short(each, root) for each in alternatives(schema, root) if each.get("type") != "null"]
     return " or ".join(dict.fromkeys(descriptions)) or "anything"
 
 
-def expected(found: Schema, root: Schema) -> str:
+def expected(schema: Schema, root: Schema) -> str:
     """Return what a value must be, to follow `expected`: `a whole number from 1 to 100`."""
-    descriptions = [_expected(each, root) for each in alternatives(found, root) if each.get("type") != "null"]
+    descriptions = [_expected(each, root) for each in alternatives(schema, root) if each.get("type") != "null"]
     return ", or ".join(dict.fromkeys(descriptions)) or "anything"
 
 
-def faults(value: Any, found: Schema, root: Schema, path: str) -> Iterator[tuple[str, str]]:
+def faults(value: Any, schema: Schema, root: Schema, path: str) -> Iterator[tuple[str, str]]:
     """Yield each place where a value does not match, with what is expected there."""
     descriptions: list[tuple[str, str]] = []
-    for each in alternatives(found, root):
+    for each in alternatives(schema, root):
         mismatches = list(_faults(value, each, root, path))
         if not mismatches:
             return
         if _is(value, each.get("type")) and not descriptions:
             descriptions = mismatches  # report the alternative whose type the value has
-    yield from descriptions or [(path, expected(found, root))]
+    yield from descriptions or [(path, expected(schema, root))]
 
 
 def _values(each: Schema) -> list[Any]:

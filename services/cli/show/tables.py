@@ -135,15 +135,15 @@ def _field_sets(answers: schema.Schema) -> Iterator[schema.Schema | None]:
     """Yield the fields of each list of objects in the schema and of the answer itself; None if the schema is open."""
     for each in schema.alternatives(answers, answers):
         known = each.get("properties", {})
-        for found in known.values():
-            for item in schema.alternatives(schema.items(found, answers), answers):
-                if item.get("type", "object") == "object" and "array" in schema.types(found, answers):
+        for field_schema in known.values():
+            for item in schema.alternatives(schema.items(field_schema, answers), answers):
+                if item.get("type", "object") == "object" and "array" in schema.types(field_schema, answers):
                     yield _fields(item)
         yield _fields(each)
 
 
-def _fields(found: schema.Schema) -> schema.Schema | None:
-    return None if found.get("additionalProperties") else found.get("properties")
+def _fields(field_schema: schema.Schema) -> schema.Schema | None:
+    return None if field_schema.get("additionalProperties") else field_schema.get("properties")
 
 
 def _chosen(data: Mapping[str, Any], columns: Sequence[str]) -> list[Mapping[str, Any]]:

@@ -26,7 +26,7 @@ def values(flag: Flag, domain: str, address: DoorAddress) -> Complete:
     """Return a completer for a flag's value; it returns nothing on any failure."""
 
     def complete(incomplete: str) -> list[tuple[str, str]]:
-        candidates = [(str(value), "") for value in schema.choices(flag.found, flag.root)]
+        candidates = [(str(value), "") for value in schema.choices(flag.schema, flag.root)]
         if not candidates and (unit := _lister(flag, domain)):
             candidates = asyncio.run(_ids(unit, flag.field, address))
         return [(value, about) for value, about in candidates if value.startswith(incomplete)]

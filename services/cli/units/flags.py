@@ -21,7 +21,7 @@ import msgspec
 from aima_core.bus.directory import UnitInfo
 from aima_core.errors import ValidationFailed
 from aima_core.text_input import typed
-from services.cli.show import schema
+from services.cli.show import schema as schemas
 
 RESERVED = frozenset({"--url", "--api-key", "--help"})  # parsed before the unit is known
 Kind = Literal["value", "switch", "list", "object"]
@@ -31,48 +31,48 @@ _DOTTED = re.compile(r"(--[A-Za-z0-9_-]+)\.([^=]+)(?:=(.*))?", re.DOTALL)
 
 @dataclass(frozen=True)
 class Flag:
-    """A field of a unit as a flag. `found` is the field's schema, `root` that of the whole input."""
+    """A field of a unit as a flag. `schema` is the field's schema, `root` that of the whole input."""
 
     field: str
     name: str
     kind: Kind
     required: bool
-    found: schema.Schema
-    root: schema.Schema
+    schema: schemas.Schema
+    root: schemas.Schema
 
     @property
     def takes(self) -> str:
         """The accepted values in short, such as `integer 1..100`."""
-        each = schema.items(self.found, self.root) if self.kind == "list" else self.found
-        return schema.short(each or self.found, self.root)
+        each = schemas.items(self.schema, self.root) if self.kind == "list" else self.schema
+        return schemas.short(each or self.schema, self.root)
 
     @property
     def description(self) -> str:
-        return str(self.found.get("description", "")).rstrip()
+        return str(self.schema.get("description", "")).rstrip()
 
     @property
     def default(self) -> str:
         """The default as text; empty if there is none."""
-        default = self.found.get("default")
+        default = self.schema.get("default")
         return "" if default in (None, "", [], {}) else _text(default)
 
 
 def flags_of(unit: UnitInfo) -> list[Flag]:
     """Return a flag for each field of a unit, required ones first."""
     required = unit.input.get("required", ())
-    found = [
+    flags = [
         Flag(field, _name(field), _kind(each, unit.input), field in required, each, unit.input)
-        for field, schema_ in unit.input.get("properties", {}).items()
-        for each in (schema_ if isinstance(schema_, Mapping) else {},)  # `true` is a valid schema
+        for field, each_schema in unit.input.get("properties", {}).items()
+        for each in (each_schema if isinstance(each_schema, Mapping) else {},)  # `true` is a valid schema
     ]
-    return sorted(found, key=lambda flag: not flag.required)
+    return sorted(flags, key=lambda flag: not flag.required)
 
 
 def inner(flag: Flag) -> list[Flag]:
     """Return the dotted flags for the declared fields of an object; `undotted` parses them."""
     if flag.kind != "object":
         return []
-    known = schema.properties(flag.found, flag.root)
+    known = schemas.properties(flag.schema, flag.root)
     return [
         Flag(f"{flag.field}.{key}", f"{flag.name}.{key.replace('_', '-')}", "value", False, each, flag.root)
         for key, each in known.items()
@@ -112,7 +112,7 @@ def read(flags: Iterable[Flag], given: Mapping[str, Any]) -> dict[str, Any]:
         except ValueError as error:
             wrong.append((flag, flag.field, str(error)))
             continue
-        faults = schema.faults(data[flag.field], flag.found, flag.root, flag.field)
+        faults = schemas.faults(data[flag.field], flag.schema, flag.root, flag.field)
         wrong += [(flag, where, expected) for where, expected in faults]
     if wrong:
         raise _refusal(wrong, given)
@@ -150,7 +150,7 @@ def _message(flag: Flag, where: str, expected: str, value: Any) -> str:
     if expected == "required":
         return f"{flag.name} is required: {flag.description or flag.takes}".rstrip(".")
     # do not repeat text: it may be secret or long
-    free = "string" in schema.types(flag.found, flag.root) and not schema.choices(flag.found, flag.root)
+    free = "string" in schemas.types(flag.schema, flag.root) and not schemas.choices(flag.schema, flag.root)
     got = "" if free or where != flag.field or not isinstance(value, str) else f", not {value}"
     return f"{flag.name}{where[len(flag.field) :]}: expected {expected}{got}"
 
@@ -160,8 +160,8 @@ def _name(field: str) -> str:
     return f"--field-{name[2:]}" if name in RESERVED else name
 
 
-def _kind(found: schema.Schema, root: schema.Schema) -> Kind:
-    kinds = schema.types(found, root) - {"null"}
+def _kind(schema: schemas.Schema, root: schemas.Schema) -> Kind:
+    kinds = schemas.types(schema, root) - {"null"}
     if "array" in kinds:
         return "list"
     if kinds == {"boolean"}:
@@ -170,12 +170,12 @@ def _kind(found: schema.Schema, root: schema.Schema) -> Kind:
 
 
 def _value(flag: Flag, text: str) -> Any:
-    return typed(text, flag.found, flag.root)
+    return typed(text, flag.schema, flag.root)
 
 
 def _list(flag: Flag, texts: Sequence[str]) -> Any:
-    each = schema.items(flag.found, flag.root)
-    if len(texts) == 1 and not texts[0].startswith("[") and "string" in schema.types(flag.found, flag.root):
+    each = schemas.items(flag.schema, flag.root)
+    if len(texts) == 1 and not texts[0].startswith("[") and "string" in schemas.types(flag.schema, flag.root):
         return texts[0]  # the field accepts a single text as well
     values: list[Any] = []
     for text in texts:
@@ -191,7 +191,7 @@ def _object(flag: Flag, texts: Sequence[str]) -> dict[str, Any]:
             continue
         path, equals, value = text.partition("=")
         if not equals or not path:
-            raise ValueError(f"{schema.expected(flag.found, flag.root)}, or key=value")
+            raise ValueError(f"{schemas.expected(flag.schema, flag.root)}, or key=value")
         _put(data, path.split("."), value, flag)
     return data
 
@@ -199,19 +199,19 @@ def _object(flag: Flag, texts: Sequence[str]) -> dict[str, Any]:
 def _path(flag: Flag, dotted: str) -> str:
     """Return the path into an object; its own fields may be typed with dashes."""
     first, dot, rest = dotted.partition(".")
-    known = {key.replace("_", "-"): key for key in schema.properties(flag.found, flag.root)}
+    known = {key.replace("_", "-"): key for key in schemas.properties(flag.schema, flag.root)}
     return known.get(first.replace("_", "-"), first) + dot + rest
 
 
 def _put(data: dict[str, Any], path: Sequence[str], text: str, flag: Flag) -> None:
     """Set the value at a dotted path, typed by the object's schema where it declares the field."""
-    found = flag.found
+    schema = flag.schema
     for part in path[:-1]:
         data = data.setdefault(part, {})
         if not isinstance(data, dict):
             raise ValueError(f"{part} to be an object; it already has a value")
-        found = schema.properties(found, flag.root).get(part, {})
-    data[path[-1]] = typed(text, schema.properties(found, flag.root).get(path[-1], {}), flag.root)
+        schema = schemas.properties(schema, flag.root).get(part, {})
+    data[path[-1]] = typed(text, schemas.properties(schema, flag.root).get(path[-1], {}), flag.root)
 
 
 def _json(text: str, shape: type) -> Any:

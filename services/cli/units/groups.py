@@ -58,8 +58,8 @@ class Aima(TyperGroup):
         """Return the built-in commands, and the domains if the bus answers quickly."""
         own = super().list_commands(ctx)
         with contextlib.suppress(AimaError):
-            found = ctx.meta[_PANEL] = _fetch(replace(_address(ctx), wait=_BRIEF))
-            return own + [name.replace("_", "-") for name in found if name not in own]
+            infos = ctx.meta[_PANEL] = _fetch(replace(_address(ctx), wait=_BRIEF))
+            return own + [name.replace("_", "-") for name in infos if name not in own]
         return own
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:

@@ -69,7 +69,7 @@ class UnitCommand(TyperCommand):
 
 def command(unit: UnitInfo, ident: str, address: DoorAddress) -> UnitCommand:
     """Return the command of a unit; `ident` is the field that is the positional argument."""
-    found = flags.flags_of(unit)
+    unit_flags = flags.flags_of(unit)
     app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
     app.command(
         unit.action.replace("_", "-"),
@@ -78,10 +78,10 @@ def command(unit: UnitInfo, ident: str, address: DoorAddress) -> UnitCommand:
         short_help=escape(unit.summary),
         epilog=_epilog(unit, ident),
         context_settings={"token_normalize_func": _dashes},
-    )(_function(unit, found, ident, address))
+    )(_function(unit, unit_flags, ident, address))
     made = typer.main.get_command(app)
     assert isinstance(made, UnitCommand)
-    made.fields, made.ident = found, ident
+    made.fields, made.ident = unit_flags, ident
     return made
 
 
@@ -95,21 +95,21 @@ def example(unit: UnitInfo, given: Mapping[str, Any], ident: str) -> str:
     return " ".join(words)
 
 
-def _function(unit: UnitInfo, found: Sequence[Flag], ident: str, address: DoorAddress) -> Callable[..., None]:
+def _function(unit: UnitInfo, unit_flags: Sequence[Flag], ident: str, address: DoorAddress) -> Callable[..., None]:
     """Return the function that typer runs, with one parameter for each flag."""
-    parameters = list(_parameters(unit, found, ident, address))
+    parameters = list(_parameters(unit, unit_flags, ident, address))
 
     def run(**given: Any) -> None:  # typer passes the parameters of the signature below
-        _run(unit, found, flags.read(found, typed(found, ident, given)), _DEFAULTS | given, address)
+        _run(unit, unit_flags, flags.read(unit_flags, typed(unit_flags, ident, given)), _DEFAULTS | given, address)
 
     run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {}
     return run
 
 
-def typed(found: Sequence[Flag], ident: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def typed(unit_flags: Sequence[Flag], ident: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the typed values by field; raise InvalidRequest if a field is given twice."""
-    data = {flag.field: given[f"field{index}"] for index, flag in enumerate(found)}
+    data = {flag.field: given[f"field{index}"] for index, flag in enumerate(unit_flags)}
     first = given.get("ident")
     if first is not None:
         if data[ident] not in (None, first):
@@ -119,7 +119,7 @@ def typed(found: Sequence[Flag], ident: str, given: Mapping[str, Any]) -> dict[s
 
 
 def _run(
-    unit: UnitInfo, found: Sequence[Flag], data: Mapping[str, Any], given: Mapping[str, Any], default: DoorAddress
+    unit: UnitInfo, unit_flags: Sequence[Flag], data: Mapping[str, Any], given: Mapping[str, Any], default: DoorAddress
 ) -> None:
     output, shown = given["output"], column_names(given["columns"], given["output"])
     if not given["dry_run"]:  # a plan has columns of its own
@@ -133,7 +133,7 @@ def _run(
     try:
         document(asyncio.run(_answer(unit, data, options, address)), output, shown)
     except ValidationFailed as error:
-        raise (flags.named(error, found) if output is Format.TABLE else error) from error
+        raise (flags.named(error, unit_flags) if output is Format.TABLE else error) from error
 
 
 async def _answer(unit: UnitInfo, data: Mapping[str, Any], options: CallOptions, address: DoorAddress) -> Any:
@@ -155,8 +155,8 @@ def confirm(unit: UnitInfo, data: Mapping[str, Any]) -> None:
         raise typer.Exit(1)
 
 
-def _parameters(unit: UnitInfo, found: Sequence[Flag], ident: str, address: DoorAddress) -> Iterator[Parameter]:
-    for flag in found:
+def _parameters(unit: UnitInfo, unit_flags: Sequence[Flag], ident: str, address: DoorAddress) -> Iterator[Parameter]:
+    for flag in unit_flags:
         if flag.field == ident:
             info = typer.Argument(
                 metavar=ident.upper(),
@@ -166,7 +166,7 @@ def _parameters(unit: UnitInfo, found: Sequence[Flag], ident: str, address: Door
             )
             yield Parameter("ident", _KIND, default=None, annotation=Annotated[str | None, info])
     taken = set()
-    for index, flag in enumerate(found):
+    for index, flag in enumerate(unit_flags):
         yield Parameter(f"field{index}", _KIND, default=None, annotation=_option(unit, flag, ident, address))
         for number, inner in enumerate(flags.inner(flag)):
             yield Parameter(f"field{index}_{number}", _KIND, default=None, annotation=_option(unit, inner, "", address))
@@ -222,13 +222,13 @@ def word(value: Any) -> str:
     return "'" + text.replace("'", "'\\''") + "'"
 
 
-def _meant(found: Sequence[Flag], given: Mapping[str, Any], extra: Sequence[str]) -> str:
+def _meant(unit_flags: Sequence[Flag], given: Mapping[str, Any], extra: Sequence[str]) -> str:
     """Return the hint for words without a flag: the missing required flags or, if none is missing, all flags."""
-    needed = [flag for flag in found if flag.required and given[flag.field] in (None, [])]
+    needed = [flag for flag in unit_flags if flag.required and given[flag.field] in (None, [])]
     if needed:
         flags_and_words = (f"{flag.name} {word(text)}" for flag, text in zip(needed, extra, strict=False))
         return f"; did you mean {' '.join(flags_and_words)}?"
-    names = [flag.name for flag in found]
+    names = [flag.name for flag in unit_flags]
     more = ", …" if len(names) > _HINTED else ""
     return f"; its flags are {', '.join(names[:_HINTED])}{more}" if names else "; it takes none"
 
