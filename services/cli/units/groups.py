@@ -78,7 +78,10 @@ class Aima(TyperGroup):
         try:
             if info := _known(ctx, address, name):
                 return domain_group(info, address)
-            known += _fetch(address)
+            infos = _fetch(address)
+            if name in infos:  # it has come back between the two looks
+                return domain_group(infos[name], address)
+            known += infos
         except AimaError:
             if name in domains.names():
                 raise
