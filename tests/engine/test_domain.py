@@ -247,7 +247,7 @@ async def test_a_process_that_is_killed_is_noticed_and_told(client: Client, site
     async def gone() -> bool:
         return (await types(client, "engine/eng-a"))[-2:] == ["error", "stopped"]
 
-    await until(gone, within=5)
+    await until(gone)
     *_, error, stopped = await events(client, "engine", "engine/eng-a")
     # a watcher that came too late to see the signal says the rest
     assert error["data"].pop("error").removesuffix(" (signal 9)") == "the engine's process died"

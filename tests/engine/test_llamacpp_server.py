@@ -113,7 +113,7 @@ async def test_it_ends_at_once_in_the_middle_of_a_stream(engines: Engines, smoll
     ):
         parts = reply.aiter_lines()
         assert (await anext(parts)).startswith("data: ")
-        assert await asyncio.wait_for(engines.runtime.stop(handle, timeout=20, force=False), 5) == 0
+        assert await asyncio.wait_for(engines.runtime.stop(handle, timeout=20, force=False), 15) == 0
         with contextlib.suppress(httpx2.HTTPError):
             assert [line async for line in parts if line == "data: [DONE]"] == []
 

@@ -172,7 +172,7 @@ async def test_stdout_is_the_protocols_alone_and_the_end_of_stdin_is_the_end(tmp
         assert {reply.get("id") for reply in replies} <= {None, 1, 2}
         assert replies[0]["result"]["serverInfo"]["name"] == "aima"
         assert code == 0
-        assert "no domain nothing is on the bus" in errors
+        assert "there is no domain nothing on the bus" in errors
 
 
 async def test_ctrl_c_ends_it_though_stdin_stays_open(tmp_path: Path) -> None:
