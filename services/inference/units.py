@@ -348,7 +348,7 @@ class ReplicaLoad(View):
     process_id: str
     outstanding: int = Field(description="Requests under way.")
     slots: int = Field(
-        description="Requests that the replica works on at once; 0 if unknown, or if it gets no more requests."
+        description="Requests that the replica can work on at once; 0 if unknown, or if no new requests are sent to it."
     )
     healthy: bool
     breaker: BreakerState = Field(

@@ -147,7 +147,7 @@ class Dispatcher:
                 yield part if whole else self._visible(caller, unit, part)
 
     def _visible(self, caller: Caller, unit: UnitInfo, part: Any) -> Any:
-        """Return an answer, or a part of one, without the callers of others' events and without other owners."""
+        """Return an answer or a part; remove the callers of events of others, and owners other than the reader."""
 
         def visible_event(event: Any) -> Any:
             if not isinstance(event, Mapping):

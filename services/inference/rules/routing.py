@@ -14,7 +14,9 @@ BUSY, LOADING = "BUSY", "LOADING"  # the reasons for which a request may wait
 
 
 def choose(world: World[Pool], request: i.BeginRequest, at: float) -> tuple[Pool, Route]:
-    """Return the replica with the fewest requests under way per slot, among all services that the request's name means.
+    """Return the replica with the fewest requests under way per slot.
+
+    The candidates are the replicas of every service that the name in the request refers to.
 
     Raises Unavailable (BUSY, LOADING) if waiting may help; otherwise EngineNotRunning or ValidationFailed.
     """

@@ -178,7 +178,7 @@ def _failed(service: Service, replica: Replica, error: str, code: str, call: Cal
 def _after_failure(
     service: Service, replica: Replica, error: str, code: str, streak: int, call: Call
 ) -> Sequence[Event]:
-    """Restart the replica or give it up; the service fails if no replica can come to answer any more."""
+    """Restart the replica or give it up. If no replica can answer any more, the service fails."""
     others = _others(service, replica)
     unanswered = replica.unanswered_after(code)
     wait = 0.0 if code == engine.REBOOTED else restart_policy.delay(streak, f"{call.request_id}/{replica.process_id}")
