@@ -61,9 +61,8 @@ def _password(file: Path) -> str:
 
 
 def _hash(password: str) -> str:
-    return bcrypt.hashpw(
-        password.encode(), bcrypt.gensalt(_COST, prefix=b"2a")
-    ).decode()  # the variant that nats-server accepts
+    salt = bcrypt.gensalt(_COST, prefix=b"2a")  # the variant that nats-server accepts
+    return bcrypt.hashpw(password.encode(), salt).decode()
 
 
 def _private(file: Path, text: str) -> None:

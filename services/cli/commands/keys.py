@@ -25,12 +25,8 @@ from services.cli.units.unit_call import CallOptions
 app = typer.Typer(help="Create, list and revoke API keys of the gateway.", no_args_is_help=True)
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-_NAMES = {
-    "name": "NAME",
-    "scopes": "--scope",
-    "models": "--model",
-    "key_id": "ID",
-}  # option by field
+# the words of these commands, by field of the unit
+_NAMES = {"name": "NAME", "scopes": "--scope", "models": "--model", "key_id": "ID"}
 _SHOWN = ("id", "name", "scopes", "models", "expires_at", "expired", "tokens_today")
 
 

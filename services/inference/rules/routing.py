@@ -17,7 +17,6 @@ def choose(world: World[Pool], request: i.BeginRequest, at: float) -> tuple[Pool
     """Return the replica with the fewest requests under way per slot.
 
     The candidates are the replicas of every service that the name in the request refers to.
-
     Raises Unavailable (BUSY, LOADING) if waiting may help; otherwise EngineNotRunning or ValidationFailed.
     """
     name, pools = request.model, fitting(world.values(), request.model, request.types)
