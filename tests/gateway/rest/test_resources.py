@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from nats.aio.client import Client as Nats
+from nats.js.errors import NoKeysError
 
 from aima_core.bus.connection import connect
 from aima_core.errors import Unavailable
@@ -182,7 +183,10 @@ async def _adds(site: Site) -> bool:
 
 async def _stands(site: Site, key: str) -> bool:
     bucket = await site.client.nc.jetstream().key_value("aima-resources")
-    return key in await bucket.keys()
+    try:
+        return key in await bucket.keys()
+    except NoKeysError:  # the bucket is still empty
+        return False
 
 
 async def _value(site: Site, value: bytes) -> bool:
