@@ -11,6 +11,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PLANTED = {
     "libs/aima_core/call.py": "import services.engine.units",
+    "libs/aima_core/errors.py": "import aima_engines.sse_parser",
+    "libs/aima_engines/assembly.py": "import services.inference.units",
     "services/service/rules/decider.py": "import services.engine.rules.decider",
     "services/engine/rules/views.py": "import services.cli.main",
     "services/model/outside/adapter.py": "from services.resource.units import GetBudget",  # this is allowed
@@ -34,6 +36,8 @@ def test_planted_imports_that_break_the_rules_are_found(tmp_path: Path) -> None:
     found = {line.strip().removeprefix("- ").partition(" (")[0] for line in done.stdout.splitlines() if " -> " in line}
     assert {
         "aima_core.call -> services.engine.units",
+        "aima_core.errors -> aima_engines.sse_parser",
+        "aima_engines.assembly -> services.inference.units",
         "services.service.rules.decider -> services.engine.rules.decider",
         "services.engine.rules.views -> services.cli.main",
     } <= found

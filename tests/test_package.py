@@ -26,7 +26,7 @@ def test_a_wheel_has_every_file_of_the_product(tmp_path: Path) -> None:
     packed = set(zipfile.ZipFile(wheel).namelist())
     product = {
         str(file.relative_to(base))
-        for base, package in ((ROOT / "libs", "aima_core"), (ROOT, "services"))
+        for base, package in ((ROOT / "libs", "aima_core"), (ROOT / "libs", "aima_engines"), (ROOT, "services"))
         for file in (base / package).rglob("*.*")
         if file.is_file() and "__pycache__" not in file.parts
     }

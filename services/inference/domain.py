@@ -19,7 +19,7 @@ from aima_core.units import Resource
 from services.inference import internal as i
 from services.inference import units as u
 from services.inference.outside.adapter import InferenceOutside, react
-from services.inference.outside.request_kinds import REQUEST_KINDS
+from services.inference.outside.engine_requests import REQUEST_KINDS
 from services.inference.rules.decider import decide, reply
 from services.inference.rules.state import Pool, evolve, todo
 from services.inference.rules.views import TABLES, project

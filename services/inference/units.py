@@ -232,35 +232,35 @@ class Segment(View):
 
 
 class Transcription(View):
-    """A transcript; `duration` in seconds."""
+    """A transcript."""
 
     text: str
-    segments: list[Segment]
-    language: str
-    duration: float
+    segments: list[Segment] = Field(description="Parts of the speech; empty if the engine returns none.")
+    language: str = Field(description="Language of the speech; empty if unknown.")
+    duration: float | None = Field(description="Seconds of speech; null if unknown.")
 
 
 class Speech(View):
-    """The audio of a text; `duration` in seconds."""
+    """The audio of a text."""
 
     audio: Base64
-    format: str
-    duration: float
+    format: str = Field(description="Format of the audio, such as wav.")
+    duration: float | None = Field(description="Seconds of audio; null if unknown.")
 
 
 class Images(View):
     """Images, each as base64 text."""
 
     images: list[str]
-    format: str
+    format: str = Field(description="Format of the images, such as png; empty if unknown.")
 
 
 class Video(View):
-    """A video; `duration` in seconds."""
+    """A video."""
 
     video: Base64
-    format: str
-    duration: float
+    format: str = Field(description="Format of the video, such as mp4; empty if unknown.")
+    duration: float | None = Field(description="Seconds of video; null if unknown.")
 
 
 class Ranked(View):

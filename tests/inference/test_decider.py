@@ -17,7 +17,7 @@ from aima_core.units import Command, Event, Success
 from services.inference import internal as i
 from services.inference import units as u
 from services.inference.domain import INFERENCE
-from services.inference.outside.request_kinds import REQUEST_KINDS
+from services.inference.outside.engine_requests import REQUEST_KINDS
 from services.inference.rules.decider import reply
 from services.inference.rules.routing import sleeper
 from services.inference.rules.state import Pool, Sweep, todo

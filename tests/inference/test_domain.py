@@ -15,7 +15,7 @@ from aima_core.bus.client import Answer, Client
 from aima_core.errors import EngineNotRunning, NotFound, Timeout, Unavailable, ValidationFailed
 from aima_core.testing import serving, until
 from services.inference.domain import INFERENCE
-from services.inference.outside.request_kinds import REQUEST_KINDS
+from services.inference.outside.engine_requests import REQUEST_KINDS
 from tests.inference.conftest import Gated, Real, StandIn, Start
 from tests.toys.asking import ask, events, refused
 from tests.toys.machine import Machine

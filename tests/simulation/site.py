@@ -120,7 +120,7 @@ class Site:
         given: dict[str, Any] = {
             "engine": {"host": self.host},
             "resource": {"read": self.machine.facts},
-            "inference": {"http": lambda: engine_client(self.machine)},
+            "inference": {"client": lambda: engine_client(self.machine)},
         }
         return replace(domain, outside=partial(domain.outside, **given.get(domain.name, {})))
 

@@ -1,9 +1,9 @@
-"""A stand-in for engines of speech, images and reranking: speaks enough of OpenAI's and Jina's APIs, needs no model.
+"""A stand-in for engines of speech, images, video, detection and reranking: enough of OpenAI's and Jina's APIs.
 
     python media_engine.py --port 8000 --model NAME
 
-Only the standard library, so that it starts in a tenth of a second. Every answer is derived from the request, so
-that a test can tell which request it belongs to.
+It needs no model, and only the standard library, so that it starts in a tenth of a second. Every answer is derived from
+the request, so that a test can tell which request it belongs to.
 """
 
 from __future__ import annotations
@@ -16,20 +16,51 @@ import hashlib
 import json
 import os
 import signal
+import struct
 import sys
+import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 OPTIONS = argparse.Namespace()
 AUDIO = {"mp3": "audio/mpeg", "wav": "audio/wav", "opus": "audio/ogg"}
 BLOCK = 1000
+PNG = b"\x89PNG\r\n\x1a\n"
+POLLS = 2  # questions about a video until it is ready
+VIDEOS: dict[str, dict[str, Any]] = {}
+LOCK = threading.Lock()
+
+
+def wav(data: bytes, rate: int = 1000) -> bytes:
+    """Return a WAV file of `rate` bytes per second, with one channel of 8 bits."""
+    head = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate, rate, 1, 8)
+    return (
+        struct.pack("<4sI4s", b"RIFF", 36 + len(data), b"WAVE") + head + struct.pack("<4sI", b"data", len(data)) + data
+    )
 
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        self.answer(200, {}) if self.path == "/health" else self.refuse(404, "unknown route")
+        match self.path.split("/")[1:]:
+            case ["health"]:
+                self.answer(200, {})
+            case ["v1", "audio", "voices"]:
+                self.answer(200, {"voices": ["alloy", {"id": "nova", "name": "Nova", "language": "en"}]})
+            case ["v1", "videos", ident] if ident in VIDEOS:
+                self.answer(200, self.progressed(VIDEOS[ident]))
+            case ["v1", "videos", ident, "content"] if ident in VIDEOS:
+                self.send(200, "video/mp4", VIDEOS[ident]["content"])
+            case _:
+                self.refuse(404, "unknown route")
+
+    def do_DELETE(self) -> None:
+        """Cancel a video."""
+        ident = self.path.rpartition("/")[2]
+        if VIDEOS.pop(ident, None) is None:
+            return self.refuse(404, "unknown video")
+        return self.answer(200, {"id": ident, "deleted": True})
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -46,6 +77,10 @@ class Handler(BaseHTTPRequestHandler):
                 self.speak(request)
             case "/v1/images/generations":
                 self.imagine(request)
+            case "/v1/videos":
+                self.film(request)
+            case "/v1/detect":
+                self.detect(request)
             case "/v1/rerank":
                 self.rerank(request)
             case _:
@@ -100,6 +135,7 @@ class Handler(BaseHTTPRequestHandler):
         if kind is None:
             return self.refuse(400, f"there is no format {request['response_format']}")
         audio = f"{request.get('voice', 'nobody')}: {request['input']}".encode() * BLOCK
+        audio = wav(audio) if kind == "audio/wav" else audio
         self.send_response(200)
         self.send_header("Content-Type", kind)
         self.send_header("Transfer-Encoding", "chunked")
@@ -112,11 +148,46 @@ class Handler(BaseHTTPRequestHandler):
 
     def imagine(self, request: dict[str, Any]) -> None:
         """Paint the description: the image is its text."""
-        image = f"{request['prompt']}, {request.get('size', 'any size')}".encode()
+        image = PNG + f"{request['prompt']}, {request.get('size', 'any size')}".encode()
         said = {"b64_json": base64.b64encode(image).decode()}
         if request.get("response_format") == "url":
             said = {"url": f"http://{self.headers['Host']}/{hashlib.sha256(image).hexdigest()}.png"}
         self.answer(200, {"created": 1_700_000_000, "data": [said] * int(request.get("n") or 1)})
+
+    def film(self, request: dict[str, Any]) -> None:
+        """Begin a video: its content is its text."""
+        if request["prompt"] == "nothing":
+            return self.refuse(400, "the prompt is empty")
+        with LOCK:
+            ident = f"video-{len(request['prompt'])}"
+            content = b"\x00\x00\x00\x18ftypisom" + f"{request['prompt']}, {request.get('size', 'any size')}".encode()
+            VIDEOS[ident] = {
+                "polls": 0,
+                "content": content,
+                "fails": request["prompt"] == "a failure",
+                "seconds": request.get("seconds", "4"),
+            }
+        return self.answer(200, {"id": ident, "object": "video", "status": "queued", "progress": 0})
+
+    def progressed(self, video: dict[str, Any]) -> dict[str, Any]:
+        """Return a video that is a step further."""
+        video["polls"] += 1
+        ready = video["polls"] >= POLLS
+        status = ("failed" if video["fails"] else "completed") if ready else "in_progress"
+        error = {"code": "broken", "message": "the film is torn"} if status == "failed" else None
+        return {
+            "id": self.path.rpartition("/")[2],
+            "object": "video",
+            "status": status,
+            "progress": 100 * video["polls"] // POLLS,
+            "seconds": video["seconds"],
+            "error": error,
+        }
+
+    def detect(self, request: dict[str, Any]) -> None:
+        """See one object: as wide as the image has bytes."""
+        size = float(len(base64.b64decode(request["image"])))
+        self.answer(200, {"detections": [{"label": "thing", "confidence": 0.5, "box": [0.0, 0.0, size, 1.0]}]})
 
     def rerank(self, request: dict[str, Any]) -> None:
         """Score by the share of the query's words; in the order of the documents, and all of them."""

@@ -15,12 +15,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from aima_core.errors import ValidationFailed
+from aima_engines.chat_deltas import joined
+from aima_engines.decoding import decoded
+from aima_engines.engine_errors import bad_answer
+from aima_engines.kinds.request_bodies import body_for_model
+from aima_engines.kinds.request_kinds import CHAT
 from services.gateway.anthropic import answers as answers
 from services.gateway.anthropic import requests as requests
-from services.gateway.engines import chat_completion
-from services.gateway.engines.engine_errors import bad_answer
+from services.gateway.engines.chat_requests import chat_request
 from services.gateway.engines.proxying import ProxiedAnswer, Proxy
-from services.gateway.engines.sse_parser import decoded
 from services.gateway.engines.translation import TranslatedStream, TranslatedWhole, until_disconnect
 from services.gateway.entrance import bodies
 from services.gateway.entrance.disconnects import waiting_caller
@@ -28,7 +31,7 @@ from services.gateway.entrance.error_bodies import json
 from services.gateway.entrance.paths import fixed_path
 from services.gateway.entrance.quotas import TokenEstimate
 
-_COUNT = f"{chat_completion.PATH}/input_tokens"  # of llama.cpp: counts the tokens of a chat completion's prompt
+_COUNT = f"{CHAT.path}/input_tokens"  # of llama.cpp: counts the tokens of a chat completion's prompt
 _UNKNOWN_PATH = (404, 405, 501)  # statuses of an engine that cannot count tokens
 
 
@@ -54,9 +57,7 @@ class Anthropic:
     async def messages(self, request: Request) -> Response:
         body = bodies.decode(await bodies.read_json(request, self._limit), requests.MessagesRequest)
         waiting = waiting_caller(request)
-        engine_request = chat_completion.chat_request(
-            body.model, requests.completion(body), whole=not body.stream, wait=waiting.wait
-        )
+        engine_request = chat_request(body.model, requests.completion(body), whole=not body.stream, wait=waiting.wait)
         stops = body.stop_sequences or ()
         if body.stream:
             return TranslatedStream(
@@ -64,7 +65,7 @@ class Anthropic:
             )
 
         async def translate(proxied: ProxiedAnswer) -> dict[str, Any]:
-            return answers.message(body.model, await chat_completion.joined(proxied), stops)
+            return answers.message(body.model, await joined(proxied), stops)
 
         return TranslatedWhole(self._proxy, waiting.caller, engine_request, translate)
 
@@ -74,9 +75,9 @@ class Anthropic:
         waiting = waiting_caller(request)
         prompt = requests.prompt(body)
         engine_request = replace(
-            chat_completion.chat_request(body.model, prompt, whole=True, wait=waiting.wait),
+            chat_request(body.model, prompt, whole=True, wait=waiting.wait),
             path=_COUNT,
-            make=chat_completion.body_for_model(prompt),
+            make=body_for_model(prompt),
             tokens=TokenEstimate(),
         )
 

@@ -11,10 +11,12 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from aima_core.errors import AimaError
-from services.gateway.engines.assembly import Assembly
-from services.gateway.engines.engine_errors import engine_failed, engine_gone
-from services.gateway.engines.proxying import EngineRequest, Proxy, TokenUsage
-from services.gateway.engines.sse_parser import DONE, NOTHING, Splitter, data_of, decoded
+from aima_engines.assembly import Assembly
+from aima_engines.decoding import decoded
+from aima_engines.engine_answer import TokenUsage
+from aima_engines.engine_errors import engine_failed, engine_gone
+from aima_engines.sse_parser import DONE, NOTHING, Splitter, data_of
+from services.gateway.engines.proxying import EngineRequest, Proxy
 from services.gateway.entrance.disconnects import cancel_on_disconnect
 from services.gateway.entrance.dispatch import Caller
 from services.gateway.entrance.error_bodies import body_of

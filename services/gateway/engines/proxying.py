@@ -12,45 +12,37 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
-
 from aima_core.errors import AimaError, Timeout, Unavailable
-from services.gateway.engines.engine_errors import engine_gone, refusal
-from services.gateway.engines.engine_http import Body, EngineClient, EngineGone, EngineReply
+from aima_engines.engine_answer import JSON, EngineAnswer
+from aima_engines.engine_client import Body, EngineClient
+from aima_engines.engine_errors import engine_gone
+from aima_engines.engine_http import EngineGone, EngineReply
+from aima_engines.kinds.request_kinds import RequestKind
 from services.gateway.engines.leasing import Leases
 from services.gateway.entrance.dispatch import Caller, Dispatcher
 from services.gateway.entrance.quotas import NONE, Quotas, TokenEstimate
 from services.inference import units as inference
 
 _TRIES = 3  # attempts per request, while no replica has sent any of an answer
-_MAX_REFUSAL = 64 * 1024  # bytes that are read of an engine's error body; its message is at the start
-_JSON = {"Content-Type": "application/json", "Accept": "*/*"}
-
-
-class TokenUsage(msgspec.Struct):
-    """`usage` of an answer."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
 
 
 @dataclass(frozen=True)
 class EngineRequest:
     """A request to an engine.
 
-    `unit`: the unit that the caller must be permitted to use; `types`: the types of models that can serve the request.
-    `path`: of the engine's API; `make(name)` returns the body with the model's name at the engine, and
-    `streamed(name)` a body that asks for the same answer as a stream, for engines that otherwise do not stop when the
-    client leaves. `tokens`: estimate for quotas. `wait`: seconds to wait for a loading model. `whole`: the answer is
-    needed as a whole, so another replica is tried until it is complete.
+    `kind`: names the unit that the caller must be permitted to use. `make(name)` returns the body with the model's name
+    at the engine, and `streamed(name)` a body that asks for the same answer as a stream, for engines that otherwise do
+    not stop when the client leaves. `types`, `path`: instead of the kind's. `tokens`: estimate for quotas. `wait`:
+    seconds to wait for a loading model. `whole`: the answer is needed as a whole, so another replica is tried until it
+    is complete.
     """
 
-    unit: str
+    kind: RequestKind
     model: str
-    types: tuple[str, ...]
-    path: str
     make: Callable[[str], Body]
-    headers: Mapping[str, str] = field(default_factory=lambda: _JSON)
+    types: tuple[str, ...] = ()
+    path: str = ""
+    headers: Mapping[str, str] = field(default_factory=lambda: JSON)
     tokens: TokenEstimate = NONE
     tools: bool = False
     wait: float = 0.0
@@ -58,47 +50,28 @@ class EngineRequest:
     streamed: Callable[[str], Body] | None = None
 
 
-class ProxiedAnswer:
-    """An engine's answer. The reader of the answer sets `usage`.
-
-    `started_at`: when the request was sent to the engine, by the monotonic clock; `streams`: the answer is a stream of
-    events; `prompt`: estimated tokens of the prompt.
-    """
+class ProxiedAnswer(EngineAnswer):
+    """An engine's answer to a client of the gateway. `prompt`: estimated tokens of the prompt."""
 
     def __init__(self, lease: inference.Lease, reply: EngineReply, started_at: float, prompt: int) -> None:
+        super().__init__(reply, started_at)
         self.lease = lease
-        self.reply = reply
-        self.usage = TokenUsage()
-        self.started_at = started_at
-        self.streams = reply.headers.get("content-type", "").startswith("text/event-stream")
         self._prompt = prompt
         self._events = 0
 
     async def read(self) -> bytes:
         """Return the next block of the answer, empty at the end. Raises Unavailable if the answer breaks off."""
-        try:
-            block = await self.reply.read()
-        except EngineGone:
-            raise engine_gone(begun=True) from None
+        block = await super().read()
         self._count(block)
         return block
 
-    async def whole(self) -> bytes:
-        """Return the whole answer. Raises Unavailable if the answer breaks off."""
-        blocks = []
-        while block := await self.read():
-            blocks.append(block)
-        return b"".join(blocks)
+    def broken(self) -> Exception:
+        """Return Unavailable: data has gone to the client, so no other replica is tried."""
+        return engine_gone(begun=True)
 
     def end(self) -> None:
         """Count the events that have arrived but were not read, for `spent`."""
         self._count(self.reply.read_available())
-
-    @property
-    def first(self) -> float | None:
-        """Seconds until a stream's first block; None before it, and for other answers."""
-        first_at = self.reply.first_at
-        return round(first_at - self.started_at, 6) if self.streams and first_at is not None else None
 
     @property
     def spent(self) -> int:
@@ -134,7 +107,7 @@ class Proxy:
         engine's error as an AimaError, Timeout at the caller's deadline if it has one, and Unavailable if the gateway
         ends before the answer does.
         """
-        await self._dispatcher.permitted(caller, request.unit, {"model": request.model})
+        await self._dispatcher.permitted(caller, request.kind.unit, {"model": request.model})
         async with self._limited(caller) as limit, self._quotas.within(caller.principal, request.tokens) as used:
             avoid = ""
             for _ in range(_TRIES):
@@ -154,7 +127,7 @@ class Proxy:
 
     async def await_replica(self, caller: Caller, request: EngineRequest) -> None:
         """Return once a replica would take the request, without sending it; clients load a model this way."""
-        await self._dispatcher.permitted(caller, request.unit, {"model": request.model})
+        await self._dispatcher.permitted(caller, request.kind.unit, {"model": request.model})
         async with self._limited(caller):
             lease = await self._take(caller, request, "")
         self._leases.settle(caller, lease, {"outcome": "cancelled"})
@@ -173,7 +146,12 @@ class Proxy:
 
     async def _take(self, caller: Caller, request: EngineRequest, avoid: str) -> inference.Lease:
         return await self._leases.take(
-            caller, request.model, request.types, tools=request.tools, wait=request.wait, avoid=avoid
+            caller,
+            request.model,
+            request.types or request.kind.types,
+            tools=request.tools,
+            wait=request.wait,
+            avoid=avoid,
         )
 
     @contextlib.asynccontextmanager
@@ -230,7 +208,9 @@ class Proxy:
 
     async def _send(self, request: EngineRequest, lease: inference.Lease) -> EngineReply:
         make = request.make if lease.cancels_whole or request.streamed is None else request.streamed
-        return await self._engines.ask(f"{lease.endpoint}{request.path}", make(lease.model), request.headers)
+        return await self._engines.ask(
+            f"{lease.endpoint}{request.path or request.kind.path}", make(lease.model), request.headers
+        )
 
     @contextlib.asynccontextmanager
     async def _checked(self, request: EngineRequest, answer: ProxiedAnswer, used: list[int]) -> AsyncIterator[None]:
@@ -240,8 +220,7 @@ class Proxy:
         """
         reply = answer.reply
         try:
-            if not 200 <= reply.status < 300:
-                raise refusal(reply.status, await reply.read_at_most(_MAX_REFUSAL))
+            await reply.check()
             try:
                 await reply.ready(whole=request.whole)
                 yield

@@ -14,8 +14,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from aima_core.errors import AimaError
-from services.gateway.engines.chat_completion import ChatDelta, deltas
-from services.gateway.engines.proxying import EngineRequest, ProxiedAnswer, Proxy, TokenUsage
+from aima_engines.chat_deltas import ChatDelta, deltas
+from aima_engines.engine_answer import TokenUsage
+from services.gateway.engines.proxying import EngineRequest, ProxiedAnswer, Proxy
 from services.gateway.entrance.disconnects import cancel_on_disconnect
 from services.gateway.entrance.dispatch import Caller
 from services.gateway.entrance.error_bodies import body_of

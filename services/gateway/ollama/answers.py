@@ -13,9 +13,9 @@ from typing import Any, Literal
 import msgspec
 
 from aima_core.call import timestamp
-from services.gateway.engines.chat_completion import ChatAnswer, ChatDelta, ChatJoiner
-from services.gateway.engines.proxying import TokenUsage
-from services.gateway.engines.sse_parser import decoded
+from aima_engines.chat_deltas import ChatAnswer, ChatDelta, ChatJoiner
+from aima_engines.decoding import decoded
+from aima_engines.engine_answer import TokenUsage
 from services.gateway.engines.translation import Timings
 
 NDJSON = "application/x-ndjson"

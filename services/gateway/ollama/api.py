@@ -18,8 +18,11 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from aima_core import VERSION
-from services.gateway.engines import chat_completion
-from services.gateway.engines.embeddings import vectors
+from aima_engines.chat_deltas import joined
+from aima_engines.kinds.embeddings import vectors
+from aima_engines.kinds.request_bodies import body_for_model, streaming_body
+from aima_engines.kinds.request_kinds import COMPLETE, EMBED
+from services.gateway.engines.chat_requests import chat_request
 from services.gateway.engines.proxying import EngineRequest, ProxiedAnswer, Proxy
 from services.gateway.engines.translation import TranslatedStream, TranslatedWhole, timings, until_disconnect
 from services.gateway.entrance import bodies
@@ -31,7 +34,6 @@ from services.gateway.entrance.quotas import estimate
 from services.gateway.ollama import answers as answers
 from services.gateway.ollama import requests as requests
 
-_COMPLETE, _EMBED = "/v1/completions", "/v1/embeddings"  # of an engine
 _LANDING = """AIMA is running. It speaks the APIs of OpenAI (/v1), Anthropic (/v1/messages) and Ollama (/api),
 MCP (/mcp), and its own (/api/v2); /docs shows them all.
 """
@@ -79,8 +81,8 @@ class Ollama:
             return await self._load(request, "generate", body)
         engine_request = await self._chat_request(request, body, requests.generate(body))
         if body.raw:
-            make = chat_completion.streaming_body(requests.raw(body))
-            engine_request = replace(engine_request, unit="inference.complete", path=_COMPLETE, make=make)
+            make = streaming_body(requests.raw(body))
+            engine_request = replace(engine_request, kind=COMPLETE, types=(), make=make)
         return self._answer(request, "generate", body, engine_request)
 
     async def embed(self, request: Request) -> Response:
@@ -111,14 +113,12 @@ class Ollama:
     ) -> EngineRequest:
         """Return the request for a chat. It waits for a model that is loading, as Ollama's clients expect."""
         model, wait = await self._resolve(request, body.model), waiting_caller(request, wait=True).wait
-        return chat_completion.chat_request(model, chat_body, whole=not body.streamed, wait=wait)
+        return chat_request(model, chat_body, whole=not body.streamed, wait=wait)
 
     async def _embed_request(self, request: Request, name: str, fields: Mapping[str, Any]) -> EngineRequest:
-        make, tokens = chat_completion.body_for_model(fields), estimate(msgspec.json.encode(fields), 1)
+        make, tokens = body_for_model(fields), estimate(msgspec.json.encode(fields), 1)
         model, wait = await self._resolve(request, name), waiting_caller(request, wait=True).wait
-        return EngineRequest(
-            "inference.embed", model, ("embedding",), _EMBED, make, tokens=tokens, wait=wait, whole=True
-        )
+        return EngineRequest(EMBED, model, make, tokens=tokens, wait=wait, whole=True)
 
     async def _load(self, request: Request, kind: answers.Kind, body: requests.Sampling) -> Response:
         """Wait until the model is loaded. Raises ValidationFailed if the request asks to unload the model."""
@@ -138,7 +138,7 @@ class Ollama:
             return TranslatedStream(self._proxy, caller, engine_request, answers.Lines(kind, body.model))
 
         async def translate(proxied: ProxiedAnswer) -> Any:
-            answer = await chat_completion.joined(proxied)
+            answer = await joined(proxied)
             return answers.final(kind, body.model, answer, proxied.usage, timings(proxied, started_at))
 
         return TranslatedWhole(self._proxy, caller, engine_request, translate)

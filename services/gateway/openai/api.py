@@ -20,10 +20,12 @@ from starlette.routing import Route
 
 from aima_core.call import unix
 from aima_core.errors import AimaError, NotFound
+from aima_engines.kinds.embeddings import vectors
+from aima_engines.kinds.request_bodies import body_for_model, streaming_body
+from aima_engines.kinds.request_kinds import CHAT, COMPLETE, EMBED
+from aima_engines.kinds.text_kinds import types_for_contents
 from services.gateway.anthropic import answers
 from services.gateway.engines import translation
-from services.gateway.engines.chat_completion import PATH, TEXT, body_for_model, streaming_body, types_for
-from services.gateway.engines.embeddings import vectors
 from services.gateway.engines.passthrough import EventPassthrough, WholePassthrough
 from services.gateway.engines.proxying import EngineRequest, ProxiedAnswer, Proxy
 from services.gateway.entrance import bodies
@@ -53,9 +55,9 @@ class OpenAI:
         return [
             fixed_path("/v1/models", {"GET": self.models}),
             fixed_path("/v1/models/{model:path}", {"GET": self.model}),
-            fixed_path(PATH, {"POST": self.chat}),
-            fixed_path("/v1/completions", {"POST": self.complete}),
-            fixed_path("/v1/embeddings", {"POST": self.embed}),
+            fixed_path(CHAT.path, {"POST": self.chat}),
+            fixed_path(COMPLETE.path, {"POST": self.complete}),
+            fixed_path(EMBED.path, {"POST": self.embed}),
         ]
 
     async def chat(self, request: Request) -> Response:
@@ -67,11 +69,10 @@ class OpenAI:
         if any(message.role == "developer" for message in body.messages):
             fields["messages"] = Raw(_as_system(fields["messages"]))
         engine_request = EngineRequest(
-            "inference.chat",
+            CHAT,
             body.model,
-            types_for(message.content for message in body.messages),
-            PATH,
             _make_body(body, fields),
+            types=types_for_contents(message.content for message in body.messages),
             streamed=None if body.stream else streaming_body(fields),
             tokens=estimate(data, body.max_completion_tokens or body.max_tokens, body.answers),
             tools=bool(body.tools),
@@ -84,10 +85,8 @@ class OpenAI:
         data = await bodies.read_json(request, self._limit)
         body, fields = bodies.decode(data, CompletionRequest), _fields(data)
         engine_request = EngineRequest(
-            "inference.complete",
+            COMPLETE,
             body.model,
-            TEXT,
-            "/v1/completions",
             _make_body(body, fields),
             streamed=None if body.stream else streaming_body(fields),
             tokens=estimate(data, body.max_tokens, body.answers),
@@ -100,10 +99,8 @@ class OpenAI:
         data = await bodies.read_json(request, self._limit)
         body = bodies.decode(data, EmbeddingRequest)
         engine_request = EngineRequest(
-            "inference.embed",
+            EMBED,
             body.model,
-            ("embedding",),
-            "/v1/embeddings",
             body_for_model(_fields(data)),
             tokens=estimate(data, 0),
             wait=waiting_caller(request).wait,

@@ -6,6 +6,7 @@ unchanged. A ranking is sorted and cut here, because not every engine does both.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -16,11 +17,11 @@ from starlette.routing import Route
 
 from aima_core.call import token
 from aima_core.errors import ValidationFailed
-from services.gateway.engines.chat_completion import body_for_model
-from services.gateway.engines.engine_errors import bad_answer
+from aima_engines.kinds.ranking import read_ranking
+from aima_engines.kinds.request_bodies import body_for_model
+from aima_engines.kinds.request_kinds import GENERATE_IMAGE, RERANK, SYNTHESIZE, TRANSCRIBE, RequestKind
 from services.gateway.engines.passthrough import BlockPassthrough
-from services.gateway.engines.proxying import EngineRequest, ProxiedAnswer, Proxy, TokenUsage
-from services.gateway.engines.sse_parser import decoded
+from services.gateway.engines.proxying import EngineRequest, ProxiedAnswer, Proxy
 from services.gateway.engines.translation import TranslatedWhole
 from services.gateway.entrance import bodies
 from services.gateway.entrance.disconnects import waiting_caller
@@ -30,8 +31,6 @@ from services.gateway.entrance.paths import fixed_path
 from services.gateway.openai.requests import ModelName, Positive
 from services.gateway.openai.uploads import Form, boundary
 
-_TRANSCRIBE = "inference.transcribe"
-_RERANK = "/v1/rerank"
 _fields = msgspec.json.Decoder(dict[str, Raw]).decode
 
 
@@ -73,28 +72,6 @@ class RerankRequest(msgspec.Struct, kw_only=True):
     return_documents: bool = False
 
 
-class RankedDocument(msgspec.Struct):
-    """A document's place in an engine's ranking. Engines call the score either `relevance_score` or `score`."""
-
-    index: Annotated[int, Meta(ge=0)]
-    relevance_score: float | None = None
-    score: float | None = None
-
-
-class RankingUsage(msgspec.Struct):
-    """The tokens that a ranking used, as the engine counts them."""
-
-    prompt_tokens: int = 0
-    total_tokens: int = 0
-
-
-class Ranking(msgspec.Struct):
-    """An engine's response to a rerank request."""
-
-    results: list[RankedDocument]
-    usage: RankingUsage | None = None
-
-
 class Media:
     """The routes for media. `upload_limit`: the most bytes of a body with a file."""
 
@@ -106,17 +83,17 @@ class Media:
 
     def routes(self) -> list[Route]:
         return [
-            fixed_path("/v1/audio/transcriptions", {"POST": self.transcribe}),
+            fixed_path(TRANSCRIBE.path, {"POST": self.transcribe}),
             fixed_path("/v1/audio/translations", {"POST": self.transcribe}),
-            fixed_path("/v1/audio/speech", {"POST": self.speak}),
-            fixed_path("/v1/images/generations", {"POST": self.imagine}),
-            fixed_path(_RERANK, {"POST": self.rerank}),
+            fixed_path(SYNTHESIZE.path, {"POST": self.speak}),
+            fixed_path(GENERATE_IMAGE.path, {"POST": self.imagine}),
+            fixed_path(RERANK.path, {"POST": self.rerank}),
             fixed_path("/rerank", {"POST": self.rerank}),
         ]
 
     async def transcribe(self, request: Request) -> Response:
         """Transcribe speech, or translate it into English."""
-        await self._dispatcher.permitted(caller_of(request.state), _TRANSCRIBE, {})  # before a large body is read
+        await self._dispatcher.permitted(caller_of(request.state), TRANSCRIBE.unit, {})  # before a large body is read
         form = Form(request.headers.get("content-type", ""))
         await form.read(bodies.blocks(request, self._upload_limit))
         model = form.text("model")
@@ -127,24 +104,23 @@ class Media:
         line = boundary()
         headers = {"Content-Type": f"multipart/form-data; boundary={line}", "Accept": "*/*"}
         engine_request = EngineRequest(
-            _TRANSCRIBE,
+            TRANSCRIBE,
             model,
-            ("asr",),
-            request.url.path,
             lambda name: form.written(line, {"model": name}),
-            headers,
+            path=request.url.path,  # also that of translations
+            headers=headers,
             wait=waiting_caller(request).wait,
         )
         return BlockPassthrough(self._proxy, caller_of(request.state), engine_request)
 
     async def speak(self, request: Request) -> Response:
         data = await bodies.read_json(request, self._limit)
-        return self._pass(request, bodies.decode(data, SpeechRequest).model, data, "inference.synthesize", "tts")
+        return self._pass(request, bodies.decode(data, SpeechRequest).model, data, SYNTHESIZE)
 
     async def imagine(self, request: Request) -> Response:
         data = await bodies.read_json(request, self._limit)
         body = bodies.decode(data, ImageRequest)
-        return self._pass(request, body.model, data, "inference.generate_image", "diffusion")
+        return self._pass(request, body.model, data, GENERATE_IMAGE)
 
     async def rerank(self, request: Request) -> Response:
         body = bodies.decode(await bodies.read_json(request, self._limit), RerankRequest)
@@ -152,65 +128,35 @@ class Media:
         if body.top_n:
             engine_body["top_n"] = body.top_n
         wait = waiting_caller(request).wait
-        engine_request = EngineRequest(
-            "inference.rerank", body.model, ("rerank",), _RERANK, body_for_model(engine_body), wait=wait, whole=True
-        )
+        engine_request = EngineRequest(RERANK, body.model, body_for_model(engine_body), wait=wait, whole=True)
 
         async def translate(proxied: ProxiedAnswer) -> dict[str, Any]:
-            ranking = _read(await proxied.whole())
-            usage = ranking.usage or RankingUsage()
-            proxied.usage = TokenUsage(prompt_tokens=usage.prompt_tokens or usage.total_tokens)
-            return ranked(body, ranking)
+            scored = await read_ranking(proxied, len(body.documents))
+            return ranked(body, scored, proxied.usage.prompt_tokens)
 
         return TranslatedWhole(self._proxy, caller_of(request.state), engine_request, translate)
 
-    def _pass(self, request: Request, model: str, data: bytes, unit: str, model_type: str) -> Response:
-        engine_request = EngineRequest(
-            unit,
-            model,
-            (model_type,),
-            request.url.path,
-            body_for_model(_fields(data)),
-            wait=waiting_caller(request).wait,
-        )
-        return BlockPassthrough(self._proxy, caller_of(request.state), engine_request)
+    def _pass(self, request: Request, model: str, data: bytes, kind: RequestKind) -> Response:
+        make, wait = body_for_model(_fields(data)), waiting_caller(request).wait
+        return BlockPassthrough(self._proxy, caller_of(request.state), EngineRequest(kind, model, make, wait=wait))
 
 
-def ranked(body: RerankRequest, ranking: Ranking) -> dict[str, Any]:
-    """Return a ranking: best first, at most `top_n`, with the documents if the client asked for them. Pure.
+def ranked(body: RerankRequest, scored: Sequence[tuple[int, float]], tokens: int) -> dict[str, Any]:
+    """Return a ranking: at most `top_n` of `scored`, with the documents if the client asked for them. Pure.
 
-    Raises ExecutionFailed if the engine ranks a document that the client did not send.
+    `scored`: index and score of each document, best first; `tokens`: tokens of the request.
     """
     texts = _texts(body)
-    scored = sorted(((_score(item), item.index) for item in ranking.results), key=lambda pair: (-pair[0], pair[1]))
-    if any(index >= len(texts) for _, index in scored):
-        raise bad_answer()
     results: list[dict[str, Any]] = []
-    for score, index in scored[: body.top_n]:
+    for index, score in scored[: body.top_n]:
         document = {"document": {"text": texts[index]}} if body.return_documents else {}
         results.append({"index": index, "relevance_score": score, **document})
-    counted = ranking.usage or RankingUsage()
-    tokens = counted.total_tokens or counted.prompt_tokens
-    usage = {"prompt_tokens": counted.prompt_tokens or tokens, "total_tokens": tokens}
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return {"id": f"rerank-{token(8)}", "object": "list", "model": body.model, "results": results, "usage": usage}
 
 
 def _texts(body: RerankRequest) -> list[str]:
     return [document if isinstance(document, str) else document.text for document in body.documents]
-
-
-def _score(item: RankedDocument) -> float:
-    score = item.score if item.relevance_score is None else item.relevance_score
-    if score is None:
-        raise bad_answer()
-    return score
-
-
-def _read(body: bytes) -> Ranking:
-    ranking = decoded(msgspec.json.Decoder(Ranking).decode, body)
-    if ranking is None:
-        raise bad_answer()
-    return ranking
 
 
 def _missing(field: str, expected: str) -> ValidationFailed:

@@ -11,7 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from services.gateway.engines import chat_completion
+from aima_engines.chat_deltas import joined
+from services.gateway.engines.chat_requests import chat_request
 from services.gateway.engines.proxying import ProxiedAnswer, Proxy
 from services.gateway.engines.translation import TranslatedStream, TranslatedWhole
 from services.gateway.entrance import bodies
@@ -35,13 +36,11 @@ class Responses:
         body = bodies.decode(await bodies.read_json(request, self._limit), requests.ResponsesRequest)
         requests.check(body)
         waiting = waiting_caller(request)
-        engine_request = chat_completion.chat_request(
-            body.model, requests.completion(body), whole=not body.stream, wait=waiting.wait
-        )
+        engine_request = chat_request(body.model, requests.completion(body), whole=not body.stream, wait=waiting.wait)
         if body.stream:
             return TranslatedStream(self._proxy, waiting.caller, engine_request, answers.ResponseEvents(body))
 
         async def translate(proxied: ProxiedAnswer) -> dict[str, Any]:
-            return answers.whole(body, await chat_completion.joined(proxied))
+            return answers.whole(body, await joined(proxied))
 
         return TranslatedWhole(self._proxy, waiting.caller, engine_request, translate)

@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 
 from aima_core.call import token
-from services.gateway.engines.chat_completion import ChatAnswer, ChatDelta, Function, ToolCallDelta
-from services.gateway.engines.proxying import TokenUsage
+from aima_engines.chat_deltas import ChatAnswer, ChatDelta, Function, ToolCallDelta
+from aima_engines.engine_answer import TokenUsage
 from services.gateway.engines.translation import Timings
 from services.gateway.events import sse
 from services.gateway.openai.responses_requests import Format, Json, ResponsesRequest

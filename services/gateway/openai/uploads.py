@@ -13,7 +13,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from aima_core.call import token
 from aima_core.errors import InvalidRequest, ValidationFailed
-from services.gateway.engines.engine_http import Buffer
+from aima_engines.engine_http import Buffer
 from services.gateway.entrance.error_bodies import HttpRefusal
 
 _MOST_PARTS = 100  # an API has a dozen fields

@@ -12,36 +12,30 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
-import httpx2
-
 from aima_core.call import Call, timestamp
 from aima_core.domain import Commands, Context, Outside, Parts
 from aima_core.errors import (
     AimaError,
-    ExecutionFailed,
     NotFound,
     Timeout,
-    Unavailable,
-    ValidationFailed,
 )
 from aima_core.store.records import Recorded
 from aima_core.units import Command, Query, View
+from aima_engines.engine_client import EngineClient
+from aima_engines.engine_http import EngineGone
+from aima_engines.kinds.speech_kinds import voices as voices_of
 from services.inference import internal as i
 from services.inference import units as u
-from services.inference.outside import openai_dialect
+from services.inference.outside.engine_requests import CANCELLED, REQUEST_KINDS, EngineRequests, fields_of
 from services.inference.outside.placement import Placement, PlacementRequest
-from services.inference.outside.request_kinds import REQUEST_KINDS, PartSender, RequestKind
 from services.inference.rules import statistics
 from services.inference.rules.state import Pool, Route, Sweep, carried_here
 from services.service import units as service
 
 _SWEEP = 1.0  # seconds between checks for expired leases
+_VOICES = 5.0  # seconds for an engine to list its voices
 _CATCH_UP = 1.0  # seconds to wait for the service domain's latest events
-_TRIES = 3  # of a request, as long as no replica has answered anything
 _EARLY = 0.02  # seconds before its deadline at which a request ends here: a timeout of the core would give no reason
-# An engine that has sent nothing for this many seconds is blamed for a timeout; before that the caller's deadline was
-# short. A caller who reads the answer as a stream expects its begin sooner.
-_SILENT, _SILENT_WHOLE = 5.0, 60.0
 
 
 class InferenceOutside(Outside[Pool]):
@@ -49,11 +43,11 @@ class InferenceOutside(Outside[Pool]):
 
     flows = (*REQUEST_KINDS, u.LeaseModel)
 
-    def __init__(self, context: Context[Pool], http: Callable[[], httpx2.AsyncClient] = openai_dialect.client) -> None:
+    def __init__(self, context: Context[Pool], client: Callable[[], EngineClient] = EngineClient) -> None:
         super().__init__(context)
-        self._http = http()
         self._holder = secrets.token_hex(4)  # differs in each run of the process
         self._placement = Placement(context)
+        self._requests = EngineRequests(context, self._placement, client())
 
     async def open(self) -> None:
         """Fail the requests that an earlier run of this process was sending: their callers are gone."""
@@ -64,7 +58,7 @@ class InferenceOutside(Outside[Pool]):
 
     async def close(self) -> None:
         await self._placement.close()
-        await self._http.aclose()
+        self._requests.close()
 
     def background(self) -> Iterable[Callable[[], Coroutine[Any, Any, None]]]:
         return (self._placement.watch, self._placement.tick)
@@ -99,7 +93,7 @@ class InferenceOutside(Outside[Pool]):
             async with asyncio.timeout(remaining - min(_EARLY, remaining / 10)) as clock:
                 if isinstance(command, u.LeaseModel):
                     return await self._lease(request, command.avoid or "", parts)
-                return await self._request(request, REQUEST_KINDS[type(command)], command, parts)
+                return await self._requests.run(request, command, parts)
         except TimeoutError:
             if not clock.expired():
                 raise
@@ -141,7 +135,7 @@ class InferenceOutside(Outside[Pool]):
             )
         return PlacementRequest(
             command.model,
-            REQUEST_KINDS[type(command)].types,
+            REQUEST_KINDS[type(command)].types_for(fields_of(command)),
             lambda: max(deadline - time.time(), 0.001),
             deadline,
             getattr(command, "wait", True),
@@ -174,66 +168,8 @@ class InferenceOutside(Outside[Pool]):
             await parts.send({"lease": lease})
             await self._placement.finish(self.context.peers.client.nc.flush())  # awaited here it swallows cancellation
         except BaseException:
-            await self._placement.finish(self._settle(started, **_CANCELLED))
+            await self._placement.finish(self._requests.settle(started, **CANCELLED))
             raise
-
-    async def _request(self, request: PlacementRequest, kind: RequestKind, command: Command[Any], parts: Parts) -> View:
-        """Place the request, call the engine and settle. Tries other replicas until a part went to the caller."""
-        number, avoid = self._placement.admission.number(), ""
-        for attempt in range(1, _TRIES + 1):
-            started, route = await self._placement.place(request, number, parts, avoid=avoid)
-            try:
-                return await self._call_engine(request, started, route, kind, command, parts)
-            except openai_dialect.BrokenAnswer as broken:
-                if (broken.begun and parts.requested) or attempt == _TRIES:
-                    after = "" if attempt == 1 else f", on attempt {attempt}"
-                    raise Unavailable(
-                        f"replica {started.process_id} closed the connection in the middle of the request{after}",
-                        reason="ENGINE_GONE",
-                        begun=broken.begun,
-                    ) from None
-                avoid = started.process_id
-        raise AssertionError("the last attempt returns or raises")
-
-    async def _call_engine(
-        self,
-        request: PlacementRequest,
-        lease: u.RequestStarted,
-        route: Route,
-        kind: RequestKind,
-        command: Any,
-        parts: Parts,
-    ) -> View:
-        """Call the engine and settle in any case."""
-        started_at, send = time.monotonic(), PartSender(parts)
-        try:
-            if kind.run is None or route.dialect != "openai":
-                raise ExecutionFailed(
-                    f"{command.spec.name} is not implemented for engines of the dialect {route.dialect}",
-                    reason="NO_DIALECT",
-                )
-            view, usage = await kind.run(self._http, route, command, lease, send)
-        except asyncio.CancelledError:
-            silent = request.timed_out() and not send.engine_answered
-            patience = _SILENT if parts.requested else _SILENT_WHOLE
-            result = _no_answer(time.monotonic() - started_at, patience) if silent else _CANCELLED
-            await self._placement.finish(self._settle(lease, **result))
-            raise
-        except openai_dialect.BrokenAnswer:
-            await self._settle(lease, "failed", error="the engine closed the connection", error_code="ENGINE_GONE")
-            raise
-        except AimaError as error:
-            await self._settle(lease, "failed", error=error.reason, error_code=_code(error))
-            raise
-        except Exception:
-            await self._settle(lease, "failed", error="INTERNAL_ERROR", error_code="INTERNAL_ERROR")
-            raise
-        await self._settle(lease, "completed", usage=u.TokensUsed(**usage), time_to_first_token=send.first)
-        return view
-
-    async def _settle(self, lease: u.RequestStarted, outcome: u.Outcome, **fields: Any) -> None:
-        with contextlib.suppress(NotFound):  # the lease has expired meanwhile
-            await self.context.record(u.Settle(request_id=lease.request_id, outcome=outcome, **fields))
 
     async def _expire(self, request: u.RequestStarted, error: str, code: str) -> None:
         await self.context.record(
@@ -279,23 +215,16 @@ class InferenceOutside(Outside[Pool]):
         for pool in self.context.world.values():
             route = next((route for route in pool.routes if route.healthy), None)
             if route and pool.type == "tts" and (name is None or pool.serves(name)):
-                for ident, title, language in await openai_dialect.voices(self._http, route.endpoint):
+                for ident, title, language in await self._voices_of(route):
                     voices[ident] = u.Voice(id=ident, name=title, language=language)
         return u.Voices(voices=list(voices.values()))
 
-
-_CANCELLED: dict[str, Any] = {"outcome": "cancelled", "error": "the caller left, or the deadline passed"}
-
-
-def _no_answer(seconds: float, patience: float) -> dict[str, Any]:
-    """Return the settlement of a request whose engine sent nothing in `seconds` until the deadline."""
-    code = "NO_ANSWER" if seconds >= patience else "TIMEOUT"
-    return {"outcome": "failed", "error": "the engine sent nothing before the deadline", "error_code": code}
-
-
-def _code(error: AimaError) -> str:
-    """Return the code under which an engine's error is recorded; a caller's mistake does not blame the replica."""
-    return "ENGINE_REFUSED" if isinstance(error, ValidationFailed) else error.reason
+    async def _voices_of(self, route: Route) -> list[tuple[str, str, str]]:
+        """Return a replica's voices; empty if its engine does not list them within 5 s."""
+        with contextlib.suppress(AimaError, EngineGone, TimeoutError):
+            async with asyncio.timeout(_VOICES):
+                return await voices_of(self._requests.engine(route))
+        return []
 
 
 def react(recorded: Recorded) -> Sequence[Command[Any]]:

@@ -18,11 +18,11 @@ from hypothesis import given
 from aima_core.bus.nats_server import NatsServer
 from aima_core.errors import AimaError, ValidationFailed
 from aima_core.testing import until
+from aima_engines.chat_deltas import ChatAnswer, ChatDelta, Function, ToolCall, ToolCallDelta
+from aima_engines.engine_answer import TokenUsage
 from services.gateway.anthropic import answers as answers
 from services.gateway.anthropic import requests as requests
-from services.gateway.engines import chat_completion
-from services.gateway.engines.chat_completion import ChatAnswer, ChatDelta, Function, ToolCall, ToolCallDelta
-from services.gateway.engines.proxying import TokenUsage
+from services.gateway.engines.chat_requests import chat_request
 from services.gateway.engines.translation import Timings
 from services.gateway.entrance import bodies
 from tests.gateway.conftest import ADMIN
@@ -424,7 +424,7 @@ def test_what_a_model_cannot_be_given_is_refused(fields: Any, field: str) -> Non
 def test_whatever_is_asked_becomes_a_chat_completion_or_a_refusal(body: bytes) -> None:
     with contextlib.suppress(AimaError):
         asked = bodies.decode(body, requests.MessagesRequest)
-        assert chat_completion.chat_request(asked.model, requests.completion(asked), whole=True).make("m")
+        assert chat_request(asked.model, requests.completion(asked), whole=True).make("m")
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aima_engines.engine_answer import TokenUsage
 from services.gateway.engines.passthrough import UsageReader, usage_of
-from services.gateway.engines.proxying import TokenUsage
 
 TEXT = {"choices": [{"index": 0, "delta": {"content": 'of "usage" and "error"\n\n'}}]}
 USED = {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 6, "total_tokens": 11}}

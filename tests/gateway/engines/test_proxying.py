@@ -18,7 +18,7 @@ from aima_core.bus.directory import Directory
 from aima_core.bus.nats_server import NatsServer
 from aima_core.errors import Unavailable
 from aima_core.testing import serving, settings_for, until
-from services.gateway.engines.chat_completion import chat_request
+from services.gateway.engines.chat_requests import chat_request
 from services.gateway.engines.leasing import Leases
 from services.gateway.engines.proxying import Proxy
 from services.gateway.entrance.access import Policy

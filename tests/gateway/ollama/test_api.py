@@ -20,9 +20,9 @@ from ollama import AsyncClient
 from aima_core.bus.nats_server import NatsServer
 from aima_core.errors import AimaError, ValidationFailed
 from aima_core.testing import until
-from services.gateway.engines import chat_completion
-from services.gateway.engines.chat_completion import ChatDelta, Function, ToolCallDelta
-from services.gateway.engines.proxying import TokenUsage
+from aima_engines.chat_deltas import ChatDelta, Function, ToolCallDelta
+from aima_engines.engine_answer import TokenUsage
+from services.gateway.engines.chat_requests import chat_request
 from services.gateway.engines.translation import Timings
 from services.gateway.entrance import bodies
 from services.gateway.ollama import answers as answers
@@ -452,14 +452,14 @@ def test_what_nobody_knows_is_refused(fields: Any, field: str) -> None:
 def test_whatever_is_asked_becomes_a_chat_completion_or_a_refusal(body: bytes) -> None:
     with contextlib.suppress(AimaError):
         asked = bodies.decode(body, requests.ChatRequest)
-        assert chat_completion.chat_request(asked.model, requests.chat(asked), whole=True).make("m")
+        assert chat_request(asked.model, requests.chat(asked), whole=True).make("m")
 
 
 @given(bodies_of(requests.GenerateRequest, {"model": "m", "prompt": "hi"}))
 def test_whatever_is_prompted_becomes_a_chat_completion_or_a_refusal(body: bytes) -> None:
     with contextlib.suppress(AimaError):
         asked = bodies.decode(body, requests.GenerateRequest)
-        assert chat_completion.chat_request(asked.model, requests.generate(asked), whole=True).make("m")
+        assert chat_request(asked.model, requests.generate(asked), whole=True).make("m")
         assert requests.raw(asked)
 
 

@@ -15,35 +15,13 @@ import pytest_asyncio
 from openai import AsyncOpenAI
 
 from aima_core.testing import until
-from services.engine.domain import ENGINE
-from services.inference.domain import INFERENCE
-from services.service.domain import SERVICE
-from tests.gateway.conftest import ADMIN, Site, gateway
-from tests.gateway.scripted_engines import KINDS, Place, client_of, place
-from tests.toys.asking import ask
-from tests.toys.devices import PROCESSOR
-from tests.toys.machine import machine
-from tests.toys.memory import memory
-from tests.toys.models import model_view, shelf
+from tests.gateway.conftest import ADMIN, Site
+from tests.gateway.media_site import media_site
+from tests.gateway.scripted_engines import Place, client_of, place
+from tests.stand_ins.media_engine import PNG, wav
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-STAND_IN = Path(__file__).parents[2] / "stand_ins" / "media_engine.py"
-MANIFEST = f"""
-name: media
-about: A stand-in for engines of media.
-type: asr
-version: "1"
-command: ["{{python}}", "-S", {STAND_IN}, "--port={{port}}", "--host={{host}}", "--model={{model_name}}"]
-health: {{path: /health, interval: 0.1, timeout: 1}}
-endpoints: [/v1/audio/transcriptions, /v1/audio/speech, /v1/images/generations, /v1/rerank]
-model_types: [asr, tts, diffusion, rerank]
-formats: [gguf]
-features: {{max_context_length: 100}}
-devices: [cpu]
-preference: {{cpu: 1000}}
-"""
-SHELF = shelf(*(model_view(name, type=kind) for name, kind in KINDS.items()))
 LIMIT = 3_000_000  # bytes of an upload
 AUDIO = bytes(range(256)) * 4096 + b"\r\n--almost\r\n-"
 
@@ -51,28 +29,8 @@ AUDIO = bytes(range(256)) * 4096 + b"\r\n--almost\r\n-"
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
     """A gateway, and a running service of each kind of model."""
-    async with machine(tmp_path_factory.mktemp("media")) as here:
-        (here.folder / "engine" / "manifests" / "media.yaml").write_text(MANIFEST)
-        environ = {"AIMA_ENGINE_PORT_MIN": str(here.ports[0]), "AIMA_ENGINE_PORT_MAX": str(here.ports[-2])}
-        environ |= {"AIMA_GATEWAY_UPLOAD_LIMIT": str(LIMIT), "AIMA_API_KEYS": f"admin:{ADMIN}"}
-        domains = (SHELF, memory(100_000), PROCESSOR, ENGINE, SERVICE, INFERENCE)
-        async with gateway(here.folder, here.nats, here.ports[-1], *domains, **environ) as found:
-            services = [await _started(found, name.lower()) for name in KINDS]
-            await until(lambda: _routed(found))
-            yield found
-            for service in services:
-                await ask(found.client, "service.stop", service_id=service)
-
-
-async def _started(site: Site, model: str) -> str:
-    made = await site.ask("service.create", model_id=model, name=f"{model}-service")
-    await site.ask("service.start", service_id=made["service_id"])
-    return str(made["service_id"])
-
-
-async def _routed(site: Site) -> bool:
-    models = (await site.ask("inference.models"))["models"]
-    return sum(service["replicas"] for model in models for service in model["services"]) == len(KINDS)
+    async with media_site(tmp_path_factory.mktemp("media"), AIMA_GATEWAY_UPLOAD_LIMIT=str(LIMIT)) as served:
+        yield served
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -206,7 +164,7 @@ async def test_speech_is_streamed_as_the_engine_makes_it(client: AsyncOpenAI) ->
     async with asked.create(model="voice", voice="alloy", input="hi", response_format="wav") as speech:
         assert (speech.headers["content-type"], speech.status_code) == ("audio/wav", 200)
         audio = b"".join([block async for block in speech.iter_bytes()])
-    assert audio == b"alloy: hi" * 1000
+    assert audio == wav(b"alloy: hi" * 1000)
     whole = await client.audio.speech.create(model="voice", voice="echo", input="hello")
     assert whole.response.headers["content-type"] == "audio/mpeg"
     assert whole.content == b"echo: hello" * 1000
@@ -216,7 +174,9 @@ async def test_speech_is_streamed_as_the_engine_makes_it(client: AsyncOpenAI) ->
 
 async def test_images_come_as_data_or_as_addresses(client: AsyncOpenAI) -> None:
     images = await client.images.generate(model="brush", prompt="a lighthouse", size="512x512", n=2)
-    assert [base64.b64decode(image.b64_json or "") for image in images.data or ()] == [b"a lighthouse, 512x512"] * 2
+    assert [base64.b64decode(image.b64_json or "") for image in images.data or ()] == [
+        PNG + b"a lighthouse, 512x512"
+    ] * 2
     (image,) = (await client.images.generate(model="brush", prompt="a cat", response_format="url")).data or ()
     assert image.url
     assert image.url.endswith(".png")

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 
 from aima_core.errors import AimaError
-from services.gateway.engines import chat_completion
+from services.gateway.engines.chat_requests import chat_request
 from services.gateway.entrance import bodies
 from services.gateway.openai import responses_requests as requests
 from tests.gateway.conftest import Site
@@ -330,7 +330,7 @@ def test_whatever_is_asked_becomes_a_chat_completion_or_a_refusal(body: bytes) -
     with contextlib.suppress(AimaError):
         asked = bodies.decode(body, requests.ResponsesRequest)
         requests.check(asked)
-        assert chat_completion.chat_request(asked.model, requests.completion(asked), whole=True).make("m")
+        assert chat_request(asked.model, requests.completion(asked), whole=True).make("m")
 
 
 async def test_a_refusal_before_the_first_word_has_its_own_status(here: Place) -> None:

@@ -11,9 +11,11 @@ from typing import Any
 
 import msgspec
 
-from services.gateway.engines.engine_errors import bad_answer, engine_failed, engine_gone
-from services.gateway.engines.sse_parser import DONE, MOST_CALLS, Splitter, data_of, decoded
+from aima_engines.decoding import decoded
+from aima_engines.engine_errors import bad_answer, engine_failed, engine_gone
+from aima_engines.sse_parser import DONE, Splitter, data_of
 
+MOST_CALLS = 1000  # tool calls in an answer; a higher index makes the answer invalid
 _ONCE = ("id", "role", "type", "name", "finish_reason", "stop_reason")  # some engines repeat these in each piece
 _NUMBERED = "tool_calls"  # the list whose items arrive in numbered pieces
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
@@ -88,18 +90,21 @@ def _add(fields: dict[str, Any], piece: Mapping[str, Any]) -> None:
                 fields[name] = joined or {}
                 _add(fields[name], value)
             case None | list(), list() if name == _NUMBERED:
-                fields[name] = _add_numbered(joined or [], value)
+                fields[name] = join_numbered(joined or [], value)
             case list(), list():
                 joined.extend(value)
             case _:
                 fields[name] = value
 
 
-def _add_numbered(items: list[dict[str, Any]], pieces: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the items with the pieces added, each to the item of its `index`; whole items have no `index`."""
+def join_numbered(items: list[dict[str, Any]], pieces: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add the pieces of tool calls to `items`, each to the item of its `index`; whole items have no `index`.
+
+    The only joiner of tool calls: an index that is no number from 0 to 999 raises ExecutionFailed.
+    """
     for piece in pieces:
         index = piece.pop("index", 0)
-        if not 0 <= index < MOST_CALLS:
+        if type(index) is not int or not 0 <= index < MOST_CALLS:  # a bool is an int, too
             raise bad_answer()
         while len(items) <= index:
             items.append({})

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from aima_core.errors import ExecutionFailed, Unavailable
-from services.gateway.engines.assembly import Assembly
+from aima_engines.assembly import Assembly
 
 HEAD = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m"}
 

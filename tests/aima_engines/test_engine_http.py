@@ -10,8 +10,9 @@ import pytest
 
 from aima_core.errors import ExecutionFailed
 from aima_core.testing import until
-from services.gateway.engines import engine_http
-from services.gateway.engines.engine_http import EngineClient, EngineGone, EngineReply
+from aima_engines import engine_http
+from aima_engines.engine_client import Body, EngineClient
+from aima_engines.engine_http import EngineGone, EngineReply
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -88,7 +89,7 @@ def endless(head: bytes, block: bytes) -> Script:
     return script
 
 
-async def asked(engine: Engine, body: engine_http.Body = b"{}", engines: EngineClient | None = None) -> EngineReply:
+async def asked(engine: Engine, body: Body = b"{}", engines: EngineClient | None = None) -> EngineReply:
     return await (engines or EngineClient()).ask(engine.url, body, {"Content-Type": "application/json"})
 
 

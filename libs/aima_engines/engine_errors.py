@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from aima_core.errors import AimaError, ExecutionFailed, RateLimited, Unavailable, ValidationFailed
-from services.gateway.engines.sse_parser import decoded
+from aima_engines.decoding import decoded
 
 _MAX_MESSAGE = 500  # characters of an engine's message
 
@@ -25,6 +25,11 @@ def engine_gone(*, begun: bool) -> Unavailable:
 def bad_answer() -> ExecutionFailed:
     """Return the error for an answer that cannot be parsed."""
     return ExecutionFailed("the engine's answer does not follow the OpenAI dialect", reason="BAD_ANSWER")
+
+
+def empty_answer() -> ExecutionFailed:
+    """Return the error for an answer that should hold a file and is empty."""
+    return ExecutionFailed("the engine's answer is empty", reason="BAD_ANSWER")
 
 
 def answer_too_large(limit: int) -> ExecutionFailed:
@@ -47,9 +52,9 @@ def refusal(status: int, body: bytes) -> AimaError:
             return RateLimited(f"the engine is busy{why}", reason="ENGINE_BUSY", retry_after=1)
         case 503:
             return Unavailable(f"the engine is not ready{why}", reason="ENGINE_LOADING", retry_after=1)
-        case 501:
+        case 405 | 501:  # the engine has no such method or function
             return ValidationFailed(f"the engine does not support this{why}", reason="ENGINE_REFUSED", status=status)
-        case 400 | 404 | 405 | 413 | 415 | 422:
+        case 400 | 404 | 413 | 415 | 422:
             return ValidationFailed(f"the engine refused the request{why}", reason="ENGINE_REFUSED", status=status)
         case _:
             return ExecutionFailed(f"the engine failed{why}", reason="ENGINE_FAILED", status=status)

@@ -1,19 +1,15 @@
-"""Parser of an engine's stream: splits blocks into server-sent events and decodes their JSON. Pure.
+"""Parser of an engine's stream: splits blocks into server-sent events. Pure.
 
 Source: the HTML Standard on server-sent events, limited to what engines send.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from aima_engines.engine_errors import answer_too_large
 
-import msgspec
-
-T = TypeVar("T")
 DONE = b"[DONE]"  # the data of the event that ends a stream of OpenAI's dialect
-MOST_CALLS = 1000  # tool calls in an answer; a higher index makes the answer invalid
 NOTHING = b"null"  # data of empty events that llama.cpp sends when it completes several texts
+_LARGEST = 32 * 1024 * 1024  # bytes of one event; images come as one event each
 
 
 class Splitter:
@@ -23,19 +19,16 @@ class Splitter:
         self._rest = b""
 
     def feed(self, block: bytes) -> list[bytes]:
-        """Add a block; return the events that are complete now, without the empty line after each."""
+        """Add a block; return the events that are complete now, without the empty line after each.
+
+        Raises ExecutionFailed if an event exceeds 32 MiB.
+        """
         if b"\r" in block:  # some frameworks end lines with CR LF; a block may end between the two
             block = block.replace(b"\r", b"")
         *events, self._rest = (self._rest + block).split(b"\n\n")
+        if len(self._rest) > _LARGEST:
+            raise answer_too_large(_LARGEST)
         return events
-
-
-def decoded(decode: Callable[[Any], T], text: bytes | str) -> T | None:
-    """Return the decoded JSON of an engine or its model; None if it is invalid."""
-    try:
-        return decode(text)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
 
 
 def data_of(event: bytes) -> bytes:

@@ -11,9 +11,9 @@ import base64
 import msgspec
 
 from aima_core.errors import ValidationFailed
-from services.gateway.engines.engine_errors import bad_answer
-from services.gateway.engines.proxying import ProxiedAnswer, TokenUsage
-from services.gateway.engines.sse_parser import decoded
+from aima_engines.decoding import decoded
+from aima_engines.engine_answer import EngineAnswer, TokenUsage
+from aima_engines.engine_errors import bad_answer
 
 _FLOAT = 4  # bytes of a number in a vector that comes in base64
 
@@ -22,6 +22,7 @@ class Vector(msgspec.Struct):
     """The vector of one text."""
 
     embedding: msgspec.Raw
+    index: int = 0
 
 
 class Vectors(msgspec.Struct):
@@ -35,7 +36,7 @@ _read = msgspec.json.Decoder(Vectors).decode
 _numbers = msgspec.json.Decoder(list[float] | str).decode
 
 
-async def vectors(answer: ProxiedAnswer, model: str, dimensions: int | None = None) -> tuple[Vectors, bytes]:
+async def vectors(answer: EngineAnswer, model: str, dimensions: int | None = None) -> tuple[Vectors, bytes]:
     """Return an engine's answer, decoded and as bytes; store the usage in `answer`.
 
     Raises ValidationFailed if its vectors have another length than `dimensions`, ExecutionFailed if it is invalid.

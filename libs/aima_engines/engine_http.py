@@ -1,34 +1,26 @@
-"""An HTTP client for engines: sends a request and returns the answer's body block by block as it arrives.
+"""HTTP/1.1 with an engine: a connection, and the reply that arrives on it block by block.
 
 The rate of tokens is too high for a client that does more: httptools (the parser of Node.js) parses, and blocks are
-passed on unchanged. A connection is reused if the next request comes soon and nothing of the last one is left on it,
-neither of the answer nor of a request body that the engine refused to read: the rest would be taken for the start of
-the next message. Connections are kept only briefly because llama.cpp uses a thread for each open one. Closing the
-connection in the middle of an answer stops the engine.
+passed on unchanged. `engine_client.py` opens the connections and reuses them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
 from typing import cast
-from urllib.parse import urlsplit
 
 import httptools
 
-from services.gateway.engines.engine_errors import answer_too_large
+from aima_engines.engine_errors import answer_too_large, refusal
 
-_CONNECT = 5.0  # seconds
-_KEPT = 0.5  # seconds that a connection is kept for the next request
 _FULL = 1024 * 1024  # bytes read ahead of a slow reader; then the engine has to wait
 _LARGEST = 256 * 1024 * 1024  # bytes of an answer that is collected whole
+_REFUSAL = 64 * 1024  # bytes that are read of an engine's error body; its message is at the start
 _WRITTEN = 256 * 1024  # bytes of a large body that are handed to the transport at once, which keeps a copy
 
 Buffer = bytes | bytearray | memoryview
-Body = bytes | Sequence[Buffer]  # an upload stays in the blocks in which it arrived
 
 
 class EngineGone(Exception):
@@ -162,6 +154,11 @@ class EngineReply:
                 raise answer_too_large(_LARGEST)
             await self._wait()
 
+    async def check(self) -> None:
+        """Raise the engine's error, such as ValidationFailed for a 400, if the status is not 2xx."""
+        if not 200 <= self.status < 300:
+            raise refusal(self.status, await self.read_at_most(_REFUSAL))
+
     async def send(self, request: bytes, blocks: Sequence[Buffer]) -> None:
         """Send the request and its body's blocks, no faster than the engine reads; stop if it has refused already."""
         self._connection.transport.write(request)
@@ -252,69 +249,3 @@ class EngineReply:
         self._ended = True
         # an engine that refuses a request may not have read its body, which would precede the next request
         self._reusable = self._parser.should_keep_alive() and self.status < 400
-
-
-@lru_cache
-def _address_of(url: str) -> tuple[str, int, str]:
-    parts = urlsplit(url)
-    return parts.hostname or "", parts.port or 80, parts.path
-
-
-class EngineClient:
-    """Sends requests to engines. `kept`: seconds that an idle connection waits for the next request."""
-
-    def __init__(self, kept: float = _KEPT) -> None:
-        self._kept = kept
-        self._idle: dict[tuple[str, int], list[EngineConnection]] = defaultdict(list)
-
-    async def ask(self, url: str, body: Body, headers: Mapping[str, str]) -> EngineReply:
-        """Post to an engine; return its answer once the head has arrived. Raises EngineGone if it is unreachable.
-
-        A request sent on an idle connection is sent again if the connection closes without any answer (RFC 9112,
-        9.3.1): usually the engine closed it at the moment of its reuse.
-        """
-        host, port, path = _address_of(url)
-        first_block, blocks = (body, ()) if isinstance(body, bytes) else (b"", body)
-        lines = [
-            f"POST {path} HTTP/1.1",
-            f"Host: {host}:{port}",
-            f"Content-Length: {len(first_block) + sum(len(block) for block in blocks)}",
-            *(f"{name}: {value}" for name, value in headers.items()),
-        ]
-        request = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + first_block
-        idle = self._idle[host, port]
-        if idle:
-            connection = idle.pop()
-            try:
-                return await _exchange(connection, request, blocks)
-            except EngineGone:
-                if connection.received:
-                    raise
-        connection = await _connect(host, port, EngineConnection(idle, self._kept))
-        return await _exchange(connection, request, blocks)
-
-    def close(self) -> None:
-        for connections in self._idle.values():
-            for connection in connections:
-                connection.transport.abort()
-
-
-async def _connect(host: str, port: int, connection: EngineConnection) -> EngineConnection:
-    try:
-        async with asyncio.timeout(_CONNECT):
-            await asyncio.get_running_loop().create_connection(lambda: connection, host, port)
-    except (OSError, TimeoutError):
-        raise EngineGone(begun=False) from None
-    return connection
-
-
-async def _exchange(connection: EngineConnection, request: bytes, blocks: Sequence[Buffer]) -> EngineReply:
-    """Send the request; return the answer once its head has arrived."""
-    reply = EngineReply(connection)
-    try:
-        await reply.send(request, blocks)
-        await reply.read_head()
-    except BaseException:
-        reply.close()
-        raise
-    return reply

@@ -1,0 +1,111 @@
+"""An engine's answer to one request, and the engine as one request sees it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from aima_engines.engine_client import Body, EngineClient
+from aima_engines.engine_http import EngineGone, EngineReply
+
+JSON = {"Content-Type": "application/json", "Accept": "*/*"}
+
+
+_Tokens = Annotated[int, Meta(ge=0, le=1_000_000_000)]
+
+
+class TokenUsage(msgspec.Struct):
+    """`usage` of an answer, in tokens."""
+
+    prompt_tokens: _Tokens = 0
+    completion_tokens: _Tokens = 0
+
+
+@dataclass(frozen=True)
+class EngineBody:
+    """The body of a request to an engine, and the headers that describe it."""
+
+    content: Body = b""
+    headers: Mapping[str, str] = field(default_factory=lambda: JSON)
+
+
+class EngineAnswer:
+    """An engine's answer. The reader of the answer sets `usage`.
+
+    `started_at`: when the request was sent to the engine, by the monotonic clock; `streams`: the answer is a stream of
+    events.
+    """
+
+    def __init__(self, reply: EngineReply, started_at: float) -> None:
+        self.reply = reply
+        self.usage = TokenUsage()
+        self.started_at = started_at
+        self.streams = reply.headers.get("content-type", "").startswith("text/event-stream")
+
+    async def read(self) -> bytes:
+        """Return the next block of the answer, empty at the end. Raises `broken()` if the answer breaks off."""
+        try:
+            return await self.reply.read()
+        except EngineGone:
+            raise self.broken() from None
+
+    async def whole(self) -> bytes:
+        """Return the whole answer. Raises `broken()` if the answer breaks off."""
+        blocks = []
+        while block := await self.read():
+            blocks.append(block)
+        return b"".join(blocks)
+
+    def broken(self) -> Exception:
+        """Return the error for an answer that breaks off after it has begun."""
+        return EngineGone(begun=True)
+
+    @property
+    def first(self) -> float | None:
+        """Seconds until a stream's first block; None before it, and for other answers."""
+        first_at = self.reply.first_at
+        return round(first_at - self.started_at, 6) if self.streams and first_at is not None else None
+
+
+class Engine:
+    """The engine of a replica, for one request. `model`: the model's name at the engine.
+
+    `whole`: nobody reads the answer before its end, so `ask` waits for all of it. A request whose answer breaks off
+    can then go to another replica.
+    """
+
+    def __init__(self, client: EngineClient, endpoint: str, model: str, *, whole: bool) -> None:
+        self.model = model
+        self._client = client
+        self._endpoint = endpoint
+        self._whole = whole
+        self._reply: EngineReply | None = None
+
+    @property
+    def answered(self) -> bool:
+        """Whether the engine has sent any of its answer."""
+        return self._reply is not None and self._reply.first_at is not None
+
+    @contextlib.asynccontextmanager
+    async def ask(self, path: str, body: EngineBody, *, method: str = "POST") -> AsyncIterator[EngineAnswer]:
+        """Send a request and yield its answer once it has data. Leaving the block early stops the engine.
+
+        Raises the engine's error if its status is not 2xx, and EngineGone if the engine is unreachable or closes the
+        connection before any data.
+        """
+        started_at = time.monotonic()
+        self._reply = reply = await self._client.ask(
+            f"{self._endpoint}{path}", body.content, body.headers, method=method
+        )
+        try:
+            await reply.check()
+            await reply.ready(whole=self._whole)
+            yield EngineAnswer(reply, started_at)
+        finally:
+            reply.close()

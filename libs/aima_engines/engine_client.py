@@ -1,0 +1,98 @@
+"""The HTTP client for engines: one for a process, used by every door and every domain that calls an engine.
+
+A connection is reused if the next request comes soon and nothing of the last one is left on it, neither of the reply
+nor of a request body that the engine refused to read: the rest would be taken for the start of the next message.
+Connections are kept only briefly because llama.cpp uses a thread for each open one. Closing the connection in the
+middle of a reply stops the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import lru_cache
+from urllib.parse import urlsplit
+
+from aima_engines.engine_http import Buffer, EngineConnection, EngineGone, EngineReply
+
+_CONNECT = 5.0  # seconds
+_KEPT = 0.5  # seconds that a connection is kept for the next request
+
+Body = bytes | Sequence[Buffer]
+"""A request's body; an upload stays in the blocks in which it arrived."""
+
+
+@lru_cache
+def _address_of(url: str) -> tuple[str, int, str]:
+    parts = urlsplit(url)
+    return parts.hostname or "", parts.port or 80, parts.path
+
+
+async def _connect(host: str, port: int, connection: asyncio.Protocol) -> None:
+    await asyncio.get_running_loop().create_connection(lambda: connection, host, port)
+
+
+Connect = Callable[[str, int, asyncio.Protocol], Awaitable[None]]
+"""Connects a protocol to host and port. Raises OSError if nothing listens there."""
+
+
+class EngineClient:
+    """Sends requests to engines. `kept`: seconds that an idle connection waits for the next request."""
+
+    def __init__(self, kept: float = _KEPT, connect: Connect = _connect) -> None:
+        self._kept = kept
+        self._connect = connect
+        self._idle: dict[tuple[str, int], list[EngineConnection]] = defaultdict(list)
+
+    async def ask(
+        self, url: str, body: Body = b"", headers: Mapping[str, str] | None = None, *, method: str = "POST"
+    ) -> EngineReply:
+        """Send a request to an engine; return its reply once the head has arrived.
+
+        Raises EngineGone if the engine is unreachable or closes the connection.
+
+        A request sent on an idle connection is sent again if the connection closes without any answer (RFC 9112,
+        9.3.1): usually the engine closed it at the moment of its reuse.
+        """
+        host, port, path = _address_of(url)
+        first_block, blocks = (body, ()) if isinstance(body, bytes) else (b"", body)
+        lines = [
+            f"{method} {path} HTTP/1.1",
+            f"Host: {host}:{port}",
+            f"Content-Length: {len(first_block) + sum(len(block) for block in blocks)}",
+            *(f"{name}: {value}" for name, value in (headers or {}).items()),
+        ]
+        request = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + first_block
+        idle = self._idle[host, port]
+        if idle:
+            connection = idle.pop()
+            try:
+                return await _exchange(connection, request, blocks)
+            except EngineGone:
+                if connection.received:
+                    raise
+        connection = EngineConnection(idle, self._kept)
+        try:
+            async with asyncio.timeout(_CONNECT):
+                await self._connect(host, port, connection)
+        except (OSError, TimeoutError):
+            raise EngineGone(begun=False) from None
+        return await _exchange(connection, request, blocks)
+
+    def close(self) -> None:
+        for connections in self._idle.values():
+            for connection in connections:
+                connection.transport.abort()
+
+
+async def _exchange(connection: EngineConnection, request: bytes, blocks: Sequence[Buffer]) -> EngineReply:
+    """Send the request; return the answer once its head has arrived."""
+    reply = EngineReply(connection)
+    try:
+        await reply.send(request, blocks)
+        await reply.read_head()
+    except BaseException:
+        reply.close()
+        raise
+    return reply

@@ -1,0 +1,56 @@
+"""Bodies of requests to an engine: JSON with the model's name, and forms with a file (RFC 7578)."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from aima_engines.engine_answer import EngineBody
+
+_encode = msgspec.json.encode
+_STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
+
+
+def body_for_model(body: Mapping[str, Any]) -> Callable[[str], bytes]:
+    """Return a function that takes the model's name at the engine and returns the request's body with that name."""
+
+    def make(name: str) -> bytes:
+        return _encode({**body, "model": name})
+
+    return make
+
+
+def streaming_body(body: Mapping[str, Any]) -> Callable[[str], bytes]:
+    """Return `body_for_model` of a body that asks for a stream with the usage at the end."""
+    return body_for_model({**body, **_STREAMED})
+
+
+def json_body(fields: Mapping[str, Any], model: str) -> EngineBody:
+    """Return the fields as JSON."""
+    return EngineBody(body_for_model(fields)(model))
+
+
+def streamed_json_body(fields: Mapping[str, Any], model: str) -> EngineBody:
+    """Return the fields as JSON that asks for a stream, even for a caller who wants the answer as a whole.
+
+    Only a stream is stopped by every engine when the caller leaves: llama.cpp finishes a whole answer.
+    """
+    return EngineBody(streaming_body(fields)(model))
+
+
+def form_body(fields: Mapping[str, str], file: bytes, file_name: str) -> EngineBody:
+    """Return a form with text fields and one file, whose field is named `file`."""
+    boundary = f"aima-{secrets.token_hex(16)}"
+    lines = [
+        f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
+        for name, value in fields.items()
+    ]
+    head = f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{file_name}"\r\n'
+    before = "".join([*lines, head, "Content-Type: application/octet-stream\r\n\r\n"])
+    content = [before.encode(), file, f"\r\n--{boundary}--\r\n".encode()]
+    return EngineBody(
+        content, {"Content-Type": f"multipart/form-data; boundary={boundary}", "Accept": "application/json"}
+    )

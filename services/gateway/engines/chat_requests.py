@@ -1,0 +1,32 @@
+"""The engine request of a chat, for doors that translate the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from aima_engines.kinds.request_bodies import streaming_body
+from aima_engines.kinds.request_kinds import CHAT
+from services.gateway.engines.proxying import EngineRequest
+from services.gateway.entrance.quotas import estimate
+
+_encode = msgspec.json.encode
+
+
+def chat_request(model: str, body: Mapping[str, Any], *, whole: bool, wait: float = 0.0) -> EngineRequest:
+    """Return the engine request for a chat; `body` is that of a chat completion without the model's name.
+
+    A `whole` answer is streamed by the engine too: only then does every engine stop when the client leaves.
+    """
+    return EngineRequest(
+        CHAT,
+        model,
+        streaming_body(body),
+        types=CHAT.types_for(body),
+        tokens=estimate(_encode(body), body.get("max_tokens")),
+        tools=bool(body.get("tools")),
+        wait=wait,
+        whole=whole,
+    )

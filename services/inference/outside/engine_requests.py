@@ -1,0 +1,142 @@
+"""Sends requests to engines: places each, calls the engine, and settles the request in any case."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from aima_core.domain import Context, Parts
+from aima_core.errors import AimaError, ExecutionFailed, NotFound, Unavailable, ValidationFailed
+from aima_core.units import Command, View
+from aima_engines.engine_answer import Engine
+from aima_engines.engine_client import EngineClient
+from aima_engines.engine_errors import bad_answer
+from aima_engines.engine_http import EngineGone
+from aima_engines.kinds.request_kinds import DIALECT, KINDS, RequestKind
+from services.inference import units as u
+from services.inference.outside.placement import Placement, PlacementRequest
+from services.inference.rules.state import Pool, Route
+
+REQUEST_KINDS: Mapping[type[Command[Any]], RequestKind] = {
+    unit: KINDS[unit.spec.name]
+    for unit in (
+        u.Chat,
+        u.Complete,
+        u.Embed,
+        u.Transcribe,
+        u.Synthesize,
+        u.GenerateImage,
+        u.GenerateVideo,
+        u.Rerank,
+        u.Detect,
+    )
+}
+CANCELLED: Mapping[str, Any] = {"outcome": "cancelled", "error": "the caller left, or the deadline passed"}
+_NOT_PASSED_ON = {"model", "stream", "wait"}  # fields of a unit that the request to the engine does not copy
+_TRIES = 3  # attempts per request, while no replica has sent any of an answer
+# An engine that has sent nothing for this many seconds is blamed for a timeout; before that the caller's deadline was
+# short. A caller who reads the answer as a stream expects its begin sooner.
+_SILENT, _SILENT_WHOLE = 5.0, 60.0
+
+
+def fields_of(command: Command[Any]) -> dict[str, Any]:
+    """Return the fields that an engine gets: those that the caller set."""
+    return command.model_dump(exclude_unset=True, exclude_none=True, exclude=_NOT_PASSED_ON)
+
+
+class EngineRequests:
+    """Sends requests to engines, and settles requests."""
+
+    def __init__(self, context: Context[Pool], placement: Placement, client: EngineClient) -> None:
+        self._context = context
+        self._placement = placement
+        self._client = client
+
+    def close(self) -> None:
+        self._client.close()
+
+    def engine(self, route: Route, *, whole: bool = True) -> Engine:
+        """Return a replica's engine, for one request."""
+        return Engine(self._client, route.endpoint, route.served_model, whole=whole)
+
+    async def run(self, request: PlacementRequest, command: Command[Any], parts: Parts) -> View:
+        """Place the request, call the engine and settle. Tries other replicas until a part went to the caller."""
+        number, avoid = self._placement.admission.number(), ""
+        for attempt in range(1, _TRIES + 1):
+            lease, route = await self._placement.place(request, number, parts, avoid=avoid)
+            try:
+                return await self._call_engine(request, lease, route, command, parts)
+            except EngineGone as gone:
+                if (gone.begun and parts.requested) or attempt == _TRIES:
+                    after = "" if attempt == 1 else f", on attempt {attempt}"
+                    raise Unavailable(
+                        f"replica {lease.process_id} closed the connection in the middle of the request{after}",
+                        reason="ENGINE_GONE",
+                        begun=gone.begun,
+                    ) from None
+                avoid = lease.process_id
+        raise AssertionError("the last attempt returns or raises")
+
+    async def settle(self, lease: u.RequestStarted, outcome: u.Outcome, **fields: Any) -> None:
+        """Record the result of a request; does nothing if its lease has expired meanwhile."""
+        with contextlib.suppress(NotFound):
+            await self._context.record(u.Settle(request_id=lease.request_id, outcome=outcome, **fields))
+
+    async def _call_engine(
+        self, request: PlacementRequest, lease: u.RequestStarted, route: Route, command: Command[Any], parts: Parts
+    ) -> View:
+        """Call the engine and settle in any case. Raises EngineGone if the engine closes the connection."""
+        started_at, engine = time.monotonic(), self.engine(route, whole=not parts.requested)
+        try:
+            if route.dialect != DIALECT:
+                raise ExecutionFailed(
+                    f"{command.spec.name} is not implemented for engines of the dialect {route.dialect}",
+                    reason="NO_DIALECT",
+                )
+            answer, engine_answer = await REQUEST_KINDS[type(command)].run(engine, fields_of(command), parts.send)
+            view = _view(command, answer, lease)
+        except asyncio.CancelledError:
+            silent = request.timed_out() and not engine.answered
+            patience = _SILENT if parts.requested else _SILENT_WHOLE
+            result = _no_answer(time.monotonic() - started_at, patience) if silent else CANCELLED
+            await self._placement.finish(self.settle(lease, **result))
+            raise
+        except EngineGone:
+            await self.settle(lease, "failed", error="the engine closed the connection", error_code="ENGINE_GONE")
+            raise
+        except AimaError as error:
+            await self.settle(lease, "failed", error=error.reason, error_code=_code(error))
+            raise
+        except Exception:
+            await self.settle(lease, "failed", error="INTERNAL_ERROR", error_code="INTERNAL_ERROR")
+            raise
+        usage = u.TokensUsed(
+            prompt_tokens=engine_answer.usage.prompt_tokens, completion_tokens=engine_answer.usage.completion_tokens
+        )
+        await self.settle(lease, "completed", usage=usage, time_to_first_token=engine_answer.first)
+        return view
+
+
+def _view(command: Command[Any], answer: Mapping[str, Any], lease: u.RequestStarted) -> View:
+    """Return the unit's view of an answer. Raises ExecutionFailed if the engine's values are out of range."""
+    identity = {"model": lease.model, "id": lease.request_id} if isinstance(command, u.Chat) else {}
+    try:
+        return command.output.model_validate({**answer, **identity})
+    except ValidationError:
+        raise bad_answer() from None
+
+
+def _no_answer(seconds: float, patience: float) -> dict[str, Any]:
+    """Return the settlement of a request whose engine sent nothing in `seconds` until the deadline."""
+    code = "NO_ANSWER" if seconds >= patience else "TIMEOUT"
+    return {"outcome": "failed", "error": "the engine sent nothing before the deadline", "error_code": code}
+
+
+def _code(error: AimaError) -> str:
+    """Return the code under which an engine's error is recorded; a caller's mistake does not blame the replica."""
+    return "ENGINE_REFUSED" if isinstance(error, ValidationFailed) else error.reason
