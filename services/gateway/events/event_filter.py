@@ -1,11 +1,11 @@
-"""Reads the query string of `/api/v2/events`: which events a client gets, and where they begin. Pure.
+"""Reads the query string of `/api/v2/events`. The query string selects events and the first event to send. Pure.
 
 domain=service            only events of this domain; repeatable
-type=service.started      only events of this type, or of a prefix: service.*, model.pull_*; repeatable
+type=service.started      only events of this type; service.* and model.pull_* select by prefix; repeatable
 stream=service/svc-1      only events of this stream
-after=SEQ                 begin after this number, which is an event's `id`; 0: with the first stored event
+after=SEQ                 begin after the event with this `id`; 0 begins with the first stored event
 since=10m                 begin at a time, or a duration ago
-last_event_id=SEQ         the same as the header Last-Event-ID, which takes precedence: the last event received
+last_event_id=SEQ         the `id` of the last event that the client received; the header Last-Event-ID overrides it
 """
 
 from __future__ import annotations
@@ -21,13 +21,17 @@ from aima_core.units import LARGEST, token
 _DOMAIN = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _TYPE = re.compile(r"[a-z][a-z0-9_]{0,39}\.(\*|[a-z][a-z0-9_]{0,60}\*?)")
 _STREAM = re.compile(r"[a-z][a-z0-9_]{0,39}/[^/]{1,200}")
-_MOST = 50  # domains or types that one client may name
+_MOST = 50  # the most domains, and the most types, that one client may name
 _FIELDS = ("domain", "type", "stream", "after", "since", "last_event_id")
 
 
 @dataclass(frozen=True)
 class EventFilter:
-    """A client's selection of events. `after`: number of an event; `since`: Unix seconds; without both, new events."""
+    """A client's selection of events.
+
+    The events begin after event number `after`, or at the time `since` in Unix seconds. If both are None, the client
+    gets only new events.
+    """
 
     domains: frozenset[str] = frozenset()
     types: tuple[str, ...] = ()
@@ -36,7 +40,7 @@ class EventFilter:
     since: float | None = None
 
     def fits(self, domain: str, kind: str, stream: str) -> bool:
-        """Whether the selection includes an event."""
+        """Whether the selection includes the event."""
         if self.domains and domain not in self.domains:
             return False
         if self.stream and stream != self.stream:
@@ -46,7 +50,7 @@ class EventFilter:
         )
 
     def subject(self) -> str:
-        """Return the narrowest subject of the bus that covers all selected events."""
+        """Return the narrowest NATS subject that matches all selected events."""
         stream_domain, _, ident = self.stream.partition("/")
         domains = self.domains | {kind.partition(".")[0] for kind in self.types}
         if stream_domain:
@@ -62,7 +66,7 @@ class EventFilter:
 
 
 def read(pairs: Sequence[tuple[str, str]], last_event_id: str, now: float) -> EventFilter:
-    """Return the selection in a query string and the header Last-Event-ID. Raises ValidationFailed."""
+    """Parse a query string and the header Last-Event-ID. Raises ValidationFailed for an invalid parameter."""
     values: dict[str, list[str]] = {}
     for name, text in pairs:
         if name not in _FIELDS:
@@ -71,7 +75,7 @@ def read(pairs: Sequence[tuple[str, str]], last_event_id: str, now: float) -> Ev
             values.setdefault(name, []).append(text)
     for name in ("stream", "after", "since", "last_event_id"):
         if len(values.get(name, ())) > 1:
-            raise _invalid(name, "once at most")
+            raise _invalid(name, "at most one value")
     start = next(iter(values.get("last_event_id", values.get("after", ()))), None)
     after = _number("Last-Event-ID", last_event_id) if last_event_id else None
     if after is None and start is not None:
@@ -88,7 +92,7 @@ def read(pairs: Sequence[tuple[str, str]], last_event_id: str, now: float) -> Ev
 def _all(name: str, values: dict[str, list[str]], pattern: re.Pattern[str], expected: str) -> list[str]:
     texts = values.get(name, [])
     if len(texts) > _MOST:
-        raise _invalid(name, f"at most {_MOST} times")
+        raise _invalid(name, f"at most {_MOST} values")
     if not all(pattern.fullmatch(text) for text in texts):
         raise _invalid(name, expected)
     return texts
@@ -96,7 +100,7 @@ def _all(name: str, values: dict[str, list[str]], pattern: re.Pattern[str], expe
 
 def _number(name: str, text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= 19 and int(text) <= LARGEST):
-        raise _invalid(name, "the number of an event, which is its id")
+        raise _invalid(name, "the id of an event, such as 42")
     return int(text)
 
 

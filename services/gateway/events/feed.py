@@ -1,7 +1,7 @@
-"""Delivers the messages of a JetStream stream in order, through one consumer for all users, while there are any.
+"""Delivers the messages of a JetStream stream in order. All users share one consumer, which exists while users do.
 
-The consumer is ephemeral and in the server's memory. If its heartbeats stop, because the consumer, its stream or the
-bus is gone, a new consumer starts after the last message received, so that no message is lost and none comes twice.
+The consumer is ephemeral: the NATS server keeps it in memory. Its heartbeats stop if the consumer, the stream or the
+bus is gone. A new consumer then starts after the last received message, so each message arrives exactly once.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from aima_core.errors import Unavailable
 from aima_core.structured_logs import logger
 
 BUS_AWAY = (TimeoutError, nats.errors.Error, nats.js.errors.Error, OSError)
-GRACE = 5.0  # seconds that a feed goes on without users, for clients that reconnect
+GRACE = 5.0  # seconds that a feed continues without users, because clients often reconnect
 _FIND_TIMEOUT = 2.0  # seconds that a new user waits for the stream
 _HEARTBEAT = 1.0  # seconds between the heartbeats of an idle consumer
-_SILENCE = 2.5  # seconds without message or heartbeat after which the consumer counts as lost
+_SILENCE = 2.5  # seconds without a message or heartbeat until the consumer counts as lost
 _RETRY = 0.5  # seconds between attempts while JetStream does not answer
 _TOKENS = 9  # tokens of a message's reply subject in its older form
 
 
 class Feed:
-    """A stream that is delivered while the feed has users, and for `grace` seconds after the last one left.
+    """Delivers a stream while the feed has users, and for `grace` seconds after the last user left.
 
         with feed:
             newest = await feed.newest()  # every message after this number is delivered until the block ends
 
-    `take(seq, message)` gets each message. `forget()` is called when the next message does not continue the ones
-    before: at the start, at the end, and when the stream was recreated. `life` counts how often it was recreated;
-    `last` is the number of the newest message, 0 until the stream was found.
+    The feed calls `take(seq, message)` for each message. The feed calls `forget()` when earlier messages no longer
+    count: at the start, at the end, and when the stream was recreated. `life` counts how often the stream was
+    recreated. `last` is the number of the newest message, and 0 until the feed has found the stream.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Feed:
         self._created: datetime | None = None
         self._count = 0  # messages of this consumer
         self._alive = False
-        self._over = asyncio.Event()  # this consumer is lost, or has no users
+        self._over = asyncio.Event()  # set when this consumer is lost or has no users
         self.last = 0
         self.life = 0
 
@@ -83,14 +83,14 @@ class Feed:
                 await self._found.wait()
         except TimeoutError:
             raise Unavailable(
-                "events and resources cannot be followed: JetStream does not answer; try again",
+                "events and resources cannot be followed, because JetStream does not answer; try again",
                 reason="NO_JETSTREAM",
                 retry_after=1,
             ) from None
         return self.last
 
     async def run(self) -> None:
-        """Deliver whenever there are users; runs until cancelled, also while the stream or the bus is away."""
+        """Deliver whenever the feed has users. Runs until cancelled, even while the stream or the bus is gone."""
         while True:
             await self._wanted.wait()
             while self._wanted.is_set():
@@ -100,8 +100,8 @@ class Feed:
                 except BUS_AWAY as error:
                     logger.debug("a JetStream stream does not answer", stream=self._stream, error=repr(error))
                     await asyncio.sleep(_RETRY)
-            # No await since the last check of `_wanted`: delivery continues for users from before the check; users who
-            # come after it wait until the stream is found again.
+            # Nothing awaits between the last check of `_wanted` and here, so no user can come in between. A user who
+            # comes later waits until the feed has found the stream again.
             self._found.clear()
             self.last = 0
             self._forget()
@@ -111,7 +111,7 @@ class Feed:
         self._over.set()
 
     async def _find(self) -> None:
-        """Set where delivery starts: with new messages, or with the first message of a stream that was recreated."""
+        """Set the first message to deliver: the next new message, or message 1 if the stream was recreated."""
         info = await self._js.stream_info(self._stream)
         recreated = self._created not in (None, info.created) or self.last > info.state.last_seq
         if recreated:
@@ -123,7 +123,7 @@ class Feed:
         self._found.set()
 
     async def _deliver(self) -> None:
-        """Create a consumer and let it deliver; return when it is lost, or has no users any more."""
+        """Deliver through a new consumer. Returns when the consumer is lost or the feed has no users."""
         inbox = self._nc.new_inbox()
         self._count = 0
         self._over.clear()
@@ -148,7 +148,7 @@ class Feed:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_SILENCE):
                         await self._over.wait()
-        finally:  # without a subscription, the server soon deletes the consumer
+        finally:  # the server soon deletes a consumer without a subscription
             with contextlib.suppress(*BUS_AWAY):
                 await subscription.unsubscribe()
 
@@ -169,11 +169,11 @@ class Feed:
 
 
 def numbers(message: Msg) -> tuple[int, int]:
-    """Return a message's number in its stream, and its number among those of its consumer.
+    """Return a message's number in its stream and its number in its consumer.
 
-    They are two tokens of its reply subject, `$JS.ACK...` of ADR-15. `message.metadata` of nats-py reads them too, but
-    also parses the date, at six times the cost.
+    Both numbers are tokens of the reply subject `$JS.ACK...` (NATS's ADR-15). nats-py's `message.metadata` costs six
+    times as much, because it also parses the date.
     """
     tokens = message.reply.split(".")
-    place = 5 if len(tokens) == _TOKENS else 7  # newer servers name a domain and an account before the stream
+    place = 5 if len(tokens) == _TOKENS else 7  # newer servers put a domain and an account before the stream
     return int(tokens[place]), int(tokens[place + 1])

@@ -1,4 +1,7 @@
-"""An event as clients get it: whether a caller may see it, and whether it may see who caused it. Pure."""
+"""Writes the frame of an event for a caller, who may see the whole event, the event without its principal, or nothing.
+
+Pure.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,12 @@ import msgspec
 from services.gateway.entrance.access import Policy, Principal, without_caller
 from services.gateway.events import sse
 
-_SECRETIVE = frozenset({"gateway"})  # domains whose events are of high risk to read, because they name keys
+_SECRETIVE = frozenset({"gateway"})  # reading the events of these domains is of high risk, because they name keys
 _SUBJECT = re.compile(r"aima\.events\.([a-z0-9_]+)\.([a-z0-9_]+)\.[^.]+")
 
 
 class EventFrame(msgspec.Struct, frozen=True, dict=True):
-    """An event as clients get it. `principal`: the name of the key that caused it, if any."""
+    """An event as a client gets it. `principal` is the name of the key that caused the event; "" without a key."""
 
     seq: int
     domain: str
@@ -26,7 +29,7 @@ class EventFrame(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def hidden(self) -> bytes:
-        """The frame without the event's caller, for those who may not see it; empty if the event cannot be decoded."""
+        """The frame without the caller who caused the event. Empty if the event cannot be decoded."""
         _, _, data = self.frame.partition(b"\ndata: ")
         try:
             return sse.event(without_caller(msgspec.json.decode(data)), kind=self.kind, ident=str(self.seq))
@@ -40,20 +43,20 @@ class _Head(msgspec.Struct):
 
 
 def visible(principal: Principal, domain: str) -> bool:
-    """Whether a caller may see a domain's events."""
+    """Whether the caller may see the domain's events."""
     risk = "high" if domain in _SECRETIVE else "low"
     return principal.reaches(domain, risk) if principal.known else risk == "low"
 
 
 def frame_for(principal: Principal, policy: Policy, event: EventFrame) -> bytes:
-    """Return the frame of an event for a caller: whole, without the event's caller, or empty."""
+    """Return what a caller may see of an event: the whole frame, the frame without its principal, or nothing."""
     if not visible(principal, event.domain):
         return b""
     return event.frame if policy.sees_whole(principal, event.domain, event.principal) else event.hidden
 
 
 def read(seq: int, subject: str, data: bytes) -> EventFrame | None:
-    """Return a message of the stream as an event; None if it is not an event of AIMA."""
+    """Parse a message of the event stream. Returns None if the message is not an event of AIMA."""
     match = _SUBJECT.fullmatch(subject)
     if not match:
         return None

@@ -12,23 +12,25 @@ from starlette.types import Receive, Scope, Send
 
 from aima_core.process.effects import end
 
-QUIET = 15.0  # seconds without an event until a comment is sent, so that proxies and clients keep the connection open
+QUIET = 15.0  # seconds without an event until a comment is sent; comments stop proxies from closing the connection
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the second stops nginx from buffering the events
 
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
 def event(data: Any, *, kind: str = "", ident: str = "") -> bytes:
-    """Return one event; `data` is encoded as JSON unless it is bytes, which are JSON already and have no newline."""
+    """Return one server-sent event with `data` as JSON. Bytes must already be JSON without a newline."""
     body = data if isinstance(data, bytes) else _encode(data)
     head = (f"event: {kind}\n" if kind else "") + (f"id: {ident}\n" if ident else "")
     return b"%bdata: %b\n\n" % (head.encode(), body)
 
 
 class Stream(Response):
-    """Sends a comment at once, so that the client sees a response, then events, and a comment after `QUIET` seconds.
+    """A response of server-sent events.
 
-    Ends with the last event, or when the client leaves or its key is no longer `valid`; then `events` is cancelled.
+    A first comment goes out at once, so the client knows that the response has begun. Another comment goes out after
+    every `QUIET` seconds without an event. The response ends after the last event, when the client leaves, or when
+    `valid` returns False because the client's key was revoked. Its end cancels `events`.
     """
 
     media_type = "text/event-stream"
@@ -77,15 +79,12 @@ class Stream(Response):
 
 
 async def answer(events: AsyncIterator[bytes], valid: Callable[[], bool]) -> Stream:
-    """Return a response that starts at once, because the first event may take long.
-
-    It ends as soon as the caller's key is no longer `valid`.
-    """
+    """Return a response that begins at once, before its first event. It ends once `valid` returns False."""
     return Stream(events, valid=valid)
 
 
 async def answer_once_begun(events: AsyncIterator[bytes]) -> Stream:
-    """Return a response that starts with the first event, or after `QUIET` seconds; an error before that is raised."""
+    """Wait for the first event, at most `QUIET` seconds, and return the response. Raises an error that comes first."""
     first = asyncio.create_task(_next(events))
     try:
         done, _ = await asyncio.wait((first,), timeout=QUIET)

@@ -1,8 +1,8 @@
 """`GET /api/v2/events`: the events of the JetStream stream AIMA_EVENTS, as server-sent events.
 
-One consumer fills a ring buffer with the newest events while there are clients. A client is only a position in the
-stream. It gets the events after its position from the ring or, if they are too old for that, in small pages from
-JetStream, as fast as it reads.
+While clients are connected, one consumer fills a ring buffer with the newest events. Each client has only a position
+in the stream. The client gets the events after its position from the ring, or, if the ring has dropped them, in small
+pages from JetStream. Each client reads at its own speed.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from services.gateway.events.feed import BUS_AWAY, GRACE, Feed, numbers
 from services.gateway.events.frames import EventFrame, frame_for, read
 
 _KEPT = 2048  # events in the ring
-_KEPT_BYTES = 16 * 2**20  # bytes of their frames; twice as much if the frames without caller are needed too
-_PAGE = 64  # events that a client gets, or that are read for it, at once
-_READERS = 8  # pages that are read at the same time: limits the memory for many slow clients
-_AWAY = 1.0  # seconds until the read of a page is tried again
-_WOKEN = 40  # clients that are woken before other tasks get their turn
+_KEPT_BYTES = 16 * 2**20  # bytes of all frames in the ring; frames without principal can take as much again
+_PAGE = 64  # the most events that are read for a client, or sent to a client, at once
+_READERS = 8  # pages that are read at the same time; the limit bounds the memory for many slow clients
+_AWAY = 1.0  # seconds until a failed read of a page is tried again
+_WOKEN = 40  # clients that are woken before other tasks may run
 _READING = UnitInfo(name="gateway.events", kind="query", risk="low")  # reading events needs the same right as this unit
 
 
@@ -70,12 +70,12 @@ class EventTail:
         self._closed = False
 
     async def run(self) -> None:
-        """Follow the stream whenever there are clients; runs until cancelled."""
+        """Follow the stream whenever clients are connected. Runs until cancelled."""
         await self._make_stream()
         await self._feed.run()
 
     async def wake(self) -> None:
-        """Wake the waiting clients after new events, in groups: ten thousand at once would delay all other tasks."""
+        """Wake the waiting clients after new events. Wakes small groups: 10,000 clients at once delay other tasks."""
         while True:
             await self._new_events.wait()
             self._new_events.clear()
@@ -96,8 +96,9 @@ class EventTail:
     async def position(self, selection: EventFilter) -> StreamPosition:
         """Return a client's first position. Raises Unavailable if JetStream does not answer.
 
-        Numbers only grow, so a number beyond the end of the stream is from an earlier stream, which was deleted; the
-        client then gets the whole new stream. After the new stream has grown beyond the number, this cannot be noticed.
+        A number beyond the end of the stream belongs to an earlier stream, which was deleted. The client then gets the
+        whole new stream. Once the new stream has grown beyond the number, the gateway cannot detect the deletion, and
+        the client gets only the events after the number.
         """
         with self._feed:
             last = await self._feed.newest()
@@ -106,11 +107,13 @@ class EventTail:
                 return StreamPosition(life, await self._beginning(selection, last))
             except BUS_AWAY as error:
                 raise Unavailable(
-                    "events cannot be read: JetStream does not answer; try again", reason="NO_JETSTREAM", retry_after=1
+                    "events cannot be read, because JetStream does not answer; try again",
+                    reason="NO_JETSTREAM",
+                    retry_after=1,
                 ) from error
 
     async def _beginning(self, selection: EventFilter, last: int) -> int:
-        """Return the number after which a client's events begin; `last` is the newest number of the feed."""
+        """Return the number of the event before a client's first event. `last` is the feed's newest number."""
         if selection.after is not None:
             beyond = selection.after > last and selection.after > (await self._js.stream_info(STREAM)).state.last_seq
             return 0 if beyond else selection.after
@@ -125,7 +128,7 @@ class EventTail:
     ) -> AsyncGenerator[bytes]:
         """Yield the selected events after a position, as frames, until the gateway closes.
 
-        `frame_of` returns the frame of an event for this client; empty if the client may not see the event.
+        `frame_of` returns the frame of an event for the client, or b"" if the client may not see the event.
         """
         life, position = start
         with self._feed:
@@ -169,7 +172,7 @@ class EventTail:
         self._new_events.set()
 
     def _newer(self, position: int) -> list[EventFrame] | None:
-        """Return the next events after a position; None if the ring does not have them any more."""
+        """Return the next events after a position from the ring. Returns None if the ring has dropped them."""
         if position >= self._feed.last:
             return []
         if self._floor is None or position < self._floor:
@@ -182,7 +185,7 @@ class EventTail:
         return list(events)
 
     async def _wait(self) -> None:
-        """Return when there are new events."""
+        """Wait until the stream has new events."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.add(waiter)
         try:
@@ -193,7 +196,7 @@ class EventTail:
     # --- older events ---------------------------------------------------------------------------------------
 
     async def _page(self, position: int, subject: str) -> tuple[list[EventFrame], int]:
-        """Return the next events with a subject after a position, and the position after them."""
+        """Read the next events after a position that match a subject. Returns the events and the new position."""
         newest = self._feed.last
         config = ConsumerConfig(deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=position + 1)
         messages = await self._read(config, subject, _PAGE)
@@ -202,7 +205,7 @@ class EventTail:
         return events, last_read if len(messages) == _PAGE else max(last_read, newest)
 
     async def _read(self, config: ConsumerConfig, subject: str, limit: int) -> list[tuple[int, Msg]]:
-        """Return the first messages of a consumer, which is created for this one page."""
+        """Create a consumer, read its first `limit` messages, and delete the consumer."""
         config.ack_policy, config.filter_subject = AckPolicy.NONE, subject
         config.mem_storage, config.num_replicas, config.inactive_threshold = True, 1, 30
         async with self._reading:
@@ -221,7 +224,7 @@ class EventTail:
         return [(numbers(message)[0], message) for message in messages]
 
     async def _make_stream(self) -> None:
-        """Create the stream if no domain has created it yet; retry while JetStream does not answer."""
+        """Create the stream unless a domain has already created it. Retries while JetStream does not answer."""
         while True:
             try:
                 await ensure_stream(self._js)

@@ -1,4 +1,7 @@
-"""Units over HTTP: `/api/v2/execute`, `/command/{unit}`, `/query/{unit}`, and REST by the rule of `routes.py`."""
+"""The HTTP paths that call units: `/api/v2/execute`, `/command/{unit}`, `/query/{unit}`, and the REST routes.
+
+`routes.py` derives the REST routes from the units.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +32,8 @@ from services.gateway.rest.operations import Operations
 from services.gateway.rest.routes import RouteMatch
 
 PREFIX = "/api/v2"
-_LONGEST_NAME = 100  # characters of a unit's name; the search for similar names is too slow for longer ones
-_QUICK = 30.0  # seconds; a request for a unit with a longer timeout is cancelled when its client leaves
+_LONGEST_NAME = 100  # characters of a unit's name; suggesting similar names takes too long for longer names
+_QUICK = 30.0  # seconds; if a unit has a longer timeout, a client that leaves cancels its request
 
 
 class Execute(msgspec.Struct, forbid_unknown_fields=True):
@@ -53,7 +56,7 @@ class RestApi:
         self._table = routes.Table(self._units)
 
     def routes(self) -> list[Route]:
-        """Return the routes; the last ones match every remaining path, so they must stay last."""
+        """Return the routes. The last two match every remaining path, so they must stay last."""
         return [
             fixed_path(f"{PREFIX}/execute", {"POST": self.execute}),
             fixed_path(f"{PREFIX}/command/{{unit}}", {"POST": self.named}),
@@ -66,7 +69,7 @@ class RestApi:
         ]
 
     async def execute(self, request: Request) -> Response:
-        """Ask the unit that the body names."""
+        """Call the unit that the body names."""
         body = bodies.convert(await bodies.read_object(request, self._limit), Execute)
         unit = await self._dispatcher.directory.find(body.unit)
         if body.type not in (None, unit.kind):
@@ -76,7 +79,7 @@ class RestApi:
         return await self._ask(request, unit, body.input, body.options)
 
     async def named(self, request: Request) -> Response:
-        """Ask the unit that the path names."""
+        """Call the unit that the path names."""
         kind = request.url.path.removeprefix(PREFIX).split("/")[1]
         unit = await self._unit(request)
         if kind != unit.kind:
@@ -84,15 +87,15 @@ class RestApi:
         return await self._ask(request, unit, await self._input(request, unit, {}))
 
     async def rest(self, request: Request) -> Response:
-        """Ask the unit that method and path mean, by the rule of `routes.py`."""
+        """Call the unit whose REST route has the request's method and path."""
         return await self._ask_matched(request, bodies.segments_of(request, PREFIX))
 
     async def alias(self, request: Request) -> Response:
-        """Ask a unit by domain and action: `/api/model/list`."""
+        """Call a unit by domain and action: `/api/model/list` calls `model.list`."""
         return await self._ask_matched(request, bodies.segments_of(request, "/api"))
 
     async def units(self, request: Request) -> Response:
-        """List the units on the bus that the caller may ask; with `full=true`, their whole descriptions by domain."""
+        """List the units on the bus that the caller may call. `full=true` groups them by domain, with all fields."""
         domain = request.query_params.get("domain")
         if request.query_params.get("full") == "true":
             return json({"domains": await self._domains(caller_of(request.state), domain)})
@@ -133,14 +136,17 @@ class RestApi:
         return await self._ask(request, match.unit, await self._input(request, match.unit, match.path_input))
 
     async def _input(self, request: Request, unit: UnitInfo, path_input: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the unit's input from path, query string and body. Raises ValidationFailed if they contradict."""
+        """Merge path, query string and body into the input of a unit.
+
+        Raises ValidationFailed if a field has two different values.
+        """
         in_query = read_query(bodies.query_of(request), unit.input)
         data = await bodies.read_object(request, self._limit)
         in_path = read_query(list(path_input.items()), unit.input)
         for source, fields in (("query string", in_query), ("path", in_path)):
             for name, value in fields.items():
                 if data.setdefault(name, value) != value:
-                    fault = {"field": name, "expected": f"the value in the {source}, or none"}
+                    fault = {"field": name, "expected": f"the same value as in the {source}, or no value"}
                     raise ValidationFailed(
                         f"{name}: the {source} has another value than the rest of the request", fields=[fault]
                     )
@@ -160,7 +166,7 @@ class RestApi:
         return await self._ask_cancellably(request, caller, unit.name, data)
 
     async def _ask_cancellably(self, request: Request, caller: Caller, name: str, data: Mapping[str, Any]) -> Response:
-        """Return the unit's answer. If the client leaves before, the unit's work is cancelled."""
+        """Return the unit's answer. Cancels the request if the client leaves before the answer."""
         answers: list[Response] = []
 
         async def ask() -> None:
@@ -174,7 +180,10 @@ class RestApi:
         return answers[0]
 
     async def _stream(self, caller: Caller, name: str, data: Mapping[str, Any]) -> AsyncIterator[bytes]:
-        """Yield the parts of an answer, and then the answer or its error, as server-sent events."""
+        """Yield the parts of an answer, then its result or error, as server-sent events.
+
+        Raises an error that comes before the first part.
+        """
         started = False
         try:
             async with contextlib.aclosing(self._dispatcher.stream(caller, name, data)) as parts:
@@ -190,7 +199,7 @@ class RestApi:
             yield sse.event(body_of(error, PREFIX, caller.request_id), kind="error")
 
     async def _domains(self, caller: Caller, name: str | None) -> list[DomainInfo]:
-        """Return the domains that answer, with the units that the caller may ask."""
+        """Return the domains that answer on the bus. Each lists only the units that the caller may call."""
         directory = self._dispatcher.directory
         if name and name not in directory.domains:
             await directory.look()  # the domain may have started just now

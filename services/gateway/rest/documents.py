@@ -1,4 +1,4 @@
-"""`/openapi.json`, and `/docs`, a page that shows it and loads nothing from other hosts."""
+"""Serves `/openapi.json`, and `/docs`, a page that shows the document. The page loads nothing from other hosts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SAFE = {
 
 
 class Documents:
-    """Serves the document, and makes it again when the units on the bus change."""
+    """Serves the OpenAPI document. Generates the document again when the units on the bus have changed."""
 
     def __init__(self, directory: Directory, policy: Policy) -> None:
         self._directory = directory

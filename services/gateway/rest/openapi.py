@@ -1,7 +1,7 @@
-"""Makes the OpenAPI 3.1 document (https://spec.openapis.org/oas/v3.1.1) of the gateway from the units on the bus. Pure.
+"""Generates the gateway's OpenAPI 3.1 document (https://spec.openapis.org/oas/v3.1.1) from the units on the bus. Pure.
 
-The document has an operation for each route of a unit; only a unit's first route has its examples. The definitions
-(`$defs`) in the units' JSON Schemas become components of the document, which the units of a domain share.
+Each route of a unit is one operation of the document. Only a unit's first route has examples. Definitions (`$defs`) in
+the JSON Schemas of units become components of the document. The units of a domain share these components.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ _ALWAYS = (
     "INTERNAL_ERROR",
     "UNAVAILABLE",
     "TIMEOUT",
-)  # the error codes that a request for any unit can get
+)  # error codes that any unit can return
 _ABOUT = """\
-Every operation of AIMA is a unit: a command, which has effects, or a query, which has none. Each unit has its own \
-routes, and can also be sent to `/api/v2/execute`. A successful response is `{success, data, meta}`, an error \
-`{success, error, meta}`."""
+Every operation of AIMA is a unit. A unit is either a command, which has effects, or a query, which has none. Each \
+unit has its own routes. `/api/v2/execute` calls any unit. A successful response is `{success, data, meta}`; an error \
+is `{success, error, meta}`."""
 _HEADERS = {
     "Idempotency-Key": (
         "A repeated request with the same key changes nothing and gets the first request's answer.",
         {"type": "string"},
     ),
     "Aima-Timeout": (
-        "Seconds after which the request is given up; default: the unit's own timeout.",
+        "Seconds until the request ends with the error TIMEOUT. Default: the unit's own timeout.",
         {"type": "number", "exclusiveMinimum": 0},
     ),
-    "Aima-Dry-Run": ("Change nothing; the answer says which events would be recorded.", {"type": "boolean"}),
+    "Aima-Dry-Run": ("Change nothing. Return the events that the command would record.", {"type": "boolean"}),
     "Aima-Expected-Version": (
-        "Refuse the command if the thing it changes has another version.",
+        "Refuse the command unless the stream that it changes has this version.",
         {"type": "integer", "minimum": 0},
     ),
 }
 
 
 def document(units: Mapping[str, UnitInfo], policy: Policy, version: str) -> Json:
-    """Return the document for these units; `policy` says which of them need a key."""
+    """Return the OpenAPI document for these units. `policy` decides which units require a key."""
     schemas = Schemas()
     paths: dict[str, Json] = {}
     for unit in units.values():
@@ -77,7 +77,7 @@ def document(units: Mapping[str, UnitInfo], policy: Policy, version: str) -> Jso
             "responses": {
                 **{f"Error{status}": _error_response(codes) for status, codes in _by_status(_ALWAYS)},
                 "Error": _error_response(
-                    ["The gateway refused the request itself, because of its method, media type or host."]
+                    ["The gateway refused the request because of its method, media type or host."]
                 ),
             },
             "securitySchemes": {
@@ -135,7 +135,7 @@ def _in_query(name: str, schema: Any, required: bool, examples: Sequence[Json]) 
 
 
 def _is_object(schema: Any) -> bool:
-    """Whether a field takes an object; in a query string, an object is written as JSON."""
+    """Whether a field accepts an object. In a query string, an object must be written as JSON."""
     if not isinstance(schema, dict):
         return True
     options = [schema, *schema.get("anyOf", ()), schema.get("items", {})]
@@ -174,7 +174,7 @@ def _responses(unit: UnitInfo, schemas: Schemas) -> Json:
 
 
 def _by_status(codes: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
-    """Yield each HTTP status with its error codes; unknown codes are left out."""
+    """Yield each HTTP status with its error codes. Skips unknown codes."""
     by_status: dict[int, list[str]] = {}
     for code in dict.fromkeys(codes):
         if code in BY_CODE:

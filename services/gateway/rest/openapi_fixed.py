@@ -1,4 +1,4 @@
-"""The OpenAPI operations of the fixed paths, which belong to no unit. Pure."""
+"""Describes the fixed paths as operations of the OpenAPI document. A fixed path belongs to no unit. Pure."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from services.gateway.rest.openapi_schemas import Json
 
 _IN_A_PATH = re.compile(r"\{([a-z]+)\}")
 _ANY_INPUT = {"type": "object", "description": "The unit's input."}
-_STREAMS = ("/events", "/watch")  # the paths that answer with server-sent events end with these
+_STREAMS = ("/events", "/watch")  # a path with one of these endings answers with server-sent events
 
 
 def operation(fixed: FixedPath) -> Json:
-    """Return the operation of a fixed path."""
+    """Return the OpenAPI operation that describes a fixed path."""
     name = re.sub(r"[^a-z0-9]+", "_", f"{fixed.method.lower()}{fixed.path.lower()}").strip("_")
     media = "text/event-stream" if fixed.path.endswith(_STREAMS) else "application/json"
     media = "text/html" if fixed.path == "/docs" else "text/plain" if fixed.path == "/metrics" else media
@@ -33,7 +33,7 @@ def operation(fixed: FixedPath) -> Json:
         **({"requestBody": {"content": {"application/json": {"schema": body}}}} if body else {}),
         "responses": {
             "200": {"description": "The response.", "content": {media: {}}},
-            "default": {"description": "An error, in the shape that clients of this API expect."},
+            "default": {"description": "An error, in the format of this API."},
         },
     }
 
@@ -52,22 +52,22 @@ _PARAMETERS: dict[tuple[str, str], tuple[Json, ...]] = {
         _query("stream", "Only events of this stream, such as `service/svc-1`.", {"type": "string"}),
         _query(
             "after",
-            "Begin with the stored events after this number, which is the `id` of an event; 0: all stored events.",
+            "Begin after the event with this `id`. 0 begins with the first stored event.",
             _NUMBER,
         ),
         _query(
             "since",
-            "Begin with the stored events since a time, `2026-01-31T12:00:00Z`, or since a duration ago, `10m`.",
+            "Begin at this time, such as `2026-01-31T12:00:00Z`, or this long ago, such as `10m`.",
             {"type": "string"},
         ),
         _query(
             "last_event_id",
-            "The same as the header Last-Event-ID: the last event that the client has received.",
+            "The `id` of the last event that the client received. The header Last-Event-ID overrides it.",
             _NUMBER,
         ),
     ),
     ("GET", "/api/v2/health"): (
-        _query("ready", "Answer with status 503 if a dependency is missing.", {"type": "boolean"}),
+        _query("ready", "Answer with 503 if the bus, JetStream or a domain is missing.", {"type": "boolean"}),
     ),
     ("GET", "/api/v2/units"): (_query("domain", "Only units of this domain.", {"type": "string"}),),
 }
@@ -88,15 +88,15 @@ _BODIES: dict[str, Json] = {
                     "timeout": {"type": "number", "exclusiveMinimum": 0, "maximum": 86_400},
                     "async": {
                         "type": "boolean",
-                        "description": "Answer at once with an operation, which can be followed and cancelled.",
+                        "description": "Return an operation at once. The caller can follow and cancel the operation.",
                     },
                     "stream": {
                         "type": "boolean",
-                        "description": "Answer with server-sent events: first the parts, then the result.",
+                        "description": "Send the parts of the answer, then the result, as server-sent events.",
                     },
                     "dry_run": {
                         "type": "boolean",
-                        "description": "Change nothing; the answer says which events would be recorded.",
+                        "description": "Change nothing. Return the events that the command would record.",
                     },
                     "trace_id": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
                     "idempotency_key": {"type": "string", "minLength": 1, "maxLength": 120},
@@ -134,7 +134,7 @@ SCHEMAS: dict[str, Any] = {
                     "message": {"type": "string"},
                     "details": {
                         "type": "object",
-                        "description": "`reason` is the exact cause; the other members are data about it.",
+                        "description": "`reason` is the exact cause. The other members describe the cause.",
                     },
                 },
             },

@@ -23,7 +23,7 @@ class Schemas:
         self._sources: dict[str, bytes] = {}
 
     def of(self, unit: UnitInfo, schema: Any) -> Any:
-        """Return a part of a unit's input schema with its references changed to components."""
+        """Return a part of a unit's input schema. Its references now point to components of the document."""
         return self._moved(schema, self._names(unit, unit.input))
 
     def root(self, unit: UnitInfo, which: str, schema: Mapping[str, Any]) -> Json:

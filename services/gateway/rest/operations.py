@@ -1,6 +1,6 @@
-"""Operations: requests with `options.async`, which run without a waiting client and can be followed and cancelled.
+"""Operations run requests with `options.async` while no client waits. Clients can follow and cancel an operation.
 
-Operations are only in memory, and end with the gateway; the events that their units record are permanent.
+Operations exist only in memory and end with the gateway process. The events that their units record are permanent.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from services.gateway.events import sse
 
 _BASE = "/api/v2/operations"
 _KEPT = 3600.0  # seconds that an ended operation can still be read
-_MOST = 1000  # operations of one caller, ended ones included; the one that ended first is dropped for a new one
+_MOST = 1000  # operations of one caller, running and ended; a new one replaces the one that ended first
 
 Status = Literal["running", "completed", "failed", "cancelled"]
 
@@ -67,7 +67,7 @@ class Operation:
         self._changed = asyncio.Event()
 
     async def views(self) -> AsyncIterator[dict[str, Any]]:
-        """Yield the view now and after each change, until the operation has ended."""
+        """Yield the operation's current view, then a view after each change, until the operation has ended."""
         while True:
             changed = self._changed
             yield self.view()
@@ -77,7 +77,7 @@ class Operation:
 
 
 class Operations:
-    """The operations of all callers; each caller can only access its own."""
+    """The operations of all callers. A caller can access only its own operations."""
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
@@ -91,7 +91,10 @@ class Operations:
         ]
 
     async def begin(self, caller: Caller, unit: str, data: Mapping[str, Any]) -> Response:
-        """Start an operation; return status 202 with its address in `Location`. Raises RateLimited."""
+        """Start an operation, and answer with status 202 and its address in `Location`.
+
+        Raises RateLimited if the caller has too many running operations.
+        """
         await self._dispatcher.permitted(caller, unit, data)
         self._make_room(caller.owner)
         operation = Operation(caller.owner, unit)
@@ -120,7 +123,7 @@ class Operations:
         return await sse.answer(events(), caller_of(request.state).valid)
 
     async def cancel(self, request: Request) -> Response:
-        """Cancel an operation. Idempotent; an ended operation stays as it is."""
+        """Cancel an operation. Idempotent: an ended operation does not change."""
         operation = self._get(request)
         if operation.task and operation.status == "running":
             await end([operation.task])
@@ -154,7 +157,8 @@ class Operations:
         operation = self._all.get(ident)
         if operation is None or operation.owner != caller_of(request.state).owner:
             raise NotFound(
-                f"there is no operation {ident}; they are deleted an hour after their end, and when the gateway stops",
+                f"there is no operation {ident}; an operation is deleted an hour after its end,"
+                " and when the gateway stops",
                 reason="OPERATION_NOT_FOUND",
                 operation_id=ident,
             )

@@ -1,8 +1,8 @@
-"""Reading and watching the value at an `asms://` address over HTTP.
+"""The HTTP paths that read and watch the value at an `asms://` address.
 
-Reading asks `<domain>.read`. Watching reads the JetStream bucket `aima-resources`, through one consumer for all
-watchers, which exists only while there are any. A watcher that reads slowly gets the newest value and skips those in
-between.
+To read a value, the gateway calls `<domain>.read`. To watch values, the gateway follows the JetStream bucket
+`aima-resources`. All watchers share one consumer, which exists only while there are watchers. A slow watcher gets the
+newest value and skips intermediate values.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _BASE = "/api/v2/resource"
 _SCHEME = "asms://"
 _STREAM = f"KV_{BUCKET}"
 _SUBJECTS = f"$KV.{BUCKET}."
-_AGAIN = 1.0  # seconds until a read of a value that JetStream did not answer is tried again
+_AGAIN = 1.0  # seconds until a value is read again after JetStream did not answer
 _GONE = b"null"  # sent when the value of an address was deleted
 
 
 class _Watched:
-    """One watched address. `seq`: the value's number in the bucket; `changes`: how many values were accepted."""
+    """One watched address. `seq` is the value's number in the bucket; `changes` counts the accepted values."""
 
     def __init__(self) -> None:
         self.seq = -1
@@ -51,7 +51,7 @@ class _Watched:
         self.changed = asyncio.Event()
 
     def put(self, seq: int, value: bytes | None) -> None:
-        """Accept a value, unless it is older than the present one."""
+        """Accept a value unless it is older than the current value."""
         if seq > self.seq:
             self.seq, self.value = seq, value
             self.changes += 1
@@ -64,7 +64,7 @@ class _Watched:
 
 
 class Watching:
-    """The addresses that clients of any door watch at present."""
+    """The addresses that clients of all doors currently watch."""
 
     def __init__(self, nc: Nats, grace: float = GRACE) -> None:
         self._js = nc.jetstream(timeout=5)
@@ -73,7 +73,7 @@ class Watching:
         self._closed = False
 
     async def run(self) -> None:
-        """Follow the bucket whenever there are watchers; runs until cancelled."""
+        """Follow the bucket whenever an address has watchers. Runs until cancelled."""
         await self._feed.run()
 
     def close(self) -> None:
@@ -83,17 +83,17 @@ class Watching:
             watched.wake()
 
     async def begin(self) -> None:
-        """Return when a watch can start. Raises Unavailable if JetStream does not answer."""
+        """Wait until a watch can start. Raises Unavailable if JetStream does not answer."""
         with self._feed:
             await self._feed.newest()
 
     async def changes(self, uri: str) -> AsyncGenerator[bytes]:
-        """Yield the value at an address, if there is one, and each later value: JSON, `null` for a deleted value.
+        """Yield the current value at an address, if any, then each later value, as JSON. `null` means deleted.
 
         Raises Unavailable if JetStream does not answer at the start.
         """
         with self._feed:
-            # the feed starts before the current value is read, so that it delivers any change in between
+            # the feed starts before the current value is read, so the feed delivers any change in between
             await self._feed.newest()
             async with self._watching(key_of(uri)) as watched:
                 seen_changes, last_value = 0, b""
@@ -108,7 +108,7 @@ class Watching:
 
     @contextlib.asynccontextmanager
     async def _watching(self, key: str) -> AsyncIterator[_Watched]:
-        """Give the watched value at a key, kept current during the block."""
+        """Provide the watched address of a key. Its value stays current until the block ends."""
         watched = self._watched.setdefault(key, _Watched())
         watched.watchers += 1
         reading = asyncio.create_task(self._read_current(key, watched))
@@ -121,7 +121,7 @@ class Watching:
                 del self._watched[key]
 
     async def _read_current(self, key: str, watched: _Watched) -> None:
-        """Read the current value; a value that the feed delivers meanwhile is newer and wins."""
+        """Read the current value. A value that the feed delivers meanwhile is newer, so it replaces the read one."""
         while True:
             try:
                 message = await self._js.get_last_msg(_STREAM, _SUBJECTS + key)
@@ -145,7 +145,10 @@ class Watching:
 
 
 class ResourceApi:
-    """The routes for resources. `rest` serves other paths: the units of the domain `resource` share the prefix."""
+    """The routes for resources.
+
+    The units of the domain `resource` share the prefix of these paths. `rest` serves the requests for those units.
+    """
 
     def __init__(self, dispatcher: Dispatcher, watching: Watching, metrics: Metrics, rest: Answering) -> None:
         self._dispatcher = dispatcher
@@ -154,14 +157,14 @@ class ResourceApi:
         self._rest = rest
 
     def routes(self) -> list[Route]:
-        """Return the routes; they must come before the units' routes."""
+        """Return the routes. They must come before the routes of the units."""
         return [
             fixed_path("/api/v2/resources", {"GET": self.list}),
             fixed_path_any_method(f"{_BASE}/{{uri:path}}", self.serve),
         ]
 
     async def list(self, request: Request) -> Response:
-        """List the addresses, and the templates of addresses, that the caller may read."""
+        """List the addresses and address templates that the caller may read."""
         principal = caller_of(request.state).principal
         readable = [
             resource
@@ -189,9 +192,9 @@ class ResourceApi:
         return await sse.answer(self._frames(uri, None if sees_all else caller.principal.name), caller.valid)
 
     async def _frames(self, uri: str, owner: str | None) -> AsyncIterator[bytes]:
-        """Yield the values at an address as server-sent events. `owner`: the only owner that the caller may see.
+        """Yield the values at an address as server-sent events.
 
-        None: the caller may see all owners.
+        `owner` is the only owner that the caller may see. None: the caller may see all owners.
         """
         with self._open.track_inprogress():
             async with contextlib.aclosing(self._watching.changes(uri)) as values:
@@ -200,14 +203,14 @@ class ResourceApi:
 
 
 def _uri(segments: list[str]) -> str:
-    """Return the address in a path, which may leave out the scheme."""
+    """Return the `asms://` address in a path. The path may omit the scheme."""
     text = "/".join(segments)
     return _SCHEME + text.removeprefix("asms:").lstrip("/")
 
 
 def _without_owners(value: bytes, name: str) -> bytes:
-    """Return the JSON with every `owner` emptied, except `name`; `null` if it is not JSON."""
-    if b"owner" not in value and b"\\u" not in value:  # no owner in it, not even one written with escapes
+    """Return the JSON with every `owner` emptied except `name`. Returns `null` if the value is not JSON."""
+    if b"owner" not in value and b"\\u" not in value:  # the value has no field `owner`, not even one with escapes
         return value
     try:
         return msgspec.json.encode(without_owners(msgspec.json.decode(value), name))
@@ -216,12 +219,12 @@ def _without_owners(value: bytes, name: str) -> bytes:
 
 
 def _is_marker(headers: Mapping[str, str] | None) -> bool:
-    """Whether a message of the bucket deletes the value."""
+    """Whether a message of the bucket deletes a value."""
     return "KV-Operation" in (headers or {})
 
 
 def _line(value: bytes) -> bytes:
-    """Return the JSON on one line, as server-sent events require; `null` if it is not JSON."""
+    """Return the JSON on one line, as server-sent events require. Returns `null` if the value is not JSON."""
     if b"\n" not in value and b"\r" not in value:
         return value
     try:

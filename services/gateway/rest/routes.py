@@ -1,14 +1,14 @@
-"""The rule that gives every unit its REST routes, from its name and its input schema. Pure.
+"""Derives the REST routes of each unit from its name and its input schema. Pure.
 
-For a domain `service` whose units are about one thing, identified by the field `service_id`:
+Most units of the domain `service` have the field `service_id`, which is the id in their routes:
 
     GET    /services            service.list            GET    /services/{id}           service.get
     POST   /services            service.create          DELETE /services/{id}           service.delete
     GET    /services/{action}   a query                 GET    /services/{id}/{action}  a query about one
     POST   /services/{action}   any unit                POST   /services/{id}/{action}  any unit about one
 
-A fixed path wins over an id. The singular, `/service/...`, means the same. A domain without such a field has only the
-routes in the left column, in the singular.
+If a path could be a fixed path or an id, the fixed path is used. The singular `/service/...` works like the plural. A
+domain without an id field has only the routes in the left column, in the singular.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Units = Mapping[str, UnitInfo]
 
 @dataclass(frozen=True)
 class Route:
-    """A route to a unit. `{id}` in `path` is the value of the unit's field `ident`; "" if the path has no id."""
+    """A route to a unit. `{id}` in `path` is the value of the unit's field `ident`. Without an id, `ident` is ""."""
 
     method: str
     path: str
@@ -34,7 +34,10 @@ class Route:
 
 @dataclass(frozen=True)
 class RouteMatch:
-    """The unit that a request means, with the input in its path; without a unit, the methods that the path allows."""
+    """The unit that a request calls, and the input in the request's path.
+
+    Without a unit, `allowed` lists the methods that the path accepts. `allowed` is empty if no route has the path.
+    """
 
     unit: UnitInfo | None = None
     path_input: Mapping[str, Any] = field(default_factory=dict)
@@ -42,7 +45,7 @@ class RouteMatch:
 
 
 def ident_of(domain: str, units: Units) -> str:
-    """Return the field that identifies the thing that a domain's units are about; empty if there is none."""
+    """Return the name of a domain's id field, such as `service_id`. Returns "" if the domain has no id field."""
     domain_units = [unit for unit in units.values() if unit.domain == domain]
     if any(f"{domain}_id" in fields_of(unit) for unit in domain_units):
         return f"{domain}_id"
@@ -55,12 +58,12 @@ def ident_of(domain: str, units: Units) -> str:
 
 
 def collection_of(domain: str, units: Units) -> str:
-    """Return the first segment of a domain's paths."""
+    """Return the first segment of a domain's paths, such as `services`."""
     return f"{domain}s" if ident_of(domain, units) else domain
 
 
 def routes(unit: UnitInfo, units: Units) -> Iterator[Route]:
-    """Yield all routes to a unit; the first is the one to document."""
+    """Yield all routes to a unit. The first one is the documented route."""
     ident = ident_of(unit.domain, units)
     base = f"/{collection_of(unit.domain, units)}"
     subject_field = ident if ident in fields_of(unit) else ""
@@ -82,7 +85,7 @@ def routes(unit: UnitInfo, units: Units) -> Iterator[Route]:
 
 
 class Table:
-    """The routes of all units, for looking up requests; made once for each change of the units on the bus."""
+    """Finds the unit that a request calls. A new table is built when the units on the bus have changed."""
 
     def __init__(self, units: Units) -> None:
         self._domains = {unit.domain for unit in units.values()}
@@ -91,7 +94,7 @@ class Table:
             self._routes.setdefault(unit.domain, []).extend(routes(unit, units))
 
     def resolve(self, method: str, segments: Sequence[str]) -> RouteMatch:
-        """Return the unit that a request to `/api/v2/<segments>` means, or the methods that this path allows."""
+        """Return the unit that a request to `/api/v2/<segments>` calls, or the methods that the path allows."""
         if not 1 <= len(segments) <= 3 or not all(segments):
             return RouteMatch()
         matching = [
@@ -111,7 +114,7 @@ class Table:
 
 
 def _match(route: Route, segments: Sequence[str]) -> dict[str, Any] | None:
-    """Return the id in the path, as input; None if the path does not match the route."""
+    """Return the input in the path, which is an id or empty. Returns None if the path does not match the route."""
     parts = route.path.split("/")[2:]
     if len(parts) != len(segments):
         return None
@@ -125,7 +128,7 @@ def _match(route: Route, segments: Sequence[str]) -> dict[str, Any] | None:
 
 
 def fields_of(unit: UnitInfo) -> Mapping[str, Any]:
-    """Return the schemas of a unit's fields; empty if the unit, which may be any program's, has no valid ones."""
+    """Return the schemas of a unit's fields. Empty if the schema is invalid: any program can offer units on the bus."""
     properties = unit.input.get("properties")
     return properties if isinstance(properties, dict) else {}
 
