@@ -1,4 +1,4 @@
-"""The decisions on keys and their quotas: commands in, events out. Pure."""
+"""Decides the commands on keys and their quotas. Pure."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from services.gateway.state import DAY, Key
 
 
 def decide(world: World[Key], command: Command[Any], call: Call) -> list[Event]:
-    """Return the events of a command; none if it changes nothing.
+    """Return the events of a command, or no event if the command changes nothing.
 
-    Raises Conflict with NAME_TAKEN, NotFound, RateLimited with QUOTA_EXCEEDED.
+    Raises Conflict (NAME_TAKEN), NotFound (KEY_NOT_FOUND) and RateLimited (QUOTA_EXCEEDED).
     """
     match command:
         case i.RecordKey():
@@ -37,7 +37,7 @@ def decide(world: World[Key], command: Command[Any], call: Call) -> list[Event]:
 
 
 def reply(world: World[Key], command: Command[Any], events: Sequence[Event]) -> View | None:  # noqa: ARG001 (the core's)
-    """Return the answer of a command; never None, as every command is complete once it is decided."""
+    """Return the answer of a command. Never None, because every command here is complete once it is decided."""
     match command, events:
         case i.RecordKey(), [u.KeyCreated() as created]:
             return u.NewKey(key_id=created.key_id, key="", expires_at=views.time_of(created.expires_at))
@@ -47,7 +47,7 @@ def reply(world: World[Key], command: Command[Any], events: Sequence[Event]) -> 
 def _create(world: World[Key], command: i.RecordKey, call: Call) -> list[Event]:
     if any(key.name == command.name for key in world.values()):
         raise Conflict(
-            f"a key named {command.name} exists already; choose another name, or revoke that key first",
+            f"there is already a key named {command.name}; choose another name, or revoke the existing key first",
             reason="NAME_TAKEN",
         )
     return [

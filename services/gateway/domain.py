@@ -1,17 +1,17 @@
 """The gateway, assembled: read this first.
 
-The gateway is a domain like the others because it records keys and their usage: `state.py` and `decider.py` are about
-keys. `outside.py` opens the doors, one folder each:
+The gateway is a domain because it records keys and their usage: `state.py` and `decider.py` are about keys.
+`outside.py` opens the doors. The folders:
 
-    entrance/     what every request passes: connection, host, key, rate, quota, errors
+    entrance/     checks every request: host, key, rate and quota; listens on sockets and formats errors
     rest/         units and resources over HTTP, and the OpenAPI document
-    openai/ anthropic/ ollama/    the APIs for models, each through engines/
+    openai/ anthropic/ ollama/    the APIs for models, which all use engines/
     engines/      sends requests to engines and returns their answers
     mcp/ grpc/    the units over the Model Context Protocol and gRPC
     events/       the event stream as server-sent events
     monitoring/   health and metrics
 
-Doors must read the units from the bus rather than list them in code, wherever possible.
+Wherever possible, a door must read the units from the bus and must not list units in its code.
 """
 
 from __future__ import annotations
@@ -37,5 +37,5 @@ GATEWAY = Domain(
     reply=reply,
     outside=GatewayOutside,
     settings=GatewaySettings,
-    log_risk="high",  # the risk of gateway.list_keys, because the log contains all of its answers
+    log_risk="high",  # the risk of gateway.list_keys, because the log contains everything that list_keys returns
 )

@@ -7,7 +7,7 @@ from services.gateway.units import NewKey
 
 
 class RecordKey(Command[NewKey], unit="gateway.record_key"):
-    """Record a new key by the hash of its secret; the secret itself must not get here. The id is part of the key."""
+    """Record a new key with the hash of its secret. The command must not contain the secret itself."""
 
     key_id: str
     name: str
@@ -28,7 +28,7 @@ class ReserveTokens(Command[Success], unit="gateway.reserve_tokens", stream="key
 
 
 class SettleTokens(Command[Success], unit="gateway.settle_tokens", stream="key_id"):
-    """Replace a request's reservation by the tokens that it used."""
+    """Replace a request's reservation of tokens by the tokens that the request used."""
 
     key_id: str
     request_id: str

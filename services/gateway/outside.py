@@ -1,4 +1,4 @@
-"""The gateway's I/O: the server with all doors, and the creation of keys."""
+"""Everything that the gateway awaits: it opens the doors and creates keys."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _URL = "gateway.url"  # file in the data folder with the gateway's URL
 
 
 class GatewayOutside(Outside[Key]):
-    """The I/O of the gateway."""
+    """Opens the doors, creates keys, and answers queries about keys."""
 
     flows = (u.CreateKey,)
 
@@ -66,7 +66,7 @@ class GatewayOutside(Outside[Key]):
         self._grpc: GrpcDoor | None = None
 
     async def open(self) -> None:
-        """Settle old reservations, read the units on the bus, and open the doors."""
+        """Settle reservations of an earlier run, read the units on the bus, and open the doors."""
         await self._settle_all()
         await self._directory.open()
         self._open.push_async_callback(self._directory.close)
@@ -79,7 +79,7 @@ class GatewayOutside(Outside[Key]):
         if self._grpc:
             await self._grpc.open()
             self._open.push_async_callback(self._grpc.close)
-        self._open.push_async_callback(self._mcp.close)  # closed before the server, which would wait for its streams
+        self._open.push_async_callback(self._mcp.close)  # must close before the server, which waits for MCP's streams
         self._open.callback(self._tail.close)
         self._open.callback(self._watching.close)
         self._url.write_text(f"{listening.url}\n")
@@ -94,14 +94,14 @@ class GatewayOutside(Outside[Key]):
         return (self._directory.run, self._tail.run, self._tail.wake, self._watching.run)
 
     async def prepare(self, command: Command[Any], call: Call) -> Command[Any]:  # noqa: ARG002 (the core's)
-        """Return the first command of a key's creation, for its dry run."""
+        """Return the command that a dry run of `gateway.create_key` decides."""
         if not isinstance(command, u.CreateKey):
             return command
         await self._check(command)
         return _record(command, hash_="")
 
     async def flow(self, command: Command[Any], call: Call, parts: Parts) -> View:  # noqa: ARG002 (the core's)
-        """Create a key. The secret is in the answer only; it must not get into a log, an event or a file."""
+        """Create a key. Only the answer contains the secret: no log, event or file may contain it."""
         assert isinstance(command, u.CreateKey)
         await self._check(command)
         secret = secrets.token_urlsafe(32)
@@ -131,7 +131,7 @@ class GatewayOutside(Outside[Key]):
 
     def _app(self, listening: Listening) -> ASGIApp:
         from services.gateway.mcp.streamable_http import (
-            McpDoor,  # importing its SDK takes half a second, which other processes should not spend
+            McpDoor,  # imported here, because other processes should not spend half a second on the import of its SDK
         )
 
         settings, metrics = self.context.settings, Metrics()
@@ -168,10 +168,14 @@ class GatewayOutside(Outside[Key]):
         return assemble(routes, settings, self._policy, self.context.world, limiter, hosts, metrics)
 
     async def _check(self, command: u.CreateKey) -> None:
-        """Raise Conflict if a key in the settings has the name, ValidationFailed if a scope's domain does not exist."""
+        """Check the name and the scopes of a new key.
+
+        Raises Conflict if a key in the settings has the same name, and ValidationFailed if a scope's domain does not
+        exist.
+        """
         if command.name in self._policy.static.values():
             raise Conflict(
-                f"a key named {command.name} exists already, in gateway.api_keys; choose another name",
+                f"the setting gateway.api_keys already has a key named {command.name}; choose another name",
                 reason="NAME_TAKEN",
             )
         own = names_in(services)  # valid even while their process is down
@@ -188,7 +192,7 @@ class GatewayOutside(Outside[Key]):
         await self.context.record(i.SettleTokens(key_id=key_id, request_id=request_id, tokens=tokens))
 
     async def _settle_all(self) -> None:
-        """Settle reservations of an earlier run of this process as fully used, as the real numbers are lost."""
+        """Settle the reservations of an earlier run as fully used, because the numbers of used tokens are lost."""
         for key in list(self.context.world.values()):
             for request_id, tokens in key.reserved.items():
                 await self.context.record(i.SettleTokens(key_id=key.id, request_id=request_id, tokens=tokens))
@@ -208,7 +212,7 @@ def _grpc_door(*parts: Any) -> GrpcDoor:
 
 
 def policy_of(settings: GatewaySettings, listening: Listening) -> Policy:
-    """Return the access policy. With auth = auto, keys are required if other machines can reach any door."""
+    """Return the access policy. With `auth = "auto"`, commands need a key if other machines can reach any door."""
     local_only = listening.local and (not settings.grpc_addr or local(host_of(settings.grpc_addr)))
     return Policy(
         required=settings.auth == "required" or (settings.auth == "auto" and not local_only),

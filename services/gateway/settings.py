@@ -33,7 +33,7 @@ def host_of(addr: str) -> str:
 
 
 def local(host: str) -> bool:
-    """Whether only this machine can connect to a host; an empty one is a Unix socket."""
+    """Whether only this machine can connect to a host. An empty host is a Unix socket."""
     return not host or host in ("localhost", "::1") or host.startswith("127.")
 
 
@@ -41,35 +41,35 @@ class GatewaySettings(Section):
     """Addresses of the doors, access and limits."""
 
     addr: Address = Field(
-        "", description="host:port or unix:/path to listen on; empty: 127.0.0.1:9090, or the next free port."
+        "", description="Address to listen on: host:port or unix:/path. Empty: 127.0.0.1:9090 or the next free port."
     )
     socket: str = Field("", description="Path of an additional Unix socket to listen on.")
     grpc_addr: Address = Field(
-        "", description="host:port or unix:/path to listen on for gRPC, which needs the extra `grpc`; empty: no gRPC."
+        "", description="Address of the gRPC door: host:port or unix:/path. Needs the extra `grpc`. Empty: no gRPC."
     )
-    tls_cert: str = Field("", description="File with the certificate chain (PEM); needs tls_key.")
+    tls_cert: str = Field("", description="File with the certificate chain (PEM). Requires tls_key.")
     tls_key: str = Field("", description="File with the private key (PEM).")
     auth: Literal["auto", "required", "off"] = Field(
-        "auto", description="Whether commands need a key. auto: only if other machines can connect."
+        "auto", description="Whether commands need a key. auto: yes if other machines can connect."
     )
-    open_queries: bool = Field(
-        True, description="Whether queries are answered without a key even if commands need one."
-    )
+    open_queries: bool = Field(True, description="Whether queries need no key even if commands need one.")
     api_keys: Annotated[tuple[SecretStr, ...], BeforeValidator(_words)] = Field(
-        (), description="Keys with all rights, each name:secret; AIMA_API_KEYS sets the same."
+        (), description="Keys with all rights, written as name:secret. AIMA_API_KEYS is another name of the variable."
     )
-    hosts: Words = Field((), description="Host names to serve (Host header) in addition to the host of addr.")
+    hosts: Words = Field((), description="Accepted names in the Host header, in addition to the host of addr.")
     cors_origins: Words = Field(
-        (), description="Origins whose web pages may send requests and read answers; * for all."
+        (), description="Origins whose web pages may send requests and read answers; * means all."
     )
     body_limit: int = Field(8 * 2**20, ge=1024, le=2**30, description="Maximum bytes of a request's body.")
     upload_limit: int = Field(
         100 * 2**20, ge=1024, le=2**32, description="Maximum bytes of a body with audio or images."
     )
     requests_per_minute: int = Field(
-        0, ge=0, le=1_000_000, description="Maximum requests per minute of an address without a key; 0: no limit."
+        0, ge=0, le=1_000_000, description="Maximum requests per minute from one address without a key; 0: no limit."
     )
-    connections: int = Field(16_384, ge=16, le=1_000_000, description="Maximum open connections; more are refused.")
+    connections: int = Field(
+        16_384, ge=16, le=1_000_000, description="Maximum open connections. The gateway refuses further connections."
+    )
 
     @model_validator(mode="after")
     def _both(self) -> GatewaySettings:

@@ -1,4 +1,4 @@
-"""The state of a key and its token usage, folded from its events. Pure."""
+"""The state of a key and of its token quota, computed from the key's events. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ DAY = 86_400.0  # seconds; quotas restart at midnight UTC, where a day of Unix t
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
-    """A key. `used`: tokens settled on UTC day number `day`; `reserved`: tokens of requests under way, by id."""
+    """A key. `used` counts the tokens settled on UTC day number `day`.
+
+    `reserved` has the tokens of requests under way, by request id.
+    """
 
     id: str
     name: str
@@ -32,12 +35,12 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
         return (self.used if self.day == int(at // DAY) else 0) + sum(self.reserved.values())
 
     def expired(self, at: float) -> bool:
-        """Whether the key has expired at `at` (Unix seconds); 0 in `expires_at` never expires."""
+        """Whether the key has expired at `at` (Unix seconds). A key with `expires_at` 0 never expires."""
         return 0 < self.expires_at <= at
 
 
 def evolve(key: Key | None, event: u.Events) -> Key | None:
-    """Return the key after the event; None once it is revoked. Never raises."""
+    """Return the key after the event, or None if the key is revoked. Never raises."""
     match event:
         case u.KeyCreated():
             return Key(

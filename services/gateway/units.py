@@ -13,7 +13,7 @@ Scope = Annotated[
     str,
     Field(
         pattern=r"^(\*|[a-z][a-z0-9_]{0,39}):(low|medium|high)$",
-        description="A domain, or * for all, and the highest risk of its units that the key may use.",
+        description="DOMAIN:RISK. The key may call the domain's units up to this risk; * means all domains.",
         examples=["*:medium", "inference:medium", "service:high"],
     ),
 ]
@@ -25,9 +25,10 @@ EVERYDAY: tuple[Scope, ...] = ("*:medium",)
 
 
 class KeyCreated(Event, unit="gateway.key_created", stream="key_id", frozen=True, kw_only=True):
-    """A key was created. `hash`: SHA-256 of its secret part, in hex; `created_at`, `expires_at` in Unix seconds.
+    """A key was created.
 
-    `models`: the models that it may use, empty for all. A limit of 0 means no limit, `expires_at` 0 never.
+    `hash` is the SHA-256 of the key's secret part, in hex. Times are Unix seconds; `expires_at` 0 means never. `models`
+    lists the models that the key may use; empty means all. A limit of 0 means no limit.
     """
 
     key_id: str
@@ -48,7 +49,7 @@ class KeyRevoked(Event, unit="gateway.key_revoked", stream="key_id", frozen=True
 
 
 class TokensReserved(Event, unit="gateway.tokens_reserved", stream="key_id", frozen=True, kw_only=True):
-    """Tokens of a key's daily quota were reserved for a request; `at` in Unix seconds."""
+    """Tokens of a key's daily quota were reserved for a request. `at` is in Unix seconds."""
 
     key_id: str
     request_id: str
@@ -57,7 +58,7 @@ class TokensReserved(Event, unit="gateway.tokens_reserved", stream="key_id", fro
 
 
 class TokensSettled(Event, unit="gateway.tokens_settled", stream="key_id", frozen=True, kw_only=True):
-    """A request used `tokens` of its key's daily quota; its reservation ends."""
+    """A request ended and used `tokens` of its key's daily quota. The request's reservation ends, too."""
 
     key_id: str
     request_id: str
@@ -72,7 +73,7 @@ EVENTS: tuple[type[Event], ...] = Events.__args__
 
 
 class NewKey(View):
-    """A new key. The key itself is returned only once and stored nowhere."""
+    """A new key. AIMA returns the key only once and does not store it."""
 
     key_id: str
     key: str = Field(description="Send this as `Authorization: Bearer KEY`. It cannot be shown again.")
@@ -104,7 +105,7 @@ class Identity(View):
 
 
 class Keys(View):
-    """A page of the keys; `total` counts all."""
+    """A page of the keys. `total` is the number of all keys."""
 
     keys: list[KeyView]
     total: int
@@ -124,25 +125,23 @@ class CreateKey(
         {"name": "operator", "scopes": ["*:high"], "expires_in": 86400},
     ),
 ):
-    """Create a key for the gateway. Only this answer contains the key: store it."""
+    """Create a key for the gateway. Store the key from the answer: AIMA does not show the key again."""
 
     name: str = Field(
         min_length=1,
         max_length=60,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
-        description="Unique name of the key's user, such as ci; it is recorded in events.",
+        description="Unique name of the key's user, such as ci. Events record the name as their principal.",
     )
     scopes: list[Scope] = Field(
-        list(EVERYDAY), min_length=1, max_length=50, description="Domains and risks of the units that it may use."
+        list(EVERYDAY), min_length=1, max_length=50, description="Domains and risks of the units that the key may call."
     )
-    models: list[str] = Field([], max_length=100, description="Models and services that it may use; empty: all.")
+    models: list[str] = Field([], max_length=100, description="Models and services that the key may use; empty: all.")
     expires_in: float | None = Field(
         None, gt=0, le=10 * 365 * 86_400, description="Seconds until the key expires; none: never."
     )
     requests_per_minute: int = Field(0, ge=0, le=1_000_000, description="Maximum requests per minute; 0: no limit.")
-    tokens_per_day: int = Field(
-        0, ge=0, le=10**12, description="Maximum tokens per day, which starts at midnight UTC; 0: no limit."
-    )
+    tokens_per_day: int = Field(0, ge=0, le=10**12, description="Maximum tokens per UTC day; 0: no limit.")
 
 
 class RevokeKey(
@@ -154,7 +153,7 @@ class RevokeKey(
     events=(KeyRevoked,),
     examples=({"key_id": "key-7f3a09c1"},),
 ):
-    """Revoke a key, at once and for good."""
+    """Revoke a key. The key stops working at once and cannot be restored."""
 
     key_id: KeyId
 
@@ -166,6 +165,6 @@ class ListKeys(Query[Keys], Page, unit="gateway.list_keys", risk="high"):
 class Identify(
     Query[Identity], unit="gateway.identify", errors=(Unauthorized,), examples=({"key": "aima_7f3a09c1_secret"},)
 ):
-    """Return the name and rights of a key; for doors outside the gateway."""
+    """Return the name and rights of a key. Doors outside the gateway use this query to check a caller's key."""
 
     key: str = Field(min_length=1, max_length=500, description="The key.")

@@ -1,4 +1,4 @@
-"""Views of keys; they must not contain a secret or its hash. Pure."""
+"""Builds the views of keys. A view must not contain a key's secret or hash. Pure."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from services.gateway.state import Key
 
 
 def keys(world: World[Key], query: u.ListKeys, at: float) -> u.Keys:
-    """Return a page of the keys, the oldest first."""
+    """Return a page of the keys, with the oldest key first."""
     by_age = sorted(world.values(), key=lambda key: (key.created_at, key.id))
     page = by_age[query.offset : query.offset + query.limit]
     return u.Keys(keys=[view(key, at) for key in page], total=len(by_age))
 
 
 def view(key: Key, at: float) -> u.KeyView:
-    """Return the view of a key at a time in Unix seconds."""
+    """Return the view of a key at the time `at` in Unix seconds."""
     return u.KeyView(
         id=key.id,
         name=key.name,
@@ -32,5 +32,5 @@ def view(key: Key, at: float) -> u.KeyView:
 
 
 def time_of(at: float) -> str | None:
-    """Return Unix seconds as text; None for 0, which means never."""
+    """Return a time in Unix seconds as RFC 3339 text. Returns None for 0, which means never."""
     return timestamp(at) if at else None

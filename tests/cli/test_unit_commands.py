@@ -308,10 +308,10 @@ def test_keys_are_made_listed_used_and_revoked(shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("words", "needed"),
     [
-        (["service", "start", "svc-1"], "service.start; that needs the scope service:medium"),
-        (["service", "delete"], "service.delete; that needs the scope service:high"),
-        (["engine", "stop", "llamacpp"], "engine.stop; that needs the scope engine:medium"),
-        (["model", "import", "--help"], "model.import; that needs the scope model:medium"),
+        (["service", "start", "svc-1"], "service.start, which needs the scope service:medium"),
+        (["service", "delete"], "service.delete, which needs the scope service:high"),
+        (["engine", "stop", "llamacpp"], "engine.stop, which needs the scope engine:medium"),
+        (["model", "import", "--help"], "model.import, which needs the scope model:medium"),
     ],
     ids=" ".join,
 )

@@ -1,1 +1,1 @@
-"""What every request passes before its API: connection, host, key, rate, quota; and the format of errors."""
+"""Checks every request before its API: host, key, rate and quota. Also listens on sockets and formats errors."""

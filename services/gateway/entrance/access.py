@@ -1,20 +1,20 @@
-"""Access control of the doors: which caller may use which unit, and which fields of events it sees. Pure.
+"""Decides which units a caller may call, and which fields of events the caller sees. Pure.
 
-The risk of a unit comes from its domain on the bus, never from the client:
+A unit's domain publishes the unit's risk on the bus. A client cannot set the risk. A caller may call
 
     unit                        without a key                   with a key
     a query                     if queries are open             if a scope covers it
     a command                   if keys are not required        if a scope covers it
     any unit of high risk       never                           if a scope covers it
 
-Events contain the caller that caused them, which not every reader may see:
+An event contains the caller that caused it. Not every reader may see this caller:
 
     reader sees                 without a key                   with a key
-    the whole event             if keys are not required        its own; all, if a scope covers high risk
-    the event without caller    if keys are required            all others
+    the whole event             if keys are not required        its own events; all, if a scope covers high risk
+    the event without caller    if keys are required            all other events
 
-The same rule applies to views with owners: a reader that does not see whole events of a domain sees no owner's name
-except its own.
+The same rule applies to views with owners. A reader that does not see a domain's whole events sees only its own name as
+owner.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _CALLER_FIELDS_IN_DATA = (_OWNER, "request_id")  # of an event's data
 
 @dataclass(frozen=True)
 class Principal:
-    """The holder of a key. `name` is recorded in events; both `name` and `key_id` are empty without a key."""
+    """The holder of a key. Events record `name`. Without a key, `name` and `key_id` are empty."""
 
     name: str = ""
     key_id: str = ""
@@ -55,7 +55,7 @@ class Principal:
         return bool(self.name)
 
     def reaches(self, domain: str, risk: str) -> bool:
-        """Whether a scope covers units of a domain with this risk; an unknown risk counts as high."""
+        """Whether a scope covers the domain's units of this risk. An unknown risk counts as high."""
         rank = _RISKS.index(risk if risk in _RISKS else "high")
         for scope in self.scopes:
             scope_domain, _, highest = scope.partition(":")
@@ -64,7 +64,7 @@ class Principal:
         return False
 
     def may_use(self, *names: str) -> bool:
-        """Whether the key may use a model that has these names."""
+        """Whether the key may use a model that has any of these names."""
         return not self.models or any(name in self.models for name in names)
 
 
@@ -73,18 +73,24 @@ NOBODY = Principal()
 
 @dataclass(frozen=True)
 class Policy:
-    """The access settings. `required`: commands need a key. `static`: names of the keys in the settings, by hash."""
+    """The access settings. If `required`, commands need a key.
+
+    `static` has the names of the keys in the settings, by the hash of the key.
+    """
 
     required: bool
     open_queries: bool = True
     static: Mapping[str, str] = field(default_factory=dict)
 
     def permit(self, who: Principal, unit: UnitInfo) -> None:
-        """Raise Unauthorized if the caller needs a key for the unit, Forbidden if its key lacks the scope."""
+        """Check that the caller may call the unit.
+
+        Raises Unauthorized if the unit needs a key, and Forbidden if no scope of the key covers the unit.
+        """
         if who.known:
             if not who.reaches(unit.domain, unit.risk):
                 raise Forbidden(
-                    f"the key {who.name} may not use {unit.name}; that needs the scope {unit.domain}:{unit.risk}",
+                    f"the key {who.name} may not use {unit.name}, which needs the scope {unit.domain}:{unit.risk}",
                     reason="SCOPE",
                     unit=unit.name,
                     needed=f"{unit.domain}:{unit.risk}",
@@ -101,28 +107,28 @@ class Policy:
             )
 
     def permit_model(self, who: Principal, *names: str) -> None:
-        """Raise NotFound if the key may not use the model; the answer does not reveal that the model exists."""
+        """Raise NotFound if the key may not use the model. The error does not reveal whether the model exists."""
         if not who.may_use(*names):
             raise NotFound(f"there is no model {names[0]}", reason="MODEL_NOT_FOUND", model=names[0])
 
     def sees_whole(self, who: Principal, domain: str, principal: str = "") -> bool:
-        """Whether the caller sees whole events of a domain: all of them, or those that `principal` caused."""
+        """Whether the caller sees whole events that `principal` caused in a domain. "" means all events."""
         if not who.known:
-            return not self.required  # one user's own machine
+            return not self.required  # if no keys are required, the machine belongs to one user
         return principal == who.name or who.reaches(domain, "high")
 
     def valid(self, who: Principal, keys: Mapping[str, Key], at: float) -> bool:
-        """Whether the key of an identified caller is still valid, neither revoked nor expired."""
+        """Whether an identified caller's key is still valid. A revoked or expired key is not valid."""
         if not who.key_id or who.key_id.startswith(_STATIC):
             return True
         key = keys.get(f"gateway/{who.key_id}")
         return key is not None and not key.expired(at)
 
     def identify(self, token: str, keys: Mapping[str, Key], at: float) -> Principal:
-        """Return the principal of a token; NOBODY for a foreign token unless keys are required.
+        """Return the principal of a token.
 
-        Raises Unauthorized for an AIMA key that is unknown, revoked or expired, even if no key is required: its
-        client relies on it.
+        Raises Unauthorized for an AIMA key that is unknown, revoked or expired, even if no key is required, because
+        the client relies on the key. A token that is no AIMA key returns NOBODY, or raises if keys are required.
         """
         if not token:
             return NOBODY
@@ -133,7 +139,7 @@ class Policy:
         if token.startswith(PREFIX):
             ident, _, secret = token.removeprefix(PREFIX).partition("_")
             key = keys.get(f"gateway/key-{ident}")
-            # compared even if the key does not exist, so that the response time does not reveal which keys exist
+            # the comparison also runs for a missing key, so the response time does not reveal which keys exist
             matches = hmac.compare_digest(key.hash if key else "", hash_of(secret))
             if not key or not matches:
                 raise Unauthorized(
@@ -153,11 +159,11 @@ class Policy:
             )
         if self.required:
             raise Unauthorized("the key is unknown; create one with: aima keys create NAME", reason="KEY_UNKNOWN")
-        return NOBODY  # clients of other APIs always send some key
+        return NOBODY  # clients of other APIs always send a key, even if none is needed
 
 
 def without_caller(event: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the event with the same fields, but empty caller and request ids."""
+    """Return a copy of the event in which all fields about the caller and the request are empty."""
     data = event.get("data")
     return {
         **_emptied(event, _CALLER_FIELDS),
@@ -166,7 +172,7 @@ def without_caller(event: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_owners(value: Any, name: str) -> Any:
-    """Return the data of a view with the same fields, but every `owner` other than `name` empty."""
+    """Return a copy of a view's data in which every `owner` other than `name` is empty."""
     match value:
         case dict():
             own = _OWNER not in value or value[_OWNER] == name
@@ -178,17 +184,17 @@ def without_owners(value: Any, name: str) -> Any:
 
 
 def _emptied(fields: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Return the fields with those of these names empty: texts as "", other values as None."""
+    """Return a copy of the fields in which the named fields are empty: texts become "", other values None."""
     return {**fields, **{name: "" if isinstance(fields[name], str) else None for name in names if name in fields}}
 
 
 def hash_of(secret: str) -> str:
-    """Return the stored form of a secret of 256 random bits: SHA-256 in hex; a secret of that length needs no salt."""
+    """Return the SHA-256 of a secret, in hex. The secret needs no salt, because it has 256 random bits."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def static_keys(entries: Iterable[str]) -> dict[str, str]:
-    """Return hash to name for the keys in the settings; each entry is `name:secret` or just a secret."""
+    """Return the names of the keys in the settings, by hash. An entry is `name:secret` or only a secret."""
     names = {}
     for number, entry in enumerate(entries, 1):
         name, colon, secret = entry.partition(":")
@@ -197,7 +203,7 @@ def static_keys(entries: Iterable[str]) -> dict[str, str]:
 
 
 def check_scopes(scopes: Iterable[str], domains: Iterable[str]) -> None:
-    """Raise ValidationFailed, with the nearest names, if a scope's domain is not among these."""
+    """Raise ValidationFailed if a scope's domain is not in `domains`. The message suggests the nearest names."""
     known = {*domains, "*"}
     unknown = {
         f"scopes.{number}": name

@@ -1,4 +1,4 @@
-"""Assembles the ASGI application: CORS, the gate, then the routes of all doors in the order given."""
+"""Assembles the ASGI application. A request passes CORS, then the gate, then the first route that matches."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def assemble(
     hosts: frozenset[str] | None,
     metrics: Metrics,
 ) -> ASGIApp:
-    """Return the application. CORS is outside the gate, as browsers send preflight requests without a key."""
+    """Return the application. CORS is outside the gate, because browsers send preflight requests without a key."""
     router = Router(routes, default=_not_found, redirect_slashes=False)
     app: ASGIApp = Gate(router, policy, keys, limiter, hosts, frozenset(settings.cors_origins), metrics.count)
     if settings.cors_origins:

@@ -1,4 +1,4 @@
-"""Reads query strings, paths and bodies of requests; refuses them if too large, of another media type or invalid."""
+"""Reads query strings, paths and bodies of requests. Refuses bodies that are too large, invalid, or of a wrong type."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from services.gateway.entrance.error_bodies import HttpRefusal
 
 T = TypeVar("T")
 _JSON = ("application/json", "text/json")
-_MAX_PAIRS = 1000  # of a query string; no unit has that many fields
+_MAX_PAIRS = 1000  # pairs in a query string; no unit has that many fields
 
 
 def query_of(request: Request) -> list[tuple[str, str]]:
-    """Return the pairs of the query string. Raises InvalidRequest if it is not UTF-8 or has more than 1000 pairs."""
+    """Return the pairs of the query string. Raises InvalidRequest for more than 1000 pairs, or if it is not UTF-8."""
     text = request.scope["query_string"].decode("latin-1")
     try:
         return parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_MAX_PAIRS)
@@ -27,7 +27,10 @@ def query_of(request: Request) -> list[tuple[str, str]]:
 
 
 def segments_of(request: Request, prefix: str) -> list[str]:
-    """Return the decoded segments of the path after a prefix; %2F does not separate segments. Raises InvalidRequest."""
+    """Return the decoded segments of the path after a prefix. An encoded slash (%2F) does not separate segments.
+
+    Raises InvalidRequest if the path is not UTF-8.
+    """
     raw: str = request.scope["raw_path"].decode("latin-1")
     try:
         return [unquote(part, errors="strict") for part in raw.removeprefix(f"{prefix}/").split("/")]
@@ -36,12 +39,16 @@ def segments_of(request: Request, prefix: str) -> list[str]:
 
 
 async def read(request: Request, limit: int) -> bytes:
-    """Return the body. Raises PayloadTooLarge."""
+    """Return the body. Raises PayloadTooLarge if the body has more than `limit` bytes."""
     return b"".join([block async for block in blocks(request, limit)])
 
 
 async def blocks(request: Request, limit: int) -> AsyncIterator[bytes]:
-    """Yield the body as it arrives. Raises PayloadTooLarge if its declared or actual length exceeds `limit` bytes."""
+    """Yield the blocks of the body as they arrive.
+
+    Raises PayloadTooLarge if the declared or actual length exceeds `limit` bytes, and HttpRefusal (415) for a
+    compressed body.
+    """
     if request.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
         raise HttpRefusal(
             415, "compressed bodies are not supported; send the body without Content-Encoding", "UNSUPPORTED_ENCODING"
@@ -58,7 +65,7 @@ async def blocks(request: Request, limit: int) -> AsyncIterator[bytes]:
 
 
 async def read_json(request: Request, limit: int) -> bytes:
-    """Return the body; raise HttpRefusal (415) if its Content-Type is not JSON. No Content-Type counts as JSON."""
+    """Return the body. Raises HttpRefusal (415) if the Content-Type is not JSON. A missing Content-Type is accepted."""
     data = await read(request, limit)
     media = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if data and media not in _JSON and not media.endswith("+json"):
@@ -69,13 +76,13 @@ async def read_json(request: Request, limit: int) -> bytes:
 
 
 async def read_object(request: Request, limit: int) -> dict[str, Any]:
-    """Return the body as a JSON object; an empty body counts as an empty object."""
+    """Return the body as a JSON object. An empty body counts as an empty object."""
     data = await read_json(request, limit)
     return decode_object(data) if data else {}
 
 
 def decode_object(data: bytes) -> dict[str, Any]:
-    """Decode a JSON object. Raises InvalidRequest for anything else."""
+    """Decode a JSON object. Raises InvalidRequest if the data is not a JSON object."""
     try:
         return msgspec.json.decode(data, type=dict[str, Any])
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
@@ -83,9 +90,9 @@ def decode_object(data: bytes) -> dict[str, Any]:
 
 
 def decode(data: bytes, kind: type[T]) -> T:
-    """Decode JSON to a struct. Raises ValidationFailed with the invalid field, or InvalidRequest."""
+    """Decode JSON to a struct. Raises ValidationFailed for an invalid field, and InvalidRequest for invalid JSON."""
     try:
-        return msgspec.json.decode(data.decode(), type=kind)  # from bytes it would not check skipped fields for UTF-8
+        return msgspec.json.decode(data.decode(), type=kind)  # decode() rejects invalid UTF-8 even in skipped fields
     except msgspec.ValidationError as error:
         raise refusal(error) from None
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
@@ -93,7 +100,7 @@ def decode(data: bytes, kind: type[T]) -> T:
 
 
 def convert(data: Any, kind: type[T], inside: str = "") -> T:
-    """Convert decoded JSON to a struct. Raises ValidationFailed with the invalid field, prefixed with `inside`."""
+    """Convert decoded JSON to a struct. Raises ValidationFailed, which names the invalid field with prefix `inside`."""
     try:
         return msgspec.convert(data, kind)
     except msgspec.ValidationError as error:
@@ -101,7 +108,7 @@ def convert(data: Any, kind: type[T], inside: str = "") -> T:
 
 
 def refusal(error: msgspec.ValidationError, inside: str = "") -> ValidationFailed:
-    """Return an error of msgspec, such as "Expected `int`, got `str` - at `$.max_tokens`", as ValidationFailed."""
+    """Convert an error of msgspec to ValidationFailed. An example: "Expected `int`, got `str` - at `$.max_tokens`"."""
     expected, _, path = str(error).partition(" - at `$")
     quoted = expected.split("`")
     field = path.strip("`.") or (quoted[1] if len(quoted) > 1 and "field" in expected else "")

@@ -1,4 +1,4 @@
-"""Waiting clients: how long a client wants to wait, and the cancellation of its request when it disconnects."""
+"""Reads how long a client waits for a loading model, and cancels the request of a client that disconnects."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from aima_core.errors import InvalidRequest
 from services.gateway.entrance.dispatch import Caller, read_timeout
 from services.gateway.entrance.gate import caller_of
 
-_MODEL_TIMEOUT = 600.0  # seconds to wait for a loading model if the client does not name a time
+_MODEL_TIMEOUT = 600.0  # seconds that a client waits for a loading model if it names no time
 
 
 @dataclass(frozen=True)
 class WaitingCaller:
-    """A caller, and how many seconds it waits for a loading model."""
+    """A caller. `wait` is the number of seconds that the caller waits for a loading model."""
 
     caller: Caller
     wait: float
 
 
 def waiting_caller(request: Request, *, wait: bool = False) -> WaitingCaller:
-    """Return the caller and the seconds from `Prefer: wait=60` (RFC 7240); 0 without that header.
+    """Return the caller and the seconds in the header `Prefer: wait=60` (RFC 7240).
 
-    A bare `Prefer: wait`, or the argument `wait` without the header, means 600 s. Raises InvalidRequest.
+    `Prefer: wait` without a number means 600 s. Without the header, the caller waits 600 s if the argument `wait` is
+    True, and 0 s if it is False. Raises InvalidRequest for an invalid number.
     """
     caller = caller_of(request.state)
     for preference in request.headers.get("prefer", "").split(","):
@@ -42,7 +43,7 @@ def waiting_caller(request: Request, *, wait: bool = False) -> WaitingCaller:
 
 
 async def cancel_on_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
-    """Await the work; cancel it if the client disconnects first. The request's body must have been read before."""
+    """Await the work. Cancels the work if the client disconnects first. The request's body must already be read."""
     task = asyncio.current_task()
     assert task
     disconnected = False
@@ -58,7 +59,7 @@ async def cancel_on_disconnect(receive: Receive, work: Coroutine[Any, Any, None]
     try:
         await work
     except asyncio.CancelledError:
-        if not disconnected or task.uncancel():  # as asyncio.timeout does: the task may have been cancelled elsewhere
+        if not disconnected or task.uncancel():  # something else may also have cancelled the task; see asyncio.timeout
             raise
     finally:
         watcher.cancel()

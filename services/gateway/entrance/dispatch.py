@@ -1,4 +1,4 @@
-"""Sends a caller's request to a unit on the bus: checks permission, counts tokens, hides other callers' data."""
+"""Sends a caller's request to a unit on the bus. Checks the caller's rights, counts tokens, and hides other callers."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from services.gateway.entrance.access import NOBODY, Policy, Principal, without_
 from services.gateway.entrance.quotas import Quotas, of_input, used_by
 
 _USES_TOKENS = "inference"  # the domain whose commands use tokens
-# With these a client sends requests to an engine directly, so the gateway cannot count their tokens.
+# With a lease, a client sends requests directly to an engine, so the gateway cannot count their tokens.
 _UNCOUNTED = ("inference.lease", "inference.settle", "inference.renew")
-_MAX_TIMEOUT = 86_400.0  # seconds; the longest that the bus accepts
+_MAX_TIMEOUT = 86_400.0  # seconds; the longest timeout that the bus accepts
 _FORWARDED = (calls.EXPECTED_VERSION, calls.DRY_RUN, calls.CAUSATION_ID, calls.CORRELATION_ID)
 
 
 @dataclass(frozen=True)
 class Caller:
-    """The sender of a request, with its address, and the options beside the input. `headers` are those of the bus."""
+    """The sender of a request, and the request's options. `headers` are headers of the bus."""
 
     principal: Principal = NOBODY
     address: str = ""
@@ -34,19 +34,19 @@ class Caller:
     timeout: float | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     valid: Callable[[], bool] = lambda: True
-    """Whether the key is still valid; long-lived streams check this repeatedly."""
+    """Whether the key is still valid. A long stream calls this function repeatedly."""
 
     @property
     def owner(self) -> str:
-        """The id of the caller for data that is kept per caller: its key, or its address if it has none."""
+        """The id that marks data of this caller: the id of the caller's key, or the caller's address without a key."""
         return self.principal.key_id or f"at {self.address}"
 
     def for_bus(self) -> dict[str, str]:
-        """Return the headers of the bus request that corresponds to this request one to one."""
+        """Return the headers of the bus request, if the caller's request is passed on as one bus request."""
         return {**self.on_behalf(), calls.REQUEST_ID: self.request_id, **self.headers}
 
     def on_behalf(self) -> dict[str, str]:
-        """Return the headers of one of several bus requests that this request causes."""
+        """Return the headers of a bus request, if the caller's request causes several bus requests."""
         return {
             calls.CORRELATION_ID: self.request_id,
             calls.TRACEPARENT: self.headers.get(calls.TRACEPARENT) or new_trace(),
@@ -55,7 +55,10 @@ class Caller:
 
 
 def caller_from(principal: Principal, address: str, http_headers: Mapping[str, str]) -> Caller:
-    """Return the caller of an HTTP request; the names of `http_headers` are lower case. Raises InvalidRequest."""
+    """Return the caller of an HTTP request. The names in `http_headers` must be lower case.
+
+    Raises InvalidRequest for an invalid header.
+    """
     headers = {
         name: _text(http_headers, name) for name in (*_FORWARDED, calls.TRACEPARENT) if name.lower() in http_headers
     }
@@ -66,12 +69,12 @@ def caller_from(principal: Principal, address: str, http_headers: Mapping[str, s
 
 
 def own_key(principal: Principal, key: str) -> str:
-    """Return an idempotency key that cannot equal another principal's."""
+    """Return an idempotency key that differs from the idempotency keys of all other principals."""
     return f"{principal.key_id or 'nobody'}/{key}"
 
 
 def _text(http_headers: Mapping[str, str], name: str) -> str:
-    """Return a header that is forwarded. Raises InvalidRequest unless other protocols can carry its characters."""
+    """Return the text of an HTTP header, "" if it is missing. Raises InvalidRequest unless it is printable ASCII."""
     text = http_headers.get(name.lower(), "")
     if not (text.isascii() and text.isprintable()):
         raise InvalidRequest(f"the header {name} may contain only printable ASCII characters", header=name)
@@ -79,7 +82,7 @@ def _text(http_headers: Mapping[str, str], name: str) -> str:
 
 
 def read_timeout(text: str) -> float | None:
-    """Return a timeout in seconds, None if the text is empty. Raises InvalidRequest if it is invalid."""
+    """Parse a timeout in seconds. Returns None for an empty text. Raises InvalidRequest for an invalid number."""
     if not text:
         return None
     try:
@@ -101,28 +104,29 @@ class Dispatcher:
         self._quotas = quotas
 
     async def permitted(self, caller: Caller, name: str, data: Mapping[str, Any]) -> UnitInfo:
-        """Return the unit of this name if the caller may use it with this input.
+        """Return the named unit if the caller may call the unit with this input.
 
-        Raises UnitNotFound, Unauthorized, Forbidden, NotFound for a model, ValidationFailed for a `holder`.
+        Raises UnitNotFound, Unauthorized, Forbidden, NotFound if the caller may not use the model, and ValidationFailed
+        if the input has a `holder`.
         """
         unit = await self.directory.find(name)
         self.policy.permit(caller.principal, unit)
         if isinstance(model := data.get("model"), str):
             self.policy.permit_model(caller.principal, model)
         if name in _UNCOUNTED and data.get("holder"):
-            fault = {"field": "holder", "expected": "nothing: it marks the gateway's own leases"}
-            raise ValidationFailed(f"{name}: only gateways may set holder; leave it out", fields=[fault])
+            fault = {"field": "holder", "expected": "no value: holder marks a gateway's own leases"}
+            raise ValidationFailed(f"{name}: only gateways may set holder; omit the field", fields=[fault])
         if name in _UNCOUNTED and caller.principal.tokens_per_day:
             raise Forbidden(
-                f"the key {caller.principal.name} has a token quota and may not use {name}, as requests sent to an"
-                " engine directly are not counted",
+                f"the key {caller.principal.name} has a token quota and may not use {name}, because AIMA cannot count"
+                " the tokens of requests that go directly to an engine",
                 reason="QUOTA",
                 unit=name,
             )
         return unit
 
     async def envelope(self, caller: Caller, name: str, data: Mapping[str, Any]) -> bytes:
-        """Return a unit's answer in its envelope, without what `_visible` removes. Raises the unit's error."""
+        """Return a unit's answer in its envelope. Hides what the caller may not see. Raises the unit's error."""
         unit = await self.permitted(caller, name, data)
         timeout = caller.timeout or min(unit.patience(data), _MAX_TIMEOUT)
         async with self._counted(caller, unit, data) as used:
@@ -137,7 +141,7 @@ class Dispatcher:
             return msgspec.json.encode({**envelope, "data": visible.data})
 
     async def stream(self, caller: Caller, name: str, data: Mapping[str, Any]) -> AsyncGenerator[Any | Answer]:
-        """Yield the parts of a unit's answer, and last the Answer."""
+        """Yield the parts of a unit's answer, then the Answer. Hides what the caller may not see."""
         unit = await self.permitted(caller, name, data)
         timeout = caller.timeout or min(unit.patience(data), _MAX_TIMEOUT)
         whole = self.policy.sees_whole(caller.principal, unit.domain)
@@ -147,7 +151,7 @@ class Dispatcher:
                 yield part if whole else self._visible(caller, unit, part)
 
     def _visible(self, caller: Caller, unit: UnitInfo, part: Any) -> Any:
-        """Return an answer or a part; remove the callers of events of others, and owners other than the reader."""
+        """Return an answer or a part without the callers of other principals' events and without other owners."""
 
         def visible_event(event: Any) -> Any:
             if not isinstance(event, Mapping):
@@ -176,18 +180,21 @@ class Dispatcher:
 
 
 def tells_events(unit: UnitInfo) -> bool:
-    """Whether a unit answers with recorded events, as `<domain>.log` does: its schema has a field `events`."""
+    """Whether a unit answers with recorded events, as `<domain>.log` does. Such an answer has a field `events`."""
     return "events" in _fields(unit.output)
 
 
 def tells_owners(unit: UnitInfo) -> bool:
-    """Whether a unit's answer may name owners: its schema has a field `owner`, or is open (`<domain>.read`)."""
+    """Whether a unit's answer may name owners.
+
+    An answer may name owners if its schema has a field `owner`, or if its schema allows any field (`<domain>.read`).
+    """
     definitions = unit.output.get("$defs")
     schemas = (unit.output, *(definitions.values() if isinstance(definitions, dict) else ()))
     return unit.action == "read" or any("owner" in _fields(schema) for schema in schemas)
 
 
 def _fields(schema: Any) -> dict[str, Any]:
-    """Return the properties of an object's schema."""
+    """Return the properties in the schema of an object. Empty if the schema has no valid properties."""
     fields = schema.get("properties") if isinstance(schema, dict) else None
     return fields if isinstance(fields, dict) else {}

@@ -1,6 +1,6 @@
-"""The format of errors at each door: AIMA's own envelope, or the format that the clients of an API expect. Pure.
+"""Formats errors for each door: in AIMA's own envelope, or in the format of the OpenAI, Anthropic or Ollama API. Pure.
 
-Sources: the OpenAI, Anthropic and Ollama API references, each on errors.
+Sources: the chapters on errors in the references of these APIs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
 class HttpRefusal(InvalidRequest):
-    """A refusal by HTTP's own rules: path, method, media type, host. It has a status of its own."""
+    """A refusal because of the request's path, method, media type or host. It has its own HTTP status."""
 
     def __init__(self, status: int, message: str, reason: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message, reason=reason)
@@ -48,7 +48,7 @@ def status_of(error: AimaError) -> int:
 
 
 def body_of(error: AimaError, path: str, request_id: str) -> dict[str, Any]:
-    """Return an error's body in the format of the API at this path."""
+    """Return the body of an error, in the format of the API that has this path."""
     if path.startswith("/v1/messages"):
         kind = _ANTHROPIC_TYPES.get(status_of(error), "invalid_request_error" if error.status < 500 else "api_error")
         body = {"type": kind, "message": error.message, "details": error.body()}
@@ -72,7 +72,7 @@ def body_of(error: AimaError, path: str, request_id: str) -> dict[str, Any]:
 
 
 def failure(error: AimaError, path: str, request_id: str) -> Response:
-    """Return the response for an error, with the headers Retry-After and WWW-Authenticate where they apply."""
+    """Return the response for an error, with Retry-After and WWW-Authenticate if the error needs these headers."""
     headers = dict(error.headers) if isinstance(error, HttpRefusal) else {}
     if isinstance(retry := error.details.get("retry_after"), int | float):
         headers["Retry-After"] = str(max(1, round(retry)))
@@ -82,6 +82,6 @@ def failure(error: AimaError, path: str, request_id: str) -> Response:
 
 
 def json(data: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """Return a JSON response; `data` in bytes is JSON already."""
+    """Return a JSON response. `data` is a value to encode, or bytes that are already JSON."""
     content = data if isinstance(data, bytes) else _encode(data)
     return Response(content, status, headers, "application/json")

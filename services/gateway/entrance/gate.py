@@ -1,4 +1,4 @@
-"""The gate that every HTTP request passes before its door: checks host, origin, key and rate, and answers errors."""
+"""Checks the host, origin, key and rate of every HTTP request before its door, and turns errors into responses."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from services.gateway.settings import local
 from services.gateway.state import Key
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
-_SAFE = ("GET", "HEAD", "OPTIONS")  # change nothing; browsers keep their answers from pages of other origins
-_OPEN = ("/health", "/api/v2/health", "/docs", "/openapi.json")  # served without a key or a rate limit
+_SAFE = ("GET", "HEAD", "OPTIONS")  # these methods change nothing, and browsers hide their answers from other origins
+_OPEN = ("/health", "/api/v2/health", "/docs", "/openapi.json")  # these paths need no key and have no rate limit
 
 
 class Gate:
-    """The ASGI application around all others. `count(scope, status, seconds)` is called after every request."""
+    """The outer ASGI application. It calls `count(scope, status, seconds)` after every request."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Gate:
         started_at, status = time.perf_counter(), 0
         path: str = scope["path"]
         caller = Caller(request_id=token(8))
-        scope["app"] = self  # makes Starlette raise its refusals rather than answer them in plain text
+        scope["app"] = self  # makes Starlette raise its refusals; otherwise, it answers them in plain text
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -77,7 +77,7 @@ class Gate:
         except ClientDisconnect:
             logger.debug("client disconnected", path=path)
         except Exception as error:
-            if status:  # the response has started: the only way left to report an error is to cut the connection
+            if status:  # the response has started, so only a cut connection can still report the error
                 logger.warning("response cut by an error", path=path, error=repr(error))
                 raise
             await _refusal(error, scope, caller.request_id)(scope, receive, send_with_id)
@@ -112,9 +112,10 @@ class Gate:
         return self._policy.valid(principal, self._keys, time.time())
 
     def _check_origin(self, headers: Mapping[str, str]) -> None:
-        """Refuse requests that a foreign web page makes a browser send, which would act with this machine's rights.
+        """Refuse a request that a foreign web page sends through the browser of this machine's user.
 
-        Browsers mark them: https://fetch.spec.whatwg.org/#origin-header, https://www.w3.org/TR/fetch-metadata/.
+        Such a request would have this machine's rights. Browsers mark such requests:
+        https://fetch.spec.whatwg.org/#origin-header, https://www.w3.org/TR/fetch-metadata/.
         """
         origin = headers.get("origin", "")
         if origin:
@@ -124,44 +125,44 @@ class Gate:
             foreign = headers.get("sec-fetch-site", "") in ("cross-site", "same-site")
         if foreign:
             raise Forbidden(
-                "web pages of other origins may not send this request;"
-                " to allow one, add its origin to gateway.cors_origins",
+                "a web page of another origin may not send this request;"
+                " to allow the page, add its origin to gateway.cors_origins",
                 reason="FOREIGN_ORIGIN",
             )
 
     def _check_host(self, host: str) -> None:
-        """Refuse unknown host names: a foreign page's name may resolve to this address (DNS rebinding)."""
+        """Refuse an unknown host name, because a foreign page's name may resolve to this address (DNS rebinding)."""
         if self._hosts is None:
             return
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() and not host.endswith("]") else host
         if name.lower() not in self._hosts:
             raise HttpRefusal(
                 421,
-                f"this gateway does not serve the host {name[:100]!r}; to allow it, add it to gateway.hosts",
+                f"this gateway does not accept the host name {name[:100]!r}; to allow it, add it to gateway.hosts",
                 "UNKNOWN_HOST",
             )
 
 
 def hosts_of(host: str, more: tuple[str, ...]) -> frozenset[str] | None:
-    """Return the host names to serve; None for any, if other machines reach the address: keys protect it then."""
+    """Return the accepted host names. Returns None for any name if other machines can connect: keys protect access."""
     if not local(host):
         return None
     return _LOOPBACK | {host, ""} | {name.lower() for name in more}
 
 
 def _headers(scope: Scope) -> dict[str, str]:
-    """Return the headers by lower-case name, the first of each: a dict, as every request needs many of them."""
+    """Return the headers by lower-case name. If a header occurs more than once, the first value counts."""
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
 
 
 def _key(headers: Mapping[str, str]) -> str:
-    """Return the key from `Authorization: Bearer`, or from `x-api-key` as Anthropic's clients send it."""
+    """Return the key in `Authorization: Bearer`, or in `x-api-key`, which Anthropic's clients send."""
     scheme, _, key = headers.get("authorization", "").partition(" ")
     return key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "").strip()
 
 
 def _refusal(error: Exception, scope: Scope, request_id: str) -> Response:
-    """Return the response for an error; OPTIONS is answered with the allowed methods."""
+    """Return the response for an error. An OPTIONS request gets the allowed methods."""
     refusal = _as_aima_error(error, scope["path"])
     if scope["method"] == "OPTIONS" and status_of(refusal) == 405 and isinstance(refusal, HttpRefusal):
         return Response(status_code=204, headers=refusal.headers)

@@ -11,7 +11,7 @@ _SECONDS = (0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0, 300.0)
 
 
 class Metrics:
-    """Counters of one gateway. Labels must not hold values from a path or a body: their number is unlimited."""
+    """The counters of one gateway. A label must not be a value from a path or body: such values are unlimited."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -28,17 +28,17 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
-        self._counter = cache(self._requests.labels)  # looking labels up costs ten times as much as counting
+        self._counter = cache(self._requests.labels)  # finding the labels costs ten times as much as counting
         self._timer = cache(self._seconds.labels)
         self.streams = Gauge("aima_http_streams", "Number of open event streams.", ("kind",), registry=self.registry)
 
     def count(self, scope: Scope, status: int, seconds: float) -> None:
-        """Count an ended request; status 0, of a client that left before the response, counts as 499."""
+        """Count an ended request. If the client left before the response, `status` is 0 and counts as 499."""
         route = getattr(scope.get("route"), "path", "none")
         self._counter(route, _method(scope["method"]), status or 499).inc()
         self._timer(route).observe(seconds)
 
 
 def _method(method: str) -> str:
-    """Return a standard method, else "other": clients must not be able to create labels."""
+    """Return a standard method, or "other": a client must not be able to create labels."""
     return method if method in ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS") else "other"

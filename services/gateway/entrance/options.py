@@ -1,4 +1,4 @@
-"""Options of a call in the body of a request, such as timeout and dry run; the same over HTTP, gRPC and MCP. Pure."""
+"""The options of a call in a request's body, such as timeout and dry run, for HTTP, gRPC and MCP. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from services.gateway.entrance.dispatch import Caller, own_key, read_timeout
 
 
 class Beside(msgspec.Struct, forbid_unknown_fields=True):
-    """Options beside a unit's input; `timeout` in seconds."""
+    """The options of a call. `timeout` is in seconds."""
 
     timeout: Annotated[float, msgspec.Meta(gt=0, le=86_400)] | None = None
     dry_run: bool = False
@@ -22,14 +22,14 @@ class Beside(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Options(Beside, rename={"asynchronous": "async"}):
-    """Options beside a unit's input, including how to answer: as an operation, or as a stream of parts."""
+    """The options of a call over HTTP. The answer can also be an operation or a stream of parts."""
 
     asynchronous: bool = False
     stream: bool = False
 
 
 def with_options(caller: Caller, options: Beside) -> Caller:
-    """Return the caller with the options applied; an option overrides the header of the same meaning."""
+    """Return the caller with the options applied. An option overrides the header with the same meaning."""
     headers = dict(caller.headers)
     if options.dry_run:
         headers[calls.DRY_RUN] = "true"

@@ -1,4 +1,4 @@
-"""The fixed paths of all doors: their list for the documents, and how their routes are made."""
+"""Lists the fixed paths of all doors for the documents, and builds the routes of fixed paths."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Answering = Callable[[Request], Awaitable[Response]]
 
 
 class FixedPath(NamedTuple):
-    """A fixed path, as the documents show it. `tag`: the group in the OpenAPI document."""
+    """A fixed path, as the documents show it. `tag` is the path's group in the OpenAPI document."""
 
     method: str
     path: str
@@ -77,9 +77,9 @@ DOORS = (
 
 
 class _Endpoint:
-    """The ASGI application of a fixed path. It answers every method, so that no later route matches the path.
+    """The ASGI application of a fixed path. It answers every method, so no later route matches the path.
 
-    The gate answers the errors that it raises, so Starlette's own wrapper with error handling is not used.
+    The gate answers errors that this application raises. So Starlette's own wrapper with error handling is not used.
     """
 
     def __init__(self, methods: Mapping[str, Answering], others: Answering | None = None) -> None:
@@ -97,7 +97,7 @@ class _Endpoint:
 
 
 def fixed_path(path: str, methods: Mapping[str, Answering]) -> Route:
-    """Return the route of a path with these methods; other methods get 405, even if a later route matches."""
+    """Return the route of a path with these methods. Other methods get 405, even if a later route matches."""
     return Route(path, _Endpoint(methods))
 
 

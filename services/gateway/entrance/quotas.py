@@ -1,4 +1,4 @@
-"""Daily token quotas of keys: tokens are reserved before a request and settled with the used number in any case."""
+"""Keeps the daily token quotas of keys: reserves tokens before a request, and settles the used tokens after it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from aima_core.structured_logs import logger
 from services.gateway.entrance.access import Principal
 
 Book = Callable[[str, str, int], Coroutine[Any, Any, None]]
-_GUESS = 1024  # tokens assumed for an answer without a limit from the client
+_GUESS = 1024  # tokens assumed for an answer if the client sets no limit
 
 
 @dataclass(frozen=True)
 class TokenEstimate:
-    """Maximum tokens of a request: of its prompt and its answer. `guessed`: the client set no limit for the answer."""
+    """The maximum tokens of a request's prompt and answer. `guessed`: the client set no limit for the answer."""
 
     prompt: int = 0
     answer: int = 0
@@ -32,9 +32,9 @@ NONE = TokenEstimate()
 
 
 class Quotas:
-    """Reserves and settles tokens through two functions of (key id, request id, tokens).
+    """Reserves and settles tokens through two functions, which take a key id, a request id and a number of tokens.
 
-    `reserve` raises RateLimited if the quota is exhausted.
+    `reserve` raises RateLimited if the rest of the quota is not enough.
     """
 
     def __init__(self, reserve: Book, settle: Book) -> None:
@@ -44,9 +44,10 @@ class Quotas:
 
     @contextlib.asynccontextmanager
     async def within(self, who: Principal, need: TokenEstimate) -> AsyncIterator[list[int]]:
-        """Reserve the tokens that a request needs; settle the sum of the yielded list, which the block fills.
+        """Reserve the tokens that a request needs. The block adds the used tokens to the yielded list.
 
-        Does nothing for a key without a quota. Raises RateLimited.
+        The end of the block settles the sum of the list. A key without a quota needs no reservation. Raises
+        RateLimited if the rest of the quota is not enough.
         """
         used: list[int] = []
         if not who.tokens_per_day:
@@ -66,7 +67,7 @@ class Quotas:
         await asyncio.gather(*self._settling, return_exceptions=True)
 
     async def _reserve_for(self, key: str, ident: str, need: TokenEstimate) -> None:
-        """Reserve the tokens that a request needs; if the need is a guess, the rest of the day's tokens is enough."""
+        """Reserve the tokens that a request needs. If the need is a guess, fewer tokens are enough: the day's rest."""
         try:
             await self._reserve(key, ident, need.prompt + need.answer)
         except RateLimited as refusal:
@@ -78,13 +79,13 @@ class Quotas:
     def _settled(self, task: asyncio.Task[None]) -> None:
         self._settling.discard(task)
         if not task.cancelled() and (error := task.exception()):
-            logger.warning("tokens not settled", error=str(error))
+            logger.warning("the used tokens of a request were not settled", error=str(error))
 
 
 def estimate(data: bytes, most: int | None, answers: int = 1) -> TokenEstimate:
-    """Estimate the maximum tokens of a request, at four bytes of prompt per token.
+    """Estimate the maximum tokens of a request. Four bytes of the prompt count as one token.
 
-    `most`: the client's limit for each answer in tokens, None for no limit; `answers`: their number.
+    `most` is the client's limit for each answer, in tokens; None means no limit. `answers` is the number of answers.
     """
     return TokenEstimate(len(data) // 4, (_GUESS if most is None else most) * answers, guessed=most is None)
 
@@ -96,7 +97,7 @@ def of_input(data: Mapping[str, Any]) -> TokenEstimate:
 
 
 def used_by(answer: Any) -> int:
-    """Return the tokens in the `usage` of an answer; 0 if it has none."""
+    """Return the tokens in the `usage` of an answer, or 0 if the answer has no `usage`."""
     usage = answer.get("usage") if isinstance(answer, dict) else None
     if not isinstance(usage, dict):
         return 0

@@ -1,4 +1,4 @@
-"""Rate limits: a token bucket in memory for each key, and for each address without a key."""
+"""Limits the rate of requests, with a token bucket in memory for each key and for each address without a key."""
 
 from __future__ import annotations
 
@@ -8,32 +8,35 @@ from collections import OrderedDict
 from aima_core.errors import RateLimited
 from services.gateway.entrance.access import Principal
 
-_MAX_BUCKETS = 100_000  # the least recently used is dropped first
+_MAX_BUCKETS = 100_000  # beyond this number, the least recently used bucket is dropped
 _BURST = 6  # a bucket holds a sixth of a minute's requests, at least one
 
 
 class RateLimiter:
-    """Limits requests per caller. `default`: requests per minute of an address without a key; 0: no limit."""
+    """Limits the requests of each caller.
+
+    `default` is the limit per minute of an address without a key; 0 means no limit.
+    """
 
     def __init__(self, default: int) -> None:
         self._default = default
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def check(self, principal: Principal, address: str) -> None:
-        """Count a request. Raises RateLimited with `retry_after` in seconds if there were too many."""
+        """Count a request. Raises RateLimited, with `retry_after` in seconds, if the caller exceeds its limit."""
         wait = self.take(principal.key_id or address, principal.requests_per_minute, known=principal.known)
         if wait:
             limit = principal.requests_per_minute if principal.known else self._default
             who = f"the key {principal.name}" if principal.known else f"the address {address}"
             raise RateLimited(
-                f"{who} exceeds its limit of {limit} requests per minute, {int(_capacity(limit))} at once;"
-                f" ask again in {wait} s",
+                f"{who} exceeds its limit of {limit} requests per minute ({int(_capacity(limit))} at once);"
+                f" try again in {wait} s",
                 reason="TOO_MANY_REQUESTS",
                 retry_after=wait,
             )
 
     def take(self, who: str, per_minute: int, *, known: bool) -> int:
-        """Count a request; return 0 if it is allowed, else the seconds until the next request is."""
+        """Count a request. Returns 0 if the request is allowed, or the seconds until the next one is allowed."""
         rate = per_minute if known else self._default
         if not rate:
             return 0
@@ -48,5 +51,5 @@ class RateLimiter:
 
 
 def _capacity(per_minute: int) -> float:
-    """Return the requests that a full bucket allows at once."""
+    """Return the number of requests that a full bucket allows at once."""
     return max(per_minute / _BURST, 1.0)

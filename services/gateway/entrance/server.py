@@ -1,4 +1,4 @@
-"""The HTTP server: listens on TCP and Unix sockets, serves through uvicorn, and shuts down in order."""
+"""Runs the HTTP server: listens on TCP and Unix sockets, serves with uvicorn, and shuts down in order."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ from starlette.types import ASGIApp
 from aima_core.errors import Unavailable
 from services.gateway.settings import DEFAULT_PORT, GatewaySettings, local
 
-_PORTS = 20  # ports to try from the default one on, if the user has set none
+_PORTS = 20  # ports to try, starting with the default port, if the settings name no port
 _BACKLOG = 2048
 _KEEP_ALIVE = 75  # seconds that a connection may be idle between requests
-_GRACE = 20  # seconds until requests under way are cut when the gateway ends
-_LAST_WORDS = 2  # the last seconds of _GRACE: requests still under way get an error with the reason
+_GRACE = 20  # seconds that requests under way get when the gateway ends
+_LAST_WORDS = 2  # the last seconds of _GRACE, in which requests still under way get an error with the reason
 
 
 @dataclass(frozen=True)
 class Listening:
-    """The sockets that the gateway listens on. `url`: of the first; `host`: its host, empty for a Unix socket."""
+    """The sockets that the gateway listens on.
+
+    `url` and `host` describe the first socket. `host` is empty for a Unix socket.
+    """
 
     sockets: tuple[socket.socket, ...]
     url: str
@@ -37,7 +40,7 @@ class Listening:
 
 
 def listen(settings: GatewaySettings) -> Listening:
-    """Listen on the addresses in the settings. Raises Unavailable with PORT_IN_USE or NOT_WRITABLE."""
+    """Listen on the addresses in the settings. Raises Unavailable (PORT_IN_USE or NOT_WRITABLE) if that fails."""
     extra = (_unix(settings.socket),) if settings.socket else ()
     if settings.addr.startswith("unix:"):
         path = settings.addr.removeprefix("unix:")
@@ -53,7 +56,7 @@ def listen(settings: GatewaySettings) -> Listening:
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that leaves signals to the process, and reports when it accepts requests."""
+    """A uvicorn server that does not handle signals. `ready` is set when the server accepts requests."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -69,7 +72,7 @@ class Server(uvicorn.Server):
 
 
 class Http:
-    """The running server. `cut()` must make all requests under way end at once."""
+    """The running server. `cut()` must end all requests under way at once."""
 
     def __init__(self, app: ASGIApp, listening: Listening, settings: GatewaySettings, cut: Callable[[], None]) -> None:
         config = uvicorn.Config(
@@ -94,14 +97,14 @@ class Http:
         self._task: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Start the server; return once it accepts requests, or has failed to start."""
+        """Start the server. Returns when the server accepts requests or has failed to start."""
         self._task = asyncio.create_task(self._server.serve(sockets=self._sockets))
         ready = asyncio.create_task(self._server.ready.wait())
         await asyncio.wait((ready, self._task), return_when=asyncio.FIRST_COMPLETED)
         ready.cancel()
 
     async def close(self) -> None:
-        """Accept no more requests; wait for those under way, and cut them after 18 s."""
+        """Stop accepting requests. Waits for the requests under way, and cuts them after 18 s."""
         if self._task:
             self._server.should_exit = True
             _, late = await asyncio.wait((self._task,), timeout=_GRACE - _LAST_WORDS)
@@ -113,7 +116,7 @@ class Http:
 def _tcp(host: str, ports: range) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for port in ports:
-        # only with the protocol TCP set does asyncio turn off Nagle's algorithm, which costs 40 ms per request
+        # without the protocol TCP, asyncio would not turn off Nagle's algorithm, which costs 40 ms per request
         sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -146,7 +149,7 @@ def _unix(path: str) -> socket.socket:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove a socket that an earlier run has left; if a process still listens on it, it stays and binding fails."""
+    """Remove a socket file that an earlier run has left. Keeps the file if a process still listens on the socket."""
     if not path.is_socket():
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:

@@ -30,7 +30,7 @@ class Stream(Response):
 
     A first comment goes out at once, so the client knows that the response has begun. Another comment goes out after
     every `QUIET` seconds without an event. The response ends after the last event, when the client leaves, or when
-    `valid` returns False because the client's key was revoked. Its end cancels `events`.
+    `valid` returns False because the client's key has expired or was revoked. Its end cancels `events`.
     """
 
     media_type = "text/event-stream"

@@ -1,4 +1,7 @@
-"""Health: `/health` answers if the gateway serves, `/api/v2/health` reports what it depends on."""
+"""Serves `/health`, which answers while the gateway runs, and `/api/v2/health`, which checks its dependencies.
+
+The dependencies are the bus, JetStream and the domains.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from services.gateway.entrance.error_bodies import json
 from services.gateway.entrance.paths import fixed_path
 from services.gateway.events.feed import BUS_AWAY
 
-_FRESH = 1.0  # seconds for which JetStream's state is cached, because anyone may ask without a key or a rate limit
+_FRESH = 1.0  # seconds that JetStream's state is cached: anyone may request it without a key or a rate limit
 _TIMEOUT = 1.0  # seconds for JetStream to answer
 
 Dependencies = dict[str, bool]
@@ -36,11 +39,11 @@ class HealthApi:
         return [fixed_path("/health", {"GET": self.alive}), fixed_path("/api/v2/health", {"GET": self.health})]
 
     async def alive(self, request: Request) -> Response:  # noqa: ARG002 (Starlette's signature)
-        """Answer, which shows that the process serves."""
+        """Return 200, which shows that the process serves requests."""
         return json({"status": "ok"})
 
     async def health(self, request: Request) -> Response:
-        """Return the state of each dependency; with `ready=true`, status 503 if one is missing."""
+        """Return the state of each dependency. With `ready=true`, return 503 if a dependency is missing."""
         ready = _ready(bodies.query_of(request))
         dependencies = await self._check()
         missing = [name for name, ok in dependencies.items() if not ok]
@@ -72,7 +75,7 @@ class HealthApi:
 
 
 def domains_here(directory: Directory) -> Dependencies:
-    """Return, for every domain that was ever on the bus, whether it is there now."""
+    """Return every domain that was ever on the bus, and whether the domain is on the bus now."""
     missing = directory.away()
     return {name: name not in missing for name in sorted({*directory.domains, *missing})}
 

@@ -1,7 +1,7 @@
-"""`/metrics` for Prometheus: figures from the domains, and the gateway's own metrics.
+"""Serves `/metrics` for Prometheus: figures from the domains, and the gateway's own metrics.
 
-The domains are asked at each scrape, on behalf of the caller, so that a key only sees what it may read and the models
-that it may use. Nothing is cached between scrapes. Labels are ids and fixed words.
+Each scrape calls the domains with the rights of its caller, so a key sees only the figures that it may read and the
+models that it may use. Nothing is cached between scrapes. Labels are ids and fixed words.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from services.inference import units as inference
 from services.resource import units as resource
 
 _FORMAT = "text/plain; version=0.0.4; charset=utf-8"
-_TIMEOUT = 1.0  # seconds for a domain to answer; Prometheus gives up a scrape after 10 seconds
+_TIMEOUT = 1.0  # seconds that a domain has to answer; Prometheus gives up a scrape after 10 seconds
 _SERVICE = ("service", "model")
 
 
 class Scraping:
-    """The route of the metrics. `own`: the gateway's own metrics."""
+    """The route of the metrics. `own` collects the gateway's own metrics."""
 
     def __init__(self, own: Collector, dispatcher: Dispatcher) -> None:
         self._own = own
@@ -46,7 +46,7 @@ class Scraping:
         return [Route("/metrics", self.show, methods=["GET"])]
 
     async def show(self, request: Request) -> Response:
-        """Return all metrics that the caller may see, without those of domains that do not answer in time."""
+        """Return all metrics that the caller may see. Omits the metrics of a domain that does not answer in time."""
         caller = caller_of(request.state)
         served, load, status = await asyncio.gather(
             self._ask(caller, inference.ListServed()),
@@ -57,10 +57,10 @@ class Scraping:
         return Response(generate_latest(scrape), media_type=_FORMAT)
 
     async def _ask(self, caller: Caller, query: Query[Out]) -> Out | None:
-        """Return a query's answer; None if the domain does not answer, or the caller may not ask."""
+        """Return the answer of a query. Returns None if the domain does not answer or the caller may not call it."""
         name = query.spec.name
         if name not in self._dispatcher.directory.units:
-            return None  # otherwise the directory would search the bus at every scrape of a system without this domain
+            return None  # otherwise, each scrape of a system without this domain would search the bus for the unit
         try:
             await self._dispatcher.permitted(caller, name, {})
             answer = await self._dispatcher.client.ask(name, {}, timeout=_TIMEOUT, headers=caller.on_behalf())
@@ -72,7 +72,7 @@ class Scraping:
 
 @dataclass(frozen=True)
 class _Scrape(Collector):
-    """The metrics of one scrape. None: the domain did not answer."""
+    """The metrics of one scrape. A field is None if its domain did not answer."""
 
     own: Collector
     domains: Mapping[str, bool]
@@ -92,17 +92,17 @@ class _Scrape(Collector):
 
 
 def _domains(domains: Mapping[str, bool]) -> Metric:
-    up = GaugeMetricFamily("aima_domain_up", "1 if the domain is on the bus, 0 if it has left.", labels=("domain",))
+    up = GaugeMetricFamily("aima_domain_up", "1: the domain is on the bus; 0: the domain left.", labels=("domain",))
     for name, present in domains.items():
         up.add_metric((name,), present)
     return up
 
 
 def _requests(served: inference.Models, load: inference.Load | None, principal: Principal) -> Iterable[Metric]:
-    """Return the metrics of requests: the ended ones by outcome, tokens, and the current load."""
+    """Return the metrics of requests: ended requests by outcome, tokens, and the current load."""
     ended = CounterMetricFamily(
         "aima_service_requests",
-        "Ended requests since the service was created; cancelled: the caller left, or its timeout expired.",
+        "Ended requests since the service was created. Outcome cancelled: the caller left, or its timeout expired.",
         labels=(*_SERVICE, "outcome"),
     )
     tokens = CounterMetricFamily("aima_service_tokens", "Tokens of completed requests.", labels=(*_SERVICE, "kind"))
@@ -124,7 +124,7 @@ def _requests(served: inference.Models, load: inference.Load | None, principal: 
 
 
 def _usable(served: inference.Models, principal: Principal) -> Iterator[tuple[tuple[str, str], inference.ServedBy]]:
-    """Yield the labels of each service that the caller may use, and the service."""
+    """Yield each service that the caller may use, with its labels."""
     for model in served.models:
         for service in model.services:
             if principal.may_use(model.id, model.name, service.service_id, service.name):
@@ -132,10 +132,10 @@ def _usable(served: inference.Models, principal: Principal) -> Iterator[tuple[tu
 
 
 def _resources(status: resource.Status) -> Iterable[Metric]:
-    """Return the metrics of the machine's memory and its reservations."""
+    """Return the metrics of the machine's memory and of the memory slots."""
     memory = GaugeMetricFamily(
         "aima_memory_bytes",
-        "Memory of the machine: total, used by all processes, available; budget for slots, reserved by slots.",
+        "Memory of the machine (total, used by all processes, available), budget for slots, and reserved by slots.",
         labels=("kind",),
     )
     for kind, size in status.memory.model_dump().items():
