@@ -1,8 +1,8 @@
-"""Turns answers into the shapes of Anthropic's API: messages, the events of a stream, lists of models.
+"""Converts answers to the formats of Anthropic's API: messages, the events of a stream, and lists of models.
 
 Source: the Anthropic API reference: Messages, Streaming Messages, Models. `stop_sequence` is set if the engine reports
-which text ended the answer; llama.cpp does not, so that its answers end with `end_turn`. The model's reasoning is left
-out, because clients expect thinking blocks to be signed.
+the text that ended the answer. llama.cpp does not report the text, so its answers end with `end_turn`. The model's
+reasoning is omitted, because clients expect signed thinking blocks.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _decode = msgspec.json.Decoder(Json).decode
 
 
 def message(model: str, answer: ChatAnswer, stops: Collection[str] = ()) -> Json:
-    """Return the whole message; `stops` are the client's `stop_sequences`."""
+    """Return the whole message. `stops` are the client's `stop_sequences`."""
     content: list[Json] = []
     if answer.text or not answer.calls:
         content.append({"type": "text", "text": answer.text})
@@ -52,7 +52,7 @@ class MessageEvents:
         self._model = model
         self._stops = stops
         self._index = -1
-        self._open = ""  # the block under way, "text" or "call <index>"; empty if there is none
+        self._open = ""  # the block under way: "text", "call <index>", or "" for none
         self._called = False
         self._finish = ""
         self._stopped_by = ""
@@ -63,7 +63,7 @@ class MessageEvents:
 
     def feed(self, delta: ChatDelta) -> bytes:
         self._finish = delta.finish or self._finish
-        if delta.stopped_by in self._stops:  # an engine may report the model's own stop texts as well
+        if delta.stopped_by in self._stops:  # an engine may also report the model's own stop texts
             self._stopped_by = delta.stopped_by
         frames = list(self._text(delta.text)) if delta.text else []
         for call in delta.calls:
@@ -71,7 +71,7 @@ class MessageEvents:
         return b"".join(frames)
 
     def end(self, usage: TokenUsage, timings: Timings) -> bytes:  # noqa: ARG002 (the protocol's)
-        """Return the last events; an answer without text and calls gets one empty text block."""
+        """Return the last events. An answer without text and tool calls gets one empty text block."""
         empty_block = self._next("text", {"type": "text", "text": ""}) if self._index < 0 else ()
         stop_fields = _stop_fields(self._finish, self._stopped_by, called=self._called)
         end_event = event("message_delta", delta=stop_fields, usage=_usage(usage))
@@ -112,7 +112,7 @@ class MessageEvents:
 
 
 def model(openai_model: Mapping[str, Any]) -> Json:
-    """Return a model in the shape of Anthropic's API, from its shape in OpenAI's."""
+    """Convert a model from the format of OpenAI's API to the format of Anthropic's."""
     created = timestamp(openai_model["created"]) if openai_model["created"] else "1970-01-01T00:00:00Z"
     return {
         "type": "model",
@@ -160,6 +160,6 @@ def _new_id(kind: str) -> str:
 
 
 def _arguments(text: str) -> Json:
-    """Return a tool call's arguments as an object; JSON that the model left incomplete is passed on as text."""
+    """Return the arguments of a tool call as an object. If the model left the JSON incomplete, it is kept as text."""
     arguments = decoded(_decode, text or "{}")
     return {"arguments": text} if arguments is None else arguments

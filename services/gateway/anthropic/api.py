@@ -1,7 +1,7 @@
-"""Anthropic's API: messages, and counting their tokens. `/v1/models` is served by `openai/api.py`.
+"""Serves Anthropic's API: messages, and counting their tokens. `openai/api.py` serves `/v1/models`.
 
-Source: the Anthropic API reference. Requests become chat completions (`requests.py`), answers become messages
-(`answers.py`). Neither is stored.
+Source: the Anthropic API reference. `requests.py` converts requests to chat completions; `answers.py` converts answers
+to messages. The gateway stores neither.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from services.gateway.entrance.error_bodies import json
 from services.gateway.entrance.paths import fixed_path
 from services.gateway.entrance.quotas import TokenEstimate
 
-_COUNT = f"{CHAT.path}/input_tokens"  # of llama.cpp: counts the tokens of a chat completion's prompt
+_COUNT = f"{CHAT.path}/input_tokens"  # llama.cpp's path that counts the tokens of a chat's prompt
 _UNKNOWN_PATH = (404, 405, 501)  # statuses of an engine that cannot count tokens
 
 
@@ -70,7 +70,7 @@ class Anthropic:
         return TranslatedWhole(self._proxy, waiting.caller, engine_request, translate)
 
     async def count(self, request: Request) -> Response:
-        """Return the number of tokens of a prompt, as the engine counts them. Raises ValidationFailed if it cannot."""
+        """Return the engine's count of a prompt's tokens. Raises ValidationFailed if the engine cannot count tokens."""
         body = bodies.decode(await bodies.read_json(request, self._limit), requests.CountRequest)
         waiting = waiting_caller(request)
         prompt = requests.prompt(body)

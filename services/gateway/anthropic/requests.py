@@ -1,8 +1,8 @@
-"""Turns a request of Anthropic's API into a chat completion. Pure.
+"""Converts a request of Anthropic's API to a chat completion. Pure.
 
 Source: the Anthropic API reference, Messages. Fields about how Anthropic serves or bills a request (`metadata`,
-`cache_control`, `service_tier`, ...) are ignored. Input that no engine can take, such as tools that Anthropic runs
-itself, is refused.
+`cache_control`, `service_tier`, ...) are ignored. An input that no engine accepts is refused, such as a tool that
+Anthropic runs itself.
 """
 
 from __future__ import annotations
@@ -62,11 +62,11 @@ class ToolResult(msgspec.Struct, tag_field="type", tag="tool_result"):
 
 
 class Thinking(msgspec.Struct, tag_field="type", tag="thinking"):
-    """The model's earlier reasoning: accepted, but not sent to the model again."""
+    """The model's earlier reasoning. It is accepted, but not sent to the model again."""
 
 
 class RedactedThinking(msgspec.Struct, tag_field="type", tag="redacted_thinking"):
-    """Earlier reasoning in encrypted form: accepted and left out as well."""
+    """The model's earlier reasoning in encrypted form. It is accepted, but not sent to the model again."""
 
 
 Block = Text | Image | ToolUse | ToolResult | Thinking | RedactedThinking
@@ -89,7 +89,7 @@ class Tool(msgspec.Struct):
 
 
 class ToolChoice(msgspec.Struct):
-    """Whether the model must call a tool, and which."""
+    """Says whether the model must call a tool, and which tool."""
 
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = None
@@ -97,7 +97,7 @@ class ToolChoice(msgspec.Struct):
 
 
 class ThinkingConfig(msgspec.Struct):
-    """Whether the model should think first, for models that can be told."""
+    """Says whether the model should think before it answers. Only some models support this choice."""
 
     type: Literal["enabled", "disabled", "adaptive"]
 
@@ -139,7 +139,7 @@ class MessagesRequest(CountRequest, kw_only=True):
 
 
 def prompt(request: CountRequest) -> Json:
-    """Return the fields of the chat completion that make up its prompt. Raises ValidationFailed."""
+    """Return the fields of the chat completion that form the prompt. Raises ValidationFailed for an invalid field."""
     body: Json = {"messages": _messages(request)}
     if request.tools:
         body["tools"] = [_function(number, tool) for number, tool in enumerate(request.tools)]
@@ -155,7 +155,7 @@ def prompt(request: CountRequest) -> Json:
 
 
 def completion(request: MessagesRequest) -> Json:
-    """Return the body of the chat completion, without the model's name. Raises ValidationFailed."""
+    """Return the body of the chat completion without the model's name. Raises ValidationFailed for an invalid field."""
     fields = {
         "max_tokens": request.max_tokens,
         "stop": request.stop_sequences or None,
@@ -180,7 +180,7 @@ def _messages(request: CountRequest) -> list[Json]:
 
 
 def _turns(messages: Iterable[Turn]) -> list[tuple[str, list[Block]]]:
-    """Return the messages with successive ones of a role merged: chat templates expect the roles to alternate."""
+    """Merge successive messages of the same role, because chat templates expect the roles to alternate."""
     turns: list[tuple[str, list[Block]]] = []
     for message in messages:
         blocks: list[Block] = [Text(message.content)] if isinstance(message.content, str) else message.content
@@ -204,7 +204,7 @@ def _assistant(blocks: Sequence[Block]) -> Json:
 
 
 def _user(blocks: Sequence[Block]) -> list[Json]:
-    """Return a message for each tool result, and then the user's message. Images of tool results go to the user's."""
+    """Return a message for each tool result, then the user's message, which also gets the images of tool results."""
     results = [block for block in blocks if isinstance(block, ToolResult)]
     tool_messages = [
         {"role": "tool", "tool_call_id": block.tool_use_id, "content": _result(block)} for block in results
@@ -239,7 +239,7 @@ def _image(block: Image) -> Json:
 
 def _function(number: int, tool: Tool) -> Json:
     if tool.type not in (None, "custom") or tool.input_schema is None:
-        expected = "a tool of the client's own, with its input_schema"
+        expected = "a tool that the client runs, with an input_schema"
         kind = f" of type {tool.type}" if tool.type else ""
         field = {"field": f"tools[{number}]", "expected": expected}
         raise ValidationFailed(

@@ -1,7 +1,7 @@
-"""The units over gRPC, behind the extra `grpc`: Execute, ExecuteStream, WatchResource, health and reflection.
+"""Serves the units over gRPC: Execute, ExecuteStream, WatchResource, health and reflection.
 
-The contract is `proto/gateway.proto`. Imported only if `gateway.grpc_addr` is set, because gRPC must not be started
-before a fork.
+The contract is `proto/gateway.proto`. The door needs the extra `grpc`. This module is imported only if
+`gateway.grpc_addr` is set, because gRPC must not start before a fork.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ Changes = Callable[[str], AsyncGenerator[bytes]]
 
 
 class GrpcDoor:
-    """The gRPC server. `changes(uri)` yields the value at an address now and after each change, as JSON."""
+    """The gRPC server. `changes(uri)` yields the current value at an address and each later value, as JSON."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class GrpcDoor:
         self._server: grpc.aio.Server | None = None
 
     async def open(self) -> None:
-        """Start to serve. Raises Unavailable (PORT_IN_USE)."""
+        """Start to serve. Raises Unavailable (PORT_IN_USE) if the server cannot listen on the address."""
         server = grpc.aio.server(
             options=(("grpc.max_receive_message_length", _LARGEST), ("grpc.so_reuseport", 0)),
             maximum_concurrent_rpcs=self._settings.connections,
@@ -114,13 +114,13 @@ class GrpcDoor:
         logger.info("gRPC door open", address=address)
 
     async def close(self) -> None:
-        """Refuse new calls, wait up to 5 s for calls under way, then cancel them."""
+        """Refuse new calls. Waits at most 5 s for calls under way, then cancels them."""
         if self._server:
             await self._health.enter_graceful_shutdown()
             await self._server.stop(_GRACE)
 
     async def execute(self, request: pb.ExecuteRequest, context: Context) -> pb.ExecuteReply:
-        """Ask a unit and return its answer. If the call is cancelled, the unit's work is cancelled too."""
+        """Call a unit and return its answer. If the gRPC call is cancelled, the unit's work is cancelled, too."""
         caller, data = await self._read(request, context)
         task = asyncio.current_task()
         async with contextlib.aclosing(self._dispatcher.stream(caller, request.unit, data)) as parts:
@@ -133,14 +133,17 @@ class GrpcDoor:
         raise InternalError(f"{request.unit} ended without an answer")
 
     async def execute_stream(self, request: pb.ExecuteRequest, context: Context) -> AsyncGenerator[pb.Part]:
-        """Ask a unit; yield the parts and then the answer."""
+        """Call a unit. Yields the parts of the answer, then the answer."""
         caller, data = await self._read(request, context)
         async with contextlib.aclosing(self._dispatcher.stream(caller, request.unit, data)) as parts:
             async for part in parts:
                 yield pb.Part(reply=_reply(part)) if isinstance(part, Answer) else pb.Part(part=_value(part))
 
     async def watch(self, request: pb.WatchRequest, context: Context) -> AsyncGenerator[pb.ResourceValue]:
-        """Yield the value at an address, now and after each change. Raises NotFound, Unauthorized, Unavailable."""
+        """Yield the current value at an address and each later value.
+
+        Raises NotFound for an unknown address, Unauthorized when the key is no longer valid, and Unavailable.
+        """
         caller = self._caller(context)
         resource = self._dispatcher.directory.resource_of(request.uri)
         if resource is None:
@@ -176,7 +179,7 @@ class GrpcDoor:
         try:
             principal = self._policy.identify(token.strip(), self._keys, time.time())
         except Unauthorized:
-            self._rates.check(NOBODY, address)  # a caller who guesses keys has the rate limit of a caller without a key
+            self._rates.check(NOBODY, address)  # slows down attempts to guess keys
             raise
         self._rates.check(principal, address)
         return replace(caller_from(principal, address, metadata), valid=partial(self._still_valid, principal))
@@ -186,7 +189,7 @@ class GrpcDoor:
 
 
 def _guarded(work: Callable[[Any, Context], Awaitable[Any]]) -> Callable[[Any, Context], Awaitable[Any]]:
-    """Return the method with its errors turned into gRPC statuses."""
+    """Return a method that turns the errors of `work` into gRPC statuses."""
 
     async def method(request: Any, context: Context) -> Any:
         try:
@@ -220,13 +223,16 @@ async def _abort(context: Context, error: Exception) -> None:
 
 
 def _host(peer: str) -> str:
-    """Return a peer's IP address, from `ipv4:127.0.0.1:4711` or `ipv6:%5B::1%5D:4711`; "unix" for other peers."""
+    """Return a peer's IP address, or "unix" for a peer without one.
+
+    gRPC writes a peer as `ipv4:127.0.0.1:4711` or `ipv6:%5B::1%5D:4711`.
+    """
     kind, _, where = unquote(peer).partition(":")
     return where.rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else "unix"
 
 
 def _input(struct: Struct) -> dict[str, Any]:
-    """Return a unit's input. Raises InvalidRequest for values that JSON lacks, such as NaN."""
+    """Return a unit's input. Raises InvalidRequest for a value that JSON does not have, such as NaN."""
     try:
         data: dict[str, Any] = _plain(json_format.MessageToDict(struct))
     except (json_format.Error, ValueError, RecursionError) as error:
@@ -235,7 +241,7 @@ def _input(struct: Struct) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value of a Struct with whole numbers as integers; in a Struct, every number is a float."""
+    """Return a value of a Struct, with whole numbers as integers. In a Struct, every number is a float."""
     match value:
         case float() if value.is_integer() and abs(value) < _EXACT:
             return int(value)

@@ -1,8 +1,8 @@
-"""The Model Context Protocol: a server of the official SDK whose tools, resources and prompts come from the bus.
+"""Serves the Model Context Protocol with the official SDK. Tools and resources come from the bus.
 
-One server serves all clients of a door. For each request, the door returns the client: its caller, and the tools that
-it is offered (`FindClient`). `streamable_http.py` is the door for HTTP, `aima mcp` the one for standard input and
-output.
+One server serves all clients of a door. For each request, the door's `FindClient` returns the client: its caller, and
+the mode that selects its tools. `streamable_http.py` is the door for HTTP; `aima mcp` is the door for standard input
+and output.
 Source: https://modelcontextprotocol.io/specification, 2025-11-25 and 2026-07-28.
 """
 
@@ -41,7 +41,7 @@ _INSTRUCTIONS = (
     "AIMA serves AI models on this machine. Its tools are named domain_action: model_* manages models and their files, "
     "service_* serves a model with one or more replicas, engine_* runs the engine processes behind the replicas, "
     "device_* reports the hardware, resource_* manages reservations of memory, and inference_* sends requests to "
-    "served models. Read the current state before you change it: tools that are marked read-only change nothing. The "
+    "served models. Read the current state before you change it. Tools that are marked read-only change nothing. The "
     "prompts describe the usual tasks step by step."
 )
 
@@ -50,9 +50,9 @@ Context = ServerRequestContext[Any, Any]
 
 @dataclass(frozen=True)
 class McpClient:
-    """A client: its caller, and the mode that selects its tools. `session` is the id of its session at the door.
+    """A client. `mode` selects its tools, and `session` is the id of its session at the door.
 
-    `disconnected` is done when the client's connection is closed; None for a door whose SDK cancels its requests then.
+    `disconnected` is done when the client's connection is closed. None: the door's SDK cancels the client's requests.
     """
 
     caller: Caller
@@ -65,7 +65,7 @@ FindClient = Callable[[Context], McpClient]
 
 
 class McpServer:
-    """Answers the protocol's requests from the bus. `find_client` returns the client that sent a request."""
+    """Answers the protocol's requests with units on the bus. `find_client` returns the client that sent a request."""
 
     def __init__(self, dispatcher: Dispatcher, changes: Changes, find_client: FindClient) -> None:
         self._dispatcher = dispatcher
@@ -77,7 +77,7 @@ class McpServer:
             version=VERSION,
             title="AIMA",
             instructions=_INSTRUCTIONS,
-            get_tool_input_schema=lambda _: None,  # no unit takes a part of its input from a header
+            get_tool_input_schema=lambda _: None,  # no unit reads a part of its input from a header
             on_list_tools=self._list_tools,
             on_call_tool=self._call_tool,
             on_list_resources=self._list_resources,
@@ -92,7 +92,7 @@ class McpServer:
         )
         self.server.middleware.append(_as_protocol_errors)
         self.server.add_notification_handler("notifications/initialized", types.NotificationParams, self._serve_session)
-        # the SDK's log would contain session ids and message texts; `_as_protocol_errors` logs exceptions instead
+        # the SDK would log session ids and message texts; `_as_protocol_errors` logs exceptions in its place
         logging.getLogger("mcp").setLevel(logging.CRITICAL)
 
     # --- tools ----------------------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ class McpServer:
             return tools.refusal_of(error)
 
     async def _unit(self, name: str) -> UnitInfo:
-        """Return the unit of a tool; search the bus again for an unknown one. Raises UnitNotFound."""
+        """Return the unit of a tool. Searches the bus again for an unknown tool. Raises UnitNotFound."""
         unit = tools.find(name, self._directory.units)
         if unit is None:
             with contextlib.suppress(UnitNotFound):
@@ -124,7 +124,7 @@ class McpServer:
         return unit
 
     async def _ask(self, ctx: Context, caller: Caller, unit: UnitInfo, data: Mapping[str, Any]) -> Answer:
-        """Ask a unit and report its progress. If the client leaves, the request is cancelled, and the unit gives up."""
+        """Call a unit and report its progress. If the client leaves, the unit's work is cancelled."""
         tools.check(data)
         progress, disconnected = tools.Progress(), self._find_client(ctx).disconnected
         with anyio.CancelScope() as scope:
@@ -147,7 +147,7 @@ class McpServer:
     async def _list_resources(
         self,
         ctx: Context,
-        params: types.PaginatedRequestParams | None,  # noqa: ARG002 (the SDK's signature; they fit on a page)
+        params: types.PaginatedRequestParams | None,  # noqa: ARG002 (the SDK's signature; one page has all resources)
     ) -> types.ListResourcesResult:
         return types.ListResourcesResult(resources=resources.fixed(self._readable(ctx)))
 
@@ -219,7 +219,7 @@ class McpServer:
         return prompts.render(params.name, params.arguments or {}, self._offered(ctx))
 
     async def _complete(self, ctx: Context, params: types.CompleteRequestParams) -> types.CompleteResult:
-        """Complete an id. There are no completions if the client may not list the ids, or the domain is away."""
+        """Complete an id. Returns no ids if the client may not list them, or if their domain is not on the bus."""
         unit = self._directory.units.get(resources.lister(params, self._directory.resources))
         client, listed = self._find_client(ctx), {}
         if unit and client.mode.offers(unit):
@@ -229,7 +229,7 @@ class McpServer:
 
 
 class _Server(Server[Any]):
-    """The SDK's server, which announces that its lists of tools and resources can change."""
+    """The SDK's server. It announces to clients that its lists of tools and resources can change."""
 
     def create_initialization_options(
         self,
@@ -243,7 +243,7 @@ class _Server(Server[Any]):
 
 
 async def _as_protocol_errors(ctx: Context, call_next: CallNext) -> HandlerResult:
-    """Turn exceptions into errors of the protocol, with our error body as data; details of a bug go to the log only."""
+    """Turn exceptions into errors of the protocol, with AIMA's error body as data. Details of a bug are only logged."""
     try:
         return await call_next(ctx)
     except (MCPError, ValidationError):
@@ -266,9 +266,10 @@ def _code(error: AimaError) -> int:
 
 
 def _with_meta(caller: Caller, meta: Mapping[str, Any] | None) -> Caller:
-    """Return the caller with the options in a call's `_meta`: under `aima`, or under the names of our headers.
+    """Return the caller with the options in a call's `_meta`.
 
-    Both take precedence over the headers of the HTTP request. Raises ValidationFailed, InvalidRequest.
+    `_meta` has the options under `aima`, or under the names of the bus's headers. These options override the headers of
+    the HTTP request. Raises ValidationFailed or InvalidRequest for an invalid option.
     """
     fields = meta or {}
     headers = {name.lower(): str(value) for name, value in fields.items()}

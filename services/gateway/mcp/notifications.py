@@ -1,8 +1,8 @@
-"""Notifies clients of the Model Context Protocol of changes: of the tool list, and of the resources they watch.
+"""Notifies clients of the Model Context Protocol when the tool list or a watched resource changes.
 
-Both forms of the protocol are served. A client of 2026-07-28 sends `subscriptions/listen` and reads the notifications
-from the response, a stream. An older client has a session, and gets them through it. A notification only says that
-something changed: a client that reads slowly gets each notification once, and never delays other clients.
+A client of protocol version 2026-07-28 sends `subscriptions/listen` and reads the notifications from the response,
+which is a stream. An older client has a session and gets the notifications through it. A notification contains no
+value, so a slow client gets repeated notifications only once, and never delays other clients.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from aima_core.bus.directory import Directory
 from aima_core.errors import AimaError, InvalidRequest, RateLimited
 from aima_core.structured_logs import logger
 
-MOST_WATCHED = 100  # resources of one client
-_STREAMS = 1000  # of clients that listen
-_FIRST = 1.0  # seconds that a subscription waits for the current value of an address; an address may have none
+MOST_WATCHED = 100  # the most resources that one client may watch
+_STREAMS = 1000  # the most streams of notifications of all clients
+_FIRST = 1.0  # seconds that a subscription waits for the current value of an address, because it may have no value
 _RETRY = 1.0  # seconds until a watch that ended is started again
 
 Changes = Callable[[str], AsyncGenerator[bytes]]
@@ -36,7 +36,7 @@ Changes = Callable[[str], AsyncGenerator[bytes]]
 
 @dataclass
 class _Watch:
-    """One watched address. `ready` is set when the current value was read, so that any further value is a change."""
+    """One watched address. `ready` is set when the current value was read. Every later value is a change."""
 
     task: asyncio.Task[None]
     ready: asyncio.Event
@@ -45,14 +45,17 @@ class _Watch:
 
 @dataclass
 class _Session:
-    """A session of the protocol before 2026-07-28: the addresses it watches, and the notifications still to send."""
+    """A session of a client with an older protocol version.
+
+    `watched` has the addresses that the session watches; `due` has the notifications that are still to be sent.
+    """
 
     watched: set[str] = field(default_factory=set)
     due: dict[ServerEvent, None] = field(default_factory=dict)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     def enqueue(self, event: ServerEvent) -> None:
-        """Queue a notification, unless it is about an address that the session does not watch."""
+        """Queue a notification. Ignores a notification about an address that the session does not watch."""
         if not isinstance(event, ResourceUpdated) or event.uri in self.watched:
             self.due[event] = None
             self.wake.set()
@@ -68,7 +71,7 @@ class _Session:
 
 
 class Notifications:
-    """Sends notifications to clients. `changes(uri)` yields the current value of an address, and each later one."""
+    """Sends notifications to clients. `changes(uri)` yields the current value of an address and each later value."""
 
     def __init__(self, directory: Directory, changes: Changes) -> None:
         self._directory = directory
@@ -79,14 +82,14 @@ class Notifications:
         self.listen = ListenHandler(self._bus, max_subscriptions=_STREAMS)
 
     async def run(self) -> None:
-        """Notify clients whenever the units on the bus change; runs until cancelled."""
+        """Notify clients whenever the units on the bus change. Runs until cancelled."""
         while True:
             await self._directory.changed(self._directory.version)
             await self._bus.publish(ToolsListChanged())
             await self._bus.publish(ResourcesListChanged())
 
     async def close(self) -> None:
-        """End all watches, and the streams of the clients that listen."""
+        """End all watches and all streams of notifications."""
         self.listen.close()
         tasks = [watch.task for watch in self._watches.values()]
         for task in tasks:
@@ -95,7 +98,10 @@ class Notifications:
 
     @contextlib.asynccontextmanager
     async def watching(self, uris: Iterable[str]) -> AsyncIterator[None]:
-        """Notify of changes at these addresses during the block. Raises RateLimited for more than `MOST_WATCHED`."""
+        """Notify clients of changes at these addresses during the block.
+
+        Raises RateLimited for more than `MOST_WATCHED` addresses.
+        """
         watched = set(uris)
         if len(watched) > MOST_WATCHED:
             raise _too_many()
@@ -111,7 +117,7 @@ class Notifications:
     # --- sessions -------------------------------------------------------------------------------------------
 
     async def serve_session(self, session_id: str, session: ServerSession) -> None:
-        """Send a session its notifications until cancelled, when the session ends."""
+        """Send a session its notifications. Runs until cancelled at the end of the session."""
         if session_id in self._sessions:
             return  # the client has sent notifications/initialized twice
         state = self._sessions[session_id] = _Session()
@@ -126,7 +132,10 @@ class Notifications:
                 self._release(uri)
 
     async def subscribe(self, session_id: str, uri: str) -> None:
-        """Notify a session of changes at an address. Idempotent. Raises InvalidRequest, RateLimited."""
+        """Start notifying a session of changes at an address. Idempotent.
+
+        Raises InvalidRequest if the session is not initialized, and RateLimited if it watches too many addresses.
+        """
         state = self._sessions.get(session_id)
         if state is None:
             raise InvalidRequest("the session is not initialized yet: send notifications/initialized first")
@@ -165,7 +174,7 @@ class Notifications:
             watch.task.cancel()
 
     async def _wait_until_ready(self, uris: Iterable[str]) -> None:
-        """Return when every later change at these addresses is noticed, after 1 s at most."""
+        """Wait until every later change at these addresses is noticed, but at most 1 s."""
         events = [self._watches[uri].ready for uri in uris]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FIRST):
@@ -175,7 +184,7 @@ class Notifications:
             event.set()
 
     async def _watch(self, uri: str, ready: asyncio.Event) -> None:
-        """Notify of changes at one address until cancelled; retry while the bus is away."""
+        """Notify clients of changes at one address until cancelled. Retries while the bus is gone."""
         while True:
             try:
                 async with contextlib.aclosing(self._changes(uri)) as values:

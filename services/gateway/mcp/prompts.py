@@ -1,7 +1,8 @@
-"""The prompts, which tell an agent which tools to use, in which order. Pure. Their texts: `prompt_recipes.py`.
+"""Renders the prompts, which tell an agent which tools to use, and in which order. Pure.
 
-A prompt names only tools that the client is offered. A step is left out if it needs another tool, because its domain is
-not on the bus or the client's mode or key excludes it; the prompt then lists the missing units.
+`prompt_recipes.py` has the texts. A prompt names only tools that the client may call. A tool is missing if its domain
+is not on the bus, or if the client's mode or key excludes the tool. A step that needs a missing tool is omitted, and
+the prompt lists the missing units.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ _UNIT = re.compile(r"\{([a-z0-9_]+\.[a-z0-9_]+)\}")
 _RULES = (
     "An error has `code`, `message` and `details`: `details.reason` is the exact cause, and `message` often says what "
     "to do next. Ask the user before you call a tool that is marked destructive. "
-    "A request for a state that already holds is not an error. Report only what the tools returned; do not guess."
+    "A request for a state that is already reached is no error. Report only what the tools returned; do not guess."
 )
 _NO_PIPELINES = (
-    "No pipeline tools are offered here, so the chain is not stored and cannot be run again automatically. Make the "
-    "calls yourself, one after the other, and keep each result for the next call."
+    "You have no pipeline tools, so nothing stores the chain or runs it again automatically. Make the calls yourself, "
+    "one after the other, and keep each result for the next call."
 )
 
-Tools = Mapping[str, UnitInfo]  # the units that the client is offered, by tool name
+Tools = Mapping[str, UnitInfo]  # the units that the client may call, by tool name
 
 
 def listed() -> list[Prompt]:
@@ -47,11 +48,11 @@ def listed() -> list[Prompt]:
 
 
 def render(name: str, values: Mapping[str, str], tools: Tools) -> GetPromptResult:
-    """Return a prompt's text. Raises NotFound for an unknown name, ValidationFailed for wrong arguments."""
+    """Return the text of a prompt. Raises NotFound for an unknown name, and ValidationFailed for invalid arguments."""
     recipe = RECIPES.get(name)
     if recipe is None:
         known = ", ".join(RECIPES)
-        raise NotFound(f"there is no prompt {name[:100]}; known: {known}", reason="PROMPT_NOT_FOUND")
+        raise NotFound(f"there is no prompt {name[:100]}; the prompts are {known}", reason="PROMPT_NOT_FOUND")
     _check(recipe, values)
     text = TextContent(text=_text(recipe, values, tools))
     return GetPromptResult(description=recipe.about, messages=[PromptMessage(role="user", content=text)])
@@ -83,17 +84,17 @@ def _text(recipe: Recipe, values: Mapping[str, str], tools: Tools) -> str:
         f"{number}. {_UNIT.sub(lambda match: f'`{by_unit[match[1]]}`', step)}" for number, step in enumerate(usable, 1)
     ]
     if not usable:
-        lines.append("None of the tools for this task are offered here: tell the user, and stop.")
+        lines.append("You may call none of the tools for this task. Tell the user, and stop.")
     if missing:
-        lines += ["", f"Steps were left out because these units are not offered here: {', '.join(missing)}."]
+        lines += ["", f"Some steps are omitted, because you may not call these units: {', '.join(missing)}."]
     if recipe.name == "pipelines":
         lines += ["", _pipelines(tools)]
     return "\n".join([*lines, "", recipe.ending, "", _RULES])
 
 
 def _pipelines(tools: Tools) -> str:
-    """Return the part about pipelines: the tools of the pipeline domain, or that there are none."""
+    """Return the lines about the tools of the pipeline domain, or a line that says that the client has none."""
     own = [f"- `{tool}`: {unit.summary}" for tool, unit in sorted(tools.items()) if unit.domain == "pipeline"]
     if not own:
         return _NO_PIPELINES
-    return "\n".join(["Use the tools of the pipeline domain rather than single calls:", *own])
+    return "\n".join(["Use the tools of the pipeline domain in place of single calls:", *own])

@@ -1,4 +1,4 @@
-"""Resources of the Model Context Protocol: the `asms://` addresses of all domains, and completions of ids. Pure."""
+"""Turns the `asms://` addresses of all domains into resources for MCP clients, and completes ids. Pure."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from mcp_types import (
 
 from aima_core.bus.directory import ResourceInfo
 
-_MOST = 100  # values of a completion; the protocol's limit
+_MOST = 100  # the most values of a completion, by the protocol
 _JSON = "application/json"
 
 LISTED = 1000  # items that a completion searches
 
 
 def fixed(resources: Iterable[ResourceInfo]) -> list[Resource]:
-    """Return the addresses without an id in them."""
+    """Return the addresses that contain no `{id}`."""
     return [
         Resource(uri=each.uri, name=_name(each), description=each.about, mime_type=_JSON)
         for each in resources
@@ -34,7 +34,7 @@ def fixed(resources: Iterable[ResourceInfo]) -> list[Resource]:
 
 
 def templates(resources: Iterable[ResourceInfo]) -> list[ResourceTemplate]:
-    """Return the addresses with `{id}` in them, as templates."""
+    """Return the addresses that contain `{id}`, as templates."""
     return [
         ResourceTemplate(uri_template=each.uri, name=_name(each), description=each.about, mime_type=_JSON)
         for each in resources
@@ -49,10 +49,10 @@ def contents(uri: str, data: Any) -> ReadResourceResult:
 
 
 def lister(params: CompleteRequestParams, resources: Iterable[ResourceInfo]) -> str:
-    """Return the unit that lists the possible values of an argument; empty if there is none.
+    """Return the name of the unit that lists the possible values of an argument. Empty if there is no such unit.
 
-    For the `{id}` of an address, that is the `list` of the address's domain. For a prompt's argument, such as
-    `service_id` or `model`, the domain is the argument's name without `_id`.
+    The unit is `<domain>.list`. For the `{id}` of an address, the domain is the address's own. For a prompt's argument,
+    such as `service_id` or `model`, the domain is the argument's name without `_id`.
     """
     if isinstance(params.ref, ResourceTemplateReference):
         domain = next((each.domain for each in resources if each.uri == params.ref.uri), "")

@@ -1,7 +1,8 @@
 """`/mcp`: the Model Context Protocol over streamable HTTP.
 
 The gate has checked the caller's key. The query string selects the tools: `/mcp?read_only=true&only=service,model`.
-A session belongs to the key that began it, or without a key to the address; for other callers it does not exist.
+A session belongs to the key that began it. Without a key, the session belongs to the client's address. Other callers
+cannot use the session.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ from services.gateway.mcp.notifications import Changes
 from services.gateway.mcp.tools import mode_from
 
 _IDLE = 1800.0  # seconds without a request after which a session ends
-_SESSIONS = 2000  # at once
-SESSIONS_EACH = 100  # of one key, or of one address for callers without a key
-STREAMS_EACH = 100  # streams of notifications of one key or address, at once
-_RETRY = 60  # seconds; the Retry-After of a caller with too many sessions or streams
+_SESSIONS = 2000  # the most sessions of all callers at once
+SESSIONS_EACH = 100  # the most sessions of one key, or of one address without a key
+STREAMS_EACH = 100  # the most streams of notifications of one key or address
+_RETRY = 60  # seconds in Retry-After for a caller with too many sessions or streams
 _DRAIN = 5.0  # seconds that calls under way get to finish when the gateway ends
 
 
@@ -50,18 +51,18 @@ class _Session:
 
 
 class Sessions:
-    """Limits the sessions of each owner: at `SESSIONS_EACH`, the one that was idle for longest ends for a new one.
+    """Limits each owner to `SESSIONS_EACH` sessions. A new session then replaces the one that was idle longest.
 
-    The SDK only limits all sessions together, so that one client could use up the sessions of all others.
+    The SDK limits only the sum of all sessions, so one client could use up the sessions of all others.
     """
 
     def __init__(self) -> None:
         self._sessions: dict[str, _Session] = {}
 
     def begin(self, owner: str) -> tuple[str, str]:
-        """Add a session; return its temporary id, and the id of the session that must end for it, or "".
+        """Add a session. Returns its temporary id, and the id of the session that it replaces, or "".
 
-        Raises RateLimited if the owner has too many sessions, all with requests under way.
+        Raises RateLimited if the owner has too many sessions and all of them have requests under way.
         """
         now = time.monotonic()
         self._sessions = {
@@ -86,13 +87,13 @@ class Sessions:
         self._sessions[ident] = self._sessions.pop(temporary_id)
 
     def forget(self, ident: str, owner: str) -> None:
-        """Remove a session. Idempotent; does nothing if the session is another owner's."""
+        """Remove a session if it belongs to the owner. Idempotent."""
         if ident in self._sessions and self._sessions[ident].owner == owner:
             del self._sessions[ident]
 
     @contextlib.contextmanager
     def in_use(self, ident: str, owner: str) -> Iterator[None]:
-        """Keep a session from being ended for a new one during the block, if it is the owner's."""
+        """Protect a session of the owner during the block: no new session may replace it."""
         session = self._sessions.get(ident)
         if session is None or session.owner != owner:
             yield
@@ -122,7 +123,7 @@ class McpDoor:
         self._ready, self._stop = asyncio.Event(), asyncio.Event()
 
     def route(self) -> Route:
-        """Return the route; the SDK decides which HTTP methods it takes."""
+        """Return the route. The SDK decides which HTTP methods are allowed."""
         return Route("/mcp", self)
 
     async def open(self) -> None:
@@ -131,7 +132,7 @@ class McpDoor:
         await self._ready.wait()
 
     async def close(self) -> None:
-        """Refuse new requests, end all streams, wait 5 s at most for calls under way, then end all sessions."""
+        """Refuse new requests and end all streams. Waits at most 5 s for calls under way, then ends all sessions."""
         self._stop.set()
         await self._mcp.news.close()
         if self._calls:
@@ -143,7 +144,7 @@ class McpDoor:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request. Raises Unavailable, PayloadTooLarge, RateLimited."""
         if self._stop.is_set():
-            raise Unavailable("the gateway is stopping; ask again", reason="STOPPING")
+            raise Unavailable("the gateway is stopping; try again later", reason="STOPPING")
         request = Request(scope)
         content_length = request.headers.get("content-length", "")
         if content_length.isdecimal() and int(content_length) > self._limit:
@@ -151,7 +152,7 @@ class McpDoor:
         query = request.query_params
         request.state.mode = mode_from(query.get("read_only", ""), query.get("only", ""))
         owner = caller_of(request.state).owner
-        # the SDK binds a session to this user
+        # the SDK gives the session to this user
         scope["user"] = AuthenticatedUser(AccessToken(token="", client_id=owner, scopes=[]))
         task = asyncio.current_task()
         if task and request.method == "POST":
@@ -203,10 +204,10 @@ class McpDoor:
                 await self._manager.handle_request(request.scope, receive, send_and_record)
             finally:
                 if begins_session:
-                    self._sessions.forget(session_id, owner)  # a session that did begin is kept under its real id
+                    self._sessions.forget(session_id, owner)  # drops only a failed session: a good one has its real id
 
     async def _end(self, request: Request, ident: str) -> None:
-        """End another session of the request's caller, as its client would: with DELETE."""
+        """End another session of the request's caller with DELETE, as a client ends a session."""
         headers = [(MCP_SESSION_ID_HEADER.encode(), ident.encode())]
 
         async def receive_nothing() -> Message:
@@ -234,7 +235,7 @@ def _find_client(ctx: Context) -> McpClient:
 
 
 def _begins_session(request: Request) -> bool:
-    """Whether a request begins a session: it names none, and its protocol version has sessions."""
+    """Whether a request begins a session: the request names no session, and its protocol version has sessions."""
     version = request.headers.get(MCP_PROTOCOL_VERSION_HEADER)
     return MCP_SESSION_ID_HEADER not in request.headers and (version is None or version in HANDSHAKE_PROTOCOL_VERSIONS)
 

@@ -1,12 +1,12 @@
-"""Turns units into tools of the Model Context Protocol: one tool for each unit, from the unit's own description. Pure.
+"""Turns each unit into a tool of the Model Context Protocol, with the unit's own description. Pure.
 
-The hints are derived by these rules (https://modelcontextprotocol.io/specification, ToolAnnotations):
+A tool has these hints (https://modelcontextprotocol.io/specification, ToolAnnotations):
 
     readOnlyHint      the unit is a query
     destructiveHint   the unit is a command of high risk
     idempotentHint    the unit is a query, or its description says "idempotent", "does nothing if ...", or "asking
                       again ... is no error"
-    openWorldHint     the unit uses a hub or a package index: its action is to `pull`, `search`, `install`, `download`
+    openWorldHint     the unit's action is `pull`, `search`, `install` or `download`, which use a hub or package index
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _IDEMPOTENT = re.compile(
 )
 REACHES_OUT = frozenset({"pull", "search", "install", "download"})
 _PLAN = msgspec.json.schema_components((Planned,))[1]["Planned"]
-_PAGE = 200  # tools; most clients ask for the first page only
+_PAGE = 200  # tools on a page; most clients read only the first page
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no", "")
 
 Units = Mapping[str, UnitInfo]
@@ -39,9 +39,10 @@ Units = Mapping[str, UnitInfo]
 
 @dataclass(frozen=True)
 class Mode:
-    """Which tools a client is offered, so that a small model need not choose among a hundred.
+    """Selects the tools of a client, because a small model chooses badly among a hundred tools.
 
-    `read_only`: queries only. `only`: the domains whose tools are offered; empty for all domains.
+    With `read_only`, the client gets only queries. `only` names the domains whose tools the client gets; empty means
+    all domains.
     """
 
     read_only: bool = False
@@ -56,13 +57,13 @@ class Mode:
         if self.only and unit.domain not in self.only:
             domains = ", ".join(self.only)
             raise Forbidden(
-                f"{unit.name} is not offered in this mode; offered are only the domains {domains}",
+                f"{unit.name} is not available in this mode, which has only the domains {domains}",
                 reason="NOT_OFFERED",
                 unit=unit.name,
             )
         if not self.offers(unit):
             raise Forbidden(
-                f"{unit.name} is a command; in read-only mode only queries are offered",
+                f"{unit.name} is a command, and the read-only mode has only queries",
                 reason="READ_ONLY",
                 unit=unit.name,
             )
@@ -92,18 +93,18 @@ def names(units: Units) -> dict[str, str]:
 
 
 def find(name: str, units: Units) -> UnitInfo | None:
-    """Return the unit of a tool, by the tool's name or the unit's own name; None if there is no such tool."""
+    """Return the unit with this tool name or unit name, or None if there is no such unit."""
     return units.get(name) or units.get(names(units).get(name, ""))
 
 
 def no_such_tool(name: str, units: Units) -> UnitNotFound:
-    """Return the error for an unknown tool, which names the most similar ones."""
+    """Return the error for an unknown tool. The error names the most similar tools."""
     error = unknown(name, names(units))
     return UnitNotFound(error.message.replace("no unit", "no tool", 1), **error.details)
 
 
 def offered(units: Units, principal: Principal, mode: Mode) -> dict[str, UnitInfo]:
-    """Return the units that a client is offered, by tool name: those in its mode that its key's scopes reach."""
+    """Return the units that a client may call, by tool name. The client's mode and scopes select the units."""
     return {
         tool: unit
         for tool, name in names(units).items()
@@ -112,7 +113,10 @@ def offered(units: Units, principal: Principal, mode: Mode) -> dict[str, UnitInf
 
 
 def page(units: Mapping[str, UnitInfo], cursor: str | None) -> tuple[list[Tool], str | None]:
-    """Return the tools after a cursor, and the cursor of the next page: the name of this page's last tool, or None."""
+    """Return the tools after a cursor, and the cursor of the next page, or None after the last page.
+
+    A cursor is the name of the last tool on the page before.
+    """
     following = sorted(name for name in units if name > (cursor or ""))
     page_names = following[:_PAGE]
     return [tool_of(name, units[name]) for name in page_names], page_names[-1] if len(following) > _PAGE else None
@@ -136,7 +140,7 @@ def title_of(unit: UnitInfo) -> str:
 
 
 def hints(unit: UnitInfo) -> ToolAnnotations:
-    """Return the hints about a tool's effects, by the rules at the top of this file."""
+    """Return the hints about a tool's effects. The rules are at the top of this file."""
     query = unit.kind == "query"
     return ToolAnnotations(
         title=title_of(unit),
@@ -148,12 +152,12 @@ def hints(unit: UnitInfo) -> ToolAnnotations:
 
 
 def is_object(unit: UnitInfo) -> bool:
-    """Whether a unit's answer is an object, as structured content must be; all of AIMA's own are."""
+    """Whether a unit's answer is an object, as structured content must be. AIMA's own units all return objects."""
     return unit.output.get("type") == "object"
 
 
 def _output(unit: UnitInfo) -> dict[str, Any]:
-    """Return the schema of a tool's answer; a command's dry run answers with a plan instead."""
+    """Return the schema of a tool's answer. A command also has the schema of a plan, which a dry run returns."""
     if unit.kind == "query":
         return unit.output
     answer = {key: value for key, value in unit.output.items() if key != "$defs"}  # references start at the root
@@ -169,9 +173,9 @@ def _description(unit: UnitInfo) -> str:
 
 
 def check(data: Mapping[str, Any]) -> None:
-    """Raise InvalidRequest for input that the bus cannot carry, although the SDK accepts it.
+    """Raise InvalidRequest for an input that the SDK accepts and the bus cannot transport.
 
-    That is a lone surrogate, an integer beyond 64 bits, or too deep nesting.
+    Such an input has a lone surrogate, an integer beyond 64 bits, or too deep nesting.
     """
     try:
         msgspec.json.encode(data)
@@ -183,7 +187,7 @@ def check(data: Mapping[str, Any]) -> None:
 
 
 def result(unit: UnitInfo, data: Any, meta: Mapping[str, Any]) -> CallToolResult:
-    """Return a unit's answer as structured content for programs and as text for models; `meta` is the reply's own."""
+    """Return a unit's answer as structured content for programs and as text for models. `meta` is the reply's meta."""
     return CallToolResult(
         content=[TextContent(text=_text(data))],
         structured_content=data if is_object(unit) else None,
@@ -201,15 +205,15 @@ def _text(data: Any) -> str:
 
 
 class Progress:
-    """Turns the parts of an answer into progress reports: by percent if the parts have it, else by pieces of text."""
+    """Turns the parts of an answer into progress reports. A report has the part's percentage, or else its text."""
 
-    _LEAST = 0.001  # the protocol requires that progress increases with each report
+    _LEAST = 0.001  # the least increase of progress, because the protocol requires that each report increases it
 
     def __init__(self) -> None:
         self._last = 0.0
 
     def of(self, part: Any) -> tuple[float, float | None, str | None] | None:
-        """Return progress, total and message of a part; None if the part has no progress to report."""
+        """Return progress, total and message of a part, or None if the part has no progress to report."""
         data = part.get("data", part) if isinstance(part, Mapping) else None
         if not isinstance(data, Mapping):
             return None

@@ -1,7 +1,8 @@
-"""Turns answers into the shapes of Ollama's API: one JSON object, or lines of a stream, the last with all durations.
+"""Converts answers to the formats of Ollama's API: one JSON object, or the lines of a stream.
 
-Source: the Ollama API reference. Durations are nanoseconds. `load_duration` is how long the request waited for a
-replica, which includes loading the model; `prompt_eval_duration` lasts from then until the first token.
+Source: the Ollama API reference. The last line of a stream has all durations, in nanoseconds. `load_duration` is the
+wait for a replica, which includes the loading of the model. `prompt_eval_duration` is the time from the end of this
+wait to the first token.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def line(data: Mapping[str, Any]) -> bytes:
 
 
 class Lines:
-    """Translates an answer's deltas into lines. Tool calls are sent whole at the end, as Ollama's clients expect."""
+    """Converts an answer's deltas to lines. Sends each tool call whole, at the end, as Ollama's clients expect."""
 
     media = NDJSON
 
@@ -40,11 +41,11 @@ class Lines:
         self._joiner = ChatJoiner()
 
     def begin(self) -> bytes:
-        """Return nothing: the first line carries the first delta."""
+        """Return no bytes, because the first line contains the first delta."""
         return b""
 
     def feed(self, delta: ChatDelta) -> bytes:
-        """Return the line for one delta; empty if it has no text, such as a piece of a tool call."""
+        """Return the line for one delta. Empty if the delta has no text, such as a piece of a tool call."""
         self._joiner.add(delta)
         if not delta.text and not delta.reasoning:
             return b""
@@ -52,7 +53,7 @@ class Lines:
         return line({**_head(self._model), **content, "done": False})
 
     def end(self, usage: TokenUsage, timings: Timings) -> bytes:
-        """Return the last line, after a line with the tool calls if there are any."""
+        """Return the last line. If the answer has tool calls, a line with the tool calls comes first."""
         answer = self._joiner.answer
         calls_content = _content(self._kind, ChatAnswer(calls=answer.calls))
         calls_line = line({**_head(self._model), **calls_content, "done": False}) if answer.calls else b""
@@ -63,7 +64,7 @@ class Lines:
 
 
 def final(kind: Kind, model: str, answer: ChatAnswer, usage: TokenUsage, timings: Timings) -> Json:
-    """Return the last line of a stream, or the whole answer."""
+    """Return the last line of a stream, or the whole answer if it is not streamed."""
     return {
         **_head(model),
         **_content(kind, answer),
@@ -79,7 +80,7 @@ def final(kind: Kind, model: str, answer: ChatAnswer, usage: TokenUsage, timings
 
 
 def loaded(kind: Kind, model: str, seconds: float) -> Json:
-    """Return the answer to a request that only loads a model; `seconds`: how long that took."""
+    """Return the answer to a request that only loads a model. `seconds` is the time that loading took."""
     durations = {"total_duration": _nanoseconds(seconds), "load_duration": _nanoseconds(seconds)}
     return {**_head(model), **_content(kind, ChatAnswer()), "done": True, "done_reason": "load", **durations}
 
@@ -109,7 +110,7 @@ def _content(kind: Kind, answer: ChatAnswer) -> Json:
 
 
 def _arguments(text: str) -> Json:
-    """Return a tool call's arguments as an object; JSON that the model left incomplete is passed on as text."""
+    """Return the arguments of a tool call as an object. If the model left the JSON incomplete, it is kept as text."""
     arguments = decoded(_decode, text or "{}")
     return {"arguments": text} if arguments is None else arguments
 

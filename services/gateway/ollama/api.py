@@ -1,8 +1,8 @@
-"""Ollama's API: its chats, generations and embeddings, and its view of the models.
+"""Serves Ollama's API for chats, generations and embeddings.
 
-Source: the Ollama API reference. Requests become chat completions (`requests.py`), answers become lines
-(`answers.py`). Unlike Ollama, this door starts no service for a model that has none: it refuses the request and says
-which unit to ask.
+Source: the Ollama API reference. `requests.py` converts requests to chat completions; `answers.py` converts answers to
+lines. If a model has no service, this door does not start one, unlike Ollama. It refuses the request and names the unit
+to call.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from services.gateway.entrance.quotas import estimate
 from services.gateway.ollama import answers as answers
 from services.gateway.ollama import requests as requests
 
-_LANDING = """AIMA is running. It speaks the APIs of OpenAI (/v1), Anthropic (/v1/messages) and Ollama (/api),
-MCP (/mcp), and its own (/api/v2); /docs shows them all.
+_LANDING = """AIMA is running. It serves the APIs of OpenAI (/v1), Anthropic (/v1/messages) and Ollama (/api),
+MCP (/mcp), and its own API (/api/v2). /docs shows all paths.
 """
 
 
@@ -43,7 +43,7 @@ ResolveModel = Callable[[Request, str], Awaitable[str]]
 
 
 class Ollama:
-    """The routes of Ollama's API that run a model. `resolve` returns the model that a name means."""
+    """The routes of Ollama's API that run a model. `resolve` returns the id of the model with a name."""
 
     def __init__(self, proxy: Proxy, resolve: ResolveModel, body_limit: int) -> None:
         self._proxy = proxy
@@ -61,7 +61,7 @@ class Ollama:
         ]
 
     async def landing(self, request: Request) -> Response:  # noqa: ARG002 (Starlette's signature)
-        """Return a short text; Ollama's clients ask for it to check that a server runs."""
+        """Return a short text. Ollama's clients request it to check that a server runs."""
         return PlainTextResponse(_LANDING)
 
     async def version(self, request: Request) -> Response:  # noqa: ARG002 (Starlette's signature)
@@ -75,7 +75,7 @@ class Ollama:
         return self._answer(request, "chat", body, await self._chat_request(request, body, requests.chat(body)))
 
     async def generate(self, request: Request) -> Response:
-        """Answer a prompt, or continue it if `raw` is set."""
+        """Answer a prompt. With `raw`, the model continues the prompt."""
         body = bodies.decode(await read(request, self._limit), requests.GenerateRequest)
         if not body.prompt:
             return await self._load(request, "generate", body)
@@ -123,7 +123,7 @@ class Ollama:
     async def _load(self, request: Request, kind: answers.Kind, body: requests.Sampling) -> Response:
         """Wait until the model is loaded. Raises ValidationFailed if the request asks to unload the model."""
         if body.unloads:
-            raise requests.refusal("keep_alive", "more than 0; to unload a model, ask service.scale with replicas 0")
+            raise requests.refusal("keep_alive", "more than 0; to unload a model, call service.scale with replicas 0")
         engine_request = await self._chat_request(request, body, {"messages": []})
         started_at = time.monotonic()
         await until_disconnect(request, self._proxy.await_replica(caller_of(request.state), engine_request))

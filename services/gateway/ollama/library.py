@@ -1,6 +1,6 @@
-"""Ollama's API for managing models: list, show, pull and delete them, and list the loaded ones.
+"""Serves Ollama's API for managing models: it lists, shows, pulls and deletes models, and lists the loaded models.
 
-Source: the Ollama API reference. Models come from `model.list` and `inference.models`; `models.py` translates them.
+Source: the Ollama API reference. Models come from `model.list` and `inference.models`; `models.py` converts them.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from services.gateway.ollama.answers import NDJSON, line
 from services.gateway.ollama.api import read
 from services.gateway.ollama.requests import Named, plain, source
 
-_TIMEOUT = 10.0  # seconds for a query
-_MOST = 1000  # models that are listed
+_TIMEOUT = 10.0  # seconds that a domain has to answer a query
+_MOST = 1000  # the most models that a list has
 _PULL = "/api/pull"
 _ID = re.compile(r"[a-z0-9_-]+")
 Json = dict[str, Any]
@@ -78,17 +78,17 @@ class OllamaLibrary:
         return json(models.details(await self._get_model(request, body.called)))
 
     async def pull(self, request: Request) -> Response:
-        """Pull a model. The progress is streamed line by line, unless `stream` is false."""
+        """Pull a model. Streams the progress line by line unless `stream` is false."""
         body = bodies.decode(await read(request, self._limit), Named)
         lines = self._pull_lines(request, body.called)
         if body.stream is False:
             return json(await until_disconnect(request, _last(lines)))
-        # before the first line is sent, an error can still have its HTTP status
+        # an error before the first line still gets its own HTTP status
         first = await until_disconnect(request, anext(lines))
         return StreamingResponse(_all(first, lines, caller_of(request.state)), media_type=NDJSON)
 
     async def delete(self, request: Request) -> Response:
-        """Delete a model. The key needs the right to ask model.delete."""
+        """Delete a model. The key needs the right to call `model.delete`."""
         body = bodies.decode(await read(request, self._limit), Named)
         caller = caller_of(request.state)
         await self._dispatcher.permitted(caller, "model.delete", {})
@@ -97,7 +97,7 @@ class OllamaLibrary:
         return Response()
 
     async def known_as(self, request: Request, name: str) -> str:
-        """Return the id of the model that a name means. A name in the form of an id is not looked up."""
+        """Return the id of the model with this name. A name in the form of an id is returned without a search."""
         if _ID.fullmatch(plain(name)):
             return plain(name)
         listed = (await self._ask(caller_of(request.state), "model.list", {"limit": _MOST}))["items"]
@@ -107,7 +107,7 @@ class OllamaLibrary:
     # --- requests to the other domains ----------------------------------------------------------------------
 
     async def _pull_lines(self, request: Request, name: str) -> AsyncGenerator[Json]:
-        """Yield the lines of a pull; only the last line if the model is ready already."""
+        """Yield the lines of a pull. If the model is already ready, yields only the last line."""
         caller = caller_of(request.state)
         await self._dispatcher.permitted(caller, "model.pull", {"model": plain(name)})
         with suppress(NotFound):
@@ -127,13 +127,13 @@ class OllamaLibrary:
                 last_line = next_line or last_line
 
     async def _get_model(self, request: Request, name: str) -> Json:
-        """Return a model that the key may use. Raises NotFound."""
+        """Return a model. Raises NotFound if there is no such model or the key may not use the model."""
         caller = caller_of(request.state)
         await self._dispatcher.permitted(caller, "model.get", {})
         model: Json = await self._ask(caller, "model.get", {"model_id": await self.known_as(request, name)})
         if not _usable(caller, model, await self._service_names(caller)):
             raise NotFound(
-                f"there is no model {name}; known models: GET /api/tags", reason="MODEL_NOT_FOUND", model=name
+                f"there is no model {name}; GET /api/tags lists the models", reason="MODEL_NOT_FOUND", model=name
             )
         return model
 
@@ -148,13 +148,13 @@ class OllamaLibrary:
         return served
 
     async def _service_names(self, caller: Caller) -> dict[str, list[str]]:
-        """Return the services' names by model id, for a key restricted to certain models; empty for other keys."""
+        """Return the names of services by model id. Empty for a key that may use every model."""
         if not caller.principal.models:
             return {}
         return _service_names((await self._ask(caller, "inference.models", {}))["models"])
 
     async def _memory(self, caller: Caller, services: list[str]) -> int:
-        """Return the bytes that the replicas of these services use; a replica without a figure counts as 0."""
+        """Return the bytes that the replicas of these services use. A replica without a figure counts as 0."""
         replica_lists = await asyncio.gather(*(self._replicas(caller, ident) for ident in services))
         return sum(replica["memory_bytes"] or 0 for replicas in replica_lists for replica in replicas)
 
@@ -177,7 +177,7 @@ async def _last(lines: AsyncIterator[Json]) -> Json:
 
 
 async def _all(first: Json, lines: AsyncGenerator[Json], caller: Caller) -> AsyncIterator[bytes]:
-    """Yield all lines as bytes; if the pull fails, the last line is its error."""
+    """Yield all lines as bytes. If the pull fails, the last line is the error."""
     yield line(first)
     try:
         async with aclosing(lines):

@@ -1,6 +1,6 @@
-"""Turns the model domain's views and pull events into the shapes of Ollama's API. Pure.
+"""Converts the model domain's views and pull events to the formats of Ollama's API. Pure.
 
-Source: the Ollama API reference. Fields that AIMA's models lack, such as a Modelfile, are left out or empty.
+Source: the Ollama API reference. A field that AIMA's models do not have, such as a Modelfile, is omitted or empty.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ _SHORTEST = 19  # characters of a digest; some clients show it from the eighth c
 
 
 def name_of(model: Mapping[str, Any]) -> str:
-    """Return a model's name for Ollama's clients: the name they would pull it by, or its id, always with a tag."""
+    """Return a model's name for Ollama's clients, always with a tag.
+
+    The name is the one that a client would pull the model by. A model from another source has its id as name.
+    """
     host = next((host for host, source in HOSTS.items() if source == model["source"]), None)
     if model["source"] != "ollama" and host is None:
         return tagged(model["id"])
@@ -25,7 +28,7 @@ def name_of(model: Mapping[str, Any]) -> str:
 
 
 def find(listed: Iterable[Mapping[str, Any]], name: str) -> Mapping[str, Any] | None:
-    """Return the model that a name means, or None."""
+    """Return the model with this name, or None."""
     bare, with_tag = plain(name), tagged(name)
     matches = (model for model in listed if bare in (model["id"], model["name"]) or name_of(model) == with_tag)
     return next(matches, None)
@@ -45,7 +48,7 @@ def tag(model: Mapping[str, Any]) -> Json:
 
 
 def running(model: Mapping[str, Any], memory: int) -> Json:
-    """Return a model as `/api/ps` lists it; `memory`: bytes that its replicas use, 0 if unknown."""
+    """Return a model as `/api/ps` lists it. `memory` is the number of bytes that its replicas use; 0: unknown."""
     return {**tag(model), "size": memory or model["size"]}
 
 
@@ -69,11 +72,11 @@ def details(model: Mapping[str, Any]) -> Json:
 
 
 def progress(event: Mapping[str, Any]) -> Json | None:
-    """Return the line for an event of a pull; None for an event without progress."""
+    """Return the line for an event of a pull, or None for an event without progress."""
     data = event["data"]
     match event["type"]:
         case "model.pull_progress" if data["status"] == "downloading":
-            # clients need a digest for each progress bar, and the real one is unknown until the download is complete
+            # clients need a digest for each progress bar, but the real digest is unknown until the download is complete
             bar = {"digest": f"download:{data['model_id']}".ljust(_SHORTEST, "-")}
             total = {"total": data["bytes_total"]} if data["bytes_total"] else {}
             return {"status": f"pulling {data['model_id']}", **bar, **total, "completed": data["bytes_done"]}

@@ -1,7 +1,7 @@
-"""Turns a request of Ollama's API into a chat completion. Pure.
+"""Converts a request of Ollama's API to a chat completion. Pure.
 
-Source: the Ollama API reference. Fields about how a model is loaded (`keep_alive`, `num_ctx`, `num_gpu`, ...) are
-ignored, because the model's service decides that.
+Source: the Ollama API reference. Fields about the loading of a model (`keep_alive`, `num_ctx`, `num_gpu`, ...) are
+ignored, because the model's service decides how to load it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ KeepAlive = float | str | None
 
 HOSTS = {"hf.co": "huggingface", "huggingface.co": "huggingface", "modelscope.cn": "modelscope"}
 _LATEST = ":latest"
-_IMAGES = {"iVBOR": "png", "/9j/": "jpeg", "R0lG": "gif", "UklG": "webp"}  # by the first characters of the base64 text
+_IMAGES = {"iVBOR": "png", "/9j/": "jpeg", "R0lG": "gif", "UklG": "webp"}  # types by the start of the base64 text
 _LEVELS = ("low", "medium", "high")
 
 
@@ -88,14 +88,14 @@ class Sampling(msgspec.Struct, kw_only=True):
 
 
 class ChatRequest(Sampling, kw_only=True):
-    """The body of `/api/chat`; without messages, the request only loads the model."""
+    """The body of `/api/chat`. A request without messages only loads the model."""
 
     messages: list[Message] = []
     tools: list[Json] | None = None
 
 
 class GenerateRequest(Sampling, kw_only=True):
-    """The body of `/api/generate`; without a prompt, the request only loads the model."""
+    """The body of `/api/generate`. A request without a prompt only loads the model."""
 
     prompt: str | None = None
     system: str | None = None
@@ -137,19 +137,19 @@ class Named(msgspec.Struct, kw_only=True):
 
 
 def plain(name: str) -> str:
-    """Return a model's name without the tag `:latest`, as the model domain knows it."""
+    """Return a model's name in the form of the model domain: without the tag `:latest`."""
     return name.removesuffix(_LATEST)
 
 
 def tagged(name: str) -> str:
-    """Return a model's name with a tag, as Ollama's clients know it."""
+    """Return a model's name in the form of Ollama's clients: always with a tag."""
     return name if ":" in name.rpartition("/")[2] else f"{name}{_LATEST}"
 
 
 def source(name: str) -> Json:
     """Return the input of `model.pull` for a name such as `llama3.2:1b` or `hf.co/maker/model:Q4_K_M`.
 
-    Besides the forms that Ollama knows, `package/NAME` names a Python package with weights.
+    `package/NAME` is an additional form, which names a Python package with weights.
     """
     host, _, rest = plain(name).partition("/")
     source_name = {**HOSTS, "package": "package"}.get(host, "ollama")
@@ -204,7 +204,7 @@ def _format(format_: str | Json) -> Json:
 
 
 def _thinking(think: bool | str | None) -> Json:
-    """Return the arguments for the chat template that switch reasoning on or off; other templates ignore them."""
+    """Return the arguments of the chat template that turn reasoning on or off. Some templates ignore them."""
     if think is None:
         return {}
     if isinstance(think, bool):
@@ -215,7 +215,10 @@ def _thinking(think: bool | str | None) -> Json:
 
 
 def _messages(messages: Sequence[Message]) -> Iterator[Json]:
-    """Yield the messages. A tool's result belongs to the call that it names, or else to the first without a result."""
+    """Yield the messages. Assigns each tool result to the tool call that it names.
+
+    A tool result that names no call belongs to the first tool call without a result.
+    """
     open_calls: dict[str, str] = {}  # the functions of the calls without a result, by call id
     for number, message in enumerate(messages):
         fields: Json = {"role": message.role, "content": message.content or ""}

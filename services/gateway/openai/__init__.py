@@ -1,1 +1,1 @@
-"""OpenAI's API, and reranking as Jina and Cohere have it."""
+"""OpenAI's API, and the rerank API of Jina and Cohere."""

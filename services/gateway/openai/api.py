@@ -1,9 +1,11 @@
-"""The OpenAI API for text: models, chat completions, completions, embeddings.
+"""Serves the OpenAI API for text: models, chat completions, completions and embeddings.
 
-Source: the OpenAI API reference. Only the fields that routing, quotas and rights need are read, and the response is the
-engine's own, byte for byte, except for the usage at the end of a stream, which is removed if the client did not ask for
-it. Some engines go on generating a whole response after its client has left. They are asked for a stream instead, and
-the whole response is assembled from it, field by field.
+Source: the OpenAI API reference. The gateway reads only the fields that routing, quotas and rights need. It passes the
+engine's response on byte for byte, with one exception: if the client did not request the usage, the gateway removes the
+usage at the end of a stream.
+
+Some engines continue with a whole response after the client has left. From these engines, the gateway requests a
+stream, and assembles the whole response from it, field by field.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ from services.gateway.entrance.paths import fixed_path
 from services.gateway.entrance.quotas import estimate
 from services.gateway.openai.requests import ChatRequest, CompletionRequest, EmbeddingRequest, Sampling
 
-_LIST_TIMEOUT = 10.0  # seconds that the inference and the model domain get to list their models
+_LIST_TIMEOUT = 10.0  # seconds that the inference domain and the model domain have to list their models
 _fields = msgspec.json.Decoder(dict[str, Raw]).decode
 _encode = msgspec.json.encode
 
@@ -65,7 +67,7 @@ class OpenAI:
         body = bodies.decode(data, ChatRequest)
         fields = _fields(data)
         if body.max_completion_tokens and not body.max_tokens:
-            fields["max_tokens"] = fields["max_completion_tokens"]  # the older name, which every engine knows
+            fields["max_tokens"] = fields["max_completion_tokens"]  # every engine knows the older name max_tokens
         if any(message.role == "developer" for message in body.messages):
             fields["messages"] = Raw(_as_system(fields["messages"]))
         engine_request = EngineRequest(
@@ -115,33 +117,33 @@ class OpenAI:
         return translation.TranslatedWhole(self._proxy, caller_of(request.state), engine_request, translate)
 
     async def models(self, request: Request) -> Response:
-        """List the models that have services and that the key may use."""
+        """List the models that have a service and that the key may use."""
         caller = caller_of(request.state)
         served, created = await self._served(caller)
         listed = [_model_object(name, model, created) for model in served for name in _names(model, caller.principal)]
         return json(answers.models(listed) if _anthropic(request) else {"object": "list", "data": listed})
 
     async def model(self, request: Request) -> Response:
-        """Return one of these models by its id, its name, or the name or id of one of its services."""
+        """Return a model that has a service. The path has the model's id or name, or the id or name of a service."""
         caller, name = caller_of(request.state), request.path_params["model"]
         served, created = await self._served(caller)
         match = next((model for model in served if _is_called(model, name)), None)
         if match is None or not caller.principal.may_use(name):
             raise NotFound(
-                f"there is no model {name}; known models: GET /v1/models", reason="MODEL_NOT_FOUND", model=name
+                f"there is no model {name}; GET /v1/models lists the models", reason="MODEL_NOT_FOUND", model=name
             )
         shown = _model_object(name, match, created)
         return json(answers.model(shown) if _anthropic(request) else shown)
 
     async def _served(self, caller: Caller) -> tuple[list[Mapping[str, Any]], Mapping[str, int]]:
-        """Return the models that have services, and the Unix time at which each was created."""
+        """Return the models that have a service, and the Unix time of each model's creation by id."""
         await self._dispatcher.permitted(caller, "inference.models", {})
         serving = self._dispatcher.client.ask("inference.models", {}, timeout=_LIST_TIMEOUT, headers=caller.on_behalf())
         served, created = await asyncio.gather(serving, self._created(caller))
         return served.data["models"], created
 
     async def _created(self, caller: Caller) -> dict[str, int]:
-        """Return the Unix time at which each model was created; empty if the model domain does not answer."""
+        """Return the Unix time of each model's creation by id. Empty if the model domain does not answer."""
         try:
             models = await self._dispatcher.client.ask(
                 "model.list", {"limit": 1000}, timeout=_LIST_TIMEOUT, headers=caller.on_behalf()
@@ -158,7 +160,10 @@ class OpenAI:
 
 
 def _names(model: Mapping[str, Any], principal: Principal) -> list[str]:
-    """Return the names under which a model is listed: its id, or each name that the key is restricted to."""
+    """Return the names under which `/v1/models` lists a model.
+
+    The name is the model's id. A key that may use only some models gets the names that it may use.
+    """
     if not principal.models:
         return [model["id"]]
     names = [model["id"], model["name"], *(service["name"] for service in model["services"])]
@@ -166,7 +171,7 @@ def _names(model: Mapping[str, Any], principal: Principal) -> list[str]:
 
 
 def _is_called(model: Mapping[str, Any], name: str) -> bool:
-    """Whether a name means this model: its id, its name, or the name or id of one of its services."""
+    """Whether a name is the model's id or name, or the name or id of one of its services."""
     services = (service[field] for service in model["services"] for field in ("name", "service_id"))
     return name in (model["id"], model["name"], *services)
 
@@ -176,12 +181,12 @@ def _model_object(name: str, model: Mapping[str, Any], created: Mapping[str, int
 
 
 def _wants_usage(body: Sampling) -> bool:
-    """Whether the client asks for the usage at the end of a stream."""
+    """Whether the client requests the usage at the end of a stream."""
     return bool(body.stream_options and body.stream_options.include_usage)
 
 
 def _make_body(body: Sampling, fields: Mapping[str, Raw]) -> Callable[[str], bytes]:
-    """Return the function that makes the engine's body. A stream always asks for the usage, which quotas need."""
+    """Return the function that makes the body for the engine. A stream always requests the usage, for quotas."""
     return streaming_body(fields) if body.stream and not _wants_usage(body) else body_for_model(fields)
 
 
@@ -191,6 +196,6 @@ def _anthropic(request: Request) -> bool:
 
 
 def _as_system(messages: Raw) -> bytes:
-    """Return the messages with the role `developer` under its older name `system`, which every template knows."""
+    """Replace the role `developer` by its older name `system`, which every chat template knows."""
     turns = msgspec.json.decode(messages, type=list[dict[str, Raw]])
     return _encode([{**turn, "role": "system"} if turn["role"] == b'"developer"' else turn for turn in turns])

@@ -1,7 +1,7 @@
-"""The OpenAI API for speech and images, and reranking as Jina and Cohere have it.
+"""Serves the OpenAI API for speech and images, and the rerank API of Jina and Cohere.
 
-Sources: the OpenAI API reference (audio, images); the Jina API reference (rerank). Media are passed on block by block,
-unchanged. A ranking is sorted and cut here, because not every engine does both.
+Sources: the OpenAI API reference (audio, images); the Jina API reference (rerank). The gateway passes media on block by
+block, unchanged. It sorts a ranking and cuts it to `top_n`, because some engines do not.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _fields = msgspec.json.Decoder(dict[str, Raw]).decode
 
 
 class SpeechRequest(msgspec.Struct, kw_only=True):
-    """The body of `/v1/audio/speech`; other fields are passed on to the engine unchanged."""
+    """The body of `/v1/audio/speech`. The engine also gets all other fields, unchanged."""
 
     model: ModelName
     input: Annotated[str, Meta(min_length=1, max_length=100_000)]
@@ -46,7 +46,7 @@ class SpeechRequest(msgspec.Struct, kw_only=True):
 
 
 class ImageRequest(msgspec.Struct, kw_only=True):
-    """The body of `/v1/images/generations`; other fields are passed on to the engine unchanged."""
+    """The body of `/v1/images/generations`. The engine also gets all other fields, unchanged."""
 
     model: ModelName
     prompt: Annotated[str, Meta(min_length=1, max_length=100_000)]
@@ -73,7 +73,7 @@ class RerankRequest(msgspec.Struct, kw_only=True):
 
 
 class Media:
-    """The routes for media. `upload_limit`: the most bytes of a body with a file."""
+    """The routes for media. `upload_limit` is the maximum number of bytes of a body with a file."""
 
     def __init__(self, dispatcher: Dispatcher, proxy: Proxy, body_limit: int, upload_limit: int) -> None:
         self._dispatcher = dispatcher
@@ -142,7 +142,7 @@ class Media:
 
 
 def ranked(body: RerankRequest, scored: Sequence[tuple[int, float]], tokens: int) -> dict[str, Any]:
-    """Return a ranking: at most `top_n` of `scored`, with the documents if the client asked for them. Pure.
+    """Return a ranking, cut to `top_n`. The ranking has the texts if the client requested them. Pure.
 
     `scored`: index and score of each document, best first; `tokens`: tokens of the request.
     """

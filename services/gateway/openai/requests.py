@@ -1,4 +1,4 @@
-"""The fields of OpenAI requests that the gateway checks; every other field is passed on to the engine unchanged.
+"""The fields of OpenAI requests that the gateway checks. The engine also gets all other fields, unchanged.
 
 Source: the OpenAI API reference.
 """
@@ -71,7 +71,7 @@ class CompletionRequest(Sampling, kw_only=True):
 
     @property
     def answers(self) -> int:
-        """Number of answers requested: `n` for each prompt. A list of numbers is one prompt, given as tokens."""
+        """Number of answers requested, which is `n` for each prompt. A list of numbers is one prompt, as tokens."""
         several = isinstance(self.prompt, list) and not any(isinstance(part, int) for part in self.prompt)
         return (self.n or 1) * (len(self.prompt) if several else 1)
 

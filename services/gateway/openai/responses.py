@@ -1,6 +1,6 @@
-"""OpenAI's Responses API, on top of chat completions. Nothing is stored: a response cannot be retrieved later.
+"""Serves OpenAI's Responses API. The gateway stores no response, so a client cannot retrieve a response later.
 
-Requests become chat completions (`responses_requests.py`), their answers become responses (`responses_answers.py`).
+`responses_requests.py` converts requests to chat completions; `responses_answers.py` converts answers to responses.
 """
 
 from __future__ import annotations

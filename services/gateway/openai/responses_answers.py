@@ -1,4 +1,4 @@
-"""Turns a chat answer into the shape of OpenAI's Responses API: a whole response, or the events of a stream.
+"""Converts a chat answer to the format of OpenAI's Responses API: a whole response, or the events of a stream.
 
 Source: the OpenAI API reference, Responses and Streaming events.
 """
@@ -35,7 +35,7 @@ def whole(request: ResponsesRequest, answer: ChatAnswer) -> Json:
 
 
 class ResponseEvents:
-    """Translates the deltas of an answer into the events of a Responses stream."""
+    """Converts the deltas of an answer to the events of a Responses stream."""
 
     media = "text/event-stream; charset=utf-8"
 
@@ -64,13 +64,13 @@ class ResponseEvents:
 
 
 class ResponseState:
-    """A response under way, and the events that build it, without their sequence numbers."""
+    """A response under way. Yields the events that build the response, without sequence numbers."""
 
     def __init__(self, request: ResponsesRequest) -> None:
         self.response = _response(request)
         self._output: list[Json] = self.response["output"]
-        self._open = ""  # the type of the text item under way, message or reasoning; empty if there is none
-        self._calls: dict[int, int] = {}  # call's index to its place in the output; calls stay open until the end
+        self._open = ""  # the type of the text item under way: "message", "reasoning", or "" for none
+        self._calls: dict[int, int] = {}  # places in the output, by the call's index; calls stay open until the end
         self._finish = ""
 
     def begin(self) -> Iterator[Json]:
@@ -172,7 +172,7 @@ _LOGPROBS: Mapping[str, Json] = {"message": {"logprobs": []}, "reasoning": {}}
 
 
 def _response(request: ResponsesRequest) -> Json:
-    """Return a new response: the request's fields, and no output yet."""
+    """Return a new response with the request's fields and without output."""
     return {
         "id": f"resp_{token(12)}",
         "object": "response",

@@ -1,7 +1,7 @@
-"""Turns a request of OpenAI's Responses API into a chat completion. Pure.
+"""Converts a request of OpenAI's Responses API to a chat completion. Pure.
 
-Source: the OpenAI API reference, Responses. Fields about how OpenAI serves, caches or bills a request are ignored.
-Fields that refer to stored data are refused, because nothing is stored here, and so are tools that OpenAI runs itself.
+Source: the OpenAI API reference, Responses. Fields about how OpenAI serves, caches or bills a request are ignored. A
+field that refers to stored data is refused, because AIMA stores nothing. A tool that OpenAI runs is also refused.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from services.gateway.openai.requests import ModelName, Positive, Share, Tempera
 
 Json = dict[str, Any]
 _STORED = ("previous_response_id", "conversation", "prompt")
-_NOTHING_STORED = "nothing is stored here; send the whole conversation as input"
+_NOTHING_STORED = "AIMA stores no conversation; send the whole conversation as input"
 
 
 class Part(msgspec.Struct):
@@ -31,7 +31,7 @@ class Part(msgspec.Struct):
 
 
 class Item(msgspec.Struct):
-    """A message, a function call, or its output. Items of type `reasoning` are accepted, but not sent to the model."""
+    """A message, a function call, or a function's output. An item of type `reasoning` is not sent to the model."""
 
     type: Literal["message", "function_call", "function_call_output", "reasoning"] = "message"
     role: Literal["user", "assistant", "system", "developer"] | None = None
@@ -76,7 +76,7 @@ class Text(msgspec.Struct):
 
 
 class Reasoning(msgspec.Struct):
-    """How much the model should think, for models that can be told."""
+    """Says how much the model should think. Only some models support this choice."""
 
     effort: str | None = None
 
@@ -105,12 +105,12 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
 
 
 def check(request: ResponsesRequest) -> None:
-    """Raise ValidationFailed, with the field, if the request needs stored data or lacks a required field."""
+    """Raise ValidationFailed, which names the field, if the request needs stored data or has no required field."""
     for field in _STORED:
         if getattr(request, field) is not None:
             raise _refused(field, "null", _NOTHING_STORED)
     if request.background:
-        raise _refused("background", "false", "nothing is stored here; use stream, or wait for the response")
+        raise _refused("background", "false", "AIMA stores no response; use stream, or wait for the response")
     if request.text.format.type == "json_schema" and request.text.format.schema is None:
         raise _refused("text.format.schema", "a JSON Schema", "the format json_schema needs a schema")
     if isinstance(request.tool_choice, ToolChoice) and not _offered_tools(request):
@@ -130,7 +130,7 @@ def completion(request: ResponsesRequest) -> Json:
         "reasoning_effort": request.reasoning.effort if request.reasoning else None,
     }
     if tools := _offered_tools(request):
-        # not every engine can force one of several tools, but each can force the only one
+        # some engines cannot force one of several tools, but every engine can force a single tool
         choice = "required" if isinstance(request.tool_choice, ToolChoice) else request.tool_choice
         fields |= {"tools": [_tool(tool) for tool in tools], "tool_choice": choice}
         fields["parallel_tool_calls"] = request.parallel_tool_calls
@@ -138,7 +138,7 @@ def completion(request: ResponsesRequest) -> Json:
 
 
 def _messages(request: ResponsesRequest) -> list[Json]:
-    """Return the conversation; function calls are added to the assistant's message right before them."""
+    """Return the conversation. A function call is added to the assistant's message that comes right before it."""
     messages: list[Json] = [{"role": "system", "content": request.instructions}] if request.instructions else []
     if isinstance(request.input, str):
         return [*messages, {"role": "user", "content": request.input}]
@@ -205,7 +205,7 @@ def _check_item(item: Item, path: str) -> None:
         case "message" if item.role is None:
             raise _refused(f"{path}.role", "user, assistant, system or developer", "a message needs a role")
         case "message" if item.content is None:
-            raise _refused(f"{path}.content", "text, or parts", "a message needs content")
+            raise _refused(f"{path}.content", "a text or a list of parts", "a message needs content")
         case "function_call" if not (item.call_id and item.name):
             raise _refused(f"{path}.call_id", "call_id and name", "a function call needs both")
         case "function_call_output" if not item.call_id:
@@ -214,7 +214,7 @@ def _check_item(item: Item, path: str) -> None:
         for number, part in enumerate(content if isinstance(content, list) else ()):
             if part.type == "input_image" and not part.image_url:
                 path = f"{path}.{field}[{number}].image_url"
-                raise _refused(path, "a URL, or the image itself as data: URL", "files are not stored here")
+                raise _refused(path, "a URL, or the image as a data: URL", "AIMA stores no files; send the image")
 
 
 def _refused(field: str, expected: str, problem: str) -> ValidationFailed:

@@ -1,6 +1,6 @@
-"""Reads a form with a file (multipart/form-data, RFC 7578), and writes it again for an engine.
+"""Reads a form with a file (multipart/form-data, RFC 7578), and writes the form again for an engine.
 
-A file stays in the blocks in which it arrived, so that it is in memory only once. Only small fields are decoded.
+A file stays in the blocks in which it arrived, so memory holds the file only once. Only text fields are decoded.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from aima_core.errors import InvalidRequest, ValidationFailed
 from aima_engines.engine_http import Buffer
 from services.gateway.entrance.error_bodies import HttpRefusal
 
-_MOST_PARTS = 100  # an API has a dozen fields
+_MOST_PARTS = 100  # fields of a form; an API has a dozen fields
 _MOST_TEXT = 64 * 1024  # bytes of a text field, such as a prompt
-_SMALL = 4096  # bytes; smaller pieces are joined, because many tiny objects need more memory than their data
+_SMALL = 4096  # bytes of a small piece; small pieces are joined, because tiny objects need more memory than their data
 
 
 @dataclass
 class Part:
-    """A field of the form. `file`: whether it is a file rather than text. `size` in bytes."""
+    """A field of the form. `file` is True for a file and False for a text. `size` is in bytes."""
 
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     pieces: list[Buffer] = field(default_factory=list)
@@ -33,11 +33,11 @@ class Part:
 
     @property
     def text(self) -> str:
-        """The field's value as text; bytes that are not UTF-8 are replaced."""
+        """The field's value as text. Bytes that are not UTF-8 become replacement characters."""
         return b"".join(self.pieces).decode("utf-8", "replace")
 
     def add(self, data: bytes, start: int, end: int) -> None:
-        """Append `data[start:end]`. Raises ValidationFailed if a text field gets too long."""
+        """Append `data[start:end]`. Raises ValidationFailed if a text field becomes too long."""
         self.size += end - start
         if not self.file and self.size > _MOST_TEXT:
             raise _refused(self.name or "(body)", f"at most {_MOST_TEXT} bytes of text", "the field is too long")
@@ -51,7 +51,7 @@ class Part:
 
 
 class Form:
-    """A form, read block by block. Raises HttpRefusal (415) if the content type is not multipart with a boundary."""
+    """Reads a form block by block. Raises HttpRefusal (415) if the content type is not multipart with a boundary."""
 
     def __init__(self, content_type: str) -> None:
         kind, options = parse_options_header(content_type)
@@ -78,7 +78,7 @@ class Form:
         )
 
     async def read(self, blocks: AsyncIterator[bytes]) -> Form:
-        """Read the whole form. Raises InvalidRequest if it is malformed, ValidationFailed if it exceeds a limit."""
+        """Read the whole form. Raises InvalidRequest for a malformed form, and ValidationFailed beyond a limit."""
         try:
             async for block in blocks:
                 self._parser.write(block)
@@ -93,11 +93,11 @@ class Form:
         return next((part.text for part in self.parts if part.name == name and not part.file), default)
 
     def has_file(self, name: str) -> bool:
-        """Whether the form has a file with content under this name."""
+        """Whether the form has a non-empty file with this name."""
         return any(part.name == name and part.file and part.size for part in self.parts)
 
     def written(self, boundary: str, changes: Mapping[str, str]) -> list[Buffer]:
-        """Return the body of the form, with some of its text fields changed."""
+        """Return the body of the form. `changes` has new values for text fields."""
         return list(self._written(boundary.encode(), changes))
 
     def _written(self, boundary: bytes, changes: Mapping[str, str]) -> Iterator[Buffer]:
@@ -137,7 +137,7 @@ class Form:
 
 
 def boundary() -> str:
-    """Return a random boundary, which no file contains by chance."""
+    """Return a random boundary, so no file contains the boundary by chance."""
     return f"aima-{token(16)}"
 
 

@@ -181,17 +181,17 @@ def test_a_prompt_names_the_tools_that_are_there_and_says_which_are_not() -> Non
     assert "2. Read the service's events: `service_history`." in text
     assert "`service_logs`" not in text
     assert (
-        "Steps were left out because these units are not offered here: device.health, engine.list, engine.logs" in text
+        "Some steps are omitted, because you may not call these units: device.health, engine.list, engine.logs" in text
     )
 
 
 def test_a_prompt_without_its_tools_says_so() -> None:
-    assert "None of the tools for this task are offered here" in said("inference", units("device.list"))
+    assert "You may call none of the tools for this task" in said("inference", units("device.list"))
 
 
 def test_pipelines_are_gone_through_by_hand_unless_there_is_a_domain_for_them() -> None:
     chat = units("inference.chat")
-    assert "No pipeline tools are offered here" in said("pipelines", chat, goal="minutes of a meeting")
+    assert "You have no pipeline tools" in said("pipelines", chat, goal="minutes of a meeting")
     create = {"pipeline.create": unit("pipeline.create", description="Make a pipeline.\n\nMore.")}
     text = said("pipelines", chat | create, goal="minutes of a meeting")
     assert "- `pipeline_create`: Make a pipeline.\n" in text
