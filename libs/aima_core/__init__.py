@@ -1,3 +1,3 @@
-"""The core that every domain of AIMA is built on: units, the event log, the bus. Must not know any domain."""
+"""The core of every domain: units, the event log, the bus. The core must not know any domain."""
 
 VERSION = "0.3.0"

@@ -1,6 +1,6 @@
-"""A `Call` is one request without its input: caller, time, deadline, ids. It travels in the message's headers.
+"""Defines `Call`: a request without its input. A call has caller, time, deadline and ids, in a message's headers.
 
-Pure functions take ids and the time only from the call: deciding the same call twice gives the same result.
+Pure functions take ids and the time only from the call, so deciding the same call twice gives the same result.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ BATCH = "Aima-Batch"  # "true": several requests in one message (batches.py)
 SEQ = "Aima-Seq"  # number of a part, from 1
 FINAL = "Aima-Final"  # "true": this message is the reply, no part follows
 CONTENT_TYPE = "Content-Type"
-MALFORMED = "Aima-Malformed"  # our own connection sets it on a message whose header bytes cannot be parsed
+MALFORMED = "Aima-Malformed"  # `Connection` sets this header on a message whose header bytes cannot be parsed
 
 _TRACE = re.compile("[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
-_LONGEST_KEY = 200  # characters of an id header; limited because the log stores them
+_LONGEST_KEY = 200  # characters of an id in a header; limited, because the log stores the id
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
     """One request. `at` (when it arrived) and `deadline` are Unix seconds.
 
-    `deadline` is None for calls that the process makes for itself: only the unit's own timeout limits those.
+    `deadline` is None for a call that the process makes for itself. Only the unit's own timeout limits such a call.
     """
 
     request_id: str
@@ -57,9 +57,9 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     parts: bool = False
 
     def new_id(self, prefix: str, salt: str = "") -> str:
-        """Return an id such as `svc-7f3a09c1`: the same each time this call is decided, and for each retry of its key.
+        """Return an id such as `svc-7f3a09c1`. Deciding the call again, or retrying its key, gives the same id.
 
-        A call that needs several ids of one prefix passes a different `salt` for each.
+        For several ids with one prefix, pass a different `salt` for each id.
         """
         seed = self.idempotency_key or self.request_id
         digest = hashlib.blake2s(f"{seed}/{salt}".encode(), digest_size=4).hexdigest()
@@ -70,15 +70,15 @@ current_call: ContextVar[Call | None] = ContextVar("current_call", default=None)
 
 
 def token(size: int) -> str:
-    """Return `size` random bytes in hex, for request and trace ids. Not for secrets: the generator is predictable."""
+    """Return `size` random bytes in hex, for ids. Not for secrets, because the generator is predictable."""
     # Python seeds the generator again after a fork, so forked processes do not repeat each other's ids
     return f"{getrandbits(8 * size):0{2 * size}x}"
 
 
 def fresh(node: str = "local", cause: str = "", parent: Call | None = None) -> Call:
-    """Return a call that starts now, made for the call `parent` or, without one, for the process itself.
+    """Return a call that starts now. It is made for the call `parent`, or, without `parent`, for the process itself.
 
-    `cause` is the id of the event that led to it.
+    `cause` is the id of the event that caused the call.
     """
     request_id = token(8)
     return Call(
@@ -94,7 +94,7 @@ def fresh(node: str = "local", cause: str = "", parent: Call | None = None) -> C
 
 
 def from_headers(headers: Mapping[str, str] | None, *, node: str, default_timeout: float) -> Call:
-    """Return the call that a message's headers describe; raise InvalidRequest for a header with an invalid value.
+    """Return the call that a message's headers describe. Raises InvalidRequest for a header with an invalid value.
 
     `default_timeout` in seconds applies if the headers have no timeout.
     """
@@ -130,7 +130,7 @@ def from_headers(headers: Mapping[str, str] | None, *, node: str, default_timeou
 
 
 def to_headers(call: Call, *, timeout: float, idempotency_key: str = "") -> dict[str, str]:
-    """Return the headers of a request that is made for `call`; `timeout` in seconds."""
+    """Return the headers of a request that is made for `call`. `timeout` is in seconds."""
     headers = {
         REQUEST_ID: token(8),
         CORRELATION_ID: call.correlation_id,
@@ -146,7 +146,7 @@ def to_headers(call: Call, *, timeout: float, idempotency_key: str = "") -> dict
 
 
 def new_trace() -> str:
-    """Return the traceparent of a new trace. Its sampled flag is off: only callers from outside turn sampling on."""
+    """Return the traceparent of a new trace. Its sampled flag is off: only callers from outside turn it on."""
     return f"00-{token(16)}-{token(8)}-00"
 
 
@@ -168,7 +168,7 @@ def timestamp(at: float) -> str:
 
 
 def unix(text: str) -> float:
-    """Return RFC 3339 text as Unix seconds; raise ValueError for any other text."""
+    """Return RFC 3339 text as Unix seconds. Raises ValueError for any other text."""
     return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
 
 
@@ -180,7 +180,7 @@ def _number(headers: Mapping[str, str], name: str, default: float) -> float:
 
 
 def flag(headers: Mapping[str, str], name: str) -> bool:
-    """Return a true/false header, False if it is absent; raise InvalidRequest for any other value."""
+    """Return the value of a true/false header. A missing header is False. Raises InvalidRequest for any other value."""
     value = headers.get(name, "").lower()
     if value not in ("", "true", "false"):  # a misspelt value must not turn a dry run into a real one
         raise InvalidRequest(f"{name} must be true or false", header=name)

@@ -1,6 +1,6 @@
-"""The errors that a request can be refused with. Nothing else is sent to a caller.
+"""Defines all errors that a caller can get.
 
-Each has a code, which replies carry, and an HTTP status, which the gateway answers with:
+Each error has a code, which is in the reply, and an HTTP status, which the gateway uses:
 
     AimaError
     ├── InvalidRequest          INVALID_REQUEST         400   not decodable, wrong envelope
@@ -42,7 +42,7 @@ class AimaError(Exception):
 
     @property
     def reason(self) -> str:
-        """The exact cause, `details.reason`; the code if the details have none."""
+        """The exact cause in `details.reason`, or the code if the details have no reason."""
         return str(self.details.get("reason", self.code))
 
     def body(self) -> dict[str, Any]:
@@ -57,7 +57,7 @@ class InvalidRequest(AimaError):
 
 
 class ValidationFailed(InvalidRequest):
-    """The input does not match the unit's schema; `details.fields` lists each bad field."""
+    """The input does not match the unit's schema. `details.fields` lists each invalid field."""
 
     code = "VALIDATION_ERROR"
 
@@ -69,7 +69,7 @@ class Unauthorized(AimaError):
 
 
 class Forbidden(AimaError):
-    """The caller lacks the right to do this."""
+    """The caller has no right to send the request."""
 
     code, status = "FORBIDDEN", 403
 
@@ -99,7 +99,7 @@ class PayloadTooLarge(AimaError):
 
 
 class RateLimited(AimaError):
-    """Too many requests; `details.retry_after` says in how many seconds to retry."""
+    """The caller sends too many requests. `details.retry_after` is the number of seconds until a retry."""
 
     code, status = "RATE_LIMITED", 429
 
@@ -117,13 +117,13 @@ class InternalError(AimaError):
 
 
 class Unavailable(AimaError):
-    """Something that the request needs does not answer at the moment; a later retry may succeed."""
+    """A process, a server or a hub that the request needs does not answer now. A later retry may succeed."""
 
     code, status = "UNAVAILABLE", 503
 
 
 class InsufficientResources(Unavailable):
-    """Not enough memory or accelerators are free; the details give the missing amount and the current holders."""
+    """Not enough memory or accelerators are free. The details have the missing amount and the current holders."""
 
     code = "INSUFFICIENT_RESOURCES"
 
@@ -151,7 +151,7 @@ BY_CODE: Mapping[str, type[AimaError]] = _tree(AimaError) | {"INTERNAL_ERROR": I
 
 
 def from_body(body: Mapping[str, Any]) -> AimaError:
-    """Return the error in a reply envelope; an unknown code, as a later release may send, becomes an InternalError."""
+    """Return the error in a reply envelope. An unknown code, as of a later release, becomes an InternalError."""
     error = BY_CODE.get(str(body.get("code")), InternalError)(str(body.get("message", "")))
     error.details = dict(body.get("details") or {})
     return error

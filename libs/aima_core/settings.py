@@ -1,6 +1,7 @@
-"""Reads the settings: defaults, overridden by the TOML file, overridden by `AIMA_<SECTION>_<KEY>` in the environment.
+"""Reads the settings from the TOML file and the environment.
 
-An unknown key or an invalid value stops the start; the error names file, line, key and what was expected.
+The file overrides the defaults; a variable `AIMA_<SECTION>_<KEY>` overrides the file. If a key is unknown or a value is
+invalid, the process does not start. The error names the file, the line, the key and the expected value.
 """
 
 from __future__ import annotations
@@ -21,46 +22,48 @@ from aima_core.toml_lines import Path as TomlPath
 from aima_core.toml_lines import line_of, lines
 
 _DEFAULT_PORT = 4222
-URL_FILE = "nats.url"  # in the data folder; holds the URL of the NATS server that `aima up` started
-_ALIASES = {"AIMA_API_KEYS": "AIMA_GATEWAY_API_KEYS"}  # well-known short names
+URL_FILE = "nats.url"  # file in the data folder with the URL of the NATS server that `aima up` started
+_ALIASES = {"AIMA_API_KEYS": "AIMA_GATEWAY_API_KEYS"}  # additional, shorter names of variables
 _NODE = re.compile(r"[^A-Za-z0-9-]+")
 
 
 def default_node() -> str:
-    """Return the host's name as one token of a subject."""
+    """Return the host's name in a form that can be one token of a subject."""
     return _NODE.sub("-", platform.node().partition(".")[0]).strip("-") or "local"
 
 
 class Section(BaseModel):
-    """One section of the settings file; a domain derives its own section from this class."""
+    """One section of the settings file. A domain derives its own section from this class."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class NatsSettings(Section):
-    """How to reach the bus."""
+    """The settings of the bus: its server, and the user of this process."""
 
     url: str = Field("", description="URL of a NATS server; empty: the server that `aima up` starts.")
     port: int = Field(
         0, ge=0, le=65535, description="Port of the server that `aima up` starts; 0: 4222 or the next free port."
     )
     users: bool = Field(
-        False, description="Whether the server that `aima up` starts requires user and password: docs/bus-users.md."
+        False, description="Whether the server that `aima up` starts requires users: docs/bus-users.md."
     )
     user: str = Field(
         "",
         pattern=r"^[A-Za-z0-9_-]*$",
-        description="User name on the bus; empty: the domain's name, for the command line operator.",
+        description="User name on the bus; empty: the domain's name, or `operator` for the command line.",
     )
     password_file: str = Field(
-        "", description="File with that user's password; empty: the one in nats/users/ in the data folder, if any."
+        "", description="File with the user's password; empty: the user's file in nats/users/ of the data folder."
     )
 
 
 class LogSettings(Section):
     """The log that each process writes to stderr."""
 
-    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level that is written.")
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Lowest level of messages that the log contains."
+    )
 
 
 class General(Section):
@@ -91,7 +94,7 @@ class Settings:
     """The source of each value that is not a default, by `section.key`: a variable's name, or file and line."""
 
     def of(self, domain: str) -> Any:
-        """Return a domain's own section; None if its section was not loaded."""
+        """Return a domain's own section, or None if the section was not loaded."""
         return self.sections.get(domain)
 
 
@@ -102,10 +105,11 @@ def load(
     environ: Mapping[str, str] | None = None,
     partial: bool = False,
 ) -> Settings:
-    """Read all settings; `path` is the file named with `--config`.
+    """Read all settings. `path` is the file named with `--config`.
 
-    Raises ValidationFailed for a missing file and for invalid settings, naming all of them; InvalidRequest for a file
-    that cannot be read or is not TOML. With `partial`, sections that are not in `sections` are not checked.
+    Raises ValidationFailed if the file is missing or settings are invalid; the error names every invalid setting.
+    Raises InvalidRequest if the file cannot be read or is not TOML. With `partial`, sections that are not in `sections`
+    are not checked.
     """
     environ = os.environ if environ is None else environ
     sources = _Sources(_file(path, environ))
@@ -130,19 +134,19 @@ def load(
 
 
 def chosen_url(environ: Mapping[str, str] | None = None, path: Path | None = None) -> str:
-    """Return the NATS URL from the environment or the file; empty if neither has one, and `aima up` starts a server."""
+    """Return the NATS URL from the environment or the file. "" means that `aima up` starts a server."""
     environ = os.environ if environ is None else environ
     nats = _Sources(_file(path, environ)).values.get("nats", {})
     return environ.get("AIMA_NATS_URL") or (str(nats.get("url", "")) if isinstance(nats, dict) else "")
 
 
 def variable(section: str, key: str) -> str:
-    """Return the name of the environment variable that sets a key; `section` is empty for keys outside any section."""
+    """Return the name of the environment variable that sets a key. `section` is "" for a key outside any section."""
     return "_".join(filter(None, ("AIMA", section, key))).upper()
 
 
 def _running_url(data: Path) -> str:
-    """Return the URL of the server that `aima up` started; empty if there is no file with one."""
+    """Return the URL of the server that `aima up` started, or "" if the file with the URL does not exist."""
     try:
         return (data / URL_FILE).read_text().strip()
     except OSError:
@@ -158,10 +162,10 @@ def _file(path: Path | None, environ: Mapping[str, str]) -> Path:
 
 
 class _Sources:
-    """The values of the file, overridden by the environment; knows where each value is from and which are invalid."""
+    """The values of the file and the environment, with the source of each value and all faults."""
 
     def __init__(self, file: Path) -> None:
-        """Read the file; a missing file sets nothing. Raises InvalidRequest if it is not TOML or not readable."""
+        """Read the file, if it exists. Raises InvalidRequest if the file is not TOML or cannot be read."""
         self.file = file
         self._faults: list[ValidationFailed] = []
         self._variables: dict[TomlPath, str] = {}
@@ -177,8 +181,8 @@ class _Sources:
         self._lines = lines(text)
 
     def overlay(self, environ: Mapping[str, str], models: Mapping[str, type[Section]]) -> None:
-        """Override the file with the environment; variables of other sections than those of `models` are ignored."""
-        # aliases first, so that the full name of a variable overrides its alias
+        """Override the file with the environment. Ignores variables of sections that are not in `models`."""
+        # aliases come first, so the full name of a variable overrides its alias
         for name in sorted(environ, key=lambda name: name not in _ALIASES):
             section, _, key = _ALIASES.get(name, name).removeprefix("AIMA_").lower().partition("_")
             if not name.startswith("AIMA_") or environ[name] == "":
@@ -200,7 +204,7 @@ class _Sources:
             self._variables[section, key] = variable_name
 
     def check(self, model: type[Section], section: str = "") -> Any:
-        """Return a validated section; None if it has faults, which `raise_faults` raises."""
+        """Return a validated section, or None if the section has faults. `raise_faults` raises the faults."""
         if section:
             values = self.values.get(section, {})
         else:
@@ -216,7 +220,7 @@ class _Sources:
             return None
 
     def raise_faults(self) -> None:
-        """Raise one ValidationFailed for all faults; do nothing if there are none."""
+        """Raise one ValidationFailed for all faults. Does nothing if there are none."""
         if len(self._faults) == 1:
             raise self._faults[0]
         if self._faults:
@@ -228,7 +232,7 @@ class _Sources:
             )
 
     def add_fault(self, path: TomlPath, expected: str) -> None:
-        """Record that the value at a path is invalid, with its source: the variable, or the file and its line."""
+        """Record that the value at a path is invalid. The source of a value is a variable, or the file and a line."""
         key = ".".join(map(str, path))
         if variable_name := self._variables.get(path[:2]):
             self._add(f"{variable_name}: {key}: {expected}", key=key, expected=expected)

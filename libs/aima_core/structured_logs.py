@@ -1,4 +1,4 @@
-"""Structured logging: one JSON object per line on stderr. Never log the content of requests or answers.
+"""Writes the log: one JSON object per line on stderr. A log must never contain the content of requests or answers.
 
 logger.info("instance started", process_id="eng-1", port=8100)
 """
@@ -44,7 +44,7 @@ class Logger:
         self._logger.debug(message, extra={"fields": fields})
 
     def info(self, message: str, **fields: Any) -> None:
-        """Log an event of interest to the operator."""
+        """Log an event that interests the operator."""
         self._logger.info(message, extra={"fields": fields})
 
     def warning(self, message: str, **fields: Any) -> None:
@@ -52,7 +52,7 @@ class Logger:
         self._logger.warning(message, extra={"fields": fields})
 
     def error(self, message: str, *, exc_info: bool = False, **fields: Any) -> None:
-        """Log a failure that needs attention; `exc_info` adds the traceback of the current exception."""
+        """Log a failure that needs attention. `exc_info` adds the traceback of the current exception."""
         self._logger.error(message, exc_info=exc_info, extra={"fields": fields})
 
 

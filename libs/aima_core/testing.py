@@ -28,7 +28,7 @@ def call(request_id: str = "request-1", *, at: float = NOON) -> Call:
 
 
 class Given(Generic[S]):
-    """The world after some events; `when` decides a command in it."""
+    """The world after some events. `when` decides a command in this world."""
 
     def __init__(self, domain: Domain[S], events: Iterable[Event] = ()) -> None:
         self.domain = domain
@@ -62,7 +62,7 @@ def settings_for(
     *domains: Domain[Any],
     environ: Mapping[str, str] | None = None,
 ) -> Settings:
-    """Return settings that use only `folder` and `url`, nothing of the user's own AIMA."""
+    """Return settings that use only `folder` and `url`, and no settings of the user."""
     sections = {domain.name: domain.settings for domain in domains}
     variables = {"AIMA_DATA": str(folder), "AIMA_NODE": "test", "AIMA_NATS_URL": url, **(environ or {})}
     return load(sections, environ=variables)
@@ -70,7 +70,7 @@ def settings_for(
 
 @contextlib.asynccontextmanager
 async def serving(*domains: Domain[Any], settings: Settings) -> AsyncIterator[Client]:
-    """Serve domains inside the test's own process and yield a client of the bus."""
+    """Serve domains inside the test's own process, and yield a client of the bus."""
     stop = asyncio.Event()
     ready = [asyncio.Event() for _ in domains]
     async with asyncio.TaskGroup() as group:
@@ -93,7 +93,7 @@ async def serving(*domains: Domain[Any], settings: Settings) -> AsyncIterator[Cl
 async def until(fact: Callable[[], Any], *, within: float = 20.0, every: float = 0.02) -> Any:
     """Call the (possibly async) function until its result is true and return that result.
 
-    Calls it every `every` seconds; raises AssertionError after `within` seconds.
+    Calls the function every `every` seconds. Raises AssertionError after `within` seconds.
     """
     deadline = asyncio.get_running_loop().time() + within
     while True:

@@ -1,4 +1,4 @@
-"""Converts text, such as `key=value` words or a query string, to a unit's input, using the unit's schema. Pure."""
+"""Converts `key=value` words or a query string to a unit's input, by the unit's schema. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def moment(text: str, now: float) -> float:
-    """Return a time as Unix seconds, at least 0. The text is RFC 3339, or a time before now: 90s, 10m, 2h, 1d.
+    """Return a time as Unix seconds, at least 0. The text is RFC 3339, or a duration before now: 90s, 10m, 2h, 1d.
 
     Raises ValueError for any other text.
     """
@@ -29,7 +29,7 @@ def moment(text: str, now: float) -> float:
 
 
 def build(words: Sequence[str], schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the input that `key=value` words describe; `config.slots=2` sets a field of an object.
+    """Return the input that `key=value` words describe. `config.slots=2` sets the field `slots` of the object `config`.
 
     Raises ValidationFailed for a word without `=`, and for a key that is used both as a value and as an object.
     """
@@ -54,7 +54,7 @@ def build(words: Sequence[str], schema: Mapping[str, Any]) -> dict[str, Any]:
 def read_query(pairs: Sequence[tuple[str, str]], schema: Mapping[str, Any]) -> dict[str, Any]:
     """Return the input that a query string describes. A list is written as JSON, or by repeating its key.
 
-    Raises ValidationFailed if a key is repeated that does not hold a list.
+    Raises ValidationFailed if a key is repeated and its field is not a list.
     """
     built: dict[str, Any] = {}
     for key, text in pairs:
@@ -77,9 +77,10 @@ def _property(schema: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def typed(text: str, field_schema: Mapping[str, Any], schema: Mapping[str, Any]) -> Any:
-    """Return the text itself if the field may be a string or the text is not JSON, otherwise the decoded JSON.
+    """Return the value of a text for a field: the decoded JSON, or the text itself.
 
-    `schema` is the whole schema, in which references are looked up.
+    The text itself is returned if the field may be a string, or if the text is not JSON. `schema` is the whole schema,
+    which has the definitions for references.
     """
     types = _types(field_schema, schema)
     if "string" in types and not (text.startswith(("[", "{")) and types & {"array", "object"}):
@@ -91,7 +92,7 @@ def typed(text: str, field_schema: Mapping[str, Any], schema: Mapping[str, Any])
 
 
 def _items(field_schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the schema of a list's items, also if the list is one of several allowed types."""
+    """Return the schema of a list's items. The list may be one of several allowed types."""
     options = (field_schema, *field_schema.get("anyOf", ()))
     items: Mapping[str, Any] = next((option["items"] for option in options if "items" in option), {})
     return items

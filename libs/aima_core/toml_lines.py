@@ -1,6 +1,6 @@
-"""Finds the line of each key in a TOML file; tomllib reads the values but keeps no positions.
+"""Finds the line of each key in a TOML file, because tomllib keeps no positions.
 
-Works only on text that tomllib has accepted: it does not check the syntax again.
+The text must be valid TOML: this module does not check the syntax.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Iterator
 
 Path = tuple[str | int, ...]
-"""The keys that lead to a value; an index for an element of an array."""
+"""The keys that lead to a value. An element of an array has an index as key."""
 
 _TOKEN = re.compile(
     r"""
@@ -24,12 +24,12 @@ _TOKEN = re.compile(
 
 
 def lines(text: str) -> dict[Path, int]:
-    """Return the line, from 1, of each table, key and array element."""
+    """Return the line of each table, key and array element. Lines count from 1."""
     return _Reader(text).lines
 
 
 def line_of(lines: dict[Path, int], path: Path) -> int | None:
-    """Return the line of a path, or of the innermost table or array around it; None if neither has a line."""
+    """Return the line of a path, or of the innermost table or array around the path, or None."""
     while path and path not in lines:
         path = path[:-1]
     return lines.get(path)
@@ -64,7 +64,7 @@ class _Reader:
             self._value(self._key(self._table))
 
     def _key(self, table: Path) -> Path:
-        """Read `a."b".c` and the equals sign after it; record for each part the line where it first appears."""
+        """Read `a."b".c` and the equals sign after it. Records the line where each part first appears."""
         path = table
         while self._peek() not in ("=", "]"):
             part, line = self._next()

@@ -1,1 +1,1 @@
-"""The bus: sending requests, serving units, and running the nats-server."""
+"""Sends requests over the bus, serves units on it, and runs the nats-server."""

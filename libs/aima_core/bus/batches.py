@@ -1,9 +1,9 @@
-"""Batches: several requests to one unit in one message, so that many simultaneous callers cost one message.
+"""Puts several simultaneous requests to one unit into one message, which is called a batch.
 
-With the header `Aima-Batch: true`, the payload is a list of `{"data": {...}, "headers": {...}}`; each member is a
-request like one in its own message. The reply is the list of their envelopes, sent when all are answered. A payload
-that is not such a list is refused as a whole; an invalid input refuses only its own request. Only units with
-`batches=True` accept batches: small, frequent requests that are answered at once.
+With the header `Aima-Batch: true`, the payload is a list of requests `{"data": {...}, "headers": {...}}`. The reply is
+the list of the requests' envelopes, sent when all requests are answered. If the payload is not such a list, the whole
+batch is refused. If a request has an invalid input, only that request is refused. Only units with `batches=True` accept
+batches. Their requests are small, frequent and answered at once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from aima_core.errors import AimaError, InternalError, InvalidRequest, from_body
 from aima_core.structured_logs import logger
 
 _MOST_ITEMS = 256  # requests in a message
-_MESSAGE_HEADERS = {calls.BATCH, calls.TIMEOUT}  # the AIMA headers that the message itself may have
+_MESSAGE_HEADERS = {calls.BATCH, calls.TIMEOUT}  # the only AIMA headers that the message itself may have
 
 
 class _Request(msgspec.Struct, forbid_unknown_fields=True):
@@ -31,9 +31,9 @@ class _Request(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class BatchItem:
-    """One request of a batch, handled like a message of its own; its reply envelope is stored in `answer`."""
+    """One request of a batch. It is handled like a message of its own. `answer` stores its reply envelope."""
 
-    reply = ""  # no inbox: requests in a batch cannot send parts
+    reply = ""  # no inbox, because a request in a batch cannot send parts
 
     def __init__(self, data: bytes, headers: dict[str, str]) -> None:
         self.data = data
@@ -47,7 +47,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 def items_of(payload: bytes, headers: Mapping[str, str]) -> list[BatchItem]:
-    """Return the requests in a batch; raise InvalidRequest if its headers or its payload are invalid."""
+    """Return the requests in a batch. Raises InvalidRequest if the headers or the payload of the batch are invalid."""
     for name in headers:
         if name.startswith("Aima-") and name not in _MESSAGE_HEADERS:
             raise InvalidRequest(
@@ -74,11 +74,12 @@ def replies_of(items: Sequence[BatchItem]) -> bytes:
 class Batcher:
     """Collects requests to one unit and sends them as batches.
 
-    Requests made in the same turn of the event loop go in one message. With `wait`, the batch waits up to so many
-    seconds after its first request for more, or until `send` is called.
+    Requests that are made in the same turn of the event loop go in one message. With `wait`, a batch waits for more
+    requests, until `wait` seconds after its first request or until `send` is called.
 
-    `ahead` is a Batcher whose requests must be decided before these: it sends whenever this one does, just before it.
-    Both always send batches, even of one request, so that both take the same path and are committed together.
+    `ahead` is a Batcher whose requests must be decided before the requests of this one. Whenever this Batcher sends,
+    `ahead` sends first. Both send even a single request as a batch: then both messages take the same path through the
+    process, and their events are committed together.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class Batcher:
         self._requests: set[asyncio.Task[None]] = set()
 
     def ask(self, data: Mapping[str, Any], headers: Mapping[str, str]) -> asyncio.Future[Answer]:
-        """Add a request; return a future of its answer. The future raises the same errors as `Client.ask`."""
+        """Add a request and return a future of its answer. The future raises the same errors as `Client.ask`."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Answer] = loop.create_future()
         timeout = {calls.TIMEOUT: f"{self._timeout:.3f}"}
@@ -119,7 +120,7 @@ class Batcher:
             request.add_done_callback(self._requests.discard)
 
     async def _send(self, waiting: Sequence[tuple[_Request, asyncio.Future[Answer]]]) -> None:
-        """Send a batch and resolve the future of each request, on any failure with an error."""
+        """Send a batch and resolve the future of each request. A failure resolves every future with an error."""
         try:
             replies = await self._replies([request for request, _ in waiting])
         except AimaError as error:
@@ -128,7 +129,7 @@ class Batcher:
             logger.error("a batch failed unexpectedly", unit=self._unit, exc_info=True)
             replies = [InternalError("internal error")] * len(waiting)
         for reply, (_, answer) in zip(replies, waiting, strict=True):
-            if answer.done():  # its caller has cancelled it
+            if answer.done():  # the caller has cancelled the request
                 continue
             try:
                 answer.set_result(opened(reply) if isinstance(reply, bytes) else _raise_copy(reply))
@@ -136,11 +137,11 @@ class Batcher:
                 answer.set_exception(error)
 
     async def _replies(self, requests: Sequence[_Request]) -> Sequence[bytes | AimaError]:
-        """Return the envelope of each request, in their order."""
+        """Return the reply envelope of each request, in the order of the requests."""
         headers = {calls.BATCH: "true"}
         reply = await self._client.reply(self._unit, _encode(requests), timeout=self._timeout, headers=headers)
         if not reply.startswith(b"["):
-            opened(reply)  # raises the error for which the whole batch is refused
+            opened(reply)  # raises the error if the whole batch was refused
         try:
             replies = [bytes(each) for each in _decode_replies(reply)]
         except UNREADABLE:
@@ -151,5 +152,5 @@ class Batcher:
 
 
 def _raise_copy(error: AimaError) -> Answer:
-    """Raise a copy: each waiting caller needs its own exception, because raising changes its traceback."""
+    """Raise a copy of an error. Each waiting caller needs its own copy, because raising changes the traceback."""
     raise from_body(error.body())

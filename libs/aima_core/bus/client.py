@@ -1,6 +1,6 @@
-"""Sends requests to units over the bus and receives their answers, with parts or without.
+"""Sends requests to units over the bus and receives their answers, with or without parts.
 
-`Client` takes unit names and dicts; for typed units see peers.py.
+`Client` takes unit names and dicts. `peers.py` takes typed units.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from aima_core.errors import (
     from_body,
 )
 
-_GRACE = 0.5  # seconds that a caller waits beyond the deadline it sent, so that the domain's own Timeout can arrive
+_GRACE = 0.5  # seconds that a caller waits after its deadline, because the domain's own Timeout may still arrive
 _QUIET = 5.0  # seconds without a part after which the client pings the process that serves the stream
-_MISSED_PINGS = 2  # pings without a receiver after which a stream counts as dead; one may only mean a reconnect
-_PING_TIMEOUT = 0.5  # seconds for a domain to answer a ping, and to list its units
+_MISSED_PINGS = 2  # unanswered pings in a row after which a stream counts as dead; one may mean a reconnect
+_PING_TIMEOUT = 0.5  # seconds that a domain has to answer a ping or to list its units
 
-_SUCCESS = b'{"success":true,'  # the first bytes of every envelope with an answer
+_SUCCESS = b'{"success":true,'  # every successful envelope begins with these bytes
 
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """The exceptions that decoding JSON from outside raises."""
@@ -44,7 +44,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """The answer of a unit: the content of a successful reply envelope."""
+    """The answer of a unit: `data` and `meta` of a successful reply envelope."""
 
     data: Any
     meta: dict[str, Any]
@@ -78,26 +78,26 @@ class Client:
     async def ask(
         self, unit: str, data: Mapping[str, Any] | bytes, *, timeout: float, headers: Mapping[str, str] | None = None
     ) -> Answer:
-        """Return a unit's answer; raise the error that it replies with.
+        """Return a unit's answer. Raises the error in the unit's reply.
 
-        Raises UnitNotFound or Unavailable at once if no process serves the unit, Timeout after `timeout` seconds,
-        PayloadTooLarge for a too large input, Forbidden if the bus user may not send to the unit.
+        Also raises UnitNotFound or Unavailable at once if no process serves the unit, Timeout after `timeout` seconds,
+        PayloadTooLarge if the input is too large, and Forbidden if the user of the bus may not send to the unit.
         """
         return opened(await self.reply(unit, data, timeout=timeout, headers=headers))
 
     async def envelope(
         self, unit: str, data: Mapping[str, Any], *, timeout: float, headers: Mapping[str, str] | None = None
     ) -> bytes:
-        """Return a unit's answer as the unchanged bytes of its envelope; raises the same errors as `ask`."""
+        """Return a unit's answer as the unchanged bytes of its envelope. Raises the same errors as `ask`."""
         reply = await self.reply(unit, data, timeout=timeout, headers=headers)
         if not reply.startswith(_SUCCESS):
-            opened(reply)  # raises the error in it
+            opened(reply)  # raises the error in the envelope
         return reply
 
     async def reply(
         self, unit: str, data: Mapping[str, Any] | bytes, *, timeout: float, headers: Mapping[str, str] | None = None
     ) -> bytes:
-        """Return a unit's reply undecoded, also if it is an error; raises only the errors of the bus itself."""
+        """Return a unit's reply undecoded, even if the reply is an error. Raises only errors of the bus itself."""
         payload, subject = _payload(data), f"aima.{unit}"
         all_headers = {calls.TIMEOUT: f"{timeout:.3f}", **(headers or {})}
         with _request_errors(unit, timeout):
@@ -118,11 +118,11 @@ class Client:
         headers: Mapping[str, str] | None = None,
         leave: asyncio.Event | None = None,
     ) -> AsyncGenerator[Any | Answer, None]:
-        """Yield the parts of an answer as they arrive, then the Answer itself. Closing the generator cancels the work.
+        """Yield the parts of an answer as they arrive, then the Answer. Closing the generator cancels the work.
 
-        Raises the same errors as `ask`; Unavailable also if the process ends after some parts. Set the event `leave`
-        to stop early without losing parts: those sent before the server learns of it still arrive, then the generator
-        ends without an Answer.
+        Raises the same errors as `ask`, and Unavailable if the process ends after some parts. To stop early without
+        losing parts, set the event `leave`. The generator then yields the parts that were already sent, and ends
+        without an Answer.
         """
         payload, subject, inbox = _payload(data), f"aima.{unit}", self.nc.new_inbox()
         all_headers = {calls.TIMEOUT: f"{timeout:.3f}", calls.PARTS: "true", **(headers or {})}
@@ -132,7 +132,7 @@ class Client:
         draining = asyncio.create_task(_drain_on(leave, subscription)) if leave else None
 
         async def next_message(control: str = "") -> Msg:
-            """Return the next message; ping the `control` subject of the serving process while none arrives."""
+            """Return the next message. While no message arrives, pings the `control` subject of the serving process."""
             missed_pings = 0
             with _request_errors(unit, timeout):
                 while True:
@@ -174,9 +174,9 @@ class Client:
                 await subscription.unsubscribe()
 
     async def discover(self, domain: str = "", *, wait: float = 0.3) -> list[dict[str, Any]]:
-        """Return the `$SRV.INFO` of every process on the bus; stops `wait` seconds after the last answer.
+        """Return the `$SRV.INFO` of every process on the bus. Stops `wait` seconds after the last answer.
 
-        With a domain, returns only the first answer of its processes. Raises Unavailable if the bus does not answer.
+        With `domain`, returns only the first answer of this domain. Raises Unavailable if the bus does not answer.
         """
         infos: list[dict[str, Any]] = []
         inbox = self.nc.new_inbox()
@@ -196,25 +196,26 @@ class Client:
         return infos
 
     async def _wait(self, subject: str, reply: Coroutine[Any, Any, Msg]) -> Msg:
-        """Return the reply to a request on a subject; raise Forbidden if the server denies the request."""
+        """Send a request to a subject and return the reply. Raises Forbidden if the server denies the request."""
         if isinstance(self.nc, Connection):
             reply = self.nc.reply_unless_denied(subject, reply)
         return await wait_for_message(reply)
 
     async def _no_responders(self, unit: str) -> AimaError:
-        """Return the error for a unit without a listener: UnitNotFound if its domain runs without it, else Unavailable.
+        """Return the error for a unit that no process serves.
 
-        A unit that its domain lists was not there yet when the request arrived: the domain has just started.
+        The error is UnitNotFound if the unit's domain runs and does not list the unit, and otherwise Unavailable. If
+        the domain lists the unit, the domain has started just after the request.
         """
         domain = unit.partition(".")[0]
         with contextlib.suppress(TimeoutError, nats.errors.Error, msgspec.MsgspecError):
-            # ping first: a domain that is down fails here at once, without waiting for its INFO
+            # the ping comes first, because it fails at once if the domain is down; INFO would wait
             await self.nc.request(f"$SRV.PING.{domain}", b"", timeout=_PING_TIMEOUT)
             info = await self.nc.request(f"$SRV.INFO.{domain}", b"", timeout=_PING_TIMEOUT)
             if f"aima.{unit}" not in {endpoint.subject for endpoint in _decode_info(info.data).endpoints}:
                 return UnitNotFound(f"there is no unit {unit}", unit=unit)
         return Unavailable(
-            f"the {domain} domain does not answer; it may be restarting, try again",
+            f"the {domain} domain does not answer; it may be restarting; try again",
             reason="DOMAIN_DOWN",
             domain=domain,
             unit=unit,
@@ -222,7 +223,7 @@ class Client:
 
 
 def _is_no_responders(message: Msg) -> bool:
-    """Whether the message is the server's own note that no process listens on the subject."""
+    """Whether the message is the server's note that no process listens on the subject."""
     return (message.headers or {}).get("Status") == "503"
 
 
@@ -231,17 +232,17 @@ class _Drained(Exception):
 
 
 async def _drain_on(leave: asyncio.Event, subscription: Subscription) -> None:
-    """Unsubscribe once `leave` is set; return when every message sent before has arrived."""
+    """Unsubscribe when `leave` is set. Returns when every message that was sent before has arrived."""
     await leave.wait()
     with contextlib.suppress(nats.errors.Error, TimeoutError):
         await subscription.drain()  # type: ignore[no-untyped-call]
 
 
 async def wait_for_message(incoming: Coroutine[Any, Any, Msg], draining: asyncio.Task[None] | None = None) -> Msg:
-    """Return the incoming message; raise _Drained if `draining` ends first.
+    """Return the incoming message. Raises _Drained if `draining` ends first.
 
-    The wait is a task of its own, because `asyncio.wait_for` before Python 3.12 loses a cancellation (Ctrl-C, a
-    deadline, a client that disconnects) that comes at the same moment as the message.
+    The wait is a task of its own, because `asyncio.wait_for` before Python 3.12 can lose a cancellation. The
+    cancellation is lost if it comes at the same moment as the message.
     """
     waiting = asyncio.ensure_future(incoming)
     try:
@@ -264,7 +265,7 @@ def _bus_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _request_errors(unit: str, timeout: float) -> Iterator[None]:
-    """Raise every error of the connection during a request to a unit as one of ours."""
+    """Raise every error of the connection during a request as an AimaError."""
     with _bus_errors():
         try:
             yield
@@ -276,12 +277,12 @@ def _request_errors(unit: str, timeout: float) -> Iterator[None]:
 
 def _payload(data: Mapping[str, Any] | bytes) -> bytes:
     payload = data if isinstance(data, bytes) else _encode(data)
-    check_size(payload)  # also after a door's own check: encoded again, `1e15` is five times as long
+    check_size(payload)  # a door's own check may pass, because encoding again makes `1e15` five times as long
     return payload
 
 
 def opened(data: bytes) -> Answer:
-    """Return the answer in an envelope; raise the error in it."""
+    """Return the answer in an envelope. Raises the error if the envelope has one."""
     try:
         envelope = _decode(data)
         if envelope.success:

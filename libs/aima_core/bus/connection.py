@@ -1,7 +1,11 @@
-"""Connections to the bus: nats-py with four gaps closed.
+"""Connects to the bus with nats-py, and closes four gaps of nats-py.
 
-`Connection` reports permission errors to the request they belong to, refuses messages that are too large before the
-server hangs up, drops messages that are not requests from subjects that serve requests, and survives malformed data.
+`Connection` does four things that nats-py does not:
+
+- It reports a permission error to the request that caused the error.
+- It refuses a message that is too large before the server closes the connection.
+- On subjects that serve requests, it drops messages that are not requests.
+- It survives malformed data.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ _RECONNECT = 0.2  # seconds between attempts to reconnect
 
 _VIOLATION = "permissions violation"
 _STALE = "stale connection"
-_DENIED = re.compile(r'permissions violation for publish to "(.+)"')  # nats-py puts the server's text in lower case
+_DENIED = re.compile(r'permissions violation for publish to "(.+)"')  # nats-py converts the server's text to lower case
 
 
 class Connection(Nats):
@@ -41,7 +45,7 @@ class Connection(Nats):
         self._denials: dict[str, set[asyncio.Future[None]]] = {}
 
     async def on_error(self, error: Exception) -> None:
-        """Handle an error that the server reports outside of a reply, such as a denied publish."""
+        """Handle an error that the server reports without a reply, such as a denied publish."""
         logger.debug("error on the bus connection", error=repr(error))
         text = str(error)
         self.refused = self.refused or "Authorization Violation" in text
@@ -52,27 +56,28 @@ class Connection(Nats):
     async def publish(
         self, subject: str, payload: bytes = b"", reply: str = "", headers: dict[str, str] | None = None
     ) -> None:
-        """Publish a message; raise MaxPayloadError if payload and headers together exceed the server's limit.
+        """Publish a message. Raises MaxPayloadError if payload and headers together exceed the server's limit.
 
-        nats-py checks the payload alone, and the server closes the connection if the headers exceed the limit.
+        nats-py checks only the payload, but the server closes the connection if the sum exceeds the limit.
         """
         if headers and len(payload) + _size(headers) > self.max_payload:
             raise nats.errors.MaxPayloadError
         await super().publish(subject, payload, reply, headers)
 
     async def flush(self, timeout: int = 10) -> None:
-        """Return when the server has received every message published before.
+        """Wait until the server has received every message that was published before.
 
-        nats-py's own flush sends its ping ahead of messages that still wait in the buffer.
+        nats-py's own flush is too early: it sends its ping ahead of messages that still wait in the buffer.
         """
         if not self.is_closed:
             await self._flush_pending(force_flush=True)
         await super().flush(timeout)
 
     async def reply_unless_denied(self, subject: str, reply: Coroutine[Any, Any, Msg]) -> Msg:
-        """Return the reply to a request on a subject; raise Forbidden if the user may not publish there.
+        """Send a request and return the reply. Raises Forbidden if the user may not publish to the subject.
 
-        The server reports a denial to the connection, not as a reply: a request alone would wait for its timeout.
+        The server sends no reply to a denied request. It reports the denial to the connection, so nats-py's own request
+        would wait for its timeout.
         """
         if self.user is None:
             return await reply
@@ -93,7 +98,7 @@ class Connection(Nats):
             await cancel_and_wait(waiting)
 
     async def _process_err(self, err_msg: str) -> None:
-        """Reconnect after an error from the server; nats-py would close the connection for good."""
+        """Reconnect after an error from the server. nats-py itself would close the connection for good."""
         if _VIOLATION in err_msg or _STALE in err_msg:
             await super()._process_err(err_msg)
             return
@@ -103,22 +108,22 @@ class Connection(Nats):
         await self._process_op_err(error)
 
     async def _process_pong(self) -> None:
-        """Accept the pong of a flush that was cancelled; nats-py's reading task would fail on it and end."""
+        """Ignore the pong of a cancelled flush. nats-py's reading task would fail on this pong and end."""
         if self._pongs and self._pongs[0].done():
             self._pongs[0] = asyncio.get_running_loop().create_future()
         await super()._process_pong()
 
     async def _read_loop(self) -> None:
-        """Read until the connection ends. Reconnect if reading fails for another reason; nats-py would just stop."""
+        """Read until the connection ends. Reconnects if reading fails. nats-py itself would stop reading."""
         await super()._read_loop()
         this = asyncio.current_task()
         if self.is_connected and not (this and this.cancelling()):
             await self._process_op_err(nats.errors.Error("nats: received data that cannot be read"))
 
     async def _process_headers(self, headers: Any) -> dict[str, str] | None:
-        """Return the headers, with `Aima-Malformed` for bytes that are not headers.
+        """Return the headers. Bytes that are not headers become the header `Aima-Malformed`.
 
-        nats-py's reading task would end on such bytes, and the process would receive nothing more.
+        nats-py's reading task would end on such bytes, and the process would receive no more messages.
         """
         try:
             return await super()._process_headers(headers)
@@ -128,7 +133,10 @@ class Connection(Nats):
     def _build_message(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
     ) -> Msg | None:
-        """Return the message; None drops it: it is not a request where one is expected, or its subject is not text."""
+        """Return the message, or None to drop it.
+
+        A message is dropped if its subject is not text, or if it is not a request on a subject that serves requests.
+        """
         subscription = self._subs.get(sid)
         if subscription and _takes_requests(subscription.subject) and not _is_request(headers, reply):
             return None
@@ -139,12 +147,12 @@ class Connection(Nats):
 
 
 async def cancel_and_wait(work: asyncio.Future[Any]) -> None:
-    """Cancel the work and return when it has ended, so that it cannot outlive the things that it uses."""
+    """Cancel a task and wait for its end, so the task cannot outlive the objects that it uses."""
     if not work.done():
         work.cancel()
         await asyncio.wait((work,))
     if not work.cancelled():
-        work.exception()  # marks the exception as retrieved, or asyncio would log it
+        work.exception()  # marks the exception as retrieved; otherwise, asyncio would log it
 
 
 async def connect(
@@ -156,11 +164,11 @@ async def connect(
     back: float | None = None,
     closed: Callable[[], None] = lambda: None,
 ) -> Nats:
-    """Connect to the bus, with a user or without; keep trying for `wait` seconds.
+    """Connect to the bus, with or without a user. Tries for `wait` seconds.
 
-    A connection that is lost later is retried for `back` seconds, or for ever if that is None. `closed` is called when
-    the connection has ended for good, on either side's initiative. Raises Unavailable if no server answers,
-    Unauthorized if the server refuses the user or requires one.
+    A connection that is lost later is retried for `back` seconds, or without end if `back` is None. `closed` is called
+    when the connection has ended for good. Raises Unavailable if no server answers, and Unauthorized if the server
+    refuses the user or requires a user.
     """
     deadline = time.monotonic() + wait
     client = Connection(user)
@@ -174,7 +182,7 @@ async def connect(
 
     while True:
         try:
-            # the timeout is needed: with endless reconnects, nats-py's first connect never gives up either
+            # needs a timeout: with endless reconnects, nats-py also tries the first connect without end
             async with asyncio.timeout(max(deadline - time.monotonic(), 0.1)):
                 await client.connect(
                     url,
@@ -210,7 +218,7 @@ async def _on_reconnect() -> None:
 
 
 def _size(headers: Mapping[str, str]) -> int:
-    """Return the bytes that headers take on the wire: a version line, a line per header, an empty line."""
+    """Return the bytes of headers on the wire, which are a version line, a line per header, and an empty line."""
     lines = (f"{name.strip()}: {value.strip()}" for name, value in headers.items())
     return len("NATS/1.0\r\n\r\n") + sum(len(line.encode()) + 2 for line in lines)
 
@@ -220,9 +228,9 @@ def _takes_requests(subject: str) -> bool:
 
 
 def _is_request(headers: dict[str, str] | None, reply: bytes) -> bool:
-    """Whether a message is a request: not a note of the server, and its reply goes to an inbox.
+    """Whether a message is a request. A request has an inbox for its reply and is not a note of the server.
 
-    JetStream delivers, and a domain replies, to any subject that a user names. Without this check, a user could make
-    them a user could publish where only JetStream or the domain may (decision 0013).
+    JetStream delivers to any subject that a user names, and a domain replies to it. Without this check, a user could
+    make JetStream or the domain publish to a subject that is closed to the user (decision 0013).
     """
     return "Status" not in (headers or {}) and not reply.startswith((b"aima.", b"$"))

@@ -1,6 +1,6 @@
-"""The user as which a process connects to a bus with users: name, password, and an inbox that only this user may read.
+"""Finds the user of the bus for a process: its name, its password, and an inbox that only this user may read.
 
-The users and their rights are not defined here: `aima bus users` writes them for the server.
+This module does not define users and their rights: `aima bus users` writes them for the server.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class BusUser:
 
 
 def inbox(user: str) -> str:
-    """Return the prefix of a user's inboxes; with `*` a pattern for all users."""
+    """Return the prefix of a user's inboxes. The user `*` gives the pattern for all users."""
     return f"{_INBOX}.{user}"
 
 
@@ -40,10 +40,11 @@ def password_file(data: Path, user: str) -> Path:
 
 
 def bus_user(settings: Settings, default: str) -> BusUser | None:
-    """Return the user to connect as; None to connect without one.
+    """Return the user of the bus for this process, or None to connect without a user.
 
-    The password comes from the settings' password file, else from the URL, else from the user's file in the data
-    folder; without any of these there is no user. Raises ValidationFailed if the settings' file cannot be read.
+    The password is in the password file of the settings, in the URL, or in the user's file in the data folder. The
+    first of these that exists counts. If none exists, there is no user. Raises ValidationFailed if the password file of
+    the settings cannot be read.
     """
     nats = settings.nats
     if nats.password_file:

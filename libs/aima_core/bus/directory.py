@@ -1,7 +1,8 @@
-"""The directory of the units on the bus, with everything that a door needs to offer them.
+"""Keeps a directory of the units on the bus, with everything that a door needs to offer these units.
 
-Each process describes its units in `$SRV.INFO` (ADR-32). The directory pings all processes every second and reads the
-description of each new one, so an added domain is known within seconds; `find` looks for an unknown unit at once.
+Each process describes its units in `$SRV.INFO` (NATS's ADR-32). The directory pings all processes every second and
+reads the description of each new process. So the directory knows an added domain within seconds. `find` searches for an
+unknown unit at once.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ from aima_core.units import Risk
 _PING_INTERVAL = 1.0  # seconds
 _AWAY_AFTER = 3.5  # seconds of silence after which a process counts as away
 _FORGOTTEN_AFTER = 3600.0  # seconds of silence after which the units of a process are no longer offered
-_INFO_TIMEOUT = 2.0  # seconds for a process to describe itself
-_LOOK_INTERVAL = 0.5  # seconds at least between two looks for unknown names
+_INFO_TIMEOUT = 2.0  # seconds that a process has to describe itself
+_LOOK_INTERVAL = 0.5  # the least seconds between two searches for unknown names
 _RISKS = get_args(Risk)
 
 _decode = msgspec.json.decode
 
 
 class UnitInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One unit as its domain describes it. `input` and `output` are JSON Schemas; `timeout` in seconds."""
+    """One unit as its domain describes it. `input` and `output` are JSON Schemas; `timeout` is in seconds."""
 
     name: str
     kind: str
@@ -63,13 +64,13 @@ class UnitInfo(msgspec.Struct, frozen=True, kw_only=True):
         return self.description.partition("\n")[0]
 
     def patience(self, data: Mapping[str, Any]) -> float:
-        """Return the timeout in seconds of a call without a deadline: the unit's, or the input's `timeout` plus 5 s."""
+        """Return the seconds that a call without a deadline may take: the input's `timeout` plus 5, or the unit's."""
         own = data.get("timeout")
         return max(self.timeout, own + 5.0 if isinstance(own, int | float) and not isinstance(own, bool) else 0.0)
 
 
 class ResourceInfo(msgspec.Struct, frozen=True):
-    """An address that can be read and watched, or a template of addresses: `asms://service/{id}`."""
+    """An address that can be read and watched, or a template of addresses, such as `asms://service/{id}`."""
 
     uri: str
     about: str
@@ -77,7 +78,7 @@ class ResourceInfo(msgspec.Struct, frozen=True):
 
 
 class DomainInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One process of a domain, as it describes itself; every new process has a new `id`."""
+    """One process of a domain, as it describes itself. Every new process has a new `id`."""
 
     id: str
     name: str
@@ -91,7 +92,7 @@ class DomainInfo(msgspec.Struct, frozen=True, kw_only=True):
 def read_info(info: Mapping[str, Any]) -> DomainInfo:
     """Return the process that a `$SRV.INFO` describes.
 
-    Leaves out endpoints that are not units of its domain, and endpoints and resources that are described invalidly.
+    Omits endpoints that are not units of the process's domain, and endpoints and resources with an invalid description.
     """
     metadata: Mapping[str, str] = info.get("metadata") or {}
     node = metadata.get("node", "")
@@ -122,7 +123,7 @@ def _unit(name: str, metadata: Mapping[str, str]) -> UnitInfo:
     return UnitInfo(
         name=name,
         kind=metadata.get("kind", "command"),
-        risk=risk if risk in _RISKS else "high",  # to be safe if the process does not state it
+        risk=risk if risk in _RISKS else "high",  # if the process does not state the risk, it counts as high
         description=metadata.get("description", ""),
         input=_decode(metadata.get("input", "{}"), type=dict[str, Any]),
         output=_decode(metadata.get("output", "{}"), type=dict[str, Any]),
@@ -134,14 +135,14 @@ def _unit(name: str, metadata: Mapping[str, str]) -> UnitInfo:
 
 
 class Directory:
-    """The units on the bus. `version` grows with each change of `domains`, and so of `units` and `resources`."""
+    """The units on the bus. `version` grows with each change of `domains`, `units` and `resources`."""
 
     def __init__(self, nc: Nats) -> None:
         self._nc = nc
         self._client = Client(nc)
         self._processes: dict[str, DomainInfo] = {}
         self._last_seen: dict[str, float] = {}
-        # processes that described themselves twice in the same way: a starting process may describe only some units
+        # processes whose last two descriptions were equal; a starting process may describe only some of its units
         self._complete: set[str] = set()
         self._info_requests: set[asyncio.Task[None]] = set()
         self._inbox = ""
@@ -160,7 +161,7 @@ class Directory:
         self._add([read_info(info) for info in await self._client.discover()])
 
     async def run(self) -> None:
-        """Keep the directory up to date until cancelled; goes on after the bus was away."""
+        """Keep the directory up to date until cancelled. Continues when the bus comes back."""
         while True:
             with contextlib.suppress(nats.errors.Error, OSError):
                 await self._nc.publish("$SRV.PING", b"", reply=self._inbox)
@@ -174,7 +175,7 @@ class Directory:
         await asyncio.gather(*self._info_requests, return_exceptions=True)
 
     async def find(self, name: str) -> UnitInfo:
-        """Return a unit; raise UnitNotFound with similar names. Asks the bus again for a name that is not known."""
+        """Return a unit. Searches the bus again for an unknown name. Raises UnitNotFound with similar names."""
         if name not in self.units and time.monotonic() - self._looked_at > _LOOK_INTERVAL:
             await self.look()
         try:
@@ -188,7 +189,7 @@ class Directory:
         self._add([read_info(info) for info in await self._client.discover(wait=0.1)])
 
     def resource_of(self, uri: str) -> ResourceInfo | None:
-        """Return the resource that an address belongs to; None for an unknown address."""
+        """Return the resource that an address belongs to, or None for an unknown address."""
         uri_parts = uri.split("/")
         for resource in self.resources:
             template_parts = resource.uri.split("/")
@@ -200,13 +201,13 @@ class Directory:
         return None
 
     def away(self) -> list[str]:
-        """Return the known domains of which no process has answered a ping for 3.5 s."""
+        """Return the known domains that have answered no ping for 3.5 s."""
         limit = time.monotonic() - _AWAY_AFTER
         answering = {self._processes[ident].name for ident, at in self._last_seen.items() if at > limit}
         return sorted({info.name for info in self._processes.values()} - answering)
 
     async def changed(self, version: int) -> None:
-        """Return as soon as `self.version` differs from `version`."""
+        """Wait until `self.version` differs from `version`."""
         while self.version == version:
             self._changed.clear()
             await self._changed.wait()
@@ -236,7 +237,7 @@ class Directory:
     def _add(self, infos: Iterable[DomainInfo]) -> None:
         now = time.monotonic()
         for info in infos:
-            # a restarted process replaces its predecessor: the same domain on the same node, silent by now
+            # a restarted process replaces its silent predecessor, which has the same domain and node
             for ident, other in list(self._processes.items()):
                 if (other.name, other.node) == (info.name, info.node) and self._last_seen[ident] < now - _AWAY_AFTER:
                     self._remove(ident)
@@ -258,7 +259,7 @@ class Directory:
         self._complete.discard(ident)
 
     def _update(self) -> None:
-        """Set `domains`, `units` and `resources` from the known processes; if they change, raise the version."""
+        """Set `domains`, `units` and `resources` from the known processes. If they have changed, `version` grows."""
         domains = {info.name: info for info in self._processes.values()}  # the newest process of a domain comes last
         if domains == self.domains:
             return
@@ -270,6 +271,6 @@ class Directory:
 
 
 def unknown(name: str, known: Iterable[str]) -> UnitNotFound:
-    """Return the error for an unknown unit, with similar names among the known ones."""
+    """Return the error for an unknown unit. The error suggests similar names of known units."""
     near = nearest(name, known)
     return UnitNotFound(f"there is no unit {name}{did_you_mean(near)}", unit=name, near=near)

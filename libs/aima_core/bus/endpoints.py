@@ -1,7 +1,7 @@
-"""Serves the units of one domain on the bus: decodes each request, runs its handler, encodes the reply.
+"""Serves the units of one domain on the bus: decodes each request, runs its handler, and encodes the reply.
 
-Every unit is an endpoint of a NATS micro service (ADR-32). nats-py runs the callbacks of a subscription one after
-another, so each callback only starts a task.
+Every unit is an endpoint of a NATS micro service (NATS's ADR-32). nats-py runs the callbacks of a subscription one
+after another, so each callback only starts a task.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from aima_core.errors import (
 from aima_core.structured_logs import logger
 from aima_core.units import Unit, parse
 
-_LONGEST_HEADER = 500  # characters of the error message in a reply's header; the body has all of it
-_MOST_AT_ONCE = 10_000  # requests under way in one process; more could exhaust its memory
+_LONGEST_HEADER = 500  # characters of the error message in a reply's header; the body has the whole message
+_MOST_AT_ONCE = 10_000  # requests under way in one process; more requests could exhaust the memory of the process
 
 Handle = Callable[[Unit[Any], Call, ReplyStream], Awaitable[Outcome]]
 """Runs one validated request; the reply stream sends its parts."""
@@ -72,7 +72,7 @@ class Endpoints:
         self._closing = False
 
     async def open(self, version: str) -> None:
-        """Subscribe to every unit's subject, and answer $SRV.PING, INFO and STATS with the units' descriptions."""
+        """Subscribe to the subject of every unit, and to $SRV.PING, INFO and STATS, which describe the units."""
         name = self._domain.name
         resources = [{"uri": resource.uri, "about": resource.about} for resource in self._domain.resources]
         await self._nc.subscribe(f"{self._control}.*", cb=self._on_control)
@@ -93,7 +93,7 @@ class Endpoints:
         await self._nc.flush()
 
     async def close(self, grace: float) -> None:
-        """Stop accepting requests; give those under way `grace` seconds to finish, then cancel them."""
+        """Stop accepting requests. Requests under way get `grace` seconds to finish; then they are cancelled."""
         if self._service:
             with contextlib.suppress(nats.errors.Error, asyncio.TimeoutError):
                 await _drain(self._service)
@@ -116,7 +116,7 @@ class Endpoints:
         )
 
     def _on_request(self, unit: type[Unit[Any]]) -> Callable[[Request], Awaitable[None]]:
-        """Return the callback of a unit's subscription: it starts a task for each request."""
+        """Return the callback of a unit's subscription. The callback starts a task for each request."""
 
         async def start(request: Request) -> None:
             message: Msg = request._msg
@@ -135,7 +135,7 @@ class Endpoints:
         return start
 
     async def _on_control(self, message: Msg) -> None:
-        """Cancel a request if the server reports that nobody received one of its parts: its caller is gone."""
+        """Cancel a request if the server reports that nobody received a part of it, because the caller is gone."""
         if (message.headers or {}).get("Status") == "503" and (
             task := self._by_token.get(message.subject.rpartition(".")[2])
         ):
@@ -146,7 +146,7 @@ class Endpoints:
         return RateLimited(f"{limit}; try again in 1 s", retry_after=1)
 
     async def _serve_batch(self, unit: type[Unit[Any]], message: Msg, token: str) -> None:
-        """Serve each request of a batch like one of its own; reply when all are answered."""
+        """Serve each request of a batch like a request in its own message. Replies when all requests are answered."""
         headers = message.headers or {}
         try:
             if not calls.flag(headers, calls.BATCH):
@@ -194,7 +194,7 @@ class Endpoints:
             if clock.expired():
                 await self._refuse(message, _deadline_exceeded(unit, call), call, started_at)
                 return
-            # a timeout inside the domain, which should have handled it: a bug
+            # the domain should have handled this timeout inside it, so it is a bug
             logger.error("a unit failed unexpectedly", unit=unit.spec.name, exc_info=True)
             await self._refuse(message, InternalError("internal error"), call, started_at)
             return
@@ -220,7 +220,7 @@ class Endpoints:
         text = error.message.replace("\r", " ").replace("\n", " ")[:_LONGEST_HEADER]
         try:
             body = msgspec.json.encode({"success": False, "error": error.body(), "meta": meta}, enc_hook=repr)
-        except (ValueError, OverflowError):  # a lone surrogate in a file name, an integer above 64 bits
+        except (ValueError, OverflowError):  # the cause is a lone surrogate in a file name, or an integer above 64 bits
             logger.error("an error reply cannot be encoded; sent without details", code=error.code, exc_info=True)
             bare = {"code": error.code, "message": text.encode("ascii", "replace").decode(), "details": {}}
             body = msgspec.json.encode({"success": False, "error": bare, "meta": meta})
@@ -252,9 +252,9 @@ class Endpoints:
 
 
 async def _drain(service: Service) -> None:
-    """Unsubscribe from everything, discovery first, and wait until the requests already sent to us have arrived.
+    """Unsubscribe from all subjects, discovery first. Waits until all requests that were already sent have arrived.
 
-    The service's own `stop` drops those requests; their callers would wait until their deadlines.
+    The `stop` of nats-py's service drops these requests, so their callers would wait until their deadlines.
     """
     discovery = service._subscriptions.values()
     units = (endpoint._subscription for endpoint in service._endpoints)
@@ -272,14 +272,14 @@ def _deadline_exceeded(unit: type[Unit[Any]], call: Call) -> Timeout:
 
 
 def _default_timeout(command: Unit[Any]) -> float:
-    """Return the timeout in seconds of a call without a deadline: the unit's, or the input's `timeout` plus 5 s."""
+    """Return the seconds that a call without a deadline may take: the input's `timeout` plus 5, or the unit's."""
     own = getattr(command, "timeout", None)
     return max(command.spec.timeout, own + 5.0 if isinstance(own, int | float) else 0.0)
 
 
 @functools.cache
 def describe(unit: type[Unit[Any]]) -> dict[str, str]:
-    """Return an endpoint's metadata: all that a door needs to offer the unit. ADR-32 requires text values."""
+    """Return an endpoint's metadata, which is all that a door needs to offer the unit. ADR-32 requires text values."""
     spec = unit.spec
     return {
         "kind": spec.kind,

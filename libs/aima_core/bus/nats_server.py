@@ -1,7 +1,7 @@
-"""Runs our own nats-server: finds the program, writes its configuration, starts it and waits until it answers.
+"""Runs AIMA's own nats-server: finds the program, writes its configuration, starts it and waits until it answers.
 
-Knows nothing about the messages. Its functions block, so call them from a thread if there is an event loop; with
-`die_with_parent` from the main thread (see `system.child_processes.end_with_parent`).
+This module does not know the messages. Its functions block, so call them from a thread if there is an event loop. With
+`die_with_parent`, call them from the main thread (see `system.child_processes.end_with_parent`).
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from pathlib import Path
 from aima_core.errors import Unavailable
 from aima_core.system.child_processes import end_with_parent
 
-HOST = "127.0.0.1"  # this machine only, even with users: the server has no TLS
-USERS = "users.conf"  # in the server's folder; defines who may connect and with which rights
+HOST = "127.0.0.1"  # only this machine may connect, even with users, because the server has no TLS
+USERS = "users.conf"  # file in the server's folder that defines the users and their rights
 PREFERRED_PORT = 4222  # the default port of every NATS tool
-MAX_PAYLOAD = 16 * 2**20  # bytes; above AIMA's own limit of 8 MiB, so that a domain can answer PAYLOAD_TOO_LARGE itself
-MAX_MEMORY_STORE = 256 * 2**20  # bytes; small, because the event copy and the resource bucket are stored in files
-MAX_FILE_STORE = 64 * 2**30  # bytes; an upper limit, the space is not reserved
+MAX_PAYLOAD = 16 * 2**20  # bytes; more than AIMA's own limit of 8 MiB, so a domain itself can answer PAYLOAD_TOO_LARGE
+MAX_MEMORY_STORE = 256 * 2**20  # bytes; little, because the copies of events and resources are stored in files
+MAX_FILE_STORE = 64 * 2**30  # bytes; an upper limit: the space is not reserved
 SYNC_INTERVAL = 1  # seconds between flushes to the disk
 START_DEADLINE = 10.0  # seconds from the launch to the server's INFO line
-_FATAL = re.compile(r"\[FTL\] (.+)")  # the log lines in which the server says why it ends
+_FATAL = re.compile(r"\[FTL\] (.+)")  # finds the lines of the server's log that say why the server ended
 
 
 def find_binary() -> str:
-    """Return the path of nats-server: next to this Python, or on the PATH. Raises Unavailable if it is in neither."""
-    local = Path(sys.executable).parent / "nats-server"  # not resolved: a virtual environment's python is a link
+    """Return the path of nats-server. Looks next to this Python, then on the PATH. Raises Unavailable if both fail."""
+    local = Path(sys.executable).parent / "nats-server"  # not resolved: in a virtual environment, python is a link
     binary = shutil.which(str(local)) or shutil.which("nats-server")
     if binary is None:
         raise Unavailable(
@@ -48,14 +48,14 @@ def find_binary() -> str:
 
 
 def free_port(host: str = HOST, preferred: int = 0) -> int:
-    """Return a free port: `preferred`, else one of the 99 above it, else any. With 0, any.
+    """Return a free port: `preferred`, or one of the 99 ports above it, or any other port. 0 means any port.
 
-    Another program may take the port before the caller binds it; the caller must handle that.
+    Another program may take the port before the caller binds it. The caller must handle this case.
     """
     nearby = range(preferred, min(preferred + 100, 65536)) if preferred else ()
     for port in (*nearby, 0):
         with socket.socket() as probe, contextlib.suppress(OSError):
-            # as servers do: a closed connection in TIME_WAIT does not make the port taken
+            # servers do so, too: a closed connection in TIME_WAIT does not occupy the port
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
             probe.listen(1)
@@ -64,9 +64,9 @@ def free_port(host: str = HOST, preferred: int = 0) -> int:
 
 
 def configuration(name: str, port: int, store: Path, users: bool = False) -> str:
-    """Return the text of the server's configuration file; `store` is JetStream's folder.
+    """Return the text of the server's configuration file. `store` is JetStream's folder.
 
-    With `users`, only the users in `users.conf` in the same folder may connect.
+    With `users`, only the users in the file `users.conf` of the same folder may connect.
     """
     return f"""\
 server_name: {_quoted(name)}
@@ -83,7 +83,7 @@ jetstream {{
 
 
 class NatsServer:
-    """A nats-server process. It can be launched again after it has ended, with the same port and store."""
+    """A nats-server process. After its end, it can be launched again with the same port and store."""
 
     name = "nats-server"
 
@@ -92,18 +92,18 @@ class NatsServer:
         self.url = f"nats://{HOST}:{port}"
         self.process: subprocess.Popen[bytes] | None = None
         self.log_start = 0
-        """Where the log of the latest launch begins, in bytes."""
+        """The byte at which the log of the latest launch begins."""
         self._die_with_parent = die_with_parent
         self._server_name = ""
 
     @property
     def pid(self) -> int | None:
-        """The id of the running process; None if it is not running."""
+        """The id of the process, or None if the process does not run."""
         return self.process.pid if self.process is not None and self.process.returncode is None else None
 
     def launch(self) -> None:
-        """Start the process and return at once; `answers` becomes true when it accepts clients."""
-        # with a new name for each launch, `answers` can tell our server from another one on the same port
+        """Start the process and return at once. `answers` becomes true when the server accepts clients."""
+        # each launch has a new name, so `answers` can tell this server from another server on the same port
         self._server_name = f"aima-{secrets.token_hex(6)}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -113,18 +113,18 @@ class NatsServer:
         if self._die_with_parent:
             before_exec = functools.partial(end_with_parent, os.getpid(), signal.SIGTERM)
         with self.log.open("ab") as log:
-            self.log_start = log.tell()  # before the launch: a server that fails at once has already written
+            self.log_start = log.tell()  # before the launch, because a server that fails at once writes at once
             self.process = subprocess.Popen(
                 [find_binary(), "-c", str(file)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # so that Ctrl-C does not reach the server: the supervisor stops it last
+                start_new_session=True,  # Ctrl-C must not reach the server, because the supervisor stops it last
                 preexec_fn=before_exec,  # noqa: PLW1509 - unsafe only with threads; the supervisor has none
             )
 
     def answers(self) -> bool:
-        """Return whether this process accepts clients, and not another server on its port. Takes at most 0.5 s."""
+        """Whether this process accepts clients. False if another server uses the port. Takes at most 0.5 s."""
         try:
             with socket.create_connection((HOST, self.port), timeout=0.5) as connection:
                 connection.settimeout(0.5)
@@ -135,16 +135,16 @@ class NatsServer:
         return bool(info.get("server_name") == self._server_name and info.get("jetstream"))
 
     def poll(self) -> int | None:
-        """Return the exit code if the process has ended, negative if a signal ended it; else None."""
+        """Return the exit code, or None while the process runs. A negative code is the number of a signal."""
         return self.process.poll() if self.process is not None else None
 
     def send(self, number: int) -> None:
-        """Send a signal; does nothing if the process has ended."""
+        """Send a signal to the process. Does nothing if the process has ended."""
         if self.process is not None:
             self.process.send_signal(number)
 
     def stop(self, timeout: float = 5.0) -> None:
-        """Stop the process with SIGTERM, after `timeout` seconds with SIGKILL; does nothing if it has ended."""
+        """Stop the process with SIGTERM, and after `timeout` seconds with SIGKILL. Does nothing after its end."""
         if self.process is None:
             return
         self.process.terminate()
@@ -156,11 +156,11 @@ class NatsServer:
 
 
 def start(folder: Path, port: int | None, log: Path, die_with_parent: bool, users: bool = False) -> NatsServer:
-    """Start a nats-server that keeps its files in `folder` and return it once it answers.
+    """Start a nats-server that keeps its files in `folder`. Returns the server when it answers.
 
-    `port` None means 4222 or the next free one. With `users`, the users in `users.conf` in `folder` may connect. Raises
-    Unavailable with the end of the server's log if it does not answer within 10 seconds; `details.reason` is
-    PORT_IN_USE if another program has the port.
+    `port` None means 4222 or the next free port. With `users`, only the users in `users.conf` of `folder` may connect.
+    Raises Unavailable with the end of the server's log if the server does not answer within 10 seconds. If another
+    program uses the port, `details.reason` is PORT_IN_USE.
     """
     for attempt in range(3):
         server = NatsServer(folder, port or free_port(HOST, PREFERRED_PORT), log, die_with_parent, users)
@@ -169,7 +169,7 @@ def start(folder: Path, port: int | None, log: Path, die_with_parent: bool, user
             _await_answer(server)
         except Unavailable as error:
             if port is None and error.reason == "PORT_IN_USE" and attempt < 2:
-                continue  # another program took the port between our check and the server's bind
+                continue  # another program took the port between the check and the server's bind
             raise
         return server
     raise AssertionError("the last attempt returns or raises")
@@ -194,7 +194,7 @@ def _await_answer(server: NatsServer) -> None:
 
 
 def log_tail(log: Path, lines: int = 20, since: int = 0) -> str:
-    """Return the last lines of a log file after byte `since`, at most 8 KiB; empty if it cannot be read."""
+    """Return the last lines of a log file after byte `since`, at most 8 KiB. Empty if the file cannot be read."""
     try:
         with log.open("rb") as file:
             file.seek(max(since, file.seek(0, os.SEEK_END) - 8192))

@@ -1,4 +1,4 @@
-"""The two things that a domain sends back to a caller: parts during the work, and the outcome at its end."""
+"""Sends a domain's answer to its caller: the parts during the work, and the outcome at its end."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from aima_core.errors import PayloadTooLarge
 from aima_core.units import View
 
 encode = msgspec.json.Encoder(enc_hook=lambda value: value.model_dump(mode="json")).encode
-"""Encode any answer as JSON, including views inside it."""
+"""Encode an answer as JSON. The answer may contain views."""
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """The result of a request: its data as JSON, and the stream's version and log position for the envelope's meta."""
+    """The result of a request: its data as JSON, and the version and log position for the envelope's `meta`."""
 
     data: bytes
     version: int | None = None
@@ -25,7 +25,7 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 class ReplyStream:
-    """Sends the parts of one request to its caller. The request is cancelled if the caller no longer listens."""
+    """Sends the parts of one request to the caller. The request is cancelled if the caller no longer listens."""
 
     def __init__(self, nc: Nats, inbox: str, control: str, requested: bool) -> None:
         self._nc = nc
@@ -35,7 +35,7 @@ class ReplyStream:
         self.requested = requested and bool(inbox)
 
     async def send(self, part: Any) -> None:
-        """Send one part with its number; do nothing if the caller did not ask for parts.
+        """Send one part with its number. Does nothing if the caller did not request parts.
 
         Raises PayloadTooLarge if the part is larger than the bus allows.
         """
@@ -44,13 +44,13 @@ class ReplyStream:
         self._seq += 1
         headers = {calls.SEQ: str(self._seq)}
         try:
-            # with a reply subject, the server reports there if nobody listens on the caller's inbox (Endpoints)
+            # the server uses the reply subject to report that nobody listens on the caller's inbox (Endpoints)
             await self._nc.publish(self._inbox, encode(part), reply=self._control, headers=headers)
         except nats.errors.MaxPayloadError:
             raise PayloadTooLarge("a part of the answer is larger than the bus allows") from None
 
     def final_headers(self) -> dict[str, str]:
-        """Return the headers of the reply that follows the last part."""
+        """Return the headers of the final reply, which follows the last part."""
         return {calls.SEQ: str(self._seq + 1), calls.FINAL: "true"}
 
 

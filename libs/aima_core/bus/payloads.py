@@ -1,4 +1,4 @@
-"""The payload of a request: its limits, and its decoding."""
+"""Checks the limits of a request's payload, and decodes the payload."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import msgspec
 from aima_core.call import CONTENT_TYPE
 from aima_core.errors import InvalidRequest, PayloadTooLarge
 
-LARGEST_PAYLOAD = 8 * 1024 * 1024  # bytes of an input; the server allows twice that, so the refusal comes from AIMA
-_MOST_FIELDS = 1000  # fields of an input; pydantic creates an error for each unknown field
+LARGEST_PAYLOAD = 8 * 1024 * 1024  # bytes of an input; the server allows twice as many, so AIMA itself can refuse
+_MOST_FIELDS = 1000  # fields of an input; limited, because pydantic creates an error for each unknown field
 
 
 def check_size(payload: bytes) -> None:
@@ -24,9 +24,9 @@ def check_size(payload: bytes) -> None:
 
 
 def body_of(payload: bytes, headers: Mapping[str, str] | None) -> bytes:
-    """Return the input in a payload as JSON, converted from msgpack if the headers say so.
+    """Return the input in a payload as JSON. Converts msgpack to JSON if the headers name msgpack.
 
-    Raises PayloadTooLarge, or InvalidRequest for a payload that is not an object or has too many fields.
+    Raises PayloadTooLarge for a large payload, and InvalidRequest if it is not an object or has too many fields.
     """
     check_size(payload)
     if not payload:

@@ -1,4 +1,4 @@
-"""Typed requests from one domain to another."""
+"""Sends typed requests from one domain to another."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from aima_core.units import Out, Unit
 
 
 class Peers:
-    """Sends typed requests to other domains, for the call that is currently handled."""
+    """Sends typed requests to other domains on behalf of the current call."""
 
     def __init__(self, nc: Nats, node: str) -> None:
         self.client = Client(nc)
         self._node = node
 
     async def call(self, unit: Unit[Out], *, key: str = "", timeout: float | None = None) -> Out:
-        """Send a request and return its answer; raises the same errors as `Client.ask`.
+        """Send a request and return its answer. Raises the same errors as `Client.ask`.
 
-        Pass the same idempotency `key` again to retry without a second effect. The request ends at the current call's
-        deadline or after `timeout` seconds (default: the unit's own), whichever is earlier.
+        To retry without a second effect, pass the same idempotency `key` again. The request ends after `timeout`
+        seconds (default: the unit's own timeout), or at the current call's deadline if that is earlier.
         """
         parent = current_call.get() or calls.fresh(self._node)
         seconds = _remaining(parent, timeout or unit.spec.timeout)

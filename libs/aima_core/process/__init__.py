@@ -1,1 +1,1 @@
-"""A domain as a running process: its single writer, its effects, its followers, and the copies on JetStream."""
+"""Runs a domain as a process: its single writer, its effects, its followers, and the copies on JetStream."""

@@ -40,11 +40,11 @@ from aima_core.store.records import Codec, Recorded, StoredReply
 from aima_core.structured_logs import logger
 from aima_core.units import Command, Query, Unit
 
-_DRAIN = 25.0  # seconds for running requests to finish when the process stops; the supervisor kills it after 30
-_RESTART = 1.0  # seconds before failed background work is started again
-# thresholds of the garbage collector; with Python's default of 700 it takes a tenth of a busy process's time
+_DRAIN = 25.0  # seconds that requests get to finish when the process stops; the supervisor kills the process after 30 s
+_RESTART = 1.0  # seconds until failed background work starts again
+# thresholds of the garbage collector; Python's default of 700 costs a tenth of a busy process's time
 _GC_THRESHOLDS = (10_000, 10, 10)
-_NO_LIMIT = 1_000_000  # events; more than any command leads to
+_NO_LIMIT = 1_000_000  # events; no command causes as many
 
 
 class DomainProcess(Generic[S]):
@@ -57,9 +57,9 @@ class DomainProcess(Generic[S]):
         self._flow_answers = FlowAnswers()
 
     async def serve(self, stop: asyncio.Event, ready: Callable[[], None] = lambda: None) -> None:
-        """Open everything, call `ready` once requests are answered, run until `stop`, drain, close.
+        """Open all parts, call `ready` when requests are answered, run until `stop`, drain, and close all parts.
 
-        Raises Unavailable if the connection to the bus ends for good before `stop`; the supervisor then starts a new
+        Raises Unavailable if the connection to the bus ends for good before `stop`. The supervisor then starts a new
         process, which connects again.
         """
         domain, settings, bus_lost = self._domain, self._settings, False
@@ -155,7 +155,7 @@ class DomainProcess(Generic[S]):
             raise TypeError(unit)
         if isinstance(unit, self._outside.flows):
             return Outcome(await self._flow(unit, call, replies))
-        self._writer.check_version(unit, call)  # before `prepare` does any work; deciding checks again
+        self._writer.check_version(unit, call)  # checks before `prepare` does any work; deciding checks again
         if call.idempotency_key and not call.dry_run:
             return await self._run_once(unit, call, replies)
         command = await self._outside.prepare(unit, call)
@@ -169,8 +169,8 @@ class DomainProcess(Generic[S]):
     async def _answer(
         self, command: Command[Any], records: Sequence[Recorded], streams: Sequence[str], replies: ReplyStream
     ) -> bytes:
-        """Return the command's answer once its result is known; until then, send each new event as a part."""
-        # most answers are known at once and need no watch; no event is missed, because there is no await before it
+        """Return the command's answer when its result is known. Until then, sends each new event as a part."""
+        # most answers are known at once and need no watch; no await comes before the watch, so no event is missed
         if (view := self._writer.answer(command, [record.event for record in records])) is not None:
             return encode_view(view)
         with self._writer.watchers.watch(streams) as commits:
@@ -183,20 +183,20 @@ class DomainProcess(Generic[S]):
         last = records[-1].position if records else 0
         while (view := self._writer.answer(command, events)) is None:
             for record in await commits.get():
-                if record.position > last:  # an event that was read from the log may also be in the queue
+                if record.position > last:  # the queue may also contain an event that was read from the log
                     events.append(record.event)
                     await replies.send(record.wire())
         return encode_view(view)
 
     async def _run_once(self, unit: Command[Any], call: Call, replies: ReplyStream) -> Outcome:
-        """Run a request with an idempotency key; a repeated request gets the reply of the first."""
+        """Run a request with an idempotency key. A repeated request gets the reply of the first request."""
         request, key, writer = fingerprint(unit), call.idempotency_key, self._writer
         async with writer.key_lock(key):
             stored = await writer.log.reply(key)
             if stored is not None and stored.request != request:
                 raise key_reused(key)
             if stored is not None and stored.reply is not None:
-                # before `prepare`: it may fail now, if facts of the first request no longer exist
+                # comes before `prepare`, which may fail now because facts of the first request no longer exist
                 return msgspec.json.decode(stored.reply, type=FinalReply).outcome()
             command = await self._outside.prepare(unit, call)
             if stored is None:
@@ -209,12 +209,12 @@ class DomainProcess(Generic[S]):
         version = records[-1].version if records else None
         with writer.watchers.watch(
             streams
-        ) as commits:  # watch before reading the log, so that no event is missed between them
+        ) as commits:  # the watch starts before the log is read, so no event in between is missed
             later = [r for s in streams for r in await writer.log.events(stored.last, stream=s, limit=_NO_LIMIT)]
             later.sort(key=lambda record: record.position)
             try:
                 data = await self._wait_for_answer(command, [*records, *later], commits, replies)
-            except AimaError as error:  # is the result of the request, so it is stored and repeated like an answer
+            except AimaError as error:  # the error is the result, so it is stored and repeated like an answer
                 final = FinalReply(version=version, position=stored.last, error=error.body())
             else:
                 final = FinalReply(version=version, position=stored.last, data=msgspec.Raw(data))
@@ -222,7 +222,7 @@ class DomainProcess(Generic[S]):
         return final.outcome()
 
     async def _flow(self, command: Command[Any], call: Call, replies: ReplyStream) -> bytes:
-        """Run a flow. A repeated idempotency key joins the first run or gets its answer, until this process ends."""
+        """Run a flow. A repeated idempotency key joins the first run or gets its answer, while this process runs."""
         key = call.idempotency_key
         if call.dry_run:
             plan = self._writer.plan(await self._outside.prepare(command, call), call)
@@ -249,7 +249,7 @@ def encode_page(page: LogPage) -> bytes:
 
 
 async def _run_with_restarts(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run background work until it returns; log each failure and start the work again."""
+    """Run background work until it returns. Logs each failure and starts the work again."""
     while True:
         try:
             await work()

@@ -1,4 +1,4 @@
-"""The answer of a dry run: what a decided command would record and start."""
+"""Builds the answer of a dry run: the events that a command would record, and the effects that it would start."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from aima_core.units import Event
 
 
 def plan_of(domain: Domain[S], world: Mapping[str, S], events: Sequence[Event], version: int) -> Planned:
-    """Return the plan of a command that decided these events in this world, at this version of its stream."""
+    """Return the plan for the decided events of a command. `version` is the current version of the command's stream."""
     effects: list[dict[str, Any]] = []
     for stream in dict.fromkeys(event.stream for event in events):
         state = world.get(stream)

@@ -1,7 +1,7 @@
-"""Runs the effects of a domain: after every commit, exactly the effects that `todo` returns are running.
+"""Runs the effects of a domain. After every commit, exactly the effects that `todo` returns are running.
 
-There is no stored queue of effects and no table of retries. After a crash, the states are loaded from the log, `todo`
-returns the same effects, and they start again.
+No queue of effects and no table of retries is stored. After a crash, the process loads the states from the log. `todo`
+then returns the same effects, and they start again.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from aima_core.store.records import Recorded
 from aima_core.structured_logs import logger
 from aima_core.units import Command
 
-_FIRST_RETRY, _LAST_RETRY = 0.2, 10.0  # seconds; doubled after each failure
-_CANCEL_AGAIN = 0.5  # seconds for a task to end after it is cancelled, before it is cancelled again
+_FIRST_RETRY, _LAST_RETRY = 0.2, 10.0  # seconds until an effect is tried again; doubled after each failure
+_CANCEL_AGAIN = 0.5  # seconds that a cancelled task has to end before it is cancelled again
 
 
 class Effects(Generic[S]):
-    """The running effects of one domain; each is a task."""
+    """The running effects of one domain. Each effect is a task."""
 
     def __init__(self, domain: Domain[S], writer: Writer[S], outside: Outside[S]) -> None:
         self._domain = domain
@@ -35,17 +35,17 @@ class Effects(Generic[S]):
         self._recording: set[asyncio.Task[None]] = set()
         self._performed: WeakSet[asyncio.Task[None]] = WeakSet()  # running tasks whose `perform` has returned
         self._states: dict[str, S] = {}
-        """The states after the last commit that was handled here."""
+        """The states after the last commit for which the effects were adjusted."""
 
     def start(self) -> None:
-        """Start the effects of every stream, and adjust them after each commit from now on."""
+        """Start the effects of every stream. From now on, each commit adjusts the effects."""
         self._writer.listeners.append(self._on_commit)
         self._states = dict(self._writer.committed)
         for stream, state in self._states.items():
             self._adjust(stream, state, cause="")
 
     async def close(self) -> None:
-        """Cancel all effects; the next process starts them again."""
+        """Cancel all effects. The next process starts them again."""
         if self._on_commit in self._writer.listeners:  # absent if `start` was never called
             self._writer.listeners.remove(self._on_commit)
         tasks = [task for effects in self._running.values() for task in effects.values()]
@@ -64,10 +64,10 @@ class Effects(Generic[S]):
                 self._states[stream] = state
 
     def _stop_within_commit(self, stream: str, records: Sequence[Recorded]) -> None:
-        """Stop the effects that `todo` omits after any event of a commit; those that it returns at the end start again.
+        """Stop the effects that `todo` does not return after some event of a commit.
 
-        The last state of the commit does not show this: the result of an effect and the next request for the same
-        effect may be recorded in one commit.
+        The state after the whole commit is not enough: one commit may contain the result of an effect and the next
+        request for the same effect. `todo` returns this effect again at the end, and the effect must start anew.
         """
         state = self._states.get(stream)
         for record in [record for record in records if record.stream == stream][:-1]:
@@ -75,16 +75,16 @@ class Effects(Generic[S]):
             self._adjust(stream, state, cause="", start=False)
 
     def _adjust(self, stream: str, state: S | None, cause: str, *, start: bool = True) -> None:
-        """Stop the effects of a stream that `todo` does not return, and start those that it does."""
+        """Stop the effects of a stream that `todo` does not return, and start the effects that it returns."""
         try:
-            # a dict as a set keeps todo's order, so that the same log always does the same
+            # a dict is used as a set, because it keeps the order of `todo`: the same log always starts the same effects
             required = dict.fromkeys(self._domain.todo(state)) if state is not None else {}
         except Exception:  # a bug that affects one stream must not affect the others
             logger.error("todo failed unexpectedly", stream=stream, exc_info=True)
             return
         running = self._running.get(stream, {})
         for effect in [effect for effect in running if effect not in required]:
-            # also if its result is being recorded right now: the recording is a task of its own and goes on
+            # a result that is just being recorded is not lost, because the recording is a task of its own
             task = running.pop(effect)
             self._performed.discard(task)
             task.cancel()
@@ -98,7 +98,7 @@ class Effects(Generic[S]):
     async def _carry_out(self, effect: Effect, cause: str) -> None:
         """Perform the effect until it succeeds, then record its result.
 
-        The finished task stays in `_running` for as long as `todo` returns the effect, so that it is not run again.
+        The finished task stays in `_running` while `todo` returns the effect, so the effect does not start again.
         """
         delay = _FIRST_RETRY
         while True:
@@ -106,7 +106,7 @@ class Effects(Generic[S]):
             try:
                 commands = list(await self._outside.perform(effect))
                 self._performed.add(_this_task())
-                # a task of its own: recording the result may end this effect, which cancels this task but not that one
+                # recording is a task of its own, because it may end this effect, which cancels the effect's task
                 recording = asyncio.create_task(self._record(commands, cause))
                 self._recording.add(recording)
                 recording.add_done_callback(self._recording.discard)
@@ -135,7 +135,7 @@ def _this_task() -> asyncio.Task[Any]:
 async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancel the tasks and wait until they have ended.
 
-    Cancels repeatedly, because `asyncio.wait_for` of Python 3.11, which nats-py uses, can lose a cancellation.
+    Cancels repeatedly, because nats-py uses `asyncio.wait_for`, which can lose a cancellation in Python 3.11.
     """
     running = every_task = set(tasks)
     while running:

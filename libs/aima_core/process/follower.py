@@ -1,7 +1,7 @@
-"""Follows another domain: handles each of its events exactly once and in order, from a cursor in our own log.
+"""Follows a peer: handles each of its events exactly once and in order. The follower's cursor is in its domain's log.
 
-The live copies of events on the bus only wake the follower. It reads the events from the peer's log (`<domain>.log`),
-so a lost message, a restarted server or a deleted JetStream stream cannot cause a gap (decision 0005).
+The live copies of events on the bus only wake the follower. The follower reads the events from the peer's log
+(`<domain>.log`). So a lost message, a restarted server or a deleted JetStream stream causes no gap (decision 0005).
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from aima_core.process.writer import Writer
 from aima_core.store.records import Codec, Meta, Recorded
 from aima_core.structured_logs import logger
 
-_PAGE = 500  # events per request
-_POLL_INTERVAL = 5.0  # seconds after which the peer's log is read even if no event woke the follower
+_PAGE = 500  # events that one request reads
+_POLL_INTERVAL = 5.0  # seconds until the peer's log is read even if no event wakes the follower
 _RETRY = 0.5  # seconds
-_PAGE_TIMEOUT = 2.0  # seconds; a page takes milliseconds, so a peer that has died meanwhile is asked again soon
+_PAGE_TIMEOUT = 2.0  # seconds; short, because a page takes milliseconds and a peer that dies must soon be called again
 
 
 class Follower(Generic[S]):
-    """Follows one peer: another domain whose events our domain reacts to."""
+    """Follows one peer, which is another domain whose events the follower's domain reacts to."""
 
     def __init__(self, nc: Nats, domain: Domain[S], peer: str, writer: Writer[S]) -> None:
         self._nc = nc
@@ -43,14 +43,14 @@ class Follower(Generic[S]):
         self._wake = asyncio.Event()
         self._advanced = asyncio.Event()
         self._limit = _PAGE
-        self._source = ""  # the peer and the id of its log; a new log is followed from its beginning
+        self._source = ""  # the peer and its log's id; a new log has no cursor and is read from its beginning
 
     async def run(self) -> None:
         """Follow the peer until cancelled."""
         subscription = await self._nc.subscribe(f"aima.events.{self._peer}.>", cb=self._on_event)
         try:
             await self._follow()
-        finally:  # after a failure `run` is called again, and would have two subscriptions
+        finally:  # `run` is called again after a failure, and must not have two subscriptions then
             with contextlib.suppress(nats.errors.Error):
                 await subscription.unsubscribe()
 
@@ -69,15 +69,15 @@ class Follower(Generic[S]):
                     raise
                 self._limit //= 2  # large events need smaller pages
             except AimaError as error:
-                # an unavailable peer will come back; any other error needs attention
+                # an unavailable peer comes back; any other error needs attention
                 log = logger.debug if isinstance(error, Unavailable | Timeout) else logger.warning
                 log("the peer's log cannot be read; trying again", peer=self._peer, error=error.message)
                 await asyncio.sleep(_RETRY)
 
     async def catch_up(self) -> None:
-        """Return when every event that the peer has recorded by now is handled; raise Unavailable if it is away.
+        """Wait until every event that the peer has recorded so far is handled. Raises Unavailable if the peer is gone.
 
-        For a request about something that the peer has reported to the caller, but that has not arrived here yet.
+        A request needs this if the peer has told its caller about an event that the follower has not read yet.
         """
         answer = await self._client.ask(f"{self._peer}.log", {"limit": 1}, timeout=2)
         source, position = f"{self._peer}/{answer.data['log']}", answer.data["position"]
@@ -90,7 +90,7 @@ class Follower(Generic[S]):
         self._wake.set()
 
     async def _handle_page(self) -> bool:
-        """Handle one page of the peer's log; return whether there may be more."""
+        """Handle one page of the peer's log. Returns whether the log may have more pages."""
         after = self._writer.cursors.get(self._source, 0)
         request = {"after": after, "limit": self._limit}
         answer = await self._client.ask(f"{self._peer}.log", request, timeout=_PAGE_TIMEOUT)
@@ -110,7 +110,7 @@ class Follower(Generic[S]):
         return len(events) == self._limit
 
     async def _handle(self, row: dict[str, Any]) -> None:
-        """Run the commands with which our domain reacts to an event, and advance the cursor."""
+        """Run the commands that `react` returns for an event, and advance the cursor."""
         record = Recorded(
             row["position"],
             row["stream"],
@@ -129,7 +129,7 @@ class Follower(Generic[S]):
         commands = list(self._domain.react(record))
         for command in commands[:-1]:
             await self._writer.run(command, call)
-        if commands:  # the cursor is committed with the last command; after a crash the others run again, harmlessly
+        if commands:  # the last command commits the cursor; after a crash, the others run again, harmlessly
             await self._writer.run(commands[-1], call, cursor=(self._source, record.position))
         else:
             await self._writer.advance(self._source, record.position)

@@ -1,4 +1,4 @@
-"""What a repeated idempotency key gets: the stored reply of the first request, or the answer of the first flow."""
+"""Answers a repeated idempotency key with the stored reply of the first command, or the answer of the first flow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MOST_FLOW_ANSWERS = 1000  # kept in memory
 
 
 class FinalReply(msgspec.Struct):
-    """The reply to a request with an idempotency key, as the log stores it: an answer or an error."""
+    """The reply to a request with an idempotency key: an answer or an error. The log stores the reply in this form."""
 
     version: int | None
     position: int | None
@@ -25,22 +25,23 @@ class FinalReply(msgspec.Struct):
     error: dict[str, Any] | None = None
 
     def outcome(self) -> Outcome:
-        """Return the answer; raise the error."""
+        """Return the answer, or raise the error."""
         if self.error is not None:
             raise from_body(self.error)
         return Outcome(bytes(self.data), self.version, self.position)
 
 
 class FlowAnswers:
-    """The answers of flows by idempotency key. In memory only, because they may hold content (decision 0004)."""
+    """The answers of flows by idempotency key. Kept only in memory, because they may have content (decision 0004)."""
 
     def __init__(self) -> None:
         self._answers: dict[str, tuple[bytes, asyncio.Task[bytes]]] = {}
 
     async def get(self, key: str, request: bytes, run: Callable[[], Coroutine[Any, Any, bytes]]) -> bytes:
-        """Return the answer of the first request with the key: run it, join the run, or return the kept answer.
+        """Return the answer of the first request with the key.
 
-        `request` is the fingerprint of the request; raises Conflict if the first request had another.
+        Runs the flow, joins the running flow, or returns the kept answer. `request` is the fingerprint of the request.
+        Raises Conflict if the first request had another fingerprint.
         """
         if key not in self._answers:
             while len(self._answers) >= _MOST_FLOW_ANSWERS:
@@ -52,22 +53,22 @@ class FlowAnswers:
         return await asyncio.shield(answer)
 
     def tasks(self) -> Iterable[asyncio.Task[bytes]]:
-        """Return the tasks that run the flows, finished ones included."""
+        """Return the tasks of all flows, including finished tasks."""
         return [task for _, task in self._answers.values()]
 
     async def _run(self, key: str, run: Callable[[], Coroutine[Any, Any, bytes]]) -> bytes:
         try:
             return await run()
         except BaseException:
-            self._answers.pop(key, None)  # it failed, so the key may be used for a retry
+            self._answers.pop(key, None)  # the flow failed, so a retry may use the key again
             raise
 
 
 def fingerprint(command: Command[Any]) -> bytes:
-    """Return a hash of a request's unit and input, to recognize a key that is used for another request."""
+    """Return a hash of a request's unit and input. It shows whether a key is used for two different requests."""
     return hashlib.sha256(f"{command.spec.name}\0{command.model_dump_json()}".encode()).digest()
 
 
 def key_reused(key: str) -> Conflict:
-    """Return the error for an idempotency key that came with another request before."""
+    """Return the error for an idempotency key that was already used for another request."""
     return Conflict("this idempotency key was already used for another request", reason="KEY_REUSED", key=key)

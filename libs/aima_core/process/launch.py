@@ -1,4 +1,4 @@
-"""The entry point of a domain's process: loads the settings, sets up the log, serves; exits with a meaningful code."""
+"""The entry point of a domain's process. Loads the settings, sets up the log, and serves the domain."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from aima_core.process.domain_process import run
 from aima_core.settings import load
 
 _LOCKED = "LOG_LOCKED"
-_PERMANENT = (_LOCKED, "NOT_WRITABLE")  # reasons that a restart does not remove
+_PERMANENT = (_LOCKED, "NOT_WRITABLE")  # reasons of errors that a restart does not repair
 
 
 def main(domain: Domain[Any], *, config: Path | None = None, ready: int = -1, lifeline: int = -1) -> None:
     """Serve the domain until SIGTERM, SIGINT or the end of the pipe `lifeline`.
 
-    Writes a byte to the pipe `ready` once requests are answered. Exits with 78 (EX_CONFIG) if the settings or the data
-    folder are unusable, with 75 (EX_TEMPFAIL) if another process has the log: a supervisor need not restart it then.
+    Writes a byte to the pipe `ready` when requests are answered. Exits with 78 (EX_CONFIG) if the settings or the data
+    folder are unusable, and with 75 (EX_TEMPFAIL) if another process has the log. For these two codes, a supervisor
+    need not restart the process.
     """
     try:
         settings = load({domain.name: domain.settings}, path=config, partial=True)

@@ -1,7 +1,8 @@
-"""Copies a domain's log to JetStream, in order, on subjects `aima.events.<domain>.<event>.<stream id>`.
+"""Copies a domain's log to JetStream in order, with the subjects `aima.events.<domain>.<event>.<stream id>`.
 
-Every commit wakes the relay. After a start it continues behind the last event in the JetStream stream, and each message
-carries its event's id as Nats-Msg-Id, by which JetStream drops duplicates. So a crash neither loses nor doubles events.
+Every commit wakes the relay. After a start, the relay continues after the last event in the JetStream stream. Each
+message has its event's id in the header Nats-Msg-Id, and JetStream drops a message with a known id. So a crash neither
+loses nor doubles events.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ from aima_core.units import token
 
 STREAM = "AIMA_EVENTS"
 SUBJECTS = "aima.events.>"
-_WINDOW = 64  # messages published before waiting for their acknowledgements; a larger window is not faster
-_PAGE = 256  # events read from the log at once when behind
-_PAUSE = 0.005  # seconds between publishes; events recorded meanwhile are published together and wake followers once
-_CHECK_INTERVAL = 5.0  # seconds after which the connection is checked even without new events
+_WINDOW = (
+    64  # messages that are published before the relay waits for their acknowledgements; a larger window is not faster
+)
+_PAGE = 256  # events that the relay reads from the log at once if it has to catch up
+_PAUSE = 0.005  # seconds between publishes; events of the pause are published together and wake followers once
+_CHECK_INTERVAL = 5.0  # seconds until the connection is checked even without new events
 _RETRY = 0.5  # seconds
 _ACK_TIMEOUT = 5.0  # seconds
 
@@ -38,16 +41,16 @@ _encode = msgspec.json.Encoder().encode
 
 
 def subject(record: Recorded) -> str:
-    """Return the subject of an event; the id of its stream is the last token."""
+    """Return the subject of an event. The last token is the id of the event's stream."""
     return f"aima.events.{record.event.unit}.{token(record.stream.partition('/')[2])}"
 
 
 async def ensure_stream(js: JetStreamContext) -> None:
-    """Create the JetStream stream for the events of all domains if it does not exist."""
+    """Create the JetStream stream for the events of all domains, unless it exists."""
     try:
         await js.stream_info(STREAM)
     except nats.js.errors.NotFoundError:
-        with contextlib.suppress(nats.js.errors.BadRequestError):  # another domain has created it meanwhile
+        with contextlib.suppress(nats.js.errors.BadRequestError):  # another domain has just created the stream
             await js.add_stream(StreamConfig(name=STREAM, subjects=[SUBJECTS], storage=StorageType.FILE))
 
 
@@ -59,24 +62,24 @@ class Relay:
         self._js = nc.jetstream(timeout=_ACK_TIMEOUT)
         self._inbox = nc.new_inbox()
         self._listening = False
-        self._window = 0  # number of the current window; late acknowledgements of earlier windows are ignored
+        self._window = 0  # number of the current window; a late acknowledgement of an earlier window is ignored
         self._unacknowledged = 0
         self._refusal = b""
         self._acknowledged = asyncio.Event()
         self._log = log
         self._node = node
         self._committed: deque[Recorded] = deque(maxlen=4 * _PAGE)
-        self._behind = True  # whether the log may hold unpublished events that are not in `_committed`
+        self._behind = True  # whether the log may have unpublished events that are not in `_committed`
         self._wake = asyncio.Event()
 
     def on_commit(self, records: Sequence[Recorded], _: Mapping[str, Any]) -> None:
-        """Queue the committed events; a listener of the writer."""
+        """Queue the committed events. The writer calls this listener after each commit."""
         if records:
             self._committed.extend(records)
             self._wake.set()
 
     async def run(self) -> None:
-        """Publish events until cancelled; goes on after the bus was away."""
+        """Publish events until cancelled. Continues when the bus comes back."""
         position: int | None = None
         reconnects = self._nc.stats["reconnects"]
         while True:
@@ -95,12 +98,15 @@ class Relay:
                     await asyncio.sleep(_PAUSE)
             except (TimeoutError, nats.errors.Error, nats.js.errors.Error, OSError) as error:
                 logger.warning("cannot publish events to JetStream; trying again", error=repr(error))
-                position = None  # read the last published event again: acknowledgements may be lost
+                position = None  # reads the last published event again, because acknowledgements may be lost
                 self._behind = True
                 await asyncio.sleep(_RETRY)
 
     async def _next(self, position: int) -> list[Recorded]:
-        """Return the events after a position: just committed ones, or a page of the log; none after 5 s without any."""
+        """Return the events after a position: committed events in the queue, or a page of the log.
+
+        Returns no events after 5 s without new ones.
+        """
         while True:
             self._wake.clear()
             while self._committed and self._committed[0].position <= position:
@@ -120,7 +126,7 @@ class Relay:
                 return []
 
     async def _publish(self, records: Sequence[Recorded], position: int) -> int:
-        """Publish the events in windows; return the position of the last acknowledged one."""
+        """Publish the events in windows. Returns the position of the last acknowledged event."""
         for start in range(0, len(records), _WINDOW):
             window = records[start : start + _WINDOW]
             self._window += 1
@@ -138,7 +144,7 @@ class Relay:
         return position
 
     async def _on_acknowledgement(self, message: Msg) -> None:
-        """Count the acknowledgements of a window. nats-py's own publish costs four times as much per message."""
+        """Count the acknowledgements of a window. Publishing with nats-py's own method costs four times as much."""
         if message.subject.rpartition(".")[2] != str(self._window):
             return
         if not message.data or b'"error"' in message.data:
@@ -148,12 +154,12 @@ class Relay:
             self._acknowledged.set()
 
     async def _last_published(self) -> int:
-        """Return the position of the domain's newest event in the JetStream stream; 0 if that is not from this log."""
+        """Return the position of the domain's newest event in the JetStream stream, or 0 if it is from another log."""
         try:
             message = await self._js.get_last_msg(STREAM, f"aima.events.{self._log.domain}.>")
         except nats.js.errors.NotFoundError:
             return 0
         last = msgspec.json.decode(message.data or b"{}")
         ident, _, position = str(last.get("id", "")).rpartition("-")
-        # if the newest event is from another node's log, all events are published again; JetStream drops duplicates
+        # if another node's log has the newest event, all events are published again, and JetStream drops duplicates
         return int(position) if ident == self._log.ident else 0

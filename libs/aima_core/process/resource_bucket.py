@@ -1,7 +1,7 @@
 """Copies a domain's resources to the JetStream bucket `aima-resources`, where clients can watch them.
 
-The key of an address holds the resource's content (`nats kv watch aima-resources service.svc-1`). The bucket is only a
-copy: every start of the process writes all of it again.
+The value of a key is the content of a resource (`nats kv watch aima-resources service.svc-1`). The bucket is only a
+copy: at each start, the process writes all its resources again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _BUS_AWAY = (TimeoutError, nats.errors.Error, nats.js.errors.Error, OSError)
 
 
 class ResourceBucket(Generic[S]):
-    """Reads the resources of one domain by address, and copies those that change to the bucket."""
+    """Reads the resources of one domain by address, and copies changed resources to the bucket."""
 
     def __init__(self, nc: Nats, domain: Domain[S], answer: Callable[[Query[Any]], Awaitable[View]]) -> None:
         self._js = nc.jetstream(timeout=5)
@@ -41,7 +41,7 @@ class ResourceBucket(Generic[S]):
         self._wake = asyncio.Event()
 
     async def read(self, uri: str) -> View:
-        """Return the content of a resource; raise NotFound if the domain has no such address."""
+        """Return the content of a resource. Raises NotFound if the domain has no such address."""
         for resource in self._domain.resources:
             matches, ident = resource.match(uri)
             if matches:
@@ -50,7 +50,7 @@ class ResourceBucket(Generic[S]):
         raise NotFound(f"{uri} is not an address of {self._domain.name}; known: {known}", uri=uri)
 
     def on_commit(self, records: Sequence[Recorded], _: Mapping[str, Any]) -> None:
-        """Mark the resources that the events change; a listener of the writer."""
+        """Mark the resources that the events change. The writer calls this listener after each commit."""
         for index, resource in enumerate(self._domain.resources):
             for record in records:
                 for ident in resource.touched(record.event):
@@ -83,12 +83,12 @@ class ResourceBucket(Generic[S]):
     async def _copy(self, bucket: KeyValue, index: int, ident: str | None) -> None:
         resource = self._domain.resources[index]
         key = resource.key(ident)
-        del self._dirty[index, ident]  # before reading: a change during the read must cause another read
+        del self._dirty[index, ident]  # comes before the read, because a change during the read must cause another read
         try:
             await bucket.put(key, encode_view(await self._answer(resource.query(ident))))
         except NotFound:
             with contextlib.suppress(nats.js.errors.NotFoundError):
-                await bucket.get(key)  # raises if the key does not exist: deleting it would still leave a marker
+                await bucket.get(key)  # raises for a missing key, which a deletion would mark as deleted
                 await bucket.delete(key)
         except (AimaError, nats.errors.MaxPayloadError) as error:
             logger.debug("a resource could not be copied", key=key, error=str(error))
@@ -100,7 +100,7 @@ class ResourceBucket(Generic[S]):
 
 
 def _query(resource: Resource, ident: str | None, uri: str) -> Query[Any]:
-    """Return the query that reads an address; raise NotFound if the address has an invalid id."""
+    """Return the query that reads an address. Raises NotFound if the address has an invalid id."""
     try:
         return resource.query(ident)
     except ValidationError:

@@ -1,4 +1,4 @@
-"""Queues through which requests and domains follow committed events, by stream."""
+"""Queues of committed events, by stream. Requests and domains watch events through them."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from collections.abc import Iterator, Sequence
 
 from aima_core.store.records import Recorded
 
-_ALL = "*"  # key of the watchers of all streams; never a stream's name, because that contains a slash
+_ALL = "*"  # key of the watchers of all streams; no stream has this name, because a stream's name contains a slash
 
 
 class Watchers:
     """The open queues of one domain."""
 
     def __init__(self) -> None:
-        # dicts without values as sets: they keep the order, so that the same log always does the same
+        # dicts are used as sets, because they keep the order: the same log always does the same
         self._queues: dict[str, dict[asyncio.Queue[Sequence[Recorded]], None]] = {}
 
     @contextlib.contextmanager
     def watch(self, streams: Sequence[str]) -> Iterator[asyncio.Queue[Sequence[Recorded]]]:
-        """Yield a queue of the events committed to any of the streams from now on; with no streams, to any stream.
+        """Yield a queue of the events that are committed to these streams from now on. No streams means all streams.
 
         The queue gets one entry per commit.
         """

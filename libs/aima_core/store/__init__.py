@@ -1,1 +1,1 @@
-"""A domain's log and everything derived from it: state, snapshots, read tables."""
+"""A domain's log, and everything that is derived from the log: states, snapshots and read tables."""

@@ -1,7 +1,8 @@
-"""The event log of a domain, its only source of truth. All SQL for the core's own tables is in this file.
+"""The event log of a domain, which is its only source of truth. This file has all SQL for the core's own tables.
 
-One SQLite file per log, append only; an exclusive lock keeps it to one process. Each row's hash covers the hash of the
-row before it. Positions number all events of the log, versions the events of one stream; neither has gaps.
+Each log is one append-only SQLite file. An exclusive lock ensures that only one process uses the file. Each row's hash
+covers the hash of the previous row. Positions number all events of the log, and versions number the events of one
+stream. Neither has gaps.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 
 _GENESIS = b"\0" * 32
-_REPLY_LIFETIME = 7 * 86_400.0  # seconds for which a repeated idempotency key gets the first request's reply
+_REPLY_LIFETIME = 7 * 86_400.0  # seconds in which a repeated idempotency key gets the reply of the first request
 
 
 class Log:
@@ -75,7 +76,7 @@ class Log:
 
     @classmethod
     async def over(cls, file: Sqlite, domain: str, codec: Codec, lock: int) -> Log:
-        """Return the log in an open file; creates it in an empty file. `lock` is the file descriptor of its lock."""
+        """Return the log in an open file. Creates the log in an empty file. `lock` is the lock's file descriptor."""
         log = cls(file, codec, lock, await file.write(_create), domain)
         log._hash = await file.read(_last_hash)
         return log
@@ -93,7 +94,7 @@ class Log:
     async def append(self, batch: Batch) -> None:
         """Write the batch in one transaction.
 
-        Events are inserted first: if their versions conflict, nothing else is written. Raises Conflict then.
+        Inserts the events first. If their versions conflict, raises Conflict, and writes nothing.
         """
         encode = self.codec.encode
         chain = self._hash
@@ -123,7 +124,7 @@ class Log:
             self._hash = await self.file.write(write)
         except sqlite3.IntegrityError as error:
             if "events." not in str(error):
-                raise  # a constraint of a read table: a bug in its domain, not a conflict in the log
+                raise  # a constraint of a read table failed, which is a bug in the domain and no conflict in the log
             raise Conflict(
                 f"the log holds events that this process did not write: {error}", reason="VERSION_CONFLICT"
             ) from error
@@ -131,7 +132,7 @@ class Log:
     async def events(
         self, after: int = 0, *, limit: int = 1000, stream: str | None = None, until: int | None = None
     ) -> list[Recorded]:
-        """Return the events after a position, oldest first, of one stream or of all; `until` is the last position."""
+        """Return the events of one stream or of all streams after a position, up to `until`, oldest first."""
         conditions = ["position > ?"]
         values: list[Any] = [after]
         if stream is not None:
@@ -146,29 +147,29 @@ class Log:
         return [self._record(row) for row in rows]
 
     async def position_at(self, recorded_at: float) -> int:
-        """Return the position of the last event recorded at or before a time (Unix seconds); 0 if there is none."""
+        """Return the position of the last event that was recorded by a time (Unix seconds), or 0 if there is none."""
         sql = "SELECT coalesce(max(position), 0) FROM events WHERE recorded_at < ?"
-        # callers see times rounded to microseconds: an event may be up to 1 µs later than the time shown for it
+        # callers see times rounded to microseconds, so an event may be up to 1 µs later than its shown time
         row = await self.file.read(lambda c: c.execute(sql, (recorded_at + 1e-6,)).fetchone())
         return int(row[0])
 
     async def reply(self, key: str) -> StoredReply | None:
-        """Return the stored reply of the request with this idempotency key; None if there is none."""
+        """Return the stored reply of the request with this idempotency key, or None."""
         sql = "SELECT key, request, first, last, reply FROM replies WHERE key = ?"
         row = await self.file.read(lambda c: c.execute(sql, (key,)).fetchone())
         return StoredReply(*row) if row else None
 
     async def cursors(self) -> dict[str, int]:
-        """Return, for each followed log, the position up to which it has been handled."""
+        """Return the position up to which each followed log was handled."""
         return dict(await self.file.read(lambda c: c.execute("SELECT source, position FROM cursors").fetchall()))
 
     async def fact(self, name: str) -> str | None:
-        """Return a small value stored with the log, such as the fingerprint of the read tables; None if not set."""
+        """Return a small value that is stored with the log, such as the fingerprint of the read tables, or None."""
         row = await self.file.read(lambda c: c.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone())
         return row[0] if row else None
 
     async def save_snapshot(self, fingerprint: str, position: int, states: Iterable[tuple[str, int, bytes]]) -> None:
-        """Replace the snapshot: the state of every stream at a position. `fingerprint` is that of the `evolve` code."""
+        """Replace the snapshot: the states of all streams at a position. `fingerprint` is of the `evolve` code."""
         rows = list(states)
 
         def write(connection: sqlite3.Connection) -> None:
@@ -179,7 +180,7 @@ class Log:
         await self.file.write(write)
 
     async def snapshot(self, fingerprint: str) -> tuple[int, list[tuple[str, int, bytes]]]:
-        """Return the snapshot's position and states; (0, []) if there is none with this fingerprint."""
+        """Return the snapshot's position and states, or (0, []) if there is no snapshot with this fingerprint."""
         saved_fingerprint, _, position = (await self.fact("snapshot") or "").partition(" ")
         if saved_fingerprint != fingerprint:
             return 0, []
@@ -187,7 +188,7 @@ class Log:
         return int(position), rows
 
     async def verify(self) -> int | None:
-        """Check the chain of hashes; return the position of the first damaged or missing event, None if all is well."""
+        """Check the chain of hashes. Returns the position of the first damaged or missing event, or None."""
 
         def walk(connection: sqlite3.Connection) -> int | None:
             tip, expected = _GENESIS, 1
@@ -214,13 +215,13 @@ def set_fact(connection: sqlite3.Connection, name: str, value: str) -> None:
 
 
 def link(before: bytes, row: Sequence[Any], data: bytes, meta: bytes) -> bytes:
-    """Return the hash of a row: SHA-256 over the hash of the row before it and all columns of the row."""
+    """Return the hash of a row, which is the SHA-256 of the previous row's hash and all columns of the row."""
     head = "\x1f".join(map(repr, row)).encode()
     return hashlib.sha256(b"\x1e".join((before, head, data, meta))).digest()
 
 
 def _grouped(statements: Iterable[Statement]) -> Iterable[tuple[str, list[tuple[Any, ...]]]]:
-    """Group consecutive statements with the same SQL: executemany runs them several times faster than single calls."""
+    """Group consecutive statements with the same SQL, because executemany is several times faster than single calls."""
     group_sql = ""
     group: list[tuple[Any, ...]] = []
     for sql, values in statements:
@@ -266,7 +267,7 @@ def _acquire(lock: int, folder: Path) -> None:
 
 
 def _release(lock: int) -> None:
-    """Unlock explicitly before closing: a child forked but not yet exec'ed has a copy that would keep the lock."""
+    """Unlock the file before closing it, because a forked child that has not called exec yet also holds the lock."""
     file_locks.unlock(lock)
     os.close(lock)
 

@@ -1,4 +1,4 @@
-"""Reads a domain's read tables and log for its queries. Each call is one hop to SQLite's thread."""
+"""Reads a domain's read tables and log for the domain's queries. Each call is one hop to SQLite's thread."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 class Reader(Generic[S]):
-    """The read access of one domain; cannot write."""
+    """Gives one domain read access to its tables and its log. It cannot write."""
 
     def __init__(self, log: Log, evolve: Callable[[S | None, Any], S | None]) -> None:
         self.log = log
@@ -38,14 +38,14 @@ class Reader(Generic[S]):
     ) -> tuple[list[Row], int]:
         """Return one page of a read table, and the number of matching rows on all pages.
 
-        `where` filters by equality: column to value; a value of None does not filter.
+        `where` maps columns to the values that rows must have. A value of None does not filter.
         """
         filters = {column: value for column, value in where.items() if value is not None}
         condition = f"WHERE {' AND '.join(f'{column} = ?' for column in filters)}" if filters else ""
         values = tuple(filters.values())
 
         def select(connection: sqlite3.Connection) -> tuple[list[Row], int]:
-            # no SQL injection: table, columns and order come from the domain's code, only values from callers
+            # no SQL injection: callers choose only values; table, columns and order come from the domain's code
             cursor = connection.execute(
                 f"SELECT * FROM {table} {condition} ORDER BY {order} LIMIT ? OFFSET ?",  # noqa: S608
                 (*values, limit, offset),
@@ -62,9 +62,9 @@ class Reader(Generic[S]):
         return await self.log.events(after, stream=stream, limit=limit)
 
     async def state_at(self, stream: str, as_of: str) -> S | None:
-        """Return a stream's state at a log position (digits) or a time (RFC 3339); None if it had none then.
+        """Return the state of a stream at a log position (digits) or a time (RFC 3339), or None if it had no state.
 
-        Raises ValidationFailed if `as_of` is neither.
+        Raises ValidationFailed if `as_of` is neither a position nor a time.
         """
         try:
             until = min(int(as_of), LARGEST) if as_of.isdecimal() else await self.log.position_at(unix(as_of))

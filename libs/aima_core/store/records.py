@@ -1,4 +1,4 @@
-"""The values that a log stores, and their codec: events, replies, batches. Also the plan of a dry run."""
+"""Defines the values that a log stores (events, replies, batches), their codec, and the plan of a dry run."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from aima_core.errors import ExecutionFailed
 from aima_core.units import Event
 
 Statement = tuple[str, tuple[Any, ...]]
-"""SQL with its values."""
+"""An SQL statement and its values."""
 Upcaster = Callable[[dict[str, Any]], Event]
-"""Converts the data of an event type that an older release recorded to an event of this release."""
+"""Converts the data of an older release's event to an event of this release."""
 
 
 class Meta(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The context of an event: the request that led to it, the caller, the node. Stored beside the event's data."""
+    """The context of an event: the request that caused it, the caller and the node. Stored beside the event's data."""
 
     request_id: str = ""
     correlation_id: str = ""
@@ -30,12 +30,12 @@ class Meta(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @classmethod
     def of(cls, call: Call) -> Meta:
-        """Return the context of the events that a call leads to."""
+        """Return the context of the events that a call causes."""
         return cls(call.request_id, call.correlation_id, call.causation_id, call.principal, call.trace, call.node)
 
 
 class Recorded(NamedTuple):
-    """An event in the log. `recorded_at` is in Unix seconds, `position` counts in the log, `version` in the stream."""
+    """An event in the log. `recorded_at` is in Unix seconds. `position` counts in the log, `version` in the stream."""
 
     position: int
     stream: str
@@ -46,7 +46,7 @@ class Recorded(NamedTuple):
     id: str
 
     def wire(self) -> dict[str, Any]:
-        """Return the event as it is sent to others: on the bus, in query results, at the doors."""
+        """Return the event in the form that others get: on the bus, in answers of queries, and at the doors."""
         meta = self.meta
         return {
             "id": self.id,
@@ -66,7 +66,7 @@ class Recorded(NamedTuple):
 
 
 class Planned(msgspec.Struct, frozen=True):
-    """The answer of a dry run: the events it would record, the effects it would start, the version of its stream."""
+    """The answer of a dry run: the events that the command would record, the effects, and the stream's version."""
 
     events: list[dict[str, Any]]
     effects: list[dict[str, Any]]
@@ -74,9 +74,9 @@ class Planned(msgspec.Struct, frozen=True):
 
 
 class StoredReply(msgspec.Struct, frozen=True):
-    """A request with an idempotency key: its fingerprint, the range of its events, its reply once there is one.
+    """A request with an idempotency key: its fingerprint, the range of its events, and its reply, if there is one yet.
 
-    `first` and `last` are positions; `last` is `first - 1` if the request led to no events.
+    `first` and `last` are positions. If the request caused no events, `last` is `first - 1`.
     """
 
     key: str
@@ -96,7 +96,7 @@ class Batch(msgspec.Struct):
 
 
 class Codec:
-    """Encodes and decodes events. An upcaster decodes an event type that only older releases record."""
+    """Encodes and decodes events. An upcaster decodes an event type that only an older release records."""
 
     def __init__(self, events: Sequence[type[Event]], upcasters: Mapping[str, Upcaster] | None = None) -> None:
         self.encode = msgspec.json.Encoder().encode
@@ -106,7 +106,7 @@ class Codec:
         self._decoders = decoders
 
     def decode(self, unit: str, data: bytes) -> Event:
-        """Return the event; raise ExecutionFailed if its type is unknown to this release or its data is damaged."""
+        """Return the event. Raises ExecutionFailed if this release does not know the type or the data is damaged."""
         if (decode := self._decoders.get(unit)) is None:
             raise ExecutionFailed(
                 f"the log holds an event of type {unit}, which this release does not know", reason="UNKNOWN_EVENT"

@@ -1,7 +1,7 @@
-"""Derives state, snapshots and read tables from the log. All of them can be deleted and derived again.
+"""Derives states, snapshots and read tables from the log. All of them can be deleted and derived again.
 
-Snapshot and read tables carry a fingerprint of the code that derived them. If the code has changed, they are derived
-again.
+The snapshot and the read tables store a fingerprint of the code that derived them. If the code has changed, they are
+derived again.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from aima_core.domain import Domain, S
 from aima_core.store.log import Log, set_fact
 from aima_core.store.records import Statement
 
-_ROWS = 10_000  # rows per hop: few enough for memory, enough to make the cost of the hop negligible
+_ROWS = 10_000  # rows per hop to SQLite's thread; more rows need more memory, and fewer rows make the hops expensive
 
 
 @dataclass(frozen=True)
 class Folded(Generic[S]):
-    """The states after all events of the log. `versions` includes streams that have no state any more.
+    """The states after all events of the log. `versions` includes streams that no longer have a state.
 
-    `snapshot` is the position of the snapshot that loading started from; 0 without a snapshot.
+    `snapshot` is the position of the snapshot from which loading started, or 0 without a snapshot.
     """
 
     world: dict[str, S]
@@ -37,7 +37,7 @@ class Folded(Generic[S]):
 
 
 async def load(domain: Domain[S], log: Log) -> Folded[S]:
-    """Fold the log: start from the snapshot, if its fingerprint matches, and apply all later events."""
+    """Compute the states: start from the snapshot if its fingerprint matches, and apply all later events."""
     decode = msgspec.json.Decoder(domain.state).decode
     snapshot, rows = await log.snapshot(_state_fingerprint(domain))
     world = {stream: decode(state) for stream, _, state in rows if state}
@@ -56,7 +56,7 @@ async def load(domain: Domain[S], log: Log) -> Folded[S]:
 
 
 async def save(domain: Domain[S], log: Log, world: Mapping[str, S], versions: Mapping[str, int], position: int) -> None:
-    """Replace the snapshot. It keeps the version of a stream without a state: the stream may get events again."""
+    """Replace the snapshot. Keeps the version of a stream without a state, because the stream may get events again."""
     encode = msgspec.json.encode
     rows = [
         (stream, version, encode(world[stream]) if stream in world else b"") for stream, version in versions.items()
@@ -65,9 +65,9 @@ async def save(domain: Domain[S], log: Log, world: Mapping[str, S], versions: Ma
 
 
 async def build_tables(domain: Domain[Any], log: Log, *, force: bool = False) -> None:
-    """Build the read tables from the log; do nothing if they exist and their fingerprint matches.
+    """Build the read tables from the log. Does nothing if they exist and their fingerprint matches.
 
-    With `force`, build them in any case.
+    With `force`, builds the tables in any case.
     """
     fingerprint = _fingerprint(domain.project, repr(sorted(domain.tables.items())))
     names = await log.file.read(_tables)
@@ -95,7 +95,7 @@ def _create(tables: Mapping[str, str], connection: sqlite3.Connection) -> None:
     for name, statement in tables.items():
         connection.execute(f"DROP TABLE IF EXISTS {name}")
         connection.execute(statement)
-    set_fact(connection, "tables", "")  # no fingerprint until they are full: a crash in between builds them again
+    set_fact(connection, "tables", "")  # no fingerprint until the tables are full: a crash builds them again
 
 
 def _execute(statements: Sequence[Statement], connection: sqlite3.Connection) -> None:

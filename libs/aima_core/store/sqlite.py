@@ -1,6 +1,6 @@
-"""One SQLite file in WAL mode, used outside the event loop: one connection writes, one reads.
+"""Uses one SQLite file in WAL mode, outside the event loop. One connection writes, and one reads.
 
-A round trip to aiosqlite's thread costs far more than a statement, so callers pass whole functions: one hop per call.
+A hop to aiosqlite's thread costs far more than a statement. So callers pass whole functions, and each call is one hop.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Sqlite:
-    """An open SQLite file. `write` runs a function in a transaction; `read` runs one on a read-only connection."""
+    """An open SQLite file. `write` runs a function in a transaction, `read` on a read-only connection."""
 
     def __init__(self, path: Path, writer: aiosqlite.Connection, reader: aiosqlite.Connection) -> None:
         self.path = path
@@ -29,13 +29,13 @@ class Sqlite:
 
     @classmethod
     async def open(cls, path: Path) -> Sqlite:
-        """Open or create the file; raise Unavailable or ExecutionFailed, naming the file, if that fails."""
-        async with contextlib.AsyncExitStack() as stack:  # an open connection's thread keeps the process from ending
+        """Open or create the file. If that fails, raises Unavailable or ExecutionFailed, which names the file."""
+        async with contextlib.AsyncExitStack() as stack:  # an open connection's thread would keep the process alive
             try:
                 writer = await _connect(path)
                 stack.push_async_callback(writer.close)
                 await cls._hop(writer, _prepare_writer)
-                address = f"{path.absolute().as_uri()}?mode=ro"  # as_uri quotes: a folder's name may hold a # or a ?
+                address = f"{path.absolute().as_uri()}?mode=ro"  # as_uri quotes # and ? in the path
                 reader = await _connect(address, uri=True)
             except sqlite3.Error as error:
                 raise refusal(error, path) from error
@@ -43,7 +43,7 @@ class Sqlite:
         return cls(path, writer, reader)
 
     async def write(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `function` in a transaction and return its result; roll back on any failure."""
+        """Run `function` in a transaction and return its result. A failure rolls the transaction back."""
 
         def transaction(connection: sqlite3.Connection) -> T:
             connection.execute("BEGIN IMMEDIATE")
@@ -64,7 +64,7 @@ class Sqlite:
             raise refusal(error, self.path) from error
 
     async def read(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `function` on the read-only connection; it sees only committed data."""
+        """Run `function` on the read-only connection. The function sees only committed data."""
         try:
             return await self._hop(self._reader, function)
         except sqlite3.Error as error:
@@ -76,11 +76,11 @@ class Sqlite:
         try:
             await self._reader.close()
         finally:
-            await self._writer.close()  # last: the last connection to close merges the write-ahead log into the file
+            await self._writer.close()  # closes last, because the last connection merges the write-ahead log
 
     @staticmethod
     async def _hop(connection: aiosqlite.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
-        # aiosqlite's public methods each cost a hop; its internal `_execute` runs a whole function in one
+        # each public method of aiosqlite costs a hop; its internal `_execute` runs a whole function in one hop
         result: T = await connection._execute(function, connection._conn)  # type: ignore[no-untyped-call]
         return result
 
@@ -90,29 +90,29 @@ async def _connect(path: str | Path, *, uri: bool = False) -> aiosqlite.Connecti
     try:
         return await connection
     except sqlite3.Error:
-        await asyncio.to_thread(connection._thread.join)  # it would otherwise call into a loop that may be closed
+        await asyncio.to_thread(connection._thread.join)  # otherwise, the thread calls a loop that may be closed
         raise
 
 
 def _prepare_writer(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")  # protects against power loss; cheap, because commits are grouped
+    connection.execute("PRAGMA synchronous=FULL")  # protects against power failures; cheap, because commits are grouped
     connection.execute("PRAGMA foreign_keys=ON")
 
 
 _BUGS = {None, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_RANGE}
-"""Errors in the SQL or its values, not in the file. They are bugs in our code, so they are raised unchanged."""
+"""Errors in an SQL statement or its values, not in the file. They are bugs in AIMA, so they are raised unchanged."""
 _NOT_WRITABLE = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PERM}
 
 
 def _code(error: sqlite3.Error) -> int | None:
-    """Return SQLite's primary result code; None for an error that Python's sqlite3 module raised by itself."""
+    """Return SQLite's primary result code, or None for an error of Python's sqlite3 module."""
     code = getattr(error, "sqlite_errorcode", None)
     return None if code is None else code & 0xFF
 
 
 def refusal(error: sqlite3.Error, path: Path) -> Unavailable | ExecutionFailed:
-    """Return SQLite's error as one of ours, with the file's name."""
+    """Convert an error of SQLite to an AimaError that names the file."""
     code = _code(error)
     if code == sqlite3.SQLITE_FULL:
         return Unavailable(f"no space left on the device that holds {path}", reason="DISK_FULL", file=str(path))

@@ -1,1 +1,1 @@
-"""What depends on the operating system: file locks, child processes, control groups, boots. Linux first."""
+"""Contains the code that depends on the operating system: file locks, child processes, control groups, boots."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-_STARTED = 22 - 3  # field 22 of proc_pid_stat(5), counted from field 3, the first after the name
+_STARTED = 22 - 3  # field 22 of proc_pid_stat(5); the count starts at field 3, the first field after the name
 
 
 def identity(root: Path = Path("/")) -> str:
-    """Return the identity of this boot, empty if it cannot be read. `root` is where /proc is read.
+    """Return the identity of this boot. Empty if it cannot be read. `root` is the folder that contains /proc.
 
-    The kernel's boot id changes when the machine boots, the start time of process 1 (clock ticks) also when the
-    container does.
+    The identity consists of the kernel's boot id, which changes when the machine boots, and the start time of process 1
+    in clock ticks, which also changes when the container starts.
     """
     boot = _read(root / "proc/sys/kernel/random/boot_id").strip()
     fields = _read(root / "proc/1/stat").rpartition(")")[2].split()  # the name may contain blanks and brackets

@@ -1,4 +1,4 @@
-"""Reads the memory limit of the container that this process runs in, from control groups of version 2 and 1.
+"""Reads the memory limit of this process's container from control groups of version 2 and 1.
 
 The files are described in the Linux kernel's Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst.
 """
@@ -18,7 +18,7 @@ class Version:
     limit: str
     used: str
     cache: str
-    """The line of memory.stat for the cache: the part of `used` that the kernel frees before it refuses memory."""
+    """The line of memory.stat for the cache. The kernel frees the cache before it refuses memory."""
 
 
 V2 = Version("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file")
@@ -26,18 +26,19 @@ V1 = Version("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_b
 
 
 def memory(root: Path = Path("/")) -> tuple[int, int] | None:
-    """Return (limit, used) in bytes of the group with the smallest limit around this process; None without a limit.
+    """Return the smallest memory limit of this process's groups and the used memory, in bytes. None without a limit.
 
-    The limit may exceed the machine's memory: version 1 writes "no limit" as a number near 2^63.
+    The limit may exceed the machine's memory, because version 1 writes "no limit" as a number near 2^63.
     """
     usages = [usage for group, version in _groups(root) if (usage := _read(group, version)) is not None]
     return min(usages, default=None)
 
 
 def _groups(root: Path) -> Iterator[tuple[Path, Version]]:
-    """Yield every group that limits this process, from its own up to the mounted one.
+    """Yield every group that limits this process, from its own group up to the mounted group.
 
-    Inside a container, /proc may show the host's path, which does not exist there; then only the mount itself counts.
+    Inside a container, /proc may show a path of the host, which does not exist in the container. Then only the mounted
+    group counts.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
@@ -58,7 +59,7 @@ def _groups(root: Path) -> Iterator[tuple[Path, Version]]:
 
 def _read(group: Path, version: Version) -> tuple[int, int] | None:
     try:
-        limit = int((group / version.limit).read_text())  # version 2 writes "max" for no limit: a ValueError
+        limit = int((group / version.limit).read_text())  # version 2 writes "max" for no limit, which is no int
         used = int((group / version.used).read_text())
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):

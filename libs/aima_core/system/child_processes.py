@@ -1,4 +1,4 @@
-"""Child processes that do not outlive their purpose: they end with their parent, or with the block that runs them."""
+"""Runs child processes that end with their parent, or with the block that runs them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_LINE_LIMIT = 64 * 1024  # bytes of a line that a child may print; asyncio's own default
+_LINE_LIMIT = 64 * 1024  # bytes of the longest line that a child may print; asyncio's own default
 
-# loaded here and not in `end_with_parent`: between fork and exec, importing or loading a library can deadlock
+# loaded here, because loading a library between fork and exec, as in `end_with_parent`, can deadlock
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def end_with_parent(parent: int, number: int) -> None:
-    """Make the kernel send this process the signal when the thread that forked it ends; called in the child.
+    """Make the kernel send the signal to this process when the thread that forked it ends. Call it in the child.
 
-    Linux only. On other systems it does nothing: the child outlives a parent that was killed with SIGKILL.
+    Works only on Linux. On other systems, a child continues after its parent was killed with SIGKILL.
     """
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
@@ -33,9 +33,9 @@ def end_with_parent(parent: int, number: int) -> None:
 async def child(
     argv: Sequence[str], *, env: Mapping[str, str] | None = None, line_limit: int = _LINE_LIMIT
 ) -> AsyncIterator[Process]:
-    """Run a program, its stdout and stderr on one pipe; at the end of the block kill it with all its children.
+    """Run a program with stdout and stderr on one pipe. The end of the block kills the program and its children.
 
-    The program leads a session of its own, so Ctrl-C at the terminal does not reach it. `line_limit` in bytes.
+    The program has a session of its own, so Ctrl-C at the terminal does not reach it. `line_limit` is in bytes.
     """
     process = await asyncio.create_subprocess_exec(
         *argv, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, env=env, limit=line_limit, start_new_session=True

@@ -1,4 +1,4 @@
-"""Advisory locks on open files: flock(2). A lock belongs to the open file, so forked children share it."""
+"""Advisory locks on open files, with flock(2). A lock belongs to the open file, so forked children share the lock."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import fcntl
 
 
 def lock(descriptor: int, *, shared: bool = False, wait: bool = False) -> None:
-    """Lock an open file; raise BlockingIOError if another process holds it, or with `wait` block until it is free."""
+    """Lock an open file. If another process holds the lock, raises BlockingIOError. With `wait`, waits for the lock."""
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     fcntl.flock(descriptor, kind if wait else kind | fcntl.LOCK_NB)
 
 
 def unlock(descriptor: int) -> None:
-    """Release the lock of an open file; also for children that still have the file open."""
+    """Release the lock of an open file, even if children still have the file open."""
     fcntl.flock(descriptor, fcntl.LOCK_UN)

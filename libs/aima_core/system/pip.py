@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-# On SIGKILL we cannot stop pip ourselves, so the kernel does: a surviving pip would write into a folder that our next
-# process uses as its own. Linux only; on other systems a pip that was left behind runs to its end.
+# If AIMA is killed with SIGKILL, the kernel stops pip. A surviving pip would write into a folder that the next process
+# of AIMA uses. Works only on Linux; on other systems, pip runs to its end.
 _BOUND = """
 import ctypes, os, runpy, sys
 parent = int(sys.argv.pop(1))
@@ -20,7 +20,7 @@ runpy.run_module("pip", run_name="__main__", alter_sys=True)
 
 
 def command(*arguments: str) -> list[str]:
-    """Return the command line of a pip that ends with this process; run it as a child in a session of its own."""
-    python = [sys.executable, "-P", "-c", _BOUND, str(os.getpid())]  # -P: ignore a pip.py in the current folder
-    # no cache: a cached wheel would keep the disk space of a deleted package
+    """Return the command line of a pip that ends with this process. Run pip as a child in a session of its own."""
+    python = [sys.executable, "-P", "-c", _BOUND, str(os.getpid())]  # -P ignores a pip.py in the current folder
+    # no cache, because a cached wheel would keep the disk space of a deleted package
     return [*python, *arguments, "--disable-pip-version-check", "--no-input", "--no-cache-dir"]

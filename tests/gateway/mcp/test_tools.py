@@ -122,7 +122,7 @@ def test_a_mode_is_read_from_a_query_string(read_only: str, only: str, mode: Any
 
 def test_what_a_mode_hides_it_refuses() -> None:
     Mode(read_only=True, only=("model",)).admit(unit("model.list", "query"))
-    with pytest.raises(Forbidden, match="in read-only mode only queries are offered"):
+    with pytest.raises(Forbidden, match="the read-only mode has only queries"):
         Mode(read_only=True).admit(unit("model.pull"))
     with pytest.raises(Forbidden, match="offered are only the domains service, model"):
         Mode(only=("service", "model")).admit(unit("engine.list", "query"))
@@ -207,7 +207,7 @@ def test_what_the_user_gives_is_told_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("name", "given", "refusal", "message"),
     [
-        ("nothing", {}, NotFound, "known: model_management, inference"),
+        ("nothing", {}, NotFound, "the prompts are model_management, inference"),
         ("pipelines", {}, ValidationFailed, "pipelines: goal: expected a value"),
         ("inference", {"modle": "x"}, ValidationFailed, "modle: expected one of request, model"),
         ("inference", {"request": "x" * 2001}, ValidationFailed, "request: expected at most 2000"),
