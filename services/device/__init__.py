@@ -1,1 +1,1 @@
-"""The device domain; `domain.py` assembles it."""
+"""The device domain. `domain.py` assembles it."""

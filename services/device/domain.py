@@ -1,7 +1,8 @@
 """The device domain, assembled: read this first.
 
-It records the hardware of a node and its health. `units.py` is the contract. `rules/` is pure: `decider` decides what
-is recorded of each device, `assessment` judges a device's health. `outside/` samples the devices through `drivers/`.
+The domain records the hardware of a node and the health of each device. `units.py` is the contract. `rules/` is pure:
+`decider` decides the events, and `assessment` judges a device's health. `outside/` samples the devices through
+`drivers/`.
 """
 
 from __future__ import annotations

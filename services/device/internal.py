@@ -1,4 +1,4 @@
-"""Internal commands of the device domain: results of its drivers."""
+"""The internal commands of the device domain. They record the results of its drivers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from services.device.units import Devices, DeviceType, Metric, Status
 
 
 class DetectedDevice(View):
-    """A device that a driver has detected; same fields as `Device`."""
+    """A device that a driver has detected. It has the same fields as `Device`."""
 
     id: str
     name: str
@@ -22,13 +22,13 @@ class DetectedDevice(View):
 
 
 class RecordDevices(Command[Devices], unit="device.record_devices"):
-    """All devices that the drivers detect now."""
+    """The drivers have detected these devices, and no others."""
 
     found: tuple[DetectedDevice, ...]
 
 
 class RecordHealth(Command[Success], unit="device.record_health", stream="device_id"):
-    """The health of a device."""
+    """Record the health of a device."""
 
     device_id: str
     status: Status

@@ -18,20 +18,22 @@ DeviceId = Annotated[
     str,
     Field(
         pattern=r"^[A-Za-z0-9-]{1,63}-(cpu|gpu|disk)-[0-9]{1,4}$",
-        description="Id of a device: node, type, number.",
+        description="Id of a device, which consists of node, type and number.",
         examples=["box-gpu-0"],
     ),
 ]
-Which = Annotated[DeviceId | None, Field(description="Id of a device; default: the first GPU, else the CPU.")]
+Which = Annotated[
+    DeviceId | None, Field(description="Id of a device; default: the first GPU, or the CPU without a GPU.")
+]
 
 
 # --- events -------------------------------------------------------------------------------------------------------
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True):
-    """A detected device. `memory` in bytes: main memory of a cpu, own memory of a gpu, capacity of a disk.
+    """A detected device. `memory` is in bytes: main memory of a cpu, own memory of a gpu, or capacity of a disk.
 
-    `memory_bandwidth`: bytes per second at which this memory can be read; None if unknown.
+    `memory_bandwidth` is the speed of reading this memory in bytes per second; None if unknown.
     """
 
     id: str
@@ -57,7 +59,7 @@ class DeviceDetected(Event, unit="device.detected", stream="device_id", frozen=T
 class DeviceRemoved(Event, unit="device.removed", stream="device_id", frozen=True, kw_only=True):
     """A device is no longer detected.
 
-    An event of its own rather than a health status, so that consumers that count devices stop counting this one.
+    The removal is an event and no health status, so a consumer that counts devices stops counting this device.
     """
 
     device_id: str
@@ -73,7 +75,7 @@ class HealthChanged(Event, unit="device.health_changed", stream="device_id", fro
 
 
 class MetricsAlert(Event, unit="device.metrics_alert", stream="device_id", frozen=True, kw_only=True):
-    """A reading has gone above a threshold; one event per crossing. Temperature in degrees Celsius, memory in %."""
+    """A reading has gone above a threshold. Each crossing is one event. Temperatures are in °C, memory in %."""
 
     device_id: str
     metric: Metric
@@ -82,7 +84,7 @@ class MetricsAlert(Event, unit="device.metrics_alert", stream="device_id", froze
 
 
 class PowerLimitSet(Event, unit="device.power_limit_set", stream="device_id", frozen=True, kw_only=True):
-    """The power limit of a device was set. `previous_watts` is None only in a dry run: it asks no driver."""
+    """The power limit of a device was set. `previous_watts` is None only in a dry run, which calls no driver."""
 
     device_id: str
     limit_watts: float
@@ -95,17 +97,17 @@ EVENTS: tuple[type[Event], ...] = Events.__args__
 
 # --- views --------------------------------------------------------------------------------------------------------
 
-_MEMORY = "Bytes: main memory of a cpu, own memory of a gpu, capacity of a disk."
+_MEMORY = "Bytes of a cpu's main memory, a gpu's own memory, or a disk's capacity."
 _CAPABILITIES = "Features that software may rely on, such as avx2, cuda, compute_9.0."
 _CORES = "Logical processors, or shader cores; null if unknown."
 _BANDWIDTH = (
-    "Bytes per second at which the memory can be read: measured for a cpu, from the specification for a gpu; "
+    "Speed of reading the memory in bytes per second. Measured for a cpu; from the specification for a gpu. "
     "null if unknown."
 )
 
 
 class DeviceView(View):
-    """A device in a list. `memory` in bytes."""
+    """A device in a list. `memory` is in bytes."""
 
     id: str
     name: str
@@ -133,11 +135,11 @@ class Info(View):
     memory_bandwidth: int | None = Field(description=_BANDWIDTH)
     cores: int | None = Field(description=_CORES)
     node: str
-    power_limit: float | None = Field(description="Watts, as set by device.set_power_limit; null if never set.")
+    power_limit: float | None = Field(description="Watts that device.set_power_limit has set; null if never set.")
 
 
 class DeviceItem(View):
-    """A device with its free memory, for choosing where to run something."""
+    """A device with its free memory. The values help to choose a device for a service."""
 
     id: str
     name: str
@@ -145,7 +147,7 @@ class DeviceItem(View):
     type: DeviceType
     node: str
     memory: int = Field(description=_MEMORY)
-    memory_free: int | None = Field(description="Bytes of it that are free, by the latest sample; null if unknown.")
+    memory_free: int | None = Field(description="Bytes of memory that are free in the latest sample; null if unknown.")
     cores: int | None = Field(description=_CORES)
     capabilities: list[str] = Field(description=_CAPABILITIES)
     memory_bandwidth: int | None = Field(description=_BANDWIDTH)
@@ -159,7 +161,7 @@ class DeviceList(View):
 
 
 class SampleView(View):
-    """The readings of a device at one moment; null: the device did not report the value."""
+    """The readings of a device at one moment. null means that the device did not report the value."""
 
     at: str
     utilization: float | None = Field(description="Percent of time busy; for a disk, percent of space in use.")
@@ -170,7 +172,7 @@ class SampleView(View):
 
 
 class Metrics(SampleView):
-    """The latest readings of a device, and earlier ones on request."""
+    """The latest readings of a device. With `history`, also earlier readings."""
 
     device_id: str
     history: list[SampleView] | None = Field(None, description="Samples, oldest first; only with history=true.")
@@ -181,7 +183,7 @@ class Health(View):
 
     device_id: str
     status: Status
-    issues: list[str] = Field(description="The device's problems in words; empty if it has none.")
+    issues: list[str] = Field(description="The device's problems in words; empty without problems.")
 
 
 # --- commands -----------------------------------------------------------------------------------------------------
@@ -202,7 +204,7 @@ class SetPowerLimit(
     """Limit the power of a device. Does nothing if the limit is already set."""
 
     device_id: DeviceId
-    limit_watts: float = Field(gt=0, le=10_000, description="Most power that the device may draw, in watts.")
+    limit_watts: float = Field(gt=0, le=10_000, description="Maximum power that the device may draw, in watts.")
 
 
 # --- queries ------------------------------------------------------------------------------------------------------
@@ -224,7 +226,7 @@ class GetMetrics(Query[Metrics], unit="device.metrics", errors=(NotFound,), exam
     """Return the latest readings of a device: load, temperature, power, memory."""
 
     device_id: Which = None
-    history: bool = Field(False, description="Also return the earlier samples that are kept.")
+    history: bool = Field(False, description="Also return the earlier samples that are in memory.")
 
 
 class GetHealth(Query[Health], unit="device.health", errors=(NotFound,), examples=({}, {"device_id": "box-gpu-0"})):

@@ -1,1 +1,1 @@
-"""The resource domain; `domain.py` assembles it."""
+"""The resource domain. `domain.py` assembles it."""

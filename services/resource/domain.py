@@ -1,7 +1,8 @@
 """The resource domain, assembled: read this first.
 
-It records which slot holds how much memory. `units.py` is the contract. `rules/` is pure: `decider` decides who gets
-memory, `capacity` whether a need fits and which slots make room for it. `outside/` reads the machine and follows peers.
+The domain records the memory of each slot. `units.py` is the contract. `rules/` is pure: `decider` decides the
+commands, and `capacity` decides whether a need fits and which slots make room. `outside/` reads the machine's memory
+and follows peers.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ RESOURCE: Domain[decider.State] = Domain(
         ),
         Resource(
             uri="asms://resource/budget",
-            about="The memory that may be reserved and how much of it is reserved.",
+            about="The memory that may be reserved, and the memory that is reserved.",
             query=lambda _: u.GetBudget(),
             touched=lambda event: [event.stream],
         ),
         Resource(
             uri="asms://resource/allocations",
-            about="All slots: who holds how much memory.",
+            about="All slots, with the holder and the memory of each.",
             query=lambda _: u.ListAllocations(),
             touched=lambda event: [event.stream],
         ),

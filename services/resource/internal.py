@@ -1,4 +1,4 @@
-"""Internal commands of the resource domain: measurements of the machine, and a prepared allocation."""
+"""The internal commands of the resource domain: measurements of the machine, and a prepared allocation."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from services.resource.units import Allocate
 
 
 class DecideAllocation(Allocate, unit="resource.decide_allocation", stream="slot_id"):
-    """An Allocate with the memory that the system has available."""
+    """An Allocate, together with the memory that the system has available."""
 
     available: int = Field(ge=0, description="Bytes that the system has available now.")
 
 
 class RecordCapacity(Command[Success], unit="resource.record_capacity"):
-    """The capacity of the machine, in bytes."""
+    """Record the capacity of the machine, in bytes."""
 
     memory: int = Field(ge=0)
     system_reserve: int = Field(ge=0)
@@ -23,7 +23,7 @@ class RecordCapacity(Command[Success], unit="resource.record_capacity"):
 
 
 class RecordAccelerator(Command[Success], unit="resource.record_accelerator"):
-    """A GPU was detected or removed. GPUs of other nodes are ignored."""
+    """Record that a GPU was detected or removed. GPUs of other nodes are ignored."""
 
     node: str
     device_id: str
@@ -31,6 +31,6 @@ class RecordAccelerator(Command[Success], unit="resource.record_accelerator"):
 
 
 class RecordPressure(Command[Success], unit="resource.record_pressure"):
-    """The memory in use, in percent of the machine's."""
+    """Record the used memory, in percent of the machine's memory."""
 
     used_percent: float = Field(ge=0, le=100)

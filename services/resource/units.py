@@ -23,7 +23,7 @@ SlotId = Annotated[
 
 
 def slot_of(name: str) -> str:
-    """Return the id of the slot with this name. Known before the allocation, so that it can always be released."""
+    """Return the id of the slot with this name. A caller needs no answer of the allocation to release the slot."""
     return f"slot-{name}"
 
 
@@ -31,9 +31,9 @@ def slot_of(name: str) -> str:
 
 
 class CapacityChanged(Event, unit="resource.capacity_changed", stream="node", frozen=True, kw_only=True):
-    """The capacity of a machine. `memory`, `system_reserve` and `storage` in bytes, `accelerators` in number of GPUs.
+    """The capacity of a machine. `memory`, `system_reserve` and `storage` are in bytes; `accelerators` counts the GPUs.
 
-    `accelerator_ids`: ids of the GPUs, so that one that is reported twice counts once.
+    `accelerator_ids` has the ids of the GPUs, so a GPU that is reported twice counts once.
     """
 
     node: str
@@ -47,7 +47,7 @@ class CapacityChanged(Event, unit="resource.capacity_changed", stream="node", fr
 class Allocated(Event, unit="resource.allocated", stream="slot_id", frozen=True, kw_only=True):
     """Memory (bytes) and a fraction of an accelerator were reserved.
 
-    `at` in Unix seconds: of two slots that could make room, the older one does.
+    `at` is in Unix seconds. If either of two slots could make room, the older slot does.
     """
 
     slot_id: str
@@ -75,7 +75,7 @@ class SlotUpdated(Event, unit="resource.slot_updated", stream="slot_id", frozen=
 
 
 class Preempted(Event, unit="resource.preemption", stream="slot_id", frozen=True, kw_only=True):
-    """A slot has lost its memory: to a slot of higher priority, or on request (`by_slot_id` is empty)."""
+    """A slot has lost its memory to a slot with a higher priority, or on request if `by_slot_id` is empty."""
 
     slot_id: str
     reason: str
@@ -83,7 +83,7 @@ class Preempted(Event, unit="resource.preemption", stream="slot_id", frozen=True
 
 
 class PressureWarning(Event, unit="resource.pressure_warning", stream="node", frozen=True, kw_only=True):
-    """Memory pressure has crossed a threshold (percent), up or down; one event per crossing."""
+    """The memory pressure has crossed a threshold (in percent), up or down. Each crossing is one event."""
 
     node: str
     pressure: Pressure
@@ -98,7 +98,7 @@ EVENTS: tuple[type[Event], ...] = Events.__args__
 
 
 class Slot(View):
-    """A reservation. Memory in bytes."""
+    """A slot, which is a reservation of memory. Memory is in bytes."""
 
     slot_id: str
     name: str
@@ -107,18 +107,18 @@ class Slot(View):
     gpu_fraction: float
     priority: int
     status: SlotStatus
-    owner: str = Field(description="The principal that requested it, else the id of the event that caused it.")
+    owner: str = Field(description="The principal that requested the slot, or the id of the event that caused it.")
     since: str
 
 
 class MemoryView(View):
-    """Memory of the machine, in bytes."""
+    """The memory of the machine, in bytes."""
 
     total: int
-    used: int = Field(description="In use on the machine, by any program.")
-    available: int = Field(description="Available from the system now.")
-    reserved: int = Field(description="Sum of all slots that are not preempted.")
-    budget: int = Field(description="Most that all slots together may hold.")
+    used: int = Field(description="Memory that all programs on the machine use.")
+    available: int = Field(description="Memory that the system has available now.")
+    reserved: int = Field(description="Sum of all slots except preempted ones.")
+    budget: int = Field(description="Maximum memory that all slots together may hold.")
 
 
 class StorageView(View):
@@ -139,7 +139,7 @@ class Status(View):
 
 
 class Pool(View):
-    """A part of the budget. Memory in bytes, accelerators in number of GPUs."""
+    """A part of the budget. Memory is in bytes; accelerators are in number of GPUs."""
 
     total: float
     reserved: float
@@ -151,7 +151,7 @@ class Budget(View):
 
     total: int
     reserved: int
-    pools: dict[str, Pool] = Field(description="By resource: memory, and accelerator if the machine has a GPU.")
+    pools: dict[str, Pool] = Field(description="The budget by resource: memory; accelerator if the machine has a GPU.")
 
 
 class Allocations(View):
@@ -178,22 +178,20 @@ class Holder(View):
 
 
 class CanAllocate(View):
-    """Whether memory can be reserved, and which slots hold it. Memory in bytes."""
+    """Whether memory can be reserved, and which slots hold memory. Memory is in bytes."""
 
     can_allocate: bool
     reason: str | None = Field(
-        None, description="If not: how much is missing, which slots hold it, and what to do; null if it can."
+        None, description="The missing memory, the slots that hold memory, and the next step; null if can_allocate."
     )
     requested: int = Field(description="All reservations together.")
-    available: int = Field(description="Free without preempting any slot: the lesser of budget and system.")
-    missing: int | None = Field(
-        description="Bytes that are missing; null if none are, or if an accelerator is missing."
-    )
+    available: int = Field(description="Free bytes without preemption: the lesser of the budget's and the system's.")
+    missing: int | None = Field(description="Missing bytes; null if no memory is missing.")
     lacking: Lack | None = Field(
-        description="What is short: memory (of the budget), system (memory available now) or accelerator; else null."
+        description="The missing resource: memory (budget), system (available memory) or accelerator; null if none."
     )
-    holders: list[Holder] = Field(description="The slots that count against the budget, the largest first.")
-    would_preempt: list[str] = Field(description="Ids of the slots of lower priority that would lose their memory.")
+    holders: list[Holder] = Field(description="The slots that count against the budget, with the largest slot first.")
+    would_preempt: list[str] = Field(description="Ids of the slots with a lower priority that would lose their memory.")
 
 
 # --- commands -----------------------------------------------------------------------------------------------------
@@ -213,7 +211,9 @@ class Allocate(
     type: SlotType = Field(description="Kind of the holder.")
     memory_bytes: int = Field(ge=0, description="Bytes of memory to reserve.")
     gpu_fraction: float = Field(0, ge=0, le=1, description="Fraction of one accelerator, 0 to 1.")
-    priority: int = Field(5, ge=0, le=100, description="Slots of lower priority lose their memory if none is left.")
+    priority: int = Field(
+        5, ge=0, le=100, description="If too little is free, slots with a lower priority lose memory."
+    )
 
     @property
     def slot_id(self) -> str:
@@ -229,7 +229,7 @@ class Release(
     events=(Released,),
     examples=({"slot_id": "slot-eng-llamacpp-7f3a09c1-1"},),
 ):
-    """Release a slot. Does nothing if it is free."""
+    """Release a slot. Does nothing if there is no such slot."""
 
     slot_id: SlotId
 
@@ -242,37 +242,37 @@ class UpdateSlot(
     events=(SlotUpdated, Preempted),
     examples=({"slot_id": "slot-eng-llamacpp-7f3a09c1-1", "memory_limit": 380_000_000},),
 ):
-    """Change the limit of a slot, for example to the memory in use, or its status."""
+    """Change the limit or the status of a slot. For example, set the limit to the memory in use."""
 
     slot_id: SlotId
     memory_limit: int | None = Field(None, ge=0, description="New limit in bytes; default: unchanged.")
     status: SlotStatus | None = Field(
-        None, description="New status; default: unchanged. An idle slot is preempted before active ones."
+        None, description="New status; default: unchanged. Idle slots are preempted before active slots."
     )
 
 
 class GetStatus(Query[Status], unit="resource.status"):
-    """Return memory, storage, slots and pressure."""
+    """Return the machine's memory and storage, the slots, and the memory pressure."""
 
 
 class GetBudget(Query[Budget], unit="resource.budget"):
-    """Return the memory and accelerators that may be reserved, and how much of them is."""
+    """Return the memory and accelerators that may be reserved, and the reserved part of them."""
 
 
 class ListAllocations(Query[Allocations], unit="resource.allocations", examples=({}, {"type": "inference_native"})):
-    """List the slots: who holds how much memory."""
+    """List the slots, with the holder and the memory of each."""
 
     slot_id: SlotId | None = Field(None, description="Only this slot.")
     type: SlotType | None = Field(None, description="Only slots of this type.")
-    limit: int = Field(100, ge=1, le=1000, description="Most slots to return.")
+    limit: int = Field(100, ge=1, le=1000, description="Maximum number of slots to return.")
     offset: int = Field(0, ge=0, le=LARGEST, description="Number of slots to skip.")
 
 
 class AskCanAllocate(Query[CanAllocate], unit="resource.can_allocate", examples=({"memory_bytes": 400_000_000},)):
-    """Return whether memory can be reserved now, and if not, what is missing, who holds it and what to do."""
+    """Return whether memory can be reserved now. If not, says what is missing, who holds memory and what to do."""
 
     memory_bytes: int = Field(ge=0, description="Bytes of each reservation.")
     gpu_fraction: float = Field(0, ge=0, le=1, description="Fraction of one accelerator, for each reservation.")
-    count: int = Field(1, ge=1, le=100, description="Number of reservations, of which all must fit.")
+    count: int = Field(1, ge=1, le=100, description="Number of reservations. All of them must fit.")
     priority: int = Field(5, ge=0, le=100, description="Priority of the reservations.")
-    freeing: list[SlotId] = Field([], max_length=100, description="Slots about to be released; they count as released.")
+    freeing: list[SlotId] = Field([], max_length=100, description="Slots that count as released already.")

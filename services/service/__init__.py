@@ -1,1 +1,1 @@
-"""The service domain; `domain.py` assembles it."""
+"""The service domain. `domain.py` assembles it."""

@@ -5,12 +5,15 @@ A service is a model behind a name, with replicas that share the load. `units.py
     lifecycle          the state machines of a service and of a replica, as tables
     state, todo        the state of a service, and the effects that follow from it
     decider            decides commands about a whole service
-    replica_decider    decides what happens to replicas; restart_policy: when a failed one is restarted
-    selection          chooses engine and device; scaling: the number of replicas; recommendation: the best setup
+    replica_decider    decides what happens to replicas
+    restart_policy     decides when a failed replica is restarted
+    selection          chooses engine and device
+    scaling            chooses the number of replicas
+    recommendation     chooses the best setup
     views, replies     the views of states and the answers of commands
 
-`outside/` holds everything that awaits: `adapter` is the entrance, `start_facts` and `memory` gather the facts of a
-start, `replica_effects` starts and ends replicas, `reconciler` follows load and idleness.
+`outside/` has everything that awaits. `adapter` is its entrance. `start_facts` and `memory` gather the facts of a
+start. `replica_effects` starts and ends replicas. `reconciler` follows the load and puts idle services to sleep.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Internal commands of the service domain: prepared commands of callers, and results of effects."""
+"""The internal commands of the service domain: prepared commands of callers, and results of effects."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from services.service.units import Device, Health, ResourceClass, ScaleOutcome, 
 
 
 class Register(Command[ServiceRef], unit="service.register"):
-    """A CreateService with the model's facts. `named`: whether the caller chose the name."""
+    """A CreateService with the facts of the model. `named` says whether the caller chose the name."""
 
     name: str
     named: bool
@@ -33,8 +33,8 @@ class Register(Command[ServiceRef], unit="service.register"):
 class BeginStart(Command[StartOutcome], unit="service.begin_start", stream="service_id"):
     """A StartService with the chosen engine and device, and the reason for the choice.
 
-    `memory` in bytes and `gpu_fraction` of one GPU, per replica. `makes_room`: ids of the idle services that have to go
-    to sleep for this start. `engine` is empty if none was chosen because the service was not at rest.
+    `memory` (bytes) and `gpu_fraction` (of one GPU) are per replica. `makes_room` has the ids of the idle services that
+    have to go to sleep for this start. If the service was not at rest, no engine was chosen, and `engine` is empty.
     """
 
     service_id: str
@@ -53,7 +53,7 @@ class BeginStart(Command[StartOutcome], unit="service.begin_start", stream="serv
 
 
 class BeginScale(Command[ScaleOutcome], unit="service.begin_scale", stream="service_id"):
-    """A ScaleService, or with `by_load` a change that autoscaling makes. `start` is set if the service is asleep."""
+    """A ScaleService. With `by_load`, autoscaling makes the change. `start` is set if the service is asleep."""
 
     service_id: str
     replicas: int
@@ -64,7 +64,7 @@ class BeginScale(Command[ScaleOutcome], unit="service.begin_scale", stream="serv
 
 
 class PutToSleep(Command[Success], unit="service.put_to_sleep", stream="service_id"):
-    """Put a service to sleep that has been idle for long enough."""
+    """Put an idle service to sleep."""
 
     service_id: str
     reason: str
@@ -100,7 +100,7 @@ class RecordReplicaHealth(Command[Success], unit="service.record_replica_health"
 
 
 class RecordReplicaFailed(Command[Success], unit="service.record_replica_failed", stream="service_id"):
-    """A replica has failed to start, or has died. `ended`: its process no longer exists."""
+    """A replica has failed to start, or has died. If `ended`, its process no longer exists."""
 
     service_id: str
     process_id: str
@@ -118,7 +118,7 @@ class RecordReplicaEnded(Command[Success], unit="service.record_replica_ended", 
 
 
 class RecordTimedOut(Command[Success], unit="service.record_timed_out", stream="service_id"):
-    """The deadline of a start, or with `stopping` of a stop, has passed. `run` tells starts apart."""
+    """The deadline of a start has passed; with `stopping`, the deadline of a stop. `run` is the number of the start."""
 
     service_id: str
     run: int

@@ -9,7 +9,7 @@ from services.service.rules.replica_decider import LONGEST_DRAIN
 
 
 class ServiceSettings(Section):
-    """The section `[service]`: how services are run."""
+    """The section `[service]`: limits for the operation of services."""
 
     drain: float = Field(
         30, ge=0, le=LONGEST_DRAIN, description="Seconds that a leaving replica gets to finish its requests."
@@ -18,8 +18,8 @@ class ServiceSettings(Section):
         10,
         ge=0,
         le=3600,
-        description="Seconds without a reply to the health check, once noticed, after which a replica is replaced.",
+        description="Seconds that an unhealthy replica gets to answer its health check again before AIMA replaces it.",
     )
     calm: float = Field(
-        60, ge=0, le=86_400, description="Seconds that fewer replicas must suffice before autoscaling removes any."
+        60, ge=0, le=86_400, description="Seconds that fewer replicas must suffice before autoscaling removes replicas."
     )

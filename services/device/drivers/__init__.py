@@ -1,4 +1,4 @@
-"""The interface between the device domain and the hardware. One implementation per file: host, nvidia."""
+"""The interface between the device domain and the hardware. Each driver has its own file: host, nvidia."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Kind = Literal["cpu", "gpu", "disk"]
 
 
 class ProbedDevice(msgspec.Struct, frozen=True):
-    """The description of a device: everything about it that does not change while it is present."""
+    """The description of a device: all values that do not change while the device is present."""
 
     id: str
     name: str
@@ -18,7 +18,7 @@ class ProbedDevice(msgspec.Struct, frozen=True):
     type: Kind
     architecture: str
     memory: int
-    """Bytes: main memory of a cpu; a gpu's own memory, or the machine's if they share it; the capacity of a disk."""
+    """Bytes of a cpu's main memory, of a gpu's own or shared memory, or of a disk's capacity."""
     capabilities: list[str] = []
     """Features that software may rely on: avx2, fma; cuda, compute_9.0, unified-memory."""
     cores: int | None = None
@@ -29,12 +29,12 @@ class ProbedDevice(msgspec.Struct, frozen=True):
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """The readings of a device at one moment. None: the device does not report the value, or not now."""
+    """The readings of a device at one moment. None means that the device does not report the value now."""
 
     at: float
     """Unix seconds."""
     utilization: float | None
-    """Percent, 0 to 100: time busy since the previous sample; for a disk, space in use."""
+    """Percent of time busy since the previous sample, 0 to 100. For a disk, percent of space in use."""
     temperature: float | None
     """Degrees Celsius."""
     power: float | None
@@ -48,10 +48,10 @@ class Sample(msgspec.Struct, frozen=True):
 
 
 class Probe(Protocol):
-    """Access to one kind of devices. Synchronous and fast (milliseconds); call it in a thread from an event loop."""
+    """Gives access to one kind of devices. Its calls block for milliseconds, so call them in a thread."""
 
     def detect(self) -> list[ProbedDevice]:
-        """Return the devices that are present; an empty list is normal. Never raises.
+        """Return the devices that are present. An empty list is normal. Never raises.
 
         The first call may take some tenths of a second for a measurement.
         """
@@ -62,6 +62,6 @@ class Probe(Protocol):
     def set_power_limit(self, device_id: str, watts: float) -> float:
         """Limit the power of a device and return the previous limit, in watts. Idempotent.
 
-        Raises NotFound, Conflict (POWER_LIMIT_NOT_SUPPORTED), ValidationFailed (outside the device's range, which the
-        details name), Forbidden (this process lacks the rights), ExecutionFailed.
+        Raises NotFound; Conflict (POWER_LIMIT_NOT_SUPPORTED); ValidationFailed if the limit is outside the device's
+        range, which is in the details; Forbidden if this process has no right to set the limit; ExecutionFailed.
         """

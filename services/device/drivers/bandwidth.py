@@ -1,4 +1,4 @@
-"""Measures the bandwidth of main memory, which limits the tokens per second of a model on a cpu."""
+"""Measures the bandwidth of main memory. This bandwidth limits the tokens per second of a model on a cpu."""
 
 from __future__ import annotations
 
@@ -8,31 +8,33 @@ import threading
 import time
 
 BUFFER = 128 * 2**20
-"""Bytes that each thread works on: several times the last-level cache, so that memory is measured, not the cache."""
+"""Bytes that each thread works on. Several times the last-level cache, because not the cache must be measured."""
 LEAST = 128 * 2**20
-"""Least bytes of all buffers together; with less, the caches would be measured."""
+"""The least bytes of all buffers together. With fewer bytes, the caches would be measured."""
 SHARE = 8
 """A measurement takes at most one eighth of the available memory."""
 THREADS = 16
-"""Most threads: they saturate the memory of any one socket, and hold 2 GiB meanwhile."""
+"""The most threads. So many saturate the memory of any one socket, and use 2 GiB during the measurement."""
 PASSES = 3
-"""Passes of which the fastest counts: other programs can only make a pass slower."""
+"""The number of passes. The fastest pass counts, because other programs can only make a pass slower."""
 PATIENCE = 10.0
-"""Seconds that threads wait for each other. They need some hundredths; after more, something else than the memory is
-slow, and the measurement is given up."""
+"""Seconds that threads wait for each other. They need some hundredths. If they need more, something else is slow, and
+the measurement is given up."""
 
 
 def measure(cores: int, available: int) -> int | None:
     """Return the bytes per second that `cores` can read together. Never raises.
 
-    Returns None if `available` bytes are too few, or if the system grants no memory or no thread after all. Takes about
-    a fifth of a second. All threads copy one half of their buffer to the other at the same time; a pass lasts from the
-    first thread that begins to the last that ends. A copy of n bytes reads n and writes n, and memory moves both at
-    about the speed of reading alone:
+    Returns None if `available` bytes are too few, or if the system refuses memory or a thread. Takes about a fifth of a
+    second.
+
+    All threads copy one half of their buffer to the other half at the same time. A pass lasts from the first start of a
+    thread to the last end. A copy of n bytes reads n bytes and writes n bytes. Memory moves these bytes at about the
+    speed of reading alone:
 
         bandwidth = threads x 2n / seconds of the fastest pass
 
-    Generating a token loads memory in the same way: it reads the model's weights once from end to end.
+    Generating a token uses memory in the same way, because it reads the model's weights once from end to end.
     """
     threads = max(1, min(cores, THREADS))
     size = min(BUFFER, available // SHARE // threads) // mmap.PAGESIZE * mmap.PAGESIZE
@@ -44,7 +46,7 @@ def measure(cores: int, available: int) -> int | None:
     try:
         for worker in workers:
             worker.start()
-    except (RuntimeError, MemoryError):  # the system grants no further thread: the others must not wait for it
+    except (RuntimeError, MemoryError):  # the system refuses another thread, and the others must not wait for it
         together.abort()
     deadline = time.monotonic() + PATIENCE
     for worker in workers:
@@ -57,12 +59,12 @@ def measure(cores: int, available: int) -> int | None:
 
 
 def _copy(size: int, together: threading.Barrier, spans: list[list[tuple[float, float]]]) -> None:
-    """Copy once for each of the `spans` and record the times; abort all threads if this one fails."""
+    """Copy once for each of the `spans` and record the times. If this thread fails, aborts all threads."""
     half = size // 2
     try:
-        with mmap.mmap(-1, size) as buffer:  # returned to the system when closed; freed heap memory may not be
+        with mmap.mmap(-1, size) as buffer:  # closing returns this memory to the system; freed heap memory may stay
             address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
-            ctypes.memset(address, 1, size)  # before the first write the whole buffer maps to one page of zeros
+            ctypes.memset(address, 1, size)  # before the first write, the whole buffer maps to one page of zeros
             for span in spans:
                 together.wait()
                 begin = time.perf_counter()

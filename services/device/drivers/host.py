@@ -1,4 +1,4 @@
-"""Probes the machine itself: its processors with the main memory, and the disk that holds our data."""
+"""Probes the machine itself: its processors with the main memory, and the disk of the data folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ VENDORS = {
     "0x61": "Apple",
     "0xc0": "Ampere",
 }
-# The instruction sets that decide whether and how fast an engine runs on a cpu, named as in the kernel.
+# These instruction sets decide whether and how fast an engine runs on a cpu. The names are the kernel's.
 CAPABILITIES = (
     *("sse4_2", "f16c", "fma", "avx", "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16"),
     *("amx_tile", "amx_int8", "amx_bf16"),
@@ -40,7 +40,7 @@ class HostProbe:
     """Probes `<node>-cpu-0` and `<node>-disk-0`."""
 
     def __init__(self, node: str, data: Path, root: Path = Path("/")) -> None:
-        """`data`: the folder whose disk is probed; /proc and /sys are read below `root`."""
+        """`data` is a folder on the probed disk. `root` is the folder that contains /proc and /sys."""
         self._cpu, self._disk = f"{node}-cpu-0", f"{node}-disk-0"
         self._data, self._root = data, root
         self._lock = threading.Lock()  # samples may come from different threads
@@ -49,7 +49,7 @@ class HostProbe:
         self._bandwidth: int | None = None
 
     def detect(self) -> list[ProbedDevice]:
-        """Return the cpu and the disk. The bandwidth is measured once, because engines use the memory later."""
+        """Return the cpu and the disk. Measures the bandwidth only once, because engines use the memory later."""
         if self._bandwidth is None:
             total, used = self._memory()
             self._bandwidth = bandwidth.measure(_usable_cores() or 1, total - used)
@@ -66,7 +66,7 @@ class HostProbe:
         raise NotFound(f"there is no device {device_id}", device_id=device_id)
 
     def set_power_limit(self, device_id: str, watts: float) -> float:  # noqa: ARG002 - the port's
-        """Raise Conflict, or NotFound for an unknown device: neither a cpu nor a disk has a limit that can be set."""
+        """Raise Conflict, because no cpu or disk has a power limit to set, or NotFound for an unknown device."""
         if device_id not in (self._cpu, self._disk):
             raise NotFound(f"there is no device {device_id}", device_id=device_id)
         raise Conflict(f"{device_id} has no power limit that can be set", reason="POWER_LIMIT_NOT_SUPPORTED")
@@ -103,17 +103,17 @@ class HostProbe:
     def _cpu_load(self) -> float:
         """Return the percent of time that the cpu was busy since the previous call.
 
-        psutil's cpu_percent keeps an interval per thread, and calls come from different threads.
+        psutil's cpu_percent measures each thread's calls separately, but calls come from different threads.
         """
         with self._lock:
             busy, passed = _cpu_seconds()
-            if passed > self._passed:  # the kernel counts in hundredths of a second; two calls may see the same count
+            if passed > self._passed:  # the kernel counts hundredths of a second, so two calls may see the same count
                 self._load = 100 * (busy - self._busy) / (passed - self._passed)
                 self._busy, self._passed = busy, passed
             return round(min(100.0, max(0.0, self._load)), 1)
 
     def _cpu_info(self) -> dict[str, str]:
-        """Return the fields of the first processor in /proc/cpuinfo and those below all processors (arm: Model).
+        """Return the fields of the first processor in /proc/cpuinfo, and of no processor (on arm: Model).
 
         Empty if the file cannot be read.
         """
@@ -122,7 +122,7 @@ class HostProbe:
         except OSError:
             return {}
         pairs = [line.split(":", 1) for line in text.splitlines() if ":" in line]
-        return {key.strip(): value.strip() for key, value in reversed(pairs)}  # reversed: the first processor wins
+        return {key.strip(): value.strip() for key, value in reversed(pairs)}  # reversed, so the first processor wins
 
     def _memory(self) -> tuple[int, int]:
         """Return (total, used) bytes of the machine, or of the container if its limit is lower."""
@@ -134,23 +134,23 @@ class HostProbe:
 
 
 def _cpu_seconds() -> tuple[float, float]:
-    """Return (busy, total) seconds of all processors together since the machine started."""
+    """Return the busy seconds and the total seconds of all processors together since the machine started."""
     times = psutil.cpu_times()
     passed = sum(times) - getattr(times, "guest", 0) - getattr(times, "guest_nice", 0)  # `user` includes both
     return passed - times.idle - getattr(times, "iowait", 0), passed
 
 
 def _usable_cores() -> int | None:
-    """Return the number of logical processors that this process may use, which may be fewer than the machine has."""
+    """Return the number of logical processors that this process may use. The machine may have more."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count()
 
 
 def _cpu_temperature() -> float | None:
-    """Return the highest temperature of the cpu's sensors; None in most virtual machines, which have none."""
+    """Return the highest temperature of the cpu's sensors. None without sensors, as in most virtual machines."""
     read: Any = getattr(psutil, "sensors_temperatures", dict)  # psutil lacks the function on some systems
     try:
         sensors = read()
-    except (OSError, ValueError, RuntimeError):  # a sensor's driver returned an unreadable value
+    except (OSError, ValueError, RuntimeError):  # the driver of a sensor returned an unreadable value
         return None
     readings = [entry.current for name in CPU_SENSORS for entry in sensors.get(name, ()) if entry.current is not None]
     return max(readings, default=None)

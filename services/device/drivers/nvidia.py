@@ -1,6 +1,6 @@
-"""Probes NVIDIA GPUs through NVML, the library of their driver. Without a driver there are no GPUs; this is no error.
+"""Probes NVIDIA GPUs through NVML, the library of NVIDIA's driver. Without a driver, there are no GPUs and no error.
 
-For the calls and the errors that each may return, see NVIDIA's NVML API Reference Guide.
+NVIDIA's NVML API Reference Guide lists the calls and their errors.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import psutil
 from aima_core.errors import Conflict, ExecutionFailed, Forbidden, NotFound, ValidationFailed
 from services.device.drivers import ProbedDevice, Sample
 
-NOT_AVAILABLE = 2**63  # bytes; NVML writes "not available" as -1 in an unsigned number
-# NVML_DEVICE_ARCH_KEPLER is 2 and so on; the numbers left out belong to products without NVML
+NOT_AVAILABLE = 2**63  # NVML's value for "not available": -1 as an unsigned number
+# numbers of architectures: NVML_DEVICE_ARCH_KEPLER is 2; missing numbers are products without NVML
 GENERATIONS = ("kepler", "maxwell", "pascal", "volta", "turing", "ampere", "ada", "hopper", "blackwell")
 ARCHITECTURES = dict(enumerate(GENERATIONS, start=2)) | {13: "rubin"}
 
@@ -31,35 +31,35 @@ class Code(IntEnum):
     RESET_REQUIRED = 16
 
 
-LOST = (Code.GPU_IS_LOST, Code.RESET_REQUIRED)  # the GPU has fallen off the bus, or does nothing until it is reset
+LOST = (Code.GPU_IS_LOST, Code.RESET_REQUIRED)  # the GPU is no longer on the PCI bus, or does nothing until it is reset
 
 
 class NvidiaProbe:
-    """Probes `<node>-gpu-0` and so on, numbered in the order of the driver."""
+    """Probes the GPUs `<node>-gpu-0`, `<node>-gpu-1` and so on, in the order of the driver."""
 
     def __init__(self, node: str) -> None:
         self._node = node
         self._lock = threading.Lock()  # detect and sample may come from different threads
-        self._nvml: Any = None  # ships no types
+        self._nvml: Any = None  # the library has no types
         self._error: type[Exception] = Exception
         self._opened = False
         self._handles: dict[str, Any] = {}
         self._devices: dict[str, ProbedDevice] = {}
 
     def detect(self) -> list[ProbedDevice]:
-        """Return the GPUs, including any that was detected before and is lost now."""
+        """Return the GPUs, including GPUs that were detected before and are lost now."""
         with self._lock:
-            self._handles = {}  # a GPU that is detected again gets a new handle; one without a handle is lost
+            self._handles = {}  # a GPU that is detected again gets a new handle; a GPU without a handle is lost
             if self._open():
                 try:
                     for index in range(int(self._nvml.nvmlDeviceGetCount())):
                         self._probe(index)
-                except self._error:  # the driver was unloaded; the next call opens it again
+                except self._error:  # the driver was unloaded; the next call opens the driver again
                     self._opened = False
             return list(self._devices.values())
 
     def sample(self, device_id: str) -> Sample:
-        """Return the readings of a GPU, `lost` if it no longer answers. Raises NotFound."""
+        """Return the readings of a GPU. `lost` is set if the GPU no longer answers. Raises NotFound."""
         device, handle = self._device(device_id)
         lost = Sample(time.time(), None, None, None, None, device.memory, lost=True)
         nvml = self._nvml
@@ -82,7 +82,7 @@ class NvidiaProbe:
         )
 
     def set_power_limit(self, device_id: str, watts: float) -> float:
-        """Set the limit and return the previous one, in watts. Needs root; lost when the driver is loaded again."""
+        """Set the power limit and return the previous one, in watts. Needs root. Loading the driver resets it."""
         _, handle = self._device(device_id)
         nvml = self._nvml
         if handle is None:
@@ -103,7 +103,7 @@ class NvidiaProbe:
         return before
 
     def _open(self) -> bool:
-        """Load the driver's library; return False if there is none."""
+        """Load the driver's library. Returns False if there is no library."""
         if not self._opened:
             try:
                 import pynvml
@@ -120,11 +120,11 @@ class NvidiaProbe:
         device_id, nvml = f"{self._node}-gpu-{index}", self._nvml
         try:
             handle = self._read(nvml.nvmlDeviceGetHandleByIndex, index)
-            if handle is None:  # a cgroup hides this GPU from our process
+            if handle is None:  # a control group hides this GPU from the process
                 return
             self._handles[device_id] = handle
             uuid, device = self._read(nvml.nvmlDeviceGetUUID, handle), self._devices.get(device_id)
-            # a GPU that was described before is not described again: a reading that fails now would only lose a field
+            # a known GPU is not described again, because a failed reading would lose a field
             if device is None or not device.memory or device.uuid != uuid:
                 self._devices[device_id] = self._describe(device_id, handle, uuid)
         except _Lost:
@@ -153,13 +153,13 @@ class NvidiaProbe:
         )
 
     def _bandwidth(self, handle: Any) -> int | None:
-        """Return the bytes per second of the memory: bus width times clock times two (double data rate)."""
+        """Return the memory bandwidth in bytes per second: bus width times clock times two (double data rate)."""
         bits = self._read(self._nvml.nvmlDeviceGetMemoryBusWidth, handle)
         megahertz = self._read(self._nvml.nvmlDeviceGetMaxClockInfo, handle, self._nvml.NVML_CLOCK_MEM)
         return bits // 8 * megahertz * 1_000_000 * 2 if bits and megahertz else None
 
     def _memory(self, handle: Any, device: ProbedDevice) -> tuple[int | None, int]:
-        """Return (used, total) bytes of the GPU's own memory, or of the machine's if they share it."""
+        """Return the used and total bytes of the GPU's own memory, or of the memory that it shares with the machine."""
         if "unified-memory" in device.capabilities:
             memory = psutil.virtual_memory()
             return memory.total - memory.available, memory.total
@@ -167,29 +167,29 @@ class NvidiaProbe:
         return used, total or device.memory
 
     def _shares_memory(self, handle: Any) -> bool:
-        """Return whether the GPU has no memory of its own (GB10, Jetson): NVML refuses the query or reports none."""
+        """Whether the GPU has no memory of its own (GB10, Jetson). NVML then refuses the query or reports none."""
         try:
             total = int(self._nvml.nvmlDeviceGetMemoryInfo(handle).total)
         except self._error as error:
-            return _code(error) == Code.NOT_SUPPORTED  # any other error has another cause
+            return _code(error) == Code.NOT_SUPPORTED  # any other error has a different cause
         return not 0 < total < NOT_AVAILABLE
 
     def _own_memory(self, handle: Any) -> tuple[int | None, int]:
-        """Return (used, total) bytes; None and 0 if the GPU does not report them now."""
+        """Return the used and total bytes, or None and 0 if the GPU does not report them now."""
         memory = self._read(self._nvml.nvmlDeviceGetMemoryInfo, handle)
         if memory is None:
             return None, 0
         return int(memory.used) if memory.used < NOT_AVAILABLE else None, int(memory.total)
 
     def _device(self, device_id: str) -> tuple[ProbedDevice, Any]:
-        """Return the GPU and its handle, None if it is lost. Raises NotFound."""
+        """Return the GPU and its handle. The handle is None if the GPU is lost. Raises NotFound."""
         with self._lock:
             if device_id not in self._devices:
                 raise NotFound(f"there is no device {device_id}", device_id=device_id)
             return self._devices[device_id], self._handles.get(device_id)
 
     def _read(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        """Return the value from NVML, None if it is not available. Raises _Lost."""
+        """Return a value from NVML, or None if the value is not available. Raises _Lost if the GPU is lost."""
         try:
             return call(*arguments)
         except self._error as error:

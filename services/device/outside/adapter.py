@@ -1,4 +1,4 @@
-"""The part of the domain that awaits: calls the drivers in threads and samples every device."""
+"""The part of the device domain that awaits. It calls the drivers in threads and samples every device."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Probes = Callable[[str, Path], Sequence[Probe]]
 
 
 def probes_of(node: str, folder: Path) -> Sequence[Probe]:
-    """Return the probes for this machine; another kind of accelerator is one more entry here."""
+    """Return the probes for this machine. A new kind of accelerator needs one more probe in this list."""
     return HostProbe(node, folder), NvidiaProbe(node)
 
 
@@ -44,14 +44,14 @@ class DeviceOutside(Outside[DeviceState]):
         self._watches: dict[str, Watch] = {}
 
     async def open(self) -> None:
-        """Detect before the first request, so that queries can answer before the first device.detect."""
+        """Detect the devices before the first request, so queries have answers before the first `device.detect`."""
         await self.context.record(await self._detect())
 
     async def prepare(self, command: Command[Any], call: Call) -> Command[Any]:  # noqa: ARG002 (the core's)
         return await self._detect() if isinstance(command, u.Detect) else command
 
     async def flow(self, command: Command[Any], call: Call, parts: Parts) -> View:  # noqa: ARG002 (the core's)
-        """Set a power limit, then record it. If the process ends in between, sending the command again records it."""
+        """Set a power limit, then record it. If the process ends in between, a repeat of the command records it."""
         assert isinstance(command, u.SetPowerLimit)
         device_at(self.context.world, command.device_id)
         probe = self._by_device[command.device_id]
@@ -68,7 +68,7 @@ class DeviceOutside(Outside[DeviceState]):
                 device = device_or_default(self.context.world, query.device_id).device
                 rows = await self.context.read.rows("SELECT * FROM devices WHERE id = ?", (device.id,))
                 if not rows:
-                    raise not_found(self.context.world, device.id)  # it was removed during the read
+                    raise not_found(self.context.world, device.id)  # the device was removed during the read
                 return views.info(rows[0])
             case u.ListDevices():
                 matches = [device for device in in_order(self.context.world) if query.type in (None, device.type)]
@@ -119,7 +119,7 @@ class DeviceOutside(Outside[DeviceState]):
     async def _item(self, device: u.Device) -> u.DeviceItem:
         try:
             _, watch = await self._sampled(device.id)
-        except (AimaError, OSError, psutil.Error):  # a faulty device is listed without its free memory
+        except (AimaError, OSError, psutil.Error):  # the list has a faulty device without its free memory
             return views.item(device, None)
         return views.item(device, watch.samples[-1])
 

@@ -11,17 +11,17 @@ Metric = Literal["temperature", "memory"]
 
 
 class Limit(NamedTuple):
-    """A threshold above which a reading is a problem, and how far below it the problem is over."""
+    """A threshold for a reading. A reading above the threshold is a problem."""
 
     metric: Metric
     threshold: float
     status: Status
     hysteresis: float
-    """How far below the threshold a reading must fall; without this, one that wavers would raise many alerts."""
+    """The distance below the threshold at which the problem ends. It prevents many alerts for a varying reading."""
 
 
 class Alert(NamedTuple):
-    """A reading that has gone above a threshold; in the units of `LIMITS`."""
+    """An alert about a reading above its threshold. The units are those of `LIMITS`."""
 
     metric: Metric
     value: float
@@ -29,7 +29,7 @@ class Alert(NamedTuple):
 
 
 LIMITS = (
-    Limit("temperature", 80, "warning", 2),  # degrees Celsius; GPUs throttle from about 83 on
+    Limit("temperature", 80, "warning", 2),  # degrees Celsius; GPUs throttle at about 83
     Limit("temperature", 90, "critical", 2),
     Limit("memory", 95, "warning", 1),  # percent in use
 )
@@ -42,7 +42,7 @@ def assess(
 ) -> tuple[Status, list[str]]:
     """Return the device's status and its problems in words.
 
-    `raised`: the limits that count as still exceeded, as returned by `alerts`; by default the sample alone counts.
+    `raised` has the limits that still count as exceeded, which `alerts` returns. By default, only the sample counts.
     """
     if sample is None:
         return "unknown", [f"{device.id} has not been sampled yet"]
@@ -51,7 +51,7 @@ def assess(
     readings = {limit.metric: _reading(limit.metric, sample) for limit in LIMITS}
     if all(value is None for value in readings.values()):
         return "unknown", [f"{device.name} reports neither its temperature nor its memory"]
-    exceeded: dict[Metric, Limit] = {}  # the highest of each metric
+    exceeded: dict[Metric, Limit] = {}  # the highest exceeded limit of each metric
     for limit in LIMITS:
         value = readings[limit.metric]
         if value is not None and _above(limit, value, raised):
@@ -66,7 +66,8 @@ def assess(
 def alerts(sample: Sample, raised: frozenset[Limit]) -> tuple[list[Alert], frozenset[Limit]]:
     """Return the alerts for newly exceeded limits, and all limits that now count as exceeded.
 
-    Pass `NOTHING_RAISED` at first and the returned limits from then on. A missing reading changes nothing.
+    Pass `NOTHING_RAISED` in the first call, and the returned limits in each later call. A missing reading changes
+    nothing.
     """
     new: list[Alert] = []
     still = set(raised)

@@ -1,4 +1,4 @@
-"""Decides what is recorded of each device: state, decide, evolve, reply. Pure."""
+"""The rules of the device domain: state, decide, evolve, reply. Pure."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from aima_core.units import Command, Event, Success, View
 from services.device import internal as i
 from services.device import units as u
 
-_KINDS: tuple[u.DeviceType, ...] = ("gpu", "cpu", "disk")  # in order of importance to inference
-_SAME_WATTS = 0.001  # drivers count in milliwatts, so a smaller difference is none
-_NOISE = 0.3  # part by which a new bandwidth must be higher to be recorded; other programs may cause less
+_KINDS: tuple[u.DeviceType, ...] = ("gpu", "cpu", "disk")  # types of devices, the most important for inference first
+_SAME_WATTS = 0.001  # drivers count in milliwatts, so a smaller difference does not count
+_NOISE = 0.3  # a new bandwidth is recorded if it is higher by this part; other programs may cause less
 
 
 class DeviceState(msgspec.Struct, frozen=True, kw_only=True):
-    """A detected device. `power_limit` in watts; None if device.set_power_limit never set one."""
+    """A detected device. `power_limit` is in watts; None if device.set_power_limit never set a limit."""
 
     device: u.Device
     status: u.Status = "unknown"
@@ -28,11 +28,11 @@ class DeviceState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def decide(world: World[DeviceState], command: Command[Any], call: Call) -> list[Event]:
-    """Return the events of a command; none if its goal is already met. Raises NotFound for an unknown device."""
+    """Return the events of a command. None if its goal is already reached. Raises NotFound for an unknown device."""
     match command:
         case i.RecordDevices(found=detected):
             return _detected(world, detected, call.node)
-        case u.SetPowerLimit(device_id=device_id, limit_watts=watts):  # for dry runs; outside/ carries the command out
+        case u.SetPowerLimit(device_id=device_id, limit_watts=watts):  # only for dry runs; outside/ carries it out
             before = device_at(world, device_id).power_limit
             return [] if before == watts else [_limit(device_id, watts, before)]
         case i.RecordPowerLimit(device_id=device_id, limit_watts=watts, previous_watts=previous):
@@ -59,7 +59,7 @@ def decide(world: World[DeviceState], command: Command[Any], call: Call) -> list
 
 
 def evolve(state: DeviceState | None, event: u.Events) -> DeviceState | None:
-    """Return the device after the event; None if it was removed. Never raises."""
+    """Return the device after the event, or None if the device was removed. Never raises."""
     match event:
         case u.DeviceDetected(device=device):
             return msgspec.structs.replace(state, device=device) if state else DeviceState(device=device)
@@ -76,7 +76,7 @@ def evolve(state: DeviceState | None, event: u.Events) -> DeviceState | None:
 
 
 def reply(world: World[DeviceState], command: Command[Any], events: Sequence[Event]) -> View | None:  # noqa: ARG001 (the core's)
-    """Return the answer; every command is settled when it is decided."""
+    """Return the answer. Every command here is complete when it is decided."""
     if not isinstance(command, i.RecordDevices):
         return Success(success=True)
     devices = [
@@ -86,7 +86,7 @@ def reply(world: World[DeviceState], command: Command[Any], events: Sequence[Eve
 
 
 def device_at(world: World[DeviceState], device_id: str) -> DeviceState:
-    """Return the state of a device; raise NotFound."""
+    """Return the state of a device. Raises NotFound for an unknown device."""
     state = world.get(f"device/{device_id}")
     if state is None:
         raise not_found(world, device_id)
@@ -94,7 +94,7 @@ def device_at(world: World[DeviceState], device_id: str) -> DeviceState:
 
 
 def not_found(world: World[DeviceState], device_id: str) -> NotFound:
-    """Return the refusal of an unknown device; it names the existing ones."""
+    """Return the refusal of an unknown device. The refusal names the existing devices."""
     known = [device.id for device in in_order(world)]
     return NotFound(
         f"there is no device {device_id}; known: {', '.join(known) or 'none'}",
@@ -105,7 +105,7 @@ def not_found(world: World[DeviceState], device_id: str) -> NotFound:
 
 
 def device_or_default(world: World[DeviceState], device_id: str | None) -> DeviceState:
-    """Return the device with this id; without an id the first GPU, else the CPU. Raise NotFound."""
+    """Return the device with this id. Without an id, returns the first GPU, or the CPU. Raises NotFound."""
     if device_id is None:
         for device in in_order(world):
             return world[f"device/{device.id}"]
@@ -114,9 +114,9 @@ def device_or_default(world: World[DeviceState], device_id: str | None) -> Devic
 
 
 def in_order(world: World[DeviceState]) -> list[u.Device]:
-    """Return the devices: GPUs, then CPUs, then disks, each by number."""
+    """Return the devices in order: GPUs, then CPUs, then disks. Within each type, the number decides."""
     devices = (state.device for state in world.values())
-    return sorted(devices, key=lambda d: (_KINDS.index(d.type), len(d.id), d.id))  # len: gpu-10 after gpu-9
+    return sorted(devices, key=lambda d: (_KINDS.index(d.type), len(d.id), d.id))  # the length puts gpu-10 after gpu-9
 
 
 def _detected(world: World[DeviceState], detected: Iterable[i.DetectedDevice], node: str) -> list[Event]:
@@ -144,7 +144,7 @@ def _detected(world: World[DeviceState], detected: Iterable[i.DetectedDevice], n
 
 
 def _bandwidth(measured: int | None, recorded: int | None) -> int | None:
-    """Return the bandwidth to record: the highest measured, because other programs only make a measurement lower."""
+    """Return the highest measured bandwidth, because other programs can only make a measurement lower."""
     if measured is None or recorded is None:
         return measured or recorded
     return measured if measured >= (1 + _NOISE) * recorded else recorded

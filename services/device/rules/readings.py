@@ -1,6 +1,6 @@
-"""Keeps the latest samples of each device and the limits that they exceed. No clock and no I/O of its own.
+"""Keeps the latest samples of each device, and the limits that the samples exceed. Has no clock and no I/O of its own.
 
-Samples are not events: there are too many of them, and old ones are of no use.
+Samples are not events, because there are too many samples, and old samples are of no use.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Watch:
     """The samples and exceeded limits of one device."""
 
     def __init__(self, history: int, status: u.Status) -> None:
-        """`status` is the last one in the log, so that a restart of the process does not raise an alert twice."""
+        """`status` is the last status in the log. With it, a restart of the process does not raise an alert twice."""
         self.samples: deque[Sample] = deque(maxlen=history)
         self._raised = exceeded_at(status)
 
@@ -35,7 +35,7 @@ class Watch:
         return Reading(*self.health(device), new)
 
     def health(self, device: ProbedDevice) -> tuple[u.Status, list[str]]:
-        """Return the status of the device and its problems, by its latest sample."""
+        """Return the status and the problems of the device in its latest sample."""
         return assess(device, self.samples[-1] if self.samples else None, self._raised)
 
 

@@ -1,6 +1,6 @@
-"""The read table of the device domain, kept in the transaction that appends the events, and the views.
+"""The read table of the device domain, and the views.
 
-Views are made from rows of the table and from samples.
+The transaction that appends events also updates the table. Views are made from rows of the table and from samples.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def project(recorded: Recorded) -> Iterable[Statement]:
         case u.PowerLimitSet(device_id=device_id, limit_watts=watts):
             yield "UPDATE devices SET power_limit = ? WHERE id = ?", (watts, device_id)
         case u.MetricsAlert():
-            pass  # only in the log: an alert is about one moment, while the table holds the current health
+            pass  # only the log has alerts: an alert is about one moment, and the table has the current health
 
 
 def info(row: Row) -> u.Info:
@@ -66,7 +66,7 @@ def info(row: Row) -> u.Info:
 
 
 def item(device: u.Device, sample: Sample | None) -> u.DeviceItem:
-    """Return a device with its free memory according to the sample."""
+    """Return a device with its free memory in the sample."""
     free = None if sample is None or sample.memory_used is None else max(0, sample.memory_total - sample.memory_used)
     return u.DeviceItem(
         id=device.id,
@@ -83,7 +83,7 @@ def item(device: u.Device, sample: Sample | None) -> u.DeviceItem:
 
 
 def metrics(device_id: str, samples: Sequence[Sample], *, history: bool) -> u.Metrics:
-    """Return the latest sample, and with `history` all samples. Needs at least one sample."""
+    """Return the latest sample. With `history`, returns all samples. There must be at least one sample."""
     past = [u.SampleView(**_readings(sample)) for sample in samples] if history else None
     return u.Metrics(device_id=device_id, **_readings(samples[-1]), history=past)
 

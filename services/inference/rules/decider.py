@@ -1,6 +1,6 @@
-"""The decisions of the inference domain: commands in, events out. Pure.
+"""Decides the commands of the inference domain. Pure.
 
-`state.py` is the state they are based on; `routing.py` chooses the replica.
+`state.py` has the state that decisions use. `routing.py` chooses the replica for a request.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from services.inference import units as u
 from services.inference.rules.routing import choose
 from services.inference.rules.state import BLAMED, Pool, Route, outcome_of
 
-_ROUTED = ("starting", "running")  # the phases in which a service may have replicas
+_ROUTED = ("starting", "running")  # a service may have replicas only in these phases
 
 
 def decide(world: World[Pool], command: Command[Any], call: Call) -> list[Event]:
-    """Return the events of a command; none if it changes nothing. Raises NotFound, and what `choose` raises."""
+    """Return the events of a command. None if it changes nothing. Raises NotFound and the errors of `choose`."""
     match command:
         case i.BeginRequest():
             pool, route = choose(world, command, call.at)
@@ -74,7 +74,7 @@ def _request_id(world: World[Pool], command: i.BeginRequest, call: Call) -> str:
         return command.request_id
     salt = ""
     while any(call.new_id("req", salt) in pool.requests for pool in world.values()):
-        salt += "+"  # the id is made from the call's request id, which a caller may use twice
+        salt += "+"  # the id comes from the call's request id, which a caller may use twice
     return call.new_id("req", salt)
 
 
@@ -103,7 +103,9 @@ def _settle(world: World[Pool], request_id: str, command: u.Settle, call: Call) 
         return []
     started = _under_way(world, request_id, call)
     if code in BLAMED and not started.holder:
-        code = "CALLER_FAILED"  # only a gateway may blame a replica; otherwise any client could close it for all others
+        code = (
+            "CALLER_FAILED"  # only a gateway's report counts against a replica; else, a client could close it for all
+        )
     if code:
         error = command.error or (
             "the request was cancelled" if command.outcome == "cancelled" else "the request failed"
@@ -130,7 +132,7 @@ def _settle(world: World[Pool], request_id: str, command: u.Settle, call: Call) 
 
 
 def _under_way(world: World[Pool], request_id: str, call: Call) -> u.RequestStarted:
-    """Return a request that is under way. Raises NotFound, also for a request of another owner."""
+    """Return a request that is under way. Raises NotFound if it is not under way or has another owner."""
     pool = next((pool for pool in world.values() if request_id in pool.requests), None)
     request = pool.requests[request_id] if pool else None
     if request is None or request.owner not in ("", call.principal):
@@ -139,7 +141,7 @@ def _under_way(world: World[Pool], request_id: str, call: Call) -> u.RequestStar
 
 
 def _code(command: u.Settle) -> str:
-    """Return the error code of an outcome, empty for a completed request."""
+    """Return the error code of an outcome. Empty for a completed request."""
     match command.outcome:
         case "completed":
             return ""
@@ -163,7 +165,7 @@ def _failed(started: u.RequestStarted, error: str, code: str, call: Call) -> Eve
 
 
 def reply(world: World[Pool], command: Command[Any], events: Sequence[Event]) -> View:  # noqa: ARG001 (the core's)
-    """Return the command's answer; units with richer answers are flows."""
+    """Return the answer of a command. A unit with a richer answer is a flow."""
     match events:
         case [u.LeaseRenewed(expires_at=expires_at)]:
             return u.Renewed(expires_at=timestamp(expires_at))

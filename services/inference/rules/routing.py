@@ -1,4 +1,4 @@
-"""Which replica a request goes to, and the refusal of a request that gets none. Pure."""
+"""Chooses the replica for a request, or the refusal of the request. Pure."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from aima_core.errors import AimaError, EngineNotRunning, Unavailable, Validatio
 from services.inference import internal as i
 from services.inference.rules.state import Pool, Route
 
-BUSY, LOADING = "BUSY", "LOADING"  # the reasons for which a request may wait
+BUSY, LOADING = "BUSY", "LOADING"  # a request may wait if it is refused for one of these reasons
 
 
 def choose(world: World[Pool], request: i.BeginRequest, at: float) -> tuple[Pool, Route]:
     """Return the replica with the fewest requests under way per slot.
 
-    The candidates are the replicas of every service that the name in the request refers to.
-    Raises Unavailable (BUSY, LOADING) if waiting may help; otherwise EngineNotRunning or ValidationFailed.
+    The name in the request may mean several services. The replicas of all of them are candidates. Raises Unavailable
+    (BUSY, LOADING) if waiting may help, and otherwise EngineNotRunning or ValidationFailed.
     """
     name, pools = request.model, fitting(world.values(), request.model, request.types)
     healthy = [(pool, route) for pool in pools for route in pool.routes if route.healthy]
@@ -40,9 +40,9 @@ def choose(world: World[Pool], request: i.BeginRequest, at: float) -> tuple[Pool
 
 
 def fitting(pools: Iterable[Pool], name: str, types: Sequence[str]) -> list[Pool]:
-    """Return the services that a name means and whose model has one of these types; no types allow any.
+    """Return the services with this name whose model has one of these types. No types means any type.
 
-    Raises ValidationFailed if all services of that name are of other types.
+    Raises ValidationFailed if all services with this name have models of other types.
     """
     matches = [pool for pool in pools if pool.serves(name)]
     fit = [pool for pool in matches if not types or pool.type in types]
@@ -56,7 +56,7 @@ def fitting(pools: Iterable[Pool], name: str, types: Sequence[str]) -> list[Pool
 
 
 def hopeful(pool: Pool) -> bool:
-    """Whether the service will get a replica on its own, or once a request wakes it."""
+    """Whether the service will get a replica: because it runs or starts, or because a request wakes it."""
     return coming(pool) or pool.phase == "asleep"
 
 
@@ -66,9 +66,9 @@ def coming(pool: Pool) -> bool:
 
 
 def sleeper(pools: Collection[Pool], refused: Collection[str] = ()) -> str | None:
-    """Return the service to wake for a request that any of these could serve; None while one runs or starts.
+    """Return the service to wake for a request that all of these services can serve. None if one runs or starts.
 
-    A service whose start was `refused` moments ago is returned only if no other sleeps.
+    A service whose start was just `refused` is returned only if no other service sleeps.
     """
     if any(coming(pool) for pool in pools):
         return None
@@ -115,7 +115,7 @@ def _refusal(request: i.BeginRequest, pools: Sequence[Pool], at: float, *, busy:
 
 
 def _obstacle(pool: Pool, request: i.BeginRequest, at: float) -> str:
-    """Return why a service that runs, starts or sleeps takes no request."""
+    """Return the reason why a service that runs, starts or sleeps takes no request."""
     service, count = f"service {pool.service_id}", len(pool.routes)
     if not count:
         match pool.phase:
@@ -133,7 +133,7 @@ def _obstacle(pool: Pool, request: i.BeginRequest, at: float) -> str:
 
 
 def _state(pool: Pool, route: Route, request: i.BeginRequest, at: float) -> str:
-    """Return why a replica takes no request."""
+    """Return the reason why a replica takes no request."""
     breaker = route.breaker
     if not route.healthy:
         return "unhealthy (no reply to its health check)"

@@ -1,4 +1,4 @@
-"""A service's replicas and the requests under way on them: the state, and how events change it. Pure."""
+"""The state of a service's replicas and requests, and the changes that events make. Pure."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from aima_core.domain import Effect
 from services.inference import units as u
 
 BLAMED = frozenset({"ENGINE_GONE", "ENGINE_FAILED", "BAD_ANSWER", "EXECUTION_FAILED", "NO_ANSWER"})
-_MAX_FAILURES = 3  # failures in a row that open a breaker
-_FIRST_OPEN, _MAX_OPEN = 5.0, 60.0  # seconds that it stays open; doubled each time that a trial fails
-_TRIAL_TIMEOUT = _MAX_OPEN  # seconds after which a second request may try too: a lease may take an hour
-_SETTLED_KEPT = 1000  # latest settlements kept, so that settling again in the same way is idempotent
+_MAX_FAILURES = 3  # number of failures in a row that open a breaker
+_FIRST_OPEN, _MAX_OPEN = 5.0, 60.0  # seconds that a breaker stays open; each failed trial doubles them
+_TRIAL_TIMEOUT = _MAX_OPEN  # seconds until a second request may be a trial, because a lease may take an hour
+_SETTLED_KEPT = 1000  # latest settlements that are kept, so a repeated settlement is idempotent
 
 
 class Breaker(msgspec.Struct, frozen=True):
-    """Keeps requests from a replica that fails them: closed, then open for a while, then half-open with one trial.
+    """Keeps requests away from a replica that fails them.
 
-    `failures`: in a row; `openings`: since the last answer; `open_until` in Unix seconds; `trial`: id of the request
-    that tests the replica since `trial_at`.
+    A breaker is closed, open for some seconds after several failures, or half-open, when one request is a trial.
+    `failures` counts failures in a row; `openings` counts openings since the last answer. `open_until` is in Unix
+    seconds. `trial` is the id of the request that tests the replica since `trial_at`.
     """
 
     failures: int = 0
@@ -41,27 +42,27 @@ class Breaker(msgspec.Struct, frozen=True):
         return at >= self.open_until and (not self.trial or at >= self.trial_at + _TRIAL_TIMEOUT)
 
     def started(self, request_id: str, at: float) -> Breaker:
-        """Return the breaker after the start of a request; a request let through an opened breaker is its trial."""
+        """Return the breaker after a request's start. A request that an opened breaker lets through is its trial."""
         return msgspec.structs.replace(self, trial=request_id, trial_at=at) if self.openings else self
 
     def ended(self, request_id: str, code: str, at: float) -> Breaker:
-        """Return the breaker after the end of a request; an empty code means that it was answered."""
+        """Return the breaker after the end of a request. An empty code means that the request was answered."""
         if not code:
             return Breaker()
         trial, since = ("", 0.0) if self.trial == request_id else (self.trial, self.trial_at)
         if code not in BLAMED:
             return msgspec.structs.replace(self, trial=trial, trial_at=since)
         failures = self.failures + 1
-        if failures < _MAX_FAILURES or at < self.open_until:  # requests started before the opening do not prolong it
+        if failures < _MAX_FAILURES or at < self.open_until:  # earlier requests do not prolong the opening
             return Breaker(failures, self.openings, self.open_until, trial, since)
         seconds = min(_FIRST_OPEN * 2.0 ** min(self.openings, 10), _MAX_OPEN)
         return Breaker(failures, self.openings + 1, at + seconds, trial, since)
 
 
 class Route(msgspec.Struct, frozen=True):
-    """A replica. `healthy`: it answers its health check; `slots`: requests that it works on at once, 0 for unknown.
+    """A replica. It is `healthy` if it answers its health check. It works on `slots` requests at once; 0: unknown.
 
-    `cancels_whole`: the engine stops when the client leaves, also if the answer is not streamed.
+    With `cancels_whole`, the engine stops when the client leaves, even if the answer is not streamed.
     """
 
     process_id: str
@@ -80,9 +81,11 @@ class Route(msgspec.Struct, frozen=True):
 class Pool(msgspec.Struct, frozen=True):
     """A service, its replicas and the requests under way on them.
 
-    `added`: the service exists; logs of older releases lack that event and have only routes. `begun`: the service has
-    been started once. `by_process`: requests under way per process, also of processes that get no new ones. `settled`:
-    the latest settlements as "id outcome". `last_used` in Unix seconds.
+    - `added`: the service exists. Logs of older releases have no event for this and have only routes.
+    - `begun`: the service was started at least once.
+    - `by_process`: requests under way per process, including processes that get no new requests.
+    - `settled`: the latest settlements as "id outcome".
+    - `last_used`: in Unix seconds.
     """
 
     service_id: str
@@ -118,23 +121,23 @@ class Pool(msgspec.Struct, frozen=True):
         return next((route for route in self.routes if route.process_id == process_id), None)
 
     def has_settled(self, request_id: str, outcome: u.Outcome) -> bool:
-        """Whether the request is among the latest settlements, with this outcome."""
+        """Whether the latest settlements have this request with this outcome."""
         return _settled(request_id, outcome) in self.settled
 
 
 def carried_here(request: u.RequestStarted) -> bool:
-    """Whether this domain itself sends the request to the engine, rather than a client or gateway with a lease."""
+    """Whether the inference domain itself sends the request to the engine. Otherwise, a lease holder does."""
     return bool(request.holder) and not request.holder.startswith(u.GATEWAY)
 
 
 class Sweep(Effect, frozen=True):
-    """Fail the requests of a service that are not settled in time."""
+    """Fail the requests of a service whose leases have expired."""
 
     service_id: str
 
 
 def evolve(pool: Pool | None, event: u.Events) -> Pool | None:
-    """Return the pool after the event; None once it has no service, routes and requests. Never raises."""
+    """Return the pool after the event, or None if it has no service, no routes and no requests. Never raises."""
     pool = _after(pool or Pool(event.service_id), event)
     return pool if pool.added or pool.routes or pool.requests else None
 
@@ -244,7 +247,7 @@ def _with(routes: tuple[Route, ...], process_id: str, breaker: Breaker) -> tuple
 
 
 def outcome_of(code: str) -> u.Outcome:
-    """Return the outcome for an error code; an empty code means that the request was answered."""
+    """Return the outcome for an error code. An empty code means that the request was answered."""
     if not code:
         return "completed"
     return "cancelled" if code == "CANCELLED" else "failed"
@@ -255,5 +258,5 @@ def _settled(request_id: str, outcome: u.Outcome) -> str:
 
 
 def todo(pool: Pool) -> list[Sweep]:
-    """Return the effects of a pool: while requests are under way, their leases are watched."""
+    """Return the effects of a pool. While requests are under way, an effect watches their leases."""
     return [Sweep(pool.service_id)] if pool.requests else []

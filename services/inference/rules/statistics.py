@@ -22,7 +22,7 @@ SPEEDS = "SELECT * FROM speeds WHERE model_id = ? ORDER BY engine, device, slots
 
 
 class Rows(NamedTuple):
-    """Rows of a service from the read tables, one set for each of its processes."""
+    """The rows of a service in the read tables. Each process of the service has one set of rows."""
 
     usage: Sequence[Row]
     seconds: Sequence[Row]
@@ -44,7 +44,7 @@ def last_hour(now: float) -> tuple[int, int]:
 
 
 def metrics(pool: Pool, rows: Rows, queued: int) -> u.ServiceMetrics:
-    """Return the figures of a service's requests, in total and for each of its present replicas."""
+    """Return the figures of a service's requests, in total and for each current replica."""
     return u.ServiceMetrics(
         service_id=pool.service_id,
         refused=sum(row["refused"] for row in rows.usage),
@@ -110,7 +110,7 @@ def speeds(rows: Iterable[Row]) -> u.Speeds:
 
 
 def load(pool: Pool, queued: int, now: float) -> u.ServiceLoad:
-    """Return the load of a service, including processes that get no new requests but still have some under way."""
+    """Return the load of a service. Includes processes that get no new requests and still have requests under way."""
     routed = {route.process_id for route in pool.routes}
     leaving = {ident: count for ident, count in pool.by_process.items() if ident not in routed}
     return u.ServiceLoad(
@@ -141,7 +141,7 @@ def _replica(pool: Pool, route: Route, now: float) -> u.ReplicaLoad:
 
 
 def models(pools: Iterable[Pool], usage: Iterable[Row], model_type: str | None) -> u.Models:
-    """Return the models that have services, each with its services, sorted by id; all types if `model_type` is None."""
+    """Return the models that have services, with their services, sorted by id. None as `model_type` means all types."""
     counts: dict[str, Counter[str]] = {}
     for row in usage:
         numbers = {column: value for column, value in row.items() if not column.endswith("_id")}

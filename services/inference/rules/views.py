@@ -1,9 +1,11 @@
-"""The read tables of the inference domain: figures of the requests, updated as each request ends. Pure.
+"""The read tables of the inference domain. They have the figures of requests, updated at the end of each request. Pure.
 
-Every table keeps a bounded number of rows per replica. The rows of a replica that has ended are added to the rest of
-its service, the rows with an empty `process_id`. Latencies are counted in the buckets of a DDSketch (Masson et al.,
-VLDB 2019), whose percentiles are off by at most 1 %, also after merging. The tables `seconds` and `sketches` are rings:
-a slot holds the latest second or period (`epoch`) that falls on it, and a newer one overwrites it.
+Every table has a bounded number of rows per replica. When a replica ends, its rows are added to the rest of its
+service, which are the rows with an empty `process_id`.
+
+Latencies are counted in the buckets of a DDSketch (Masson et al., VLDB 2019). Its percentiles have an error of at most
+1 %, even after merging. The tables `seconds` and `sketches` are rings. A slot of a ring has one second or period
+(`epoch`); a newer epoch in the same slot overwrites it.
 """
 
 from __future__ import annotations
@@ -16,12 +18,12 @@ from aima_core.store.records import Recorded, Statement
 from services.inference import units as u
 
 BUCKETS = LogarithmicMapping(0.01)
-PERIOD, PERIODS = 300, 12  # seconds per slot of the ring of latencies, and number of its slots: one hour
-SECONDS = 64  # slots of the ring of seconds: a little more than the last minute
-_MIN_DURATION = 1e-6  # seconds, the resolution of times; if the clock was set back, a duration may be negative
-_CANCELLED = "CANCELLED"  # the caller left: not an error of the service
-_REFUSED = "ENGINE_REFUSED"  # the request was invalid: not an error of the service
-_MIN_TOKENS = 8  # of an answer that counts for the speed of a model
+PERIOD, PERIODS = 300, 12  # seconds of each slot and number of slots in the ring of latencies, which is one hour
+SECONDS = 64  # number of slots in the ring of seconds: a little more than a minute
+_MIN_DURATION = 1e-6  # seconds; the least duration, because a clock that is set back would make it negative
+_CANCELLED = "CANCELLED"  # the caller left, which is no error of the service
+_REFUSED = "ENGINE_REFUSED"  # the request was invalid, which is no error of the service
+_MIN_TOKENS = 8  # the least tokens of an answer that counts for a model's speed
 
 TABLES = {
     "services": "CREATE TABLE services (service_id TEXT NOT NULL PRIMARY KEY) WITHOUT ROWID",
@@ -44,8 +46,8 @@ TABLES = {
         concurrency INTEGER NOT NULL, requests INTEGER NOT NULL, completion_tokens INTEGER NOT NULL,
         seconds REAL NOT NULL, PRIMARY KEY (model_id, engine, device, slots, concurrency)) WITHOUT ROWID""",
 }
-# If a request ends after its replica was removed, it is added to the rest of the service; if it ends after its service
-# was deleted, it is not counted.
+# A request that ends after the removal of its replica is added to the rest of the service. A request that ends after
+# the deletion of its service is not counted.
 _ADD_USAGE = """INSERT INTO usage
     SELECT ?1, coalesce((SELECT process_id FROM replicas WHERE service_id = ?1 AND process_id = ?2), ''),
     ?3, ?4, ?5, ?6, ?7, ?8 FROM services WHERE service_id = ?1
@@ -71,7 +73,7 @@ _ADD_SPEED = """INSERT INTO speeds VALUES (?, ?, ?, ?, ?, 1, ?, ?)
     requests = requests + excluded.requests, completion_tokens = completion_tokens + excluded.completion_tokens,
     seconds = seconds + excluded.seconds"""
 
-# Merging a ring's slot into the rest keeps the newer epoch, and adds the figures if both have the same epoch.
+# If a ring's slot is merged into the rest, the newer epoch stays. Figures of the same epoch are added.
 _MERGE_INTO_REST = (
     """INSERT INTO usage
     SELECT service_id, '', requests, failed, cancelled, refused, prompt_tokens, completion_tokens
@@ -109,9 +111,9 @@ _ADD_SERVICE = "INSERT OR IGNORE INTO services VALUES (?)"
 
 
 def project(recorded: Recorded) -> Iterable[Statement]:
-    """Yield the SQL statements of an event. A request is counted when it ends; its latency only if it was answered.
+    """Yield the SQL statements for an event. A request counts when it ends. Its latency counts only if it was answered.
 
-    Creating and deleting a service both clear its figures: a later service may have the same id.
+    Creation and deletion of a service both clear its figures, because a later service may have the same id.
     """
     at = recorded.recorded_at
     match recorded.event:

@@ -1,6 +1,6 @@
-"""The part of the domain that awaits: measuring the machine and answering queries.
+"""The part of the resource domain that awaits: it measures the machine and answers queries.
 
-`react` turns events of peers into commands of ours. Decides nothing: the rules do.
+`react` turns events of peers into commands of the resource domain. The rules make all decisions.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from services.resource.rules import views
 from services.resource.rules.capacity import Facts
 from services.resource.rules.decider import State, held, machine_at, slot_at
 
-_CATCH_UP = 1.0  # seconds to take in the events that the engine domain has recorded
+_CATCH_UP = 1.0  # seconds to read the events that the engine domain has recorded
 LEAST_RESERVE = 512 * 2**20  # bytes; even a small machine needs memory for programs outside AIMA
 
 
 def react(recorded: Recorded) -> Iterable[Command[Any]]:
-    """Free the slot of an engine instance that has ended, even if its owner died before that; count the GPUs."""
+    """Release the slot of an engine instance that has ended, even if the slot's owner is gone. Also counts the GPUs."""
     match recorded.event:
         case EngineStopped(process_id=process_id, run=run):
             yield u.Release(slot_id=u.slot_of(f"{process_id}-{run}"))
@@ -44,7 +44,7 @@ class ResourceOutside(Outside[State]):
     """Measures the machine and answers from the read tables."""
 
     def __init__(self, context: Context[State], read: Callable[[Path], Facts] = machine.read) -> None:
-        """`read` returns the facts of the machine, with those of the disk that holds the folder."""
+        """`read` returns the facts of the machine and of the disk that has the folder."""
         super().__init__(context)
         self._read = read
 
@@ -53,7 +53,7 @@ class ResourceOutside(Outside[State]):
         await self._measure()
 
     async def prepare(self, command: Command[Any], call: Call) -> Command[Any]:  # noqa: ARG002 (the core's)
-        """Add the memory that the system has available to an Allocate."""
+        """Turn an Allocate into an internal command with the memory that the system has available."""
         if not isinstance(command, u.Allocate):
             return command
         await self._catch_up()
@@ -80,7 +80,7 @@ class ResourceOutside(Outside[State]):
         return (self._keep_measuring,)
 
     async def _catch_up(self) -> None:
-        """Take in which engine instances have ended: their memory is free, and their slots are released."""
+        """Read which engine instances have ended. Their memory is free, so their slots are released."""
         with contextlib.suppress(AimaError, TimeoutError):
             async with asyncio.timeout(_CATCH_UP):
                 await self.context.caught_up("engine")
@@ -104,7 +104,9 @@ class ResourceOutside(Outside[State]):
         await self.context.record(i.RecordPressure(used_percent=facts.used_percent))
 
     async def _facts(self) -> Facts:
-        return await asyncio.to_thread(self._read, self.context.folder)  # in a thread: a network disk may be slow
+        return await asyncio.to_thread(
+            self._read, self.context.folder
+        )  # in a thread, because a network disk may be slow
 
     async def _machine(self) -> views.Row:
         return (await self.context.read.rows("SELECT * FROM machines WHERE node = ?", (self.context.node,)))[0]

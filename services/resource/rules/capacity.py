@@ -1,4 +1,4 @@
-"""Decides whether a need fits and which slots have to make room for it, and words the refusal. Pure."""
+"""Decides whether a need fits and which slots have to make room, and writes the message of a refusal. Pure."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import msgspec
 from aima_core.errors import InsufficientResources
 from services.resource.units import Lack, Pressure, SlotStatus
 
-_ROUNDING = 1e-9  # fractions such as 0.1 have no exact binary form, but ten of them must fit on one GPU
-_MOST_NAMED = 5  # holders that a message names; the details have all of them
+_ROUNDING = 1e-9  # ten fractions of 0.1 must fit on one GPU, although 0.1 has no exact binary form
+_MOST_NAMED = 5  # the most holders that a message names; the details have all holders
 _STOP_A_HOLDER = "stop a holder, request less, or use a higher priority"
 
 
 class Slot(msgspec.Struct, frozen=True, kw_only=True, tag="slot"):
-    """A reservation. `asked`: bytes as allocated; `memory`: bytes of its current limit; `since` in Unix seconds."""
+    """A slot. `asked` is the allocated size and `memory` the current limit, in bytes. `since` is in Unix seconds."""
 
     slot_id: str
     name: str
@@ -29,7 +29,7 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True, tag="slot"):
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True, tag="machine"):
-    """The capacity of a machine, in bytes; `gpus`: ids of its GPUs."""
+    """The capacity of a machine, in bytes. `gpus` has the ids of its GPUs."""
 
     node: str
     memory: int = 0
@@ -40,12 +40,12 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True, tag="machine"):
 
     @property
     def budget(self) -> int:
-        """Bytes that all slots together may hold."""
+        """The bytes that all slots together may hold."""
         return max(0, self.memory - self.system_reserve)
 
 
 class Facts(NamedTuple):
-    """The memory and the disk of the machine as measured now, in bytes."""
+    """The measured memory and disk of the machine, in bytes."""
 
     memory: int
     available: int
@@ -54,14 +54,14 @@ class Facts(NamedTuple):
 
     @property
     def used_percent(self) -> float:
-        """Percent of memory in use by any program."""
+        """The percentage of memory that all programs together use."""
         return min(100.0, max(0.0, 100 * (self.memory - self.available) / self.memory)) if self.memory else 0.0
 
 
 class Need(NamedTuple):
-    """A need of memory and a part of one GPU.
+    """A need of memory and of a part of one GPU.
 
-    `memory` in bytes. `available`: bytes that the system has available now; None: only the budget counts.
+    `memory` is in bytes. `available` has the bytes that the system has available now; None: only the budget counts.
     """
 
     memory: int
@@ -71,11 +71,13 @@ class Need(NamedTuple):
 
 
 def room_for(need: Need, machine: Machine, held: Sequence[Slot]) -> list[Slot]:
-    """Return the slots that have to make room, none if the need fits as it is; raise InsufficientResources.
+    """Return the slots that have to make room. None if the need fits already. Raises InsufficientResources.
 
-    Only slots of lower priority make room: idle ones first, then those of the lowest priority, then the oldest. A slot
-    whose memory is not needed stays. Memory of the returned slots counts as available to the system for this need only,
-    because it becomes free when their holders have ended; for any later need it counts as used until it is.
+    Only slots with a lower priority make room. Idle slots come first, then slots with the lowest priority, then the
+    oldest. A slot stays if its memory is not needed.
+
+    The memory of the returned slots becomes free when their holders have ended. For this need, it already counts as
+    available to the system. For later needs, it counts as used until it is free.
     """
     rivals = sorted((s for s in held if s.priority < need.priority), key=lambda s: (*_worth(s), s.slot_id))
     victims: list[Slot] = []
@@ -86,7 +88,7 @@ def room_for(need: Need, machine: Machine, held: Sequence[Slot]) -> list[Slot]:
     lack = _lacking(need, machine, held, victims)
     if lack is not None:
         raise _refusal(lack, need, machine, held)
-    for victim in reversed(victims):  # a large victim found late may make an earlier one unnecessary
+    for victim in reversed(victims):  # a large slot that comes late in the list may make an earlier slot unnecessary
         others = [other for other in victims if other is not victim]
         if _lacking(need, machine, held, others) is None:
             victims = others
@@ -94,7 +96,7 @@ def room_for(need: Need, machine: Machine, held: Sequence[Slot]) -> list[Slot]:
 
 
 def free_memory(machine: Machine, held: Sequence[Slot]) -> int:
-    """Return the unreserved bytes of the budget; negative if the budget has shrunk below the reservations."""
+    """Return the unreserved bytes of the budget. Negative if the budget has shrunk below the sum of the slots."""
     return machine.budget - sum(slot.memory for slot in held)
 
 
@@ -104,7 +106,7 @@ def free_accelerators(machine: Machine, held: Sequence[Slot]) -> float:
 
 
 def holders(held: Sequence[Slot]) -> list[dict[str, Any]]:
-    """Return the slots as the details of a refusal show them, the largest first."""
+    """Return the slots in the form of a refusal's details, with the largest slot first."""
     fields = ("slot_id", "name", "memory", "priority", "status")
     return [{field: getattr(slot, field) for field in fields} for slot in _by_size(held)]
 
@@ -118,7 +120,7 @@ def _worth(slot: Slot) -> tuple[bool, int, float]:
 
 
 def _lacking(need: Need, machine: Machine, held: Sequence[Slot], victims: Sequence[Slot]) -> Lack | None:
-    """Return the resource that is short even after the victims have made room; None if the need fits."""
+    """Return the resource that is missing even after the victims have made room, or None if the need fits."""
     staying = [slot for slot in held if slot not in victims]
     if need.gpu_fraction and need.gpu_fraction > free_accelerators(machine, staying) + _ROUNDING:
         return "accelerator"

@@ -1,4 +1,4 @@
-"""Decides who holds how much memory: state, decide, evolve, reply. Pure; all numbers come from commands or events."""
+"""The rules of the resource domain: state, decide, evolve, reply. Pure: all numbers come from commands or events."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from services.resource.rules.capacity import Machine, Need, Slot, room_for, size
 State = Slot | Machine
 
 THRESHOLDS: tuple[tuple[u.Pressure, float], ...] = (("low", 0), ("medium", 70), ("high", 85), ("critical", 95))
-HYSTERESIS = 2.0  # percentage points; a level is left only this far below its threshold, so wavering is one crossing
+HYSTERESIS = 2.0  # percentage points; a level ends this far below its threshold, so a varying value crosses it once
 
 
 def decide(world: World[State], command: Command[Any], call: Call) -> list[Event]:
-    """Return the events of a command; none if its goal is already met.
+    """Return the events of a command. None if its goal is already reached.
 
-    Raises InsufficientResources, Conflict (a slot of another size has the name), NotFound (update only).
+    Raises InsufficientResources, Conflict if a slot of another size has the name, and NotFound if a slot to update does
+    not exist.
     """
     match command:
         case i.DecideAllocation():
@@ -50,7 +51,7 @@ def decide(world: World[State], command: Command[Any], call: Call) -> list[Event
 
 
 def evolve(state: State | None, event: u.Events) -> State | None:
-    """Return the slot or the machine after the event; None for a slot that was released. Never raises."""
+    """Return the slot or the machine after the event, or None for a released slot. Never raises."""
     slot = state if isinstance(state, Slot) else None
     match event:
         case u.CapacityChanged():
@@ -86,29 +87,29 @@ def evolve(state: State | None, event: u.Events) -> State | None:
 
 
 def reply(world: World[State], command: Command[Any], events: Sequence[Event]) -> View | None:  # noqa: ARG001 (the core's)
-    """Return the answer; every command is settled when it is decided."""
+    """Return the answer. Every command here is complete when it is decided."""
     return u.SlotRef(slot_id=command.slot_id) if isinstance(command, u.Allocate) else Success(success=True)
 
 
 def slot_at(world: World[State], slot_id: str) -> Slot | None:
-    """Return the slot; None if it is free."""
+    """Return the slot, or None if no slot has this id."""
     state = world.get(f"resource/{slot_id}")
     return state if isinstance(state, Slot) else None
 
 
 def machine_at(world: World[State], node: str) -> Machine:
-    """Return the machine; an empty one before its capacity is recorded."""
+    """Return the machine. Before its capacity is recorded, returns an empty machine."""
     state = world.get(f"resource/{node}")
     return state if isinstance(state, Machine) else Machine(node=node)
 
 
 def held(world: World[State], *, but: str = "") -> list[Slot]:
-    """Return the slots that count against the budget, except the one with the id `but`."""
+    """Return the slots that count against the budget, except the slot with the id `but`."""
     return [s for s in world.values() if isinstance(s, Slot) and s.status != "preempted" and s.slot_id != but]
 
 
 def pressure_of(used_percent: float, before: u.Pressure) -> u.Pressure:
-    """Return the memory pressure; a level is left only HYSTERESIS points below its threshold."""
+    """Return the memory pressure. A level ends only HYSTERESIS points below its threshold."""
     order = [level for level, _ in THRESHOLDS]
     now = _level(used_percent)
     if order.index(now) >= order.index(before):
@@ -168,7 +169,7 @@ def _update(world: World[State], command: u.UpdateSlot, call: Call) -> list[Even
     events: list[Event] = []
     resumed = slot.status == "preempted" != status
     if status != "preempted" and (resumed or memory > slot.memory):
-        # only the budget is checked: the slot's owner may use this memory already. No slot makes room (priority 0)
+        # checks only the budget, because the slot's owner may already use this memory; no slot makes room (priority 0)
         need = Need(memory, slot.gpu_fraction, 0, None)
         room_for(need, machine_at(world, call.node), held(world, but=slot.slot_id))
     if status == "preempted" != slot.status:
@@ -200,6 +201,6 @@ def _pressure(machine: Machine, used_percent: float) -> list[Event]:
     if pressure == machine.pressure:
         return []
     order = [level for level, _ in THRESHOLDS]
-    # the threshold that was crossed last: rising, the lower end of the new level; falling, its upper end
+    # the last crossed threshold is the new level's lower end after a rise, and its upper end after a fall
     crossed = order.index(pressure) + (order.index(pressure) < order.index(machine.pressure))
     return [u.PressureWarning(node=machine.node, pressure=pressure, threshold=THRESHOLDS[crossed][1])]

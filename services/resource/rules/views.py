@@ -1,6 +1,6 @@
-"""The read tables of the resource domain, kept in the transaction that appends the events, and the views of their rows.
+"""The read tables of the resource domain, and the views of their rows. Pure.
 
-`can_allocate` alone reads the states. Pure.
+The transaction that appends events also updates the tables. Only `can_allocate` reads the states.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def status(machine: Row, slots: Sequence[Row], facts: Facts) -> u.Status:
 
 
 def budget(machine: Row, slots: Sequence[Row]) -> u.Budget:
-    """Return the budget and how much of it is reserved."""
+    """Return the budget and its reserved part."""
     total, reserved = _budget(machine), _reserved(slots, "memory")
     pools = {"memory": u.Pool(total=total, reserved=reserved, available=max(0, total - reserved))}
     if gpus := machine["accelerators"]:
@@ -97,10 +97,10 @@ def budget(machine: Row, slots: Sequence[Row]) -> u.Budget:
 
 
 def need_of(query: u.AskCanAllocate, facts: Facts, leaving: Sequence[Slot]) -> Need:
-    """Return the need of all reservations together, on a machine that got back the memory of the leaving slots.
+    """Return the need of all reservations together, on a machine that already has the memory of the leaving slots.
 
-    `available` is an upper bound: weights mapped from a file are held by their slot and also available to the system.
-    A later allocation may therefore still be refused as SYSTEM_MEMORY_LOW.
+    `available` is an upper bound, because weights that are mapped from a file count twice: in their slot, and as
+    available memory. So a later allocation may still be refused with SYSTEM_MEMORY_LOW.
     """
     return Need(
         memory=query.count * query.memory_bytes,
@@ -111,7 +111,7 @@ def need_of(query: u.AskCanAllocate, facts: Facts, leaving: Sequence[Slot]) -> N
 
 
 def can_allocate(need: Need, machine: Machine, held: Sequence[Slot]) -> u.CanAllocate:
-    """Return whether the need fits and which slots would make room; if not, what is missing and who holds it."""
+    """Return whether the need fits, with the slots that would make room, or the missing memory and its holders."""
     details: dict[str, Any] = {}
     reason, victims = None, list[Slot]()
     try:

@@ -1,6 +1,6 @@
-"""The entrance to everything of the service domain that awaits: preparation of commands, effects, queries.
+"""The entrance to everything that the service domain awaits: it prepares commands, performs effects, answers queries.
 
-`react` turns events of the engine domain into commands of ours. Decides nothing: the rules do.
+`react` turns events of the engine domain into commands of the service domain. The rules make all decisions.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from services.service.rules import state, views
 from services.service.rules.decider import unknown
 from services.service.rules.scaling import within
 
-_OPTIONAL = 1.0  # seconds for a peer's answer that an answer of ours can do without
-_ANSWERING = 0.25  # seconds before a waiting caller's deadline at which its start times out, so that the error arrives
+_OPTIONAL = 1.0  # seconds that a peer has to answer, if the service domain can also answer without the peer's facts
+_ANSWERING = 0.25  # a start times out this many seconds before a waiting caller's deadline, so the error still arrives
 
 
 class ServiceOutside(Outside[state.Service]):
-    """Everything of the service domain that awaits."""
+    """Everything that the service domain awaits."""
 
     def __init__(self, context: Context[state.Service]) -> None:
         super().__init__(context)
@@ -113,7 +113,7 @@ class ServiceOutside(Outside[state.Service]):
 
     async def _prepare_start(self, command: u.StartService, call: Call) -> i.BeginStart:
         ident, wait, timeout = command.service_id, command.wait, command.timeout
-        if wait and call.deadline:  # the start must fail, and be cleared away, before the waiting caller gives up
+        if wait and call.deadline:  # the start must fail and release its replicas before the waiting caller gives up
             timeout = max(min(timeout, call.deadline - _ANSWERING - time.time()), 0.0)
         service = self.context.world.get(f"service/{ident}")
         if service is None or service.runs or service.status == "stopping":
@@ -148,8 +148,8 @@ class ServiceOutside(Outside[state.Service]):
 
     async def _list(self, query: u.ListServices) -> u.ServiceList:
         if query.status == "degraded" or query.status == "running":
-            # only the state distinguishes running from degraded: any event of a replica may change it, and these
-            # events are not written to the table
+            # only the state distinguishes running from degraded: events of replicas change this status, and the table
+            # does not contain these events
             matches = [
                 service
                 for service in self.context.world.values()
@@ -188,7 +188,7 @@ class ServiceOutside(Outside[state.Service]):
 
     async def _logs(self, service: state.Service, tail: int) -> u.Logs:
         lines: list[str] = []
-        # a deleted service of the same name may have had processes with the same ids
+        # processes of a deleted service with the same name may have had the same ids
         since = views.start_requested_at(service)
         for process_id in views.logged(service):
             try:
@@ -200,7 +200,7 @@ class ServiceOutside(Outside[state.Service]):
 
 
 def react(recorded: Recorded) -> Sequence[Command[Any]]:
-    """Return the command for an engine event about a process of a service; empty for other processes. Pure."""
+    """Return the command for an engine event about a process of a service. Empty for other processes. Pure."""
     match recorded.event:
         case engine.StartProgress(service_id=ident) as event if ident:
             return [

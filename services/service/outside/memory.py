@@ -1,7 +1,7 @@
-"""Finds memory for more replicas: checks whether it is free, and if not, which idle services have to go to sleep.
+"""Finds memory for more replicas: checks for free memory, and otherwise chooses the idle services that have to sleep.
 
-Services of no higher priority make room, those that have been idle longest first. Services that are persistent or have
-requests never do. The resource domain alone reserves memory; nothing is changed here.
+A service with the same or a lower priority may be chosen; the one that was idle longest comes first. A service that is
+persistent or has requests is never chosen. This module changes nothing: only the resource domain reserves memory.
 """
 
 from __future__ import annotations
@@ -16,31 +16,32 @@ from services.inference import units as inference
 from services.resource import units as resource
 from services.service.rules.state import Service
 
-_QUERY = 2.0  # seconds for a query that a peer answers from memory
-_RESIDENCE = 10.0  # seconds after its last request during which a service keeps its memory when a request wakes another
+_QUERY = 2.0  # seconds that a peer has to answer a query from memory
+_RESIDENCE = 10.0  # if a request wakes a service, services with a request in the last so many seconds keep their memory
 _REASONS = {"accelerator": "INSUFFICIENT_ACCELERATORS", "system": "SYSTEM_MEMORY_LOW"}  # by `lacking`
-_MOST_FREED = 100  # slots that one resource.can_allocate takes
+_MOST_FREED = 100  # the most slots that one resource.can_allocate accepts
 
 
 class Need(NamedTuple):
-    """The need of one replica: `memory` in bytes of main memory, `gpu_fraction` of one GPU."""
+    """The memory that one replica needs: `memory` in bytes of main memory, and `gpu_fraction` of one GPU."""
 
     memory: int
     gpu_fraction: float
 
 
 class MemoryFinder:
-    """Looks for memory; changes nothing."""
+    """Finds memory for replicas. Changes nothing."""
 
     def __init__(self, context: Context[Service]) -> None:
         self._world = context.world
         self._peers = context.peers
 
     async def make_room(self, service: Service, replicas: int, need: Need, *, gently: bool = False) -> tuple[str, ...]:
-        """Return the idle services that have to go to sleep for this many more replicas; none if there is free memory.
+        """Return the idle services that have to go to sleep for these replicas. None if enough memory is free.
 
-        With `gently`, services that were just used stay; otherwise two services that get requests in turn would keep
-        taking each other's memory. Raises InsufficientResources with what is missing and who holds it.
+        With `gently`, services that were just used stay awake. Otherwise, two services that get requests in turn would
+        take each other's memory again and again. Raises InsufficientResources, which says how much memory is missing
+        and which slots hold memory.
         """
         answer = await self._can_allocate(service, replicas, need)
         if _is_free(answer):
@@ -55,12 +56,12 @@ class MemoryFinder:
             to_sleep.append(ident)
             if await self._suffices(service, replicas, need, slots_of_idle, to_sleep):
                 return await self._without_needless(service, replicas, need, slots_of_idle, to_sleep)
-        if answer.can_allocate:  # the resource domain preempts slots of lower priority that are in use
+        if answer.can_allocate:  # the resource domain preempts slots with lower priority, even if they are in use
             return ()
         raise _insufficient(service, replicas, answer)
 
     async def fit(self, service: Service, replicas: int, need: Need) -> int:
-        """Return how many of the replicas fit into free memory, without preemption or putting a service to sleep."""
+        """Return how many of the replicas fit into free memory. No slot is preempted and no service sleeps for them."""
         if _is_free(await self._can_allocate(service, replicas, need)):
             return replicas
         fits, beyond = 0, replicas
@@ -95,7 +96,7 @@ class MemoryFinder:
     async def _without_needless(
         self, service: Service, replicas: int, need: Need, slots: Mapping[str, list[str]], to_sleep: Sequence[str]
     ) -> tuple[str, ...]:
-        """Remove services that need not sleep: the last one may hold enough memory without the earlier ones."""
+        """Remove services that need not sleep, because a later service in the list may hold enough memory."""
         kept = list(to_sleep)
         for ident in to_sleep[:-1]:
             others = [other for other in kept if other != ident]
@@ -104,7 +105,7 @@ class MemoryFinder:
         return tuple(kept)
 
     async def _slots_by_process(self) -> dict[str, list[str]]:
-        """Return the slot ids by the process that holds them; a slot is named `<process_id>-<run>`."""
+        """Return the slot ids by the process that holds the slots. A slot is named `<process_id>-<run>`."""
         allocations = (await self._peers.call(resource.ListAllocations(limit=1000), timeout=_QUERY)).allocations
         slots: dict[str, list[str]] = {}
         for slot in allocations:
@@ -112,9 +113,9 @@ class MemoryFinder:
         return slots
 
     async def _idle(self, needy: Service, residence: float) -> list[Service]:
-        """Return the services without requests and of no higher priority, those to go to sleep first at the start.
+        """Return the idle services with the same or a lower priority. The first ones go to sleep first.
 
-        `residence`: seconds since its last request during which a service stays.
+        A service stays awake for `residence` seconds after its last request.
         """
         candidates = [
             service
@@ -128,7 +129,7 @@ class MemoryFinder:
             return []
         try:
             services = (await self._peers.call(inference.GetLoad(), timeout=_QUERY)).services
-        except AimaError:  # any service may have requests, so none may be put to sleep
+        except AimaError:  # the requests of services are unknown, so no service may be put to sleep
             return []
         loads, now = {load.service_id: load for load in services}, time.time()
         used = {service.id: last_used(service, loads.get(service.id)) for service in candidates}
@@ -159,6 +160,6 @@ def _insufficient(service: Service, replicas: int, answer: resource.CanAllocate)
 
 
 def last_used(service: Service, load: inference.ServiceLoad | None) -> float:
-    """Return when the service last had a request or a replica of it came up, whichever is later; Unix seconds."""
+    """Return the Unix time at which the service last had a request or a replica started to answer."""
     answered_at = max((replica.answered_at for replica in service.replica_set), default=0.0)
     return max(answered_at, (load.last_used if load else None) or 0.0)

@@ -15,7 +15,7 @@ from services.service.rules.resource_table import RESOURCE_TABLE
 from services.service.rules.selection import SelectionRequest, choose
 from services.service.rules.state import Service
 
-_QUERY = 2.0  # seconds for a query that a peer answers from memory
+_QUERY = 2.0  # seconds that a peer has to answer a query from memory
 
 
 class RecommendationFacts:
@@ -26,7 +26,7 @@ class RecommendationFacts:
         self._facts = facts
 
     async def recommend(self, model_id: str, hint: u.Hint) -> u.Recommendation:
-        """Return how to serve the model. Raises NotFound for the model, Conflict if no engine serves it."""
+        """Return a recommendation for a model. Raises NotFound if it is unknown, Conflict if no engine serves it."""
         peers = self._peers
         model_view = model.present(await peers.call(model.GetModel(model_id=model_id)))
         engines = (await peers.call(engine.ListEngines(type=model_view.type, limit=1000))).items

@@ -1,4 +1,4 @@
-"""Checks the services once a second: scales autoscaled ones, puts idle ones to sleep, ends stray instances."""
+"""Checks the services once a second: scales them by load, puts idle ones to sleep, and ends stray instances."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from services.service.rules.state import Service
 from services.service.rules.views import start_requested_at
 
 _INTERVAL = 1.0  # seconds between checks
-_FULL = 30.0  # seconds without another attempt to scale up a service for which there was no memory
-_STRAYS = 30  # checks from one search for stray instances to the next
-_QUERY = 2.0  # seconds for a query that a peer answers from memory
+_FULL = 30.0  # seconds until AIMA tries again to scale up a service for which there was no memory
+_STRAYS = 30  # checks between two searches for stray instances
+_QUERY = 2.0  # seconds that a peer has to answer a query from memory
 
 
 class Reconciler:
-    """Follows the load of each service. Its memory is lost with the process; it then starts with new samples."""
+    """Follows the load of each service. Keeps its samples in memory only, so a new process starts without samples."""
 
     def __init__(self, context: Context[Service], memory: MemoryFinder) -> None:
         self._context = context
@@ -34,7 +34,7 @@ class Reconciler:
         self._full_until: dict[str, float] = {}
 
     async def run(self) -> None:
-        """Check the services for as long as the process lives."""
+        """Check the services until cancelled."""
         for check in itertools.count(1):
             await asyncio.sleep(_INTERVAL)
             if check % _STRAYS == 0:
@@ -48,7 +48,7 @@ class Reconciler:
             try:
                 services = (await self._context.peers.call(inference.GetLoad(), timeout=_QUERY)).services
             except AimaError:
-                continue  # without the load nothing is changed
+                continue  # nothing changes if the load is unknown
             loads = {load.service_id: load for load in services}
             for service in watched:
                 await self._adjust(service, loads.get(service.id))
@@ -56,7 +56,7 @@ class Reconciler:
     async def _adjust(self, service: Service, load: inference.ServiceLoad | None) -> None:
         now, requests = time.time(), load.outstanding + load.queued if load else 0
         patience = sleeps_after(service.about)
-        # a service that was just started has had no time for a request yet, so its idle time counts from the start
+        # the idle time of a service counts from its start, because a new service has had no time for a request
         if patience and not requests and now - max(last_used(service, load), start_requested_at(service)) >= patience:
             await self._record(i.PutToSleep(service_id=service.id, reason=f"no request for {patience:g} s"))
         elif bounds := bounds_of(service.about):
@@ -67,7 +67,7 @@ class Reconciler:
                 await self._scale(service, replicas, reason, now)
 
     async def _scale(self, service: Service, replicas: int, reason: str, now: float) -> None:
-        """Scale as far as there is free memory: no service makes room for load alone."""
+        """Scale a service as far as memory is free. No other service has to sleep because of load alone."""
         current = service.desired_replicas
         if replicas > current and service.start:
             if now < self._full_until.get(service.id, 0.0):
@@ -76,7 +76,7 @@ class Reconciler:
             try:
                 fits = await self._memory.fit(service, replicas - current, need)
             except AimaError:
-                return  # without an answer about memory nothing is changed
+                return  # nothing changes if the free memory is unknown
             if current + fits < replicas:
                 self._full_until[service.id] = now + _FULL
                 logger.warning(

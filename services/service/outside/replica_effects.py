@@ -15,17 +15,17 @@ from services.service import internal as i
 from services.service.rules import state
 from services.service.rules import todo as t
 
-_STOP_TIMEOUT = 10.0  # seconds that an engine gets to end by itself before it is killed
-_STOP_REPLY = 5.0  # seconds for the reply to engine.stop: enough for most engines; after that the stop is sent again
-_CATCH_UP = 5.0  # seconds to take in the events that the engine domain has recorded
-_START_REPLY = 3.0  # seconds for the reply to engine.start, which does not wait; after that it is sent again
-_LOAD_REPLY = 1.0  # seconds for the reply to inference.load
-_POLL = 0.2  # seconds between two checks of something that others are about to finish
-_INFERENCE_DOWN = 3.0  # seconds without the inference domain after which a drain no longer waits for requests
+_STOP_TIMEOUT = 10.0  # seconds that an engine has to end by itself before it is killed
+_STOP_REPLY = 5.0  # seconds to wait for the reply to engine.stop, enough for most engines; then the stop is sent again
+_CATCH_UP = 5.0  # seconds to read the events that the engine domain has recorded
+_START_REPLY = 3.0  # seconds to wait for the reply to engine.start, which comes at once; then the start is sent again
+_LOAD_REPLY = 1.0  # seconds to wait for the reply to inference.load
+_POLL = 0.2  # seconds between two checks whether another service sleeps or a replica is drained
+_INFERENCE_DOWN = 3.0  # seconds without an answer of the inference domain until a drain no longer waits for requests
 
 
 class ReplicaEffects:
-    """Carries out effects. Each may be cancelled at any moment, and is tried again if it fails."""
+    """Carries out effects. An effect may be cancelled at any moment. A failed effect is tried again."""
 
     def __init__(self, context: Context[state.Service]) -> None:
         self.context = context
@@ -37,7 +37,7 @@ class ReplicaEffects:
             start.cancel()
 
     async def perform(self, effect: Any) -> Commands:
-        """Carry out one effect; return the commands that record its result."""
+        """Carry out one effect. Returns the commands that record its result."""
         match effect:
             case t.RunReplica():
                 return await self._run(effect)
@@ -57,10 +57,10 @@ class ReplicaEffects:
         raise TypeError(effect)
 
     async def _until(self, at: float) -> None:
-        """Return at `at` (Unix seconds), after taking in all events that the engine domain had recorded by then.
+        """Wait until `at` (Unix seconds), then read all events that the engine domain has recorded so far.
 
-        Without these events a deadline would fail a replica that became ready while this process was down. The engine
-        domain may be starting at the same moment, so it gets _CATCH_UP seconds.
+        Without these events, a deadline would fail a replica that became ready while this process was down. The engine
+        domain may be starting at the same moment, so it gets _CATCH_UP seconds to answer.
         """
         await asyncio.sleep(max(at - time.time(), 0))
         with contextlib.suppress(TimeoutError):
@@ -71,7 +71,7 @@ class ReplicaEffects:
                     await asyncio.sleep(_POLL)
 
     async def _until_room_is_made(self, service_id: str) -> None:
-        """Return when no service is still going to sleep for this one."""
+        """Wait until all services that have to sleep for this service are asleep."""
         while True:
             stopping = [service for service in self.context.world.values() if service.status == "stopping"]
             if not any(service.stop and service.stop.made_room_for == service_id for service in stopping):
@@ -79,7 +79,7 @@ class ReplicaEffects:
             await asyncio.sleep(_POLL)
 
     async def _run(self, effect: t.RunReplica) -> Commands:
-        """Request the instance under the id that is already in our log; a refusal is recorded as a failure."""
+        """Request the instance with the id that is already in the log. A refusal is recorded as a failure."""
         await asyncio.sleep(max(effect.not_before - time.time(), 0))
         await self._until_room_is_made(effect.service_id)
         service = self.context.world[f"service/{effect.service_id}"]
@@ -98,7 +98,7 @@ class ReplicaEffects:
             wait=False,
             timeout=min(max(effect.deadline - time.time(), 1), 3600),
         )
-        # a stop does not cancel this request: _end waits for it, because an instance that starts after its end was
+        # a stop does not cancel this request: _end waits for it. An instance that starts after its end was
         # recorded would belong to no replica
         request = asyncio.create_task(self.context.peers.call(command, timeout=_START_REPLY))
         self._starts[effect.process_id] = request
@@ -106,17 +106,17 @@ class ReplicaEffects:
         try:
             await asyncio.shield(request)  # idempotent: a second request for the same process_id starts no second one
         except (Unavailable, Timeout):
-            raise  # the effect is tried again until the replica's deadline
+            raise  # the effect is tried again, until the replica's deadline
         except AimaError as error:
             if error.reason == "BUSY":
-                return []  # an earlier request started the instance, which has failed: that event is on its way
+                return []  # the instance of an earlier request failed; the event of the failure follows
             return [_failed(effect.service_id, effect.process_id, error.message, error.reason, ended=True)]
         return []
 
     def _start_done(self, process_id: str, request: asyncio.Task[engine.Started]) -> None:
         self._starts.pop(process_id, None)
         if not request.cancelled():
-            request.exception()  # marks the exception as retrieved: the effect that awaited it may be cancelled
+            request.exception()  # marks the exception as retrieved, because the effect that awaits it may be cancelled
 
     async def _end(self, effect: t.EndReplica) -> Commands:
         if start := self._starts.get(effect.process_id):
@@ -124,13 +124,13 @@ class ReplicaEffects:
         if effect.drain:
             await self._until_drained(effect.service_id, effect.process_id)
         command = engine.StopEngine(name=effect.process_id, force=effect.force, timeout=_STOP_TIMEOUT)
-        with contextlib.suppress(NotFound):  # the engine domain never started it
+        with contextlib.suppress(NotFound):  # the engine domain never started the instance
             await self.context.peers.call(command, timeout=_STOP_REPLY)  # a repeat joins the stop under way
-        await self.context.caught_up("engine")  # an older event taken in later would look like one of a stray process
+        await self.context.caught_up("engine")  # an older event that is read later would look like a stray process
         return [i.RecordReplicaEnded(service_id=effect.service_id, process_id=effect.process_id)]
 
     async def _until_drained(self, ident: str, process_id: str) -> None:
-        """Return when no request is under way on the process, or after `service.drain` seconds."""
+        """Wait until no request is under way on the process, but at most `service.drain` seconds."""
         until, unanswered = time.monotonic() + self.context.settings.drain, 0.0
         while time.monotonic() < until and unanswered < _INFERENCE_DOWN:
             asked_at = time.monotonic()

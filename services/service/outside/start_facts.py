@@ -16,11 +16,11 @@ from services.service.outside.memory import MemoryFinder, Need
 from services.service.rules.selection import Selection, SelectionRequest, choose
 from services.service.rules.state import Service
 
-_QUERY = 2.0  # seconds for a query that a peer answers from memory
+_QUERY = 2.0  # seconds that a peer has to answer a query from memory
 
 
 class StartFacts:
-    """Asks the peers; changes nothing."""
+    """Queries the peers for the facts of a start. Changes nothing."""
 
     def __init__(self, context: Context[Service], memory: MemoryFinder) -> None:
         self._peers = context.peers
@@ -31,8 +31,8 @@ class StartFacts:
     ) -> i.BeginStart:
         """Return the command that starts this many replicas of the service.
 
-        With `gently`, services that were just used keep their memory. Raises NotFound, Conflict (the model is not
-        ready, no engine), InsufficientResources.
+        With `gently`, services that were just used keep their memory. Raises NotFound, Conflict if the model is not
+        ready or has no engine, and InsufficientResources.
         """
         about, peers = service.about, self._peers
         model_view = await peers.call(model.GetModel(model_id=about.model_id))
@@ -64,7 +64,7 @@ class StartFacts:
         )
 
     async def check(self, model_view: model.ModelView, engine_name: str | None, config: Mapping[str, Any]) -> None:
-        """Raise ValidationFailed if the engine refuses the config; without a name, if all engines for the model do."""
+        """Raise ValidationFailed if the named engine, or, without a name, every engine refuses the config."""
         names = [engine_name] if engine_name else await self._engines_for(model_view)
         refusals: list[ValidationFailed] = []
         for name in names:
@@ -76,13 +76,13 @@ class StartFacts:
             raise refusals[0]
 
     async def _engines_for(self, model_view: model.ModelView) -> list[str]:
-        """Return the engines that may serve the model, the most preferred first; none before its files are here."""
+        """Return the engines that may serve the model, the preferred one first. None until its files are pulled."""
         engines = (await self._peers.call(engine.ListEngines(type=model_view.type, limit=1000))).items
         suitable = (item for item in engines if model_view.format in item.formats)
         return [item.name for item in sorted(suitable, key=lambda item: -max(item.preference.values(), default=0))]
 
     async def speeds(self, model_id: str) -> list[inference.Speed]:
-        """Return the measured speeds of a model; none if the inference domain does not answer."""
+        """Return the measured speeds of a model. Empty if the inference domain does not answer."""
         try:
             return (await self._peers.call(inference.GetSpeeds(model_id=model_id), timeout=_QUERY)).speeds
         except AimaError:

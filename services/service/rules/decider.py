@@ -21,18 +21,18 @@ _CREATION_FIELDS = (
     *("model_id", "engine", "device", "resource_class", "replicas", "persistent", "port", "config"),
     *("idle_timeout", "autoscale", "priority"),
 )
-_LONGEST = 50  # characters of a name, and of the part of an id that is made from it
-_MOST_KNOWN = 20  # services that a refusal names
+_LONGEST = 50  # characters of a name, and of the part of an id that comes from the name
+_MOST_KNOWN = 20  # the most services that a refusal names
 
 
 def id_of(name: str) -> str:
-    """Return the id of the service with this name; one name, one service."""
+    """Return the id of the service with this name. Each name has one id."""
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:_LONGEST].strip("-")
     return f"svc-{slug}"
 
 
 def unknown(world: World[Service], ident: str) -> NotFound:
-    """Return the refusal of an unknown service id; it names the existing services, the most similar ids first."""
+    """Return the refusal of an unknown service id. The refusal lists existing ids, with the most similar id first."""
     ids = [service.id for service in world.values()]
     known = list(dict.fromkeys([*nearest(ident, ids), *ids]))
     names = ", ".join(known[:_MOST_KNOWN]) or "none"
@@ -43,7 +43,7 @@ def unknown(world: World[Service], ident: str) -> NotFound:
 
 
 def decide(world: World[Service], command: Command[Any], call: Call) -> list[Event]:
-    """Return the events of a command; none if its goal is already met, or if it reports on an earlier run."""
+    """Return the events of a command. None if its goal is already reached, or if it reports on an earlier run."""
     if isinstance(command, i.Register):
         return _register(world, command, call)
     service = world.get(f"service/{command.service_id}")  # type: ignore[attr-defined]  # every other command has one
@@ -94,7 +94,7 @@ def _register(world: World[Service], command: i.Register, call: Call) -> list[Ev
         )
     salt = 0
     while f"service/{id_of(name)}" in world:
-        # shorten the name before the suffix is added: an id that loses the suffix is the id of the other service
+        # shortened before the suffix is added, because an id without the suffix would be the other service's id
         name = call.new_id(command.name[: _LONGEST - len(call.new_id(""))], str(salt) if salt else "")
         salt += 1
     about = {field: getattr(command, field) for field in (*_CREATION_FIELDS, "model_name", "model_type")}
@@ -180,7 +180,7 @@ def _sleep(service: Service, call: Call, reason: str, made_room_for: str = "") -
 def _with_room(
     world: World[Service], needy: Service, idle: Sequence[str], events: list[Event], call: Call
 ) -> list[Event]:
-    """Return the events and those that put the idle services to sleep, except services that went down since."""
+    """Return the events, and the events that put the idle services to sleep. Omits services that are down by now."""
     if not events:
         return []
     candidates = (world.get(f"service/{ident}") for ident in idle)

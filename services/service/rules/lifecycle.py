@@ -1,7 +1,7 @@
 """The state machines of a service and of a replica, as tables: event, status before, status after. Pure.
 
-`state.evolve` follows these tables, so a transition that is not listed cannot happen. The pictures in docs/services.md
-are drawn from them.
+`state.evolve` follows these tables, so a transition that is not in a table cannot happen. The pictures in
+docs/services.md are drawn from these tables.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ SERVICE: ServiceTable = {
     u.ServiceStopped: {"stopping": "stopped", "failed": "stopped"},
     u.ServiceFailed: {"starting": "failed", "running": "failed", "degraded": "failed", "stopping": "failed"},
 }
-"""Transitions of a service. A service that is up is `running` if all replicas answer, else `degraded`; the events in
-SETTLES move it between these two."""
+"""Transitions of a service. A service that is up is `running` if all replicas answer, and otherwise `degraded`. The
+events in SETTLES change between these two statuses."""
 
 SETTLES: tuple[type[Event], ...] = (
     u.ReplicaRequested,
@@ -60,7 +60,7 @@ REPLICA: ReplicaTable = {
         "failed": "ended",
     },
 }
-"""Transitions of a replica's process. A failed process stays failed; `replica_requested` gives the replica another."""
+"""Transitions of a replica's process. A failed process stays failed; `replica_requested` requests a new process."""
 
 ON_THE_WAY: tuple[u.ReplicaStatus, ...] = ("asked", "waiting", "starting")
-"""Statuses of a replica that is coming up and has not answered yet."""
+"""Statuses of a replica that starts and has not answered yet."""

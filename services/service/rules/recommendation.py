@@ -1,10 +1,12 @@
-"""Recommends how to serve a model, from speeds measured on this hardware or else from a roofline estimate. Pure.
+"""Recommends how to serve a model, from speeds measured on this hardware, or otherwise from a roofline estimate. Pure.
 
-Generating a token reads every weight once, so the tokens per second of one request cannot exceed the memory bandwidth
-divided by the bytes of the weights and of the request's key-value cache (S. Williams et al., "Roofline", CACM 2009; for
-decoding: R. Pope et al., "Efficiently Scaling Transformer Inference", 2022). Requests that run together share one
-reading of the weights. On a GPU this multiplies the tokens per second until arithmetic becomes the limit; on a CPU
+Generating a token reads every weight and the request's key-value cache once. So the tokens per second of one request
+cannot exceed the memory bandwidth divided by the bytes of weights and cache. Requests that run together share one
+reading of the weights. On a GPU, sharing multiplies the tokens per second until arithmetic becomes the limit. On a CPU,
 arithmetic is the limit from the start.
+
+Sources: S. Williams et al., "Roofline", CACM 2009; for decoding: R. Pope et al., "Efficiently Scaling Transformer
+Inference", 2022.
 """
 
 from __future__ import annotations
@@ -19,13 +21,16 @@ from services.service import units as u
 from services.service.rules.resource_table import RESOURCE_TABLE
 from services.service.rules.selection import Selection
 
-_FILLED = 0.5  # average part of its context that a request fills while it is answered
-_GAIN = {"gpu": 0.6, "cpu": 0.1}  # part of a lone request's speed that each further concurrent request adds to the sum
-_ENOUGH = 3  # requests that a measured speed must rest on
+_FILLED = 0.5  # average part of its context that a request fills during its answer
+_GAIN = {
+    "gpu": 0.6,
+    "cpu": 0.1,
+}  # what each further concurrent request adds, as a part of a lone request's speed
+_ENOUGH = 3  # the least requests for a measured speed
 
 
 class Expected(NamedTuple):
-    """Expected tokens per second: `together` of all concurrent requests, `alone` of a single one."""
+    """Expected tokens per second. `together` is the sum of all concurrent requests; `alone` is of a single request."""
 
     together: float
     alone: float
@@ -34,14 +39,14 @@ class Expected(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A candidate: a resource class and what a replica of this class runs on."""
+    """A candidate: a resource class, and the engine and device for a replica of this class."""
 
     resource_class: u.ResourceClass
     choice: Selection
 
 
 def expect(model: ModelView, choice: Selection, devices: Sequence[DeviceItem], speeds: Sequence[Speed]) -> Expected:
-    """Return the expected speed of a replica; 0 if nothing was measured and the device's bandwidth is unknown."""
+    """Return the expected speed of a replica, or 0 if no speed was measured and the device's bandwidth is unknown."""
     same = [
         speed
         for speed in speeds
@@ -51,10 +56,10 @@ def expect(model: ModelView, choice: Selection, devices: Sequence[DeviceItem], s
 
 
 def _measured(choice: Selection, speeds: Sequence[Speed]) -> Expected:
-    """Use the requests that ran with no more concurrency than this replica allows.
+    """Return the measured speed. Uses requests that ran with no more concurrency than this replica allows.
 
-    Speeds measured with another number of slots are used if there are no others, and the reason says so. If no
-    concurrency was measured, the sum is estimated.
+    If all speeds were measured with another number of slots, they are used, and the reason says so. If the concurrency
+    was not measured, the sum is estimated.
     """
     slots = int(choice.config.get("slots") or 1)
     same_slots = [speed for speed in speeds if speed.slots == slots]
@@ -84,9 +89,9 @@ def _roofline(model: ModelView, choice: Selection, devices: Sequence[DeviceItem]
 
 
 def recommend(hint: u.Hint, plans: Sequence[tuple[Plan, Expected]], room: int, gpus: int) -> u.Recommendation:
-    """Return the best of the plans for the hint. `room`: bytes of main memory that are free; `gpus`: number of GPUs.
+    """Return the best plan for the hint. `room` is the free main memory in bytes; `gpus` is the number of GPUs.
 
-    Among plans with the same expected speed, more cores win, then less memory. Needs at least one plan.
+    Among plans with the same expected speed, more cores win, then less memory. `plans` must not be empty.
     """
     fitting = [(plan, speed) for plan, speed in plans if plan.choice.memory <= room] or list(plans)
 

@@ -1,4 +1,4 @@
-"""Decides what happens to the replicas of a service: how they start, fail, are replaced and leave. Pure."""
+"""Decides how the replicas of a service start, fail, are replaced and leave. Pure."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ from services.service.rules.scaling import sleeps_after
 from services.service.rules.state import UNRESPONSIVE, Replica, Service, process_of
 
 STOP_TIMEOUT = "STOP_TIMEOUT"
-"""Error code of a service whose processes have not ended in time. Once they have, the service is stopped."""
+"""Error code of a service whose processes have not ended in time. When they have ended, the service is stopped."""
 LONGEST_DRAIN = 30.0
-"""Most seconds that a leaving replica may get to finish its requests."""
-_ATTEMPT = 300.0  # least seconds that a process gets to answer outside of a start, even if the start's timeout is less
-_STOPPED_BY, _KILLED_BY = LONGEST_DRAIN + 30, 30.0  # seconds after which an unfinished stop fails; the second if forced
+"""The most seconds that a leaving replica may get to finish its requests."""
+_ATTEMPT = 300.0  # seconds that a replaced process gets at least to answer, even if the start's timeout is less
+_STOPPED_BY, _KILLED_BY = (
+    LONGEST_DRAIN + 30,
+    30.0,
+)  # seconds until a stop fails; the second is for a forced stop
 
 
 def decide(service: Service, command: Command[Any], call: Call) -> list[Event]:
-    """Decide a report about one process of the service."""
+    """Decide the events of a report about one process of the service."""
     process_id = command.process_id  # type: ignore[attr-defined]  # every command that comes here has one
     replica = service.replica_of(process_id)
     if replica is None or replica.status == "ended" or not service.runs:
@@ -41,7 +44,7 @@ def decide(service: Service, command: Command[Any], call: Call) -> list[Event]:
             return _health(service, replica, status, call)
         case i.RecordReplicaFailed(error=error, error_code=code, ended=ended):
             if code == UNRESPONSIVE and replica.status != "unhealthy":
-                return []  # the replica has answered again since
+                return []  # the replica has answered again in the meantime
             if code == "TIMEOUT" and replica.answers:
                 return []  # the replica became ready just before its deadline
             return _failed(service, replica, error, code, call, ended=ended)
@@ -56,7 +59,7 @@ def decide(service: Service, command: Command[Any], call: Call) -> list[Event]:
 def requested(
     service: Service, replicas: Sequence[tuple[int, int]], reason: str, call: Call, not_before: float = 0.0
 ) -> list[Event]:
-    """Return the requests for replicas, each given as (number, restarts); `not_before` in Unix seconds."""
+    """Return the requests for replicas, which are pairs of number and restarts. `not_before` is in Unix seconds."""
     assert service.start
     begin, start = max(not_before, call.at), service.start
     by_start = service.status == "starting" and begin < start.deadline
@@ -75,9 +78,10 @@ def requested(
 
 
 def resized(service: Service, target: int, reason: str, call: Call) -> list[Event]:
-    """Return the events that bring a service that is up to `target` replicas.
+    """Return the events that change the number of replicas of a running service to `target`.
 
-    Replicas leave in this order: given up, still starting, answering; within each the highest number first.
+    Replicas that were given up leave first, then replicas that still start, then replicas that answer. Within each
+    group, the highest number leaves first.
     """
     numbers = {replica.number for replica in service.replica_set}
     if target >= len(numbers):
@@ -90,7 +94,7 @@ def resized(service: Service, target: int, reason: str, call: Call) -> list[Even
 
 
 def end(service: Service, call: Call, *, reason: str, force: bool = False, **more: Any) -> list[Event]:
-    """Return the events that stop the service; it is stopped at once if none of its processes exists."""
+    """Return the events that stop the service. A service without processes is stopped at once."""
     deadline = call.at + (_KILLED_BY if force else _STOPPED_BY)
     stopping = u.StopRequested(service_id=service.id, force=force, reason=reason, deadline=deadline, **more)
     return [stopping] if service.present() else [stopping, _stopped(service.id, stopping)]
@@ -103,7 +107,7 @@ def _stopped(service_id: str, stop: u.StopRequested | None) -> u.ServiceStopped:
 
 
 def late(service: Service, waiting: Sequence[Replica], error: str, call: Call) -> list[Event]:
-    """Return the events of a start that timed out while some replicas answer; the `waiting` ones are started again."""
+    """Return the events of a start that timed out while some replicas answer. The `waiting` replicas start again."""
     overdue = [replica for replica in waiting if replica.hopeful]
     failed: list[Event] = [
         u.ReplicaFailed(
@@ -152,7 +156,7 @@ def _health(
 ) -> list[Event]:
     if replica.status != {"healthy": "unhealthy", "unhealthy": "running"}[status]:
         return []  # no change, or the replica is still starting
-    # a restarting instance does not count as silent (at=0): the engine domain limits how long its restart may take
+    # a restarting instance does not count as silent (at=0), because the engine domain limits the time of its restart
     changed = u.ReplicaHealthChanged(**_of(service, replica), status=status, at=0.0 if restarting else call.at)
     endpoint = replica.endpoint if status == "healthy" else ""
     return [changed, *_start_completed(service, _others(service, replica), call, new_endpoint=endpoint)]
@@ -193,9 +197,9 @@ def _after_failure(
 
 
 def _late_report(service: Service, replica: Replica | None, command: Command[Any], process_id: str) -> list[Event]:
-    """Decide a report that is not about a live replica of a service that is up.
+    """Decide a report about a process that is no replica of the current run, or whose service is down.
 
-    Only the end of a process is recorded; a process that the service does not know is ended.
+    Only the end of a process is recorded. A process that the service does not know is ended.
     """
     match command:
         case i.RecordReplicaEnded() | i.RecordReplicaFailed(ended=True) if process_id in service.present():
@@ -216,9 +220,10 @@ def _late_report(service: Service, replica: Replica | None, command: Command[Any
 def _start_completed(
     service: Service, others: Sequence[Replica], call: Call, *, new_endpoint: str = "", of: int | None = None
 ) -> list[Event]:
-    """Return `service.started` if this completes a start: every replica answers or was given up, and one answers.
+    """Return `service.started` if the report completes a start.
 
-    `others`: the replicas that the current report is not about; `new_endpoint`: of the replica that has just answered.
+    A start is complete if every replica answers or was given up, and at least one replica answers. The report is about
+    one replica; `others` are the other replicas. `new_endpoint` is the endpoint of a replica that has just answered.
     """
     endpoints = [
         *(replica.endpoint for replica in others if replica.answers),

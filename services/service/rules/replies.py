@@ -1,4 +1,4 @@
-"""The answers of the service domain's commands, from the world and the events since a command was decided. Pure."""
+"""Builds the answers of commands, from the world and the events since the command was decided. Pure."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from services.service.rules.state import Service
 
 
 def reply(world: World[Service], command: Command[Any], events: Sequence[Event]) -> View | None:
-    """Return the command's answer, None while it is not settled; raise the error of a start that failed."""
+    """Return the answer of a command, or None while its result is open. Raises the error of a failed start."""
     match command:
         case i.Register(name=name):
             created = next((event for event in events if isinstance(event, u.ServiceCreated)), None)
             return u.ServiceRef(service_id=created.service_id if created else id_of(name))
         case i.BeginStart(service_id=ident, wait=wait):
-            own = [event for event in events if event.stream == f"service/{ident}"]  # without those that made room
+            own = [event for event in events if event.stream == f"service/{ident}"]  # without services that made room
             return _started(ident, world.get(f"service/{ident}"), wait, own)
         case i.BeginScale(service_id=ident):
             return _scaled(ident, world.get(f"service/{ident}"), command.replicas)

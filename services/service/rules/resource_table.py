@@ -1,4 +1,4 @@
-"""The resource classes as values, read from resource_table.yaml, which explains them."""
+"""Reads the resource classes from resource_table.yaml. That file explains the classes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Share(BaseModel):
-    """The share of one resource class; see resource_table.yaml for the fields."""
+    """The share of one resource class. resource_table.yaml explains the fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

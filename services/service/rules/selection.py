@@ -1,6 +1,6 @@
 """Chooses the engine, the device and the options of a service, and gives the reason. Pure.
 
-Works on the answers of the model, engine, device and inference domains.
+Its inputs are answers of the model, engine, device and inference domains.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MIB = 2**20
 
 
 class SelectionRequest(NamedTuple):
-    """The part of service.create that decides the selection; `engine` is empty if the caller named none."""
+    """The fields of service.create that decide the selection. `engine` is empty if the caller named no engine."""
 
     engine: str
     device: u.Device
@@ -31,7 +31,7 @@ class SelectionRequest(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """The engine, device and options of a replica. `memory`: bytes of main memory; `gpu_fraction`: of one GPU."""
+    """The engine, device and options of a replica. `memory` is main memory in bytes; `gpu_fraction` is of one GPU."""
 
     engine: EngineView
     device: str
@@ -48,11 +48,11 @@ def choose(
     request: SelectionRequest,
     speeds: Sequence[Speed] = (),
 ) -> Selection:
-    """Return the engine, the device and what a replica takes; raise Conflict or InsufficientResources.
+    """Return the engine, the device and the memory of a replica. Raises Conflict or InsufficientResources.
 
-    The candidates are the installed engines that read the model's format, on each of their devices that has the memory.
-    If all candidates were measured with this model, the fastest wins; else the preference in the manifests decides,
-    then the GPU wins over the CPU, then the name decides.
+    A candidate is an installed engine that reads the model's format, with one of its devices that has enough memory. If
+    all candidates were measured with this model, the fastest wins. Otherwise, the preference in the manifests decides.
+    If the preferences are equal, the GPU wins over the CPU, then the name decides.
     """
     suitable = [
         engine
@@ -62,7 +62,7 @@ def choose(
     cores = next((device.cores for device in devices if device.type == "cpu" and device.cores), None)
     gpus = [device for device in devices if device.type == "gpu"]
     choices: list[Selection] = []
-    unmet_gpu_need = 0  # bytes: the smallest need that no GPU has room for
+    unmet_gpu_need = 0  # bytes of the smallest need that fits on no GPU
     for engine in suitable:
         config = options(model, engine, request, cores)
         need = memory_of(model, config)
@@ -87,7 +87,10 @@ def choose(
 
 
 def options(model: ModelView, engine: EngineView, request: SelectionRequest, cores: int | None) -> dict[str, Any]:
-    """Return the options of a start: those of the resource class that the engine knows, overridden by the service's."""
+    """Return the options of a start. The service's own options override those of its resource class.
+
+    Omits options of the resource class that the engine does not know.
+    """
     share = RESOURCE_TABLE[request.resource_class]
     trained_for = model.requirements.context_length
     table: dict[str, Any] = {
@@ -100,18 +103,21 @@ def options(model: ModelView, engine: EngineView, request: SelectionRequest, cor
 
 
 def memory_of(model: ModelView, config: Mapping[str, Any]) -> int:
-    """Return the bytes that a replica takes with these options, on any device."""
+    """Return the bytes that a replica needs with these options, on any device."""
     tokens = _positive_int(config.get("context_length"), 0) * _positive_int(config.get("slots"), 1)
     return model.requirements.memory(tokens)
 
 
 def _positive_int(value: object, default: int) -> int:
-    """Return the option, or the default if it is no positive integer: the engine domain refuses it with its name."""
+    """Return the option, or the default if it is no positive integer, which the engine domain refuses later."""
     return value if isinstance(value, int) and value > 0 else default
 
 
 def _measured(choice: Selection, speeds: Sequence[Speed]) -> float:
-    """Return the tokens per second of a request on this engine and device at least concurrency; 0 if unmeasured."""
+    """Return the speed of one request on this engine and device, in tokens per second, or 0 if it was not measured.
+
+    Among several measurements, the one with the least concurrency counts.
+    """
     same = [speed for speed in speeds if (speed.engine, speed.device) == (choice.engine.name, choice.device)]
     return min(same, key=lambda speed: speed.concurrency).tokens_per_second if same else 0.0
 

@@ -1,4 +1,4 @@
-"""The state of a service and how events change it. Pure; the transitions between statuses are in lifecycle.py."""
+"""The state of a service, and the changes that events make. Pure. lifecycle.py has the transitions between statuses."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import msgspec
 from services.service import units as u
 from services.service.rules import lifecycle, restart_policy
 
-_KEPT_FAILURES = 5  # last failures of each replica in the state; the log has all of them
+_KEPT_FAILURES = 5  # the most failures of each replica in the state; the log has all failures
 UNRESPONSIVE = "UNRESPONSIVE"
-"""Error code of a replica whose process lives but does not answer; such a process is killed, not asked to end."""
+"""Error code of a replica whose process lives but does not answer. Such a process is killed, not asked to end."""
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """The failure of one process of a replica, at `at` in Unix seconds."""
+    """The failure of one process of a replica. `at` is in Unix seconds."""
 
     process_id: str
     at: float
@@ -24,10 +24,10 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 class Replica(msgspec.Struct, frozen=True):
-    """A replica of the current run, with its current process. Times in Unix seconds, 0 for never.
+    """A replica of the current run, with its current process. Times are in Unix seconds; 0 means never.
 
-    `number` counts from 0. `streak`: failures in a row. `unanswered`: how many of its latest processes in a row never
-    answered a health check. `proven`: whether any of its processes ever answered.
+    `number` counts from 0. `streak` counts the failures in a row. `unanswered` counts the latest processes in a row
+    that never answered a health check. `proven` says whether any process has answered.
     """
 
     number: int
@@ -50,26 +50,26 @@ class Replica(msgspec.Struct, frozen=True):
 
     @property
     def answers(self) -> bool:
-        """Whether requests may be routed to the replica."""
+        """Whether the replica may get requests."""
         return self.status == "running"
 
     @property
     def hopeful(self) -> bool:
-        """Whether the replica answers or may still come to answer without a new start."""
+        """Whether the replica answers, or may answer later without a new start of the service."""
         return self.status not in ("failed", "ended")
 
     @property
     def failure(self) -> Failure | None:
-        """The replica's last failure, of the current or an earlier process."""
+        """The last failure of the replica's current or earlier processes."""
         return self.failures[-1] if self.failures else None
 
     def unanswered_after(self, code: str) -> int:
-        """Return `unanswered` as it is after a failure with this error code; a lack of memory does not count."""
+        """Return the value of `unanswered` after a failure with this error code. A lack of memory does not count."""
         return self.unanswered + (not self.answered_at and code not in restart_policy.NO_ROOM)
 
 
 class Leaving(msgspec.Struct, frozen=True):
-    """A process that has to end. With `drain` it finishes its requests first; `replica` is -1 for a stray process."""
+    """A process that has to end. With `drain`, it finishes its requests first. `replica` is -1 for a stray process."""
 
     process_id: str
     replica: int = -1
@@ -78,9 +78,10 @@ class Leaving(msgspec.Struct, frozen=True):
 
 
 class Service(msgspec.Struct, frozen=True):
-    """A service. `replica_set` holds the replicas of the current run; `leaving` the processes that still have to end.
+    """A service. `replica_set` has the replicas of the current run; `leaving` has the processes that still have to end.
 
-    `desired_replicas`: target number of replicas. `launches`: processes of the current run beyond each replica's first.
+    `desired_replicas` is the target number of replicas. `launches` counts the additional processes of the current run,
+    without the first process of each replica.
     """
 
     id: str
@@ -97,7 +98,7 @@ class Service(msgspec.Struct, frozen=True):
     error_code: str = ""
 
     def replica_of(self, process_id: str) -> Replica | None:
-        """Return the replica whose current process this is; None if the process is not one of the current run."""
+        """Return the replica whose current process this is, or None if the process is not of the current run."""
         return next((replica for replica in self.replica_set if replica.process_id == process_id), None)
 
     def present(self) -> tuple[str, ...]:
@@ -108,7 +109,7 @@ class Service(msgspec.Struct, frozen=True):
         )
 
     def processes_to_end(self) -> tuple[Leaving, ...]:
-        """Return the processes that have to end: failed ones, surplus ones, and all if the service goes down."""
+        """Return the processes that have to end: failed and surplus ones, or all if the service goes down."""
         going_down = self.status in ("stopping", "failed")
         from_replicas = tuple(
             _leaving(replica, drain=self.status == "stopping")
@@ -118,12 +119,12 @@ class Service(msgspec.Struct, frozen=True):
         return (*from_replicas, *self.leaving)
 
     def answering(self) -> tuple[Replica, ...]:
-        """Return the replicas that requests may be routed to."""
+        """Return the replicas that may get requests."""
         return tuple(replica for replica in self.replica_set if replica.answers)
 
     @property
     def runs(self) -> bool:
-        """Whether the service is up or starting, so that failed replicas are replaced."""
+        """Whether the service is up or starting. Only then are failed replicas replaced."""
         return self.status in ("starting", "running", "degraded")
 
     @property
@@ -133,12 +134,12 @@ class Service(msgspec.Struct, frozen=True):
 
 
 def process_of(service_id: str, run: int, replica: int, launch: int = 0) -> str:
-    """Return the id of a replica's process. Known before the process exists; unique to the run and the launch."""
+    """Return the id of a replica's process. It exists before the process, and is unique to the run and the launch."""
     return f"{service_id}-r{replica}-{run}{f'-{launch}' if launch else ''}"
 
 
 def evolve(service: Service | None, event: u.Events) -> Service | None:
-    """Return the service after the event. Never raises; an event that the status does not allow changes nothing."""
+    """Return the service after the event. Never raises. An event that the status does not allow changes nothing."""
     if isinstance(event, u.ServiceCreated):
         return Service(event.service_id, event, desired_replicas=event.replicas)
     if service is None or isinstance(event, u.ServiceDeleted):
@@ -182,7 +183,7 @@ def _applied(service: Service, event: u.Events) -> Service:
             return replace(service, error=error, error_code=code)
         case u.StopRequested():
             return replace(service, stop=event)
-        case u.ServiceStopped():  # the replicas stay: service.status shows why they failed, service.logs their logs
+        case u.ServiceStopped():  # the replicas stay, because service.status and service.logs show them
             return replace(service, error="", error_code="")
         case u.ServiceStarted() | u.ServiceCreated() | u.ServiceDeleted():
             return service
@@ -211,7 +212,7 @@ def _requested(service: Service, event: u.StartRequested) -> Service:
 
 
 def _replaced(service: Service, event: u.ReplicaRequested) -> Service:
-    """Give the replica a new process; its last one may not have ended yet."""
+    """Give the replica a new process. The last process may not have ended yet."""
     before = next((replica for replica in service.replica_set if replica.number == event.replica), None)
     restarted = before is not None and event.restarts > 0
     after = Replica(
@@ -259,7 +260,7 @@ def _leaving(replica: Replica, *, drain: bool) -> Leaving:
 def _change(service: Service, event: Any, *, status: str = "", **changes: Any) -> Service:
     """Change the replica that the event is about, if its status allows the event.
 
-    `status`: healthy or unhealthy from a health event, which changes nothing if it is the replica's current health.
+    `status` is the health in a health event. The event changes nothing if the replica already has this health.
     """
     table = lifecycle.REPLICA[type(event)]
 
@@ -275,7 +276,7 @@ def _change(service: Service, event: Any, *, status: str = "", **changes: Any) -
 
 
 def _with_health(service: Service, event: u.Events) -> Service:
-    """Set the status to running if all replicas answer, else to degraded; only after an event that may change this."""
+    """Set the status after an event of SETTLES: running if all replicas answer, and otherwise degraded."""
     if service.status not in ("running", "degraded") or not isinstance(event, (*lifecycle.SETTLES, u.ServiceStarted)):
         return service
     status: u.ServiceStatus = "running" if len(service.answering()) == len(service.replica_set) else "degraded"

@@ -1,4 +1,4 @@
-"""Derives from a service's state what has to happen outside. Pure; outside/replica_effects.py carries it out."""
+"""Derives the effects of a service from its state. Pure. outside/replica_effects.py carries the effects out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from services.service.rules.state import Replica, Service
 
 
 class RunReplica(Effect, frozen=True):
-    """Start the replica's instance through the engine domain, not before `not_before`; ready by `deadline` (Unix s)."""
+    """Start a replica's instance, but not before `not_before`. It must answer by `deadline` (both in Unix seconds)."""
 
     service_id: str
     process_id: str
@@ -20,7 +20,7 @@ class RunReplica(Effect, frozen=True):
 
 
 class EndReplica(Effect, frozen=True):
-    """End the instance. With `drain` its requests are answered first; with `force` it is killed."""
+    """End an instance. With `drain`, it answers its requests first. With `force`, it is killed."""
 
     service_id: str
     process_id: str
@@ -29,7 +29,7 @@ class EndReplica(Effect, frozen=True):
 
 
 class ReplaceSilent(Effect, frozen=True):
-    """Fail a replica that stays silent for `service.grace`; silent since `since` (Unix seconds)."""
+    """Fail a replica that stays silent for `service.grace` seconds. It is silent since `since` (Unix seconds)."""
 
     service_id: str
     process_id: str
@@ -37,7 +37,7 @@ class ReplaceSilent(Effect, frozen=True):
 
 
 class ExpireReplica(Effect, frozen=True):
-    """Fail a replica that does not answer by its deadline `at` (Unix seconds)."""
+    """Fail a replica that does not answer by the time `at` (Unix seconds)."""
 
     service_id: str
     process_id: str
@@ -45,7 +45,7 @@ class ExpireReplica(Effect, frozen=True):
 
 
 class Expire(Effect, frozen=True):
-    """Fail the start, or the stop, at its deadline `at` (Unix seconds)."""
+    """Fail a start or a stop at its deadline `at` (Unix seconds)."""
 
     service_id: str
     run: int
@@ -54,7 +54,7 @@ class Expire(Effect, frozen=True):
 
 
 def todo(service: Service) -> Iterable[Effect]:
-    """Return the instances to start and to end, and the deadlines to watch. Empty while the service is at rest."""
+    """Return the effects that the service requires: instances to start or end, and deadlines. Empty at rest."""
     force = service.stop is not None and service.stop.force
     effects: list[Effect] = [
         EndReplica(service.id, process.process_id, process.drain and not force, process.force or force)

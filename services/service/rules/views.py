@@ -13,7 +13,7 @@ from services.service.rules.replica_decider import STOP_TIMEOUT
 from services.service.rules.scaling import Bounds, bounds_of
 from services.service.rules.state import Replica, Service
 
-_MOST_NAMED = 5  # processes that a summary names
+_MOST_NAMED = 5  # the most processes that a summary names
 TABLES = {
     "services": """CREATE TABLE services (
         id TEXT PRIMARY KEY, name TEXT NOT NULL, model_id TEXT NOT NULL, status TEXT NOT NULL,
@@ -22,7 +22,7 @@ TABLES = {
 
 
 def project(recorded: Recorded) -> Iterable[Statement]:
-    """Yield the SQL statements for an event. The table finds and orders services; the states hold everything else."""
+    """Yield the SQL for an event. The table only finds and orders services; the states have all other values."""
     event, at = recorded.event, timestamp(recorded.recorded_at)
     match event:
         case u.ServiceCreated(service_id=ident, name=name, model_id=model_id):
@@ -80,15 +80,15 @@ def _autoscale(bounds: Bounds | None) -> u.Autoscale | None:
 
 
 def metrics(measured: inference.ServiceMetrics) -> u.Metrics:
-    """Return the metrics of a service from those that the inference domain has measured."""
+    """Return the metrics of a service, from the figures of the inference domain."""
     return u.Metrics.model_validate(measured.model_dump(include=set(u.Metrics.model_fields)))
 
 
 class Now(NamedTuple):
-    """What a status needs beside the service's own state.
+    """The facts that a status needs in addition to the service's state.
 
-    `at`: Unix seconds. `grace`: seconds that a replica may be silent. `memory`: bytes in use by process id.
-    `making_room`: ids of services that are going to sleep for this one.
+    `at` is the time in Unix seconds. A replica may be silent for `grace` seconds. `memory` has the bytes in use, by
+    process id. `making_room` has the ids of services that go to sleep for this service.
     """
 
     at: float
@@ -98,7 +98,7 @@ class Now(NamedTuple):
 
 
 def status_view(service: Service, now: Now) -> u.StatusView:
-    """Return the status of a service, with one line that says the cause of a problem and what to do about it."""
+    """Return the status of a service. One line states the cause of a problem and the next step."""
     return u.StatusView(
         id=service.id,
         status=service.status,
@@ -110,7 +110,7 @@ def status_view(service: Service, now: Now) -> u.StatusView:
 
 
 def logged(service: Service) -> list[str]:
-    """Return the processes that service.logs shows: of each replica those that failed last, then the current one."""
+    """Return the processes that service.logs shows: each replica's last failed processes and its current process."""
     processes: dict[str, None] = {}
     for replica in service.replica_set:
         processes |= dict.fromkeys([*(failure.process_id for failure in replica.failures), replica.process_id])
@@ -118,7 +118,7 @@ def logged(service: Service) -> list[str]:
 
 
 def start_requested_at(service: Service) -> float:
-    """Return when the latest start was requested, in Unix seconds; 0 before the first."""
+    """Return the time of the latest start request in Unix seconds, or 0 if there was no start."""
     return service.start.deadline - service.start.timeout if service.start else 0.0
 
 
@@ -146,7 +146,7 @@ def _replica(replica: Replica, memory: int | None) -> u.Replica:
 
 
 def _current_error(service: Service) -> str | None:
-    """Return the last error of the first replica that does not answer; None while the service is down."""
+    """Return the last error of the first replica that does not answer. None while the service is down."""
     failures = (replica.failure for replica in service.replica_set if service.runs and not replica.answers)
     return next((failure.error for failure in failures if failure), None)
 
@@ -197,7 +197,7 @@ def _names(process_ids: Sequence[str]) -> str:
 
 
 def _progress(service: Service, now: Now, start: str) -> str:
-    """Say how many replicas answer, and of the one in the worst state why it does not."""
+    """Say how many replicas answer. If a replica does not answer, also describe the replica in the worst state."""
     answering = f"{len(service.answering())} of {len(service.replica_set)} replicas answer"
     silent = [replica for replica in service.replica_set if not replica.answers]
     if not silent:
@@ -207,7 +207,7 @@ def _progress(service: Service, now: Now, start: str) -> str:
 
 
 def _problem(service: Service, replica: Replica, now: Now, start: str) -> str:
-    """Say why the replica does not answer, and what AIMA or the caller does about it."""
+    """Say why a replica does not answer, and what AIMA does or the caller must do."""
     failure, name = replica.failure, replica.process_id
     why = f"{failure.error_code}: {failure.error}" if failure else ""
     match replica.status:
@@ -230,7 +230,7 @@ def _problem(service: Service, replica: Replica, now: Now, start: str) -> str:
 
 
 def _blocker(service: Service, replica: Replica, now: Now) -> str:
-    """Say what a replica without an instance waits for."""
+    """Describe what a replica without an instance waits for."""
     earlier = [process.process_id for process in service.leaving if process.replica == replica.number]
     if earlier:
         return f"waits for its previous process to end: {_names(earlier)}"

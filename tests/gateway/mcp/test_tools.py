@@ -124,7 +124,7 @@ def test_what_a_mode_hides_it_refuses() -> None:
     Mode(read_only=True, only=("model",)).admit(unit("model.list", "query"))
     with pytest.raises(Forbidden, match="the read-only mode has only queries"):
         Mode(read_only=True).admit(unit("model.pull"))
-    with pytest.raises(Forbidden, match="offered are only the domains service, model"):
+    with pytest.raises(Forbidden, match="which has only the domains service, model"):
         Mode(only=("service", "model")).admit(unit("engine.list", "query"))
 
 
