@@ -79,8 +79,8 @@ def _property(schema: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 def typed(text: str, field_schema: Mapping[str, Any], schema: Mapping[str, Any]) -> Any:
     """Return the value of a text for a field: the decoded JSON, or the text itself.
 
-    The text itself is returned if the field may be a string, or if the text is not JSON. `schema` is the whole schema,
-    which has the definitions for references.
+    Returns the text itself if the field may be a string, or if the text is not JSON. References in the field's schema
+    point to definitions in `schema`, which is the whole schema.
     """
     types = _types(field_schema, schema)
     if "string" in types and not (text.startswith(("[", "{")) and types & {"array", "object"}):

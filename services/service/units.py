@@ -452,7 +452,7 @@ class CreateService(
     replicas: int = Field(1, ge=1, le=100, description="Number of engine instances that share the load.")
     persistent: bool = Field(
         False,
-        description="Start the service again after a restart of the machine, and never put it to sleep for another service.",
+        description="Start the service again after a restart of the machine; never let it sleep for another service.",
     )
     engine: str | None = Field(
         None,

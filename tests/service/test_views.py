@@ -227,7 +227,7 @@ def test_the_figures_of_a_service_are_those_of_the_inference_domain() -> None:
 
 START = f"aima call service.start service_id={SVC}"
 FIX = f"fix the cause, then start it with: {START}"
-KILL = f"to kill what is left: aima call service.stop service_id={SVC} force=true"
+KILL = f"to kill the rest: aima call service.stop service_id={SVC} force=true"
 SILENT = "no reply to its health check for 0 s; AIMA replaces it after 10 s of silence"
 FIRST_0, FIRST, SECOND = f"{R0}-1", f"{R1}-1", f"{R1}-2"
 EVICTED = again(FIRST, 1, 0.5, "PREEMPTED: it broke", at=NOON + 2)

@@ -30,7 +30,7 @@ _PAGE_TIMEOUT = 2.0  # seconds; short, because a page takes milliseconds and a p
 
 
 class Follower(Generic[S]):
-    """Follows one peer, which is another domain whose events the follower's domain reacts to."""
+    """Follows one peer: another domain, whose events cause commands of the follower's domain."""
 
     def __init__(self, nc: Nats, domain: Domain[S], peer: str, writer: Writer[S]) -> None:
         self._nc = nc

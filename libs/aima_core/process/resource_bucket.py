@@ -88,7 +88,7 @@ class ResourceBucket(Generic[S]):
             await bucket.put(key, encode_view(await self._answer(resource.query(ident))))
         except NotFound:
             with contextlib.suppress(nats.js.errors.NotFoundError):
-                await bucket.get(key)  # raises for a missing key, which a deletion would mark as deleted
+                await bucket.get(key)  # raises for a missing key; deleting it would leave a marker
                 await bucket.delete(key)
         except (AimaError, nats.errors.MaxPayloadError) as error:
             logger.debug("a resource could not be copied", key=key, error=str(error))

@@ -59,7 +59,7 @@ def _groups(root: Path) -> Iterator[tuple[Path, Version]]:
 
 def _read(group: Path, version: Version) -> tuple[int, int] | None:
     try:
-        limit = int((group / version.limit).read_text())  # version 2 writes "max" for no limit, which is no int
+        limit = int((group / version.limit).read_text())  # version 2 writes "max" for no limit
         used = int((group / version.used).read_text())
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):

@@ -14,7 +14,7 @@ LEAST = 128 * 2**20
 SHARE = 8
 """A measurement takes at most one eighth of the available memory."""
 THREADS = 16
-"""The most threads. So many saturate the memory of any one socket, and use 2 GiB during the measurement."""
+"""The maximum number of threads. They saturate the memory of any socket, and use 2 GiB during the measurement."""
 PASSES = 3
 """The number of passes. The fastest pass counts, because other programs can only make a pass slower."""
 PATIENCE = 10.0

@@ -28,7 +28,7 @@ class DeviceState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def decide(world: World[DeviceState], command: Command[Any], call: Call) -> list[Event]:
-    """Return the events of a command. None if its goal is already reached. Raises NotFound for an unknown device."""
+    """Return the events of a command. Empty if its goal is already reached. Raises NotFound for an unknown device."""
     match command:
         case i.RecordDevices(found=detected):
             return _detected(world, detected, call.node)

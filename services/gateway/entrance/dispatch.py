@@ -42,11 +42,11 @@ class Caller:
         return self.principal.key_id or f"at {self.address}"
 
     def for_bus(self) -> dict[str, str]:
-        """Return the headers of the bus request, if the caller's request is passed on as one bus request."""
+        """Return the headers of a bus request that passes the caller's request on."""
         return {**self.on_behalf(), calls.REQUEST_ID: self.request_id, **self.headers}
 
     def on_behalf(self) -> dict[str, str]:
-        """Return the headers of a bus request, if the caller's request causes several bus requests."""
+        """Return the headers of one of several bus requests that the caller's request causes."""
         return {
             calls.CORRELATION_ID: self.request_id,
             calls.TRACEPARENT: self.headers.get(calls.TRACEPARENT) or new_trace(),
@@ -151,7 +151,7 @@ class Dispatcher:
                 yield part if whole else self._visible(caller, unit, part)
 
     def _visible(self, caller: Caller, unit: UnitInfo, part: Any) -> Any:
-        """Return an answer or a part without the callers of other principals' events and without other owners."""
+        """Return an answer or a part. Empties callers of events and owners that the reader may not see."""
 
         def visible_event(event: Any) -> Any:
             if not isinstance(event, Mapping):

@@ -37,7 +37,7 @@ from services.gateway.events.feed import BUS_AWAY, GRACE, Feed, numbers
 from services.gateway.events.frames import EventFrame, frame_for, read
 
 _KEPT = 2048  # events in the ring
-_KEPT_BYTES = 16 * 2**20  # bytes of all frames in the ring; frames without principal can take as much again
+_KEPT_BYTES = 16 * 2**20  # bytes of all frames in the ring; hidden frames are not counted and can double them
 _PAGE = 64  # the most events that are read for a client, or sent to a client, at once
 _READERS = 8  # pages that are read at the same time; the limit bounds the memory for many slow clients
 _AWAY = 1.0  # seconds until a failed read of a page is tried again

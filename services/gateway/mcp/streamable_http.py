@@ -204,7 +204,7 @@ class McpDoor:
                 await self._manager.handle_request(request.scope, receive, send_and_record)
             finally:
                 if begins_session:
-                    self._sessions.forget(session_id, owner)  # drops only a failed session: a good one has its real id
+                    self._sessions.forget(session_id, owner)  # a session that has begun has another id by now
 
     async def _end(self, request: Request, ident: str) -> None:
         """End another session of the request's caller with DELETE, as a client ends a session."""

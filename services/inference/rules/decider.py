@@ -21,7 +21,7 @@ _ROUTED = ("starting", "running")  # a service may have replicas only in these p
 
 
 def decide(world: World[Pool], command: Command[Any], call: Call) -> list[Event]:
-    """Return the events of a command. None if it changes nothing. Raises NotFound and the errors of `choose`."""
+    """Return the events of a command. Empty if it changes nothing. Raises NotFound and the errors of `choose`."""
     match command:
         case i.BeginRequest():
             pool, route = choose(world, command, call.at)

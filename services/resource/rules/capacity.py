@@ -71,7 +71,7 @@ class Need(NamedTuple):
 
 
 def room_for(need: Need, machine: Machine, held: Sequence[Slot]) -> list[Slot]:
-    """Return the slots that have to make room. None if the need fits already. Raises InsufficientResources.
+    """Return the slots that have to make room. Empty if the need fits already. Raises InsufficientResources.
 
     Only slots with a lower priority make room. Idle slots come first, then slots with the lowest priority, then the
     oldest. A slot stays if its memory is not needed.

@@ -22,7 +22,7 @@ HYSTERESIS = 2.0  # percentage points; a level ends this far below its threshold
 
 
 def decide(world: World[State], command: Command[Any], call: Call) -> list[Event]:
-    """Return the events of a command. None if its goal is already reached.
+    """Return the events of a command. Empty if its goal is already reached.
 
     Raises InsufficientResources, Conflict if a slot of another size has the name, and NotFound if a slot to update does
     not exist.

@@ -18,7 +18,10 @@ from services.service.rules.state import Service
 
 _QUERY = 2.0  # seconds that a peer has to answer a query from memory
 _RESIDENCE = 10.0  # if a request wakes a service, services with a request in the last so many seconds keep their memory
-_REASONS = {"accelerator": "INSUFFICIENT_ACCELERATORS", "system": "SYSTEM_MEMORY_LOW"}  # by `lacking`
+_REASONS = {
+    "accelerator": "INSUFFICIENT_ACCELERATORS",
+    "system": "SYSTEM_MEMORY_LOW",
+}  # the words of a message, by the field `lacking` of an answer
 _MOST_FREED = 100  # the most slots that one resource.can_allocate accepts
 
 
@@ -37,7 +40,7 @@ class MemoryFinder:
         self._peers = context.peers
 
     async def make_room(self, service: Service, replicas: int, need: Need, *, gently: bool = False) -> tuple[str, ...]:
-        """Return the idle services that have to go to sleep for these replicas. None if enough memory is free.
+        """Return the idle services that have to go to sleep for these replicas. Empty if enough memory is free.
 
         With `gently`, services that were just used stay awake. Otherwise, two services that get requests in turn would
         take each other's memory again and again. Raises InsufficientResources, which says how much memory is missing
@@ -96,7 +99,7 @@ class MemoryFinder:
     async def _without_needless(
         self, service: Service, replicas: int, need: Need, slots: Mapping[str, list[str]], to_sleep: Sequence[str]
     ) -> tuple[str, ...]:
-        """Remove services that need not sleep, because a later service in the list may hold enough memory."""
+        """Remove services that need not sleep. A later service in the list may hold enough memory alone."""
         kept = list(to_sleep)
         for ident in to_sleep[:-1]:
             others = [other for other in kept if other != ident]
@@ -113,7 +116,7 @@ class MemoryFinder:
         return slots
 
     async def _idle(self, needy: Service, residence: float) -> list[Service]:
-        """Return the idle services with the same or a lower priority. The first ones go to sleep first.
+        """Return the idle services with the same or a lower priority, in the order in which they go to sleep.
 
         A service stays awake for `residence` seconds after its last request.
         """

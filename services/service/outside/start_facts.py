@@ -76,7 +76,7 @@ class StartFacts:
             raise refusals[0]
 
     async def _engines_for(self, model_view: model.ModelView) -> list[str]:
-        """Return the engines that may serve the model, the preferred one first. None until its files are pulled."""
+        """Return the engines that may serve the model, the preferred one first. Empty until its files are pulled."""
         engines = (await self._peers.call(engine.ListEngines(type=model_view.type, limit=1000))).items
         suitable = (item for item in engines if model_view.format in item.formats)
         return [item.name for item in sorted(suitable, key=lambda item: -max(item.preference.values(), default=0))]

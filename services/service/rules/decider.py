@@ -1,4 +1,4 @@
-"""Decides commands about a whole service. Pure; replica_decider.py decides what happens to its replicas."""
+"""Decides commands about a whole service. Pure. replica_decider.py decides reports about single replicas."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def unknown(world: World[Service], ident: str) -> NotFound:
 
 
 def decide(world: World[Service], command: Command[Any], call: Call) -> list[Event]:
-    """Return the events of a command. None if its goal is already reached, or if it reports on an earlier run."""
+    """Return the events of a command. Empty if its goal is already reached, or if it reports on an earlier run."""
     if isinstance(command, i.Register):
         return _register(world, command, call)
     service = world.get(f"service/{command.service_id}")  # type: ignore[attr-defined]  # every other command has one

@@ -25,7 +25,7 @@ _FILLED = 0.5  # average part of its context that a request fills during its ans
 _GAIN = {
     "gpu": 0.6,
     "cpu": 0.1,
-}  # what each further concurrent request adds, as a part of a lone request's speed
+}  # speed that each further concurrent request adds, as a part of a lone request's
 _ENOUGH = 3  # the least requests for a measured speed
 
 

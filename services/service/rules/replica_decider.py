@@ -59,7 +59,10 @@ def decide(service: Service, command: Command[Any], call: Call) -> list[Event]:
 def requested(
     service: Service, replicas: Sequence[tuple[int, int]], reason: str, call: Call, not_before: float = 0.0
 ) -> list[Event]:
-    """Return the requests for replicas, which are pairs of number and restarts. `not_before` is in Unix seconds."""
+    """Return the requests for these replicas. Each item of `replicas` is a pair of a replica's number and its restarts.
+
+    `not_before` is in Unix seconds.
+    """
     assert service.start
     begin, start = max(not_before, call.at), service.start
     by_start = service.status == "starting" and begin < start.deadline

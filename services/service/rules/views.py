@@ -176,7 +176,7 @@ def _summary(service: Service, now: Now) -> str:
             return _progress(service, now, start)
         case "stopping":
             why = f" ({stop.reason})" if stop else ""
-            kill = f"; to kill what is left: aima call service.stop service_id={service.id} force=true"
+            kill = f"; to kill the rest: aima call service.stop service_id={service.id} force=true"
             waits = stop is not None and (stop.force or stop.asleep)  # force would cancel the sleep
             return f"waiting for {_names(service.present())} to end{why}{'' if waits else kill}"
         case "stopped" if service.asleep:

@@ -1,1 +1,1 @@
-"""The gateway's gRPC contract, and what protoc has made of it (`make proto`)."""
+"""The gateway's gRPC contract, and the code that protoc generates from it (`make proto`)."""
