@@ -182,7 +182,8 @@ class CanAllocate(View):
 
     can_allocate: bool
     reason: str | None = Field(
-        None, description="The missing memory, the slots that hold memory, and the next step; null if can_allocate."
+        None,
+        description="The missing memory, the slots that hold memory, and the next step; null if the memory is free.",
     )
     requested: int = Field(description="All reservations together.")
     available: int = Field(description="Free bytes without preemption: the lesser of the budget's and the system's.")

@@ -505,7 +505,7 @@ class StartService(
 ):
     """Start the service's replicas. Does nothing if it is starting or running.
 
-    If the service is degraded, replicas that were given up or wait for a restart start again.
+    In a degraded service, every replica that was given up or waits for a restart starts again.
     """
 
     service_id: ServiceId

@@ -182,7 +182,7 @@ async def connect(
 
     while True:
         try:
-            # needs a timeout: with endless reconnects, nats-py also tries the first connect without end
+            # connect needs a timeout: with endless reconnects, nats-py also tries the first connect without end
             async with asyncio.timeout(max(deadline - time.monotonic(), 0.1)):
                 await client.connect(
                     url,

@@ -37,7 +37,7 @@ _FATAL = re.compile(r"\[FTL\] (.+)")  # finds the lines of the server's log that
 
 def find_binary() -> str:
     """Return the path of nats-server. Looks next to this Python, then on the PATH. Raises Unavailable if both fail."""
-    local = Path(sys.executable).parent / "nats-server"  # not resolved: in a virtual environment, python is a link
+    local = Path(sys.executable).parent / "nats-server"  # not resolved, because a venv's python is a link
     binary = shutil.which(str(local)) or shutil.which("nats-server")
     if binary is None:
         raise Unavailable(
@@ -55,7 +55,7 @@ def free_port(host: str = HOST, preferred: int = 0) -> int:
     nearby = range(preferred, min(preferred + 100, 65536)) if preferred else ()
     for port in (*nearby, 0):
         with socket.socket() as probe, contextlib.suppress(OSError):
-            # servers do so, too: a closed connection in TIME_WAIT does not occupy the port
+            # a closed connection in TIME_WAIT does not occupy the port, as for every server
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
             probe.listen(1)
@@ -113,7 +113,9 @@ class NatsServer:
         if self._die_with_parent:
             before_exec = functools.partial(end_with_parent, os.getpid(), signal.SIGTERM)
         with self.log.open("ab") as log:
-            self.log_start = log.tell()  # before the launch, because a server that fails at once writes at once
+            self.log_start = (
+                log.tell()
+            )  # measured before the launch, because a server that fails at once writes at once
             self.process = subprocess.Popen(
                 [find_binary(), "-c", str(file)],
                 stdin=subprocess.DEVNULL,

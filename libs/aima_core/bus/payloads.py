@@ -26,7 +26,8 @@ def check_size(payload: bytes) -> None:
 def body_of(payload: bytes, headers: Mapping[str, str] | None) -> bytes:
     """Return the input in a payload as JSON. Converts msgpack to JSON if the headers name msgpack.
 
-    Raises PayloadTooLarge for a large payload, and InvalidRequest if it is not an object or has too many fields.
+    Raises PayloadTooLarge for a payload above the limit, and InvalidRequest for a payload that is not an object or has
+    too many fields.
     """
     check_size(payload)
     if not payload:

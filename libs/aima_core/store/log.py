@@ -169,7 +169,7 @@ class Log:
         return row[0] if row else None
 
     async def save_snapshot(self, fingerprint: str, position: int, states: Iterable[tuple[str, int, bytes]]) -> None:
-        """Replace the snapshot: the states of all streams at a position. `fingerprint` is of the `evolve` code."""
+        """Replace the snapshot: the states of all streams at a position. `fingerprint` identifies the `evolve` code."""
         rows = list(states)
 
         def write(connection: sqlite3.Connection) -> None:

@@ -113,7 +113,7 @@ class HostProbe:
             return round(min(100.0, max(0.0, self._load)), 1)
 
     def _cpu_info(self) -> dict[str, str]:
-        """Return the fields of the first processor in /proc/cpuinfo, and of no processor (on arm: Model).
+        """Return the fields of the first processor in /proc/cpuinfo, and the fields of the whole machine.
 
         Empty if the file cannot be read.
         """

@@ -32,7 +32,7 @@ def decide(world: World[DeviceState], command: Command[Any], call: Call) -> list
     match command:
         case i.RecordDevices(found=detected):
             return _detected(world, detected, call.node)
-        case u.SetPowerLimit(device_id=device_id, limit_watts=watts):  # only for dry runs; outside/ carries it out
+        case u.SetPowerLimit(device_id=device_id, limit_watts=watts):  # this case is for dry runs only
             before = device_at(world, device_id).power_limit
             return [] if before == watts else [_limit(device_id, watts, before)]
         case i.RecordPowerLimit(device_id=device_id, limit_watts=watts, previous_watts=previous):

@@ -33,9 +33,9 @@ from services.gateway.state import Key
 PREFIX = "aima_"  # a key is aima_<id without "key-">_<secret>
 _STATIC = "static-"  # prefix of the id of a key from the settings
 _RISKS = ("low", "medium", "high")
-_CALLER_FIELDS = ("principal", "request_id", "correlation_id", "causation_id", "trace")  # of an event's envelope
+_CALLER_FIELDS = ("principal", "request_id", "correlation_id", "causation_id", "trace")  # fields of an event's envelope
 _OWNER = "owner"  # the principal of a request, in an event's data or in a view
-_CALLER_FIELDS_IN_DATA = (_OWNER, "request_id")  # of an event's data
+_CALLER_FIELDS_IN_DATA = (_OWNER, "request_id")  # fields of an event's data
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,8 @@ class Media:
 
     async def transcribe(self, request: Request) -> Response:
         """Transcribe speech, or translate it into English."""
-        await self._dispatcher.permitted(caller_of(request.state), TRANSCRIBE.unit, {})  # before a large body is read
+        # before a large body is read
+        await self._dispatcher.permitted(caller_of(request.state), TRANSCRIBE.unit, {})
         form = Form(request.headers.get("content-type", ""))
         await form.read(bodies.blocks(request, self._upload_limit))
         model = form.text("model")

@@ -104,9 +104,7 @@ class ResourceOutside(Outside[State]):
         await self.context.record(i.RecordPressure(used_percent=facts.used_percent))
 
     async def _facts(self) -> Facts:
-        return await asyncio.to_thread(
-            self._read, self.context.folder
-        )  # in a thread, because a network disk may be slow
+        return await asyncio.to_thread(self._read, self.context.folder)  # a thread, because a network disk may be slow
 
     async def _machine(self) -> views.Row:
         return (await self.context.read.rows("SELECT * FROM machines WHERE node = ?", (self.context.node,)))[0]

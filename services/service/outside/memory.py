@@ -18,10 +18,7 @@ from services.service.rules.state import Service
 
 _QUERY = 2.0  # seconds that a peer has to answer a query from memory
 _RESIDENCE = 10.0  # if a request wakes a service, services with a request in the last so many seconds keep their memory
-_REASONS = {
-    "accelerator": "INSUFFICIENT_ACCELERATORS",
-    "system": "SYSTEM_MEMORY_LOW",
-}  # the words of a message, by the field `lacking` of an answer
+_REASONS = {"accelerator": "INSUFFICIENT_ACCELERATORS", "system": "SYSTEM_MEMORY_LOW"}  # reasons by missing resource
 _MOST_FREED = 100  # the most slots that one resource.can_allocate accepts
 
 

@@ -18,7 +18,7 @@ STOP_TIMEOUT = "STOP_TIMEOUT"
 """Error code of a service whose processes have not ended in time. When they have ended, the service is stopped."""
 LONGEST_DRAIN = 30.0
 """The most seconds that a leaving replica may get to finish its requests."""
-_ATTEMPT = 300.0  # seconds that a replaced process gets at least to answer, even if the start's timeout is less
+_ATTEMPT = 300.0  # the least seconds that a replacement gets to answer, even if the start's timeout is less
 _STOPPED_BY, _KILLED_BY = (
     LONGEST_DRAIN + 30,
     30.0,

@@ -22,7 +22,7 @@ def reply(world: World[Service], command: Command[Any], events: Sequence[Event])
             created = next((event for event in events if isinstance(event, u.ServiceCreated)), None)
             return u.ServiceRef(service_id=created.service_id if created else id_of(name))
         case i.BeginStart(service_id=ident, wait=wait):
-            own = [event for event in events if event.stream == f"service/{ident}"]  # without services that made room
+            own = [event for event in events if event.stream == f"service/{ident}"]  # ignores services that made room
             return _started(ident, world.get(f"service/{ident}"), wait, own)
         case i.BeginScale(service_id=ident):
             return _scaled(ident, world.get(f"service/{ident}"), command.replicas)
