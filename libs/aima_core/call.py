@@ -109,7 +109,9 @@ def from_headers(headers: Mapping[str, str] | None, *, node: str, default_timeou
     if MALFORMED in headers:
         raise InvalidRequest("the message's headers cannot be read", reason="NOT_DECODABLE")
     version = headers.get(EXPECTED_VERSION)
-    if version is not None and not (version.isdecimal() and len(version) <= 18):  # fits SQLite's 64-bit integers
+    if version is not None and not (
+        version.isdecimal() and len(version) <= 18
+    ):  # a longer number would not fit into SQLite's 64-bit integers
         raise InvalidRequest(f"{EXPECTED_VERSION} must be a whole number", header=EXPECTED_VERSION)
     request_id = headers.get(REQUEST_ID) or token(8)
     trace = headers.get(TRACEPARENT, "")

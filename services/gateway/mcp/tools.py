@@ -160,7 +160,7 @@ def _output(unit: UnitInfo) -> dict[str, Any]:
     """Return the schema of a tool's answer. A command also has the schema of a plan, which a dry run returns."""
     if unit.kind == "query":
         return unit.output
-    answer = {key: value for key, value in unit.output.items() if key != "$defs"}  # references start at the root
+    answer = {key: value for key, value in unit.output.items() if key != "$defs"}  # references point to the root
     return {"type": "object", "anyOf": [answer, _PLAN], "$defs": unit.output.get("$defs", {})}
 
 

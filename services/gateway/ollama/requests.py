@@ -219,7 +219,7 @@ def _messages(messages: Sequence[Message]) -> Iterator[Json]:
 
     A tool result that names no call belongs to the first tool call without a result.
     """
-    open_calls: dict[str, str] = {}  # the functions of the calls without a result, by call id
+    open_calls: dict[str, str] = {}  # names of the functions in calls that have no result yet, by call id
     for number, message in enumerate(messages):
         fields: Json = {"role": message.role, "content": message.content or ""}
         if message.images:

@@ -98,8 +98,8 @@ class ReplicaEffects:
             wait=False,
             timeout=min(max(effect.deadline - time.time(), 1), 3600),
         )
-        # a stop does not cancel this request: _end waits for it. An instance that starts after its end was
-        # recorded would belong to no replica
+        # a stop does not cancel this request, because _end waits for it; an instance that starts after its recorded end
+        # would belong to no replica
         request = asyncio.create_task(self.context.peers.call(command, timeout=_START_REPLY))
         self._starts[effect.process_id] = request
         request.add_done_callback(lambda task: self._start_done(effect.process_id, task))
