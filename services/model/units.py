@@ -19,12 +19,24 @@ from aima_core.errors import (
     ValidationFailed,
 )
 from aima_core.units import Command, Event, Page, Query, Success, View
+from services.model.headers.format_table import FORMATS
 
 ModelType = Literal["llm", "vlm", "asr", "tts", "embedding", "diffusion", "video_gen", "detection", "rerank"]
-ModelFormat = Literal["gguf", "safetensors", "onnx", "tensorrt", "pytorch"]
 ModelStatus = Literal["pending", "pulling", "ready", "error", "verifying"]
 SourceName = Literal["ollama", "huggingface", "modelscope", "package"]
 Facts = dict[str, int | float | str | bool | None]
+
+KNOWN_FORMATS = tuple(FORMATS)
+"""The formats that AIMA reads and checks. Every other format is opaque: AIMA stores its files without reading them."""
+ModelFormat = Annotated[
+    str,
+    Field(
+        pattern=r"^[a-z][a-z0-9]*([._-][a-z0-9]+)*$",
+        max_length=60,
+        description=f"Format of the weights: {', '.join(KNOWN_FORMATS)}, or another that an engine reads.",
+        examples=[*KNOWN_FORMATS, "my-speech-weights"],
+    ),
+]
 
 ModelId = Annotated[
     str,

@@ -11,12 +11,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from services.model.units import ModelFormat, ModelType
+
 RESERVED = frozenset({"python", "model_path", "model_name", "port", "host"})
 """Placeholders that every start fills in; each option is another one."""
 
 Value = bool | int | float | str
 Device = Literal["cpu", "gpu"]
-ModelType = Literal["llm", "vlm", "asr", "tts", "embedding", "diffusion", "video_gen", "detection", "rerank"]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,59}$")]
 
 
@@ -140,7 +141,9 @@ class Manifest(_Part):
     dialect: Literal["openai"] = Field("openai", description="API of the engine.")
     endpoints: tuple[str, ...] = Field(description="Supported paths of that API.")
     model_types: tuple[ModelType, ...] = Field(min_length=1, description="Types of model that it serves.")
-    formats: tuple[str, ...] = Field(min_length=1, description="File formats that it loads.")
+    formats: tuple[ModelFormat, ...] = Field(
+        min_length=1, description="Formats that it loads; a name of your own if AIMA does not read the files."
+    )
     features: Features = Field(description="Features and limits.")
     devices: tuple[Device, ...] = Field(min_length=1, description="Devices that it runs on.")
     preference: dict[Device, int] = Field(default={}, description="Rank by device: the highest engine is chosen.")

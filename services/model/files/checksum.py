@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from services.model.files.threads import raise_if_cancelled
-from services.model.headers.formats import parts
+from services.model.headers.gguf_parts import parts
 
 _BLOCK = 1 << 20  # bytes
 

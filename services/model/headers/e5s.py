@@ -6,9 +6,10 @@ import struct
 from pathlib import Path
 
 from services.model.headers.cursor import U16, U32, U64, Cursor, PastTheEnd
+from services.model.headers.format_table import FORMATS
 from services.model.headers.model_file import ModelFile, check_end, not_a_model, truncated
 
-MAGIC = b"E5S1"
+MAGIC = FORMATS["e5s"].magic or b""
 NUMBERS = struct.Struct("<I7ifi5iQ")  # version; shape; epsilon, block; tokenizer's counts; length of its texts
 MAX_TENSORS = 100_000  # the small model has 197
 

@@ -1,31 +1,27 @@
-"""Detects the format and type of a file or folder of weights from its header.
+"""Detects the format and type of a file or folder of weights from its header; `format_table` lists the formats.
 
 It reads headers only, checks every number in them, and must not run code from a file.
 """
 
 from __future__ import annotations
 
-import re
 import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-
-import msgspec
+from typing import Any, cast
 
 from aima_core.errors import InvalidRequest, NotFound, ValidationFailed
-from services.model.headers import e5s, gguf, gguf_model, onnx, safetensors
-from services.model.headers.model_file import Format, ModelFile, ModelType, check_end, not_a_model, truncated
+from services.model.headers.format_table import FORMATS, START, SUFFIXES, KnownFormat, has_magic, titles
+from services.model.headers.gguf_parts import is_later_part, is_projector, parts
+from services.model.headers.model_file import ModelFile, not_a_model
 
-__all__ = ["Format", "ModelFile", "ModelType", "inspect", "loadable", "parts"]
-
-WEIGHTS = (".gguf", ".safetensors", ".onnx", ".bin")
-PART = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
-MAX_PARTS = 1000  # the largest published models come in under two hundred
-INDEX = "model.safetensors.index.json"
-MAX_INDEX = 64 << 20  # bytes
+__all__ = ["ModelFile", "Unrecognised", "claimed", "inspect", "loadable", "readable"]
 
 
-class _Index(msgspec.Struct):
-    weight_map: dict[str, str]
+class Unrecognised(ValidationFailed):
+    """The file or folder has no weights in a known format. Another program may be able to read it."""
 
 
 def inspect(path: Path) -> ModelFile:
@@ -34,18 +30,23 @@ def inspect(path: Path) -> ModelFile:
     Raises NotFound (FILE_NOT_FOUND), InvalidRequest (NOT_READABLE) and ValidationFailed (NOT_A_MODEL, TRUNCATED,
     UNSUPPORTED_FORMAT, AMBIGUOUS), each with `path` in its details.
     """
+    with readable(path) as mode:
+        return _folder(path) if stat.S_ISDIR(mode) else _file(path)
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[int]:
+    """Give the mode of a file or folder; convert OSError, also of the block, into the errors of `inspect`."""
     try:
         mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            return _folder(path)
-        if stat.S_ISREG(mode):
-            return _file(path)
+        if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+            raise not_a_model(path, "it is neither a file nor a folder")  # reading a pipe would block forever
+        yield mode
     except FileNotFoundError as missing:
         raise NotFound(f"there is no file {path}", reason="FILE_NOT_FOUND", path=str(path)) from missing
     except (OSError, ValueError) as fault:  # ValueError: a NUL in the name
         why = fault.strerror if isinstance(fault, OSError) else str(fault)
         raise InvalidRequest(f"{path} cannot be read: {why}", reason="NOT_READABLE", path=str(path)) from fault
-    raise not_a_model(path, "it is neither a file nor a folder")  # reading a pipe would block forever
 
 
 def loadable(path: Path) -> Path:
@@ -56,114 +57,72 @@ def loadable(path: Path) -> Path:
     """
     if not path.is_dir():
         return parts(path)[0]
-    files = _weights(path)
-    if (path / "model_index.json").is_file() or any(file.suffix == ".safetensors" for file in files):
+    if _read_as_folder(path) is not None:
         return path
-    return parts(_only(path, files))[0]
+    return parts(_only(path))[0]
 
 
-def _weights(folder: Path) -> list[Path]:
-    return sorted(child for child in folder.iterdir() if child.suffix in WEIGHTS and child.is_file())
+def claimed(path: Path) -> KnownFormat | None:
+    """Return the known format that a file claims, by its magic bytes or by a suffix of the format's own; None: none.
+
+    The bytes by which formats without magic are recognised may start other files too, so they claim nothing.
+    """
+    with path.open("rb") as file:
+        start = file.read(START)
+    formats = FORMATS.values()
+    return next((known for known in formats if has_magic(known, start)), None) or next(
+        (known for known in formats if known.own_suffix and path.suffix == known.suffix), None
+    )
 
 
 def _file(path: Path) -> ModelFile:
     size = path.stat().st_size
     with path.open("rb") as file:
-        start = file.read(16)
+        start = file.read(START)
     if not start:
         raise not_a_model(path, "it is empty")
-    if start.startswith(gguf.MAGIC):
-        return _gguf(path, parts(path), _has_projector(path))
-    if start.startswith(e5s.MAGIC):
-        return e5s.read(path)
-    if safetensors.looks_like(start, size):
-        return _safetensors(path, path.parent, [path])
-    if onnx.looks_like(start):
-        return onnx.read(path)
-    raise not_a_model(path, "it is not a GGUF, safetensors, ONNX or E5S file")
+    for known in FORMATS.values():
+        if _recognises(known, start, size):
+            read: Callable[[Path], ModelFile] = _reader(known).read
+            return read(path)
+    raise _unrecognised(path, f"it is not a {titles()} file")
 
 
 def _folder(folder: Path) -> ModelFile:
-    if (folder / INDEX).is_file():
-        return _safetensors(folder, folder, _indexed(folder))
-    if (folder / "model_index.json").is_file():  # a diffusers pipeline has one folder per network
-        return _safetensors(folder, folder, sorted(folder.glob("*/*.safetensors")))
-    files = _weights(folder)
-    tensors = [file for file in files if file.suffix == ".safetensors"]
-    if tensors:
-        return _safetensors(folder, folder, tensors)
-    return _file(_only(folder, files))
+    file = _read_as_folder(folder)
+    return _file(_only(folder)) if file is None else file
 
 
-def _only(folder: Path, files: list[Path]) -> Path:
-    models = [file for file in files if not _is_projector(file) and not _is_later_part(file)]
+def _read_as_folder(folder: Path) -> ModelFile | None:
+    """Return the model of a format whose models are folders; None if the folder is not laid out like one."""
+    models = (_reader(known).read_folder(folder) for known in FORMATS.values() if known.folders)
+    return next((cast(ModelFile, model) for model in models if model is not None), None)
+
+
+def _only(folder: Path) -> Path:
+    """Return the file of the only model in the folder."""
+    files = sorted(child for child in folder.iterdir() if child.suffix in SUFFIXES and child.is_file())
+    models = [file for file in files if not is_projector(file) and not is_later_part(file)]
     if len(models) > 1:
         names = ", ".join(file.name for file in models[:10])
         raise ValidationFailed(
             f"{folder} has several models; give the path of one of them: {names}", reason="AMBIGUOUS", path=str(folder)
         )
     if not models:
-        raise not_a_model(folder, "the folder has no weight files (.gguf, .safetensors, .onnx, .bin)")
+        raise _unrecognised(folder, f"the folder has no weight files ({', '.join(SUFFIXES)})")
     return models[0]
 
 
-def _gguf(path: Path, files: list[Path], projector: bool) -> ModelFile:
-    headers = [gguf.read_header(file) for file in files]
-    for part, header in zip(files, headers, strict=True):
-        check_end(part, header.size, header.tensors_end)
-    return gguf_model.describe(path, headers, projector)
+def _recognises(known: KnownFormat, start: bytes, size: int) -> bool:
+    """Return whether a file of `size` bytes has this format, by its first bytes."""
+    return has_magic(known, start) if known.magic is not None else _reader(known).recognises(start, size)
 
 
-def parts(path: Path) -> list[Path]:
-    """Return all parts of the split model that the file belongs to, or the file itself. Raises TRUNCATED."""
-    match = PART.match(path.name)
-    if match is None:
-        return [path]
-    count = int(match["count"])
-    if not 1 <= count <= MAX_PARTS:
-        raise not_a_model(path, f"its name states {count} parts")
-    return _present(path, [path.with_name(f"{match['stem']}-{n:05}-of-{count:05}.gguf") for n in range(1, count + 1)])
+def _reader(known: KnownFormat) -> Any:
+    """Return the module that reads the format."""
+    return import_module(f"services.model.headers.{known.reader}")
 
 
-def _present(path: Path, files: list[Path]) -> list[Path]:
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
-        raise truncated(path, f"the file {missing[0]} is missing")
-    return files
-
-
-def _is_later_part(path: Path) -> bool:
-    """Return whether the file is a later part of a split model whose first part is in the folder."""
-    match = PART.match(path.name)
-    if match is None or match["number"] == "00001":
-        return False
-    return any(path.parent.glob(f"*-00001-of-{match['count']}.gguf"))
-
-
-def _is_projector(path: Path) -> bool:
-    return path.suffix == ".gguf" and "mmproj" in path.name.lower()
-
-
-def _has_projector(path: Path) -> bool:
-    return not _is_projector(path) and any(_is_projector(file) for file in path.parent.glob("*.gguf"))
-
-
-def _indexed(folder: Path) -> list[Path]:
-    """Return the files in the index of a sharded model, which must be in the same folder."""
-    index = folder / INDEX
-    if index.stat().st_size > MAX_INDEX:
-        raise not_a_model(folder, f"{INDEX} is too large")
-    try:
-        names = set(msgspec.json.decode(index.read_bytes(), type=_Index).weight_map.values())
-    except (msgspec.MsgspecError, RecursionError):
-        raise not_a_model(folder, f"{INDEX} is not a valid index") from None
-    if any(Path(name).name != name for name in names):
-        raise not_a_model(folder, f"{INDEX} names files outside the folder")
-    return _present(folder, [folder / name for name in sorted(names)])
-
-
-def _safetensors(path: Path, folder: Path, files: list[Path]) -> ModelFile:
-    headers = [safetensors.read_header(file) for file in files]
-    for file, header in zip(files, headers, strict=True):
-        check_end(file, header.size, header.tensors_end)
-    return safetensors.describe(path, folder, headers)
+def _unrecognised(path: Path, why: str) -> Unrecognised:
+    refusal = not_a_model(path, why)
+    return Unrecognised(refusal.message, **refusal.details)

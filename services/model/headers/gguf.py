@@ -16,9 +16,10 @@ from typing import BinaryIO
 from gguf.constants import GGML_QUANT_SIZES, GGUFValueType
 
 from services.model.headers.cursor import U32, U64, Cursor, PastTheEnd
+from services.model.headers.format_table import FORMATS
 from services.model.headers.model_file import not_a_model, truncated, unsupported
 
-MAGIC = b"GGUF"
+MAGIC = FORMATS["gguf"].magic or b""
 MAX_KEYS = 65_536  # real files have less than a hundred
 MAX_TENSORS = 262_144  # the largest mixture-of-experts models have some thousands per part
 MAX_KEY = 65_535  # bytes, the format's own limit

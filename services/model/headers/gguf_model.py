@@ -1,4 +1,4 @@
-"""Builds the `ModelFile` of a GGUF model from the headers of its parts."""
+"""Reads a GGUF model: the headers of all its parts."""
 
 from __future__ import annotations
 
@@ -7,12 +7,22 @@ from pathlib import Path
 
 from gguf.constants import GGMLQuantizationType, LlamaFileType
 
-from services.model.headers.gguf import Header
+from services.model.headers.gguf import Header, read_header
+from services.model.headers.gguf_parts import has_projector, parts
 from services.model.headers.guess import gguf_type
-from services.model.headers.model_file import ModelFile, not_a_model
+from services.model.headers.model_file import ModelFile, check_end, not_a_model
 
 
-def describe(path: Path, headers: list[Header], projector: bool) -> ModelFile:
+def read(path: Path) -> ModelFile:
+    """Read the headers of all parts. Raises ValidationFailed (NOT_A_MODEL, TRUNCATED, UNSUPPORTED_FORMAT)."""
+    files = parts(path)
+    headers = [read_header(file) for file in files]
+    for part, header in zip(files, headers, strict=True):
+        check_end(part, header.size, header.tensors_end)
+    return _describe(path, headers, has_projector(path))
+
+
+def _describe(path: Path, headers: list[Header], projector: bool) -> ModelFile:
     """Return the model of the headers; the first part has the keys.
 
     `projector`: the folder has an image or audio encoder. Raises ValidationFailed (NOT_A_MODEL).

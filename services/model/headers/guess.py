@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from services.model.headers.model_file import ModelType
+from services.model.units import ModelType
 
 RANK_POOLING = 4  # llama.h: LLAMA_POOLING_TYPE_RANK; 1 to 3 pool to an embedding, 0 does not pool
 

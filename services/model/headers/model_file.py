@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
 from aima_core.errors import ValidationFailed
-
-Format = Literal["gguf", "safetensors", "onnx", "e5s"]
-ModelType = Literal["llm", "vlm", "asr", "tts", "embedding", "diffusion", "rerank", "detection"]
+from services.model.units import ModelType
 
 
 class ModelFile(msgspec.Struct, frozen=True, kw_only=True):
     """The header of a model's weights, in one file or in several. Sizes are bytes, lengths are tokens."""
 
-    format: Format
+    format: str
     type: ModelType
     name: str
     architecture: str | None = None

@@ -24,7 +24,7 @@ class _NotProtobuf(Exception):
     """The bytes are not a protobuf message."""
 
 
-def looks_like(start: bytes) -> bool:
+def recognises(start: bytes, size: int) -> bool:  # noqa: ARG001 (as declared in format_table)
     """Return whether a file starts with an IR version, as all ONNX files do in practice."""
     return len(start) >= 2 and start[0] == (IR_VERSION << 3 | VARINT) and 1 <= start[1] <= 64
 

@@ -11,13 +11,19 @@ import msgspec
 
 from services.model.headers.cursor import U64, Cursor, PastTheEnd
 from services.model.headers.guess import class_type, tensor_type
-from services.model.headers.model_file import ModelFile, not_a_model, truncated
+from services.model.headers.model_file import ModelFile, check_end, not_a_model, truncated
 
 MAX_HEADER = 100_000_000  # bytes, the reference implementation's own limit
 MAX_DIMS = 32  # per tensor; bounds the time to multiply them
 BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16}
 BITS |= {"I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64}
 MAX_CONFIG = 16 << 20  # bytes of a config.json or a chat template
+INDEX = "model.safetensors.index.json"
+MAX_INDEX = 64 << 20  # bytes
+
+
+class _Index(msgspec.Struct):
+    weight_map: dict[str, str]
 
 
 class Tensor(msgspec.Struct, frozen=True):
@@ -37,14 +43,56 @@ class Header:
     tensors_end: int
 
 
-def looks_like(start: bytes, size: int) -> bool:
+def recognises(start: bytes, size: int) -> bool:
     """Return whether the first bytes of a file of `size` bytes may start a safetensors file."""
     return (
         len(start) >= 9 and 2 <= int.from_bytes(start[:8], "little") <= MAX_HEADER and start[8:9] == b"{" and size > 9
     )
 
 
-def read_header(path: Path) -> Header:
+def read(path: Path) -> ModelFile:
+    """Read one file and the config.json beside it. Raises ValidationFailed (NOT_A_MODEL, TRUNCATED)."""
+    return _read(path, path.parent, [path])
+
+
+def read_folder(folder: Path) -> ModelFile | None:
+    """Read a folder: an index of shards, a pipeline of diffusers, or all files; None if none of these is there.
+
+    Raises as `read`.
+    """
+    if (folder / INDEX).is_file():
+        return _read(folder, folder, _indexed(folder))
+    if (folder / "model_index.json").is_file():  # a diffusers pipeline has one folder per network
+        return _read(folder, folder, sorted(folder.glob("*/*.safetensors")))
+    files = sorted(file for file in folder.glob("*.safetensors") if file.is_file())
+    return _read(folder, folder, files) if files else None
+
+
+def _indexed(folder: Path) -> list[Path]:
+    """Return the files in the index of a sharded model, which must be in the same folder."""
+    index = folder / INDEX
+    if index.stat().st_size > MAX_INDEX:
+        raise not_a_model(folder, f"{INDEX} is too large")
+    try:
+        names = set(msgspec.json.decode(index.read_bytes(), type=_Index).weight_map.values())
+    except (msgspec.MsgspecError, RecursionError):
+        raise not_a_model(folder, f"{INDEX} is not a valid index") from None
+    if any(Path(name).name != name for name in names):
+        raise not_a_model(folder, f"{INDEX} names files outside the folder")
+    files = [folder / name for name in sorted(names)]
+    if missing := next((file for file in files if not file.is_file()), None):
+        raise truncated(folder, f"the file {missing.name} is missing")
+    return files
+
+
+def _read(path: Path, folder: Path, files: list[Path]) -> ModelFile:
+    headers = [_read_header(file) for file in files]
+    for file, header in zip(files, headers, strict=True):
+        check_end(file, header.size, header.tensors_end)
+    return _describe(path, folder, headers)
+
+
+def _read_header(path: Path) -> Header:
     """Read the JSON header of one file. Raises ValidationFailed (NOT_A_MODEL, TRUNCATED)."""
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -77,7 +125,7 @@ def _fits(tensor: Tensor) -> bool:
     return bits == room if tensor.dtype in BITS else bits <= room
 
 
-def describe(path: Path, folder: Path, headers: list[Header]) -> ModelFile:
+def _describe(path: Path, folder: Path, headers: list[Header]) -> ModelFile:
     """Return the model of the headers and the config.json of its folder. Raises ValidationFailed (NOT_A_MODEL)."""
     tensors = {name: tensor for header in headers for name, tensor in header.tensors.items()}
     if not tensors:

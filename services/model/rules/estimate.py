@@ -5,13 +5,14 @@ from __future__ import annotations
 import msgspec
 
 from services.model.headers.model_file import ModelFile
+from services.model.units import ModelType
 
 MIB = 1 << 20
 PROCESS = 64 * MIB  # an engine's code and threads, before it loads a model
 BATCH = 512  # tokens that llama.cpp evaluates at once (n_ubatch)
 ACTIVATIONS = 16  # concurrent buffers of a batch, each as wide as the embedding: q, k, v, two of four widths, ...
 UNKNOWN_KV = 0.25  # of the weights per 8192 tokens if the header has no shape: as a 7B model of 32 full heads in f16
-GENERATES = ("llm", "vlm")  # types with a KV cache
+GENERATES: tuple[ModelType, ...] = ("llm", "vlm")  # types with a KV cache
 
 MIN_CONTEXT = 2048  # tokens: the minimum for a conversation
 USEFUL_CONTEXT = 8192  # tokens: enough for most requests

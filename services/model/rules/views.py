@@ -10,7 +10,7 @@ import msgspec
 from aima_core.call import timestamp
 from aima_core.store.records import Recorded, Statement
 from services.model import units as u
-from services.model.headers.model_file import Format, ModelFile, ModelType
+from services.model.headers.model_file import ModelFile
 from services.model.rules.estimate import estimate, memory_min, memory_recommended
 
 TABLES = {
@@ -116,8 +116,8 @@ def model_file(row: Mapping[str, Any]) -> ModelFile:
         **{
             **recorded,
             "name": row["name"],
-            "format": cast(Format, row["format"]),
-            "type": cast(ModelType, row["type"]),
+            "format": row["format"],
+            "type": cast(u.ModelType, row["type"]),
             "size": row["size"],
             "tensors_end": facts.get("tensors_end") or row["size"],
         }

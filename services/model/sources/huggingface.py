@@ -30,11 +30,12 @@ from services.model.sources.port import (
     check_tag,
 )
 from services.model.sources.repo_files import RepoFile, choose, fetch, has_gguf
+from services.model.units import ModelType
 
 HUB = "https://huggingface.co"
 T = TypeVar("T")
 
-TYPES = {
+TYPES: dict[str, ModelType] = {
     "text-generation": "llm",
     "image-text-to-text": "vlm",
     "automatic-speech-recognition": "asr",

