@@ -24,6 +24,7 @@ from services.model.headers.format_table import FORMATS
 ModelType = Literal["llm", "vlm", "asr", "tts", "embedding", "diffusion", "video_gen", "detection", "rerank"]
 ModelStatus = Literal["pending", "pulling", "ready", "error", "verifying"]
 SourceName = Literal["ollama", "huggingface", "modelscope", "package"]
+EstimateBasis = Literal["header", "size"]
 Facts = dict[str, int | float | str | bool | None]
 
 KNOWN_FORMATS = tuple(FORMATS)
@@ -37,6 +38,12 @@ ModelFormat = Annotated[
         examples=[*KNOWN_FORMATS, "my-speech-weights"],
     ),
 ]
+
+
+def is_opaque(format_: str) -> bool:
+    """Return whether AIMA does not read files of this format."""
+    return format_ not in KNOWN_FORMATS
+
 
 ModelId = Annotated[
     str,
@@ -200,6 +207,7 @@ class Requirements(View):
     kv_bytes_per_token: int = Field(description="Bytes of the KV cache per token of context and slot.")
     overhead: int = Field(description="Bytes of buffers and of the engine itself.")
     context_length: int = Field(description="Tokens of context that the model was trained for; 0 if it has no context.")
+    basis: EstimateBasis = Field("header", description="Origin of the figures, as in `model.estimate_resources`.")
 
     def memory(self, tokens: int) -> int:
         """Return the bytes for `tokens` of context in all slots together."""
@@ -281,6 +289,11 @@ class Estimate(View):
     memory_min: int = Field(description="For one request at a time in a context of 2048 tokens.")
     memory_recommended: int = Field(description="For four requests at once in contexts of 8192 tokens.")
     gpu_type: str | None = Field(None, description="Smallest GPU that is required; null if a CPU suffices.")
+    basis: EstimateBasis = Field(
+        "header",
+        description="header: calculated from the header of the files. size: only the size of the files and of a bare "
+        "process, because AIMA does not read the format; the engine may need more.",
+    )
 
 
 # --- commands -----------------------------------------------------------------------------------------------------
@@ -294,7 +307,10 @@ class CreateModel(
     events=(ModelCreated,),
     examples=({"name": "my-model", "type": "llm", "format": "gguf", "path": "/models/my-model.gguf"},),
 ):
-    """Register a model, with `path` also its files. Idempotent."""
+    """Register a model, with `path` also its files. Idempotent.
+
+    Files in a format that AIMA does not read are registered with their size and checksum, without further checks.
+    """
 
     name: ModelName
     type: ModelType = Field(description="Type of the model.")
@@ -363,15 +379,25 @@ class ImportModel(
     timeout=600,
     errors=(NotFound, Conflict, ValidationFailed, InvalidRequest),
     events=(ModelImported, ModelCreated),
-    examples=({"path": "/models/smollm2.gguf", "name": "smollm2"},),
+    examples=(
+        {"path": "/models/smollm2.gguf", "name": "smollm2"},
+        {"path": "/models/dictation", "format": "my-speech-weights", "type": "asr"},
+    ),
 ):
-    """Register local files as a model. Format and type are read from the files."""
+    """Register local files as a model. Format and type are read from the files.
+
+    For files that AIMA does not read, `format` is the name that the manifest of an engine lists under `formats`. They
+    are registered with their size and checksum, without further checks.
+    """
 
     path: FilePath
     name: ModelName | None = Field(
         None, description="Name of the model; default: from the file's header, or the file's name."
     )
-    type: ModelType | None = Field(None, description="Type of the model; default: from the file's header.")
+    type: ModelType | None = Field(
+        None, description="Type of the model; default: from the file's header, or from the engine that reads `format`."
+    )
+    format: ModelFormat | None = Field(None, description="Format of the weights; default: read from the files.")
     auto_detect: bool = Field(True, description="Whether to read the type from the file; if false, `type` is required.")
 
 

@@ -220,7 +220,7 @@ EFFECTS: dict[str, list[Any]] = {
     "pulling": [EFFECT],
     "ready": [],
     "error": [],
-    "verifying": [Verify(ID, 2, PATH, 100, DIGEST, "")],
+    "verifying": [Verify(ID, 2, PATH, "gguf", 100, DIGEST, "")],
     "damaged": [],
     "removing": [Remove(ID)],
     "imported": [],

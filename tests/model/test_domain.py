@@ -576,6 +576,7 @@ async def test_memory_is_estimated_from_the_header(nats: NatsServer, tmp_path: P
             "memory_min": rest + 2048 * kv,
             "memory_recommended": rest + 4 * 2048 * kv,
             "gpu_type": None,
+            "basis": "header",
         }
         larger = await model.data("estimate_resources", model_id="mine", context_length=4096, slots=2)
         assert larger["memory_recommended"] == larger["memory_min"] == rest + 2 * 4096 * kv

@@ -19,9 +19,16 @@ def checksum(path: Path) -> str:
     every byte. Raises OSError if a file cannot be read.
     """
     if path.is_dir():
-        return _combined(path, (file for file in path.rglob("*") if file.is_file() and ".part" not in file.suffixes))
+        return _combined(path, files_of(path))
     files = parts(path)
     return _combined(path.parent, files) if len(files) > 1 else f"sha256:{file_sha256(path)}"
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return the files that count for the checksum of a folder: all but partial downloads; of a file, itself."""
+    if not path.is_dir():
+        return [path]
+    return [file for file in path.rglob("*") if file.is_file() and ".part" not in file.suffixes]
 
 
 def file_sha256(path: Path) -> str:

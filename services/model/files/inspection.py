@@ -11,6 +11,8 @@ from aima_core.errors import AimaError, InvalidRequest, NotFound, ValidationFail
 from services.model import internal as i
 from services.model import units as u
 from services.model.files.checksum import checksum
+from services.model.files.declared import check_declared, refused
+from services.model.files.opaque import opaque_model, size_of
 from services.model.headers.formats import ModelFile, inspect, loadable
 from services.model.rules import model_names
 
@@ -18,7 +20,9 @@ _NO_FACTS = ("format", "type", "name", "size")  # they have their own columns
 
 
 def facts_of(file: ModelFile) -> u.Facts:
-    """Return the facts of a header for the event, without unknown ones."""
+    """Return the facts of a header for the event, without unknown ones; none of files that were not read."""
+    if u.is_opaque(file.format):
+        return {}
     fields = msgspec.to_builtins(file)
     return {key: value for key, value in fields.items() if key not in _NO_FACTS and value is not None}
 
@@ -42,35 +46,36 @@ def as_created(command: u.CreateModel) -> i.Register:
             checksum="",
             facts={},
         )
-    path, file = _inspect(command.path)
-    _check_declared("type", command.type, file.type)
-    _check_declared("format", command.format, file.format)
+    path, file = _inspect(command.path, command.format, command.type)
+    check_declared("type", command.type, file.type)
+    check_declared("format", command.format, file.format)
     return _register(path, file, (command.name,), command.type, source, named=True, imported=False)
 
 
 def as_imported(command: u.ImportModel) -> i.Register:
-    """Return the command with the facts of its files. Raises as `as_created` does."""
+    """Return the command with the facts of its files. An opaque format needs a type. Raises as `as_created` does."""
     if not command.auto_detect and command.type is None:
-        raise _refused("type", "a type, because auto_detect is false", "TYPE_NEEDED")
-    path, file = _inspect(command.path)
+        raise refused("type", "a type, because auto_detect is false", "TYPE_NEEDED")
+    path, file = _inspect(command.path, command.format, command.type)
+    check_declared("format", command.format, file.format)
     if command.auto_detect:
-        _check_declared("type", command.type, file.type)
+        check_declared("type", command.type, file.type)
     derived = (model_names.tidy(file.name), model_names.tidy(path.stem if path.is_file() else path.name))
     names = (command.name,) if command.name else tuple(name for name in derived if name) or ("model",)
     return _register(path, file, names, command.type or file.type, "import", named=bool(command.name), imported=True)
 
 
-def issues_of(path: Path, size: int, registered: str, expected: str) -> tuple[tuple[str, ...], bool]:
+def issues_of(path: Path, format_: str, size: int, registered: str, expected: str) -> tuple[tuple[str, ...], bool]:
     """Check files against their registration; return the issues, and whether the files match the registration.
 
-    `expected` is the caller's own checksum, or empty.
+    Files in an opaque format are compared by size and checksum only. `expected` is the caller's own checksum, or empty.
     """
     try:
         if not path.exists():
             return (f"missing: {path}",), False
-        file = inspect(path)
-        if file.size < size:
-            return (f"truncated: {path} has {file.size} bytes, registered are {size}",), False
+        actual_size = size_of(path) if u.is_opaque(format_) else inspect(path).size
+        if actual_size < size:
+            return (f"truncated: {path} has {actual_size} bytes, registered are {size}",), False
         actual = checksum(path)
     except ValidationFailed as refusal:
         issue = {"TRUNCATED": "truncated", "NOT_A_MODEL": "changed"}.get(refusal.reason, "not readable")
@@ -85,18 +90,21 @@ def issues_of(path: Path, size: int, registered: str, expected: str) -> tuple[tu
     return tuple(issues), actual == registered
 
 
-def _inspect(text: str) -> tuple[Path, ModelFile]:
+def _inspect(text: str, format_: str | None, kind: u.ModelType | None) -> tuple[Path, ModelFile]:
     """Return the path that an engine loads, and its header. `text` is an absolute path of a file or folder."""
     path = Path(text)
     if "\0" in text or not path.is_absolute() or ".." in path.parts:
-        raise _refused("path", "an absolute path without ..", "BAD_PATH", path=text)
+        raise refused("path", "an absolute path without ..", "BAD_PATH", path=text)
     try:
+        if format_ and u.is_opaque(format_):
+            assert kind, "the adapter adds the type of an opaque format"
+            return path, opaque_model(path, format_, kind)
         inspect(path)
         path = loadable(path)
         return path, inspect(path)
     except (NotFound, InvalidRequest) as refusal:
         fields = [{"field": "path", "expected": refusal.message}]
-        refusal.details = {**refusal.details, "field": "path", "fields": fields}
+        refusal.details = {"field": "path", "fields": fields, **refusal.details}
         raise
 
 
@@ -121,14 +129,3 @@ def _register(
         checksum=digest,
         facts=facts_of(file),
     )
-
-
-def _check_declared(field: str, declared: str | None, found: str) -> None:
-    if declared in (None, found) or (declared, found) == ("video_gen", "diffusion"):  # their headers do not differ
-        return
-    raise _refused(field, f"{found}, as in the header of the files, not {declared}", "CONTRADICTED", found=found)
-
-
-def _refused(field: str, expected: str, reason: str, **details: str) -> ValidationFailed:
-    fields = [{"field": field, "expected": expected}]
-    return ValidationFailed(f"{field}: expected {expected}", reason=reason, field=field, fields=fields, **details)

@@ -10,13 +10,14 @@ from weakref import WeakValueDictionary
 
 from aima_core.call import Call
 from aima_core.domain import Context, Outside
-from aima_core.errors import AimaError, Conflict, NotFound, Unavailable, UnitNotFound
+from aima_core.errors import Conflict, NotFound, Unavailable, UnitNotFound
 from aima_core.store.reader import Row
 from aima_core.units import Command, Query, View
 from services.model import internal as i
 from services.model import units as u
 from services.model.files import inspection, model_folders
 from services.model.files.threads import in_thread
+from services.model.outside.engine_list import EngineList
 from services.model.outside.pull import pull
 from services.model.outside.search import search
 from services.model.rules import views
@@ -26,7 +27,7 @@ from services.model.sources import SOURCES
 from services.model.sources.port import check
 
 _PEER_TIMEOUT = 5.0  # seconds that another domain has to answer
-_ALL = 1000  # models or engines in one answer: the maximum of a page
+_ALL = 1000  # models in one answer: the maximum of a page
 
 
 class ModelOutside(Outside[ModelState]):
@@ -35,15 +36,17 @@ class ModelOutside(Outside[ModelState]):
     def __init__(self, context: Context[ModelState]) -> None:
         super().__init__(context)
         self._pulls = asyncio.Semaphore(context.settings.pulls_at_once)
+        self._engines = EngineList(context.peers)
         self._folders: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def prepare(self, command: Command[Any], call: Call) -> Command[Any]:  # noqa: ARG002 (as declared)
         """Add the facts of the files and the services that use the model; replace a name by its id."""
         match command:
             case u.CreateModel():
-                return await in_thread(inspection.as_created, command)
+                return await self._engines.explained(in_thread(inspection.as_created, command))
             case u.ImportModel():
-                return await in_thread(inspection.as_imported, command)
+                typed = await self._engines.typed(command)
+                return await self._engines.explained(in_thread(inspection.as_imported, typed))
             case u.PullModel():
                 check(SOURCES[command.source], command.repo, command.tag, command.mirror)
                 return command
@@ -64,8 +67,10 @@ class ModelOutside(Outside[ModelState]):
                 case Pull():
                     async with self._pulls:
                         return [await pull(folder, effect, self.context.settings, self.context.record)]
-                case Verify(path=path, size=size, checksum=checksum, expected=expected):
-                    issues, intact = await in_thread(inspection.issues_of, Path(path), size, checksum, expected)
+                case Verify(path=path, format=format_, size=size, checksum=registered, expected=expected):
+                    issues, intact = await in_thread(
+                        inspection.issues_of, Path(path), format_, size, registered, expected
+                    )
                     return [
                         i.RecordVerified(model_id=effect.model_id, run=effect.run, issues=issues, intact=intact),
                     ]
@@ -131,8 +136,4 @@ class ModelOutside(Outside[ModelState]):
 
     async def _compatibility(self) -> u.Compatibility:
         rows, _ = await self.context.read.page("models", where={"status": "ready"}, limit=_ALL, offset=0, order="id")
-        try:
-            answer = await self.context.peers.client.ask("engine.list", {"limit": _ALL}, timeout=_PEER_TIMEOUT)
-        except AimaError:
-            return views.compatibility(rows, None)
-        return views.compatibility(rows, answer.data["items"])
+        return views.compatibility(rows, await self._engines.items())

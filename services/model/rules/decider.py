@@ -66,7 +66,8 @@ def registered(world: World[ModelState], command: i.Register) -> ModelState | No
     for state in world.values():
         name_matches = not command.named or command.names[0] in (state.name, state.id)
         if command.path:
-            files_match = (state.path, state.checksum, state.type) == (command.path, command.checksum, command.type)
+            fields = ("path", "checksum", "type", "format")
+            files_match = all(getattr(state, field) == getattr(command, field) for field in fields)
         else:
             files_match = command.type == state.type and command.format in ("", state.format)
         if name_matches and files_match and state.status != "removing":
@@ -108,7 +109,7 @@ def _register(world: World[ModelState], command: i.Register) -> list[Event]:
         return []
     for name in command.names:
         state = known(world, name)
-        if state is None or (state.status == "pending" and state.type == command.type):
+        if state is None or _awaits(state, command):
             break
     else:
         state = known(world, command.names[0])
@@ -128,6 +129,11 @@ def _register(world: World[ModelState], command: i.Register) -> list[Event]:
     about = {field: getattr(command, field) for field in fields}
     created = u.ModelCreated(model_id=model_id, name=name, **about)
     return [u.ModelImported(model_id=model_id, path=command.path), created] if command.imported else [created]
+
+
+def _awaits(state: ModelState, command: i.Register) -> bool:
+    """Return whether the model was created without files and may get these."""
+    return state.status == "pending" and state.type == command.type and state.format in ("", command.format)
 
 
 def _delete(state: ModelState, command: i.BeginDelete) -> list[Event]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from services.model.headers.model_file import ModelFile
-from services.model.units import ModelType
+from services.model.units import ModelType, is_opaque
 
 MIB = 1 << 20
 PROCESS = 64 * MIB  # an engine's code and threads, before it loads a model
@@ -36,11 +36,13 @@ def estimate(file: ModelFile, context_length: int, slots: int = 1, kv_bytes: flo
     allocates in llama-kv-cache. `kv_bytes` is 2 for f16, 1.0625 for q8_0. Sliding windows are
     ignored: for models that have them the result is an upper bound.
 
+    If AIMA does not read the format, the estimate is the size of the files and the process.
+
     Overhead = the process, plus the logits (vocabulary, f32) and the activations of one batch of 512 tokens.
     """
     weights = file.size
     width = file.embedding_length or 0
-    generates = file.type in GENERATES
+    generates = file.type in GENERATES and not is_opaque(file.format)
     logits = file.vocabulary or 0 if generates else 0
     overhead = PROCESS + BATCH * 4 * (logits + ACTIVATIONS * width)
     kv_cache = _kv_cache(file, context_length * slots, kv_bytes) if generates else 0

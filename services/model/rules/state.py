@@ -59,6 +59,7 @@ class Verify(Effect, frozen=True):
     model_id: str
     run: int
     path: str
+    format: str
     size: int
     checksum: str
     expected: str
@@ -120,7 +121,8 @@ def todo(state: ModelState) -> Iterable[Effect]:
             return [Pull(state.id, state.run, pull.source, pull.repo, pull.tag, pull.mirror, pull.started_at)]
         case "verifying":
             assert state.verify
-            return [Verify(state.id, state.run, state.path, state.size, state.checksum, state.verify.checksum)]
+            checksums = state.checksum, state.verify.checksum
+            return [Verify(state.id, state.run, state.path, state.format, state.size, *checksums)]
         case "removing":
             return [Remove(state.id)]
         case "pending" | "ready" | "error":

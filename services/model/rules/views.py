@@ -95,7 +95,11 @@ def requirements(row: Mapping[str, Any]) -> u.Requirements:
     base = estimate(file, context_length=1)
     context = file.context_length or 0
     return u.Requirements(
-        weights=base.weights, kv_bytes_per_token=base.kv_cache, overhead=base.overhead, context_length=context
+        weights=base.weights,
+        kv_bytes_per_token=base.kv_cache,
+        overhead=base.overhead,
+        context_length=context,
+        basis=_basis(row),
     )
 
 
@@ -105,7 +109,12 @@ def estimated(row: Mapping[str, Any], context_length: int | None, slots: int | N
     return u.Estimate(
         memory_min=memory_min(file, context_length, slots),
         memory_recommended=memory_recommended(file, context_length, slots),
+        basis=_basis(row),
     )
+
+
+def _basis(row: Mapping[str, Any]) -> u.EstimateBasis:
+    return "size" if u.is_opaque(row["format"]) else "header"
 
 
 def model_file(row: Mapping[str, Any]) -> ModelFile:

@@ -1,0 +1,49 @@
+"""Asks the engine domain which engines read which formats."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+
+from aima_core.bus.peers import Peers
+from aima_core.errors import AimaError
+from services.model import units as u
+from services.model.headers.formats import Unrecognised
+from services.model.rules.opaque_types import Engines, opaque_hint, opaque_type
+
+_TIMEOUT = 5.0  # seconds for the engine domain to answer
+_ALL = 1000  # engines in one answer: the maximum of a page
+T = TypeVar("T")
+
+
+class EngineList:
+    """The engines of this installation, as far as a model needs them."""
+
+    def __init__(self, peers: Peers) -> None:
+        self._peers = peers
+
+    async def items(self) -> Engines:
+        """Return the engines; None if the engine domain does not answer."""
+        try:
+            answer = await self._peers.client.ask("engine.list", {"limit": _ALL}, timeout=_TIMEOUT)
+        except AimaError:
+            return None
+        items: list[dict[str, Any]] = answer.data["items"]
+        return items
+
+    async def typed(self, command: u.ImportModel) -> u.ImportModel:
+        """Return the command; if its format is opaque, with the type that the engines serve in this format.
+
+        Raises ValidationFailed (TYPE_NEEDED) if that is not exactly one type.
+        """
+        if command.type is not None or command.format is None or not u.is_opaque(command.format):
+            return command
+        return command.model_copy(update={"type": opaque_type(command.format, await self.items())})
+
+    async def explained(self, inspected: Awaitable[T]) -> T:
+        """Return the result of an inspection; add to a refusal of unrecognised files which engines may read them."""
+        try:
+            return await inspected
+        except Unrecognised as refusal:
+            message = f"{refusal.message}{opaque_hint(await self.items())}"
+            raise Unrecognised(message, **refusal.details) from None

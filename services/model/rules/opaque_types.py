@@ -1,0 +1,68 @@
+"""The type of a model in an opaque format, from the engines that read the format. Pure.
+
+The engines are items of engine.list, None if the engine domain does not answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from aima_core.errors import ValidationFailed
+from aima_core.suggestions import did_you_mean, nearest
+from services.model import units as u
+
+Engines = Sequence[Mapping[str, Any]] | None
+
+
+def opaque_type(format_: str, engines: Engines) -> u.ModelType:
+    """Return the only type that engines serve in this format.
+
+    Raises ValidationFailed (TYPE_NEEDED), which names `type` and the engines that read the format.
+    """
+    readers = sorted(engine["name"] for engine in engines or () if format_ in engine["formats"])
+    types = sorted({kind for engine in engines or () if format_ in engine["formats"] for kind in engine["model_types"]})
+    if len(types) == 1:
+        return cast(u.ModelType, types[0])
+    if types:
+        expected = f"one of {', '.join(types)}, for which {' and '.join(readers)} {_verb(readers)} {format_}"
+    else:
+        expected = f"the type of the model, because AIMA does not read {format_} and {_no_engine(format_, engines)}"
+    raise ValidationFailed(
+        f"type: expected {expected}",
+        reason="TYPE_NEEDED",
+        field="type",
+        fields=[{"field": "type", "expected": expected}],
+        format=format_,
+        engines=readers,
+    )
+
+
+def opaque_hint(engines: Engines) -> str:
+    """Return the end of a message about files in no known format: what to do if an engine reads them."""
+    formats = _by_format(engines)
+    listed = ", ".join(f"{name} ({', '.join(names)})" for name, names in formats.items() if u.is_opaque(name))
+    offer = f"; the installed engines also read {listed}" if listed else ""
+    return f"{offer}; if an engine reads these files, give format as in its manifest"
+
+
+def _no_engine(format_: str, engines: Engines) -> str:
+    if engines is None:
+        return "the engine domain does not answer"
+    formats = _by_format(engines)
+    listed = ", ".join(f"{name} ({', '.join(names)})" for name, names in formats.items()) or "nothing"
+    near = did_you_mean(nearest(format_, {*u.KNOWN_FORMATS, *formats}))
+    return f"no installed engine does; they read {listed}{near}"
+
+
+def _by_format(engines: Engines) -> dict[str, list[str]]:
+    """Return the names of the installed engines by the formats that they read."""
+    formats: dict[str, list[str]] = {}
+    for engine in engines or ():
+        for name in engine["formats"] if engine["installed"] else ():
+            formats.setdefault(name, []).append(engine["name"])
+    return {name: sorted(formats[name]) for name in sorted(formats)}
+
+
+def _verb(readers: Sequence[str]) -> str:
+    return "read" if len(readers) > 1 else "reads"
