@@ -195,7 +195,7 @@ REFUSED: dict[
             CPU,
             wish(),
             Conflict,
-            "no engine serves model m (llm, gguf); engine.list shows which models each serves",
+            "no engine reads the format gguf of model m; installed engines read: none",
         ),
         {"reason": "NO_ENGINE", "engines": []},
     ),
@@ -205,23 +205,23 @@ REFUSED: dict[
             CPU,
             wish(device="cpu"),
             Conflict,
-            "no engine serves model m (llm, gguf) on cpu; engine.list shows which models each serves",
+            "no engine reads the format gguf of model m; installed engines read: none",
         ),
         {"reason": "NO_ENGINE", "engines": []},
     ),
     "none that reads the format": (
-        *([engine("a", formats=["onnx"])], CPU, wish(), Conflict),
-        "no engine serves model m (llm, gguf); engine.list shows which models each serves",
+        *([engine("b", formats=["onnx"]), engine("a", formats=["onnx", "e5s"])], CPU, wish(), Conflict),
+        "no engine reads the format gguf of model m; installed engines read: e5s (a), onnx (a, b)",
         {"reason": "NO_ENGINE", "engines": []},
     ),
     "none for that type": (
-        *([engine("a", model_types=["asr"])], CPU, wish(), Conflict),
-        "no engine serves model m (llm, gguf); engine.list shows which models each serves",
+        *([engine("a", model_types=["asr"]), engine("b", formats=["onnx"])], CPU, wish(), Conflict),
+        "no engine that reads gguf serves llm, the type of model m; they serve: asr (a)",
         {"reason": "NO_ENGINE", "engines": []},
     ),
     "none for that device": (
         *([engine("a")], [*CPU, gpu(1000)], wish(device="gpu"), Conflict),
-        "no engine serves model m (llm, gguf) on gpu; engine.list shows which models each serves",
+        "no engine serves model m on gpu; engines that serve it run on: cpu (a)",
         {"reason": "NO_ENGINE", "engines": []},
     ),
     "none is installed": (
@@ -238,12 +238,22 @@ REFUSED: dict[
     ),
     "the one asked for does not fit": (
         *([engine("a"), engine("b", formats=["onnx"])], CPU, wish("b"), Conflict),
-        "engine b does not serve model m (llm, gguf); engine.list shows which models each serves",
+        "engine b cannot serve model m: it reads onnx, and the format of the model is gguf",
+        {"reason": "NO_ENGINE", "engines": []},
+    ),
+    "the one asked for does not serve the type": (
+        *([engine("a"), engine("b", model_types=["asr", "tts"])], CPU, wish("b"), Conflict),
+        "engine b cannot serve model m: it serves asr, tts, and the type of the model is llm",
+        {"reason": "NO_ENGINE", "engines": []},
+    ),
+    "the one asked for does not run there": (
+        *([engine("a", devices="cpu gpu"), engine("b")], CPU, wish("b", "gpu"), Conflict),
+        "engine b cannot serve model m on gpu: it runs on cpu",
         {"reason": "NO_ENGINE", "engines": []},
     ),
     "the one asked for is unknown": (
         *([engine("a")], CPU, wish("x", "cpu"), Conflict),
-        "engine x does not serve model m (llm, gguf) on cpu; engine.list shows which models each serves",
+        "there is no engine x; known: a",
         {"reason": "NO_ENGINE", "engines": []},
     ),
     "the one asked for is not installed": (

@@ -40,7 +40,7 @@ class StartFacts:
             waiting = f"is {model_view.status}; start the service when the model is ready"
             what = f"has failed: {model_view.error}" if model_view.error else waiting
             raise Conflict(f"{service.id} cannot start: model {model_view.id} {what}", reason="MODEL_NOT_READY")
-        engines = await peers.call(engine.ListEngines(type=model_view.type, limit=1000))
+        engines = await peers.call(engine.ListEngines(limit=1000))
         devices = await peers.call(device.ListDevices(limit=1000))
         request = SelectionRequest(about.engine, about.device, about.resource_class, about.config, replicas)  # type: ignore[arg-type]
         choice = choose(model_view, engines.items, devices.items, request, await self.speeds(model_view.id))

@@ -78,7 +78,7 @@ def choose(
             else:
                 unmet_gpu_need = min(unmet_gpu_need or need, need)
     if not choices:
-        raise _refusal(model, suitable, gpus, request, unmet_gpu_need)
+        raise _refusal(model, engines, suitable, gpus, request, unmet_gpu_need)
     measured = [_measured(choice, speeds) for choice in choices]
     by_speed = len(choices) > 1 and all(measured)
     ranks = [(speed if by_speed else 0.0, *_rank(choice)) for choice, speed in zip(choices, measured, strict=True)]
@@ -154,6 +154,7 @@ def _reason(
 
 def _refusal(
     model: ModelView,
+    engines: Sequence[EngineView],
     suitable: Sequence[EngineView],
     gpus: Sequence[DeviceItem],
     request: SelectionRequest,
@@ -162,21 +163,58 @@ def _refusal(
     if unmet_gpu_need:
         return _no_gpu(model, suitable, gpus, unmet_gpu_need)
     uninstalled = [engine for engine in suitable if request.device in ("auto", *engine.devices)]
-    what = f"model {model.id} ({model.type}, {model.format})"
-    where = "" if request.device == "auto" else f" on {request.device}"
     if uninstalled:
+        where = "" if request.device == "auto" else f" on {request.device}"
         names = " or ".join(engine.name for engine in uninstalled)
-        install = f"aima call engine.install name={uninstalled[0].name}"
-        message = f"{what} needs an engine that is not installed{where}: {names}; install it with: {install}"
-    elif request.engine:
-        message = f"engine {request.engine} does not serve {what}{where}; engine.list shows which models each serves"
+        message = (
+            f"model {model.id} ({model.type}, {model.format}) needs an engine that is not installed{where}: {names}; "
+            f"install it with: aima call engine.install name={uninstalled[0].name}"
+        )
     else:
-        message = f"no engine serves {what}{where}; engine.list shows which models each serves"
+        message = _unserved(model, engines, request)
     return Conflict(
         message,
         reason="ENGINE_NOT_INSTALLED" if uninstalled else "NO_ENGINE",
         engines=[engine.name for engine in uninstalled],
     )
+
+
+def _unserved(model: ModelView, engines: Sequence[EngineView], request: SelectionRequest) -> str:
+    """Return why no engine serves the model: because of its format, its type or the device, in this order."""
+    if request.engine:
+        return _unfit(model, engines, request)
+    readers = [engine for engine in engines if model.format in engine.formats]
+    if not readers:
+        installed = _by_name([engine for engine in engines if engine.installed], "formats")
+        return f"no engine reads the format {model.format} of model {model.id}; installed engines read: {installed}"
+    typed = [engine for engine in readers if model.type in engine.model_types]
+    if not typed:
+        served = _by_name(readers, "model_types")
+        what = f"{model.type}, the type of model {model.id}"
+        return f"no engine that reads {model.format} serves {what}; they serve: {served}"
+    devices = _by_name(typed, "devices")
+    return f"no engine serves model {model.id} on {request.device}; engines that serve it run on: {devices}"
+
+
+def _unfit(model: ModelView, engines: Sequence[EngineView], request: SelectionRequest) -> str:
+    """Return why the requested engine does not serve the model."""
+    engine = next((engine for engine in engines if engine.name == request.engine), None)
+    if engine is None:
+        names = sorted(engine.name for engine in engines)
+        return f"there is no engine {request.engine}; known: {', '.join(names)}"
+    cannot = f"engine {engine.name} cannot serve model {model.id}"
+    if model.format not in engine.formats:
+        return f"{cannot}: it reads {', '.join(engine.formats)}, and the format of the model is {model.format}"
+    if model.type not in engine.model_types:
+        return f"{cannot}: it serves {', '.join(engine.model_types)}, and the type of the model is {model.type}"
+    return f"{cannot} on {request.device}: it runs on {', '.join(engine.devices)}"
+
+
+def _by_name(engines: Sequence[EngineView], field: str) -> str:
+    """Return the values of a field of all engines, each with the engines that have it: `gguf (llamacpp, vllm)`."""
+    values = sorted({value for engine in engines for value in getattr(engine, field)})
+    named = (sorted(engine.name for engine in engines if value in getattr(engine, field)) for value in values)
+    return ", ".join(f"{value} ({', '.join(names)})" for value, names in zip(values, named, strict=True)) or "none"
 
 
 def _no_gpu(
