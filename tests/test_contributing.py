@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -149,6 +150,33 @@ async def test_the_engine_of_the_recipe_answers(tmp_path: Path, smollm2: Path) -
         answer = await aima.ask("inference.chat", model="svc-parrot", messages=said)
         assert answer["content"].strip() == "Polly wants a cracker"
         await aima.ask("service.stop", service_id="svc-parrot")
+
+
+async def test_a_speech_engine_for_weights_that_aima_cannot_read_is_a_manifest_alone(tmp_path: Path) -> None:
+    manifests, weights = tmp_path / "data/engine/manifests", tmp_path / "dictation"
+    manifests.mkdir(parents=True)
+    (manifests / "dictation.yaml").write_text(FILES["engine/manifests/dictation.yaml"])
+    shutil.copy(ROOT / "tests/stand_ins/media_engine.py", manifests / "dictation_server.py")
+    weights.mkdir()
+    (weights / "encoder.weights").write_bytes(b"listens")
+    (weights / "words.txt").write_bytes(b"knows words")
+    async with system(tmp_path / "data") as aima:
+        imported = await aima.ask("model.import", path=str(weights), format="my-speech-weights", name="dictation")
+        model = await aima.ask("model.get", **imported)
+        assert (model["format"], model["type"], model["status"]) == ("my-speech-weights", "asr", "ready")
+        await aima.ask("service.create", model_id="dictation", name="ears")
+        await aima.ask("service.start", service_id="svc-ears")
+        url = f"http://{aima.environ['AIMA_GATEWAY_ADDR']}"
+        async with httpx2.AsyncClient(base_url=url, timeout=60) as http:
+            form = {"data": {"model": "ears"}, "files": {"file": ("talk.wav", b"RIFF, and somebody talks")}}
+            answer = await http.post("/v1/audio/transcriptions", **form)
+        heard = hashlib.sha256(b"RIFF, and somebody talks").hexdigest()[:16]
+        known = hashlib.sha256(b"listens" + b"knows words").hexdigest()
+        assert answer.json()["text"] == f"talk.wav: 24 bytes, {heard}, by {known}"
+        reason = (await aima.ask("service.history", service_id="svc-ears"))["events"]
+        (requested,) = [event["data"] for event in reason if event["type"] == "service.start_requested"]
+        assert requested["reason"] == "dictation on cpu: asr in my-speech-weights, the only suitable engine"
+        await aima.ask("service.stop", service_id="svc-ears")
 
 
 async def on_the_bus(aima: System, domain: str) -> bool:

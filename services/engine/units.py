@@ -305,7 +305,7 @@ class Features(View):
     supports_embedding: bool
     supports_multimodal: bool
     supports_quantization: bool
-    max_context_length: int = Field(description="Maximum context, in tokens.")
+    max_context_length: int = Field(description="Maximum context, in tokens; 0 if it has no context.")
     cancels_whole: bool = Field(
         True, description="Whether it stops generating when the client disconnects from an unstreamed request."
     )

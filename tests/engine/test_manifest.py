@@ -108,7 +108,7 @@ def test_a_users_manifest_goes_before_the_built_in_of_its_name(tmp_path: Path) -
         ("type", "poem", "type", "Input should be 'llm'"),
         ("health", {"path": "health"}, "health.path", "match pattern"),
         ("health", {"path": "/", "timeout": 0}, "health.timeout", "greater than 0"),
-        ("features.max_context_length", 0, "features.max_context_length", "greater than or equal to 1"),
+        ("features.max_context_length", -1, "features.max_context_length", "greater than or equal to 0"),
         ("command", [], "command", "at least 1 item"),
         ("command", ["{python}", "{modle}"], "(file)", "command uses {modle}; known are "),
         ("command", ["{heat}"], "(file)", "command uses {heat}"),

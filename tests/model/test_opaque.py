@@ -32,7 +32,7 @@ MANIFEST: dict[str, Any] = {
     "endpoints": ["/v1/audio/transcriptions", "/v1/models"],
     "model_types": ["asr"],
     "formats": [SPEECH],
-    "features": {"max_context_length": 1},
+    "features": {},
     "devices": ["cpu"],
 }
 

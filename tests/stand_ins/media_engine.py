@@ -1,9 +1,9 @@
 """A stand-in for engines of speech, images, video, detection and reranking: enough of OpenAI's and Jina's APIs.
 
-    python media_engine.py --port 8000 --model NAME
+    python media_engine.py --port 8000 --model NAME [--weights PATH]
 
 It needs no model, and only the standard library, so that it starts in a tenth of a second. Every answer is derived from
-the request, so that a test can tell which request it belongs to.
+the request, so that a test can tell which request it belongs to; with weights, a transcription also names their digest.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ import struct
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 OPTIONS = argparse.Namespace()
+WEIGHTS = hashlib.sha256()
 AUDIO = {"mp3": "audio/mpeg", "wav": "audio/wav", "opus": "audio/ogg"}
 BLOCK = 1000
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -109,6 +111,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse(400, "the file is no audio")
         digest = hashlib.sha256(audio).hexdigest()[:16]
         text = f"{fields['filename'].decode()}: {len(audio)} bytes, {digest}"
+        if OPTIONS.weights:
+            text += f", by {WEIGHTS.hexdigest()}"
         if self.path.endswith("translations"):
             text = f"in English, {text}"
         match fields.get("response_format", b"json").decode():
@@ -225,7 +229,11 @@ def main() -> int:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--model", required=True)
+    parser.add_argument("--weights", type=Path)
     parser.parse_args(namespace=OPTIONS)
+    if weights := OPTIONS.weights:
+        for file in sorted(weights.iterdir()) if weights.is_dir() else [weights]:
+            WEIGHTS.update(file.read_bytes())
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     Server((OPTIONS.host, OPTIONS.port), Handler).serve_forever()
     return 0

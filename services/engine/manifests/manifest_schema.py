@@ -100,7 +100,7 @@ class Features(_Part):
         True, description="Stops generating when the client disconnects from an unstreamed request."
     )
     max_concurrent: int = Field(1, ge=1, description="Maximum number of requests processed at once.")
-    max_context_length: int = Field(ge=1, description="Maximum context, in tokens.")
+    max_context_length: int = Field(0, ge=0, description="Maximum context, in tokens; 0 if it has no context.")
 
 
 class Failure(_Part):
