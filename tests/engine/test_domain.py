@@ -582,6 +582,13 @@ async def test_a_file_of_weights_is_served_without_a_registry(client: Client, si
     assert (shown["model_id"], shown["model_name"]) == ("", "m")
     assert await slots(client) == {"eng-a-1": 1250}  # the file and a quarter of it
     await stop(client)
+    await free_of_slots(client)
+    (site.folder / "parts/inner").mkdir(parents=True)
+    (site.folder / "parts/one").write_bytes(bytes(300))
+    (site.folder / "parts/inner/two").write_bytes(bytes(500))
+    await start(client, model_id=None, model_path=str(site.folder / "parts"))
+    assert await slots(client) == {"eng-a-1": 1000}  # all files in the folder
+    await stop(client)
 
 
 async def test_engines_are_listed_by_what_they_serve_and_how_they_are(client: Client) -> None:

@@ -17,7 +17,7 @@ from services.engine.outside.engine_host import Host
 from services.engine.rules.state import InstanceState
 from services.model import units as model
 
-_UNKNOWN_SHARE = 4  # without a header: a quarter of the file's size for the KV cache and the engine
+_UNKNOWN_SHARE = 4  # without a header: a quarter of the files' size for the KV cache and the engine
 
 
 async def prepare_start(
@@ -61,7 +61,7 @@ async def _of_path(command: u.StartEngine) -> dict[str, Any]:
         )
     if not path.exists():
         raise NotFound(f"there is no model file {path}", reason="FILE_NOT_FOUND", path=str(path))
-    size = path.stat().st_size
+    size = await asyncio.to_thread(_size, path)
     memory = size + size // _UNKNOWN_SHARE if command.memory_bytes is None else command.memory_bytes
     return {
         "model_id": "",
@@ -70,6 +70,12 @@ async def _of_path(command: u.StartEngine) -> dict[str, Any]:
         "model_type": "",
         "memory": memory,
     }
+
+
+def _size(path: Path) -> int:
+    """Return the bytes of a file, or of all files in a folder."""
+    files = path.rglob("*") if path.is_dir() else (path,)
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 async def _of_model(context: Context[InstanceState], manifest: Manifest, command: u.StartEngine) -> dict[str, Any]:
