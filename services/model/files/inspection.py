@@ -12,7 +12,8 @@ from services.model import internal as i
 from services.model import units as u
 from services.model.files.checksum import checksum
 from services.model.files.declared import check_declared, refused
-from services.model.files.opaque import opaque_model, size_of
+from services.model.files.model_files import size_of
+from services.model.files.opaque import opaque_model
 from services.model.headers.formats import ModelFile, inspect, loadable
 from services.model.rules import model_names
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from aima_core.errors import ValidationFailed
-from services.model.files.checksum import files_of
 from services.model.files.declared import check_declared
+from services.model.files.model_files import files_of
 from services.model.headers.formats import claimed, inspect, readable
 from services.model.headers.model_file import ModelFile, not_a_model
 from services.model.units import ModelType
@@ -29,11 +29,6 @@ def opaque_model(path: Path, format_: str, kind: ModelType) -> ModelFile:
         if known := _known_model(path, files):
             check_declared("format", format_, known.format)
     return ModelFile(format=format_, type=kind, name=path.stem, size=size, tensors_end=size)
-
-
-def size_of(path: Path) -> int:
-    """Return the bytes of a file, or of all files in a folder. Raises OSError."""
-    return sum(file.stat().st_size for file in files_of(path))
 
 
 def _known_model(path: Path, files: list[Path]) -> ModelFile | None:

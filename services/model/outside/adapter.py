@@ -48,8 +48,8 @@ class ModelOutside(Outside[ModelState]):
                 typed = await self._engines.typed(command)
                 return await self._engines.explained(in_thread(inspection.as_imported, typed))
             case u.PullModel():
-                check(SOURCES[command.source], command.repo, command.tag, command.mirror)
-                return command
+                check(SOURCES[command.source], command.repo, command.tag, command.mirror, command.format)
+                return await self._engines.typed(command)
             case u.VerifyModel():
                 return command.model_copy(update={"model_id": self._id(command.model_id)})
             case u.DeleteModel():

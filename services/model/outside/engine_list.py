@@ -14,6 +14,7 @@ from services.model.rules.opaque_types import Engines, opaque_hint, opaque_type
 _TIMEOUT = 5.0  # seconds for the engine domain to answer
 _ALL = 1000  # engines in one answer: the maximum of a page
 T = TypeVar("T")
+C = TypeVar("C", u.ImportModel, u.PullModel)
 
 
 class EngineList:
@@ -31,7 +32,7 @@ class EngineList:
         items: list[dict[str, Any]] = answer.data["items"]
         return items
 
-    async def typed(self, command: u.ImportModel) -> u.ImportModel:
+    async def typed(self, command: C) -> C:
         """Return the command; if its format is opaque, with the type that the engines serve in this format.
 
         Raises ValidationFailed (TYPE_NEEDED) if that is not exactly one type.
@@ -46,4 +47,5 @@ class EngineList:
             return await inspected
         except Unrecognised as refusal:
             message = f"{refusal.message}{opaque_hint(await self.items())}"
-            raise Unrecognised(message, **refusal.details) from None
+            fields = [{"field": "path", "expected": message}]
+            raise Unrecognised(message, **{**refusal.details, "fields": fields}) from None

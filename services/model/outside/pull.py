@@ -6,15 +6,18 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from aima_core.errors import AimaError, InternalError, RateLimited, Timeout, Unavailable
 from aima_core.structured_logs import logger
 from aima_core.units import Command
 from services.model import internal as i
+from services.model import units as u
 from services.model.files import model_folders
 from services.model.files.checksum import checksum
+from services.model.files.declared import check_declared
 from services.model.files.inspection import facts_of
+from services.model.files.opaque import opaque_model
 from services.model.files.threads import in_thread
 from services.model.headers.formats import inspect, loadable
 from services.model.rules import model_names
@@ -71,7 +74,8 @@ async def _fetch(root: Path, effect: Pull, attempts: int, steps: PullSteps) -> m
     delay = _FIRST_RETRY
     while True:
         try:
-            pulled = await SOURCES[effect.source].pull(effect.repo, effect.tag, folder, steps, effect.mirror)
+            source, format_ = SOURCES[effect.source], effect.format or None
+            pulled = await source.pull(effect.repo, effect.tag, folder, steps, effect.mirror, format_)
             break
         except (Unavailable, RateLimited) as refusal:
             attempts -= 1
@@ -86,13 +90,20 @@ async def _fetch(root: Path, effect: Pull, attempts: int, steps: PullSteps) -> m
 
 
 def _describe(pulled: Pulled, folder: Path, effect: Pull) -> model_folders.ArrivedFiles:
-    path = loadable(pulled.path)
-    file = inspect(path)
+    if effect.format and u.is_opaque(effect.format):
+        path, name = pulled.path, ""  # no header names the model
+        file = opaque_model(path, effect.format, cast(u.ModelType, effect.type))
+    else:
+        path = loadable(pulled.path)
+        file = inspect(path)
+        check_declared("format", effect.format or None, file.format)
+        check_declared("type", effect.type or None, file.type)
+        # the author of a package names the file for its users; the name in the header is the trainer's
+        name = model_names.tidy(path.stem if effect.source == "package" else file.name)
     return model_folders.ArrivedFiles(
         run=effect.run,
-        # the author of a package names the file for its users; the name in the header is the trainer's
-        name=model_names.tidy(path.stem if effect.source == "package" else file.name),
-        type=file.type,
+        name=name,
+        type=effect.type or file.type,
         format=file.format,
         path=path.relative_to(folder).as_posix(),
         size=file.size,

@@ -56,7 +56,10 @@ def pulled(world: World[ModelState], command: u.PullModel) -> ModelState | None:
     """Return the model of an equal pull, running or done. The mirror may differ, since it has the same files."""
     identity = (command.source, command.repo, command.tag)
     for state in world.values():
-        if state.pull and (state.pull.source, state.pull.repo, state.pull.tag) == identity:
+        pull = state.pull
+        if pull is None or (pull.source, pull.repo, pull.tag) != identity:
+            continue
+        if command.format in (pull.format or None, state.format):  # a pull without a format has found some format
             return state
     return None
 
@@ -90,7 +93,7 @@ def _pull(world: World[ModelState], command: u.PullModel, call: Call) -> list[Ev
     parts = (command.repo, command.tag) if command.tag else (command.repo,)
     model_id = state.id if state else model_names.slug(*parts)
     if state is None and _taken(world, model_id):
-        model_id = model_names.distinct(command.source, *parts)
+        model_id = model_names.distinct(command.source, *parts, *([command.format] if command.format else ()))
     return [
         u.PullStarted(
             model_id=model_id,
@@ -100,6 +103,8 @@ def _pull(world: World[ModelState], command: u.PullModel, call: Call) -> list[Ev
             mirror=command.mirror,
             run=state.run + 1 if state else 1,
             started_at=call.at,
+            format=command.format or "",
+            type=command.type or "",
         )
     ]
 

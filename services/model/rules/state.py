@@ -51,6 +51,8 @@ class Pull(Effect, frozen=True):
     tag: str | None
     mirror: str | None
     started_at: float
+    format: str = ""
+    type: str = ""
 
 
 class Verify(Effect, frozen=True):
@@ -118,7 +120,8 @@ def todo(state: ModelState) -> Iterable[Effect]:
         case "pulling":
             assert state.pull
             pull = state.pull
-            return [Pull(state.id, state.run, pull.source, pull.repo, pull.tag, pull.mirror, pull.started_at)]
+            of_hub = pull.source, pull.repo, pull.tag, pull.mirror
+            return [Pull(state.id, state.run, *of_hub, pull.started_at, pull.format, pull.type)]
         case "verifying":
             assert state.verify
             checksums = state.checksum, state.verify.checksum

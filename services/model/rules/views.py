@@ -23,7 +23,7 @@ TABLES = {
 }
 
 _PULL_STARTED = (
-    "INSERT INTO models VALUES (?, ?, '', '', 'pulling', 0, ?, ?, ?, '', '', '{}', 0, NULL, ?, ?)"
+    "INSERT INTO models VALUES (?, ?, ?, ?, 'pulling', 0, ?, ?, ?, '', '', '{}', 0, NULL, ?, ?)"
     " ON CONFLICT (id) DO UPDATE SET status = 'pulling', progress = 0, error = NULL, changed_at = excluded.changed_at"
 )
 _CREATED = (
@@ -39,7 +39,8 @@ def project(recorded: Recorded) -> Iterable[Statement]:
     event, at = cast(u.Events, recorded.event), recorded.recorded_at
     match event:
         case u.PullStarted(model_id=model_id):
-            return [(_PULL_STARTED, (model_id, model_id, event.source, event.repo, event.tag, at, at))]
+            of_hub = event.source, event.repo, event.tag
+            return [(_PULL_STARTED, (model_id, model_id, event.type, event.format, *of_hub, at, at))]
         case u.PullProgress():
             return [_change(event.model_id, at, progress=event.progress)]
         case u.PullCompleted():

@@ -29,7 +29,7 @@ from services.model.sources.port import (
     check_repo,
     check_tag,
 )
-from services.model.sources.repo_files import RepoFile, choose, fetch, has_gguf
+from services.model.sources.repo_files import RepoFile, choose, chooses_gguf, fetch
 from services.model.units import ModelType
 
 HUB = "https://huggingface.co"
@@ -61,16 +61,25 @@ class HuggingFace:
 
     endpoint: str | None = None
     policy: Policy = PATIENT
+    formats: ClassVar = ()
     parts: ClassVar = (1, 2)
     searches: ClassVar = True
 
     def _home(self) -> str:
         return check_address(self.endpoint or os.environ.get("HF_ENDPOINT") or HUB, "HF_ENDPOINT")
 
-    async def pull(self, repo: str, tag: str | None, into: Path, progress: Progress, mirror: str | None) -> Pulled:
+    async def pull(
+        self,
+        repo: str,
+        tag: str | None,
+        into: Path,
+        progress: Progress,
+        mirror: str | None,
+        format_: str | None = None,
+    ) -> Pulled:
         """Download a repository, as `Source.pull`.
 
-        `tag` is a quantisation ("Q4_K_M") if the repository has GGUF files, otherwise a revision. The user's token is
+        `tag` is a quantisation ("Q4_K_M") if GGUF files are chosen, otherwise a revision. The user's token is
         sent to the configured hub only, never to the mirror of a request.
         """
         check_repo(repo, self.parts)
@@ -81,10 +90,10 @@ class HuggingFace:
         api = HfApi(endpoint=endpoint, token=token or False)
         info = await self._query(repo, host, lambda: self._info(api, repo, None))
         files = _files(info)
-        if tag is not None and not has_gguf(files):
+        if tag is not None and not chooses_gguf(files, format_):
             info = await self._query(repo, host, lambda: self._info(api, repo, tag))
             files = _files(info)
-        chosen = choose(files, tag, repo)
+        chosen = choose(files, tag, repo, format_)
         # The commit is fixed, so that all files are of one revision and a resumed file is the same file.
         base = f"{endpoint}/{repo}/resolve/{quote(info.sha or 'main', safe='')}"
         headers = {"Authorization": f"Bearer {token}"} if token else {}

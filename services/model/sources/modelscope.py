@@ -26,7 +26,7 @@ from services.model.sources.port import (
     check_repo,
     check_tag,
 )
-from services.model.sources.repo_files import RepoFile, choose, fetch, has_gguf
+from services.model.sources.repo_files import RepoFile, choose, chooses_gguf, fetch
 
 HUB = "https://www.modelscope.cn"
 REVISION = "master"  # the hub's default branch
@@ -77,13 +77,22 @@ class ModelScope:
 
     endpoint: str | None = None
     policy: Policy = PATIENT
+    formats: ClassVar = ()
     parts: ClassVar = (2,)
     searches: ClassVar = True
 
     def _home(self) -> str:
         return check_address(self.endpoint or os.environ.get("MODELSCOPE_ENDPOINT") or HUB, "MODELSCOPE_ENDPOINT")
 
-    async def pull(self, repo: str, tag: str | None, into: Path, progress: Progress, mirror: str | None) -> Pulled:
+    async def pull(
+        self,
+        repo: str,
+        tag: str | None,
+        into: Path,
+        progress: Progress,
+        mirror: str | None,
+        format_: str | None = None,
+    ) -> Pulled:
         """Download a repository `owner/name`, as `Source.pull`; `tag` as for Hugging Face."""
         check_repo(repo, self.parts)
         check_tag(tag)
@@ -91,10 +100,10 @@ class ModelScope:
         async with client(self.policy) as http:
             revision = REVISION
             files = await _list(http, base, revision, repo)
-            if tag is not None and not has_gguf(files):
+            if tag is not None and not chooses_gguf(files, format_):
                 revision = tag
                 files = await _list(http, base, revision, repo)
-            chosen = choose(files, tag, repo)
+            chosen = choose(files, tag, repo, format_)
             license_name = await _license(http, base, repo)
 
             def url_of(file: RepoFile) -> str:

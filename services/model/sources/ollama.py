@@ -52,13 +52,22 @@ class Ollama:
 
     endpoint: str | None = None
     policy: Policy = PATIENT
+    formats: ClassVar = ("gguf",)
     parts: ClassVar = (1, 2)
     searches: ClassVar = False
 
     def _home(self) -> str:
         return check_address(self.endpoint or os.environ.get("OLLAMA_REGISTRY") or REGISTRY, "OLLAMA_REGISTRY")
 
-    async def pull(self, repo: str, tag: str | None, into: Path, progress: Progress, mirror: str | None) -> Pulled:
+    async def pull(
+        self,
+        repo: str,
+        tag: str | None,
+        into: Path,
+        progress: Progress,
+        mirror: str | None,
+        format_: str | None = None,  # noqa: ARG002  the registry has no other
+    ) -> Pulled:
         """Download the weights of `name` or `owner/name`, as `Source.pull`. The default tag is "latest"."""
         check_repo(repo, self.parts)
         tag = check_tag(tag) or "latest"

