@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -173,6 +174,9 @@ async def test_a_speech_engine_for_weights_that_aima_cannot_read_is_a_manifest_a
         heard = hashlib.sha256(b"RIFF, and somebody talks").hexdigest()[:16]
         known = hashlib.sha256(b"listens" + b"knows words").hexdigest()
         assert answer.json()["text"] == f"talk.wav: 24 bytes, {heard}, by {known}"
+        audio = base64.b64encode(b"RIFF, and somebody talks").decode()
+        over_the_bus = await aima.ask("inference.transcribe", model="ears", audio=audio)
+        assert over_the_bus["text"].endswith(f": 24 bytes, {heard}, by {known}")
         reason = (await aima.ask("service.history", service_id="svc-ears"))["events"]
         (requested,) = [event["data"] for event in reason if event["type"] == "service.start_requested"]
         assert requested["reason"] == "dictation on cpu: asr in my-speech-weights, the only suitable engine"

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from aima_core.units import Unit
+from aima_engines.kinds.request_kinds import KINDS
 from services.cli import domains
 from services.engine.manifests.manifest_schema import Manifest
 from services.model import units as model
@@ -111,6 +112,11 @@ def _enumerations(schema: object) -> Iterator[list[str]]:
         case list():
             for part in schema:
                 yield from _enumerations(part)
+
+
+def test_every_type_has_a_kind_of_request_and_no_kind_another_type() -> None:
+    """The client for engines knows no domain, so its table names the types on its own."""
+    assert {kind for request in KINDS.values() for kind in request.types} == set(TYPES)
 
 
 def test_the_manifests_of_the_product_name_known_formats() -> None:

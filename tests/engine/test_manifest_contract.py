@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from aima_core.errors import ValidationFailed
+from aima_engines.kinds.request_kinds import KINDS
 from services.engine.manifests.manifest import BUILT_IN, check, load_manifests, render
 from services.engine.manifests.manifest_schema import Manifest, Option
 from services.engine.outside.instances import MISSES
+from services.model.units import ModelType
 
 GIVEN: dict[str, Any] = {
     "python": "/venv/python",
@@ -20,14 +22,8 @@ GIVEN: dict[str, Any] = {
     "port": 28317,
     "host": "127.7.7.7",
 }
-ASKED_AT = {  # where requests to a model of each type go; the others have no request yet
-    "llm": "/v1/chat/completions",
-    "vlm": "/v1/chat/completions",
-    "embedding": "/v1/embeddings",
-    "asr": "/v1/audio/transcriptions",
-    "tts": "/v1/audio/speech",
-    "diffusion": "/v1/images/generations",
-    "rerank": "/v1/rerank",
+ASKED_AT = {  # where requests to a model of each type go: the path of the first kind that it answers
+    kind: next(request.path for request in KINDS.values() if kind in request.types) for kind in get_args(ModelType)
 }
 BESIDE = {  # paths beside those, and the types whose models they ask
     "/v1/completions": {"llm", "vlm"},

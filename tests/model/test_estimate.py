@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import get_args
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 
 from services.model.headers.formats import ModelFile
 from services.model.rules.estimate import Estimate, estimate, memory_min, memory_recommended
+from services.model.units import ModelType
 
 SMOLLM2 = ModelFile(
     format="gguf",
@@ -73,7 +76,7 @@ def test_no_more_context_is_counted_than_the_model_was_trained_for() -> None:
     assert memory_recommended(short) == estimate(short, 512, slots=4).total
 
 
-@pytest.mark.parametrize("kind", ["llm", "vlm", "asr", "tts", "embedding", "diffusion", "rerank", "detection"])
+@pytest.mark.parametrize("kind", get_args(ModelType))
 @given(context=st.integers(1, 1 << 20), slots=st.integers(1, 64))
 def test_an_estimate_is_the_sum_of_its_parts_and_never_below_the_weights(kind: str, context: int, slots: int) -> None:
     model = msgspec.convert(msgspec.to_builtins(SMOLLM2) | {"type": kind}, ModelFile)
