@@ -17,21 +17,19 @@ streams.
 
 from __future__ import annotations
 
-import pkgutil
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import msgspec
 
 from aima_core.call import Call
+from aima_core.risk import Risk
 from aima_core.settings import Section
 from aima_core.store.records import Recorded, Statement, Upcaster
-from aima_core.units import Command, Event, Query, Resource, Risk, Unit, View
+from aima_core.units import Command, Event, Query, Resource, Unit, View
 
 if TYPE_CHECKING:
     import asyncio
@@ -168,9 +166,3 @@ class Domain(Generic[S]):
     def units(self) -> tuple[type[Unit[Any]], ...]:
         """The commands and queries that the domain serves on the bus."""
         return (*self.commands, *self.queries)
-
-
-def names_in(package: ModuleType) -> list[str]:
-    """Return the names of the domains in a package: its folders with a `domain.py`. Imports no domain."""
-    folders = (module.name for module in pkgutil.iter_modules(package.__path__) if module.ispkg)
-    return sorted(name for name in folders if find_spec(f"{package.__name__}.{name}.domain"))

@@ -7,8 +7,6 @@ invalid, the process does not start. The error names the file, the line, the key
 from __future__ import annotations
 
 import os
-import platform
-import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,19 +15,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from aima_core.bus.address import DEFAULT_PORT, URL_FILE, published_url
 from aima_core.errors import InvalidRequest, ValidationFailed
+from aima_core.system.node import default_node
 from aima_core.toml_lines import Path as TomlPath
 from aima_core.toml_lines import line_of, lines
 
-_DEFAULT_PORT = 4222
-URL_FILE = "nats.url"  # file in the data folder with the URL of the NATS server that `aima up` started
 _ALIASES = {"AIMA_API_KEYS": "AIMA_GATEWAY_API_KEYS"}  # additional, shorter names of variables
-_NODE = re.compile(r"[^A-Za-z0-9-]+")
-
-
-def default_node() -> str:
-    """Return the host's name in a form that can be one token of a subject."""
-    return _NODE.sub("-", platform.node().partition(".")[0]).strip("-") or "local"
 
 
 class Section(BaseModel):
@@ -126,10 +118,10 @@ def load(
     data = Path(general.data).expanduser().absolute()
     nats, log, origins = checked.pop("nats"), checked.pop("log"), sources.origins()
     if not nats.url:
-        running_url = _running_url(data)
+        running_url = published_url(data)
         if running_url:
             origins["nats.url"] = str(data / URL_FILE)
-        nats = nats.model_copy(update={"url": running_url or f"nats://127.0.0.1:{nats.port or _DEFAULT_PORT}"})
+        nats = nats.model_copy(update={"url": running_url or f"nats://127.0.0.1:{nats.port or DEFAULT_PORT}"})
     return Settings(data, general.node, nats, log, checked, sources.file, origins)
 
 
@@ -143,14 +135,6 @@ def chosen_url(environ: Mapping[str, str] | None = None, path: Path | None = Non
 def variable(section: str, key: str) -> str:
     """Return the name of the environment variable that sets a key. `section` is "" for a key outside any section."""
     return "_".join(filter(None, ("AIMA", section, key))).upper()
-
-
-def _running_url(data: Path) -> str:
-    """Return the URL of the server that `aima up` started, or "" if the file with the URL does not exist."""
-    try:
-        return (data / URL_FILE).read_text().strip()
-    except OSError:
-        return ""
 
 
 def _file(path: Path | None, environ: Mapping[str, str]) -> Path:

@@ -7,7 +7,8 @@ from typing import Any
 from pydantic import Field
 
 from aima_core.errors import NotFound
-from aima_core.units import LARGEST, Query, Risk, View
+from aima_core.risk import Risk
+from aima_core.units import LARGEST, Query, View
 
 
 class LogPage(View):

@@ -17,8 +17,8 @@ import msgspec
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from aima_core.errors import AimaError, ValidationFailed
+from aima_core.risk import Risk
 
-Risk = Literal["low", "medium", "high"]
 LARGEST = 2**63 - 1  # the largest integer that SQLite holds: the limit of every integer stored or compared there
 _NOT_IN_A_TOKEN = re.compile(r"[^A-Za-z0-9_-]")
 _LONGEST_TOKEN = 200  # characters; nats-server closes the connection on a subject of more than 4096

@@ -13,7 +13,8 @@ from starlette.types import ASGIApp
 import services
 from aima_core.bus.directory import Directory
 from aima_core.call import Call, timestamp
-from aima_core.domain import Context, Outside, Parts, names_in
+from aima_core.domain import Context, Outside, Parts
+from aima_core.domain_names import names_in
 from aima_core.errors import Conflict, Unauthorized, ValidationFailed
 from aima_core.structured_logs import logger
 from aima_core.units import Command, Query, View

@@ -7,7 +7,8 @@ import pytest
 from pydantic import Field, model_validator
 
 from aima_core.errors import AimaError
-from aima_core.settings import Section, chosen_url, default_node, load
+from aima_core.settings import Section, chosen_url, load
+from aima_core.system.node import default_node
 from tests.core.toy import CounterSettings
 
 SECTIONS = {"counter": CounterSettings}

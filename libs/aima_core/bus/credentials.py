@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 from aima_core.errors import ValidationFailed
-from aima_core.settings import Settings
 
 OPERATOR = "operator"  # the user of the command line
 _INBOX = "_INBOX"
@@ -29,6 +29,26 @@ class BusUser:
         return inbox(self.name)
 
 
+class Nats(Protocol):
+    """The part of the section `nats` that says who connects."""
+
+    @property
+    def url(self) -> str: ...
+    @property
+    def user(self) -> str: ...
+    @property
+    def password_file(self) -> str: ...
+
+
+class BusSettings(Protocol):
+    """The settings that say who connects: those of a process, or those of a client (services/cli/door)."""
+
+    @property
+    def data(self) -> Path: ...
+    @property
+    def nats(self) -> Nats: ...
+
+
 def inbox(user: str) -> str:
     """Return the prefix of a user's inboxes. The user `*` gives the pattern for all users."""
     return f"{_INBOX}.{user}"
@@ -39,7 +59,7 @@ def password_file(data: Path, user: str) -> Path:
     return data / "nats" / "users" / user
 
 
-def bus_user(settings: Settings, default: str) -> BusUser | None:
+def bus_user(settings: BusSettings, default: str) -> BusUser | None:
     """Return the user of the bus for this process, or None to connect without a user.
 
     The password is in the password file of the settings, in the URL, or in the user's file in the data folder. The

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any, get_args
+from typing import Any
 
 import msgspec
 import nats.errors
@@ -20,16 +20,15 @@ from nats.aio.msg import Msg
 
 from aima_core.bus.client import Client
 from aima_core.errors import UnitNotFound
+from aima_core.risk import RISKS
 from aima_core.structured_logs import logger
 from aima_core.suggestions import did_you_mean, nearest
-from aima_core.units import Risk
 
 _PING_INTERVAL = 1.0  # seconds
 _AWAY_AFTER = 3.5  # seconds of silence after which a process counts as away
 _FORGOTTEN_AFTER = 3600.0  # seconds of silence after which the units of a process are no longer offered
 _INFO_TIMEOUT = 2.0  # seconds that a process has to describe itself
 _LOOK_INTERVAL = 0.5  # the least seconds between two searches for unknown names
-_RISKS = get_args(Risk)
 
 _decode = msgspec.json.decode
 
@@ -123,7 +122,7 @@ def _unit(name: str, metadata: Mapping[str, str]) -> UnitInfo:
     return UnitInfo(
         name=name,
         kind=metadata.get("kind", "command"),
-        risk=risk if risk in _RISKS else "high",  # if the process does not state the risk, it counts as high
+        risk=risk if risk in RISKS else "high",  # if the process does not state the risk, it counts as high
         description=metadata.get("description", ""),
         input=_decode(metadata.get("input", "{}"), type=dict[str, Any]),
         output=_decode(metadata.get("output", "{}"), type=dict[str, Any]),

@@ -9,12 +9,13 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from aima_core.bus.address import URL_FILE
 from aima_core.bus.client import Answer, Client
 from aima_core.bus.connection import connect
 from aima_core.bus.credentials import OPERATOR, bus_user
 from aima_core.bus.directory import DomainInfo, UnitInfo, read_info, unknown
 from aima_core.errors import Unavailable
-from aima_core.settings import URL_FILE, Settings, load
+from aima_core.settings import Settings, load
 from services.cli import domains
 from services.cli.door.door import CONNECT, down
 from services.cli.supervisor.folder_lock import runs

@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from aima_core.bus.address import URL_FILE
 from aima_core.errors import Conflict
-from aima_core.settings import URL_FILE
 from aima_core.system import file_locks
 
 _LOCK_FILE = "up.lock"

@@ -12,7 +12,7 @@ import pytest
 
 import services
 from aima_core.bus.nats_server import NatsServer
-from aima_core.domain import names_in
+from aima_core.domain_names import names_in
 from aima_core.testing import serving, settings_for, until
 from services.resource.domain import RESOURCE
 from tests.core.toy import COUNTER

@@ -1,0 +1,13 @@
+"""The name of this machine on the bus."""
+
+from __future__ import annotations
+
+import platform
+import re
+
+_NODE = re.compile(r"[^A-Za-z0-9-]+")
+
+
+def default_node() -> str:
+    """Return the host's name as one token of a subject."""
+    return _NODE.sub("-", platform.node().partition(".")[0]).strip("-") or "local"
