@@ -26,7 +26,7 @@ from aima_core.call import Call
 from aima_core.domain import Parts
 from aima_core.errors import Forbidden, PayloadTooLarge, Timeout, Unavailable, UnitNotFound
 from aima_core.process.domain_process import DomainProcess
-from aima_core.testing import settings_for, until
+from aima_core.testing import serving, settings_for, until
 from aima_core.units import Command, Success, View
 from tests.core.conftest import talking
 from tests.core.toy import COUNTER, Grower
@@ -402,3 +402,34 @@ async def test_a_user_is_refused_each_time_until_it_may(tmp_path: Path) -> None:
                 await guest.ask("host.open", {}, timeout=20)
     finally:
         server.stop()
+
+
+# --- who is there: these waits would take a minute if nothing ended them before -----------------------------------
+
+_MINUTE = 60.0
+OTHER = dataclasses.replace(COUNTER, name="other", commands=(), queries=(), internal=())
+
+
+async def test_a_discovery_ends_soon_after_all_known_processes_have_answered(
+    tmp_path: Path, shared_nats: NatsServer
+) -> None:
+    settings = settings_for(tmp_path, shared_nats.url, COUNTER)
+    async with serving(COUNTER, settings=settings) as client, asyncio.timeout(_MINUTE / 2):
+        known = {("counter", "test")}
+        assert [info["name"] for info in await client.discover(wait=_MINUTE, known=known)] == ["counter"]
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1):
+                await client.discover(wait=_MINUTE, known={*known, ("absent", "test")})
+
+
+async def test_a_process_that_nobody_knew_is_found_as_well(tmp_path: Path, shared_nats: NatsServer) -> None:
+    settings = settings_for(tmp_path, shared_nats.url, COUNTER, OTHER)
+    async with serving(COUNTER, OTHER, settings=settings) as client, asyncio.timeout(_MINUTE / 2):
+        found = await client.discover(wait=_MINUTE, known={("counter", "test")})
+        assert {info["name"] for info in found} == {"counter", "other"}
+
+
+async def test_nobody_is_found_at_once_where_nobody_is(shared_nats: NatsServer) -> None:
+    async with connected(shared_nats.url) as nc, asyncio.timeout(_MINUTE / 2):
+        assert await Client(nc).discover("absent", wait=_MINUTE) == []
+        assert await Client(nc).discover(wait=_MINUTE) == []
