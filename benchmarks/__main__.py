@@ -13,12 +13,26 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks import bus, durability, estimate, gateway, queries, relay, replay, replicas, start, store, tokens
+from benchmarks import (
+    bus,
+    commands,
+    durability,
+    estimate,
+    gateway,
+    queries,
+    relay,
+    replay,
+    replicas,
+    start,
+    store,
+    tokens,
+)
 from benchmarks.report import Report
 from benchmarks.scratch import Options, Scratch, scratch
 
 ALL: dict[str, Callable[[Scratch, Options], Report]] = {
     "bus": bus.run,
+    "commands": commands.run,
     "store": store.run,
     "queries": queries.run,
     "relay": relay.run,
@@ -35,7 +49,7 @@ ALL: dict[str, Callable[[Scratch, Options], Report]] = {
 def main() -> int:
     """Run what was asked for, printing each table as soon as it is there. With --strict a missed gate exits with 1."""
     given = _arguments()
-    options = Options(quick=given.quick, seconds=0.3 if given.quick else 0.8, model=given.model)
+    options = Options(quick=given.quick, seconds=0.3 if given.quick else 0.8, model=given.model, before=given.before)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # cleans up, as Ctrl-C does
     reports = []
     busy = f"load average {os.getloadavg()[0]:.1f} before it begins"
@@ -64,6 +78,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="smaller amounts and shorter measurements")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout, tables on stderr")
     parser.add_argument("--model", type=Path, help="a GGUF file for the token benchmark, instead of pulling one")
+    parser.add_argument(
+        "--before", type=commands.checkout, help="another checkout, whose commands are measured as well"
+    )
     parser.add_argument("--strict", action="store_true", help="exit with 1 when a gate was missed")
     given = parser.parse_args()
     if unknown := [name for name in given.names if name not in ALL]:

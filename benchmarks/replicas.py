@@ -70,7 +70,7 @@ def up(scratch: Scratch, manifest: str = "") -> str:
         "AIMA_ENGINE_PORT_MIN": str(min(first, 60_000)),
         "AIMA_ENGINE_PORT_MAX": str(min(first, 60_000) + 100),
     }
-    scratch.python("services.cli.main", "up", "--quiet", env=env, ready=False)
+    scratch.python("services.cli.entry", "up", "--quiet", env=env, ready=False)
 
     async def all_answer() -> bool:
         async with load.client(server.url) as nc:

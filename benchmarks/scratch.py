@@ -36,6 +36,7 @@ class Options:
     rounds: int = 5
     seconds: float = 0.8
     model: Path | None = None
+    before: Path | None = None
 
     def scaled(self, full: int, quick: int) -> int:
         """Return how many of something there shall be."""

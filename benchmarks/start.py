@@ -29,7 +29,7 @@ def run(scratch: Scratch, options: Options) -> Report:
     ready: dict[str, list[float]] = {"forked": [], "independent": []}
     memory: dict[str, list[float]] = {"forked": [], "independent": []}
     ways: dict[str, list[tuple[str, ...]]] = {
-        "forked": [("services.cli.main", "up", "--quiet")],
+        "forked": [("services.cli.entry", "up", "--quiet")],
         "independent": [(f"services.{name}",) for name in names],
     }
     for number in range(options.rounds):

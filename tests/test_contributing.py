@@ -131,7 +131,7 @@ async def test_the_domain_of_the_recipe_is_on_every_door(tree: Path, tmp_path: P
             assert listed | {"id": created["note_id"], "status": "created"} == listed
             assert "/api/v2/notes/{id}" in (await http.get("/openapi.json")).json()["paths"]
         typed = run(
-            *(sys.executable, "-m", "services.cli.main", "note", "list", "-o", "json"), AIMA_DATA=str(aima.data)
+            *(sys.executable, "-m", "services.cli.entry", "note", "list", "-o", "json"), AIMA_DATA=str(aima.data)
         )
         assert json.loads(typed)["total"] == 1
         assert tree.is_dir()

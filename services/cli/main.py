@@ -1,12 +1,11 @@
-"""The program `aima`: registers the commands and turns failures into messages and exit codes.
+"""The command line: the root of the commands, and how failures become messages and exit codes.
 
-Only answers go to stdout; progress, hints and errors go to stderr. The exit code is 0 only on success. Any other word
-is the name of a domain on the bus: `units/groups.py`.
+Only answers go to stdout; progress, hints and errors go to stderr. The exit code is 0 only on success. The built-in
+commands are in `built_in.py`; any other word is the name of a domain on the bus: `units/groups.py`.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from typing import Annotated, Any
@@ -14,26 +13,13 @@ from typing import Annotated, Any
 import typer
 
 from aima_core.errors import AimaError, InvalidRequest
-from services.cli.commands import (
-    bus,
-    call,
-    chat,
-    config,
-    events,
-    first_run,
-    keys,
-    log,
-    mcp,
-    run,
-    status,
-    units,
-    up,
-    version,
-)
+from services.cli.commands import version as version_command
+from services.cli.door.session import session
+from services.cli.plain_values import take_plain
+from services.cli.root import Aima
 from services.cli.shared_options import ApiKey, Config, Url
-from services.cli.show.console import Format, err
+from services.cli.show.console import Format, dim, err
 from services.cli.show.output import failure
-from services.cli.units.groups import Aima
 
 app = typer.Typer(
     name="aima",
@@ -44,35 +30,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     suggest_commands=False,  # units/groups.py suggests domains as well
 )
-app.command("up")(up.up)
-app.command("run")(run.run)
-app.command("status")(status.status)
-app.command("units")(units.units)
-app.command("call")(call.call)
-app.command("exec", help="The same as call.")(call.call)
-app.command("chat")(chat.chat)
-app.command("events")(events.events)
-app.command("mcp")(mcp.mcp)
-app.command("first-run")(first_run.first_run)
-app.add_typer(keys.app, name="keys")
-app.add_typer(log.app, name="log")
-app.add_typer(bus.app, name="bus")
-app.add_typer(config.app, name="config")
-app.command("version")(version.version)
 
 
 def _print_version(requested: bool) -> None:
     if requested:
-        version.version()
+        version_command.version()
         raise typer.Exit
 
 
-@app.command("help")
 def show_help(
     words: Annotated[list[str] | None, typer.Argument(metavar="[COMMAND]...", help="Default: all commands.")] = None,
 ) -> None:
     """Show help for a command, as --help does: `aima help service start`."""
-    app([*(words or ()), "--help"], prog_name="aima", standalone_mode=False)
+    typer.main.get_command(app).main([*(words or ()), "--help"], prog_name="aima", standalone_mode=False)
 
 
 @app.callback()
@@ -90,35 +60,18 @@ def everywhere(
             os.environ[name] = value  # commands read these when their own option is omitted
 
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # the disk under stdout is full or broken
-
 # typer vendors click and exports only subclasses of its UsageError
 _UsageError: Any = typer.BadParameter.__bases__[0]
 
 
-def main() -> None:
-    """Run the command line and exit: 0 for success, 1 for a failure, 2 for bad input, 130 for Ctrl-C."""
-    try:
-        code = _run()
-        sys.stdout.flush()
-    except BrokenPipeError:  # `aima events | head`
-        _discard_stdout()
-        code = 0
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        _discard_stdout()
-        err.print(f"the answer cannot be written: {error.strerror}", markup=False, highlight=False)
-        code = 1
-    sys.exit(code)
-
-
-def _run() -> int:
+def run() -> int:
     """Run the command line and return the exit code."""
     try:
-        return app(prog_name="aima", standalone_mode=False) or 0
+        with session():
+            command = take_plain(typer.main.get_command(app))
+            return int(command.main(prog_name="aima", standalone_mode=False) or 0)
     except typer.Abort:
-        err.print("[dim]stopped[/]")
+        err.print(dim("stopped"))
         return 130
     except KeyboardInterrupt:
         return 130
@@ -137,11 +90,6 @@ def _run() -> int:
         return 2 if isinstance(error, InvalidRequest) else 1
 
 
-def _discard_stdout() -> None:
-    """Send all further output to /dev/null, so that the flush at exit does not fail again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def _requested_format() -> Format:
     """Return the format after -o or --output, even if the command line could not be parsed."""
     words = sys.argv[1:]
@@ -150,7 +98,3 @@ def _requested_format() -> Format:
         if word.startswith(("-o", "--output")) and value in list(Format):
             return Format(value)
     return Format.TABLE
-
-
-if __name__ == "__main__":
-    main()

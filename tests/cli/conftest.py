@@ -21,7 +21,7 @@ import pytest_asyncio
 
 from tests.system.harness import System, system
 
-AIMA = [sys.executable, "-m", "services.cli.main"]
+AIMA = [sys.executable, "-m", "services.cli.entry"]
 KEY = "sesame"
 _SIGNS = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\x1b[=>]")
 

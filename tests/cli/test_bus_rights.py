@@ -148,7 +148,7 @@ def test_who_we_are_on_the_bus_is_said_or_found(tmp_path: Path) -> None:
 
 def aima(folder: Path, *arguments: str) -> Any:
     done = subprocess.run(
-        [sys.executable, "-m", "services.cli.main", *arguments],
+        [sys.executable, "-m", "services.cli.entry", *arguments],
         env={"AIMA_DATA": str(folder), "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,

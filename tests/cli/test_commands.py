@@ -25,7 +25,7 @@ from services.cli.domains import names
 from tests.system.harness import System, system
 
 pytestmark = pytest.mark.timeout(300)
-AIMA = [sys.executable, "-m", "services.cli.main"]
+AIMA = [sys.executable, "-m", "services.cli.entry"]
 
 
 def run(*words: str, data: Path, stdin: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
@@ -41,7 +41,7 @@ def test_ctrl_c_while_the_commands_are_still_imported_ends_it_silently() -> None
     code = f"from {module} import {name}; {name}()"
     # what is told of the imports is far more than the pipe holds, so that they cannot be over before it is read
     with subprocess.Popen(
-        [sys.executable, "-X", "importtime", "-c", code, "version"],
+        [sys.executable, "-X", "importtime", "-c", code, "version", "-o", "json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         bufsize=0,

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 def aima(folder: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith("AIMA_")}
     return subprocess.run(
-        [sys.executable, "-m", "services.cli.main", "config", *arguments],
+        [sys.executable, "-m", "services.cli.entry", "config", *arguments],
         env=kept | {"AIMA_DATA": str(folder)} | environ,
         capture_output=True,
         text=True,

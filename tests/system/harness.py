@@ -51,7 +51,7 @@ class System:
         self.data.mkdir(parents=True, exist_ok=True)
         with (self.data / "up.log").open("ab") as log:
             self._up = subprocess.Popen(  # noqa: ASYNC220 (a fork, and nothing else waits)
-                [*self._prefix, sys.executable, "-m", "services.cli.main", "up", "--quiet"],
+                [*self._prefix, sys.executable, "-m", "services.cli.entry", "up", "--quiet"],
                 env=self.environ,
                 stderr=log,
                 stdout=log,

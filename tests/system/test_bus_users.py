@@ -316,7 +316,7 @@ async def first_line(url: str) -> bytes:
 
 def cli(running: System, *arguments: str, user: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "services.cli.main", *arguments],
+        [sys.executable, "-m", "services.cli.entry", *arguments],
         env=running.environ | ({"AIMA_NATS_USER": user} if user else {}),
         capture_output=True,
         text=True,

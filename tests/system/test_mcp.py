@@ -28,7 +28,7 @@ ASKED = [{"role": "user", "content": "What is the capital of France?"}]
 @contextlib.asynccontextmanager
 async def agent(aima: System, *words: str) -> AsyncIterator[Any]:
     command = StdioServerParameters(
-        command=sys.executable, args=["-m", "services.cli.main", "mcp", *words], env=aima.environ
+        command=sys.executable, args=["-m", "services.cli.entry", "mcp", *words], env=aima.environ
     )
     async with McpClient(command) as client:
         yield client

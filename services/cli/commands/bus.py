@@ -9,9 +9,9 @@ from aima_core.bus.nats_server import USERS
 from aima_core.errors import Unavailable
 from services.cli import domains
 from services.cli.bus import users as users_of_bus
-from services.cli.door import bus_door
+from services.cli.door import client_settings
 from services.cli.shared_options import Config, Output
-from services.cli.show.console import Format, out
+from services.cli.show.console import Format, dim, out
 from services.cli.show.output import document
 from services.cli.show.tables import rows
 
@@ -26,7 +26,7 @@ def bus() -> None:
 @app.command()
 def users(output: Output = Format.TABLE, config: Config = None) -> None:
     """Write the users' rights for nats-server, and a password file for each user without one."""
-    data = bus_door.settings(config).data
+    data = client_settings.read(config).data
     try:
         rights = users_of_bus.write(data, {name: domains.load(name) for name in domains.names()})
     except OSError as error:
@@ -49,7 +49,4 @@ def users(output: Output = Format.TABLE, config: Config = None) -> None:
         document({"configuration": str(data / "nats" / USERS), "users": items}, output)
         return
     rows(items, ("user", "password_file", "inbox", "about"))
-    out.print(
-        f"[dim]in nats-server's configuration: include {data / 'nats' / USERS}; -o json shows each user's rights[/]",
-        highlight=False,
-    )
+    out.print(dim(f"in nats-server's configuration: include {data / 'nats' / USERS}; -o json shows each user's rights"))

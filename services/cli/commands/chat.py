@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import stat
@@ -15,9 +14,9 @@ import typer
 from aima_core.bus.client import Answer
 from aima_core.errors import EngineNotRunning, InvalidRequest
 from services.cli.door.door import Door, DoorAddress
-from services.cli.door.opening import open_door
+from services.cli.door.session import alone, with_door
 from services.cli.shared_options import ApiKey, Config, Url
-from services.cli.show.console import err, out
+from services.cli.show.console import dim, err, out
 from services.cli.show.conversation import Conversation, Turns
 from services.cli.units import completion
 
@@ -67,16 +66,20 @@ def chat(
     address = DoorAddress(url, api_key, config)
     if message is not None:
         message = _with_piped_input(message)
-    model = model or _first_model(asyncio.run(_chat_targets(address)))
     history: Turns = [{"role": "system", "content": system}] if system else []
     if message is not None:
-        asyncio.run(_chat(address, model, [*history, {"role": "user", "content": message}], options, []))
+        model = model or _first_model(with_door(address, _chat_targets))
+        turns = [*history, {"role": "user", "content": message}]
+        with_door(address, lambda door: turn(door, model, turns, options, []))
         return
 
     def answer(model: str, messages: Turns, reply: list[str]) -> None:
-        asyncio.run(_chat(address, model, messages, options, reply))
+        alone(address, lambda door: turn(door, model, messages, options, reply))
 
-    talk = Conversation(model, history, answer, lambda: asyncio.run(_chat_targets(address)))
+    def models() -> list[str]:
+        return alone(address, _chat_targets)
+
+    talk = Conversation(model or _first_model(models()), history, answer, models)
     raise typer.Exit(talk.run(interactive=sys.stdin.isatty()))
 
 
@@ -103,11 +106,6 @@ def _stdin_is_piped() -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
-async def _chat(address: DoorAddress, model: str, messages: Turns, options: dict[str, Any], reply: list[str]) -> None:
-    async with open_door(address) as door:
-        await turn(door, model, messages, options, reply)
-
-
 async def turn(door: Door, model: str, messages: Turns, options: dict[str, Any], reply: list[str]) -> None:
     """Print the model's answer as it arrives; append its text to `reply`, also if the answer is interrupted."""
     data = {"model": model, "messages": messages, "stream": True, **options}
@@ -120,26 +118,23 @@ async def turn(door: Door, model: str, messages: Turns, options: dict[str, Any],
                     reply[:] = [str(part.data["content"])]
                     return
                 if "waiting" in part and not waiting:
-                    err.print("[dim]waiting for a free replica[/]")
+                    err.print(dim("waiting for a free replica"))
                     waiting = True
                 if text := part.get("content", ""):
                     reply.append(text)
-                    out.print(text, end="", markup=False, highlight=False)
-                    out.file.flush()
+                    out.print(text, end="")
                     printed = True
     finally:
         if printed:
             out.print()
 
 
-async def _chat_targets(address: DoorAddress) -> list[str]:
+async def _chat_targets(door: Door) -> list[str]:
     """Return the models that have a service, running ones first, then the services.
 
     Models that do not run are included: a request to one waits for its service to start or says why it cannot.
     """
-    async with open_door(address) as door:
-        answer = await door.ask("inference.models", {}, timeout=5)
-    return _chat_names(answer.data)
+    return _chat_names((await door.ask("inference.models", {}, timeout=5)).data)
 
 
 def _first_model(models: list[str]) -> str:

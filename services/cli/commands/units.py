@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from typing import Annotated, Any
 
 import msgspec
 import typer
-from rich.markup import escape
 
 from aima_core.bus.directory import UnitInfo
 from aima_core.errors import AimaError, UnitNotFound
 from aima_core.suggestions import did_you_mean, nearest
 from services.cli.domains import names
 from services.cli.door.door import Door, DoorAddress, down
-from services.cli.door.opening import open_door
+from services.cli.door.session import with_door
 from services.cli.shared_options import ApiKey, Config, Output, Url
-from services.cli.show.console import Format, out
+from services.cli.show.console import Format, bold, dim, out
 from services.cli.show.output import document
 from services.cli.show.tables import rows
 from services.cli.units import completion, unit_command
@@ -36,7 +34,7 @@ def units(
     config: Config = None,
 ) -> None:
     """List the units on the bus, or show one unit with its fields and examples."""
-    selected, ident = asyncio.run(_units(domain, DoorAddress(url, api_key, config)))
+    selected, ident = with_door(DoorAddress(url, api_key, config), lambda door: _units(domain, door))
     if output is not Format.TABLE:
         document([{"unit": unit.name, **_without_name(unit)} for unit in selected], output)
         return
@@ -47,20 +45,19 @@ def units(
         [{"unit": unit.name, "kind": unit.kind, "risk": unit.risk, "": unit.summary} for unit in selected],
         ("unit", "kind", "risk", ""),
     )
-    out.print(f"[dim]{len(selected)} units; `aima units service.create` shows the fields of one[/]")
+    out.print(dim(f"{len(selected)} units; `aima units service.create` shows the fields of one"))
 
 
-async def _units(name: str, address: DoorAddress) -> tuple[list[UnitInfo], str]:
+async def _units(name: str, door: Door) -> tuple[list[UnitInfo], str]:
     """Return the requested units; for a single unit also the field that the command line takes as its argument."""
     domain = name.partition(".")[0]
-    async with open_door(address) as door:
-        serving = await door.domains(domain)
-        if name and domain == name and name not in serving:
-            raise await _unknown_name(name, door)
-        if domain == name:
-            return [unit for info in serving.values() for unit in info.units.values()], ""
-        unit = await door.describe(name)
-        return [unit], ident_of(domain, serving[domain].units if domain in serving else {name: unit})
+    serving = await door.domains(domain)
+    if name and domain == name and name not in serving:
+        raise await _unknown_name(name, door)
+    if domain == name:
+        return [unit for info in serving.values() for unit in info.units.values()], ""
+    unit = await door.describe(name)
+    return [unit], ident_of(domain, serving[domain].units if domain in serving else {name: unit})
 
 
 async def _unknown_name(name: str, door: Door) -> AimaError:
@@ -77,13 +74,13 @@ def _without_name(unit: UnitInfo) -> dict[str, Any]:
 
 
 def _show_unit(unit: UnitInfo, ident: str) -> None:
-    out.print(f"[bold]{unit.name}[/]  {unit.kind}, risk {unit.risk}\n{escape(unit.description)}\n", highlight=False)
+    out.print(bold(unit.name), f"  {unit.kind}, risk {unit.risk}\n{unit.description}\n")
     fields = [line for flag in flags_of(unit) for line in _lines(flag)]
     rows(fields, ("field", "takes", "default", ""))
     for input_ in unit.examples:
         words = "".join(f" {key}={unit_command.word(value)}" for key, value in input_.items())
-        out.print(f"\n  aima call {unit.name}{words}", markup=False, highlight=False)
-        out.print(f"  {unit_command.example(unit, input_, ident)}", markup=False, highlight=False)
+        out.print(f"\n  aima call {unit.name}{words}")
+        out.print(f"  {unit_command.example(unit, input_, ident)}")
 
 
 def _lines(flag: Flag) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from aima_core.bus import nats_server
 from aima_core.bus.credentials import password_file
@@ -23,7 +22,7 @@ from aima_core.settings import chosen_url, load
 from services.cli import domains
 from services.cli.bus import users as users_of_bus
 from services.cli.shared_options import Addr, Config, listen_at
-from services.cli.show.console import err
+from services.cli.show.console import bold, dim, err, green, styled
 from services.cli.supervisor.folder_lock import claim
 from services.cli.supervisor.restarts import ProcessState
 from services.cli.supervisor.supervisor import Supervisor
@@ -93,20 +92,15 @@ def _reporter(url: str, data: Path, quiet: bool) -> Callable[[Sequence[ProcessSt
             printed[state.name] = str(state)
             if quiet and state.state != "restarting":
                 continue
-            why = f" ({escape(state.why)})" if state.why and state.state != "starting" else ""  # printed at its end
-            err.print(f"{state.name:<10} [{_COLOURS.get(state.state, '')}]{state}[/]{why}", highlight=False)
+            why = f" ({state.why})" if state.why and state.state != "starting" else ""  # printed at its end
+            err.print(f"{state.name:<10} ", styled(_COLOURS.get(state.state, ""), state), why)
         if not (reported_ready or quiet) and all(state.state == "ready" for state in states):
             reported_ready = True
             names = ", ".join(state.name for state in states)
-            err.print(f"[green]ready[/] at [bold]{url}[/]: {names}", highlight=False)
+            err.print(green("ready"), " at ", bold(url), f": {names}")
             with suppress(OSError):
                 gateway_url = (data / "gateway.url").read_text().strip()
-                err.print(
-                    f"gateway at [bold]{gateway_url}[/]: OpenAI API at /v1, MCP at /mcp, reference at /docs",
-                    highlight=False,
-                )
-            err.print(
-                "[dim]in another terminal: aima status, aima units, aima events -f; Ctrl-C stops all but engines[/]"
-            )
+                err.print("gateway at ", bold(gateway_url), ": OpenAI API at /v1, MCP at /mcp, reference at /docs")
+            err.print(dim("in another terminal: aima status, aima units, aima events -f; Ctrl-C stops all but engines"))
 
     return report

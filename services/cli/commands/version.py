@@ -13,6 +13,6 @@ from services.cli.show.output import document
 def version(output: Output = Format.TABLE) -> None:
     """Print the version."""
     if output is Format.TABLE:
-        out.print(f"aima {VERSION}", highlight=False)
+        out.print(f"aima {VERSION}")
     else:
         document({"aima": VERSION, "python": platform.python_version()}, output)

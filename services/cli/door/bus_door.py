@@ -9,14 +9,15 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from aima_core.bus.address import URL_FILE
+from aima_core.bus.address import published_url
 from aima_core.bus.client import Answer, Client
 from aima_core.bus.connection import connect
 from aima_core.bus.credentials import OPERATOR, bus_user
 from aima_core.bus.directory import DomainInfo, UnitInfo, read_info, unknown
 from aima_core.errors import Unavailable
-from aima_core.settings import Settings, load
 from services.cli import domains
+from services.cli.door import client_settings, known_processes
+from services.cli.door.client_settings import ClientSettings
 from services.cli.door.door import CONNECT, down
 from services.cli.supervisor.folder_lock import runs
 
@@ -29,22 +30,31 @@ async def bus(config: Path | None = None, *, wait: float = CONNECT, back: float 
 
     Raises Unavailable if neither exists. The default port is not tried: its server may belong to another program.
     """
+    async with open_bus(config, wait=wait, back=back) as door:
+        yield door.client
+
+
+@contextlib.asynccontextmanager
+async def open_bus(
+    config: Path | None = None, *, wait: float = CONNECT, back: float | None = None
+) -> AsyncIterator[BusDoor]:
+    """Connect as `bus` does, and yield the bus as a door."""
     loaded = await _await_bus(config, wait)
     try:
         nc = await connect(loaded.nats.url, "aima-cli", user=bus_user(loaded, OPERATOR), wait=wait, back=back)
     except Unavailable as error:
         raise Unavailable(f"{error.message}; start AIMA with `aima up`", **error.details) from error
     try:
-        yield Client(nc)
+        yield BusDoor(Client(nc), loaded)
     finally:
         await nc.close()
 
 
-async def _await_bus(config: Path | None, wait: float) -> Settings:
+async def _await_bus(config: Path | None, wait: float) -> ClientSettings:
     """Return settings that name a bus; wait up to `wait` seconds for one that is starting."""
     until = time.monotonic() + wait
     while True:
-        loaded = settings(config)
+        loaded = client_settings.read(config)
         if has_bus(loaded):
             return loaded
         alive = runs(loaded.data)
@@ -58,25 +68,24 @@ async def _await_bus(config: Path | None, wait: float) -> Settings:
         await asyncio.sleep(_POLL)
 
 
-def has_bus(loaded: Settings) -> bool:
+def has_bus(loaded: ClientSettings) -> bool:
     """Whether the user configured a bus, or a running supervisor published one in the data folder."""
-    origin = loaded.origins.get("nats.url")
-    return origin is not None and (origin != str(loaded.data / URL_FILE) or runs(loaded.data))
-
-
-def settings(config: Path | None = None) -> Settings:
-    """Return the settings of a client; the sections of domains are not checked."""
-    return load({}, path=config, partial=True)
+    return loaded.nats.chosen or (bool(published_url(loaded.data)) and runs(loaded.data))
 
 
 class BusDoor:
     """The bus as a `Door`."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    def __init__(self, client: Client, settings: ClientSettings | None = None) -> None:
+        """`settings`: those of the bus; without them, every listing waits as long as for an unknown bus."""
+        self.client = client
+        self._settings = settings
 
     async def domains(self, name: str = "") -> dict[str, DomainInfo]:
-        loaded = [read_info(info) for info in await self._client.discover(name)]
+        known = known_processes.recall(self._settings) if self._settings and not name else ()
+        loaded = [read_info(info) for info in await self.client.discover(name, known=known)]
+        if self._settings and not name:
+            known_processes.remember(self._settings, [(info.name, info.node) for info in loaded])
         return {info.name: info for info in sorted(loaded, key=lambda info: info.name)}
 
     async def describe(self, unit: str) -> UnitInfo:
@@ -93,9 +102,9 @@ class BusDoor:
     def stream(
         self, unit: str, data: Mapping[str, Any], *, timeout: float, headers: Mapping[str, str]
     ) -> AsyncIterator[Any | Answer]:
-        return self._client.stream(unit, data, timeout=timeout, headers=headers)
+        return self.client.stream(unit, data, timeout=timeout, headers=headers)
 
     async def ask(
         self, unit: str, data: Mapping[str, Any], *, timeout: float, headers: Mapping[str, str] | None = None
     ) -> Answer:
-        return await self._client.ask(unit, data, timeout=timeout, headers=headers)
+        return await self.client.ask(unit, data, timeout=timeout, headers=headers)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from aima_core.bus.client import Answer
-from aima_core.bus.directory import DomainInfo, UnitInfo
-from aima_core.errors import Timeout, Unavailable
+from aima_core.errors import Unavailable
+
+if TYPE_CHECKING:
+    from aima_core.bus.client import Answer
+    from aima_core.bus.directory import DomainInfo, UnitInfo
 
 CONNECT = 2.0  # seconds to connect to the bus
 
@@ -51,11 +53,3 @@ def down(domain: str, unit: str = "") -> Unavailable:
     """Return the error for a domain that exists and does not run."""
     about = {"unit": unit} if unit else {}
     return Unavailable(f"the {domain} domain does not answer", reason="DOMAIN_DOWN", domain=domain, **about)
-
-
-async def last(parts: AsyncIterator[Any | Answer], unit: str) -> Answer:
-    """Return the answer at the end of the parts; raise Timeout if there is none."""
-    async for part in parts:
-        if isinstance(part, Answer):
-            return part
-    raise Timeout(f"{unit} did not answer", unit=unit)

@@ -13,8 +13,7 @@ import msgspec
 from aima_core import call as calls
 from aima_core.bus.client import Answer
 from aima_core.bus.directory import DomainInfo, UnitInfo
-from aima_core.errors import InvalidRequest, Unavailable, ValidationFailed, from_body
-from services.cli.door.door import last
+from aima_core.errors import InvalidRequest, Timeout, Unavailable, ValidationFailed, from_body
 
 _API = "/api/v2"
 _BELOW = (_API, "/api", "/v1", "/mcp", "/docs")  # URLs of single APIs, which users paste in place of the gateway's root
@@ -66,7 +65,10 @@ class HttpDoor:
     async def ask(
         self, unit: str, data: Mapping[str, Any], *, timeout: float, headers: Mapping[str, str] | None = None
     ) -> Answer:
-        return await last(self.stream(unit, data, timeout=timeout, headers=headers or {}), unit)
+        async for part in self.stream(unit, data, timeout=timeout, headers=headers or {}):
+            if isinstance(part, Answer):
+                return part
+        raise Timeout(f"{unit} did not answer", unit=unit)
 
     async def stream(
         self, unit: str, data: Mapping[str, Any], *, timeout: float, headers: Mapping[str, str]

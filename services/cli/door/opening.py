@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 
-from services.cli.door.bus_door import BusDoor, bus
 from services.cli.door.door import Door, DoorAddress
 
 _BACK = 5.0  # seconds to reconnect to a bus that is lost during an answer
@@ -23,5 +22,7 @@ async def open_door(address: DoorAddress) -> AsyncIterator[Door]:
         async with http_door(address.url, address.api_key) as door:
             yield door
         return
-    async with bus(address.config, wait=address.wait, back=_BACK) as client:
-        yield BusDoor(client)
+    from services.cli.door.bus_door import open_bus  # so is the NATS client for a command that uses a gateway
+
+    async with open_bus(address.config, wait=address.wait, back=_BACK) as door:
+        yield door

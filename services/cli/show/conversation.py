@@ -10,11 +10,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from rich.markup import escape
-
 from aima_core.errors import AimaError
 from aima_core.suggestions import did_you_mean, nearest
-from services.cli.show.console import Format, err
+from services.cli.show.console import Format, dim, err
 from services.cli.show.output import failure
 
 Turns = list[dict[str, Any]]
@@ -46,14 +44,14 @@ class Conversation:
             with contextlib.suppress(ImportError):
                 import readline  # noqa: F401 (importing it gives input() line editing and history)
 
-            err.print(f"[dim]{escape(self._model)}; /help lists the commands, Ctrl-D quits[/]", highlight=False)
+            err.print(dim(f"{self._model}; /help lists the commands, Ctrl-D quits"))
         while True:
             try:
                 text = _read(interactive)
             except EOFError:
                 return int(self._failed)
             except KeyboardInterrupt:
-                err.print("\n[dim]Ctrl-D or /exit quits[/]")
+                err.print("\n", dim("Ctrl-D or /exit quits"))
                 continue
             if interactive and text.startswith("/"):
                 if text in ("/exit", "/quit"):
@@ -74,7 +72,7 @@ class Conversation:
         except KeyboardInterrupt:
             if not interactive:
                 raise
-            err.print("[dim]stopped[/]")
+            err.print(dim("stopped"))
         if reply:
             self._messages.append({"role": "assistant", "content": "".join(reply)})
         else:
@@ -83,15 +81,15 @@ class Conversation:
     def _run_command(self, command: str, rest: str = "") -> None:
         match command:
             case "/help":
-                err.print(_HELP, markup=False, highlight=False)
+                err.print(_HELP)
             case "/clear":
                 self._messages = list(self._initial)
-                err.print("[dim]conversation cleared[/]")
+                err.print(dim("conversation cleared"))
             case "/model":
                 self._choose(rest.strip())
             case _:
                 hint = did_you_mean(nearest(command, _COMMANDS)[:1]) or "; /help lists the commands"
-                err.print(f"there is no command {command}{hint}", markup=False, highlight=False)
+                err.print(f"there is no command {command}{hint}")
 
     def _choose(self, name: str) -> None:
         try:
@@ -106,7 +104,7 @@ class Conversation:
             self._model, message = name, f"talking to {name}"
         else:
             message = f"there is no model {name}; {available}; still talking to {self._model}"
-        err.print(message, markup=False, highlight=False)
+        err.print(message)
 
 
 def _read(interactive: bool) -> str:

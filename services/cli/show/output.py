@@ -6,12 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-from rich.markup import escape
-
 from aima_core.errors import AimaError
 from services.cli.show import tables
-from services.cli.show.console import Format, err
+from services.cli.show.console import Format, err, styled, yellow
 
 
 def document(data: Any, form: Format, columns: Sequence[str] = ()) -> None:
@@ -20,6 +17,8 @@ def document(data: Any, form: Format, columns: Sequence[str] = ()) -> None:
         case Format.JSON:
             print(json.dumps(data, indent=2, ensure_ascii=False))  # noqa: T201 (the answer goes to stdout)
         case Format.YAML:
+            import yaml  # slow to import, and rarely needed
+
             print(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), end="")  # noqa: T201
         case Format.TABLE:
             tables.answer(data, columns)
@@ -30,7 +29,7 @@ def failure(error: AimaError, form: Format) -> None:
     if form is not Format.TABLE:
         document({"error": error.body()}, form)
         return
-    err.print(f"[bold red]{error.code}[/] {escape(error.message)}", highlight=False)
+    err.print(styled("bold red", error.code), f" {error.message}")
     for fault in error.details.get("fields", ()):
         if str(fault.get("expected")) not in error.message:
-            err.print(f"  [yellow]{fault.get('field')}[/]: {escape(str(fault.get('expected')))}", highlight=False)
+            err.print("  ", yellow(fault.get("field")), f": {fault.get('expected')}")

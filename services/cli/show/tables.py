@@ -5,16 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.cells import cell_len
-from rich.markup import escape
-from rich.table import Table
-
 from aima_core.errors import ValidationFailed
 from aima_core.suggestions import nearest
-from services.cli.show import cells, schema
-from services.cli.show.console import WIDE, err, out
+from services.cli.show import cells, grid, schema
+from services.cli.show.console import bold, dim, err, is_wide, out, width
 
-_GAP = 2  # cells between two columns
 _LONG = 32  # cells; a column up to this width is shown in full or not at all
 _SOUGHT = ("id", "name", "status", "replicas", "progress", "error")  # kept longest when the terminal is narrow
 _OF_EVENTS = ("recorded_at", "type", "data")
@@ -24,7 +19,7 @@ _PART = 20  # cells; minimum width of a column that wraps
 def answer(data: Any, columns: Sequence[str] = ()) -> None:
     """Write an answer as tables; for an unknown column, write all of it and raise ValidationFailed."""
     if not isinstance(data, Mapping):
-        out.print(data)
+        out.print(str(data))
         return
     if columns:
         try:
@@ -39,18 +34,18 @@ def answer(data: Any, columns: Sequence[str] = ()) -> None:
     if len(lists) == 1 and set(scalars) <= {"total"}:
         rows(lists[0][1])
         if scalars:
-            out.print(f"[dim]{scalars['total']} in total[/]")
+            out.print(dim(f"{scalars['total']} in total"))
         return
-    table = Table(show_header=False, box=None, pad_edge=False)
+    pairs: list[tuple[str, str]] = []
     nested: list[tuple[str, list[Any]]] = []
     for key, value in data.items():
         if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
             nested.append((key, value))
         else:
-            table.add_row(f"[bold]{escape(key)}[/]", escape(cells.column(data, key)))
-    out.print(table)
+            pairs.append((key, cells.column(data, key)))
+    grid.pairs(pairs)
     for key, items in nested:
-        out.print(f"\n[bold]{escape(key)}[/]")
+        out.print("\n", bold(key))
         rows(items)
 
 
@@ -60,30 +55,20 @@ def rows(items: Sequence[Any], columns: Sequence[str] = ()) -> None:
     Without `columns`: every column that has a value, as far as the terminal is wide; stderr names the omitted ones.
     """
     if not items:
-        out.print("[dim]none[/]")
+        out.print(dim("none"))
         return
     if not all(isinstance(item, Mapping) for item in items):
         for item in items:
-            out.print(str(item), markup=False, highlight=False)
+            out.print(str(item))
         return
     names = list(columns) or _in_use(items)
     texts = {name: [cells.column(item, name) for item in items] for name in names}
-    widths = {name: max(cell_len(name), *map(_width, texts[name])) for name in names}
+    widths = {name: max(map(grid.width_of, (name, *texts[name]))) for name in names}
     sought = _OF_EVENTS if _are_events(items) else _SOUGHT
-    shown = names if columns or WIDE else fitting(widths, out.width, sought)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in shown:
-        table.add_column(escape(name), min_width=_needed(widths[name]), overflow="fold")
-    for index in range(len(items)):
-        table.add_row(*(escape(texts[name][index]) for name in shown))
-    if WIDE:
-        out.width = max(out.width, sum(widths[name] + _GAP for name in shown))
-    out.print(table)
+    shown = names if columns or is_wide() else fitting(widths, width(), sought)
+    grid.table(shown, [texts[name] for name in shown], [_needed(widths[name]) for name in shown])
     if omitted := [name for name in names if name not in shown]:
-        err.print(
-            f"[dim]omitted: {', '.join(omitted)}; select columns: --columns {','.join(shown[:1] + omitted[:2])}[/]",
-            highlight=False,
-        )
+        err.print(dim(f"omitted: {', '.join(omitted)}; select columns: --columns {','.join(shown[:1] + omitted[:2])}"))
 
 
 def fitting(widths: Mapping[str, int], room: int, sought: Sequence[str] = _SOUGHT) -> list[str]:
@@ -91,8 +76,8 @@ def fitting(widths: Mapping[str, int], room: int, sought: Sequence[str] = _SOUGH
     ranked = sorted(widths, key=lambda name: sought.index(name) if name in sought else len(sought))
     shown: list[str] = []
     for name in ranked:
-        room -= _needed(widths[name]) + _GAP
-        if room + _GAP < 0 and len(shown) >= 2:
+        room -= _needed(widths[name]) + grid.GAP
+        if room + grid.GAP < 0 and len(shown) >= 2:
             break
         shown.append(name)
     return [name for name in widths if name in shown]
@@ -114,10 +99,6 @@ def _in_use(items: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _are_events(items: Sequence[Mapping[str, Any]]) -> bool:
     return {"stream", *_OF_EVENTS} <= set(items[0])
-
-
-def _width(text: str) -> int:
-    return max((cell_len(line) for line in text.splitlines()), default=0)
 
 
 def check(columns: Sequence[str], answers: schema.Schema) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 from aima_core.bus.directory import DomainInfo
 from aima_core.errors import AimaError
-from services.cli.door.door import DoorAddress
-from services.cli.door.opening import open_door
+from services.cli.door.door import Door, DoorAddress
+from services.cli.door.session import with_door
 from services.cli.show import schema
 from services.cli.units.flags import Flag
 
@@ -28,7 +28,7 @@ def values(flag: Flag, domain: str, address: DoorAddress) -> Complete:
     def complete(incomplete: str) -> list[tuple[str, str]]:
         candidates = [(str(value), "") for value in schema.choices(flag.schema, flag.root)]
         if not candidates and (unit := _lister(flag, domain)):
-            candidates = asyncio.run(_ids(unit, flag.field, address))
+            candidates = _ids(unit, flag.field, address)
         return [(value, about) for value, about in candidates if value.startswith(incomplete)]
 
     return complete
@@ -38,7 +38,7 @@ def listed(unit: str, field: str = "id") -> Complete:
     """Return a completer for the ids that a list unit returns, for built-in commands."""
 
     def complete(incomplete: str) -> list[tuple[str, str]]:
-        infos = asyncio.run(_ids(unit, field, _default_address()))
+        infos = _ids(unit, field, _default_address())
         return [(value, about) for value, about in infos if value.startswith(incomplete)]
 
     return complete
@@ -47,21 +47,16 @@ def listed(unit: str, field: str = "id") -> Complete:
 def answered(unit: str, names: Callable[[Mapping[str, Any]], list[str]]) -> Complete:
     """Return a completer for names taken from a unit's answer."""
 
-    async def ask() -> list[str]:
-        with contextlib.suppress(AimaError, TimeoutError):
-            async with asyncio.timeout(_TIMEOUT), open_door(_default_address()) as door:
-                return names((await door.ask(unit, {}, timeout=_TIMEOUT)).data)
-        return []
-
     def complete(incomplete: str) -> list[tuple[str, str]]:
-        return [(name, "") for name in asyncio.run(ask()) if name.startswith(incomplete)]
+        answer = _ask(unit, _default_address())
+        return [(name, "") for name in names(answer) if name.startswith(incomplete)] if answer else []
 
     return complete
 
 
 def events(incomplete: str) -> list[tuple[str, str]]:
     """Complete event types: those declared by units, and `<domain>.*` for each domain."""
-    infos = asyncio.run(_domains())
+    infos = _domains()
     types = {event for info in infos for unit in info.units.values() for event in unit.events}
     types |= {f"{info.name}.*" for info in infos}
     return [(name, "") for name in sorted(types) if name.startswith(incomplete)]
@@ -69,7 +64,7 @@ def events(incomplete: str) -> list[tuple[str, str]]:
 
 def units(incomplete: str) -> list[tuple[str, str]]:
     """Complete unit names."""
-    infos = [unit for info in asyncio.run(_domains()) for unit in info.units.values()]
+    infos = [unit for info in _domains() for unit in info.units.values()]
     return [(unit.name, unit.summary) for unit in infos if unit.name.startswith(incomplete)]
 
 
@@ -77,10 +72,9 @@ def _default_address() -> DoorAddress:
     return DoorAddress(os.environ.get("AIMA_URL", ""), os.environ.get("AIMA_API_KEY", ""), wait=_TIMEOUT)
 
 
-async def _domains() -> list[DomainInfo]:
+def _domains() -> list[DomainInfo]:
     with contextlib.suppress(AimaError):
-        async with open_door(_default_address()) as door:
-            return list((await door.domains()).values())
+        return list(with_door(_default_address(), lambda door: door.domains()).values())
     return []
 
 
@@ -93,13 +87,22 @@ def _lister(flag: Flag, domain: str) -> str:
     return f"{domain}.list" if flag.field == "name" and flag.required else ""
 
 
-async def _ids(unit: str, field: str, address: DoorAddress) -> list[tuple[str, str]]:
+def _ids(unit: str, field: str, address: DoorAddress) -> list[tuple[str, str]]:
+    answer = _ask(unit, replace(address, wait=_TIMEOUT))
+    items = next((value for value in answer.values() if isinstance(value, list)), [])
+    return [(_name(item, field), str(item.get("status") or "")) for item in items if isinstance(item, Mapping)]
+
+
+def _ask(unit: str, address: DoorAddress) -> Mapping[str, Any]:
+    """Return a unit's answer; empty if there is none in time."""
+
+    async def ask(door: Door) -> Mapping[str, Any]:
+        async with asyncio.timeout(_TIMEOUT):
+            return (await door.ask(unit, {}, timeout=_TIMEOUT)).data  # type: ignore[no-any-return]
+
     with contextlib.suppress(AimaError, TimeoutError):
-        async with asyncio.timeout(_TIMEOUT), open_door(replace(address, wait=_TIMEOUT)) as door:
-            answer = (await door.ask(unit, {}, timeout=_TIMEOUT)).data
-            items = next((value for value in answer.values() if isinstance(value, list)), [])
-            return [(_name(item, field), str(item.get("status") or "")) for item in items if isinstance(item, Mapping)]
-    return []
+        return with_door(address, ask)
+    return {}
 
 
 def _name(item: Mapping[str, Any], field: str) -> str:

@@ -1,11 +1,7 @@
-"""The command groups: `aima` with its built-in commands, and one group for each domain on the bus.
-
-The bus is queried only for words that are not built-in commands, and for `aima --help`.
-"""
+"""The command groups of the domains on the bus."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.markup import escape
 from typer.core import TyperGroup
 
 from aima_core import call as calls
@@ -22,7 +17,9 @@ from aima_core.errors import AimaError, InvalidRequest, NotFound
 from aima_core.suggestions import nearest
 from services.cli import domains
 from services.cli.door.door import DoorAddress, down
-from services.cli.door.opening import open_door
+from services.cli.door.session import with_door
+from services.cli.plain_values import take_plain
+from services.cli.show.console import escape
 from services.cli.units import unit_command
 from services.gateway.rest.routes import ident_of
 
@@ -51,43 +48,34 @@ class DomainGroup(TyperGroup):
         return unit_command.command(unit, ident_of(self.info.name, self.info.units), self.address)
 
 
-class Aima(TyperGroup):
-    """The root group."""
+def listed(ctx: Any) -> list[str]:
+    """Return the names of the domains' groups; raise AimaError if the bus does not answer quickly."""
+    if _PANEL not in ctx.meta:
+        ctx.meta[_PANEL] = {}  # without a bus, it is asked once as well
+        ctx.meta[_PANEL] = _fetch(replace(_address(ctx), wait=_BRIEF))
+    return [name.replace("_", "-") for name in ctx.meta[_PANEL]]
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        """Return the built-in commands, and the domains if the bus answers quickly."""
-        own = super().list_commands(ctx)
-        with contextlib.suppress(AimaError):
-            infos = ctx.meta[_PANEL] = _fetch(replace(_address(ctx), wait=_BRIEF))
-            return own + [name.replace("_", "-") for name in infos if name not in own]
-        return own
 
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Resolve the command; keep all words in the context, because they may name the door (`_address`)."""
-        ctx.args = args
-        return super().resolve_command(ctx, args)
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Return a built-in command, or the group of a domain."""
-        if own := super().get_command(ctx, cmd_name):
-            return own
-        address, name = _address(ctx), cmd_name.replace("-", "_")
-        if ctx.resilient_parsing:
-            return domain_group(_for_completion(ctx, address, name), address)
-        known = super().list_commands(ctx)
-        try:
-            if info := _known(ctx, address, name):
-                return domain_group(info, address)
-            infos = _fetch(address)
-            if name in infos:  # it has come back between the two looks
-                return domain_group(infos[name], address)
-            known += infos
-        except AimaError:
-            if name in domains.names():
-                raise
-        if name in domains.names() and name not in known:
-            raise down(name)
-        return refuse(ctx, cmd_name, [*known, *domains.names()])
+def find(ctx: Any, word: str, built_in: Sequence[str]) -> DomainGroup | None:
+    """Return the group of a domain; refuse a word that is neither a domain nor a built-in command."""
+    address, name = _address(ctx), word.replace("-", "_")
+    if ctx.resilient_parsing:
+        return domain_group(_for_completion(ctx, address, name), address)
+    known = list(built_in)
+    try:
+        if info := _known(ctx, address, name):
+            return domain_group(info, address)
+        infos = _fetch(address)
+        if name in infos:  # it has come back between the two looks
+            return domain_group(infos[name], address)
+        known += infos
+    except AimaError:
+        if name in domains.names():
+            raise
+    if name in domains.names() and name not in known:
+        raise down(name)
+    refuse(ctx, word, [*known, *domains.names()])
+    return None
 
 
 def domain_group(info: DomainInfo, address: DoorAddress) -> DomainGroup:
@@ -105,7 +93,7 @@ def domain_group(info: DomainInfo, address: DoorAddress) -> DomainGroup:
         pretty_exceptions_enable=False,
     )
     app.callback()(_actions)
-    group = typer.main.get_group(app)
+    group = take_plain(typer.main.get_group(app))
     assert isinstance(group, DomainGroup)
     group.info, group.address, group.rich_help_panel = info, address, _PANEL
     return group
@@ -133,13 +121,8 @@ def _known(ctx: Any, address: DoorAddress, name: str) -> DomainInfo | None:
 
 def _raise_refusal(address: DoorAddress, name: str) -> None:
     """Raise the gateway's refusal of a unit that it does not list for this key; a dry run changes nothing."""
-
-    async def ask() -> None:
-        async with open_door(address) as door:
-            await door.ask(name, {}, timeout=_REFUSAL_TIMEOUT, headers={calls.DRY_RUN: "true"})
-
     with contextlib.suppress(NotFound, InvalidRequest):  # rights are checked before the input
-        asyncio.run(ask())
+        with_door(address, lambda door: door.ask(name, {}, timeout=_REFUSAL_TIMEOUT, headers={calls.DRY_RUN: "true"}))
 
 
 def _for_completion(ctx: Any, address: DoorAddress, name: str) -> DomainInfo:
@@ -151,11 +134,7 @@ def _for_completion(ctx: Any, address: DoorAddress, name: str) -> DomainInfo:
 
 
 def _fetch(address: DoorAddress, name: str = "") -> Mapping[str, DomainInfo]:
-    async def fetch() -> Mapping[str, DomainInfo]:
-        async with open_door(address) as door:
-            return await door.domains(name)
-
-    return asyncio.run(fetch())
+    return with_door(address, lambda door: door.domains(name))
 
 
 def _address(ctx: Any) -> DoorAddress:

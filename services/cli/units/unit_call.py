@@ -7,13 +7,10 @@ import contextlib
 import json
 import secrets
 import sys
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
-
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from aima_core import call as calls
 from aima_core.bus.client import Answer
@@ -21,10 +18,10 @@ from aima_core.bus.directory import UnitInfo
 from aima_core.errors import InvalidRequest, Timeout, ValidationFailed
 from aima_core.text_input import build
 from services.cli.door.door import Door
-from services.cli.show.console import err
+from services.cli.show.console import dim, err
+from services.cli.show.progress import ProgressBar
 
 _LONGEST = 86_400.0  # seconds; the longest deadline that the bus accepts
-_SILENT = 1.0  # seconds until a progress bar appears
 
 
 @dataclass(frozen=True)
@@ -54,9 +51,10 @@ async def answer(door: Door, unit: UnitInfo, data: Mapping[str, Any], options: C
     except asyncio.CancelledError:
         if unit.kind == "command" and not options.dry_run:
             err.print(
-                f"[dim]stopped waiting for {unit.name}; it may continue in the background: "
-                f"aima events --since 1m --type {unit.domain}[/]",
-                highlight=False,
+                dim(
+                    f"stopped waiting for {unit.name}; it may continue in the background: "
+                    f"aima events --since 1m --type {unit.domain}"
+                )
             )
         raise
     return result.data
@@ -66,35 +64,17 @@ async def ask(
     door: Door, unit: str, data: Mapping[str, Any], *, timeout: float, headers: Mapping[str, str], quiet: bool
 ) -> Answer:
     """Return the answer; show a progress bar on stderr if it takes long."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-    )
     parts = cast(AsyncGenerator[Any], door.stream(unit, data, timeout=timeout, headers=headers))
-    with Progress(*columns, console=err, transient=True, disable=quiet or not err.is_terminal) as bar:
-        task = bar.add_task(unit, total=None, visible=False)
-        async with _later(partial(bar.update, task, visible=True)), contextlib.aclosing(parts):
+    with ProgressBar(unit, hidden=quiet or not err.is_terminal) as bar:
+        async with contextlib.aclosing(parts):
             async for part in parts:
                 if isinstance(part, Answer):
                     return part
                 update = part.get("data", part) if isinstance(part, dict) else {}
                 if isinstance(update, dict) and "progress" in update:
                     what = update.get("message") or update.get("status") or update.get("phase") or ""
-                    description, done = f"{unit}: {what}", float(update["progress"])
-                    bar.update(task, description=description, completed=done, total=100, visible=True)
+                    bar.update(f"{unit}: {what}", float(update["progress"]))
     raise Timeout(f"{unit} did not answer", unit=unit)
-
-
-@contextlib.asynccontextmanager
-async def _later(show: Callable[[], None]) -> AsyncGenerator[None]:
-    """Call `show` if the block takes longer than a second."""
-    timer = asyncio.get_running_loop().call_later(_SILENT, show)
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def read_input(words: Sequence[str], given: str | None, schema: Mapping[str, Any]) -> dict[str, Any]:

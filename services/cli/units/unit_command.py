@@ -6,7 +6,6 @@ here; `flags.py` checks the typed values.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,16 +13,16 @@ from inspect import Parameter, Signature
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from typer.core import TyperCommand
 
 from aima_core.bus.directory import UnitInfo
 from aima_core.errors import InvalidRequest, ValidationFailed
 from services.cli.door.door import DoorAddress
-from services.cli.door.opening import open_door
+from services.cli.door.session import release, with_door
+from services.cli.plain_values import take_plain
 from services.cli.shared_options import column_names
 from services.cli.show import tables
-from services.cli.show.console import Format, err
+from services.cli.show.console import Format, dim, err, escape, styled
 from services.cli.show.output import document
 from services.cli.units import completion, flags, unit_call
 from services.cli.units.flags import Flag
@@ -79,7 +78,7 @@ def command(unit: UnitInfo, ident: str, address: DoorAddress) -> UnitCommand:
         epilog=_epilog(unit, ident),
         context_settings={"token_normalize_func": _dashes},
     )(_function(unit, unit_flags, ident, address))
-    made = typer.main.get_command(app)
+    made = take_plain(typer.main.get_command(app))
     assert isinstance(made, UnitCommand)
     made.fields, made.ident = unit_flags, ident
     return made
@@ -131,14 +130,10 @@ def _run(
         confirm(unit, data)
     address = DoorAddress(given["url"] or default.url, given["api_key"] or default.api_key, default.config)
     try:
-        document(asyncio.run(_answer(unit, data, options, address)), output, shown)
+        answer = with_door(address, lambda door: unit_call.answer(door, unit, data, options))
+        document(answer, output, shown)
     except ValidationFailed as error:
         raise (flags.named(error, unit_flags) if output is Format.TABLE else error) from error
-
-
-async def _answer(unit: UnitInfo, data: Mapping[str, Any], options: CallOptions, address: DoorAddress) -> Any:
-    async with open_door(address) as door:
-        return await unit_call.answer(door, unit, data, options)
 
 
 def confirm(unit: UnitInfo, data: Mapping[str, Any]) -> None:
@@ -149,9 +144,10 @@ def confirm(unit: UnitInfo, data: Mapping[str, Any]) -> None:
             reason="NOT_CONFIRMED",
         )
     words = " ".join(f"{key}={word(value)}" for key, value in data.items())
-    err.print(f"{unit.name} {escape(words)}: [bold red]high risk[/]. {escape(unit.summary)}", highlight=False)
+    err.print(f"{unit.name} {words}: ", styled("bold red", "high risk"), f". {unit.summary}")
+    release()  # the person may think for longer than an idle connection lasts
     if not typer.confirm("Continue?", err=True):
-        err.print("[dim]nothing was changed[/]")
+        err.print(dim("nothing was changed"))
         raise typer.Exit(1)
 
 

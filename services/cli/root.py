@@ -1,0 +1,59 @@
+"""The root group: the built-in commands, and one group for each domain on the bus.
+
+The bus is queried only for words that are not built-in commands, and for `aima --help`; only then are the modules
+imported that make commands of units.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import threading
+from typing import Any
+
+from typer.core import TyperGroup
+
+from aima_core.errors import AimaError
+from services.cli import built_in
+from services.cli.built_in import BUILT_IN
+
+
+class Aima(TyperGroup):
+    """The root group."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the built-in commands, and the domains if the bus answers quickly."""
+        own = list(BUILT_IN)
+        with contextlib.suppress(AimaError):
+            return own + [name for name in self._domains(ctx) if name not in own]
+        return own
+
+    @staticmethod
+    def _domains(ctx: Any) -> list[str]:
+        from services.cli.units import groups
+
+        return groups.listed(ctx)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help; import what draws it while the bus is asked, whose answers take as long to wait for."""
+        drawing = threading.Thread(target=importlib.import_module, args=("typer.rich_utils",))
+        drawing.start()
+        with contextlib.suppress(AimaError):
+            self._domains(ctx)
+        drawing.join()
+        super().format_help(ctx, formatter)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command that the words name; keep them in the context: they may name the door."""
+        ctx.args = args
+        if args[0] in BUILT_IN:
+            return args[0], built_in.load(args[0]), args[1:]
+        return super().resolve_command(ctx, args)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return the group of a domain; of a built-in command only what a listing shows."""
+        if cmd_name in BUILT_IN:
+            return built_in.summary(cmd_name)
+        from services.cli.units import groups
+
+        return groups.find(ctx, cmd_name, list(BUILT_IN))
