@@ -18,19 +18,26 @@ from services.cli.plain_values import take_plain
 
 @dataclass(frozen=True)
 class BuiltIn:
-    """A command: one line on it, and where it is: `module:name` of a function or of a typer app."""
+    """A command: one line on it, and where it is: `module:name` of a function or of a typer app.
+
+    `local`: whether it uses this machine or its bus, whatever gateway is named.
+    """
 
     about: str
     place: str
+    local: bool = False
 
 
 BUILT_IN: Mapping[str, BuiltIn] = {
     "up": BuiltIn(
         "Run the bus, every domain and the gateway on this machine. Ctrl-C stops them in order; engines keep running.",
         "commands.up:up",
+        local=True,
     ),
     "run": BuiltIn(
-        "Run one domain on a bus that already runs: for a container, systemd or a debugger.", "commands.run:run"
+        "Run one domain on a bus that already runs: for a container, systemd or a debugger.",
+        "commands.run:run",
+        local=True,
     ),
     "status": BuiltIn(
         "Show the bus, the domains, the services and the memory. Fails if a domain is down.", "commands.status:status"
@@ -48,20 +55,24 @@ BUILT_IN: Mapping[str, BuiltIn] = {
     "events": BuiltIn(
         "Show the events of all domains, oldest first; with --follow and -o json, one document per line.",
         "commands.events:events",
+        local=True,
     ),
     "mcp": BuiltIn(
-        "Serve the Model Context Protocol on stdin and stdout. An API key comes from AIMA_API_KEY.", "commands.mcp:mcp"
+        "Serve the Model Context Protocol on stdin and stdout. An API key comes from AIMA_API_KEY.",
+        "commands.mcp:mcp",
+        local=True,
     ),
     "first-run": BuiltIn(
         "Start everything, pull a small model, serve it, ask it a question; then keep running.",
         "commands.first_run:first_run",
+        local=True,
     ),
     "version": BuiltIn("Print the version.", "commands.version:version"),
     "help": BuiltIn("Show help for a command, as --help does: `aima help service start`.", "main:show_help"),
     "keys": BuiltIn("Create, list and revoke API keys of the gateway.", "commands.keys:app"),
-    "log": BuiltIn("Verify a domain's log; rebuild its read tables from it.", "commands.log:app"),
-    "bus": BuiltIn("Manage the users of the bus and their rights.", "commands.bus:app"),
-    "config": BuiltIn("Show the settings and their sources; check a settings file.", "commands.config:app"),
+    "log": BuiltIn("Verify a domain's log; rebuild its read tables from it.", "commands.log:app", local=True),
+    "bus": BuiltIn("Manage the users of the bus and their rights.", "commands.bus:app", local=True),
+    "config": BuiltIn("Show the settings and their sources; check a settings file.", "commands.config:app", local=True),
 }
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import threading
 from typing import Any
 
 from typer.core import TyperGroup
 
-from aima_core.errors import AimaError
+from aima_core.errors import AimaError, InvalidRequest
 from services.cli import built_in
 from services.cli.built_in import BUILT_IN
 
@@ -27,6 +28,16 @@ class Aima(TyperGroup):
         with contextlib.suppress(AimaError):
             return own + [name for name in self._domains(ctx) if name not in own]
         return own
+
+    @staticmethod
+    def _check_url(ctx: Any, name: str) -> None:
+        """Refuse `--url` for a command that would ignore it; AIMA_URL is meant for the commands that can use it."""
+        url = ctx.params.get("url")
+        if BUILT_IN[name].local and url and url != os.environ.get("AIMA_URL") and not ctx.resilient_parsing:
+            hint = f"; the gateway sends events at {url.rstrip('/')}/api/v2/events" if name == "events" else ""
+            raise InvalidRequest(
+                f"aima {name} uses this machine and its bus, so it takes no --url{hint}", reason="LOCAL_COMMAND"
+            )
 
     @staticmethod
     def _domains(ctx: Any) -> list[str]:
@@ -47,6 +58,7 @@ class Aima(TyperGroup):
         """Return the command that the words name; keep them in the context: they may name the door."""
         ctx.args = args
         if args[0] in BUILT_IN:
+            self._check_url(ctx, args[0])
             return args[0], built_in.load(args[0]), args[1:]
         return super().resolve_command(ctx, args)
 

@@ -19,9 +19,10 @@ import yaml
 
 from aima_core.bus.nats_server import free_port, start
 from aima_core.errors import ValidationFailed
-from aima_core.testing import until
+from aima_core.testing import serving, settings_for, until
 from aima_core.text_input import build
 from services.cli.domains import names
+from tests.cli.toy import GARDEN
 from tests.system.harness import System, system
 
 pytestmark = pytest.mark.timeout(300)
@@ -191,6 +192,28 @@ def test_the_status_of_a_bus_without_domains_is_a_failure(form: str, tmp_path: P
         server.stop()
     assert (ended.returncode, ended.stderr) == (1, "")
     assert ended.stdout.count("down") == len(names())
+
+
+async def test_the_status_with_a_domain_that_is_down_is_a_failure(tmp_path: Path) -> None:
+    server = start(tmp_path / "nats", free_port(), tmp_path / "nats.log", die_with_parent=True)
+    try:
+        async with serving(GARDEN, settings=settings_for(tmp_path / "garden", server.url, GARDEN)):
+            ended = await asyncio.to_thread(run, "status", "-o", "json", data=tmp_path, AIMA_NATS_URL=server.url)
+    finally:
+        server.stop()
+    states = {domain["domain"]: domain["state"] for domain in json.loads(ended.stdout)["domains"]}
+    assert states == {"garden": "serving", **dict.fromkeys(names(), "down")}
+    assert ended.returncode == 1
+
+
+@pytest.mark.parametrize(
+    "words", [["events"], ["up"], ["run", "model"], ["log", "verify", "model"], ["config", "show"]]
+)
+def test_a_command_that_uses_only_this_machine_takes_no_gateway(words: list[str], tmp_path: Path) -> None:
+    ended = run("--url", "http://there:9090", *words, data=tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert f"aima {words[0]} uses this machine and its bus, so it takes no --url" in ended.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- with everything running --------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fnmatch
 import json
+import os
 import re
 import time
 from collections.abc import AsyncIterator
@@ -46,6 +47,8 @@ def events(
     config: Config = None,
 ) -> None:
     """Show the events of all domains, oldest first; with --follow and -o json, one document per line."""
+    if os.environ.get("AIMA_URL"):
+        err.print(yellow("AIMA_URL is ignored: this command reads the events from the bus"))
     since_at = _since(since)
     recorded = asyncio.run(_events(follow, since_at, kind, output, config))
     if not follow and output is not Format.TABLE:
