@@ -107,7 +107,7 @@ async def over_mcp(site: Site, unit: str, data: dict[str, Any]) -> Any:
 
 
 async def at_the_command_line(site: Site, unit: str, data: dict[str, Any]) -> Any:
-    command = [sys.executable, "-m", "services.cli.main", "call", unit, "--input", json.dumps(data), "-o", "json"]
+    command = [sys.executable, "-m", "services.cli.entry", "call", unit, "--input", json.dumps(data), "-o", "json"]
     environ = {**os.environ, "AIMA_NATS_URL": site.nats.url, "AIMA_DATA": str(site.folder)}
     ended = await asyncio.to_thread(
         subprocess.run, command, env=environ, capture_output=True, text=True, timeout=60, check=False
