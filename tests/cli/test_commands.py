@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -99,12 +100,13 @@ def test_the_version_is_one_document_for_programs(tmp_path: Path) -> None:
     assert yaml.safe_load(run("version", "-o", "yaml", data=tmp_path).stdout)["aima"] == "0.3.0"
 
 
-@pytest.mark.parametrize("words", [["status"], ["units"], ["call", "model.list"], ["events"], ["chat", "hello"]])
-def test_without_a_bus_every_command_says_so_at_once(words: list[str], tmp_path: Path) -> None:
-    ended = run(*words, data=tmp_path, AIMA_NATS_URL="nats://127.0.0.1:9")
-    assert ended.returncode == 1
-    assert ended.stdout == ""
-    assert "UNAVAILABLE no NATS server answers at nats://127.0.0.1:9" in ended.stderr
+def test_without_a_bus_every_command_says_so_at_once(tmp_path: Path) -> None:
+    lines = (["status"], ["units"], ["call", "model.list"], ["events"], ["chat", "hello"])
+    gone = {"data": tmp_path, "AIMA_NATS_URL": "nats://127.0.0.1:9"}
+    with ThreadPoolExecutor() as pool:  # each waits two seconds for a bus that may be starting
+        for ended in pool.map(lambda words: run(*words, **gone), lines):
+            assert (ended.returncode, ended.stdout) == (1, "")
+            assert "UNAVAILABLE no NATS server answers at nats://127.0.0.1:9" in ended.stderr
 
 
 @pytest.mark.parametrize("left_behind", [False, True], ids=["never ran", "was killed"])
