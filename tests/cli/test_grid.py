@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from services.cli.show import grid
 from services.cli.show.console import escape
@@ -38,7 +39,7 @@ def test_a_table_without_wrapping_is_as_rich_draws_it(capsys: Any, rows: list[li
     names = [f"c{number}" for number in range(len(rows[0]))]
     table = Table(*names, box=None, pad_edge=False, header_style="bold")
     for row in rows:
-        table.add_row(*map(rich.markup.escape, row))
+        table.add_row(*map(Text, row))
     grid.table(names, list(zip(*rows, strict=True)), [1] * len(names))
     assert by_grid(capsys) == by_rich(table)
 

@@ -18,7 +18,9 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from aima_core import call as calls
+from aima_core.bus import discovery
 from aima_core.bus.connection import Connection, cancel_and_wait
+from aima_core.bus.discovery import Process, is_no_responders
 from aima_core.bus.payloads import check_size
 from aima_core.errors import (
     AimaError,
@@ -35,7 +37,6 @@ _QUIET = 5.0  # seconds without a part after which the client pings the process 
 _MISSED_PINGS = 2  # unanswered pings in a row after which a stream counts as dead; one may mean a reconnect
 _PING_TIMEOUT = 0.5  # seconds that a domain has to answer a ping or to list its units
 
-_LEAST_QUIET = 0.05  # seconds without an answer that end a discovery in which all known processes have answered
 _SUCCESS = b'{"success":true,'  # every successful envelope begins with these bytes
 
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -147,7 +148,7 @@ class Client:
                         if self.nc.is_connected:
                             await self.nc.publish(control, reply=inbox)
                         continue
-                    if not (control and _is_no_responders(message)):
+                    if not (control and is_no_responders(message)):
                         return message
                     missed_pings += 1
                     if missed_pings == _MISSED_PINGS:
@@ -163,7 +164,7 @@ class Client:
             while calls.SEQ in (message.headers or {}) and calls.FINAL not in (message.headers or {}):
                 yield msgspec.json.decode(message.data)
                 message = await next_message(message.reply)
-            if _is_no_responders(message):
+            if is_no_responders(message):
                 raise await self._no_responders(unit)
             yield opened(message.data)
         except _Drained:
@@ -175,7 +176,7 @@ class Client:
                 await subscription.unsubscribe()
 
     async def discover(
-        self, domain: str = "", *, wait: float = 0.3, known: Collection[tuple[str, str]] = ()
+        self, domain: str = "", *, wait: float = 0.3, known: Collection[Process] = ()
     ) -> list[dict[str, Any]]:
         """Return the `$SRV.INFO` of every process on the bus. Stops `wait` seconds after the last answer.
 
@@ -184,30 +185,8 @@ class Client:
 
         With `domain`, returns only the first answer of this domain. Raises Unavailable if the bus does not answer.
         """
-        infos: list[dict[str, Any]] = []
-        awaited, asked_at, quiet = set(known), time.monotonic(), wait
-        inbox = self.nc.new_inbox()
         with _bus_errors():
-            subscription = await self.nc.subscribe(inbox)
-            try:
-                await self.nc.publish(f"$SRV.INFO.{domain}".rstrip("."), b"", reply=inbox)
-                while not (domain and infos):
-                    message = await subscription.next_msg(timeout=quiet)
-                    if _is_no_responders(message):
-                        break
-                    if not message.data:
-                        continue
-                    info = msgspec.json.decode(message.data)
-                    infos.append(info)
-                    awaited.discard((info.get("name"), (info.get("metadata") or {}).get("node", "")))
-                    if known and not awaited:
-                        quiet = min(wait, max(_LEAST_QUIET, 2 * (time.monotonic() - asked_at)))
-            except (TimeoutError, nats.errors.TimeoutError):
-                pass
-            finally:
-                with contextlib.suppress(nats.errors.Error):
-                    await subscription.unsubscribe()
-        return infos
+            return await discovery.infos(self.nc, domain, wait, known)
 
     async def _wait(self, subject: str, reply: Coroutine[Any, Any, Msg]) -> Msg:
         """Send a request to a subject and return the reply. Raises Forbidden if the server denies the request."""

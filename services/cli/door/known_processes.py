@@ -15,10 +15,8 @@ from pathlib import Path
 
 import msgspec
 
+from aima_core.bus.discovery import Process
 from services.cli.door.client_settings import ClientSettings
-
-Process = tuple[str, str]
-"""The domain and the node of a process."""
 
 _LARGEST = 64 * 1024  # bytes of the file; a larger one is not read
 _MOST_BUSES = 8  # that are remembered, the last used ones

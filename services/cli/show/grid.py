@@ -7,7 +7,7 @@ from itertools import zip_longest
 
 from rich.cells import cell_len
 
-from services.cli.show.console import Styled, bold, escape, is_wide, out, styled, width
+from services.cli.show.console import Styled, bold, is_wide, out, styled, width
 
 GAP = 2  # cells between two columns
 _DROPPED = dict.fromkeys((7, 8, 11, 12, 13))  # control characters that move the cursor; rich drops them, too
@@ -23,12 +23,13 @@ def table(names: Sequence[str], columns: Sequence[Sequence[str]], least: Sequenc
             _write([styled("", text) for text in row], widths)
         return
     from rich.table import Table
+    from rich.text import Text
 
     drawn = Table(box=None, pad_edge=False, header_style="bold")
     for name, smallest in zip(names, least, strict=True):
-        drawn.add_column(escape(name), min_width=smallest, overflow="fold")
+        drawn.add_column(Text(name), min_width=smallest, overflow="fold")
     for row in zip(*texts, strict=True):
-        drawn.add_row(*map(escape, row))
+        drawn.add_row(*map(Text, row))
     _draw(drawn)
 
 
@@ -41,10 +42,11 @@ def pairs(rows: Sequence[tuple[str, str]]) -> None:
             _write([bold(key), styled("", value)], widths)
         return
     from rich.table import Table
+    from rich.text import Text
 
     drawn = Table(show_header=False, box=None, pad_edge=False)
     for key, value in cleaned:
-        drawn.add_row(f"[bold]{escape(key)}[/]", escape(value))
+        drawn.add_row(Text(key, "bold"), Text(value))
     _draw(drawn)
 
 
