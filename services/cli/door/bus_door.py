@@ -21,6 +21,7 @@ from services.cli.door.client_settings import ClientSettings
 from services.cli.door.door import CONNECT, down
 from services.cli.supervisor.folder_lock import runs
 
+_BUSY = 5.0  # seconds that a domain that is there but busy has to describe itself
 _POLL = 0.05  # seconds between two looks for a bus that is starting
 
 
@@ -83,7 +84,8 @@ class BusDoor:
 
     async def domains(self, name: str = "") -> dict[str, DomainInfo]:
         known = known_processes.recall(self._settings) if self._settings and not name else ()
-        loaded = [read_info(info) for info in await self.client.discover(name, known=known)]
+        wait = {"wait": _BUSY} if name else {}  # a domain that is not there is known at once
+        loaded = [read_info(info) for info in await self.client.discover(name, known=known, **wait)]
         if self._settings and not name:
             known_processes.remember(self._settings, [(info.name, info.node) for info in loaded])
         return {info.name: info for info in sorted(loaded, key=lambda info: info.name)}
@@ -97,6 +99,8 @@ class BusDoor:
         loaded = await self.domains()
         if domain not in loaded and domain in domains.names():
             raise down(domain, unit)
+        if domain in loaded and unit in loaded[domain].units:
+            return loaded[domain].units[unit]  # it came to the bus, or was too busy for the first question
         raise unknown(unit, [name for info in loaded.values() for name in info.units])
 
     def stream(
