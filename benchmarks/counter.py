@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from pydantic import Field
@@ -12,7 +12,7 @@ from aima_core.call import Call
 from aima_core.domain import Domain, Outside, World
 from aima_core.errors import Conflict, NotFound
 from aima_core.store.records import Recorded, Statement
-from aima_core.units import Command, Event, Query, View
+from aima_core.units import Command, Event, Query, Ref, View
 
 MOST = 2**40
 UPSERT = "INSERT INTO counters VALUES (?,?) ON CONFLICT (id) DO UPDATE SET total = total + ?"
@@ -24,6 +24,9 @@ class Added(Event, unit="counter.added", stream="counter_id", frozen=True, kw_on
     counter_id: str
     amount: int
     note: str = ""
+
+
+CounterId = Annotated[str, Ref("counter"), Field(description="Which.")]
 
 
 class Total(View):
@@ -42,7 +45,7 @@ class Add(
 ):
     """Add to a counter."""
 
-    counter_id: str = Field(description="Which.", pattern="^[a-z0-9]{1,20}$")
+    counter_id: Annotated[CounterId, Field(pattern="^[a-z0-9]{1,20}$")]
     amount: int = Field(1, ge=1, le=1000, description="How much.")
     note: str = Field("", max_length=200, description="Why.")
 
@@ -50,13 +53,13 @@ class Add(
 class Peek(Query[Total], unit="counter.peek", errors=(NotFound,), examples=({"counter_id": "c1"},)):
     """Return a counter's total from memory."""
 
-    counter_id: str = Field(description="Which.")
+    counter_id: CounterId
 
 
 class Get(Query[Total], unit="counter.get", errors=(NotFound,), examples=({"counter_id": "c1"},)):
     """Return a counter's total from the read table."""
 
-    counter_id: str = Field(description="Which.")
+    counter_id: CounterId
 
 
 class Counter(msgspec.Struct, frozen=True):

@@ -103,8 +103,8 @@ async def _opened(log: Log, amount: int) -> Writer[Counter]:
     """Return a runner that has folded the log as it does at the start of a process."""
     runner = Writer(COUNTER, log, "bench")
     await runner.open()
-    assert runner.position == amount, runner.position
-    assert sum(counter.total for counter in runner.committed.values()) == amount
+    assert runner.states.position == amount, runner.states.position
+    assert sum(counter.total for counter in runner.states.committed.values()) == amount
     return runner
 
 

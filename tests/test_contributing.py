@@ -32,7 +32,7 @@ PIECES = [re.sub(r"(?m)^   ", "", piece) for piece in re.findall(r"^   ```python
 # where each piece goes: the file, and the text that it stands before; nothing: at the end
 PLACES = (
     ("services/device/units.py", "\n\nEvents = "),
-    ("services/device/units.py", ""),
+    ("services/device/units.py", "\n\nCommands = "),
     ("services/device/rules/decider.py", "    power_limit: float | None = None\n"),
     ("services/device/rules/decider.py", "        case i.RecordPowerLimit("),
     ("services/device/rules/decider.py", "        case u.MetricsAlert():"),
@@ -44,8 +44,15 @@ PLACES = (
 # what it says in words
 CHANGES = (
     ("services/device/units.py", "MetricsAlert | PowerLimitSet\n", "MetricsAlert | PowerLimitSet | LabelSet\n"),
-    ("services/device/domain.py", "u.SetPowerLimit)", "u.SetPowerLimit, u.SetLabel)"),
-    ("services/device/domain.py", "u.GetHealth)", "u.GetHealth, u.GetLabels)"),
+    ("services/device/units.py", "Detect | SetPowerLimit\n", "Detect | SetPowerLimit | SetLabel\n"),
+    ("services/device/units.py", "GetMetrics | GetHealth\n", "GetMetrics | GetHealth | GetLabels\n"),
+    (
+        "services/device/rules/decider.py",
+        "RecordDevices | u.SetPowerLimit\n",
+        "RecordDevices | u.SetPowerLimit | u.SetLabel\n",
+    ),
+    ("services/device/rules/decider.py", "case u.SetPowerLimit():", "case u.SetPowerLimit() | u.SetLabel():"),
+    ("services/device/outside/adapter.py", "case u.SetPowerLimit():", "case u.SetPowerLimit() | u.SetLabel():"),
     (
         "tests/device/test_domain.py",
         "\nDECIDED: ",
@@ -163,7 +170,7 @@ async def test_a_speech_engine_for_weights_that_aima_cannot_read_is_a_manifest_a
     (weights / "words.txt").write_bytes(b"knows words")
     async with system(tmp_path / "data") as aima:
         imported = await aima.ask("model.import", path=str(weights), format="my-speech-weights", name="dictation")
-        model = await aima.ask("model.get", **imported)
+        model = await aima.ask("model.get", model_id=imported["model_id"])
         assert (model["format"], model["type"], model["status"]) == ("my-speech-weights", "asr", "ready")
         await aima.ask("service.create", model_id="dictation", name="ears")
         await aima.ask("service.start", service_id="svc-ears")

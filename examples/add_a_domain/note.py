@@ -12,7 +12,7 @@ No file of AIMA mentions it. A domain that is part of a release is a folder in `
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, assert_never
+from typing import Annotated, Any, assert_never
 
 import msgspec
 from pydantic import Field
@@ -22,7 +22,7 @@ from aima_core.domain import Domain, Outside, World
 from aima_core.errors import NotFound
 from aima_core.process.launch import main
 from aima_core.store.records import Recorded, Statement
-from aima_core.units import Command, Event, Page, Query, Resource, Success, View
+from aima_core.units import Command, Event, Page, Query, Ref, Resource, StreamVersion, Success, View
 
 # --- the contract: events, views, commands, queries --------------------------------------------------------------
 
@@ -42,21 +42,24 @@ class NoteDeleted(Event, unit="note.deleted", stream="note_id", frozen=True, kw_
 
 
 Events = NoteCreated | NoteDeleted
+NoteId = Annotated[str, Ref("note"), Field(description="Id of the note.", max_length=60)]
 
 
-class Created(View):
+class Created(View, stream="note_id"):
     """Which note was made."""
 
     note_id: str
+    stream_version: StreamVersion = None
 
 
-class NoteView(View):
+class NoteView(View, stream="id"):
     """A note."""
 
     id: str
     service_id: str
     text: str
     created_at: str = Field(description="RFC 3339.")
+    stream_version: StreamVersion = None
 
 
 class Notes(View):
@@ -79,23 +82,31 @@ class CreateNote(
 
 
 class DeleteNote(
-    Command[Success], unit="note.delete", stream="note_id", events=(NoteDeleted,), examples=({"note_id": "note-7f3a"},)
+    Command[Success],
+    unit="note.delete",
+    stream="note_id",
+    events=(NoteDeleted,),
+    examples=({"note_id": "note-7f3a"},),
 ):
     """Delete a note. Idempotent."""
 
-    note_id: str = Field(description="Id of the note.", max_length=60)
+    note_id: NoteId
 
 
 class GetNote(Query[NoteView], unit="note.get", errors=(NotFound,), examples=({"note_id": "note-7f3a"},)):
     """Return a note."""
 
-    note_id: str = Field(description="Id of the note.", max_length=60)
+    note_id: NoteId
 
 
 class ListNotes(Query[Notes], Page, unit="note.list", examples=({}, {"service_id": "svc-chat"})):
     """List the notes."""
 
     service_id: str | None = Field(None, description="Only those about this service.", max_length=60)
+
+
+Commands = CreateNote | DeleteNote
+Queries = GetNote | ListNotes
 
 
 # --- the rules: pure functions of what is and what happens ---------------------------------------------------------
@@ -107,14 +118,15 @@ class Note(msgspec.Struct, frozen=True):
     id: str
 
 
-def decide(world: World[Note], command: Command[Any], call: Call) -> list[Event]:
+def decide(world: World[Note], command: Commands, call: Call) -> list[Event]:
     """Return the events of a command; none if nothing changes."""
     match command:
         case CreateNote(service_id=service_id, text=text):
             return [NoteCreated(note_id=call.new_id("note"), service_id=service_id, text=text)]
         case DeleteNote(note_id=note_id):
             return [NoteDeleted(note_id=note_id)] if f"note/{note_id}" in world else []
-    raise TypeError(command)
+        case _:
+            assert_never(command)
 
 
 def evolve(note: Note | None, event: Events) -> Note | None:  # noqa: ARG001 (the core's)
@@ -128,9 +140,15 @@ def evolve(note: Note | None, event: Events) -> Note | None:  # noqa: ARG001 (th
             assert_never(event)
 
 
-def reply(world: World[Note], command: Command[Any], events: Sequence[Any]) -> View | None:  # noqa: ARG001 (the core's)
+def reply(world: World[Note], command: Commands, events: Sequence[Any]) -> View | None:  # noqa: ARG001 (the core's)
     """Return a command's answer from what it led to."""
-    return Created(note_id=events[0].note_id) if isinstance(command, CreateNote) else Success(success=True)
+    match command:
+        case CreateNote():
+            return Created(note_id=events[0].note_id)
+        case DeleteNote():
+            return Success()
+        case _:
+            assert_never(command)
 
 
 TABLES = {"notes": "CREATE TABLE notes (id TEXT PRIMARY KEY, service_id TEXT, text TEXT, created_at TEXT)"}
@@ -152,7 +170,7 @@ def project(recorded: Recorded) -> Iterable[Statement]:
 class NoteOutside(Outside[Note]):
     """Answers the queries."""
 
-    async def answer(self, query: Query[Any]) -> View:
+    async def answer(self, query: Queries) -> View:
         """Answer from the read table."""
         match query:
             case GetNote(note_id=note_id):
@@ -164,7 +182,8 @@ class NoteOutside(Outside[Note]):
                 where = {"service_id": service_id}
                 rows, total = await self.context.read.page("notes", where=where, limit=limit, offset=offset)
                 return Notes(notes=[NoteView(**row) for row in rows], total=total)
-        return await super().answer(query)
+            case _:
+                assert_never(query)
 
 
 NOTE: Domain[Note] = Domain(
@@ -172,8 +191,8 @@ NOTE: Domain[Note] = Domain(
     about="Notes that people and agents leave about services.",
     state=Note,
     events=(NoteCreated, NoteDeleted),
-    commands=(CreateNote, DeleteNote),
-    queries=(GetNote, ListNotes),
+    commands=Commands.__args__,
+    queries=Queries.__args__,
     resources=(
         Resource(
             uri="asms://note/{id}",

@@ -2,6 +2,7 @@
 
 `Domain` assembles them. All functions but `perform` are pure: no await, clock, randomness, log or I/O.
 
+    resolve(world, text) -> id                  the id of the stream that a caller means by an id or a name
     decide(world, command, call) -> events      the events that the command causes; raises a declared error to refuse
     evolve(state, event) -> state               the stream's next state, None if it has none any more; never raises
     reply(world, command, events) -> view       the command's answer, None while its effects are still running
@@ -96,12 +97,14 @@ class Outside(Generic[S]):
     async def close(self) -> None:
         """Release everything that `open` acquired."""
 
-    async def prepare(self, command: Command[Any], call: Call) -> Command[Any]:  # noqa: ARG002 (for overriding)
+    # The parameters are Any, so that a domain declares the union of its own units, and mypy checks it to be complete.
+
+    async def prepare(self, command: Any, call: Call) -> Command[Any]:  # noqa: ARG002 (for overriding)
         """Return the command, completed with the outside facts that `decide` needs.
 
         Must not change anything: dry runs call it too.
         """
-        return command
+        return command  # type: ignore[no-any-return]  # it is a command
 
     async def perform(self, effect: Any) -> Commands:
         """Carry out the effect and return its result as commands of our own.
@@ -110,11 +113,11 @@ class Outside(Generic[S]):
         """
         raise TypeError(f"{type(self).__name__} cannot perform {effect}")
 
-    async def flow(self, command: Command[Any], call: Call, parts: Parts) -> View:  # noqa: ARG002 (for overriding)
+    async def flow(self, command: Any, call: Call, parts: Parts) -> View:  # noqa: ARG002 (for overriding)
         """Run one of `flows` from start to answer."""
         raise TypeError(f"{type(self).__name__} has no flow for {command.spec.name}")
 
-    async def answer(self, query: Query[Any]) -> View:
+    async def answer(self, query: Any) -> View:
         """Answer a query from the read tables, from memory or from the outside world."""
         raise TypeError(f"{type(self).__name__} cannot answer {query.spec.name}")
 
@@ -125,6 +128,10 @@ class Outside(Generic[S]):
 
 def _no_items(_: Any) -> Iterable[Any]:
     return ()
+
+
+def _is_id(_: World[Any], text: str) -> str:
+    return text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +147,10 @@ class Domain(Generic[S]):
     internal: tuple[type[Command[Any]], ...] = ()
     queries: tuple[type[Query[Any]], ...] = ()
     resources: tuple[Resource, ...] = ()
+    resolve: Callable[[World[S], str], str] = _is_id
+    """Return the id of the stream that a caller means by `text`: an id, or a name. Returns an unknown text unchanged.
+
+    The core calls it for every reference field of every public unit before anything else reads the request."""
     decide: Callable[[World[S], Any, Call], list[Event]]
     evolve: Callable[[S | None, Any], S | None]
     reply: Callable[[World[S], Any, Sequence[Event]], View | None]
@@ -161,6 +172,19 @@ class Domain(Generic[S]):
     """The risk of reading the domain's log."""
     upcasters: Mapping[str, Upcaster] = field(default_factory=dict)
     """Readers of event types that older releases recorded: type name to a function from its data to a current event."""
+
+    def __post_init__(self) -> None:
+        """Raise TypeError for a public unit with a field that holds the id of a stream and is no reference."""
+        ids = {event.stream_field for event in self.events}
+        for unit in self.units:
+            spec = unit.spec
+            if spec.stream and not hasattr(unit, spec.stream) and spec.stream not in unit.model_fields:
+                raise TypeError(f"{spec.name} has no field or property {spec.stream}, the id of its stream")
+            for name in unit.model_fields:
+                if (name == spec.stream or name in ids) and name not in spec.references:
+                    raise TypeError(
+                        f'{spec.name}.{name} holds the id of a stream: annotate it with Ref("{spec.domain}")'
+                    )
 
     @property
     def units(self) -> tuple[type[Unit[Any]], ...]:

@@ -18,18 +18,16 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from aima_core.errors import AimaError, ValidationFailed
 from aima_core.risk import Risk
+from aima_core.stream_fields import Ref as Ref
+from aima_core.stream_fields import StreamVersion as StreamVersion
+from aima_core.stream_fields import View as View
+from aima_core.stream_fields import reference_fields
 
 LARGEST = 2**63 - 1  # the largest integer that SQLite holds: the limit of every integer stored or compared there
 _NOT_IN_A_TOKEN = re.compile(r"[^A-Za-z0-9_-]")
 _LONGEST_TOKEN = 200  # characters; nats-server closes the connection on a subject of more than 4096
 _MOST_LISTED = 20  # bad fields that a refusal lists
 _LONGEST_NAME = 100  # characters of a field name in a refusal; the caller chose the name, so it may be huge
-
-
-class View(BaseModel):
-    """The base class of answers."""
-
-    model_config = ConfigDict(frozen=True)
 
 
 class Success(View):
@@ -70,6 +68,8 @@ class UnitSpec(msgspec.Struct, frozen=True, kw_only=True):
     errors: tuple[type[AimaError], ...]
     events: tuple[type[Event], ...]
     examples: tuple[Mapping[str, Any], ...]
+    references: tuple[str, ...]
+    """The fields that refer to streams of the unit's own domain."""
 
     @property
     def domain(self) -> str:
@@ -87,7 +87,8 @@ class Unit(BaseModel, Generic[Out]):
 
     Class keywords:
       `unit`: its name, such as `service.start`
-      `stream`: the field that holds the id of its stream; absent for a command that starts a new stream
+      `stream`: the field that holds the id of its stream, a reference, or a property that is derived from the fields;
+        absent for a command that starts a new stream
       `risk`: low, medium or high; by default medium for a command, low for a query
       `timeout`: seconds after which a call without a deadline fails
       `batches`: whether one message may hold several requests; only for units that answer at once
@@ -130,6 +131,7 @@ class Unit(BaseModel, Generic[Out]):
             errors=tuple(errors),
             events=tuple(events),
             examples=tuple(examples),
+            references=reference_fields(cls.model_fields.items(), unit.partition(".")[0]),
         )
         for base in cls.__mro__:
             arguments = getattr(base, "__pydantic_generic_metadata__", {}).get("args")

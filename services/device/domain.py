@@ -20,9 +20,9 @@ DEVICE: Domain[decider.DeviceState] = Domain(
     about="Hardware of every node - GPUs, CPUs, memory - and its health.",
     state=decider.DeviceState,
     events=u.EVENTS,
-    commands=(u.Detect, u.SetPowerLimit),
-    internal=(i.RecordDevices, i.RecordHealth, i.RecordAlert, i.RecordPowerLimit),
-    queries=(u.GetInfo, u.ListDevices, u.GetMetrics, u.GetHealth),
+    commands=u.COMMANDS,
+    internal=i.COMMANDS,
+    queries=u.QUERIES,
     resources=(
         Resource(
             uri="asms://device/{id}/info",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from aima_core.units import Command, Success, View
 from services.device.units import Devices, DeviceType, Metric, Status
 
@@ -50,3 +52,7 @@ class RecordPowerLimit(Command[Success], unit="device.record_power_limit", strea
     device_id: str
     limit_watts: float
     previous_watts: float
+
+
+Commands = RecordDevices | RecordHealth | RecordAlert | RecordPowerLimit
+COMMANDS: tuple[type[Command[Any]], ...] = Commands.__args__

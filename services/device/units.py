@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from pydantic import Field
 
 from aima_core.errors import Conflict, ExecutionFailed, Forbidden, NotFound, ValidationFailed
-from aima_core.units import Command, Event, Page, Query, Success, View
+from aima_core.units import Command, Event, Page, Query, Ref, StreamVersion, Success, View
 
 DeviceType = Literal["cpu", "gpu", "disk"]
 Status = Literal["healthy", "warning", "critical", "unknown"]
@@ -16,6 +16,7 @@ Metric = Literal["temperature", "memory"]
 
 DeviceId = Annotated[
     str,
+    Ref("device"),
     Field(
         pattern=r"^[A-Za-z0-9-]{1,63}-(cpu|gpu|disk)-[0-9]{1,4}$",
         description="Id of a device, which consists of node, type and number.",
@@ -106,7 +107,7 @@ _BANDWIDTH = (
 )
 
 
-class DeviceView(View):
+class DeviceView(View, stream="id"):
     """A device in a list. `memory` is in bytes."""
 
     id: str
@@ -114,6 +115,7 @@ class DeviceView(View):
     vendor: str
     type: DeviceType
     memory: int
+    stream_version: StreamVersion = None
 
 
 class Devices(View):
@@ -122,7 +124,7 @@ class Devices(View):
     devices: list[DeviceView]
 
 
-class Info(View):
+class Info(View, stream="id"):
     """The description of a device."""
 
     id: str
@@ -136,9 +138,10 @@ class Info(View):
     cores: int | None = Field(description=_CORES)
     node: str
     power_limit: float | None = Field(description="Watts that device.set_power_limit has set; null if never set.")
+    stream_version: StreamVersion = None
 
 
-class DeviceItem(View):
+class DeviceItem(View, stream="id"):
     """A device with its free memory. The values help to choose a device for a service."""
 
     id: str
@@ -151,6 +154,7 @@ class DeviceItem(View):
     cores: int | None = Field(description=_CORES)
     capabilities: list[str] = Field(description=_CAPABILITIES)
     memory_bandwidth: int | None = Field(description=_BANDWIDTH)
+    stream_version: StreamVersion = None
 
 
 class DeviceList(View):
@@ -171,19 +175,21 @@ class SampleView(View):
     memory_total: int = Field(description="Bytes.")
 
 
-class Metrics(SampleView):
+class Metrics(SampleView, stream="device_id"):
     """The latest readings of a device. With `history`, also earlier readings."""
 
     device_id: str
     history: list[SampleView] | None = Field(None, description="Samples, oldest first; only with history=true.")
+    stream_version: StreamVersion = None
 
 
-class Health(View):
+class Health(View, stream="device_id"):
     """The health of a device."""
 
     device_id: str
     status: Status
     issues: list[str] = Field(description="The device's problems in words; empty without problems.")
+    stream_version: StreamVersion = None
 
 
 # --- commands -----------------------------------------------------------------------------------------------------
@@ -233,3 +239,9 @@ class GetHealth(Query[Health], unit="device.health", errors=(NotFound,), example
     """Return a device's health and its problems."""
 
     device_id: Which = None
+
+
+Commands = Detect | SetPowerLimit
+COMMANDS: tuple[type[Command[Any]], ...] = Commands.__args__
+Queries = GetInfo | ListDevices | GetMetrics | GetHealth
+QUERIES: tuple[type[Query[Any]], ...] = Queries.__args__

@@ -124,3 +124,9 @@ class RecordGone(Command[Success], unit="engine.record_gone", stream="process_id
     process_id: str
     run: int
     exit_code: int | None = None
+
+
+RunReports = RecordProgress | RecordReady | RecordHealth | RecordFailed | RecordOverdue | RecordGone
+"""The reports about one run of an instance."""
+Reports = RunReports | RecordInstalled | RecordInstallFailed | RecordOrphan
+COMMANDS: tuple[type[Command[Any]], ...] = (BeginInstall, BeginStart, *Reports.__args__)

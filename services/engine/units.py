@@ -17,7 +17,7 @@ from aima_core.errors import (
     Unavailable,
     ValidationFailed,
 )
-from aima_core.units import Command, Event, Options, Page, Query, Success, View
+from aima_core.units import Command, Event, Options, Page, Query, Ref, StreamVersion, Success, View
 from services.resource import units as resource
 
 _REFUSALS: Mapping[str, type[AimaError]] = {
@@ -44,10 +44,13 @@ Phase = Literal["pulling", "creating", "starting", "loading", "ready", "failed"]
 Health = Literal["healthy", "unhealthy"]
 
 EngineName = Annotated[
-    str, Field(pattern=r"^[a-z][a-z0-9_]{0,59}$", description="Name of the engine.", examples=["llamacpp"])
+    str,
+    Ref("engine"),
+    Field(pattern=r"^[a-z][a-z0-9_]{0,59}$", description="Name of the engine.", examples=["llamacpp"]),
 ]
 ProcessId = Annotated[
     str,
+    Ref("engine"),
     Field(
         pattern=r"^[a-z0-9]+-[a-z0-9-]+$",  # the dash distinguishes it from an engine name: both are streams
         max_length=100,
@@ -57,6 +60,7 @@ ProcessId = Annotated[
 ]
 Named = Annotated[
     str,
+    Ref("engine"),
     Field(
         pattern=r"^[a-z0-9][a-z0-9_-]{0,99}$",
         description="Name of an engine, or the process_id of one instance.",
@@ -232,15 +236,16 @@ class Installed(View):
     version: str = Field("", description="Version of the package.")
 
 
-class Started(View):
+class Started(View, stream="process_id"):
     """An instance that runs or is starting."""
 
     process_id: str
     status: InstanceStatus
     endpoint: str = Field(description="URL of its API.")
+    stream_version: StreamVersion = None
 
 
-class Instance(View):
+class Instance(View, stream="process_id"):
     """One instance of an engine."""
 
     process_id: str
@@ -267,9 +272,10 @@ class Instance(View):
         None,
         description="CPU use now, in percent of one core (200: two cores). Only engine.get measures it.",
     )
+    stream_version: StreamVersion = None
 
 
-class EngineView(View):
+class EngineView(View, stream="name"):
     """An engine and its instances."""
 
     name: str
@@ -286,6 +292,7 @@ class EngineView(View):
     preference: dict[str, int] = Field(description="Rank by device; the engine with the highest is chosen.")
     models: list[str] = Field(description="Ids of the models that its instances serve.")
     instances: list[Instance]
+    stream_version: StreamVersion = None
 
 
 class EngineList(View):
@@ -436,3 +443,9 @@ class GetLogs(
     process_id: ProcessId
     tail: int = Field(100, ge=1, le=10_000, description="Number of lines.")
     since: float | None = Field(None, ge=0, description="Only runs that started at this time (Unix seconds) or later.")
+
+
+Commands = InstallEngine | StartEngine | StopEngine | RestartEngine
+COMMANDS: tuple[type[Command[Any]], ...] = Commands.__args__
+Queries = GetEngine | ListEngines | GetFeatures | CheckConfig | GetLogs
+QUERIES: tuple[type[Query[Any]], ...] = Queries.__args__

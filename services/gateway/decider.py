@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import assert_never
 
 from aima_core.call import Call
 from aima_core.domain import World
 from aima_core.errors import Conflict, NotFound, RateLimited
-from aima_core.units import Command, Event, Success, View
+from aima_core.units import Event, Success, View
 from services.gateway import internal as i
 from services.gateway import units as u
 from services.gateway import views
 from services.gateway.state import DAY, Key
 
+Prepared = i.RecordKey | u.RevokeKey
+"""The commands of callers, after their preparation."""
 
-def decide(world: World[Key], command: Command[Any], call: Call) -> list[Event]:
+
+def decide(world: World[Key], command: Prepared | i.Commands, call: Call) -> list[Event]:
     """Return the events of a command, or no event if the command changes nothing.
 
     Raises Conflict (NAME_TAKEN), NotFound (KEY_NOT_FOUND) and RateLimited (QUOTA_EXCEEDED).
@@ -33,15 +36,21 @@ def decide(world: World[Key], command: Command[Any], call: Call) -> list[Event]:
             if key is None or command.request_id not in key.reserved:
                 return []
             return [u.TokensSettled(key_id=key.id, request_id=command.request_id, tokens=command.tokens)]
-    raise TypeError(command)
+        case _:
+            assert_never(command)
 
 
-def reply(world: World[Key], command: Command[Any], events: Sequence[Event]) -> View | None:  # noqa: ARG001 (the core's)
+def reply(world: World[Key], command: Prepared, events: Sequence[Event]) -> View | None:  # noqa: ARG001 (the core's)
     """Return the answer of a command. Never None, because every command here is complete once it is decided."""
-    match command, events:
-        case i.RecordKey(), [u.KeyCreated() as created]:
+    match command:
+        case i.RecordKey():
+            created = events[0]
+            assert isinstance(created, u.KeyCreated)
             return u.NewKey(key_id=created.key_id, key="", expires_at=views.time_of(created.expires_at))
-    return Success(success=True)
+        case u.RevokeKey():
+            return Success()
+        case _:
+            assert_never(command)
 
 
 def _create(world: World[Key], command: i.RecordKey, call: Call) -> list[Event]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from aima_core.units import Command, Success
 from services.gateway.units import NewKey
 
@@ -33,3 +35,7 @@ class SettleTokens(Command[Success], unit="gateway.settle_tokens", stream="key_i
     key_id: str
     request_id: str
     tokens: int
+
+
+Commands = RecordKey | ReserveTokens | SettleTokens
+COMMANDS: tuple[type[Command[Any]], ...] = Commands.__args__

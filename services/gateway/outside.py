@@ -6,7 +6,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, assert_never
 
 from starlette.types import ASGIApp
 
@@ -17,11 +17,12 @@ from aima_core.domain import Context, Outside, Parts
 from aima_core.domain_names import names_in
 from aima_core.errors import Conflict, Unauthorized, ValidationFailed
 from aima_core.structured_logs import logger
-from aima_core.units import Command, Query, View
+from aima_core.units import View
 from services.gateway import internal as i
 from services.gateway import units as u
 from services.gateway import views
 from services.gateway.anthropic.api import Anthropic
+from services.gateway.decider import Prepared
 from services.gateway.engines.proxying import Proxy
 from services.gateway.entrance.access import PREFIX, Policy, check_scopes, hash_of, static_keys
 from services.gateway.entrance.app import assemble
@@ -94,25 +95,29 @@ class GatewayOutside(Outside[Key]):
     def background(self) -> Iterable[Callable[[], Coroutine[Any, Any, None]]]:
         return (self._directory.run, self._tail.run, self._tail.wake, self._watching.run)
 
-    async def prepare(self, command: Command[Any], call: Call) -> Command[Any]:  # noqa: ARG002 (the core's)
+    async def prepare(self, command: u.Commands, call: Call) -> Prepared:  # noqa: ARG002 (the core's)
         """Return the command that a dry run of `gateway.create_key` decides."""
-        if not isinstance(command, u.CreateKey):
-            return command
-        await self._check(command)
-        return _record(command, hash_="")
+        match command:
+            case u.CreateKey():
+                await self._check(command)
+                return _record(command, hash_="")
+            case u.RevokeKey():
+                return command
+            case _:
+                assert_never(command)
 
-    async def flow(self, command: Command[Any], call: Call, parts: Parts) -> View:  # noqa: ARG002 (the core's)
+    async def flow(self, command: u.CreateKey, call: Call, parts: Parts) -> u.NewKey:  # noqa: ARG002 (the core's)
         """Create a key. Only the answer contains the secret: no log, event or file may contain it."""
-        assert isinstance(command, u.CreateKey)
         await self._check(command)
         secret = secrets.token_urlsafe(32)
         (record,) = await self.context.record(_record(command, hash_of(secret)))
         assert isinstance(record.event, u.KeyCreated)
         key_id = record.event.key_id
         expires_at = timestamp(record.event.expires_at) if record.event.expires_at else None
-        return u.NewKey(key_id=key_id, key=f"{PREFIX}{key_id.removeprefix('key-')}_{secret}", expires_at=expires_at)
+        key = f"{PREFIX}{key_id.removeprefix('key-')}_{secret}"
+        return u.NewKey(key_id=key_id, key=key, expires_at=expires_at, stream_version=record.version)
 
-    async def answer(self, query: Query[Any]) -> View:
+    async def answer(self, query: u.Queries) -> View:
         match query:
             case u.ListKeys():
                 return views.keys(self.context.world, query, time.time())
@@ -128,7 +133,8 @@ class GatewayOutside(Outside[Key]):
                     scopes=list(principal.scopes),
                     models=list(principal.models),
                 )
-        return await super().answer(query)
+            case _:
+                assert_never(query)
 
     def _app(self, listening: Listening) -> ASGIApp:
         from services.gateway.mcp.streamable_http import (

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from aima_core.errors import Conflict, NotFound, Unauthorized
-from aima_core.units import Command, Event, Page, Query, Success, View
+from aima_core.units import Command, Event, Page, Query, Ref, StreamVersion, Success, View
 
 Scope = Annotated[
     str,
@@ -17,7 +17,11 @@ Scope = Annotated[
         examples=["*:medium", "inference:medium", "service:high"],
     ),
 ]
-KeyId = Annotated[str, Field(min_length=1, max_length=60, description="Id of the key.", examples=["key-7f3a09c1"])]
+KeyId = Annotated[
+    str,
+    Ref("gateway"),
+    Field(min_length=1, max_length=60, description="Id of the key.", examples=["key-7f3a09c1"]),
+]
 EVERYDAY: tuple[Scope, ...] = ("*:medium",)
 
 
@@ -72,15 +76,16 @@ EVENTS: tuple[type[Event], ...] = Events.__args__
 # --- views --------------------------------------------------------------------------------------------------------
 
 
-class NewKey(View):
+class NewKey(View, stream="key_id"):
     """A new key. AIMA returns the key only once and does not store it."""
 
     key_id: str
     key: str = Field(description="Send this as `Authorization: Bearer KEY`. It cannot be shown again.")
     expires_at: str | None
+    stream_version: StreamVersion = None
 
 
-class KeyView(View):
+class KeyView(View, stream="id"):
     """A key without its secret."""
 
     id: str
@@ -93,15 +98,17 @@ class KeyView(View):
     requests_per_minute: int = Field(description="Maximum requests per minute; 0: no limit.")
     tokens_per_day: int = Field(description="Maximum tokens per day; 0: no limit.")
     tokens_today: int = Field(description="Tokens used or reserved since midnight UTC.")
+    stream_version: StreamVersion = None
 
 
-class Identity(View):
+class Identity(View, stream="key_id"):
     """Name and rights of a key."""
 
     name: str
     key_id: str
     scopes: list[str]
     models: list[str] = Field(description="Models and services that the key may use; empty: all.")
+    stream_version: StreamVersion = None
 
 
 class Keys(View):
@@ -168,3 +175,9 @@ class Identify(
     """Return the name and rights of a key. Doors outside the gateway use this query to check a caller's key."""
 
     key: str = Field(min_length=1, max_length=500, description="The key.")
+
+
+Commands = CreateKey | RevokeKey
+COMMANDS: tuple[type[Command[Any]], ...] = Commands.__args__
+Queries = ListKeys | Identify
+QUERIES: tuple[type[Query[Any]], ...] = Queries.__args__

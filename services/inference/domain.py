@@ -19,8 +19,7 @@ from aima_core.units import Resource
 from services.inference import internal as i
 from services.inference import units as u
 from services.inference.outside.adapter import InferenceOutside, react
-from services.inference.outside.engine_requests import REQUEST_KINDS
-from services.inference.rules.decider import decide, reply
+from services.inference.rules.decider import decide, reply, resolve
 from services.inference.rules.state import Pool, evolve, todo
 from services.inference.rules.views import TABLES, project
 from services.inference.settings import InferenceSettings
@@ -33,19 +32,9 @@ INFERENCE = Domain(
     about="Requests to running models. Routes each request to a healthy replica of the model's service.",
     state=Pool,
     events=u.EVENTS,
-    commands=(*REQUEST_KINDS, u.LeaseModel, u.Renew, u.Settle),
-    internal=(
-        i.BeginRequest,
-        i.RecordExpired,
-        i.RecordRefused,
-        i.RecordService,
-        i.RecordRemoved,
-        i.RecordPhase,
-        i.RecordRoute,
-        i.RecordHealth,
-        i.RecordNoRoute,
-    ),
-    queries=(u.ListServed, u.ListVoices, u.GetLoad, u.GetMetrics, u.GetSpeeds),
+    commands=u.COMMANDS,
+    internal=i.COMMANDS,
+    queries=u.QUERIES,
     resources=(
         Resource(
             uri="asms://inference/models",
@@ -54,6 +43,7 @@ INFERENCE = Domain(
             touched=lambda event: [event.unit] if isinstance(event, _LISTED) else [],
         ),
     ),
+    resolve=resolve,
     decide=decide,
     evolve=evolve,
     todo=todo,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from aima_core.units import Command, Success
 from services.inference.units import Phase
 
@@ -95,3 +97,16 @@ class RecordNoRoute(Command[Success], unit="inference.record_no_route", stream="
 
     service_id: str
     process_id: str
+
+
+Reports = (
+    RecordExpired
+    | RecordRefused
+    | RecordService
+    | RecordRemoved
+    | RecordPhase
+    | RecordRoute
+    | RecordHealth
+    | RecordNoRoute
+)
+COMMANDS: tuple[type[Command[Any]], ...] = (BeginRequest, *Reports.__args__)

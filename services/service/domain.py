@@ -24,7 +24,7 @@ from services.engine import units as engine
 from services.service import internal as i
 from services.service import units as u
 from services.service.outside.adapter import ServiceOutside, react
-from services.service.rules.decider import decide
+from services.service.rules.decider import decide, resolve
 from services.service.rules.replies import reply
 from services.service.rules.state import Service, evolve
 from services.service.rules.todo import todo
@@ -36,20 +36,9 @@ SERVICE = Domain(
     about="Long-running model services - replicas of one model behind one name.",
     state=Service,
     events=u.EVENTS,
-    commands=(u.CreateService, u.DeleteService, u.StartService, u.StopService, u.ScaleService),
-    internal=(
-        i.Register,
-        i.BeginStart,
-        i.BeginScale,
-        i.PutToSleep,
-        i.RecordReplicaProgress,
-        i.RecordReplicaReady,
-        i.RecordReplicaHealth,
-        i.RecordReplicaFailed,
-        i.RecordReplicaEnded,
-        i.RecordTimedOut,
-    ),
-    queries=(u.GetService, u.ListServices, u.GetStatus, u.GetLogs, u.GetHistory, u.Recommend),
+    commands=u.COMMANDS,
+    internal=i.COMMANDS,
+    queries=u.QUERIES,
     resources=(
         Resource(
             uri="asms://service/{id}",
@@ -64,6 +53,7 @@ SERVICE = Domain(
             touched=lambda event: [event.service_id],
         ),
     ),
+    resolve=resolve,
     decide=decide,
     evolve=evolve,
     todo=todo,

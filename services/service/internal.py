@@ -123,3 +123,10 @@ class RecordTimedOut(Command[Success], unit="service.record_timed_out", stream="
     service_id: str
     run: int
     stopping: bool = False
+
+
+ReplicaReports = (
+    RecordReplicaProgress | RecordReplicaReady | RecordReplicaHealth | RecordReplicaFailed | RecordReplicaEnded
+)
+Reports = ReplicaReports | PutToSleep | RecordTimedOut
+COMMANDS: tuple[type[Command[Any]], ...] = (Register, BeginStart, BeginScale, *Reports.__args__)

@@ -16,7 +16,7 @@ from aima_core.errors import (
     Unavailable,
     ValidationFailed,
 )
-from aima_core.units import LARGEST, Command, Event, Options, Page, Query, Success, View
+from aima_core.units import LARGEST, Command, Event, Options, Page, Query, Ref, StreamVersion, Success, View
 
 ServiceStatus = Literal["created", "starting", "running", "degraded", "stopping", "stopped", "failed"]
 ReplicaStatus = Literal["asked", "waiting", "starting", "running", "unhealthy", "failed", "ended"]
@@ -26,7 +26,13 @@ Health = Literal["healthy", "unhealthy"]
 Hint = Literal["latency", "throughput", "economy"]
 
 ServiceId = Annotated[
-    str, Field(pattern=r"^svc-[a-z0-9-]{1,60}$", description="Id of a service.", examples=["svc-llamacpp-7f3a"])
+    str,
+    Ref("service"),
+    Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$",
+        description="Id or name of a service.",
+        examples=["svc-llamacpp-7f3a"],
+    ),
 ]
 
 
@@ -274,10 +280,11 @@ EVENTS: tuple[type[Event], ...] = Events.__args__
 # --- views --------------------------------------------------------------------------------------------------------
 
 
-class ServiceRef(View):
+class ServiceRef(View, stream="service_id"):
     """The id of a registered service."""
 
     service_id: str
+    stream_version: StreamVersion = None
 
 
 class StartOutcome(View):
@@ -352,7 +359,7 @@ class Replica(View):
     )
 
 
-class ServiceView(View):
+class ServiceView(View, stream="id"):
     """A service."""
 
     id: str
@@ -380,6 +387,7 @@ class ServiceView(View):
     metrics: Metrics | None = Field(
         None, description="Figures, only from service.get; null if the inference domain does not answer."
     )
+    stream_version: StreamVersion = None
 
 
 class ServiceList(View):
@@ -389,7 +397,7 @@ class ServiceList(View):
     total: int
 
 
-class StatusView(View):
+class StatusView(View, stream="id"):
     """The status of a service at a glance."""
 
     id: str
@@ -398,6 +406,7 @@ class StatusView(View):
     summary: str = Field(description="One line: the state, the cause of a problem, and the next step.")
     replicas: list[Replica]
     error: str | None
+    stream_version: StreamVersion = None
 
 
 class Recommendation(View):
@@ -609,3 +618,9 @@ class GetHistory(Query[History], unit="service.history", errors=(NotFound,), exa
     service_id: ServiceId
     after: int = Field(0, ge=0, le=LARGEST, description="Only events after this log position.")
     limit: int = Field(1000, ge=1, le=1000, description="Maximum number of events to return.")
+
+
+Commands = CreateService | DeleteService | StartService | StopService | ScaleService
+COMMANDS: tuple[type[Command[Any]], ...] = Commands.__args__
+Queries = GetService | ListServices | GetStatus | GetLogs | GetHistory | Recommend
+QUERIES: tuple[type[Query[Any]], ...] = Queries.__args__

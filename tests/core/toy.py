@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Annotated, Any, assert_never
 
 import msgspec
 from pydantic import Field
@@ -21,7 +21,7 @@ from aima_core.domain import Domain, Effect, Outside, Parts, World
 from aima_core.errors import Conflict, ExecutionFailed, NotFound
 from aima_core.settings import Section
 from aima_core.store.records import Recorded, Statement
-from aima_core.units import Command, Event, Query, Resource, Success, View
+from aima_core.units import Command, Event, Query, Ref, Resource, Success, View
 
 # --- counter: contract ------------------------------------------------------------------------------------------
 
@@ -64,6 +64,7 @@ class Dropped(Event, unit="counter.dropped", stream="counter_id", frozen=True, k
     counter_id: str
 
 
+CounterId = Annotated[str, Ref("counter"), Field(description="Which; or `biggest`.")]
 CounterEvent = Added | GrowthAsked | Grown | GrowthRefused | GrowthCalledOff | Dropped
 
 
@@ -84,7 +85,7 @@ class Add(
 ):
     """Add to a counter. It may not go beyond a million."""
 
-    counter_id: str = Field(description="Which.", pattern="^[a-z0-9]{1,20}$")
+    counter_id: Annotated[CounterId, Field(pattern="^[a-z0-9]{1,20}$")]
     amount: int = Field(1, ge=1, le=1000, description="How much.")
     note: str = Field("", description="Why.")
     weight: float = Field(1.0, description="Changes nothing; a number that has a fraction.")
@@ -93,7 +94,7 @@ class Add(
 class AddMeasured(Command[Total], unit="counter.add_measured", stream="counter_id", errors=(NotFound,)):
     """Add what stands in the file `measure` in the world outside."""
 
-    counter_id: str
+    counter_id: CounterId
     amount: int | None = Field(None, description="Left out: what the file says.")
 
 
@@ -108,19 +109,19 @@ class Grow(
 ):
     """Let a counter grow by what the world does; answers when it has."""
 
-    counter_id: str = Field(description="Which.")
+    counter_id: CounterId
 
 
 class CallOff(Command[Total], unit="counter.call_off", stream="counter_id", examples=({"counter_id": "c1"},)):
     """Stop a counter from growing."""
 
-    counter_id: str
+    counter_id: CounterId
 
 
 class Drop(Command[Success], unit="counter.drop", stream="counter_id", examples=({"counter_id": "c1"},)):
     """Forget a counter."""
 
-    counter_id: str
+    counter_id: CounterId
 
 
 class Hum(Command[Success], unit="counter.hum", batches=True):
@@ -151,7 +152,7 @@ class RecordRefused(Command[Success], unit="counter.record_refused", stream="cou
 class Get(Query[Total], unit="counter.get", errors=(NotFound,), examples=({"counter_id": "c1"},)):
     """Return a counter's total."""
 
-    counter_id: str = Field(description="Which.")
+    counter_id: CounterId
 
 
 # --- counter: pure ----------------------------------------------------------------------------------------------
@@ -166,6 +167,11 @@ class Counter(msgspec.Struct, frozen=True):
 
 class GrowOutside(Effect, frozen=True):
     counter_id: str
+
+
+def resolve(world: World[Counter], text: str) -> str:
+    """Return the id that is meant; `biggest` is the name of the counter that stands highest."""
+    return max(world.values(), key=lambda counter: counter.total).id if world and text == "biggest" else text
 
 
 def decide(world: World[Counter], command: Command[Any], call: Call) -> list[Event]:
@@ -323,6 +329,7 @@ COUNTER = Domain(
             touched=lambda event: [event.counter_id],
         ),
     ),
+    resolve=resolve,
     decide=decide,
     evolve=evolve,
     todo=todo,

@@ -294,6 +294,7 @@ def test_an_item_of_a_list_says_what_is_free_by_its_sample(read: Sample | None, 
         "cores": 8,
         "capabilities": ["avx2"],
         "memory_bandwidth": 40_000,
+        "stream_version": None,
     }
 
 
@@ -308,10 +309,15 @@ def test_metrics_are_the_newest_sample_and_the_history_when_asked_for() -> None:
         "memory_total": 100,
     }
     shown = views.metrics("test-gpu-0", samples, history=False)
-    assert shown.model_dump() == {"device_id": "test-gpu-0", **newest, "history": None}
+    assert shown.model_dump() == {"device_id": "test-gpu-0", **newest, "history": None, "stream_version": None}
     first = {**newest, "at": "2026-01-01T12:00:00.000000Z", "temperature": 50, "memory_used": 10}
     shown = views.metrics("test-gpu-0", samples, history=True)
-    assert shown.model_dump() == {"device_id": "test-gpu-0", **newest, "history": [first, newest]}
+    assert shown.model_dump() == {
+        "device_id": "test-gpu-0",
+        **newest,
+        "history": [first, newest],
+        "stream_version": None,
+    }
 
 
 # --- the table ----------------------------------------------------------------------------------------------------
@@ -362,7 +368,7 @@ async def test_a_rebuilt_table_and_states_are_those_that_were_live(tmp_path: Pat
 
     async def everything() -> tuple[Any, Any]:
         rows = await log.file.read(lambda c: c.execute("SELECT * FROM devices").fetchall())
-        return rows, dict(runner.committed)
+        return rows, dict(runner.states.committed)
 
     for command in (
         i.RecordDevices(found=(CPU, GPU, DISK)),

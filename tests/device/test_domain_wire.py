@@ -22,6 +22,7 @@ from services.device.domain import DEVICE
 from services.device.drivers import Probe, ProbedDevice, Sample
 from services.device.drivers.host import HostProbe
 from services.device.outside.adapter import DeviceOutside
+from tests.toys.asking import unversioned
 
 
 class StandIn:
@@ -93,7 +94,7 @@ async def test_this_machine_is_told_without_anybody_having_looked(tmp_path: Path
         assert 0 < metrics["memory_used"] < metrics["memory_total"] == info["memory"]
         found = (await ask(client, "device.detect")).data["devices"]
         assert {"test-cpu-0", "test-disk-0"} <= {device["id"] for device in found}
-        assert {tuple(device) for device in found} == {("id", "name", "vendor", "type", "memory")}
+        assert {tuple(device) for device in found} == {("id", "name", "vendor", "type", "memory", "stream_version")}
 
 
 async def test_without_a_gpu_the_cpu_is_meant(tmp_path: Path, server: NatsServer) -> None:
@@ -104,7 +105,9 @@ async def test_without_a_gpu_the_cpu_is_meant(tmp_path: Path, server: NatsServer
 
 async def test_with_a_gpu_the_gpu_is_meant(tmp_path: Path, server: NatsServer) -> None:
     async with devices(tmp_path, server, StandIn(), "3600") as client:
-        assert (await ask(client, "device.info")).data == {
+        info = (await ask(client, "device.info")).data
+        assert info.pop("stream_version") in (1, 2)  # detected, then healthy by the first sample
+        assert info == {
             "id": "test-gpu-0",
             "name": "Stand-in",
             "vendor": "AIMA",
@@ -118,10 +121,10 @@ async def test_with_a_gpu_the_gpu_is_meant(tmp_path: Path, server: NatsServer) -
             "power_limit": None,
         }
         health = (await ask(client, "device.health")).data
-        assert health == {"device_id": "test-gpu-0", "status": "healthy", "issues": []}
+        assert unversioned(health) == {"device_id": "test-gpu-0", "status": "healthy", "issues": []}
         metrics = (await ask(client, "device.metrics")).data
         assert metrics.pop("at").endswith("Z")
-        assert metrics == {
+        assert unversioned(metrics) == {
             "device_id": "test-gpu-0",
             "utilization": 12.5,
             "temperature": 50.0,
@@ -151,6 +154,7 @@ async def test_devices_are_listed_with_what_is_free_of_them(tmp_path: Path, serv
             "cores": 64,
             "capabilities": ["cuda"],
             "memory_bandwidth": 5000,
+            "stream_version": gpu["stream_version"],
         }
         assert 0 < cpu["memory_free"] < cpu["memory"]
         assert 0 < disk["memory_free"] < disk["memory"]

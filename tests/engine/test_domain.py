@@ -39,7 +39,7 @@ from services.engine.runtimes import LaunchSpec
 from services.resource.domain import RESOURCE
 from tests.engine.earlier import recorded
 from tests.engine.programs import OBEDIENT, STAND_IN
-from tests.toys.asking import ask, events, refused, types
+from tests.toys.asking import ask, events, refused, types, unversioned
 from tests.toys.machine import MANIFEST, Machine, machine
 from tests.toys.memory import memory
 from tests.toys.models import model_view, shelf
@@ -96,11 +96,12 @@ async def free_of_slots(client: Client) -> None:
 async def test_an_instance_is_started_once_shown_stopped_and_gone(client: Client, site: Machine) -> None:
     started = await start(client)
     endpoint = f"http://127.0.0.1:{site.ports[0]}"
-    assert started == {"process_id": "eng-a", "status": "running", "endpoint": endpoint}
+    assert unversioned(started) == {"process_id": "eng-a", "status": "running", "endpoint": endpoint}
     (pid,) = await site.pids()
     assert await start(client) == started
     assert await site.pids() == [pid]
     shown = await instance(client)
+    assert shown.pop("stream_version") == len(UP)
     assert shown.pop("started_at") == shown.pop("changed_at")
     assert shown.pop("memory_bytes") > 1_000_000
     assert shown.pop("cpu_percent") >= 0
@@ -221,7 +222,7 @@ async def test_a_restart_is_the_same_instance_in_another_process_on_the_same_por
 ) -> None:
     before = await start(client)
     (pid,) = await site.pids()
-    assert await ask(client, "engine.restart", name="toy") == before
+    assert unversioned(await ask(client, "engine.restart", name="toy")) == unversioned(before)
     (again,) = await site.pids()
     assert again != pid
     assert (await instance(client))["run"] == 2

@@ -10,7 +10,6 @@ from aima_core.domain import World
 from aima_core.errors import AimaError, ExecutionFailed, InsufficientResources, Timeout
 from aima_core.testing import Given
 from aima_core.units import Command, Event, Success
-from services.engine import internal as i
 from services.engine import units as u
 from services.engine.domain import ENGINE
 from services.engine.rules.replies import reply
@@ -145,7 +144,6 @@ ANSWERS: dict[str, tuple[Command[Any], list[Event], list[Event], Any]] = {
         [],
         "ExecutionFailed INSTALL_FAILED",
     ),
-    "news": (i.RecordGone(process_id=ID, run=1), [], [], Success()),
 }
 
 

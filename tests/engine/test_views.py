@@ -193,10 +193,15 @@ def test_an_engine_is_its_manifest_its_package_and_its_instances() -> None:
         "options": ["a", "slots"],
         "preference": {"cpu": 3},
         "models": ["m"],
+        "stream_version": None,
     }
     del running["ended"], over["ended"]
     unknown = {"memory_bytes": None, "cpu_percent": None}
-    assert [one.model_dump() for one in view.instances] == [{**running, **figures}, {**over, **unknown}]
+    unset = {"stream_version": None}
+    assert [one.model_dump() for one in view.instances] == [
+        {**running, **figures, **unset},
+        {**over, **unknown, **unset},
+    ]
 
 
 @pytest.mark.parametrize(

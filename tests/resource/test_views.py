@@ -112,7 +112,7 @@ async def test_rebuilt_tables_and_states_are_those_that_were_live(tmp_path: Path
     async def everything() -> tuple[Any, Any, Any]:
         machines = await log.file.read(lambda c: c.execute("SELECT * FROM machines").fetchall())
         slots = await log.file.read(lambda c: c.execute("SELECT * FROM slots").fetchall())
-        return machines, slots, dict(runner.committed)
+        return machines, slots, dict(runner.states.committed)
 
     wide: dict[str, Any] = {"type": "docker_container", "gpu_fraction": 0.5, "available": 20 * GB}
     for command in (

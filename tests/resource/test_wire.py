@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import psutil
@@ -19,7 +19,7 @@ from aima_core.call import IDEMPOTENCY_KEY, Call
 from aima_core.domain import Domain, World
 from aima_core.errors import AimaError, Conflict, InsufficientResources, NotFound, ValidationFailed
 from aima_core.testing import serving, settings_for, until
-from aima_core.units import Command, Event, Success, View
+from aima_core.units import Command, Event, Ref, Success, View
 from services.device.units import Device, DeviceDetected, DeviceRemoved
 from services.engine.units import EngineStopped
 from services.resource.domain import RESOURCE
@@ -30,7 +30,7 @@ GB = 10**9
 class End(Command[Success], unit="engine.end"):
     """An instance has ended."""
 
-    process_id: str
+    process_id: Annotated[str, Ref("engine")]
     run: int
 
 
@@ -145,6 +145,7 @@ async def test_a_slot_is_held_until_it_is_released(client: Client) -> None:
         "priority": 7,
         "status": "active",
         "owner": "local",
+        "stream_version": 1,
     }
     await ask(client, "resource.update_slot", {"slot_id": "slot-a", "memory_limit": 400, "status": "idle"})
     budget = (await ask(client, "resource.budget", {})).data
@@ -288,7 +289,7 @@ async def test_one_idempotency_key_allocates_once(client: Client) -> None:
         message = await client.nc.request("aima.resource.allocate", asked, 5, headers=headers)
         answers.append(json.loads(message.data)["data"])
         await ask(client, "resource.release", {"slot_id": "slot-a"})
-    assert answers == [{"slot_id": "slot-a"}, {"slot_id": "slot-a"}]
+    assert answers == [{"slot_id": "slot-a", "stream_version": 1}] * 2
     events = (await ask(client, "resource.log", {"stream": "resource/slot-a"})).data["events"]
     assert [event["type"] for event in events] == ["resource.allocated", "resource.released"]
 

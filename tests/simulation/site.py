@@ -56,7 +56,7 @@ class _Process(DomainProcess[Any]):
     @property
     def memory(self) -> Mapping[str, Any]:
         """What the process believes is committed."""
-        return self._writer.committed
+        return self._writer.states.committed
 
     def __init__(self, domain: Domain[Any], settings: Settings, site: Site, life: Life) -> None:
         super().__init__(domain, settings)

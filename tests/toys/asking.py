@@ -23,6 +23,11 @@ async def refused(client: Client, unit: str, /, within: float = 20, **data: Any)
     raise AssertionError(f"{unit} was not refused: {answer.data}")
 
 
+def unversioned(reply: dict[str, Any]) -> dict[str, Any]:
+    """Return a reply without the version of its stream, which depends on the progress that was reported."""
+    return {field: value for field, value in reply.items() if field != "stream_version"}
+
+
 async def events(client: Client, domain: str, stream: str | None = None) -> list[dict[str, Any]]:
     """Return a domain's whole log, or that of one stream."""
     found: list[dict[str, Any]] = []

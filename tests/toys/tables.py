@@ -27,9 +27,9 @@ async def made_again(machine: Machine, domain: Domain[Any]) -> tuple[dict[str, l
         assert await log.verify() is None
         runner = Writer(domain, log, "test")
         await runner.open()
-        world = dict(runner.committed)
-        assert await runner.rebuild() == runner.position
-        assert runner.committed == world
+        world = dict(runner.states.committed)
+        assert await runner.rebuild() == runner.states.position
+        assert runner.states.committed == world
         await runner.close()
     finally:
         await log.close()

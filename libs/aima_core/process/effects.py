@@ -40,7 +40,7 @@ class Effects(Generic[S]):
     def start(self) -> None:
         """Start the effects of every stream. From now on, each commit adjusts the effects."""
         self._writer.listeners.append(self._on_commit)
-        self._states = dict(self._writer.committed)
+        self._states = dict(self._writer.states.committed)
         for stream, state in self._states.items():
             self._adjust(stream, state, cause="")
 

@@ -35,9 +35,9 @@ class FlowAnswers:
     """The answers of flows by idempotency key. Kept only in memory, because they may have content (decision 0004)."""
 
     def __init__(self) -> None:
-        self._answers: dict[str, tuple[bytes, asyncio.Task[bytes]]] = {}
+        self._answers: dict[str, tuple[bytes, asyncio.Task[Outcome]]] = {}
 
-    async def get(self, key: str, request: bytes, run: Callable[[], Coroutine[Any, Any, bytes]]) -> bytes:
+    async def get(self, key: str, request: bytes, run: Callable[[], Coroutine[Any, Any, Outcome]]) -> Outcome:
         """Return the answer of the first request with the key.
 
         Runs the flow, joins the running flow, or returns the kept answer. `request` is the fingerprint of the request.
@@ -52,11 +52,11 @@ class FlowAnswers:
             raise key_reused(key)
         return await asyncio.shield(answer)
 
-    def tasks(self) -> Iterable[asyncio.Task[bytes]]:
+    def tasks(self) -> Iterable[asyncio.Task[Outcome]]:
         """Return the tasks of all flows, including finished tasks."""
         return [task for _, task in self._answers.values()]
 
-    async def _run(self, key: str, run: Callable[[], Coroutine[Any, Any, bytes]]) -> bytes:
+    async def _run(self, key: str, run: Callable[[], Coroutine[Any, Any, Outcome]]) -> Outcome:
         try:
             return await run()
         except BaseException:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Generic
 
 import nats.errors
@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from aima_core.bus.outcomes import encode_view
 from aima_core.domain import Domain, S
 from aima_core.errors import AimaError, NotFound
+from aima_core.process.contract import Contract
 from aima_core.store.records import Recorded
 from aima_core.structured_logs import logger
 from aima_core.units import Query, Resource, View
@@ -33,10 +34,10 @@ _BUS_AWAY = (TimeoutError, nats.errors.Error, nats.js.errors.Error, OSError)
 class ResourceBucket(Generic[S]):
     """Reads the resources of one domain by address, and copies changed resources to the bucket."""
 
-    def __init__(self, nc: Nats, domain: Domain[S], answer: Callable[[Query[Any]], Awaitable[View]]) -> None:
+    def __init__(self, nc: Nats, domain: Domain[S], contract: Contract[S]) -> None:
         self._js = nc.jetstream(timeout=5)
         self._domain = domain
-        self._answer = answer
+        self._contract = contract
         self._dirty: dict[tuple[int, str | None], None] = {}
         self._wake = asyncio.Event()
 
@@ -45,7 +46,7 @@ class ResourceBucket(Generic[S]):
         for resource in self._domain.resources:
             matches, ident = resource.match(uri)
             if matches:
-                return await self._answer(_query(resource, ident, uri))
+                return await self._contract.answer(self._contract.resolve(_query(resource, ident, uri)))
         known = ", ".join(resource.uri for resource in self._domain.resources)
         raise NotFound(f"{uri} is not an address of {self._domain.name}; known: {known}", uri=uri)
 
@@ -85,7 +86,7 @@ class ResourceBucket(Generic[S]):
         key = resource.key(ident)
         del self._dirty[index, ident]  # comes before the read, because a change during the read must cause another read
         try:
-            await bucket.put(key, encode_view(await self._answer(resource.query(ident))))
+            await bucket.put(key, encode_view(await self._contract.answer(resource.query(ident))))
         except NotFound:
             with contextlib.suppress(nats.js.errors.NotFoundError):
                 await bucket.get(key)  # raises for a missing key; deleting it would leave a marker

@@ -1,15 +1,15 @@
-"""The single writer of a domain: decides commands one after another in memory and commits their events in groups.
+"""The single writer of a domain: decides commands one after another and commits their events in groups.
 
-Deciding is synchronous, so two decisions never overlap; only the commit awaits. Commands decided while a transaction
-is being written go into the next one. A caller gets its result only after the commit. If a commit fails, the state in
-memory returns to that of the log, and every waiting caller gets the error.
+`stream_states.py` decides; this file commits. Deciding is synchronous, so two decisions never overlap; only the commit
+awaits. Commands decided while a transaction is being written go into the next one. A caller gets its result only after
+the commit. If a commit fails, the state in memory returns to that of the log, and every waiting caller gets the error.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Generic
 from weakref import WeakValueDictionary
 
@@ -17,17 +17,16 @@ import msgspec
 
 from aima_core.call import Call
 from aima_core.domain import Domain, S
-from aima_core.errors import AimaError, Conflict, InternalError, PayloadTooLarge, Unavailable
-from aima_core.process.dry_run import plan_of
+from aima_core.errors import AimaError, InternalError, Unavailable
+from aima_core.process.stream_states import StreamStates
 from aima_core.process.watchers import Watchers
 from aima_core.store import replay
 from aima_core.store.log import Log
-from aima_core.store.records import Batch, Meta, Planned, Recorded, Statement, StoredReply
+from aima_core.store.records import Batch, Recorded, StoredReply
 from aima_core.structured_logs import logger
-from aima_core.units import Command, Event, View
+from aima_core.units import Command
 
 _SNAPSHOT_EVERY = 10_000  # events; replaying that many takes about 20 ms
-_LARGEST_EVENT = 512 * 1024  # bytes of JSON; small enough for any bus to carry to JetStream and to followers
 
 Listener = Callable[[Sequence[Recorded], Mapping[str, Any]], None]
 """Called after every commit with its events and the new states; None stands for a stream without a state."""
@@ -57,24 +56,16 @@ class _Pending(Generic[S]):
 
 
 class Writer(Generic[S]):
-    """Runs the commands of one domain.
-
-    `committed` holds the states in the log, by stream; `position` counts events that are still being written, too.
-    """
+    """Runs the commands of one domain."""
 
     def __init__(self, domain: Domain[S], log: Log, node: str) -> None:
         self.domain = domain
         self.log = log
         self.node = node
-        self.committed: dict[str, S] = {}
-        self.position = 0
+        self.states: StreamStates[S] = StreamStates(domain, log)
         self.cursors: dict[str, int] = {}
         self.listeners: list[Listener] = []
         self.watchers = Watchers()
-        self._world: dict[str, S] = {}
-        self._versions: dict[str, int] = {}
-        self._committed_versions: dict[str, int] = {}
-        self._committed_position = 0
         self._snapshot_position = 0
         self._pending: _Pending[S] = _Pending()
         self._wake = asyncio.Event()
@@ -107,22 +98,14 @@ class Writer(Generic[S]):
         await self._load()
         await replay.build_tables(self.domain, self.log, force=True)
         await self._snapshot()
-        return self._committed_position
+        return self.states.committed_position
 
     async def _load(self) -> None:
         folded = await replay.load(self.domain, self.log)
-        self._world, self.committed = folded.world, dict(folded.world)
-        self._versions, self._committed_versions = folded.versions, dict(folded.versions)
-        self.position = self._committed_position = folded.position
+        self.states.load(folded)
         self._snapshot_position = folded.snapshot
 
     # --- commands -------------------------------------------------------------------------------------------
-
-    def plan(self, command: Command[Any], call: Call) -> Planned:
-        """Decide a command without recording it: return its events, the effects they would start, the version."""
-        streams, events = self._decide(command, call)
-        version = self._versions.get(streams[0], 0) if streams else 0
-        return plan_of(self.domain, self._world, events, version)
 
     async def run(
         self, command: Command[Any], call: Call, *, cursor: tuple[str, int] | None = None, request: bytes = b""
@@ -144,29 +127,30 @@ class Writer(Generic[S]):
                     continue  # a new command had joined this one's group
 
     async def _run(self, command: Command[Any], call: Call, cursor: tuple[str, int] | None, request: bytes) -> Decision:
-        streams, events = self._decide(command, call)
-        records, states, statements = self._apply(events, call)
+        states = self.states
+        streams, events = states.decide(command, call)
+        records, changed, statements = states.apply(events, call)
         if not (records or cursor or request):
             # "nothing to do" may be due to events that are still being written, and their commit may fail
-            if self.position != self._committed_position:
+            if states.position != states.committed_position:
                 await self._written()
-            return Decision([], streams, self._versions.get(streams[0], 0) if streams else 0, self.position)
+            return Decision([], streams, states.decided_versions.get(streams[0], 0) if streams else 0, states.position)
         pending = self._pending
         pending.batch.records += records
         pending.batch.statements += statements
         if cursor:
             pending.batch.cursors[cursor[0]] = cursor[1]
         if request:
-            first = records[0].position if records else self.position + 1
-            pending.batch.replies.append(StoredReply(call.idempotency_key, request, first, self.position))
-        pending.states |= states
+            first = records[0].position if records else states.position + 1
+            pending.batch.replies.append(StoredReply(call.idempotency_key, request, first, states.position))
+        pending.states |= changed
         for record in records:
             pending.versions[record.stream] = record.version
         version = records[0].version if records else 0
         for record in records:
             if record.stream == streams[0]:
                 version = record.version
-        position = self.position
+        position = states.position
         await self._written()
         return Decision(records, streams, version, position)
 
@@ -186,82 +170,6 @@ class Writer(Generic[S]):
         """Store the reply of a request with an idempotency key; returns once it is committed."""
         self._pending.batch.replies.append(reply)
         await self._written()
-
-    @property
-    def committed_position(self) -> int:
-        """The position of the newest event in the log."""
-        return self._committed_position
-
-    @property
-    def streams(self) -> Iterable[str]:
-        """Every stream that has had an event, including those without a state now."""
-        return self._committed_versions
-
-    def stream_of(self, command: Command[Any]) -> str | None:
-        """Return the stream of a command; None for a command that starts a new stream."""
-        field = command.spec.stream
-        return f"{self.domain.name}/{getattr(command, field)}" if field else None
-
-    def answer(self, command: Command[Any], events: Sequence[Event]) -> View | None:
-        """Return a command's answer from the committed states, None while its result is still open."""
-        return self.domain.reply(self.committed, command, events)
-
-    # --- deciding -------------------------------------------------------------------------------------------
-
-    def _decide(self, command: Command[Any], call: Call) -> tuple[tuple[str, ...], list[Event]]:
-        own = self.stream_of(command)
-        if own is not None:
-            self._check_version(own, call)
-        events = self.domain.decide(self._world, command, call)
-        streams = tuple(dict.fromkeys(event.stream for event in events))
-        if own is None and streams:
-            self._check_version(streams[0], call)
-        return (own, *(s for s in streams if s != own)) if own else streams, events
-
-    def check_version(self, command: Command[Any], call: Call) -> None:
-        """Raise Conflict if the command's stream is not at the version that the caller expects."""
-        if own := self.stream_of(command):
-            self._check_version(own, call)
-
-    def _check_version(self, stream: str, call: Call) -> None:
-        actual = self._versions.get(stream, 0)
-        if call.expected_version is not None and call.expected_version != actual:
-            raise Conflict(
-                f"{stream} is at version {actual}, not at the expected version {call.expected_version}",
-                reason="VERSION_CONFLICT",
-                stream=stream,
-                expected_version=call.expected_version,
-                version=actual,
-            )
-
-    def _apply(
-        self, events: Sequence[Event], call: Call
-    ) -> tuple[list[Recorded], dict[str, S | None], list[Statement]]:
-        """Number the events, fold and project them; changes the state in memory only after all of it has succeeded."""
-        meta = Meta.of(call)
-        records: list[Recorded] = []
-        states: dict[str, S | None] = {}
-        versions: dict[str, int] = {}
-        statements: list[Statement] = []
-        for offset, event in enumerate(events, 1):
-            stream, position = event.stream, self.position + offset
-            if (size := len(self.log.codec.encode(event))) > _LARGEST_EVENT:
-                raise PayloadTooLarge(
-                    f"the request leads to an event of {size} bytes; the limit is {_LARGEST_EVENT}",
-                    size=size,
-                    limit=_LARGEST_EVENT,
-                )
-            version = versions.get(stream, self._versions.get(stream, 0)) + 1
-            record = Recorded(position, stream, version, call.at, meta, event, self.log.event_id(position))
-            before = states[stream] if stream in states else self._world.get(stream)
-            states[stream] = self.domain.evolve(before, event)
-            versions[stream] = version
-            statements += self.domain.project(record)
-            records.append(record)
-        _merge(self._world, states)
-        self._versions |= versions
-        self.position += len(records)
-        return records, states, statements
 
     async def _written(self) -> None:
         """Wait until the pending events are committed. Cancelling the wait does not cancel the commit."""
@@ -284,16 +192,14 @@ class Writer(Generic[S]):
                     self._roll_back(pending, error)
                 else:
                     self._commit(pending)
-            if self._committed_position - self._snapshot_position >= _SNAPSHOT_EVERY:
+            if self.states.committed_position - self._snapshot_position >= _SNAPSHOT_EVERY:
                 await self._snapshot()
 
     def _commit(self, pending: _Pending[S]) -> None:
-        _merge(self.committed, pending.states)
-        self._committed_versions |= pending.versions
-        self.cursors |= pending.batch.cursors
         records = pending.batch.records
-        if records:
-            self._committed_position = records[-1].position
+        position = records[-1].position if records else self.states.committed_position
+        self.states.commit(pending.states, pending.versions, position)
+        self.cursors |= pending.batch.cursors
         for done in pending.waiting:
             if not done.done():
                 done.set_result(None)
@@ -306,12 +212,7 @@ class Writer(Generic[S]):
 
     def _roll_back(self, failed: _Pending[S], error: Exception) -> None:
         later, self._pending = self._pending, _Pending()
-        for pending in (failed, later):
-            for stream in pending.states:
-                _merge(self._world, {stream: self.committed.get(stream)})
-            for stream in pending.versions:
-                self._versions[stream] = self._committed_versions.get(stream, 0)
-        self.position = self._committed_position
+        self.states.roll_back([*failed.states, *later.states])
         logger.error("commit failed", error=repr(error), events=len(failed.batch.records))
         caller_error: Exception = InternalError("the log could not be written")
         if isinstance(error, AimaError):
@@ -324,20 +225,12 @@ class Writer(Generic[S]):
                 done.exception()  # marks it as retrieved: asyncio would log it if its caller is gone
 
     async def _snapshot(self) -> None:
-        if self._committed_position == self._snapshot_position:
+        states, position = self.states, self.states.committed_position
+        if position == self._snapshot_position:
             return
-        position = self._committed_position
         try:
-            await replay.save(self.domain, self.log, dict(self.committed), self._committed_versions, position)
+            await replay.save(self.domain, self.log, dict(states.committed), states.committed_versions, position)
         except Exception as error:  # a snapshot only makes the next start faster, so the writer continues without it
             logger.warning("a snapshot could not be written", error=repr(error))
             return
         self._snapshot_position = position
-
-
-def _merge(world: dict[str, S], states: Mapping[str, S | None]) -> None:
-    for stream, state in states.items():
-        if state is None:
-            world.pop(stream, None)
-        else:
-            world[stream] = state

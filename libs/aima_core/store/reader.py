@@ -61,7 +61,7 @@ class Reader(Generic[S]):
         """Return the events of a stream after a position, oldest first."""
         return await self.log.events(after, stream=stream, limit=limit)
 
-    async def state_at(self, stream: str, as_of: str) -> S | None:
+    async def state_at(self, stream: str, as_of: str) -> tuple[S | None, int]:
         """Return the state of a stream at a log position (digits) or a time (RFC 3339), or None if it had no state.
 
         Raises ValidationFailed if `as_of` is neither a position nor a time.
@@ -74,9 +74,9 @@ class Reader(Generic[S]):
                 fields=[{"field": "as_of", "expected": "a log position such as 42, or 2026-01-31T12:00:00Z"}],
             ) from None
         state: S | None = None
-        after = 0
+        after = version = 0
         while page := await self.log.events(after, stream=stream, until=until):
             for record in page:
                 state = self._evolve(state, record.event)
-            after = page[-1].position
-        return state
+            after, version = page[-1].position, page[-1].version
+        return state, version

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import msgspec
 import psutil
@@ -14,14 +14,14 @@ from aima_core.call import Call
 from aima_core.domain import Context, Outside, Parts
 from aima_core.errors import AimaError
 from aima_core.structured_logs import logger
-from aima_core.units import Command, Query, Success, View
+from aima_core.units import Success, View
 from services.device import internal as i
 from services.device import units as u
 from services.device.drivers import Probe, ProbedDevice, Sample
 from services.device.drivers.host import HostProbe
 from services.device.drivers.nvidia import NvidiaProbe
 from services.device.rules import views
-from services.device.rules.decider import DeviceState, device_at, device_or_default, in_order, not_found
+from services.device.rules.decider import DeviceState, Prepared, device_at, device_or_default, in_order, not_found
 from services.device.rules.readings import Watch
 
 Probes = Callable[[str, Path], Sequence[Probe]]
@@ -47,21 +47,26 @@ class DeviceOutside(Outside[DeviceState]):
         """Detect the devices before the first request, so queries have answers before the first `device.detect`."""
         await self.context.record(await self._detect())
 
-    async def prepare(self, command: Command[Any], call: Call) -> Command[Any]:  # noqa: ARG002 (the core's)
-        return await self._detect() if isinstance(command, u.Detect) else command
+    async def prepare(self, command: u.Commands, call: Call) -> Prepared:  # noqa: ARG002 (the core's)
+        match command:
+            case u.Detect():
+                return await self._detect()
+            case u.SetPowerLimit():
+                return command
+            case _:
+                assert_never(command)
 
-    async def flow(self, command: Command[Any], call: Call, parts: Parts) -> View:  # noqa: ARG002 (the core's)
+    async def flow(self, command: u.SetPowerLimit, call: Call, parts: Parts) -> Success:  # noqa: ARG002 (the core's)
         """Set a power limit, then record it. If the process ends in between, a repeat of the command records it."""
-        assert isinstance(command, u.SetPowerLimit)
         device_at(self.context.world, command.device_id)
         probe = self._by_device[command.device_id]
         before = await asyncio.to_thread(probe.set_power_limit, command.device_id, command.limit_watts)
         await self.context.record(
             i.RecordPowerLimit(device_id=command.device_id, limit_watts=command.limit_watts, previous_watts=before)
         )
-        return Success(success=True)
+        return Success()
 
-    async def answer(self, query: Query[Any]) -> View:
+    async def answer(self, query: u.Queries) -> View:
         """Answer from the read table and from the samples in memory."""
         match query:
             case u.GetInfo():
@@ -81,7 +86,8 @@ class DeviceOutside(Outside[DeviceState]):
                 device, watch = await self._sampled(query.device_id)
                 status, issues = watch.health(_probed(device))
                 return u.Health(device_id=device.id, status=status, issues=issues)
-        return await super().answer(query)
+            case _:
+                assert_never(query)
 
     def background(self) -> Iterable[Callable[[], Coroutine[Any, Any, None]]]:
         return (self._keep_sampling,)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, assert_never
+from typing import assert_never
 
 import msgspec
 
 from aima_core.call import Call
 from aima_core.domain import World
 from aima_core.errors import NotFound
-from aima_core.units import Command, Event, Success, View
+from aima_core.units import Event, Success, View
 from services.device import internal as i
 from services.device import units as u
 
@@ -27,7 +27,11 @@ class DeviceState(msgspec.Struct, frozen=True, kw_only=True):
     power_limit: float | None = None
 
 
-def decide(world: World[DeviceState], command: Command[Any], call: Call) -> list[Event]:
+Prepared = i.RecordDevices | u.SetPowerLimit
+"""The commands of callers, after their preparation."""
+
+
+def decide(world: World[DeviceState], command: Prepared | i.Commands, call: Call) -> list[Event]:
     """Return the events of a command. Empty if its goal is already reached. Raises NotFound for an unknown device."""
     match command:
         case i.RecordDevices(found=detected):
@@ -55,7 +59,8 @@ def decide(world: World[DeviceState], command: Command[Any], call: Call) -> list
                     threshold=command.threshold,
                 )
             ]
-    raise TypeError(command)
+        case _:
+            assert_never(command)
 
 
 def evolve(state: DeviceState | None, event: u.Events) -> DeviceState | None:
@@ -75,14 +80,19 @@ def evolve(state: DeviceState | None, event: u.Events) -> DeviceState | None:
             assert_never(event)
 
 
-def reply(world: World[DeviceState], command: Command[Any], events: Sequence[Event]) -> View | None:  # noqa: ARG001 (the core's)
+def reply(world: World[DeviceState], command: Prepared, events: Sequence[Event]) -> View | None:  # noqa: ARG001 (the core's)
     """Return the answer. Every command here is complete when it is decided."""
-    if not isinstance(command, i.RecordDevices):
-        return Success(success=True)
-    devices = [
-        u.DeviceView(id=d.id, name=d.name, vendor=d.vendor, type=d.type, memory=d.memory) for d in in_order(world)
-    ]
-    return u.Devices(devices=devices)
+    match command:
+        case i.RecordDevices():
+            devices = [
+                u.DeviceView(id=d.id, name=d.name, vendor=d.vendor, type=d.type, memory=d.memory)
+                for d in in_order(world)
+            ]
+            return u.Devices(devices=devices)
+        case u.SetPowerLimit():
+            return Success()
+        case _:
+            assert_never(command)
 
 
 def device_at(world: World[DeviceState], device_id: str) -> DeviceState:

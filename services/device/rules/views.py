@@ -61,7 +61,7 @@ def project(recorded: Recorded) -> Iterable[Statement]:
 
 def info(row: Row) -> u.Info:
     """Return the description of a device."""
-    fields = {field: row[field] for field in u.Info.model_fields if field != "capabilities"}
+    fields = {field: row[field] for field in u.Info.model_fields if field in row and field != "capabilities"}
     return u.Info(**fields, capabilities=msgspec.json.decode(row["capabilities"]))
 
 

@@ -7,7 +7,7 @@ import hashlib
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import msgspec
 
@@ -17,7 +17,7 @@ from aima_core.errors import AimaError, NotFound
 from aima_core.store.records import Recorded
 from aima_core.structured_logs import logger
 from aima_core.system import boot
-from aima_core.units import Command, Query, Success, View
+from aima_core.units import Command, Success, View
 from services.engine import internal as i
 from services.engine import units as u
 from services.engine.manifests.manifest import check, load_manifests
@@ -28,6 +28,7 @@ from services.engine.outside.memory_settlement import PACE, SettlementPace, keep
 from services.engine.outside.packages import Package
 from services.engine.outside.start_facts import prepare_start
 from services.engine.rules import state, views
+from services.engine.rules.decider import Prepared
 from services.engine.runtimes.log_files import of_runs_since
 from services.engine.runtimes.process import ProcessRuntime
 from services.resource import units as resource
@@ -78,7 +79,7 @@ class EngineOutside(Outside[state.InstanceState]):
                 )
                 await self.instances.end_orphan(handle)
 
-    async def prepare(self, command: Command[Any], call: Call) -> Command[Any]:
+    async def prepare(self, command: u.Commands, call: Call) -> Prepared:
         match command:
             case u.StartEngine():
                 return await prepare_start(self.context, self._host, self._manifest(command.name), command, call)
@@ -88,13 +89,15 @@ class EngineOutside(Outside[state.InstanceState]):
                 present = installed is not None and version in (None, installed[1])
                 path, have = installed if installed else ("", "")
                 return i.BeginInstall(name=name, version=version or "", present=present, path=path, have=have)
-            case u.StopEngine(name=name) | u.RestartEngine(name=name) if name not in self.manifests:
-                if not await self._exists(name):
+            case u.StopEngine(name=name) | u.RestartEngine(name=name):
+                if name not in self.manifests and not await self._exists(name):
                     raise NotFound(
                         f"there is no engine or instance {name}; known engines: {', '.join(sorted(self.manifests))}",
                         reason="INSTANCE_NOT_FOUND",
                     )
-        return command
+                return command
+            case _:
+                assert_never(command)
 
     async def perform(self, effect: Any) -> Commands:
         match effect:
@@ -130,7 +133,7 @@ class EngineOutside(Outside[state.InstanceState]):
     def background(self) -> Iterable[Callable[[], Coroutine[Any, Any, None]]]:
         return (self._rotate,)
 
-    async def answer(self, query: Query[Any]) -> View:
+    async def answer(self, query: u.Queries) -> View:
         match query:
             case u.GetEngine(name=name):
                 return await self._view(self._manifest(name), await self._usage())
@@ -154,7 +157,8 @@ class EngineOutside(Outside[state.InstanceState]):
                         reason="INSTANCE_NOT_FOUND",
                     )
                 return u.Logs(logs=await asyncio.to_thread(self._log_lines, process_id, tail, since))
-        return await super().answer(query)
+            case _:
+                assert_never(query)
 
     # --- packages -------------------------------------------------------------------------------------------
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, assert_never
 
 import msgspec
 
 from aima_core.call import Call
 from aima_core.domain import World
 from aima_core.errors import Conflict, NotFound, Unavailable
-from aima_core.units import Command, Event
+from aima_core.units import Event
 from services.engine import internal as i
 from services.engine import units as u
 from services.engine.rules.state import InstanceState
@@ -20,7 +20,11 @@ _STOP = 30.0  # seconds after SIGKILL within which the processes must have ended
 _IDENTITY = ("name", "model_id", "model_path")  # a repeated start must agree in these
 
 
-def decide(world: World[InstanceState], command: Command[Any], call: Call) -> list[Event]:
+Prepared = i.BeginInstall | i.BeginStart | u.StopEngine | u.RestartEngine
+"""The commands of callers, after their preparation."""
+
+
+def decide(world: World[InstanceState], command: Prepared | i.Reports, call: Call) -> list[Event]:
     """Return the events; none if the state already is as requested, or if the report is about an earlier run."""
     match command:
         case i.BeginInstall():
@@ -42,8 +46,17 @@ def decide(world: World[InstanceState], command: Command[Any], call: Call) -> li
             return _restart(_instances_named(world, name), name, call)
         case i.RecordOrphan():
             return _orphan(world, command)
+        case (
+            i.RecordProgress()
+            | i.RecordReady()
+            | i.RecordHealth()
+            | i.RecordFailed()
+            | i.RecordOverdue()
+            | i.RecordGone()
+        ):
+            return _recorded(world.get(f"engine/{command.process_id}"), command, call)
         case _:
-            return _recorded(world.get(f"engine/{getattr(command, 'process_id', '')}"), command, call)
+            assert_never(command)
 
 
 def _install(world: World[InstanceState], command: i.BeginInstall, call: Call) -> list[Event]:
@@ -144,9 +157,9 @@ def _restart(instances: Sequence[InstanceState], name: str, call: Call) -> list[
     return [] if _restarts(state) else [_stop(state, call, force=False, timeout=30, restart=True)]
 
 
-def _recorded(state: InstanceState | None, command: Command[Any], call: Call) -> list[Event]:
+def _recorded(state: InstanceState | None, command: i.RunReports, call: Call) -> list[Event]:
     """Decide on the report of an effect. Each names its run; a report about an earlier run is ignored."""
-    if state is None or state.start is None or getattr(command, "run", None) != state.run:
+    if state is None or state.start is None or command.run != state.run:
         return []
     start = state.start
     ident: dict[str, Any] = {"process_id": state.id, "service_id": start.service_id, "run": state.run}

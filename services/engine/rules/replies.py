@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import assert_never
 
 from aima_core.domain import World
 from aima_core.errors import ExecutionFailed
-from aima_core.units import Command, Event, Success, View
+from aima_core.units import Event, Success, View
 from services.engine import internal as i
 from services.engine import units as u
+from services.engine.rules.decider import Prepared
 from services.engine.rules.state import InstanceState
 
 
-def reply(world: World[InstanceState], command: Command[Any], events: Sequence[Event]) -> View | None:
+def reply(world: World[InstanceState], command: Prepared, events: Sequence[Event]) -> View | None:
     """Return the reply; None while the outcome is open. Raises the error of a failed start, restart or install."""
     match command:
         case i.BeginInstall(name=name):
@@ -30,10 +31,10 @@ def reply(world: World[InstanceState], command: Command[Any], events: Sequence[E
             ending = {state.id for state in states if state.start and name in (state.id, state.start.name)}
             return None if (requested or ending) & ending - stopped else Success()
         case _:
-            return Success()
+            assert_never(command)
 
 
-def _installed(state: InstanceState | None, events: Sequence[Event]) -> View | None:
+def _installed(state: InstanceState | None, events: Sequence[Event]) -> u.Installed | None:
     failure = next((event for event in events if isinstance(event, u.InstallFailed)), None)
     if failure:
         raise u.refusal(failure.error, failure.error_code)
@@ -44,7 +45,7 @@ def _installed(state: InstanceState | None, events: Sequence[Event]) -> View | N
     return u.Installed(success=True, path=state.path, version=state.version)
 
 
-def _started(state: InstanceState | None, process_id: str, wait: bool, events: Sequence[Event]) -> View | None:
+def _started(state: InstanceState | None, process_id: str, wait: bool, events: Sequence[Event]) -> u.Started | None:
     stopped = ExecutionFailed(f"{process_id} was stopped before it was ready", reason="STOPPED", process_id=process_id)
     for event in events:
         match event:
@@ -64,7 +65,7 @@ def _started(state: InstanceState | None, process_id: str, wait: bool, events: S
     )
 
 
-def _restarted(world: World[InstanceState], name: str, events: Sequence[Event]) -> View | None:
+def _restarted(world: World[InstanceState], name: str, events: Sequence[Event]) -> u.Started | None:
     """Return the reply of the start that follows the stop; `events` may contain those of other instances."""
     own = [event for event in events if name in (getattr(event, "process_id", ""), getattr(event, "name", ""))]
     again = next((event for event in reversed(own) if isinstance(event, u.StartRequested)), None)

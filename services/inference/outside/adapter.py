@@ -10,7 +10,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from typing import Any
+from typing import Any, assert_never
 
 from aima_core.call import Call, timestamp
 from aima_core.domain import Commands, Context, Outside, Parts
@@ -20,7 +20,7 @@ from aima_core.errors import (
     Timeout,
 )
 from aima_core.store.records import Recorded
-from aima_core.units import Command, Query, View
+from aima_core.units import Command, View
 from aima_engines.engine_client import EngineClient
 from aima_engines.engine_http import EngineGone
 from aima_engines.kinds.speech_kinds import voices as voices_of
@@ -29,6 +29,7 @@ from services.inference import units as u
 from services.inference.outside.engine_requests import CANCELLED, REQUEST_KINDS, EngineRequests, fields_of
 from services.inference.outside.placement import Placement, PlacementRequest
 from services.inference.rules import statistics
+from services.inference.rules.decider import Prepared
 from services.inference.rules.state import Pool, Route, Sweep, carried_here
 from services.service import units as service
 
@@ -41,7 +42,7 @@ _EARLY = 0.02  # seconds before its deadline at which a request ends here: a tim
 class InferenceOutside(Outside[Pool]):
     """The I/O of the inference domain."""
 
-    flows = (*REQUEST_KINDS, u.LeaseModel)
+    flows = (*u.REQUESTS, u.LeaseModel)
 
     def __init__(self, context: Context[Pool], client: Callable[[], EngineClient] = EngineClient) -> None:
         super().__init__(context)
@@ -63,13 +64,15 @@ class InferenceOutside(Outside[Pool]):
     def background(self) -> Iterable[Callable[[], Coroutine[Any, Any, None]]]:
         return (self._placement.watch, self._placement.tick)
 
-    async def prepare(self, command: Command[Any], call: Call) -> Command[Any]:
+    async def prepare(self, command: u.Commands, call: Call) -> Prepared:
         """Return the first command of a flow, for its dry run. Raises NotFound for an unknown model."""
-        if not isinstance(command, self.flows):
-            return command
-        request = self._placement_request(command, call)
-        await self._placement.ensure_known(request.model, wait=False)
-        return request.command()
+        match command:
+            case u.Renew() | u.Settle():
+                return command
+            case _:
+                request = self._placement_request(command, call)
+                await self._placement.ensure_known(request.model, wait=False)
+                return request.command()
 
     async def perform(self, effect: Any) -> Commands:
         """Fail the expired leases of a service, once a second."""
@@ -83,7 +86,7 @@ class InferenceOutside(Outside[Pool]):
                     await self._expire(request, "the lease was not settled in time", "TIMEOUT")
             await asyncio.sleep(_SWEEP)
 
-    async def flow(self, command: Command[Any], call: Call, parts: Parts) -> View:
+    async def flow(self, command: u.Requests | u.LeaseModel, call: Call, parts: Parts) -> View:
         """Grant a lease, or send a request to an engine; both end by the deadline, even if the caller has left."""
         request = self._placement_request(command, call)
         if isinstance(command, u.LeaseModel) and command.probe:
@@ -101,7 +104,7 @@ class InferenceOutside(Outside[Pool]):
             why = "the engine has not finished its answer" if request.placed else self._placement.obstacle(request)
             raise Timeout(f"{command.spec.name} timed out after {seconds:g} s: {why}") from None
 
-    async def answer(self, query: Query[Any]) -> View:
+    async def answer(self, query: u.Queries) -> View:
         match query:
             case u.ListServed(type=model_type):
                 usage = await self.context.read.rows("SELECT * FROM usage")
@@ -114,11 +117,12 @@ class InferenceOutside(Outside[Pool]):
                 return statistics.speeds(await self.context.read.rows(statistics.SPEEDS, (ident,)))
             case u.ListVoices(model=name):
                 return await self._voices(name)
-        return await super().answer(query)
+            case _:
+                assert_never(query)
 
     # --- a request ------------------------------------------------------------------------------------------
 
-    def _placement_request(self, command: Any, call: Call) -> PlacementRequest:
+    def _placement_request(self, command: u.Requests | u.LeaseModel, call: Call) -> PlacementRequest:
         deadline = call.deadline or call.at + command.spec.timeout
         if isinstance(command, u.LeaseModel):
             types = tuple(command.type.split(",")) if command.type else ()

@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import assert_never
 
 from aima_core.call import Call, timestamp
 from aima_core.domain import World
 from aima_core.errors import NotFound
-from aima_core.units import Command, Event, Success, View
+from aima_core.units import Event, Success, View
 from services.inference import internal as i
 from services.inference import units as u
 from services.inference.rules.routing import choose
@@ -20,7 +20,18 @@ from services.inference.rules.state import BLAMED, Pool, Route, outcome_of
 _ROUTED = ("starting", "running")  # a service may have replicas only in these phases
 
 
-def decide(world: World[Pool], command: Command[Any], call: Call) -> list[Event]:
+Prepared = i.BeginRequest | u.Renew | u.Settle
+"""The commands of callers, after their preparation."""
+
+
+def resolve(world: World[Pool], text: str) -> str:
+    """Return the id of the service with this id, otherwise that of the one with this name."""
+    if f"inference/{text}" in world:
+        return text
+    return next((pool.service_id for pool in world.values() if pool.service_name == text), text)
+
+
+def decide(world: World[Pool], command: Prepared | i.Reports, call: Call) -> list[Event]:
     """Return the events of a command. Empty if it changes nothing. Raises NotFound and the errors of `choose`."""
     match command:
         case i.BeginRequest():
@@ -32,7 +43,7 @@ def decide(world: World[Pool], command: Command[Any], call: Call) -> list[Event]
             request = _under_way(world, request_id, call)
             until = call.at + timeout
             return [u.LeaseRenewed(request_id=request_id, service_id=request.service_id, expires_at=until)]
-    current = world.get(f"inference/{command.service_id}")  # type: ignore[attr-defined]  # every other command has one
+    current = world.get(f"inference/{command.service_id}")
     match command:
         case i.RecordService():
             return [] if current and current.added else [u.ServiceAdded(**command.model_dump())]
@@ -42,8 +53,12 @@ def decide(world: World[Pool], command: Command[Any], call: Call) -> list[Event]
     return _decide_for(current, command, call) if current else []
 
 
-def _decide_for(pool: Pool, command: Command[Any], call: Call) -> list[Event]:
-    """Decide a command about an existing service."""
+def _decide_for(
+    pool: Pool,
+    command: i.RecordRemoved | i.RecordPhase | i.RecordExpired | i.RecordRefused | i.RecordHealth | i.RecordNoRoute,
+    call: Call,
+) -> list[Event]:
+    """Decide a report about an existing service."""
     match command:
         case i.RecordRemoved():
             removed = u.ServiceRemoved(service_id=pool.service_id)
@@ -62,7 +77,8 @@ def _decide_for(pool: Pool, command: Command[Any], call: Call) -> list[Event]:
             return [u.RouteChanged(**command.model_dump())] if changed else []
         case i.RecordNoRoute(process_id=process_id):
             return [u.RouteRemoved(**command.model_dump())] if pool.route(process_id) else []
-    raise TypeError(f"inference has no command {command.spec.name}")
+        case _:
+            assert_never(command)
 
 
 def _no_routes(pool: Pool) -> list[Event]:
@@ -164,9 +180,14 @@ def _failed(started: u.RequestStarted, error: str, code: str, call: Call) -> Eve
     )
 
 
-def reply(world: World[Pool], command: Command[Any], events: Sequence[Event]) -> View:  # noqa: ARG001 (the core's)
+def reply(world: World[Pool], command: Prepared, events: Sequence[Event]) -> View:  # noqa: ARG001 (the core's)
     """Return the answer of a command. A unit with a richer answer is a flow."""
-    match events:
-        case [u.LeaseRenewed(expires_at=expires_at)]:
-            return u.Renewed(expires_at=timestamp(expires_at))
-    return Success()
+    match command:
+        case u.Renew():
+            renewed = events[0]
+            assert isinstance(renewed, u.LeaseRenewed)
+            return u.Renewed(expires_at=timestamp(renewed.expires_at))
+        case u.Settle() | i.BeginRequest():
+            return Success()
+        case _:
+            assert_never(command)

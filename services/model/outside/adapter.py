@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 from weakref import WeakValueDictionary
 
 from aima_core.call import Call
 from aima_core.domain import Context, Outside
-from aima_core.errors import Conflict, NotFound, Unavailable, UnitNotFound
+from aima_core.errors import Conflict, Unavailable, UnitNotFound
 from aima_core.store.reader import Row
-from aima_core.units import Command, Query, View
+from aima_core.units import Command, View
 from services.model import internal as i
 from services.model import units as u
 from services.model.files import inspection, model_folders
@@ -21,7 +21,7 @@ from services.model.outside.engine_list import EngineList
 from services.model.outside.pull import pull
 from services.model.outside.search import search
 from services.model.rules import views
-from services.model.rules.decider import known
+from services.model.rules.decider import Prepared, unknown
 from services.model.rules.state import ModelState, Pull, Remove, Verify
 from services.model.sources import SOURCES
 from services.model.sources.port import check
@@ -39,8 +39,8 @@ class ModelOutside(Outside[ModelState]):
         self._engines = EngineList(context.peers)
         self._folders: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def prepare(self, command: Command[Any], call: Call) -> Command[Any]:  # noqa: ARG002 (as declared)
-        """Add the facts of the files and the services that use the model; replace a name by its id."""
+    async def prepare(self, command: u.Commands, call: Call) -> Prepared:  # noqa: ARG002 (as declared)
+        """Add the facts of the files and the services that use the model."""
         match command:
             case u.CreateModel():
                 return await self._engines.explained(in_thread(inspection.as_created, command))
@@ -51,13 +51,12 @@ class ModelOutside(Outside[ModelState]):
                 check(SOURCES[command.source], command.repo, command.tag, command.mirror, command.format)
                 return await self._engines.typed(command)
             case u.VerifyModel():
-                return command.model_copy(update={"model_id": self._id(command.model_id)})
-            case u.DeleteModel():
-                model_id = self._id(command.model_id)
-                services = () if command.force else await self._users(model_id)
-                return i.BeginDelete(model_id=model_id, force=command.force, services=services)
-            case _:
                 return command
+            case u.DeleteModel(model_id=model_id, force=force):
+                services = () if force else await self._users(model_id)
+                return i.BeginDelete(model_id=model_id, force=force, services=services)
+            case _:
+                assert_never(command)
 
     async def perform(self, effect: Any) -> Iterable[Command[Any]]:
         """Pull, verify or remove; one at a time per model, since they use the same files."""
@@ -80,15 +79,15 @@ class ModelOutside(Outside[ModelState]):
                 case _:
                     raise TypeError(effect)
 
-    async def answer(self, query: Query[Any]) -> View:
+    async def answer(self, query: u.Queries | u.GetCompatibility) -> View:
         """Answer from the read table; searches also query the hubs."""
         match query:
-            case u.GetModel(model_id=name):
-                return views.view(await self._row(name))
+            case u.GetModel(model_id=model_id):
+                return views.view(await self._row(model_id))
             case u.ListModels():
                 return await self._list(query)
-            case u.EstimateResources(model_id=name, context_length=context_length, slots=slots):
-                row = await self._row(name)
+            case u.EstimateResources(model_id=model_id, context_length=context_length, slots=slots):
+                row = await self._row(model_id)
                 if not row["path"]:
                     raise Conflict(
                         f"{row['id']} has no files yet (status: {row['status']}), so its memory cannot be estimated",
@@ -101,21 +100,12 @@ class ModelOutside(Outside[ModelState]):
             case u.GetCompatibility():
                 return await self._compatibility()
             case _:
-                raise TypeError(query)
+                assert_never(query)
 
-    def _id(self, name: str) -> str:
-        state = known(self.context.world, name)
-        return state.id if state else name
-
-    async def _row(self, name: str) -> Row:
-        sql = "SELECT * FROM models WHERE id = ? OR name = ? ORDER BY id = ? DESC LIMIT 1"
-        rows = await self.context.read.rows(sql, (name, name, name))
+    async def _row(self, model_id: str) -> Row:
+        rows = await self.context.read.rows("SELECT * FROM models WHERE id = ?", (model_id,))
         if not rows:
-            raise NotFound(
-                f"there is no model {name}; model.list shows the registered ones",
-                reason="MODEL_NOT_FOUND",
-                model_id=name,
-            )
+            raise unknown(model_id)
         return rows[0]
 
     async def _list(self, query: u.ListModels) -> u.ModelList:

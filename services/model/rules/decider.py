@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import assert_never
 
 from aima_core.call import Call
 from aima_core.domain import World
 from aima_core.errors import Conflict, NotFound
-from aima_core.units import Command, Event
+from aima_core.units import Event
 from services.model import internal as i
 from services.model import units as u
 from services.model.rules import model_names
 from services.model.rules.state import ModelState
 
+Prepared = i.Register | i.BeginDelete | u.PullModel | u.VerifyModel
+"""The commands of callers, after their preparation."""
 
-def decide(world: World[ModelState], command: Command[Any], call: Call) -> list[Event]:
+
+def resolve(world: World[ModelState], text: str) -> str:
+    """Return the id of the model with this id, otherwise that of the one with this name."""
+    state = known(world, text)
+    return state.id if state else text
+
+
+def decide(world: World[ModelState], command: Prepared | i.Reports, call: Call) -> list[Event]:
     """Return the events; none if the state already is as requested, or if the report is about an earlier run."""
     match command:
         case u.PullModel():
@@ -33,7 +42,7 @@ def decide(world: World[ModelState], command: Command[Any], call: Call) -> list[
             state = world.get(f"model/{command.model_id}")
             return _recorded(world, state, command, call) if state and state.run == command.run else []
         case _:
-            raise TypeError(f"{command.spec.name} must be converted by Outside.prepare before it is decided")
+            assert_never(command)
 
 
 def known(world: World[ModelState], name: str) -> ModelState | None:
@@ -42,14 +51,21 @@ def known(world: World[ModelState], name: str) -> ModelState | None:
     return exact or next((state for state in world.values() if state.name == name), None)
 
 
-def find(world: World[ModelState], name: str) -> ModelState:
-    """Return the model with this id or name; raise NotFound if there is none, or if it is being removed."""
-    state = known(world, name)
+def find(world: World[ModelState], model_id: str) -> ModelState:
+    """Return the model with this id; raise NotFound if there is none, or if it is being removed."""
+    state = world.get(f"model/{model_id}")
     if state is None or state.status == "removing":
-        raise NotFound(
-            f"there is no model {name}; model.list shows the registered ones", reason="MODEL_NOT_FOUND", model_id=name
-        )
+        raise unknown(model_id)
     return state
+
+
+def unknown(model_id: str) -> NotFound:
+    """Return the refusal of an unknown model."""
+    return NotFound(
+        f"there is no model {model_id}; model.list shows the registered ones",
+        reason="MODEL_NOT_FOUND",
+        model_id=model_id,
+    )
 
 
 def pulled(world: World[ModelState], command: u.PullModel) -> ModelState | None:
@@ -172,7 +188,7 @@ def _verify(state: ModelState, command: u.VerifyModel) -> list[Event]:
     return [u.VerifyStarted(model_id=state.id, checksum=expected, run=state.run + 1)]
 
 
-def _recorded(world: World[ModelState], state: ModelState, command: Command[Any], call: Call) -> list[Event]:
+def _recorded(world: World[ModelState], state: ModelState, command: i.RunReports, call: Call) -> list[Event]:
     """Decide on the report of an effect of the current run."""
     match command, state.status:
         case i.RecordProgress(bytes_done=done, bytes_total=total), "pulling":

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn, assert_never
 
 from aima_core.domain import World
 from aima_core.errors import Conflict, from_body
-from aima_core.units import Command, Event, Success, View
+from aima_core.units import Event, Success, View
 from services.model import internal as i
 from services.model import units as u
-from services.model.rules.decider import find, pulled, registered
+from services.model.rules.decider import Prepared, find, pulled, registered
 from services.model.rules.state import ModelState
 
 
-def reply(world: World[ModelState], command: Command[Any], events: Sequence[Event]) -> View | None:
+def reply(world: World[ModelState], command: Prepared, events: Sequence[Event]) -> View | None:
     """Return the reply; None while the outcome is open. Raises the error of a failed pull."""
     match command:
         case u.PullModel():
@@ -29,10 +29,10 @@ def reply(world: World[ModelState], command: Command[Any], events: Sequence[Even
         case u.VerifyModel(model_id=model_id):
             return _verified(find(world, model_id), events)
         case _:
-            return Success()
+            assert_never(command)
 
 
-def _pulled(world: World[ModelState], command: u.PullModel, events: Sequence[Event]) -> View | None:
+def _pulled(world: World[ModelState], command: u.PullModel, events: Sequence[Event]) -> u.Pulled | None:
     started = next((event for event in events if isinstance(event, u.PullStarted)), None)
     if started is None:
         state = pulled(world, command)
@@ -67,7 +67,7 @@ def _status(state: ModelState) -> u.ModelStatus:
     return "pending" if state.status == "removing" else state.status
 
 
-def _verified(state: ModelState, events: Sequence[Event]) -> View | None:
+def _verified(state: ModelState, events: Sequence[Event]) -> u.Verified | None:
     reports = [event for event in events if isinstance(event, u.ModelVerified)]
     report = reports[0] if reports else None if state.status == "verifying" else state.verified
     return u.Verified(valid=report.valid, issues=report.issues) if report else None

@@ -9,13 +9,13 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from aima_core.call import Call
 from aima_core.domain import Context, Outside
 from aima_core.errors import AimaError
 from aima_core.store.records import Recorded
-from aima_core.units import Command, Query, View
+from aima_core.units import Command, View
 from services.device.units import DeviceDetected, DeviceRemoved
 from services.engine.units import EngineStopped
 from services.resource import internal as i
@@ -23,7 +23,7 @@ from services.resource import units as u
 from services.resource.outside import machine
 from services.resource.rules import views
 from services.resource.rules.capacity import Facts
-from services.resource.rules.decider import State, held, machine_at, slot_at
+from services.resource.rules.decider import Prepared, State, held, machine_at, slot_at
 
 _CATCH_UP = 1.0  # seconds to read the events that the engine domain has recorded
 LEAST_RESERVE = 512 * 2**20  # bytes; even a small machine needs memory for programs outside AIMA
@@ -52,15 +52,19 @@ class ResourceOutside(Outside[State]):
         """Record the machine's capacity before the first request needs it."""
         await self._measure()
 
-    async def prepare(self, command: Command[Any], call: Call) -> Command[Any]:  # noqa: ARG002 (the core's)
+    async def prepare(self, command: u.Commands, call: Call) -> Prepared:  # noqa: ARG002 (the core's)
         """Turn an Allocate into an internal command with the memory that the system has available."""
-        if not isinstance(command, u.Allocate):
-            return command
-        await self._catch_up()
-        facts = await self._facts()
-        return i.DecideAllocation(**command.model_dump(), available=facts.available)
+        match command:
+            case u.Allocate():
+                await self._catch_up()
+                facts = await self._facts()
+                return i.DecideAllocation(**command.model_dump(), available=facts.available)
+            case u.Release() | u.UpdateSlot():
+                return command
+            case _:
+                assert_never(command)
 
-    async def answer(self, query: Query[Any]) -> View:
+    async def answer(self, query: u.Queries) -> View:
         match query:
             case u.GetStatus():
                 return views.status(await self._machine(), await self._slots(), await self._facts())
@@ -74,7 +78,8 @@ class ResourceOutside(Outside[State]):
                 return u.Allocations(allocations=[u.Slot(**row) for row in rows], total=total)
             case u.AskCanAllocate():
                 return await self._can_allocate(query)
-        return await super().answer(query)
+            case _:
+                assert_never(query)
 
     def background(self) -> Iterable[Callable[[], Coroutine[Any, Any, None]]]:
         return (self._keep_measuring,)

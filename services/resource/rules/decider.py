@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, assert_never
+from typing import assert_never
 
 import msgspec
 
 from aima_core.call import Call
 from aima_core.domain import World
 from aima_core.errors import Conflict, NotFound
-from aima_core.units import Command, Event, Success, View
+from aima_core.units import Event, Success, View
 from services.resource import internal as i
 from services.resource import units as u
 from services.resource.rules.capacity import Machine, Need, Slot, room_for, size
@@ -21,7 +21,11 @@ THRESHOLDS: tuple[tuple[u.Pressure, float], ...] = (("low", 0), ("medium", 70), 
 HYSTERESIS = 2.0  # percentage points; a level ends this far below its threshold, so a varying value crosses it once
 
 
-def decide(world: World[State], command: Command[Any], call: Call) -> list[Event]:
+Prepared = i.DecideAllocation | u.Release | u.UpdateSlot
+"""The commands of callers, after their preparation."""
+
+
+def decide(world: World[State], command: Prepared | i.Commands, call: Call) -> list[Event]:
     """Return the events of a command. Empty if its goal is already reached.
 
     Raises InsufficientResources, Conflict if a slot of another size has the name, and NotFound if a slot to update does
@@ -47,7 +51,8 @@ def decide(world: World[State], command: Command[Any], call: Call) -> list[Event
             return []
         case i.RecordPressure(used_percent=used):
             return _pressure(machine_at(world, call.node), used)
-    raise TypeError(command)
+        case _:
+            assert_never(command)
 
 
 def evolve(state: State | None, event: u.Events) -> State | None:
@@ -86,9 +91,15 @@ def evolve(state: State | None, event: u.Events) -> State | None:
             assert_never(event)
 
 
-def reply(world: World[State], command: Command[Any], events: Sequence[Event]) -> View | None:  # noqa: ARG001 (the core's)
+def reply(world: World[State], command: Prepared, events: Sequence[Event]) -> View | None:  # noqa: ARG001 (the core's)
     """Return the answer. Every command here is complete when it is decided."""
-    return u.SlotRef(slot_id=command.slot_id) if isinstance(command, u.Allocate) else Success(success=True)
+    match command:
+        case i.DecideAllocation():
+            return u.SlotRef(slot_id=command.slot_id)
+        case u.Release() | u.UpdateSlot():
+            return Success()
+        case _:
+            assert_never(command)
 
 
 def slot_at(world: World[State], slot_id: str) -> Slot | None:

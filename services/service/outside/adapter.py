@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from typing import Any
+from typing import Any, assert_never
 
 import msgspec
 
@@ -16,7 +16,7 @@ from aima_core.call import Call
 from aima_core.domain import Commands, Context, Outside
 from aima_core.errors import AimaError, NotFound
 from aima_core.store.records import Recorded
-from aima_core.units import Command, Query, View
+from aima_core.units import Command, View
 from services.engine import units as engine
 from services.inference import units as inference
 from services.model import units as model
@@ -28,7 +28,7 @@ from services.service.outside.reconciler import Reconciler
 from services.service.outside.replica_effects import ReplicaEffects
 from services.service.outside.start_facts import StartFacts
 from services.service.rules import state, views
-from services.service.rules.decider import unknown
+from services.service.rules.decider import Prepared, unknown
 from services.service.rules.scaling import within
 
 _OPTIONAL = 1.0  # seconds that a peer has to answer, if the service domain can also answer without the peer's facts
@@ -52,7 +52,7 @@ class ServiceOutside(Outside[state.Service]):
     def background(self) -> Iterable[Callable[[], Coroutine[Any, Any, None]]]:
         return (self._reconciler.run,)
 
-    async def prepare(self, command: Command[Any], call: Call) -> Command[Any]:
+    async def prepare(self, command: u.Commands, call: Call) -> Prepared:
         """Look up the model, choose engine and device, and check the memory."""
         match command:
             case u.CreateService():
@@ -61,20 +61,23 @@ class ServiceOutside(Outside[state.Service]):
                 return await self._prepare_start(command, call)
             case u.ScaleService():
                 return await self._prepare_scale(command)
-        return await super().prepare(command, call)
+            case u.StopService() | u.DeleteService():
+                return command
+            case _:
+                assert_never(command)
 
     async def perform(self, effect: Any) -> Commands:
         return await self._effects.perform(effect)
 
-    async def answer(self, query: Query[Any]) -> View:
+    async def answer(self, query: u.Queries) -> View:
         match query:
             case u.GetService(service_id=ident, as_of=None):
                 return await self._get(self._service(ident))
             case u.GetService(service_id=ident, as_of=as_of):
-                past = await self.context.read.state_at(f"service/{ident}", as_of or "")
+                past, version = await self.context.read.state_at(f"service/{ident}", as_of or "")
                 if past is None:
                     raise NotFound(f"there was no service {ident} at {as_of}", reason="SERVICE_NOT_FOUND")
-                return views.service_view(past)
+                return views.service_view(past, version=version)
             case u.ListServices():
                 return await self._list(query)
             case u.GetStatus(service_id=ident):
@@ -88,7 +91,8 @@ class ServiceOutside(Outside[state.Service]):
                 if not records and not after:
                     raise NotFound(f"there has never been a service {ident}", reason="SERVICE_NOT_FOUND")
                 return u.History(events=[msgspec.to_builtins(record.wire()) for record in records])
-        return await super().answer(query)
+            case _:
+                assert_never(query)
 
     # --- preparation of commands ----------------------------------------------------------------------------
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import assert_never
 
 from aima_core.call import Call
 from aima_core.domain import World
 from aima_core.errors import Conflict, NotFound
 from aima_core.suggestions import nearest
-from aima_core.units import Command, Event
+from aima_core.units import Event
 from services.service import internal as i
 from services.service import units as u
 from services.service.rules import replica_decider
@@ -21,8 +21,17 @@ _CREATION_FIELDS = (
     *("model_id", "engine", "device", "resource_class", "replicas", "persistent", "port", "config"),
     *("idle_timeout", "autoscale", "priority"),
 )
+Prepared = i.Register | i.BeginStart | i.BeginScale | u.StopService | u.DeleteService
+"""The commands of callers, after their preparation."""
 _LONGEST = 50  # characters of a name, and of the part of an id that comes from the name
 _MOST_KNOWN = 20  # the most services that a refusal names
+
+
+def resolve(world: World[Service], text: str) -> str:
+    """Return the id of the service with this id, otherwise that of the one with this name."""
+    ident = id_of(text)
+    service = world.get(f"service/{ident}")
+    return ident if service and service.about.name == text and f"service/{text}" not in world else text
 
 
 def id_of(name: str) -> str:
@@ -42,11 +51,11 @@ def unknown(world: World[Service], ident: str) -> NotFound:
     )
 
 
-def decide(world: World[Service], command: Command[Any], call: Call) -> list[Event]:
+def decide(world: World[Service], command: Prepared | i.Reports, call: Call) -> list[Event]:
     """Return the events of a command. Empty if its goal is already reached, or if it reports on an earlier run."""
     if isinstance(command, i.Register):
         return _register(world, command, call)
-    service = world.get(f"service/{command.service_id}")  # type: ignore[attr-defined]  # every other command has one
+    service = world.get(f"service/{command.service_id}")
     match command:
         case i.BeginStart() | i.BeginScale() | u.StopService() | u.DeleteService() if service is None:
             raise unknown(world, command.service_id)
@@ -66,8 +75,16 @@ def decide(world: World[Service], command: Command[Any], call: Call) -> list[Eve
             return [u.ServiceDeleted(service_id=service.id)]
         case i.RecordTimedOut(run=run, stopping=stopping):
             return _timed_out(service, run, call, stopping=stopping)
-        case _:
+        case (
+            i.RecordReplicaProgress()
+            | i.RecordReplicaReady()
+            | i.RecordReplicaHealth()
+            | i.RecordReplicaFailed()
+            | i.RecordReplicaEnded()
+        ):
             return replica_decider.decide(service, command, call)
+        case _:
+            assert_never(command)
 
 
 def _not_deletable(service: Service) -> str:

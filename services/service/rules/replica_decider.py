@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, assert_never
 
 from aima_core.call import Call
 from aima_core.units import Command, Event
@@ -25,9 +25,9 @@ _STOPPED_BY, _KILLED_BY = (
 )  # seconds until a stop fails; the second is for a forced stop
 
 
-def decide(service: Service, command: Command[Any], call: Call) -> list[Event]:
+def decide(service: Service, command: i.ReplicaReports, call: Call) -> list[Event]:
     """Decide the events of a report about one process of the service."""
-    process_id = command.process_id  # type: ignore[attr-defined]  # every command that comes here has one
+    process_id = command.process_id
     replica = service.replica_of(process_id)
     if replica is None or replica.status == "ended" or not service.runs:
         return _late_report(service, replica, command, process_id)
@@ -53,7 +53,7 @@ def decide(service: Service, command: Command[Any], call: Call) -> list[Event]:
         case i.RecordReplicaEnded(reason=reason):
             return _failed(service, replica, f"its engine instance was stopped ({reason})", "STOPPED", call, ended=True)
         case _:
-            return []
+            assert_never(command)
 
 
 def requested(

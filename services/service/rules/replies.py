@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import assert_never
 
 from aima_core.domain import World
 from aima_core.errors import ExecutionFailed
-from aima_core.units import Command, Event, Success, View
+from aima_core.units import Event, Success, View
 from services.engine import units as engine
 from services.service import internal as i
 from services.service import units as u
-from services.service.rules.decider import id_of
+from services.service.rules.decider import Prepared, id_of
 from services.service.rules.state import Service
 
 
-def reply(world: World[Service], command: Command[Any], events: Sequence[Event]) -> View | None:
+def reply(world: World[Service], command: Prepared, events: Sequence[Event]) -> View | None:
     """Return the answer of a command, or None while its result is open. Raises the error of a failed start."""
     match command:
         case i.Register(name=name):
@@ -30,11 +30,13 @@ def reply(world: World[Service], command: Command[Any], events: Sequence[Event])
             service = world.get(f"service/{ident}")
             down = service is None or (service.status != "stopping" and not service.present())
             return Success() if down or (service and service.runs) else None
-        case _:
+        case u.DeleteService():
             return Success()
+        case _:
+            assert_never(command)
 
 
-def _started(ident: str, service: Service | None, wait: bool, events: Sequence[Event]) -> View | None:
+def _started(ident: str, service: Service | None, wait: bool, events: Sequence[Event]) -> u.StartOutcome | None:
     stopped = ExecutionFailed(f"{ident} was stopped while it was starting", reason="STOPPED")
     for event in events:
         match event:

@@ -45,8 +45,8 @@ def _status(status: str, at: str, ident: str) -> Statement:
     return ("UPDATE services SET status = ?, changed_at = ? WHERE id = ?", (status, at, ident))
 
 
-def service_view(service: Service, metrics: u.Metrics | None = None) -> u.ServiceView:
-    """Return the view of a service."""
+def service_view(service: Service, metrics: u.Metrics | None = None, *, version: int | None = None) -> u.ServiceView:
+    """Return the view of a service. `version`: that of an earlier state; the core sets that of the current one."""
     about, answering = service.about, service.answering()
     return u.ServiceView(
         id=service.id,
@@ -72,6 +72,7 @@ def service_view(service: Service, metrics: u.Metrics | None = None) -> u.Servic
         error_code=service.error_code or None,
         reason=service.start.reason if service.start else "",
         metrics=metrics,
+        stream_version=version,
     )
 
 

@@ -186,18 +186,24 @@ class Long(Success):
     text: str = "x" * (MAX_PAYLOAD - 180)
 
 
+class Recite(Command[Long], unit="counter.recite"):
+    """Answer at length."""
+
+
 class Talkative(Grower):
+    flows = (Recite,)
+
     async def flow(self, command: Command[Any], call: Call, parts: Parts) -> View:
         return Long()
 
 
 async def test_an_answer_that_is_too_large_with_its_headers_is_told_so(tmp_path: Path, shared_nats: NatsServer) -> None:
-    talkative = dataclasses.replace(COUNTER, outside=Talkative)
+    talkative = dataclasses.replace(COUNTER, commands=(*COUNTER.commands, Recite), outside=Talkative)
     async with talking(tmp_path, shared_nats, talkative) as bare, connected(shared_nats.url) as nc:
-        whole = await Client(nc).envelope("counter.hum", {}, timeout=20)
+        whole = await Client(nc).envelope("counter.recite", {}, timeout=20)
         assert MAX_PAYLOAD - 40 < len(whole) < MAX_PAYLOAD
         with pytest.raises(PayloadTooLarge, match="the answer is larger"):
-            await anext(Client(nc).stream("counter.hum", {}, timeout=20))
+            await anext(Client(nc).stream("counter.recite", {}, timeout=20))
         assert (await bare.ask("counter.add", counter_id="c1"))["data"] == {"total": 1}
 
 

@@ -50,7 +50,8 @@ async def table(writer: Writer[Any], name: str = "counters") -> list[Any]:
 
 
 def memory(writer: Writer[Any]) -> Any:
-    return writer.committed, writer._world, writer._versions, writer._committed_versions, writer.position
+    states = writer.states
+    return states.committed, states.decided, states.decided_versions, states.committed_versions, states.position
 
 
 # --- one writer ---------------------------------------------------------------------------------------------------
@@ -60,7 +61,7 @@ async def test_two_hundred_commands_at_once_have_versions_without_gaps_and_lose_
     async with running(tmp_path) as writer:
         decisions = await asyncio.gather(*[add(writer) for _ in range(200)])
         assert sorted(decision.version for decision in decisions) == list(range(1, 201))
-        assert writer.committed == {"counter/c1": Counter("c1", total=200)}
+        assert writer.states.committed == {"counter/c1": Counter("c1", total=200)}
         assert await table(writer) == [("c1", 200, 200)]
         records = await writer.log.events()
         assert [record.version for record in records] == list(range(1, 201))
@@ -91,9 +92,9 @@ async def test_a_refused_command_changes_nothing(tmp_path: Path) -> None:
         with pytest.raises(Conflict) as refusal:
             await add(writer, amount=2)
         assert refusal.value.reason == "TOO_MUCH"
-        assert (writer.position, len(await writer.log.events())) == (1, 1)
+        assert (writer.states.position, len(await writer.log.events())) == (1, 1)
         await add(writer, amount=1)
-        assert writer.committed == {"counter/c1": Counter("c1", total=10)}
+        assert writer.states.committed == {"counter/c1": Counter("c1", total=10)}
 
 
 def limited(most: int) -> Domain[Any]:
@@ -110,7 +111,7 @@ async def test_a_rule_holds_between_commands_that_are_decided_before_the_first_i
     async with running(tmp_path, limited(10)) as writer:
         results = await asyncio.gather(*[add(writer) for _ in range(50)], return_exceptions=True)
         assert sum(isinstance(result, Conflict) for result in results) == 40
-        assert writer.committed == {"counter/c1": Counter("c1", total=10)}
+        assert writer.states.committed == {"counter/c1": Counter("c1", total=10)}
 
 
 async def test_a_command_on_an_older_version_than_it_was_planned_on_is_refused(tmp_path: Path) -> None:
@@ -143,21 +144,21 @@ async def test_of_many_commands_on_the_same_expected_version_one_succeeds(tmp_pa
 async def test_a_plan_says_what_would_happen_and_changes_nothing(tmp_path: Path) -> None:
     async with running(tmp_path) as writer:
         await add(writer)
-        before = msgspec.json.encode([writer.committed, writer._world, writer.position])
-        planned = writer.plan(Grow(counter_id="c1"), fresh())
+        before = msgspec.json.encode([writer.states.committed, writer.states.decided, writer.states.position])
+        planned = writer.states.plan(Grow(counter_id="c1"), fresh())
         assert planned.events == [
             {"type": "counter.growth_asked", "stream": "counter/c1", "data": {"counter_id": "c1"}},
         ]
         assert planned.effects == [{"effect": "GrowOutside", "counter_id": "c1"}]
         assert planned.version == 1
-        assert msgspec.json.encode([writer.committed, writer._world, writer.position]) == before
+        assert msgspec.json.encode([writer.states.committed, writer.states.decided, writer.states.position]) == before
         assert len(await writer.log.events()) == 1
 
 
 async def test_a_plan_is_refused_as_the_command_would_be(tmp_path: Path) -> None:
     async with running(tmp_path, limited(10)) as writer:
         with pytest.raises(Conflict, match="too much"):
-            writer.plan(Add(counter_id="c1", amount=11), fresh())
+            writer.states.plan(Add(counter_id="c1", amount=11), fresh())
 
 
 # --- a commit that fails ------------------------------------------------------------------------------------------
@@ -186,7 +187,7 @@ async def test_a_commit_that_fails_takes_memory_back_and_its_caller_is_told(tmp_
         )
         assert await table(writer) == [("c1", 5, 1)]
         await add(writer, amount=7)
-        assert writer.committed == {"counter/c1": Counter("c1", total=12)}
+        assert writer.states.committed == {"counter/c1": Counter("c1", total=12)}
         assert [record.position for record in await writer.log.events()] == [1, 2]
         assert await writer.log.verify() is None
 
@@ -194,13 +195,13 @@ async def test_a_commit_that_fails_takes_memory_back_and_its_caller_is_told(tmp_
 async def test_what_was_decided_upon_a_commit_that_fails_is_decided_again(tmp_path: Path) -> None:
     async with running(tmp_path, poisoned()) as writer:
         doomed = asyncio.create_task(add(writer, amount=13))
-        await until(lambda: writer.position == 1 and not writer._pending.waiting, every=0)  # it is being written
+        await until(lambda: writer.states.position == 1 and not writer._pending.waiting, every=0)  # it is being written
         later = asyncio.create_task(add(writer, amount=1))
         results = await asyncio.gather(doomed, later, return_exceptions=True)
         assert isinstance(results[0], InternalError)
         assert not isinstance(results[1], BaseException)
         assert [(record.position, record.version) for record in await writer.log.events()] == [(1, 1)]
-        assert (writer._world, writer.position) == ({"counter/c1": Counter("c1", total=1)}, 1)
+        assert (writer.states.decided, writer.states.position) == ({"counter/c1": Counter("c1", total=1)}, 1)
 
 
 async def test_it_is_so_already_is_not_said_before_it_is_so(tmp_path: Path) -> None:
@@ -218,19 +219,19 @@ async def test_asking_again_while_the_first_is_being_written_sees_what_the_first
         command = Grow(counter_id="c1")
         first, again = await asyncio.gather(writer.run(command, fresh()), writer.run(command, fresh()))
         assert (len(first.records), again.records) == (1, [])
-        assert writer.answer(command, []) is None  # committed: it is growing
+        assert COUNTER.reply(writer.states.committed, command, []) is None  # committed: it is growing
 
 
 async def test_a_caller_that_leaves_does_not_take_the_others_commits_along(tmp_path: Path) -> None:
     async with running(tmp_path) as writer:
         tasks = [asyncio.create_task(add(writer)) for _ in range(20)]
-        await until(lambda: writer.position == 20, every=0)
+        await until(lambda: writer.states.position == 20, every=0)
         for task in tasks[::2]:
             task.cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert [type(result) for result in results[::2]] == [asyncio.CancelledError] * 10
         assert all(not isinstance(result, BaseException) for result in results[1::2])
-        await until(lambda: writer.committed.get("counter/c1") == Counter("c1", total=20))
+        await until(lambda: writer.states.committed.get("counter/c1") == Counter("c1", total=20))
         assert len(await writer.log.events()) == 20
 
 
@@ -239,7 +240,7 @@ async def test_closing_waits_for_what_is_being_written(tmp_path: Path) -> None:
     writer = Writer(COUNTER, log, "test")
     await writer.open()
     task = asyncio.create_task(add(writer))
-    await until(lambda: writer.position == 1 and not writer._pending.waiting, every=0)
+    await until(lambda: writer.states.position == 1 and not writer._pending.waiting, every=0)
     await writer.close()
     await log.close()
     assert (await asyncio.wait_for(task, 1)).version == 1
@@ -253,7 +254,7 @@ async def test_a_bug_in_what_hears_of_commits_does_not_end_the_writer(tmp_path: 
         writer.listeners.append(broken)
         await add(writer)
         await add(writer)
-        assert writer.committed == {"counter/c1": Counter("c1", total=2)}
+        assert writer.states.committed == {"counter/c1": Counter("c1", total=2)}
 
 
 async def test_a_full_disk_is_told_takes_memory_back_and_is_over_when_there_is_space(
@@ -274,12 +275,12 @@ async def test_a_full_disk_is_told_takes_memory_back_and_is_over_when_there_is_s
             succeeded += 20 - len(told)
         assert {type(error) for error in told} == {Unavailable}
         assert told[0].details == {"reason": "DISK_FULL", "file": str(small_disk / "counter" / "log.db")}  # type: ignore[attr-defined]
-        assert writer.committed == writer._world == {"counter/c1": Counter("c1", total=succeeded)}
-        assert writer.position == len(await all_of(writer.log)) == succeeded
+        assert writer.states.committed == writer.states.decided == {"counter/c1": Counter("c1", total=succeeded)}
+        assert writer.states.position == len(await all_of(writer.log)) == succeeded
         assert (await table(writer))[0][1] == succeeded
         ballast.unlink()
         await add(writer)
-        assert writer.committed == {"counter/c1": Counter("c1", total=succeeded + 1)}
+        assert writer.states.committed == {"counter/c1": Counter("c1", total=succeeded + 1)}
         assert await writer.log.verify() is None
 
 
@@ -302,7 +303,7 @@ async def test_a_snapshot_that_cannot_be_written_does_not_end_the_writer(
             await add(writer)
             await asyncio.wait_for(add(writer), 5)
             connection.execute("DROP TRIGGER no_snapshot")
-        assert writer.committed == {"counter/c1": Counter("c1", total=2)}
+        assert writer.states.committed == {"counter/c1": Counter("c1", total=2)}
 
 
 # --- what is derived can be made anew -----------------------------------------------------------------------------
@@ -316,7 +317,7 @@ async def test_another_process_finds_what_was_written(tmp_path: Path) -> None:
         before = memory(writer)
     async with running(tmp_path) as writer:
         assert memory(writer) == before
-        assert writer.committed == {"counter/c1": Counter("c1", total=10), "counter/c2": Counter("c2", total=5)}
+        assert writer.states.committed == {"counter/c1": Counter("c1", total=10), "counter/c2": Counter("c2", total=5)}
         assert (await add(writer, "c3")).version == 3  # a stream that ended goes on counting
 
 
@@ -343,15 +344,15 @@ async def test_a_snapshot_saves_the_replay_until_the_code_changes(tmp_path: Path
         connection.execute("UPDATE snapshot SET state = ?", (b'{"id":"c1","total":777}',))
         connection.commit()
     async with running(tmp_path) as writer:
-        assert writer.committed == {"counter/c1": Counter("c1", total=777)}
+        assert writer.states.committed == {"counter/c1": Counter("c1", total=777)}
     next_release = rewritten(
         tmp_path, ("total=counter.total + event.amount)", "total=counter.total + 2 * event.amount)")
     )
     async with running(tmp_path, next_release) as writer:
-        assert writer.committed["counter/c1"].total == 10
+        assert writer.states.committed["counter/c1"].total == 10
         await writer.run(sys.modules["toy_next"].Add(counter_id="c1"), fresh())
     async with running(tmp_path, next_release) as writer:
-        assert writer.committed["counter/c1"].total == 12
+        assert writer.states.committed["counter/c1"].total == 12
 
 
 async def test_read_tables_are_made_anew_when_their_code_changes(tmp_path: Path) -> None:
@@ -391,7 +392,7 @@ async def test_a_rebuild_gives_the_tables_and_states_that_were_there(tmp_path: P
         assert memory(writer) == states
         await add(writer, "c1")
     async with running(tmp_path) as writer:
-        assert writer.position == 304
+        assert writer.states.position == 304
 
 
 COMMANDS = st.lists(
@@ -432,7 +433,7 @@ def test_state_from_a_snapshot_and_state_from_the_whole_log_are_the_same(
 async def effecting(folder: Path, domain: Domain[Any] = COUNTER) -> AsyncIterator[Writer[Any]]:
     async with running(folder, domain) as writer:
         fields: dict[str, Any] = dict.fromkeys(field.name for field in dataclasses.fields(Context))
-        outside: Outside[Any] = domain.outside(Context(**fields | {"folder": folder, "world": writer.committed}))
+        outside: Outside[Any] = domain.outside(Context(**fields | {"folder": folder, "world": writer.states.committed}))
         effects = Effects(domain, writer, outside)
         effects.start()
         try:
@@ -451,7 +452,7 @@ async def test_an_effect_starts_with_the_commit_that_asks_for_it_and_its_outcome
         asked = await writer.run(Grow(counter_id="c1"), fresh())
         await until(lambda: world(tmp_path) == ["began c1"])
         (tmp_path / "gate").touch()
-        await until(lambda: writer.committed["counter/c1"] == Counter("c1", total=100))
+        await until(lambda: writer.states.committed["counter/c1"] == Counter("c1", total=100))
         assert world(tmp_path) == ["began c1", "grew c1"]
         events = await writer.log.events()
         assert [record.event.unit for record in events] == ["counter.growth_asked", "counter.grown"]
@@ -465,7 +466,7 @@ async def test_an_effect_that_is_under_way_is_not_begun_twice(tmp_path: Path) ->
             await add(writer)  # each commit asks again what is to be done
         await until(lambda: world(tmp_path))
         (tmp_path / "gate").touch()
-        await until(lambda: not writer.committed["counter/c1"].growing)
+        await until(lambda: not writer.states.committed["counter/c1"].growing)
         await add(writer)
         assert world(tmp_path) == ["began c1", "grew c1"]
 
@@ -480,11 +481,11 @@ async def test_an_effect_asked_for_in_the_very_commit_of_its_outcome_is_carried_
                 await asyncio.sleep(0)
 
         await asyncio.gather(*(ask_over_and_over() for _ in range(4)))
-        await until(lambda: not writer.committed["counter/c1"].growing, within=5)
+        await until(lambda: not writer.states.committed["counter/c1"].growing, within=5)
         asked = [
             record for record in await writer.log.events(limit=10_000) if record.event.unit == "counter.growth_asked"
         ]
-        assert writer.committed["counter/c1"].total == 100 * len(asked)
+        assert writer.states.committed["counter/c1"].total == 100 * len(asked)
 
 
 async def test_an_effect_that_is_not_wanted_any_more_is_cancelled(tmp_path: Path) -> None:
@@ -512,7 +513,7 @@ async def test_an_effect_that_failed_is_tried_again(tmp_path: Path, monkeypatch:
         await until(lambda: len(world(tmp_path)) >= 3)
         assert set(world(tmp_path)) == {"began c1"}
         (tmp_path / "gate").touch()
-        await until(lambda: not writer.committed["counter/c1"].growing)
+        await until(lambda: not writer.states.committed["counter/c1"].growing)
         assert world(tmp_path)[-1] == "grew c1"
 
 
@@ -523,7 +524,7 @@ async def test_an_effect_that_was_under_way_begins_again_with_the_next_process(t
     assert world(tmp_path) == ["began c1", "cancelled c1"]
     (tmp_path / "gate").touch()
     async with effecting(tmp_path) as writer:
-        await until(lambda: not writer.committed["counter/c1"].growing)
+        await until(lambda: not writer.states.committed["counter/c1"].growing)
         assert world(tmp_path)[2:] == ["began c1", "grew c1"]
     async with effecting(tmp_path):
         assert len(world(tmp_path)) == 4  # at rest there is nothing to do
@@ -543,8 +544,8 @@ async def test_an_outcome_that_could_not_be_recorded_is_brought_about_again(
             (tmp_path / "gate").touch()
             await until(lambda: world(tmp_path).count("grew c1") >= 2)
             connection.execute("DROP TRIGGER nothing_more")
-        await until(lambda: not writer.committed["counter/c1"].growing)
-        assert writer.committed == {"counter/c1": Counter("c1", total=100)}
+        await until(lambda: not writer.states.committed["counter/c1"].growing)
+        assert writer.states.committed == {"counter/c1": Counter("c1", total=100)}
 
 
 async def test_a_domain_function_that_breaks_on_one_stream_leaves_the_effects_of_others_alone(tmp_path: Path) -> None:
@@ -564,7 +565,7 @@ async def test_the_refusal_of_a_damaged_log_names_the_event_type(tmp_path: Path)
         await add(writer)
         await writer.log.save_snapshot("", 0, ())
         await writer.log.file.write(lambda c: c.execute("UPDATE events SET data = ?", (b"{",)))
-        writer._snapshot_position = writer.position
+        writer._snapshot_position = writer.states.position
     with pytest.raises(ExecutionFailed, match=r"counter\.added"):
         async with running(tmp_path):
             pass
@@ -578,7 +579,7 @@ async def test_an_append_behind_the_writers_back_is_noticed_and_nothing_is_lost(
         with pytest.raises(AimaError) as refusal:
             await add(writer)
         assert refusal.value.reason == "VERSION_CONFLICT"
-        assert writer.position == 1
+        assert writer.states.position == 1
 
 
 async def test_what_is_wrong_with_one_command_is_told_to_its_caller_alone(tmp_path: Path) -> None:
@@ -598,7 +599,7 @@ async def test_what_is_wrong_with_one_command_is_told_to_its_caller_alone(tmp_pa
         failed = [name for name, result in zip(names, results, strict=True) if isinstance(result, BaseException)]
         assert failed == ["bad"]
         assert isinstance(results[5], InternalError)
-        assert sorted(writer.committed) == sorted(f"counter/{name}" for name in names if name != "bad")
+        assert sorted(writer.states.committed) == sorted(f"counter/{name}" for name in names if name != "bad")
         assert [record.position for record in await writer.log.events()] == list(range(1, 11))
         assert await writer.log.verify() is None
 
@@ -608,5 +609,5 @@ async def test_an_event_that_the_bus_could_not_carry_is_refused(tmp_path: Path) 
         with pytest.raises(PayloadTooLarge) as refused:
             await writer.run(Add.model_construct(counter_id="c" * 600_000, amount=1), fresh())
         assert refused.value.details["limit"] == 524_288
-        assert writer.position == 0
+        assert writer.states.position == 0
         await add(writer)

@@ -31,7 +31,7 @@ class Say(Command[Said], unit="inference.chat", examples=({"model": "m"},)):
     used: int = Field(0, description="So many are used.")
 
 
-class Lease(Command[Success], unit="inference.lease", examples=({"model": "m"},)):
+class Lease(Command[Said], unit="inference.lease", examples=({"model": "m"},)):
     """Let somebody use tokens by themselves."""
 
     model: str = Field(description="Which.")

@@ -1,0 +1,164 @@
+"""The states and versions of a domain's streams, in memory: those decided so far, and those committed to the log.
+
+Deciding is synchronous and changes the decided ones; the writer commits the events afterwards. If a commit fails, the
+decided states return to the committed ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Generic
+
+from aima_core.call import Call
+from aima_core.domain import Domain, S
+from aima_core.errors import Conflict, PayloadTooLarge
+from aima_core.process.dry_run import plan_of
+from aima_core.store.log import Log
+from aima_core.store.records import Meta, Planned, Recorded, Statement
+from aima_core.store.replay import Folded
+from aima_core.units import Command, Event
+
+_LARGEST_EVENT = 512 * 1024  # bytes of JSON; small enough for any bus to carry to JetStream and to followers
+
+Applied = tuple[list[Recorded], dict[str, Any], list[Statement]]
+"""The records of a decision, the new states by stream, and the SQL for the read tables."""
+
+
+class StreamStates(Generic[S]):
+    """Decides commands on the states of all streams.
+
+    `committed` and `committed_versions` are those of the log; `position` also counts events that are being written.
+    """
+
+    def __init__(self, domain: Domain[S], log: Log) -> None:
+        self._domain = domain
+        self._log = log
+        self.committed: dict[str, S] = {}
+        self.committed_versions: dict[str, int] = {}
+        self.committed_position = 0
+        self.decided: dict[str, S] = {}
+        self.decided_versions: dict[str, int] = {}
+        self.position = 0
+        # one dict for each reader of `versions_now`: the versions before the commits since then
+        self._earlier_versions: dict[int, dict[str, int]] = {}
+
+    def load(self, folded: Folded[S]) -> None:
+        """Take over the states that were read from the log."""
+        # not a new dict for `committed`: others hold it
+        self.committed.clear()
+        self.committed.update(folded.world)
+        self.decided = folded.world
+        self.decided_versions, self.committed_versions = folded.versions, dict(folded.versions)
+        self.position = self.committed_position = folded.position
+
+    def resolve(self, text: str) -> str:
+        """Return the id of the stream that a caller means by an id or a name."""
+        return self._domain.resolve(self.committed, text)
+
+    def stream_of(self, command: Command[Any]) -> str | None:
+        """Return the stream of a command; None for a command that starts a new stream."""
+        field = command.spec.stream
+        return f"{self._domain.name}/{getattr(command, field)}" if field else None
+
+    def version_of(self, stream: str) -> int:
+        """Return the committed version of a stream; 0 if it has had no event."""
+        return self.committed_versions.get(stream, 0)
+
+    @contextlib.contextmanager
+    def versions_now(self) -> Iterator[Callable[[str], int]]:
+        """Yield a function that returns the version that a stream has at this moment, also after later commits."""
+        earlier: dict[str, int] = {}
+        self._earlier_versions[id(earlier)] = earlier
+        try:
+            yield lambda stream: earlier.get(stream, self.version_of(stream))
+        finally:
+            del self._earlier_versions[id(earlier)]
+
+    # --- deciding -------------------------------------------------------------------------------------------
+
+    def decide(self, command: Command[Any], call: Call) -> tuple[tuple[str, ...], list[Event]]:
+        """Return the streams that a command concerns, its own first, and its events; changes nothing."""
+        own = self.stream_of(command)
+        if own is not None:
+            self._check_version(own, call)
+        events = self._domain.decide(self.decided, command, call)
+        streams = tuple(dict.fromkeys(event.stream for event in events))
+        if own is None and streams:
+            self._check_version(streams[0], call)
+        return (own, *(s for s in streams if s != own)) if own else streams, events
+
+    def plan(self, command: Command[Any], call: Call) -> Planned:
+        """Decide a command without recording it: return its events, the effects they would start, the version."""
+        streams, events = self.decide(command, call)
+        version = self.decided_versions.get(streams[0], 0) if streams else 0
+        return plan_of(self._domain, self.decided, events, version)
+
+    def check_version(self, command: Command[Any], call: Call) -> None:
+        """Raise Conflict if the command's stream is not at the version that the caller expects."""
+        if call.expected_version is not None and (own := self.stream_of(command)):
+            self._check_version(own, call)
+
+    def _check_version(self, stream: str, call: Call) -> None:
+        actual = self.decided_versions.get(stream, 0)
+        if call.expected_version is not None and call.expected_version != actual:
+            raise Conflict(
+                f"{stream} is at version {actual}, not at the expected version {call.expected_version}",
+                reason="VERSION_CONFLICT",
+                stream=stream,
+                expected_version=call.expected_version,
+                version=actual,
+            )
+
+    def apply(self, events: Sequence[Event], call: Call) -> Applied:
+        """Number the events, fold and project them; changes the decided states only after all of it has succeeded."""
+        meta = Meta.of(call)
+        records: list[Recorded] = []
+        states: dict[str, S | None] = {}
+        versions: dict[str, int] = {}
+        statements: list[Statement] = []
+        for offset, event in enumerate(events, 1):
+            stream, position = event.stream, self.position + offset
+            if (size := len(self._log.codec.encode(event))) > _LARGEST_EVENT:
+                raise PayloadTooLarge(
+                    f"the request leads to an event of {size} bytes; the limit is {_LARGEST_EVENT}",
+                    size=size,
+                    limit=_LARGEST_EVENT,
+                )
+            version = versions.get(stream, self.decided_versions.get(stream, 0)) + 1
+            record = Recorded(position, stream, version, call.at, meta, event, self._log.event_id(position))
+            before = states[stream] if stream in states else self.decided.get(stream)
+            states[stream] = self._domain.evolve(before, event)
+            versions[stream] = version
+            statements += self._domain.project(record)
+            records.append(record)
+        _merge(self.decided, states)
+        self.decided_versions |= versions
+        self.position += len(records)
+        return records, states, statements
+
+    # --- committing -----------------------------------------------------------------------------------------
+
+    def commit(self, states: Mapping[str, S | None], versions: Mapping[str, int], position: int) -> None:
+        """Make decided states and versions the committed ones, up to a position."""
+        for earlier in self._earlier_versions.values():
+            for stream in versions:
+                earlier.setdefault(stream, self.version_of(stream))
+        _merge(self.committed, states)
+        self.committed_versions |= versions
+        self.committed_position = position
+
+    def roll_back(self, streams: Iterable[str]) -> None:
+        """Return the decided states and versions of some streams to the committed ones."""
+        for stream in streams:
+            _merge(self.decided, {stream: self.committed.get(stream)})
+            self.decided_versions[stream] = self.committed_versions.get(stream, 0)
+        self.position = self.committed_position
+
+
+def _merge(world: dict[str, S], states: Mapping[str, S | None]) -> None:
+    for stream, state in states.items():
+        if state is None:
+            world.pop(stream, None)
+        else:
+            world[stream] = state
