@@ -42,7 +42,8 @@ def _domain(domain: Domain[Any]) -> Iterator[str]:
 def _unit(unit: type[Unit[Any]]) -> Iterator[str]:
     spec, input_schema = unit.spec, unit.model_json_schema()
     yield f"### {spec.name}\n"
-    yield f"*{spec.kind}, risk {spec.risk}.* {unit.description()}\n"
+    idempotent = ", idempotent" if spec.kind == "command" and spec.idempotent else ""
+    yield f"*{spec.kind}, risk {spec.risk}{idempotent}.* {unit.description()}\n"
     fields = input_schema.get("properties", {})
     if fields:
         required = input_schema.get("required", ())

@@ -85,6 +85,7 @@ class DeleteNote(
     Command[Success],
     unit="note.delete",
     stream="note_id",
+    idempotent=True,
     events=(NoteDeleted,),
     examples=({"note_id": "note-7f3a"},),
 ):

@@ -65,6 +65,7 @@ class UnitSpec(msgspec.Struct, frozen=True, kw_only=True):
     stream: str | None
     timeout: float
     batches: bool
+    idempotent: bool
     errors: tuple[type[AimaError], ...]
     events: tuple[type[Event], ...]
     examples: tuple[Mapping[str, Any], ...]
@@ -92,6 +93,7 @@ class Unit(BaseModel, Generic[Out]):
       `risk`: low, medium or high; by default medium for a command, low for a query
       `timeout`: seconds after which a call without a deadline fails
       `batches`: whether one message may hold several requests; only for units that answer at once
+      `idempotent`: whether a repeat with the same input has no further effect; by default true for a query
       `errors`: the errors that it may refuse with
       `events`: the events that it may record
       `examples`: inputs for the documentation; tests validate them
@@ -114,6 +116,7 @@ class Unit(BaseModel, Generic[Out]):
         risk: Risk | None = None,
         timeout: float = 30.0,
         batches: bool = False,
+        idempotent: bool | None = None,
         errors: Sequence[type[AimaError]] = (),
         events: Sequence[type[Event]] = (),
         examples: Sequence[Mapping[str, Any]] = ({},),
@@ -128,6 +131,7 @@ class Unit(BaseModel, Generic[Out]):
             stream=stream,
             timeout=timeout,
             batches=batches,
+            idempotent=cls.kind == "query" if idempotent is None else idempotent,
             errors=tuple(errors),
             events=tuple(events),
             examples=tuple(examples),

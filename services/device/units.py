@@ -195,13 +195,14 @@ class Health(View, stream="device_id"):
 # --- commands -----------------------------------------------------------------------------------------------------
 
 
-class Detect(Command[Devices], unit="device.detect", events=(DeviceDetected, DeviceRemoved)):
+class Detect(Command[Devices], unit="device.detect", idempotent=True, events=(DeviceDetected, DeviceRemoved)):
     """Detect the devices of the node and return them. Only new, changed and removed devices are recorded."""
 
 
 class SetPowerLimit(
     Command[Success],
     unit="device.set_power_limit",
+    idempotent=True,
     stream="device_id",
     errors=(NotFound, Conflict, ValidationFailed, Forbidden, ExecutionFailed),
     events=(PowerLimitSet,),

@@ -330,6 +330,7 @@ class Logs(View):
 class InstallEngine(
     Command[Installed],
     unit="engine.install",
+    idempotent=True,
     stream="name",
     timeout=900,
     errors=(NotFound, ExecutionFailed, Timeout, Unavailable),
@@ -373,6 +374,7 @@ class StartEngine(
 class StopEngine(
     Command[Success],
     unit="engine.stop",
+    idempotent=True,
     timeout=60,
     errors=(NotFound,),
     events=(EngineStopped, EngineError),

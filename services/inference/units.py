@@ -705,6 +705,7 @@ class Renew(
 class Settle(
     Command[Success],
     unit="inference.settle",
+    idempotent=True,
     batches=True,
     errors=(NotFound,),
     events=(RequestCompleted, RequestFailed),

@@ -311,6 +311,7 @@ class Estimate(View):
 class CreateModel(
     Command[ModelRef],
     unit="model.create",
+    idempotent=True,
     timeout=600,
     errors=(NotFound, Conflict, ValidationFailed, InvalidRequest),
     events=(ModelCreated,),
@@ -352,6 +353,7 @@ class DeleteModel(
 class PullModel(
     Command[Pulled],
     unit="model.pull",
+    idempotent=True,
     timeout=3600,
     errors=(
         NotFound,
@@ -397,6 +399,7 @@ class PullModel(
 class ImportModel(
     Command[ModelRef],
     unit="model.import",
+    idempotent=True,
     timeout=600,
     errors=(NotFound, Conflict, ValidationFailed, InvalidRequest),
     events=(ModelImported, ModelCreated),

@@ -205,6 +205,7 @@ class CanAllocate(View):
 class Allocate(
     Command[SlotRef],
     unit="resource.allocate",
+    idempotent=True,
     stream="slot_id",
     errors=(InsufficientResources, Conflict),
     events=(Allocated, Preempted, PressureWarning),
@@ -229,6 +230,7 @@ class Allocate(
 class Release(
     Command[Success],
     unit="resource.release",
+    idempotent=True,
     stream="slot_id",
     errors=(),
     events=(Released,),
@@ -242,6 +244,7 @@ class Release(
 class UpdateSlot(
     Command[Success],
     unit="resource.update_slot",
+    idempotent=True,
     stream="slot_id",
     errors=(NotFound, InsufficientResources),
     events=(SlotUpdated, Preempted),

@@ -506,6 +506,7 @@ class DeleteService(
 class StartService(
     Command[StartOutcome],
     unit="service.start",
+    idempotent=True,
     stream="service_id",
     timeout=300,
     errors=(NotFound, Conflict, InsufficientResources, EngineNotRunning, ExecutionFailed, Timeout, Unavailable),
@@ -534,6 +535,7 @@ class StartService(
 class ScaleService(
     Command[ScaleOutcome],
     unit="service.scale",
+    idempotent=True,
     stream="service_id",
     errors=(NotFound, Conflict, InsufficientResources, EngineNotRunning, Unavailable),
     events=(ServiceScaled, ReplicaRequested, ReplicaLeaving, StopRequested),
@@ -553,6 +555,7 @@ class ScaleService(
 class StopService(
     Command[Success],
     unit="service.stop",
+    idempotent=True,
     stream="service_id",
     timeout=60,
     errors=(NotFound,),

@@ -46,6 +46,7 @@ class UnitInfo(msgspec.Struct, frozen=True, kw_only=True):
     events: list[str] = []
     errors: list[str] = []
     timeout: float = 30.0
+    idempotent: bool = False
 
     @property
     def domain(self) -> str:
@@ -130,6 +131,7 @@ def _unit(name: str, metadata: Mapping[str, str]) -> UnitInfo:
         events=[event for event in metadata.get("events", "").split(",") if event],
         errors=[code for code in metadata.get("errors", "").split(",") if code],
         timeout=float(metadata.get("timeout", 30)),
+        idempotent=metadata.get("idempotent") == "true",
     )
 
 

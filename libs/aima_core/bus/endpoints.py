@@ -284,6 +284,7 @@ def describe(unit: type[Unit[Any]]) -> dict[str, str]:
     return {
         "kind": spec.kind,
         "risk": spec.risk,
+        "idempotent": "true" if spec.idempotent else "false",
         "description": unit.description(),
         "input": encode(unit.model_json_schema()).decode(),
         "output": encode(unit.output.model_json_schema(mode="serialization")).decode(),

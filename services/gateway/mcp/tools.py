@@ -4,15 +4,13 @@ A tool has these hints (https://modelcontextprotocol.io/specification, ToolAnnot
 
     readOnlyHint      the unit is a query
     destructiveHint   the unit is a command of high risk
-    idempotentHint    the unit is a query, or its description says "idempotent", "does nothing if ...", or "asking
-                      again ... is no error"
+    idempotentHint    the unit says that it is idempotent; queries are
     openWorldHint     the unit's action is `pull`, `search`, `install` or `download`, which use a hub or package index
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,10 +23,6 @@ from aima_core.errors import AimaError, Forbidden, InvalidRequest, UnitNotFound
 from aima_core.store.records import Planned
 from services.gateway.entrance.access import Principal
 
-_IDEMPOTENT = re.compile(
-    r"(?<!not )\bidempotent\b|\b(nothing happens|does nothing) (when|if)\b|\bagain\b[^.]* is (no error|the same)\b",
-    re.IGNORECASE,
-)
 REACHES_OUT = frozenset({"pull", "search", "install", "download"})
 _PLAN = msgspec.json.schema_components((Planned,))[1]["Planned"]
 _PAGE = 200  # tools on a page; most clients read only the first page
@@ -146,7 +140,7 @@ def hints(unit: UnitInfo) -> ToolAnnotations:
         title=title_of(unit),
         read_only_hint=query,
         destructive_hint=not query and unit.risk == "high",
-        idempotent_hint=query or bool(_IDEMPOTENT.search(unit.description)),
+        idempotent_hint=query or unit.idempotent,
         open_world_hint=not REACHES_OUT.isdisjoint(unit.action.split("_")),
     )
 

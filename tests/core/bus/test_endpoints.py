@@ -75,6 +75,7 @@ async def test_discovery_lists_every_unit_with_all_that_a_door_needs(tmp_path: P
     add = endpoints["aima.counter.add"]["metadata"]
     assert add["kind"] == "command"
     assert add["risk"] == "medium"
+    assert (add["idempotent"], endpoints["aima.counter.get"]["metadata"]["idempotent"]) == ("false", "true")
     assert add["description"] == "Add to a counter. It may not go beyond a million."
     assert add["events"] == "counter.added"
     assert add["errors"] == "CONFLICT"

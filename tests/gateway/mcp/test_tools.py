@@ -24,8 +24,8 @@ from services.gateway.mcp.tools import Mode
 from tests.cli.described import every_unit
 
 
-def unit(name: str, kind: str = "command", risk: str = "medium", description: str = "") -> UnitInfo:
-    return UnitInfo(name=name, kind=kind, risk=risk, description=description, output={"type": "object"})
+def unit(name: str, kind: str = "command", risk: str = "medium", **more: Any) -> UnitInfo:
+    return UnitInfo(name=name, kind=kind, risk=risk, output={"type": "object"}, **more)
 
 
 def units(*names: str) -> dict[str, UnitInfo]:
@@ -39,26 +39,10 @@ def units(*names: str) -> dict[str, UnitInfo]:
         (unit("gateway.list_keys", "query", "high"), True, False, True, False),
         (unit("model.search", "query", "low"), True, False, True, True),
         (unit("model.pull"), False, False, False, True),
-        (unit("engine.install", description="Nothing happens when it already is."), False, False, True, True),
-        (unit("service.delete", risk="high", description="Remove a service."), False, True, False, False),
-        (unit("service.start", description="Start. Nothing happens when it is running."), False, False, True, False),
-        (unit("model.create", description="Asking again for the same is no error."), False, False, True, False),
-        (unit("inference.settle", description="Report a result. Idempotent."), False, False, True, False),
-        (unit("inference.chat", description="Ask a model. Not idempotent."), False, False, False, False),
-        (
-            unit("resource.allocate", description="Asking again for the same is the same slot."),
-            False,
-            False,
-            True,
-            False,
-        ),
-        (
-            unit("engine.restart", description="Stop an instance and start it again as it was."),
-            False,
-            False,
-            False,
-            False,
-        ),
+        (unit("engine.install", idempotent=True), False, False, True, True),
+        (unit("service.delete", risk="high"), False, True, False, False),
+        (unit("service.start", idempotent=True), False, False, True, False),
+        (unit("inference.chat"), False, False, False, False),
     ],
 )
 def test_what_a_unit_says_of_itself_becomes_hints(
@@ -281,16 +265,20 @@ def test_the_examples_of_the_document_can_be_read() -> None:
 
 
 def test_the_units_of_ours_that_say_so_are_idempotent() -> None:
-    commands = [each for each in every_unit() if each.kind == "command" and each.name.partition(".")[0] != "gateway"]
+    commands = [each for each in every_unit() if each.kind == "command"]
     assert {each.name for each in commands if tools.hints(each).idempotent_hint} == {
+        "device.detect",
         "device.set_power_limit",
         "engine.install",
         "engine.stop",
         "inference.settle",
         "model.create",
+        "model.import",
         "model.pull",
         "resource.allocate",
         "resource.release",
-        "service.create",
+        "resource.update_slot",
+        "service.scale",
         "service.start",
+        "service.stop",
     }
