@@ -38,13 +38,20 @@ def always(site: Site) -> None:
 
 
 def _known(site: Site, instances: dict[str, es.InstanceState]) -> None:
-    """Check that a service knows of every instance that runs for it, once it has heard of it."""
+    """Check that a service knows every instance that runs for it, once the service domain has heard of the instance.
+
+    An instance that was heard of before its service existed is unknown until the next search for strays.
+    """
     heard = site.ledgers["service"].cursor("engine")
     untold = {getattr(event, "process_id", "") for event in site.ledgers["engine"].events[heard:]}
     for instance in instances.values():
         assert instance.start
         owner: ss.Service | None = site.states("service").get(f"service/{instance.start.service_id}")
-        if owner and instance.status == "running" and instance.id not in untold:
+        if instance.status != "running" or instance.id in untold:
+            continue
+        if owner is None:
+            site.without_service.add(instance.id)
+        elif instance.id not in site.without_service:
             assert instance.id in owner.present(), f"{owner.id} does not know of {instance.id}"
 
 

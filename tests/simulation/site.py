@@ -97,6 +97,7 @@ class Site:
         self.connections: dict[Life, Connection] = {}
         self.running: dict[str, Running] = {}
         self.errors: list[str] = []
+        self.without_service: set[str] = set()  # instances that were heard of before their service existed
         """What no simulated trouble explains."""
         self.story: deque[tuple[float, str, object]] = deque(maxlen=_STORY)
         self._burying: set[asyncio.Task[None]] = set()

@@ -87,14 +87,18 @@ class Reconciler:
             await self._record(i.BeginScale(service_id=service.id, replicas=replicas, reason=reason, by_load=True))
 
     async def _end_strays(self) -> None:
-        """End instances of deleted services, such as one that started just before the deletion."""
+        """End instances that no service knows: of a deleted service, or from before a service of this name existed."""
         with contextlib.suppress(AimaError):
             engines = (await self._context.peers.call(engine.ListEngines(limit=1000), timeout=_QUERY)).items
             for instance in [instance for item in engines for instance in item.instances]:
-                deleted = f"service/{instance.service_id}" not in self._context.world
-                if instance.service_id and deleted and instance.status in ("starting", "running"):
-                    logger.warning("ending an instance whose service is deleted", process_id=instance.process_id)
+                if instance.service_id and instance.status in ("starting", "running") and self._is_stray(instance):
+                    logger.warning("ending an instance that no service knows", process_id=instance.process_id)
                     await self._context.peers.call(engine.StopEngine(name=instance.process_id), timeout=_QUERY)
+
+    def _is_stray(self, instance: engine.Instance) -> bool:
+        """Return whether its service does not know an instance. A service records each instance before its start."""
+        service = self._context.world.get(f"service/{instance.service_id}")
+        return service is None or instance.process_id not in service.present()
 
     async def _record(self, command: i.PutToSleep | i.BeginScale) -> None:
         try:
