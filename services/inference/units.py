@@ -33,7 +33,15 @@ Waiting = Annotated[
         " that names the reason."
     ),
 ]
-Base64 = Annotated[str, Field(min_length=1, description="Base64 text.")]
+Base64 = Annotated[
+    str,
+    Field(
+        min_length=1,
+        description="Base64 text.",
+        json_schema_extra={"contentEncoding": "base64"},
+    ),
+]
+_Base64Out = Annotated[str, Field(description="Base64 text.", json_schema_extra={"contentEncoding": "base64"})]
 _REFUSALS = (EngineNotRunning, NotFound, ValidationFailed, ExecutionFailed, Timeout, Unavailable)
 _MAX_TOKENS = 1_000_000_000  # of one request; sums over all requests stay within 64 bits
 GATEWAY = "gateway-"  # prefix of `holder` in leases that a gateway takes
@@ -248,7 +256,7 @@ class Transcription(View):
 class Speech(View):
     """The audio of a text."""
 
-    audio: Base64
+    audio: _Base64Out
     format: str = Field(description="Format of the audio, such as wav.")
     duration: float | None = Field(description="Seconds of audio; null if unknown.")
 
@@ -263,7 +271,7 @@ class Images(View):
 class Video(View):
     """A video."""
 
-    video: Base64
+    video: _Base64Out
     format: str = Field(description="Format of the video, such as mp4; empty if unknown.")
     duration: float | None = Field(description="Seconds of video; null if unknown.")
 

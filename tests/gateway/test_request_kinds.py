@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -128,6 +129,27 @@ async def test_every_door_returns_the_same_answer(site: Site, unit: str) -> None
     for answer in answers.values():
         answer.pop("id", None)  # of the request
     assert answers == dict.fromkeys(answers, expected)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_the_command_line_sends_a_file(site: Site, tmp_path: Path) -> None:
+    talk = tmp_path / "talk.wav"
+    talk.write_bytes(wav(b"hi"))
+    command = [sys.executable, "-m", "services.cli.entry", "inference", "transcribe", "--model", "ears"]
+    environ = {**os.environ, "AIMA_NATS_URL": site.nats.url, "AIMA_DATA": str(site.folder)}
+
+    async def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return await asyncio.to_thread(
+            subprocess.run, [*command, *words], env=environ, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    done = await run("--audio", f"@{talk}", "-o", "json")
+    assert json.loads(done.stdout) == KINDS["inference.transcribe"][1]
+    missing = await run("--audio", "@nothing.wav")
+    assert (missing.returncode, missing.stderr.split(": ", 1)[1]) == (
+        2,
+        "expected a file that can be read; nothing.wav: No such file or directory\n",
+    )
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

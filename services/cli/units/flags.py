@@ -41,8 +41,15 @@ class Flag:
     root: schemas.Schema
 
     @property
+    def is_base64(self) -> bool:
+        """Whether the field holds a file as base64 text."""
+        return self.schema.get("contentEncoding") == "base64"
+
+    @property
     def takes(self) -> str:
         """The accepted values in short, such as `integer 1..100`."""
+        if self.is_base64:
+            return "base64 text, or @file"
         each = schemas.items(self.schema, self.root) if self.kind == "list" else self.schema
         return schemas.short(each or self.schema, self.root)
 

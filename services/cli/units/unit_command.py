@@ -25,6 +25,7 @@ from services.cli.show import tables
 from services.cli.show.console import Format, dim, err, escape, styled
 from services.cli.show.output import document
 from services.cli.units import completion, flags, unit_call
+from services.cli.units.file_values import with_files
 from services.cli.units.flags import Flag
 from services.cli.units.unit_call import CallOptions
 
@@ -99,7 +100,13 @@ def _function(unit: UnitInfo, unit_flags: Sequence[Flag], ident: str, address: D
     parameters = list(_parameters(unit, unit_flags, ident, address))
 
     def run(**given: Any) -> None:  # typer passes the parameters of the signature below
-        _run(unit, unit_flags, flags.read(unit_flags, typed(unit_flags, ident, given)), _DEFAULTS | given, address)
+        _run(
+            unit,
+            unit_flags,
+            flags.read(unit_flags, with_files(unit_flags, typed(unit_flags, ident, given))),
+            _DEFAULTS | given,
+            address,
+        )
 
     run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {}
