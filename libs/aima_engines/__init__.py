@@ -1,1 +1,1 @@
-"""The one way to an engine, for every door and every domain: connections, answers, errors and the kinds of requests."""
+"""The client for engines that every door and every domain uses: connections, answers, errors, kinds of requests."""

@@ -1,7 +1,8 @@
 """Joins the chunks of a streamed answer into a whole answer, with every field that the engine sent. Pure.
 
-Source: the OpenAI API reference. Texts and lists arrive in pieces, which are joined; the items of `tool_calls` are
-numbered, and pieces of the same number are joined. Of other fields the last value counts.
+Texts and lists arrive in pieces. `Assembly` joins the pieces of a text or a list. The pieces of `tool_calls` have an
+index: pieces with the same index belong to the same tool call. Any other field keeps the last value that arrives.
+Source: the OpenAI API reference.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from aima_engines.engine_errors import bad_answer, engine_failed, engine_gone
 from aima_engines.sse_parser import DONE, Splitter, data_of
 
 MOST_CALLS = 1000  # tool calls in an answer; a higher index makes the answer invalid
-_ONCE = ("id", "role", "type", "name", "finish_reason", "stop_reason")  # some engines repeat these in each piece
-_NUMBERED = "tool_calls"  # the list whose items arrive in numbered pieces
+_ONCE = ("id", "role", "type", "name", "finish_reason", "stop_reason")  # texts that some engines repeat in each piece
+_NUMBERED = "tool_calls"  # the list whose pieces have an index
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class Assembly:
-    """An answer that is joined from the blocks of its stream."""
+    """Collects the blocks of a stream and joins them into an answer."""
 
     def __init__(self) -> None:
         self._splitter = Splitter()
@@ -98,13 +99,14 @@ def _add(fields: dict[str, Any], piece: Mapping[str, Any]) -> None:
 
 
 def join_numbered(items: list[dict[str, Any]], pieces: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Add the pieces of tool calls to `items`, each to the item of its `index`; whole items have no `index`.
+    """Add pieces of tool calls to `items`: each piece to the item at the piece's `index`. Return `items`.
 
-    The only joiner of tool calls: an index that is no number from 0 to 999 raises ExecutionFailed.
+    The joined items have no field `index`. Raises ExecutionFailed if an index is not an integer from 0 to 999. No other
+    function joins tool calls.
     """
     for piece in pieces:
         index = piece.pop("index", 0)
-        if type(index) is not int or not 0 <= index < MOST_CALLS:  # a bool is an int, too
+        if type(index) is not int or not 0 <= index < MOST_CALLS:  # type(), because isinstance counts a bool as an int
             raise bad_answer()
         while len(items) <= index:
             items.append({})

@@ -1,8 +1,9 @@
-"""An answer in text, delta by delta, in terms that all APIs share: text, tool calls, finish reason, usage.
+"""Reads a text answer delta by delta, in terms that all APIs share: text, tool calls, finish reason, usage.
 
-Serves chat completions and completions, for whoever translates an answer; OpenAI's door passes on the engine's bytes
-instead. Source: the OpenAI API reference, as llama.cpp, vLLM and SGLang serve it. `reasoning_content` is an extension
-of all three; vLLM's `stop_reason` and SGLang's `matched_stop` name the stop text that ended the answer.
+The doors that translate answers use this module, for chat completions and completions. The OpenAI door passes on the
+engine's bytes instead. Source: the OpenAI API reference, as llama.cpp, vLLM and SGLang serve it. All three engines add
+the field `reasoning_content`. vLLM's `stop_reason` and SGLang's `matched_stop` name the stop text that ended the
+answer.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from aima_engines.sse_parser import DONE, Splitter, data_of
 
 
 class Function(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The called function; in a stream, the new part of its name and arguments."""
+    """The function of a tool call; in a stream, the new part of the function's name and arguments."""
 
     name: str | None = None
     arguments: str | None = None
 
 
 class ToolCallDelta(msgspec.Struct, frozen=True):
-    """The new part of a tool call: `id` and name come once, at its start; its arguments, JSON text, in parts."""
+    """The new part of a tool call. The first part has `id` and name; the arguments, JSON text, arrive in parts."""
 
     index: int = 0
     id: str | None = None
@@ -39,9 +40,9 @@ class ToolCallDelta(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class ChatDelta:
-    """The new part of an answer. `finish`: stop, length, tool_calls or content_filter, set at the end.
+    """The new part of an answer. `finish`: stop, length, tool_calls or content_filter, in the last delta only.
 
-    `stopped_by`: the stop text that ended the answer, if the engine reports it; it may be one of the model's own.
+    `stopped_by`: the stop text that ended the answer, if the engine reports it: the client's, or one of the model's.
     """
 
     text: str = ""
@@ -53,7 +54,7 @@ class ChatDelta:
 
 @dataclass
 class ToolCall:
-    """A call of a function; `arguments` is the JSON text that the model wrote."""
+    """A whole tool call; `arguments` is the JSON text that the model wrote."""
 
     id: str
     name: str
@@ -90,9 +91,9 @@ _EMPTY = _Message()
 class _Choice(msgspec.Struct, frozen=True):
     delta: _Message | None = None
     message: _Message | None = None  # the whole message of an engine that does not stream
-    text: str | None = None  # of a completion, which has neither
+    text: str | None = None  # the text of a completion, which has neither delta nor message
     finish_reason: str | None = None
-    stop_reason: Any = None  # a text, or the id of a token
+    stop_reason: Any = None  # the stop text, or the id of a stop token
     matched_stop: Any = None
 
 
@@ -106,7 +107,7 @@ _decode = msgspec.json.Decoder(_Chunk).decode
 
 
 async def deltas(answer: EngineAnswer) -> AsyncGenerator[ChatDelta]:
-    """Yield an answer delta by delta; a whole answer is one delta. `answer.usage` is complete at the end.
+    """Yield the deltas of an answer and set `answer.usage`. An answer that is not streamed is one delta.
 
     Raises `answer.broken()` if the answer breaks off, ExecutionFailed if the engine reports an error.
     """
@@ -126,7 +127,7 @@ async def deltas(answer: EngineAnswer) -> AsyncGenerator[ChatDelta]:
 
 
 async def joined(answer: EngineAnswer) -> ChatAnswer:
-    """Return a streamed answer as a whole. Raises as `deltas` does, and ExecutionFailed if it has no delta."""
+    """Return the whole answer. Raises the errors of `deltas`, and ExecutionFailed if the answer has no delta."""
     joiner = ChatJoiner()
     async with aclosing(deltas(answer)) as stream:
         async for delta in stream:
@@ -138,7 +139,7 @@ async def joined(answer: EngineAnswer) -> ChatAnswer:
 
 
 class ChatJoiner:
-    """Joins deltas into a whole answer. `begun`: a delta was added."""
+    """Joins deltas into a whole answer. `begun` is true once a delta is added."""
 
     def __init__(self) -> None:
         self._answer = ChatAnswer()
@@ -157,7 +158,7 @@ class ChatJoiner:
 
     @property
     def answer(self) -> ChatAnswer:
-        """The answer as far as it has arrived."""
+        """The answer, joined from the deltas so far."""
         self._answer.calls = [_tool_call(call) for call in self._calls]
         return self._answer
 
@@ -168,7 +169,7 @@ def _tool_call(call: dict[str, Any]) -> ToolCall:
 
 
 def _delta(answer: EngineAnswer, data: bytes) -> ChatDelta | None:
-    """Return the delta in a chunk, if it has one; store the chunk's usage in `answer`."""
+    """Return the chunk's delta, None for a chunk without choices; store the chunk's usage in `answer`."""
     chunk = _read(data)
     answer.usage = chunk.usage or answer.usage
     if not chunk.choices:
@@ -179,7 +180,7 @@ def _delta(answer: EngineAnswer, data: bytes) -> ChatDelta | None:
     return ChatDelta(
         message.content or choice.text or "",
         message.reasoning_content or "",
-        # the calls of a whole message have no index: their order is their number
+        # the tool calls of a whole message have no index: their position in the list is the index
         [
             ToolCallDelta(number if choice.message else piece.index, piece.id, piece.function or Function())
             for number, piece in pieces

@@ -1,4 +1,4 @@
-"""Decoding of JSON that an engine or its model wrote: invalid JSON is a value, not an exception. Pure."""
+"""Decodes JSON that an engine or its model wrote: returns None for invalid JSON instead of raising. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def decoded(decode: Callable[[Any], T], text: bytes | str) -> T | None:
-    """Return the decoded JSON; None if it is invalid or of another type than `decode` expects."""
+    """Return the decoded JSON; None if the text is not JSON, or not of the type that `decode` expects."""
     try:
         return decode(text)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

@@ -1,4 +1,4 @@
-"""An engine's answer to one request, and the engine as one request sees it."""
+"""An engine as one request uses it (`Engine`), and the engine's answer to the request (`EngineAnswer`)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _Tokens = Annotated[int, Meta(ge=0, le=1_000_000_000)]
 
 
 class TokenUsage(msgspec.Struct):
-    """`usage` of an answer, in tokens."""
+    """The field `usage` of an answer: the tokens of the prompt and of the answer."""
 
     prompt_tokens: _Tokens = 0
     completion_tokens: _Tokens = 0
@@ -36,10 +36,10 @@ class EngineBody:
 
 
 class EngineAnswer:
-    """An engine's answer. The reader of the answer sets `usage`.
+    """An engine's answer. The code that reads the answer sets `usage`.
 
-    `started_at`: when the request was sent to the engine, by the monotonic clock; `streams`: the answer is a stream of
-    events.
+    `started_at`: when the request was sent to the engine, in monotonic seconds. `streams`: whether the answer is a
+    stream of server-sent events.
     """
 
     def __init__(self, reply: EngineReply, started_at: float) -> None:
@@ -49,7 +49,7 @@ class EngineAnswer:
         self.streams = reply.headers.get("content-type", "").startswith("text/event-stream")
 
     async def read(self) -> bytes:
-        """Return the next block of the answer, empty at the end. Raises `broken()` if the answer breaks off."""
+        """Return the next block of the answer, b"" at the end. Raises `broken()` if the answer breaks off."""
         try:
             return await self.reply.read()
         except EngineGone:
@@ -68,16 +68,16 @@ class EngineAnswer:
 
     @property
     def first(self) -> float | None:
-        """Seconds until a stream's first block; None before it, and for other answers."""
+        """Seconds from the request to the stream's first block; None before that block, and for other answers."""
         first_at = self.reply.first_at
         return round(first_at - self.started_at, 6) if self.streams and first_at is not None else None
 
 
 class Engine:
-    """The engine of a replica, for one request. `model`: the model's name at the engine.
+    """The engine of a replica, for one request. `model`: the name by which the engine knows the model.
 
-    `whole`: nobody reads the answer before its end, so `ask` waits for all of it. A request whose answer breaks off
-    can then go to another replica.
+    With `whole`, `ask` waits for the complete answer. If the answer breaks off, no part of it has reached the caller,
+    so the request can go to another replica.
     """
 
     def __init__(self, client: EngineClient, endpoint: str, model: str, *, whole: bool) -> None:
@@ -89,15 +89,15 @@ class Engine:
 
     @property
     def answered(self) -> bool:
-        """Whether the engine has sent any of its answer."""
+        """Whether the engine has sent a part of the answer's body."""
         return self._reply is not None and self._reply.first_at is not None
 
     @contextlib.asynccontextmanager
     async def ask(self, path: str, body: EngineBody, *, method: str = "POST") -> AsyncIterator[EngineAnswer]:
-        """Send a request and yield its answer once it has data. Leaving the block early stops the engine.
+        """Send a request; yield the answer once its first data has arrived. Leaving the block early stops the engine.
 
-        Raises the engine's error if its status is not 2xx, and EngineGone if the engine is unreachable or closes the
-        connection before any data.
+        Raises the engine's error if the status is not 2xx, and EngineGone if the engine is unreachable or closes the
+        connection before the first data; with `whole`, before the end of the answer.
         """
         started_at = time.monotonic()
         self._reply = reply = await self._client.ask(

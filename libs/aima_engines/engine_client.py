@@ -1,9 +1,9 @@
-"""The HTTP client for engines: one for a process, used by every door and every domain that calls an engine.
+"""The HTTP client for engines: every door and every domain that calls an engine uses it, one client per process.
 
-A connection is reused if the next request comes soon and nothing of the last one is left on it, neither of the reply
-nor of a request body that the engine refused to read: the rest would be taken for the start of the next message.
-Connections are kept only briefly because llama.cpp uses a thread for each open one. Closing the connection in the
-middle of a reply stops the engine.
+The client reuses a connection only after a complete exchange: the reply is read to its end, and the engine has read
+the whole request body. Leftover bytes would count as the start of the next message. The client keeps an idle connection
+for half a second only, because llama.cpp uses a thread for each open connection. Closing a connection in the middle of
+a reply stops the engine.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from urllib.parse import urlsplit
 
 from aima_engines.engine_http import Buffer, EngineConnection, EngineGone, EngineReply
 
-_CONNECT = 5.0  # seconds
-_KEPT = 0.5  # seconds that a connection is kept for the next request
+_CONNECT = 5.0  # seconds to connect to an engine
+_KEPT = 0.5  # seconds that an idle connection stays open for the next request
 
 Body = bytes | Sequence[Buffer]
-"""A request's body; an upload stays in the blocks in which it arrived."""
+"""A request's body: bytes, or a list of blocks for an upload, as the blocks arrived."""
 
 
 @lru_cache
@@ -34,7 +34,7 @@ async def _connect(host: str, port: int, connection: asyncio.Protocol) -> None:
 
 
 Connect = Callable[[str, int, asyncio.Protocol], Awaitable[None]]
-"""Connects a protocol to host and port. Raises OSError if nothing listens there."""
+"""A function that connects a protocol to a host and port. It raises OSError if nothing listens there."""
 
 
 class EngineClient:
@@ -48,12 +48,12 @@ class EngineClient:
     async def ask(
         self, url: str, body: Body = b"", headers: Mapping[str, str] | None = None, *, method: str = "POST"
     ) -> EngineReply:
-        """Send a request to an engine; return its reply once the head has arrived.
+        """Send a request to an engine; return the reply once its status and headers have arrived.
 
         Raises EngineGone if the engine is unreachable or closes the connection.
 
-        A request sent on an idle connection is sent again if the connection closes without any answer (RFC 9112,
-        9.3.1): usually the engine closed it at the moment of its reuse.
+        If a reused connection closes without any answer, `ask` sends the request again on a new connection (RFC 9112,
+        9.3.1): the usual cause is that the engine closed the idle connection at that moment.
         """
         host, port, path = _address_of(url)
         first_block, blocks = (body, ()) if isinstance(body, bytes) else (b"", body)
@@ -87,7 +87,7 @@ class EngineClient:
 
 
 async def _exchange(connection: EngineConnection, request: bytes, blocks: Sequence[Buffer]) -> EngineReply:
-    """Send the request; return the answer once its head has arrived."""
+    """Send the request; return the reply once its status and headers have arrived."""
     reply = EngineReply(connection)
     try:
         await reply.send(request, blocks)

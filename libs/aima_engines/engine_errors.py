@@ -1,6 +1,6 @@
-"""Errors of engines as AimaErrors.
+"""Converts the errors of engines into AimaErrors.
 
-An engine's own message may quote the request: only the client may get it, no log and no event.
+An engine's message may quote the request. So only the client may get the message; logs and events must not contain it.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import msgspec
 from aima_core.errors import AimaError, ExecutionFailed, RateLimited, Unavailable, ValidationFailed
 from aima_engines.decoding import decoded
 
-_MAX_MESSAGE = 500  # characters of an engine's message
+_MAX_MESSAGE = 500  # characters; a longer message of an engine is cut
 
 
 def engine_gone(*, begun: bool) -> Unavailable:
-    """Return the error for an engine that closed the connection; `begun`: a part of its answer had arrived."""
+    """Return the error for an engine that closed the connection; `begun`: whether a part of the answer had arrived."""
     return Unavailable(
         "the engine closed the connection in the middle of the request", reason="ENGINE_GONE", begun=begun
     )
@@ -28,31 +28,31 @@ def bad_answer() -> ExecutionFailed:
 
 
 def empty_answer() -> ExecutionFailed:
-    """Return the error for an answer that should hold a file and is empty."""
+    """Return the error for an empty answer where the request asks for a file, such as audio."""
     return ExecutionFailed("the engine's answer is empty", reason="BAD_ANSWER")
 
 
 def answer_too_large(limit: int) -> ExecutionFailed:
-    """Return the error for an answer above the `limit` in bytes for answers that are collected whole."""
+    """Return the error for an answer, or one event of it, that has more than `limit` bytes."""
     return ExecutionFailed(
         f"the engine's answer is larger than the limit of {limit} bytes", reason="ANSWER_TOO_LARGE", limit=limit
     )
 
 
 def engine_failed(error: Any) -> ExecutionFailed:
-    """Return the error that an engine reports in the middle of an answer."""
+    """Return the error for an error message in the middle of an engine's answer."""
     return ExecutionFailed(f"the engine failed{_suffix(_message(error))}", reason="ENGINE_FAILED")
 
 
 def refusal(status: int, body: bytes) -> AimaError:
-    """Return the error for an engine's HTTP status, with the engine's message."""
+    """Return the error for an HTTP status other than 2xx, with the engine's message from the body."""
     why = _suffix(_message_of(body))
     match status:
         case 429:
             return RateLimited(f"the engine is busy{why}", reason="ENGINE_BUSY", retry_after=1)
         case 503:
             return Unavailable(f"the engine is not ready{why}", reason="ENGINE_LOADING", retry_after=1)
-        case 405 | 501:  # the engine has no such method or function
+        case 405 | 501:  # 405: the engine does not have the HTTP method; 501: nor the function
             return ValidationFailed(f"the engine does not support this{why}", reason="ENGINE_REFUSED", status=status)
         case 400 | 404 | 413 | 415 | 422:
             return ValidationFailed(f"the engine refused the request{why}", reason="ENGINE_REFUSED", status=status)

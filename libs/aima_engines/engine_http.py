@@ -1,7 +1,7 @@
-"""HTTP/1.1 with an engine: a connection, and the reply that arrives on it block by block.
+"""HTTP/1.1 with an engine: a connection, and the reply that arrives on the connection block by block.
 
-The rate of tokens is too high for a client that does more: httptools (the parser of Node.js) parses, and blocks are
-passed on unchanged. `engine_client.py` opens the connections and reuses them.
+The code does as little as possible for each block, because tokens arrive at a high rate: httptools (the parser of
+Node.js) parses the reply, and the blocks stay unchanged. `engine_client.py` opens and reuses the connections.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import httptools
 
 from aima_engines.engine_errors import answer_too_large, refusal
 
-_FULL = 1024 * 1024  # bytes read ahead of a slow reader; then the engine has to wait
-_LARGEST = 256 * 1024 * 1024  # bytes of an answer that is collected whole
-_REFUSAL = 64 * 1024  # bytes that are read of an engine's error body; its message is at the start
-_WRITTEN = 256 * 1024  # bytes of a large body that are handed to the transport at once, which keeps a copy
+_FULL = 1024 * 1024  # bytes read ahead for a slow reader; with more, the engine has to wait
+_LARGEST = 256 * 1024 * 1024  # bytes; the largest answer that is collected before it is passed on
+_REFUSAL = 64 * 1024  # bytes read of an engine's error body, which has the message at its start
+_WRITTEN = 256 * 1024  # bytes of a large body per write: the transport keeps a copy of what it cannot send at once
 
 Buffer = bytes | bytearray | memoryview
 
 
 class EngineGone(Exception):
-    """The engine closed the connection before the end of its answer; `begun`: a part of the answer had arrived."""
+    """The engine closed the connection before the end of its answer; `begun`: whether a part of it had arrived."""
 
     def __init__(self, begun: bool) -> None:
         super().__init__("the engine closed the connection")
@@ -32,9 +32,10 @@ class EngineGone(Exception):
 
 
 class EngineConnection(asyncio.Protocol):
-    """A connection to an engine, for one answer after another. `received`: data of the present answer has arrived.
+    """A connection to an engine, for one answer after another.
 
-    `idle`: the list of the free connections to the same engine; `kept`: seconds until an idle one is closed.
+    `received`: whether data of the present answer has arrived. `idle`: the list of free connections to the same engine.
+    `kept`: seconds until a free connection is closed.
     """
 
     def __init__(self, idle: list[EngineConnection], kept: float) -> None:
@@ -46,14 +47,14 @@ class EngineConnection(asyncio.Protocol):
         self.transport: asyncio.Transport
 
     def attach(self, reply: EngineReply) -> None:
-        """Deliver what arrives to this answer from now on."""
+        """Pass all data that arrives from now on to this reply."""
         self._reply, self.received = reply, False
         if self._expiry:
             self._expiry.cancel()
             self._expiry = None
 
     def release(self) -> None:
-        """Make the connection available to the next request; it is closed if none comes soon."""
+        """Make the connection available to the next request; close the connection after `kept` seconds without one."""
         self._reply = None
         self.transport.resume_reading()
         self._idle.append(self)
@@ -69,7 +70,7 @@ class EngineConnection(asyncio.Protocol):
         if self._reply:
             self._reply.feed(data)
         else:
-            self.transport.abort()  # data without a request must not be taken for the answer to the next one
+            self.transport.abort()  # data before the next request would look like the answer to that request
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._reply:
@@ -89,9 +90,9 @@ class EngineConnection(asyncio.Protocol):
 
 
 class EngineReply:
-    """An engine's answer while it arrives. `status` and `headers` (lower case) are set once `ask` has returned.
+    """An engine's answer while it arrives. `read_head` sets `status` and `headers`, whose names are in lower case.
 
-    `first_at`: arrival of the body's first block, by the monotonic clock.
+    `first_at`: when the body's first block arrived, in monotonic seconds.
     """
 
     def __init__(self, connection: EngineConnection) -> None:
@@ -109,7 +110,7 @@ class EngineReply:
         connection.attach(self)
 
     async def read(self) -> bytes:
-        """Wait for data and return all that has arrived; empty at the end. Raises EngineGone if it breaks off."""
+        """Wait for data and return all data so far; b"" at the end. Raises EngineGone if the answer breaks off."""
         while not self._blocks:
             if self._ended:
                 return b""
@@ -121,26 +122,26 @@ class EngineReply:
         return block
 
     def read_available(self) -> bytes:
-        """Return what has arrived since the last read, without waiting; it may be empty."""
+        """Return the data that has arrived since the last read, without waiting; b"" if there is none."""
         blocks, self._blocks, self._size = self._blocks, [], 0
         return blocks[0] if len(blocks) == 1 else b"".join(blocks)
 
     async def read_at_most(self, limit: int) -> bytes:
-        """Return the body up to `limit` bytes. Raises EngineGone if it breaks off."""
+        """Return the body's first `limit` bytes. Raises EngineGone if the answer breaks off before."""
         body = b""
         while len(body) < limit and (block := await self.read()):
             body += block
         return body[:limit]
 
     async def read_head(self) -> None:
-        """Return once status and headers have arrived. Raises EngineGone if the connection closes before."""
+        """Wait until status and headers have arrived. Raises EngineGone if the connection closes before."""
         while not self._has_head:
             if self._lost:
                 raise EngineGone(begun=False)
             await self._wait()
 
     async def ready(self, *, whole: bool = False) -> None:
-        """Return once a first block of the body has arrived, or with `whole` all of it.
+        """Wait for the first block of the body; with `whole`, for the complete body.
 
         Raises EngineGone if the connection closes before, ExecutionFailed if the body is too large.
         """
@@ -155,12 +156,12 @@ class EngineReply:
             await self._wait()
 
     async def check(self) -> None:
-        """Raise the engine's error, such as ValidationFailed for a 400, if the status is not 2xx."""
+        """Raise the engine's error if the status is not 2xx: ValidationFailed for a 400, for example."""
         if not 200 <= self.status < 300:
             raise refusal(self.status, await self.read_at_most(_REFUSAL))
 
     async def send(self, request: bytes, blocks: Sequence[Buffer]) -> None:
-        """Send the request and its body's blocks, no faster than the engine reads; stop if it has refused already."""
+        """Send the request, then the blocks of its body as fast as the engine reads; stop if the engine refuses."""
         self._connection.transport.write(request)
         for block in blocks:
             view = memoryview(block)
@@ -173,9 +174,9 @@ class EngineReply:
         self._sent = True
 
     def close(self) -> None:
-        """Release the connection; close it if the answer has not ended, which stops the engine."""
+        """Release the connection for reuse if the exchange is complete; else close it, which stops the engine."""
         if self._closed:
-            return  # the connection may serve another answer by now
+            return  # another reply may already use the connection
         self._closed = True
         sent = self._sent and not self._connection.transport.get_write_buffer_size()
         if self._ended and self._reusable and sent and not self._lost:
@@ -211,21 +212,21 @@ class EngineReply:
         self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Note the end of the connection, which also ends an answer without a declared length."""
+        """Record the end of the connection; it is also the end of an answer without a declared length."""
         if self._has_head and not self._has_length and exc is None:
             self._ended = True
         self._lost = True
         self._wake()
 
     def pause_writing(self, full: bool) -> None:
-        """Note whether the engine has stopped reading the request for now."""
+        """Record whether the transport's buffer is full because the engine reads the request slowly."""
         self._full = full
         self._wake()
 
     # --- called by the parser ---------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        if self._ended:  # a second answer, though only one request was sent
+        if self._ended:  # a second answer to the same request
             raise EngineGone(begun=True)
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -247,5 +248,5 @@ class EngineReply:
             self.headers, self._has_length = {}, False
             return
         self._ended = True
-        # an engine that refuses a request may not have read its body, which would precede the next request
+        # after a refusal, unread bytes of the request's body may be left on the connection, before the next request
         self._reusable = self._parser.should_keep_alive() and self.status < 400

@@ -1,29 +1,29 @@
-"""Parser of an engine's stream: splits blocks into server-sent events. Pure.
+"""Splits an engine's stream into server-sent events. Pure.
 
-Source: the HTML Standard on server-sent events, limited to what engines send.
+Source: the HTML Standard on server-sent events. The parser covers only the part that engines use.
 """
 
 from __future__ import annotations
 
 from aima_engines.engine_errors import answer_too_large
 
-DONE = b"[DONE]"  # the data of the event that ends a stream of OpenAI's dialect
-NOTHING = b"null"  # data of empty events that llama.cpp sends when it completes several texts
-_LARGEST = 32 * 1024 * 1024  # bytes of one event; images come as one event each
+DONE = b"[DONE]"  # the data of the last event of a stream, in OpenAI's dialect
+NOTHING = b"null"  # the data of the empty events that llama.cpp sends when it completes several texts
+_LARGEST = 32 * 1024 * 1024  # bytes; the largest event: an image is one event
 
 
 class Splitter:
-    """Splits blocks into events."""
+    """Splits blocks into events; keeps an incomplete event until the next block."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, block: bytes) -> list[bytes]:
-        """Add a block; return the events that are complete now, without the empty line after each.
+        """Add a block; return the events that it completes, without the empty line after each event.
 
         Raises ExecutionFailed if an event exceeds 32 MiB.
         """
-        if b"\r" in block:  # some frameworks end lines with CR LF; a block may end between the two
+        if b"\r" in block:  # some frameworks end lines with CR LF; a block may end between CR and LF
             block = block.replace(b"\r", b"")
         *events, self._rest = (self._rest + block).split(b"\n\n")
         if len(self._rest) > _LARGEST:
@@ -32,7 +32,7 @@ class Splitter:
 
 
 def data_of(event: bytes) -> bytes:
-    """Return the data of an event; empty for a comment that keeps the connection alive, and for NOTHING."""
+    """Return the data of an event; b"" for an event with the data NOTHING, and for a comment."""
     if event.startswith(b"data:") and b"\n" not in event:
         data = event[5:].strip()
     else:

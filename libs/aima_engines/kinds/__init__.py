@@ -1,1 +1,1 @@
-"""The kinds of requests: a table, and for each kind how its body is written and its answer read."""
+"""The kinds of requests to engines: a table, and for each kind the code that writes the body and reads the answer."""

@@ -1,7 +1,7 @@
-"""Reads the vectors in an engine's answer, and checks that they have the length that the client asked for.
+"""Reads the vectors in an engine's answer, and checks that the vectors have the length that the client requests.
 
-Source: the OpenAI API reference (embeddings). `dimensions` is passed on to the engine, which may ignore it if its
-model has vectors of one length only.
+The engine gets the client's `dimensions`, but ignores them if its model has vectors of one length only. Source: the
+OpenAI API reference (embeddings).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from aima_engines.decoding import decoded
 from aima_engines.engine_answer import EngineAnswer, TokenUsage
 from aima_engines.engine_errors import bad_answer
 
-_FLOAT = 4  # bytes of a number in a vector that comes in base64
+_FLOAT = 4  # bytes of each number in a base64 vector
 
 
 class Vector(msgspec.Struct):
@@ -37,9 +37,9 @@ _numbers = msgspec.json.Decoder(list[float] | str).decode
 
 
 async def vectors(answer: EngineAnswer, model: str, dimensions: int | None = None) -> tuple[Vectors, bytes]:
-    """Return an engine's answer, decoded and as bytes; store the usage in `answer`.
+    """Return an engine's answer, decoded and as bytes; store its usage in `answer`.
 
-    Raises ValidationFailed if its vectors have another length than `dimensions`, ExecutionFailed if it is invalid.
+    Raises ExecutionFailed if the answer is invalid, ValidationFailed if a vector's length differs from `dimensions`.
     """
     body = await answer.whole()
     embeddings = decoded(_read, body)

@@ -1,4 +1,4 @@
-"""One request to an engine and its answer, as a kind of request reads it."""
+"""One request to an engine together with its answer: the input of the functions that read answers."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 from aima_engines.engine_answer import Engine, EngineAnswer
 
 SendPart = Callable[[dict[str, Any]], Awaitable[None]]
-"""Sends a part of the answer, such as a piece of its text, to the caller; does nothing if the caller wants no parts."""
+"""Sends a part of the answer, such as a piece of its text, to a caller that requests parts; else does nothing."""
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """`fields`: those of the request, without the model; `answer`: the engine's answer, not read yet.
+    """A request's `fields`, without the model, and the engine's `answer`, still unread.
 
-    `engine` serves kinds that need several requests.
+    Kinds that need more requests, such as the poll of a video, send them to `engine`.
     """
 
     engine: Engine

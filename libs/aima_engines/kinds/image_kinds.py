@@ -22,10 +22,10 @@ from aima_engines.kinds.exchange import Exchange
 from aima_engines.kinds.media_formats import base64_of, decoded_base64, format_of
 from aima_engines.kinds.request_bodies import json_body
 
-_SIDE = 512  # pixels of a side that the caller left out
+_SIDE = 512  # pixels of the second side if the caller sets only one
 VIDEOS = "/v1/videos"
-_POLL = 1.0  # seconds between two questions about a video
-_CANCEL = 2.0  # seconds that an engine gets to cancel a video
+_POLL = 1.0  # seconds between two requests for a video's status
+_CANCEL = 2.0  # seconds to wait for an engine's reply when a video is cancelled
 
 
 class _Image(msgspec.Struct):
@@ -49,7 +49,7 @@ class _Detections(msgspec.Struct):
 class _Video(msgspec.Struct):
     """A video in the making; `progress` in percent."""
 
-    id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,200}$")]  # becomes a part of a path
+    id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,200}$")]  # the id becomes a part of a URL's path
     status: str
     progress: float | None = None
     seconds: float | None = None
@@ -62,12 +62,12 @@ _read_video = msgspec.json.Decoder(_Video, strict=False).decode
 
 
 def image_body(fields: Mapping[str, Any], model: str) -> EngineBody:
-    """Return the request for an image as base64 text."""
+    """Return the body that requests an image, with the image as base64 text in the answer."""
     return json_body({**_without_sides(fields), **_size(fields), "response_format": "b64_json"}, model)
 
 
 async def images(exchange: Exchange) -> dict[str, Any]:
-    """Return the images of an answer."""
+    """Return the images in an engine's answer, and their format."""
     answer = decoded(_read_images, await exchange.answer.whole())
     if answer is None:
         raise bad_answer()
@@ -79,21 +79,21 @@ async def images(exchange: Exchange) -> dict[str, Any]:
 
 
 async def detections(exchange: Exchange) -> dict[str, Any]:
-    """Return the objects in an image."""
+    """Return the objects that the engine detects in an image."""
     answer = decoded(_read_detections, await exchange.answer.whole())
     if answer is None:
         raise bad_answer()
-    found: dict[str, Any] = msgspec.to_builtins(answer)
-    return found
+    objects: dict[str, Any] = msgspec.to_builtins(answer)
+    return objects
 
 
 def detection_body(fields: Mapping[str, Any], model: str) -> EngineBody:
-    """Return the request for a detection. Raises ValidationFailed if `image` is not base64."""
+    """Return the body that requests a detection. Raises ValidationFailed if `image` is not base64."""
     return json_body({"image": base64_of(decoded_base64(fields["image"], "image"))}, model)
 
 
 def video_body(fields: Mapping[str, Any], model: str) -> EngineBody:
-    """Return the request that starts a video. OpenAI's API has the duration as the text `seconds`."""
+    """Return the body that requests a video. In OpenAI's API, the duration is the text field `seconds`."""
     body = {**_without_sides(fields), **_size(fields)}
     if (seconds := body.pop("duration", None)) is not None:
         body["seconds"] = f"{seconds:g}"
@@ -101,7 +101,7 @@ def video_body(fields: Mapping[str, Any], model: str) -> EngineBody:
 
 
 async def video(exchange: Exchange) -> dict[str, Any]:
-    """Wait for a video and return it. Its parts: `progress` in percent. A caller who leaves cancels the video."""
+    """Wait for a video and return it; send `progress`, in percent, as parts. Cancel the video if the caller leaves."""
     engine, job = exchange.engine, _job(await exchange.answer.whole())
     path = f"{VIDEOS}/{job.id}"
     try:
@@ -141,6 +141,6 @@ def _without_sides(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _size(fields: Mapping[str, Any]) -> dict[str, str]:
-    """Return the size as OpenAI's API has it; `width` and `height` win over `size`, and a missing side is 512."""
+    """Return the field `size` of OpenAI's API from `width` and `height`; empty without them. A missing side is 512."""
     width, height = fields.get("width"), fields.get("height")
     return {"size": f"{width or _SIDE}x{height or _SIDE}"} if width or height else {}

@@ -10,7 +10,7 @@ import binascii
 
 from aima_core.errors import ValidationFailed
 
-_SIGNATURES = (  # offset, bytes, name: also the extension under which the file is sent to an engine
+_SIGNATURES = (  # offset, bytes, name of the format; the name is also the extension of the file sent to an engine
     (8, b"WAVE", "wav"),
     (8, b"WEBP", "webp"),
     (0, b"ID3", "mp3"),
@@ -30,7 +30,7 @@ _OF_CONTENT_TYPE = {"mpeg": "mp3", "x-wav": "wav", "vnd.wave": "wav", "wave": "w
 
 
 def format_of(data: bytes, content_type: str = "") -> str:
-    """Return the name of a file's format, such as wav; if unknown that of the content type; empty if neither says."""
+    """Return the name of a file's format, such as wav, from its first bytes or else from its content type, or ""."""
     for offset, signature, name in _SIGNATURES:
         if data.startswith(signature, offset):
             return name
@@ -39,7 +39,7 @@ def format_of(data: bytes, content_type: str = "") -> str:
 
 
 def decoded_base64(text: str, field: str) -> bytes:
-    """Return the bytes of base64 text, which may contain line breaks. Raises ValidationFailed that names the field."""
+    """Return the bytes of base64 text, which may contain line breaks. Raises ValidationFailed with the field's name."""
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError):
@@ -54,9 +54,10 @@ def base64_of(data: bytes) -> str:
 
 
 def wav_seconds(data: bytes) -> float | None:
-    """Return the duration of a WAV file in seconds; None if the data is no WAV file.
+    """Return the duration of a WAV file in seconds; None if the data is not a WAV file.
 
-    The length of the data counts, not the length in the header: an engine that streams writes the header first.
+    The header's length counts only up to the data that is there: an engine that streams writes the header before it
+    knows the length.
     """
     if format_of(data) != "wav":
         return None

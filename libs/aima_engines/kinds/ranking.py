@@ -1,6 +1,7 @@
-"""Requests to rank documents. Source: the Jina API reference, as llama.cpp, vLLM and Infinity serve it.
+"""Reads the answers to requests that rank documents.
 
-Engines call the score `relevance_score` or `score`, and not every engine sorts.
+Engines call the score `relevance_score` or `score`, and some engines do not sort the documents. Source: the Jina API
+reference, as llama.cpp, vLLM and Infinity serve it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class RankedDocument(msgspec.Struct):
 
 
 class RankingUsage(msgspec.Struct):
-    """The tokens that a ranking used, as the engine counts them: some engines send only one of the two."""
+    """The tokens of a ranking. Some engines send only one of the two fields."""
 
     prompt_tokens: int = 0
     total_tokens: int = 0
@@ -41,9 +42,9 @@ _decode = msgspec.json.Decoder(_Ranking).decode
 
 
 async def read_ranking(answer: EngineAnswer, documents: int) -> list[tuple[int, float]]:
-    """Return index and score of each document, best first; set the usage of the answer.
+    """Return index and score of each document, best first; set `answer.usage`. `documents`: the number of documents.
 
-    Raises ExecutionFailed if the answer is invalid or ranks a document that the caller did not send.
+    Raises ExecutionFailed if the answer is invalid or has an index beyond the last document.
     """
     ranking = decoded(_decode, await answer.whole())
     if ranking is None:
@@ -57,7 +58,7 @@ async def read_ranking(answer: EngineAnswer, documents: int) -> list[tuple[int, 
 
 
 async def ranking(exchange: Exchange) -> dict[str, Any]:
-    """Return the documents, best first."""
+    """Return the documents with their scores, best first."""
     documents: Sequence[str] = exchange.fields["documents"]
     scored = await read_ranking(exchange.answer, len(documents))
     return {"results": [{"index": index, "score": score, "document": documents[index]} for index, score in scored]}

@@ -15,7 +15,7 @@ _STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
 
 
 def body_for_model(body: Mapping[str, Any]) -> Callable[[str], bytes]:
-    """Return a function that takes the model's name at the engine and returns the request's body with that name."""
+    """Return a function that takes a model's name and returns the request's body with that name, as JSON."""
 
     def make(name: str) -> bytes:
         return _encode({**body, "model": name})
@@ -24,25 +24,25 @@ def body_for_model(body: Mapping[str, Any]) -> Callable[[str], bytes]:
 
 
 def streaming_body(body: Mapping[str, Any]) -> Callable[[str], bytes]:
-    """Return `body_for_model` of a body that asks for a stream with the usage at the end."""
+    """Return a function as `body_for_model` does; its body requests a stream with the usage at the end."""
     return body_for_model({**body, **_STREAMED})
 
 
 def json_body(fields: Mapping[str, Any], model: str) -> EngineBody:
-    """Return the fields as JSON."""
+    """Return a JSON body with the fields and the model's name."""
     return EngineBody(body_for_model(fields)(model))
 
 
 def streamed_json_body(fields: Mapping[str, Any], model: str) -> EngineBody:
-    """Return the fields as JSON that asks for a stream, even for a caller who wants the answer as a whole.
+    """Return a JSON body that requests a stream, even if the caller wants the whole answer at once.
 
-    Only a stream is stopped by every engine when the caller leaves: llama.cpp finishes a whole answer.
+    When the caller leaves, every engine stops a stream. Without a stream, llama.cpp computes the answer to its end.
     """
     return EngineBody(streaming_body(fields)(model))
 
 
 def form_body(fields: Mapping[str, str], file: bytes, file_name: str) -> EngineBody:
-    """Return a form with text fields and one file, whose field is named `file`."""
+    """Return a form with text fields and one file, in the field `file`."""
     boundary = f"aima-{secrets.token_hex(16)}"
     lines = [
         f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'

@@ -1,7 +1,7 @@
-"""The kinds of requests: which types of models serve each, where an engine serves it, and how both sides are written.
+"""The table of the kinds of requests: for each kind its unit, model types, path, body and answer.
 
-Every door and every domain calls an engine by this table. A new kind is a row here, with a function for its body and
-one for its answer.
+Every door and every domain calls engines by this table. A new kind is a new row, with one function that writes the
+engine's body and one that reads the engine's answer.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from aima_engines.kinds import image_kinds, ranking, speech_kinds, text_kinds
 from aima_engines.kinds.exchange import Exchange, SendPart
 from aima_engines.kinds.request_bodies import json_body, streamed_json_body
 
-DIALECT = "openai"  # the one dialect of engines, in the words of their manifests
+DIALECT = "openai"  # the only dialect so far, as manifests name it
 
 
 @dataclass(frozen=True)
 class RequestKind:
-    """A kind of request. `unit`: the unit that asks for it; `types`: the types of models that serve it.
+    """A kind of request. `unit`: the unit that sends such requests. `types`: the model types that serve the kind.
 
-    `path`: of the engine's API. `body(fields, model)` returns the engine's body for a unit's fields, and
-    `answer(exchange)` the unit's answer. `narrow(fields)`: the types that serve these fields, if not all do.
+    `path`: the path in the engine's API. `body(fields, model)` returns the engine's body for a unit's fields.
+    `answer(exchange)` returns the unit's answer. `narrow(fields)` returns the model types that serve these fields, for
+    a kind in which some requests need a special type.
     """
 
     unit: str
@@ -34,16 +35,16 @@ class RequestKind:
     narrow: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = None
 
     def types_for(self, fields: Mapping[str, Any]) -> tuple[str, ...]:
-        """Return the types of models that can serve a request with these fields."""
+        """Return the model types that can serve a request with these fields."""
         return self.narrow(fields) if self.narrow else self.types
 
     async def run(
         self, engine: Engine, fields: Mapping[str, Any], send: SendPart
     ) -> tuple[dict[str, Any], EngineAnswer]:
-        """Return the unit's answer and the engine's. `fields`: those of the unit, without the model.
+        """Send a request; return the unit's answer and the engine's. `fields`: the unit's fields, without the model.
 
-        Raises the engine's error, ExecutionFailed for an invalid answer, ValidationFailed for fields that cannot be
-        sent, and EngineGone if the connection closes.
+        Raises the engine's error, ExecutionFailed if the answer is invalid, ValidationFailed if a field is not valid
+        base64, and EngineGone if the connection closes.
         """
         async with engine.ask(self.path, self.body(fields, engine.model)) as answer:
             return await self.answer(Exchange(engine, fields, answer, send)), answer

@@ -1,4 +1,4 @@
-"""Requests for speech: transcripts, speech from text, and the list of voices.
+"""Requests about speech: transcripts, speech from text, and the list of voices.
 
 Source: the OpenAI API reference (audio). Engines list their voices under `/v1/audio/voices`, an extension that
 Kokoro-FastAPI introduced.
@@ -28,7 +28,7 @@ class _Segment(msgspec.Struct):
 class _Transcript(msgspec.Struct):
     text: str
     language: str | None = None
-    duration: float | str | None = None  # OpenAI's own API sends it as a text
+    duration: float | str | None = None  # OpenAI's API sends the number as a text
     segments: list[_Segment] | None = None
 
 
@@ -56,7 +56,7 @@ def transcription_body(fields: Mapping[str, Any], model: str) -> EngineBody:
 
 
 async def transcript(exchange: Exchange) -> dict[str, Any]:
-    """Return a transcript. `duration` is the engine's; otherwise that of a WAV file; otherwise None."""
+    """Return a transcript. `duration`: from the engine's answer, or else from a WAV file's length, or else None."""
     answer = decoded(_read_transcript, await exchange.answer.whole())
     if answer is None:
         raise bad_answer()
@@ -72,7 +72,7 @@ async def transcript(exchange: Exchange) -> dict[str, Any]:
 
 
 def speech_body(fields: Mapping[str, Any], model: str) -> EngineBody:
-    """Return the request for speech as a WAV file: its duration is known, and every player reads it."""
+    """Return the body that requests speech as a WAV file: AIMA can read a WAV's duration, and every player plays it."""
     body = {"input": fields["text"], "response_format": "wav"}
     if voice := fields.get("voice"):
         body["voice"] = voice
@@ -80,7 +80,7 @@ def speech_body(fields: Mapping[str, Any], model: str) -> EngineBody:
 
 
 async def speech(exchange: Exchange) -> dict[str, Any]:
-    """Return the audio of a text. Its parts: pieces of the audio as they arrive. `duration` is None unless a WAV."""
+    """Return the audio of a text; send pieces of the audio as parts. `duration` is None if the audio is not a WAV."""
     blocks = []
     while block := await exchange.answer.read():
         blocks.append(block)
@@ -93,9 +93,9 @@ async def speech(exchange: Exchange) -> dict[str, Any]:
 
 
 async def voices(engine: Engine) -> list[tuple[str, str, str]]:
-    """Return id, name and language of each voice that an engine lists; empty if its list cannot be read.
+    """Return id, name and language of each of the engine's voices; an empty list if the answer is invalid.
 
-    Raises the engine's error, such as ValidationFailed for an engine without such a list, and EngineGone.
+    Raises the engine's error, such as ValidationFailed if the engine does not list voices, and EngineGone.
     """
     async with engine.ask("/v1/audio/voices", EngineBody(), method="GET") as answer:
         listed = decoded(_read_voices, await answer.whole())

@@ -15,24 +15,24 @@ from aima_engines.engine_errors import bad_answer
 from aima_engines.kinds.embeddings import vectors
 from aima_engines.kinds.exchange import Exchange
 
-TEXT = ("llm", "vlm")  # the types of models that chat
-VISION = ("vlm",)  # the types of models that chat and accept images
+TEXT = ("llm", "vlm")  # the model types that chat
+VISION = ("vlm",)  # the model types that accept images in a chat
 _numbers = msgspec.json.Decoder(list[float]).decode
 
 
 def types_for_contents(contents: Iterable[Any]) -> tuple[str, ...]:
-    """Return the types of models that accept these message contents: images need a vision model."""
+    """Return the model types that accept these message contents: images need a vision model."""
     parts = (part for content in contents if isinstance(content, list) for part in content)
     return VISION if any(part.get("type") == "image_url" for part in parts) else TEXT
 
 
 def types_for_chat(fields: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the types of models that can serve a chat."""
+    """Return the model types that can serve a chat with these fields."""
     return types_for_contents(message.get("content") for message in fields["messages"])
 
 
 async def chat(exchange: Exchange) -> dict[str, Any]:
-    """Return an answer in a conversation; `tool_calls` is None if there are none. Its parts: text, and tool calls."""
+    """Return the answer to a chat; send texts and tool calls as parts. `tool_calls` is None if there are none."""
     answer = await _joined(exchange, "content")
     calls = [
         {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
@@ -47,7 +47,7 @@ async def chat(exchange: Exchange) -> dict[str, Any]:
 
 
 async def completion(exchange: Exchange) -> dict[str, Any]:
-    """Return the continuation of a text. Its parts: text."""
+    """Return the continuation of a text; send pieces of it as parts."""
     answer = await _joined(exchange, "text")
     return {"text": answer.text, "finish_reason": answer.finish, "usage": _usage(exchange.answer.usage)}
 
@@ -62,7 +62,7 @@ async def embeddings(exchange: Exchange) -> dict[str, Any]:
 
 
 async def _joined(exchange: Exchange, field: str) -> ChatAnswer:
-    """Return the whole answer; send each delta to the caller first, its text in the part's `field`."""
+    """Send each delta to the caller as a part, with the text in the part's `field`; return the whole answer."""
     joiner = ChatJoiner()
     async with aclosing(deltas(exchange.answer)) as stream:
         async for delta in stream:
@@ -77,7 +77,7 @@ async def _joined(exchange: Exchange, field: str) -> ChatAnswer:
 
 
 def _piece(call: ToolCallDelta) -> dict[str, Any]:
-    """Return a piece of a tool call as OpenAI's API has it: id and type come once."""
+    """Return a piece of a tool call in OpenAI's format: only the first piece has id and type."""
     identity = {"id": call.id, "type": "function"} if call.id else {}
     return {"index": call.index, **identity, "function": msgspec.to_builtins(call.function)}
 

@@ -1,1 +1,1 @@
-"""The way of a request to an engine and of its answer back, shared by all APIs."""
+"""Sends requests to engines and returns the answers; all HTTP APIs share this code."""

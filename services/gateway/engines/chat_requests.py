@@ -1,4 +1,4 @@
-"""The engine request of a chat, for doors that translate the answer."""
+"""Makes the engine request for a chat, for the doors that translate the answer."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ _encode = msgspec.json.encode
 
 
 def chat_request(model: str, body: Mapping[str, Any], *, whole: bool, wait: float = 0.0) -> EngineRequest:
-    """Return the engine request for a chat; `body` is that of a chat completion without the model's name.
+    """Return the engine request for a chat; `body` is the body of a chat completion, without the model's name.
 
-    A `whole` answer is streamed by the engine too: only then does every engine stop when the client leaves.
+    The engine streams the answer even with `whole`: when the client leaves, every engine stops a stream, but some
+    engines compute a whole answer to its end.
     """
     return EngineRequest(
         CHAT,

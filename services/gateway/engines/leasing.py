@@ -1,4 +1,4 @@
-"""Leases of replicas: takes them, renews them while they are used, and settles them in any case.
+"""Takes leases of replicas, renews each lease during its request, and settles it at the end, also after a failure.
 
 The inference domain chooses the replica (`inference.lease`) and records the result (`inference.settle`).
 """
@@ -19,17 +19,17 @@ from aima_core.structured_logs import logger
 from services.gateway.entrance.dispatch import Caller
 from services.inference import units as inference
 
-_LEASE = 30.0  # seconds until a lease expires if its gateway has ended
-_RENEWALS = 4  # renewals in _LEASE seconds; up to two in a row may fail
+_LEASE = 30.0  # seconds until a lease expires unless the gateway renews it
+_RENEWALS = 4  # renewals in _LEASE seconds; the lease survives two failures in a row
 _QUEUE_TIMEOUT = 600.0  # seconds in a queue if the client sets no timeout
-_QUICK = 5.0  # seconds for calls that take milliseconds: a lease that need not wait, a renewal, a settlement
-_RETRY = 0.5  # seconds until a settlement is tried again
-_BATCH = 0.002  # seconds that a settlement waits for other settlements or a lease, to be committed with them
+_QUICK = 5.0  # seconds; the timeout of calls that take milliseconds: lease without queue, renewal, settlement
+_RETRY = 0.5  # seconds between two attempts to settle
+_BATCH = 0.002  # seconds that a settlement waits for other settlements or a lease, so that one commit has them all
 _LEASE_UNIT = "inference.lease"
 
 
 class Leases:
-    """Takes and settles leases on behalf of callers. `seconds`: until a lease expires that is not renewed."""
+    """Takes and settles leases on behalf of callers. `seconds`: the time until a lease expires without a renewal."""
 
     def __init__(self, client: Client, seconds: float = _LEASE) -> None:
         self._client = client
@@ -38,16 +38,16 @@ class Leases:
         self._finishing: set[asyncio.Task[None]] = set()
         self._closing = asyncio.Event()
         self._settlements = Batcher(client, "inference.settle", timeout=_QUICK, wait=_BATCH)
-        # settlements go ahead of leases: a lease may need the slot that one of them frees
+        # settlements are sent before leases: a lease may need the slot that a settlement frees
         self._probes = Batcher(client, _LEASE_UNIT, timeout=_QUICK, ahead=self._settlements)
 
     async def take(
         self, caller: Caller, model: str, types: tuple[str, ...], *, tools: bool, wait: float, avoid: str
     ) -> inference.Lease:
-        """Return a lease, at once or after waiting in the queue. `wait`: seconds to wait for a loading model.
+        """Return a lease, at once or after a wait in the queue. `wait`: seconds to wait for a loading model.
 
-        Waiting needs a subscription of its own, through which the inference domain detects a client that leaves while
-        it waits. Raises the refusals of `inference.lease`.
+        A request that waits has its own subscription. When the client leaves, the subscription ends, so the inference
+        domain removes the request from the queue. Raises the refusals of `inference.lease`.
         """
         fields = {"model": model, "timeout": self._seconds, "type": ",".join(types), "tools": tools}
         fields |= {"holder": self._holder, **({"avoid": avoid} if avoid else {})}
@@ -65,7 +65,7 @@ class Leases:
             raise
 
     async def _queued(self, caller: Caller, fields: dict[str, Any], wait: float, leave: asyncio.Event) -> Answer:
-        """Wait in the queue and return a lease; once `leave` is set, only a lease that was granted before."""
+        """Wait in the queue and return a lease. `leave` ends the wait, but a lease that is already granted returns."""
         timeout = wait or caller.timeout or _QUEUE_TIMEOUT
         parts = self._client.stream(_LEASE_UNIT, fields, timeout=timeout, headers=caller.on_behalf(), leave=leave)
         async with contextlib.aclosing(parts):
@@ -77,7 +77,7 @@ class Leases:
         raise Timeout(f"no replica for {fields['model']} within {timeout:g} s; see service.status")
 
     async def _unless_cancelled(self, caller: Caller, lease: asyncio.Future[Answer]) -> inference.Lease:
-        """Return the lease once it is granted; if cancelled before, give it back when it is granted later."""
+        """Wait for the lease and return it. After a cancellation, a lease that is granted later is given back."""
         try:
             return _read(await asyncio.shield(lease))
         except asyncio.CancelledError:
@@ -86,7 +86,7 @@ class Leases:
 
     @contextlib.contextmanager
     def kept(self, caller: Caller, lease: inference.Lease) -> Iterator[None]:
-        """Renew a lease while the block lasts. Creates no task before the first renewal: most leases end earlier."""
+        """Renew a lease while the block lasts. The task starts at the first renewal, because most leases end before."""
         renewing: list[asyncio.Task[None]] = []
 
         def renew() -> None:
@@ -101,7 +101,7 @@ class Leases:
                 task.cancel()
 
     async def _renew(self, caller: Caller, lease: inference.Lease) -> None:
-        """Renew a lease until cancelled, or until it has expired."""
+        """Renew a lease until the task is cancelled or the inference domain refuses, as for an expired lease."""
         while True:
             renewal = {"request_id": lease.request_id, "timeout": self._seconds}
             try:
@@ -118,13 +118,13 @@ class Leases:
         self.run_in_background(self._record(caller, lease.request_id, settlement))
 
     def run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        """Start work in a task that `close` waits for; it starts before the event loop handles any new input."""
+        """Start work in a task, and make `close` wait for it. The task starts before the loop handles new input."""
         task = asyncio.create_task(work)
         self._finishing.add(task)
         task.add_done_callback(self._ended)
 
     async def close(self) -> None:
-        """Wait for the outstanding settlements, 5 s at most; each is tried once if inference does not answer."""
+        """Wait for the outstanding settlements, 5 s at most. A settlement without an answer is not tried again."""
         self._closing.set()
         if self._finishing:
             _, late = await asyncio.wait(self._finishing, timeout=_QUICK)
@@ -132,9 +132,9 @@ class Leases:
                 task.cancel()
 
     async def _record(self, caller: Caller, request_id: str, settlement: Mapping[str, Any]) -> None:
-        """Settle a lease; retry while inference does not answer, until the lease has expired.
+        """Settle a lease; while the inference domain does not answer, retry until the lease expires.
 
-        When the gateway ends, one last try is made: the inference domain ends at the same time and may be gone.
+        After `close` only one more attempt follows, because the inference domain may have ended with the gateway.
         """
         until = time.monotonic() + self._seconds
         while time.monotonic() < until:
@@ -154,7 +154,7 @@ class Leases:
         try:
             lease = _read(await granted)
         except AimaError:
-            return  # it was refused
+            return  # the lease was refused
         await self._record(caller, lease.request_id, {"outcome": "cancelled"})
 
     def _ended(self, task: asyncio.Task[None]) -> None:

@@ -28,7 +28,7 @@ class _Chunk(msgspec.Struct):
     error: Any = None
 
 
-_SLICE = 64 * 1024  # bytes of a stream that are joined before other tasks run
+_SLICE = 64 * 1024  # bytes of a stream that are joined without a pause; then other tasks run
 _read = msgspec.json.Decoder(_Chunk).decode
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 _STREAM = [
@@ -44,7 +44,7 @@ class _Passthrough(Response, ABC):
         self._proxy, self._caller, self._request = proxy, caller, request
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the request to an engine and its answer to the client; cancel both when the client leaves."""
+        """Send the request to an engine and the answer to the client. Cancel the request if the client leaves."""
         await cancel_on_disconnect(receive, self._answer(scope, send))
 
     @abstractmethod
@@ -53,9 +53,9 @@ class _Passthrough(Response, ABC):
 
 
 class WholePassthrough(_Passthrough):
-    """A JSON answer in one piece; an answer that the engine streams is joined first."""
+    """A whole JSON answer, sent at once. If the engine streams the answer, its chunks are joined first."""
 
-    async def _answer(self, scope: Scope, send: Send) -> None:  # noqa: ARG002 (the signature of all)
+    async def _answer(self, scope: Scope, send: Send) -> None:  # noqa: ARG002 (the base class's signature)
         async with self._proxy.forward(self._caller, self._request) as answer:
             body = await answer.whole()
             media_type = answer.reply.headers.get("content-type", "application/json")
@@ -67,9 +67,9 @@ class WholePassthrough(_Passthrough):
 
 
 class BlockPassthrough(_Passthrough):
-    """An answer of any media type, block by block."""
+    """An answer of any media type, sent block by block."""
 
-    async def _answer(self, scope: Scope, send: Send) -> None:  # noqa: ARG002 (the signature of all)
+    async def _answer(self, scope: Scope, send: Send) -> None:  # noqa: ARG002 (the base class's signature)
         async with self._proxy.forward(self._caller, self._request) as answer:
             headers = answer.reply.headers
             await _start(send, headers.get("content-type", "application/octet-stream"), headers.get("content-length"))
@@ -79,7 +79,7 @@ class BlockPassthrough(_Passthrough):
 
 
 class EventPassthrough(_Passthrough):
-    """An answer of server-sent events, event by event. `usage_told`: the client asked for the usage in the stream."""
+    """An answer of server-sent events, sent event by event. `usage_told`: whether the client requested the usage."""
 
     def __init__(self, proxy: Proxy, caller: Caller, request: EngineRequest, *, usage_told: bool) -> None:
         super().__init__(proxy, caller, request)
@@ -92,7 +92,7 @@ class EventPassthrough(_Passthrough):
         except AimaError as error:
             if not self._started:
                 raise
-            if self._reader.error is None:  # otherwise the client has the engine's own error event
+            if self._reader.error is None:  # else the client already has the engine's own error event
                 body = _encode(body_of(error, scope["path"], self._caller.request_id))
                 await send({"type": "http.response.body", "body": b"data: %b\n\n" % body, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
@@ -115,10 +115,10 @@ class EventPassthrough(_Passthrough):
 
 
 class UsageReader:
-    """Reads usage, error and end of a stream of events while they are passed on.
+    """Reads usage, error and end from a stream of events, and returns the events to pass on.
 
-    Only events that may hold one of these are decoded. Without `usage_told` the event with the usage is dropped: a
-    client that did not ask for it may fail on a chunk without choices.
+    Only events that may contain usage or an error are decoded. Unless the client requested the usage (`usage_told`),
+    the event with the usage is dropped: the event has no choices, and a client may fail on a chunk without choices.
     """
 
     def __init__(self, usage_told: bool) -> None:
@@ -129,7 +129,7 @@ class UsageReader:
         self.error: Any = None
 
     def feed(self, block: bytes) -> bytes:
-        """Add a block; return the complete events to pass on."""
+        """Add a block; return the events that it completes, without those to drop."""
         return b"".join(event + b"\n\n" for event in self._splitter.feed(block) if self._passes(event))
 
     def _passes(self, event: bytes) -> bool:
@@ -150,13 +150,13 @@ class UsageReader:
 
 
 def usage_of(body: bytes) -> TokenUsage:
-    """Return the usage in a whole answer; zeros if it has none."""
+    """Return the usage in a whole answer; zeros if the answer has no usage."""
     answer = decoded(_read, body)
     return (answer and answer.usage) or TokenUsage()
 
 
 async def _joined(stream: bytes) -> dict[str, Any]:
-    """Return a streamed answer as a whole. Yields to other tasks after each slice, as long streams take a second."""
+    """Join a stream into a whole answer. Other tasks run after each slice, because a long stream takes a second."""
     assembly = Assembly()
     for start in range(0, len(stream), _SLICE):
         assembly.feed(stream[start : start + _SLICE])

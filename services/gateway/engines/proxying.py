@@ -1,6 +1,7 @@
-"""Sends a request to an engine: takes a lease, hands out the engine's answer, and settles the lease with the result.
+"""Sends a request to an engine: takes a lease, yields the engine's answer, and settles the lease with the result.
 
-This module must not keep any of the answer. It tries another replica only until the first data of an answer arrives.
+This module must not store the answer. If a replica fails, the module tries another replica, but only while no replica
+has sent a part of its answer.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ from services.gateway.entrance.dispatch import Caller, Dispatcher
 from services.gateway.entrance.quotas import NONE, Quotas, TokenEstimate
 from services.inference import units as inference
 
-_TRIES = 3  # attempts per request, while no replica has sent any of an answer
+_TRIES = 3  # attempts of a request at most
 
 
 @dataclass(frozen=True)
 class EngineRequest:
     """A request to an engine.
 
-    `kind`: names the unit that the caller must be permitted to use. `make(name)` returns the body with the model's name
-    at the engine, and `streamed(name)` a body that asks for the same answer as a stream, for engines that otherwise do
-    not stop when the client leaves. `types`, `path`: instead of the kind's. `tokens`: estimate for quotas. `wait`:
-    seconds to wait for a loading model. `whole`: the answer is needed as a whole, so another replica is tried until it
-    is complete.
+    `kind`: the kind of request; the caller needs the right to call its unit. `make(name)` returns the body, with
+    the name by which the engine knows the model. `streamed(name)` returns a body that requests the same answer as a
+    stream, for engines that compute a whole answer to its end after the client leaves. `types` and `path` replace those
+    of the kind. `tokens`: an estimate for quotas. `wait`: seconds to wait for a loading model. `whole`: the client gets
+    the answer only when it is complete, so until then the request can go to another replica.
     """
 
     kind: RequestKind
@@ -51,7 +52,7 @@ class EngineRequest:
 
 
 class ProxiedAnswer(EngineAnswer):
-    """An engine's answer to a client of the gateway. `prompt`: estimated tokens of the prompt."""
+    """An engine's answer to a client of the gateway. `prompt`: the estimated number of tokens in the prompt."""
 
     def __init__(self, lease: inference.Lease, reply: EngineReply, started_at: float, prompt: int) -> None:
         super().__init__(reply, started_at)
@@ -60,22 +61,22 @@ class ProxiedAnswer(EngineAnswer):
         self._events = 0
 
     async def read(self) -> bytes:
-        """Return the next block of the answer, empty at the end. Raises Unavailable if the answer breaks off."""
+        """Return the next block of the answer, b"" at the end. Raises Unavailable if the answer breaks off."""
         block = await super().read()
         self._count(block)
         return block
 
     def broken(self) -> Exception:
-        """Return Unavailable: data has gone to the client, so no other replica is tried."""
+        """Return Unavailable. The client already has a part of the answer, so no other replica is tried."""
         return engine_gone(begun=True)
 
     def end(self) -> None:
-        """Count the events that have arrived but were not read, for `spent`."""
+        """Count the events that have arrived and were not read; `spent` includes them."""
         self._count(self.reply.read_available())
 
     @property
     def spent(self) -> int:
-        """Tokens used; if the engine has not reported them, the prompt's estimate and one token per event."""
+        """The tokens used. Without a usage from the engine: the prompt's estimate plus one token for each event."""
         return self.usage.prompt_tokens + self.usage.completion_tokens or self._prompt + self._events
 
     def _count(self, block: bytes) -> None:
@@ -83,7 +84,7 @@ class ProxiedAnswer(EngineAnswer):
             self._events += block.count(b"data:")
 
     def settlement(self) -> dict[str, Any]:
-        """Return the settlement of the request, as it completed."""
+        """Return the settlement of a completed request."""
         usage = {"prompt_tokens": self.usage.prompt_tokens, "completion_tokens": self.usage.completion_tokens}
         return {"outcome": "completed", "usage": usage, "time_to_first_token": self.first}
 
@@ -101,11 +102,10 @@ class Proxy:
 
     @contextlib.asynccontextmanager
     async def forward(self, caller: Caller, request: EngineRequest) -> AsyncIterator[ProxiedAnswer]:
-        """Yield the engine's answer once its first data has arrived; settle the request when the block is left.
+        """Yield the engine's answer once its first data has arrived; settle the request at the end of the block.
 
         If the block raises, the request is settled as failed or cancelled. Raises the refusal of the lease, the
-        engine's error as an AimaError, Timeout at the caller's deadline if it has one, and Unavailable if the gateway
-        ends before the answer does.
+        engine's error as an AimaError, Timeout at the caller's deadline, and Unavailable if the gateway ends first.
         """
         await self._dispatcher.permitted(caller, request.kind.unit, {"model": request.model})
         async with self._limited(caller) as limit, self._quotas.within(caller.principal, request.tokens) as used:
@@ -120,27 +120,27 @@ class Proxy:
                     avoid = lease.process_id
                     used.clear()  # the quota does not pay for an answer that did not reach the client
                 except asyncio.CancelledError:
-                    if not used:  # the engine has been reading the prompt
+                    if not used:  # the engine has read at least a part of the prompt
                         used.append(request.tokens.prompt)
                     raise
             raise engine_gone(begun=False)
 
     async def await_replica(self, caller: Caller, request: EngineRequest) -> None:
-        """Return once a replica would take the request, without sending it; clients load a model this way."""
+        """Wait until a replica is free for the request, but do not send the request. Clients load a model this way."""
         await self._dispatcher.permitted(caller, request.kind.unit, {"model": request.model})
         async with self._limited(caller):
             lease = await self._take(caller, request, "")
         self._leases.settle(caller, lease, {"outcome": "cancelled"})
 
     def abort(self) -> None:
-        """Fail all requests under way with Unavailable, as the gateway ends."""
+        """Fail all running requests with Unavailable, because the gateway ends."""
         self._ending = True
         for limit in self._under_way:
             if not limit.expired():
                 limit.reschedule(asyncio.get_running_loop().time())
 
     async def close(self) -> None:
-        """Wait for outstanding settlements, then close the connections."""
+        """Wait for the outstanding settlements, then close the connections to engines."""
         await self._leases.close()
         self._engines.close()
 
@@ -156,7 +156,7 @@ class Proxy:
 
     @contextlib.asynccontextmanager
     async def _limited(self, caller: Caller) -> AsyncIterator[asyncio.Timeout]:
-        """Raise Timeout at the caller's deadline, if it has one, or Unavailable after `abort`."""
+        """End the block with Timeout at the caller's deadline, if there is one, and with Unavailable after `abort`."""
         if self._ending:
             raise _stopping()
         try:
@@ -179,7 +179,7 @@ class Proxy:
     async def _answer_of(
         self, caller: Caller, request: EngineRequest, lease: inference.Lease, limit: asyncio.Timeout, used: list[int]
     ) -> AsyncIterator[ProxiedAnswer]:
-        """Yield the answer of a lease's replica; renew the lease while the block lasts, then settle it.
+        """Yield the answer of the leased replica; renew the lease while the block lasts, then settle the lease.
 
         Raises EngineGone if the replica closes the connection before any usable data.
         """
@@ -200,7 +200,11 @@ class Proxy:
             raise
 
     def _cancelled(self, limit: asyncio.Timeout, *, has_head: bool) -> dict[str, Any]:
-        """Return the settlement of a cancelled request; it counts as a failure unless the caller left."""
+        """Return the settlement of a cancelled request.
+
+        The outcome is "failed" if the gateway ends, or if the engine sends no headers before the deadline; else it is
+        "cancelled", which does not count against the replica.
+        """
         if limit.expired() and (self._ending or not has_head):
             code = "STOPPING" if self._ending else "TIMEOUT"
             return {"outcome": "failed", "error": code, "error_code": code}
@@ -214,9 +218,9 @@ class Proxy:
 
     @contextlib.asynccontextmanager
     async def _checked(self, request: EngineRequest, answer: ProxiedAnswer, used: list[int]) -> AsyncIterator[None]:
-        """Enter once the answer has data; at the end add its tokens to `used` and close it.
+        """Wait for the answer's first data; at the end of the block, add its tokens to `used` and close the answer.
 
-        Raises the engine's error if its status is not 2xx.
+        Raises the engine's error if the status is not 2xx.
         """
         reply = answer.reply
         try:
@@ -232,11 +236,11 @@ class Proxy:
 
 
 def _stopping() -> Unavailable:
-    return Unavailable("the gateway is ending; ask again", reason="STOPPING")
+    return Unavailable("the gateway is shutting down; send the request again", reason="STOPPING")
 
 
 def _failed(error: BaseException) -> dict[str, Any]:
-    """Return the settlement of a request that raised an error, without any content."""
+    """Return the settlement of a request that raised an error. It has codes only, no text of the request."""
     match error:
         case GeneratorExit():
             return {"outcome": "cancelled"}

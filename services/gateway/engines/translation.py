@@ -1,4 +1,4 @@
-"""Responses that translate the engine's answer into another API's format: as a whole, or delta by delta."""
+"""Responses that translate the engine's answer into the format of another API: as a whole, or delta by delta."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _encode = msgspec.json.encode
 
 
 async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Return the result of the work. Cancels it and raises ClientDisconnect if the client leaves first."""
+    """Return the result of the work. If the client leaves first, cancel the work and raise ClientDisconnect."""
     results: list[T] = []
 
     async def run() -> None:
@@ -40,7 +40,11 @@ async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds of a request: until it had a replica, from then to the first block, from there to the end."""
+    """The durations of a request in seconds.
+
+    `waiting`: until the request is sent to an engine. `first`: from then to the first block. `rest`: from the first
+    block to the end.
+    """
 
     waiting: float = 0.0
     first: float = 0.0
@@ -52,13 +56,13 @@ class Timings:
 
 
 def timings(answer: ProxiedAnswer, requested_at: float) -> Timings:
-    """Return the durations of a request that ends now; `requested_at` by the monotonic clock."""
+    """Return the durations of a request that ends now. `requested_at`: its arrival, in monotonic seconds."""
     first = answer.first or 0.0
     return Timings(answer.started_at - requested_at, first, time.monotonic() - answer.started_at - first)
 
 
 class Translator(Protocol):
-    """Translates an answer to bytes of the media type `media`."""
+    """Translates the deltas of an answer into bytes of the media type `media`."""
 
     media: str
 
@@ -75,12 +79,12 @@ class Translator(Protocol):
         ...
 
     def failed(self, error: Mapping[str, Any]) -> bytes:
-        """Return the last bytes if the answer breaks off; `error` is its body in the door's format."""
+        """Return the last bytes of an answer that breaks off; `error` is the error's body in the door's format."""
         ...
 
 
 class TranslatedWhole(Response):
-    """An answer in one piece: `translate` reads the engine's answer and returns the value to encode as JSON."""
+    """A whole answer, sent at once. `translate` reads the engine's answer and returns the value to encode as JSON."""
 
     def __init__(
         self, proxy: Proxy, caller: Caller, request: EngineRequest, translate: Callable[[ProxiedAnswer], Awaitable[Any]]
@@ -89,7 +93,7 @@ class TranslatedWhole(Response):
         self._proxy, self._caller, self._request, self._translate = proxy, caller, request, translate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 (ASGI's signature)
-        """Send the request to an engine and the translation to the client; cancel both when the client leaves."""
+        """Send the request to an engine and the translation to the client. Cancel the request if the client leaves."""
         await cancel_on_disconnect(receive, self._answer(send))
 
     async def _answer(self, send: Send) -> None:
@@ -101,7 +105,7 @@ class TranslatedWhole(Response):
 
 
 class TranslatedStream(Response):
-    """An answer that is translated delta by delta; `request` must ask the engine for a stream."""
+    """An answer that is translated delta by delta. `request` must request a stream from the engine."""
 
     def __init__(self, proxy: Proxy, caller: Caller, request: EngineRequest, translator: Translator) -> None:
         super().__init__(media_type=translator.media)
@@ -109,7 +113,7 @@ class TranslatedStream(Response):
         self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the request to an engine and the translation to the client; cancel both when the client leaves."""
+        """Send the request to an engine and the translation to the client. Cancel the request if the client leaves."""
         await cancel_on_disconnect(receive, self._answer(send, scope["path"]))
 
     async def _answer(self, send: Send, path: str) -> None:
@@ -129,7 +133,7 @@ class TranslatedStream(Response):
         await send({"type": "http.response.body", "body": last})
 
     async def _start(self, send: Send) -> None:
-        """Start the response at the first delta and no earlier: an error before it still gets its own status."""
+        """Start the response at the first delta, so that an error before the first delta still sets the status."""
         if self._started:
             return
         self._started = True
@@ -140,5 +144,5 @@ class TranslatedStream(Response):
 
 
 def _head(caller: Caller, media: str) -> list[tuple[bytes, bytes]]:
-    """Return the first headers; Anthropic's clients expect `request-id`."""
+    """Return the headers of every response. Anthropic's clients expect `request-id`."""
     return [(b"content-type", media.encode()), (b"request-id", caller.request_id.encode())]
