@@ -1,6 +1,6 @@
-"""The table of built-in commands: enough for `aima --help`; a command's module is imported when the command is chosen.
+"""The table of built-in commands. `aima --help` needs only this table: a command's module is imported when it runs.
 
-A test compares the table with what the modules say of themselves.
+A test compares the table with the commands' own docstrings.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from services.cli.plain_values import take_plain
 
 @dataclass(frozen=True)
 class BuiltIn:
-    """A command: one line on it, and where it is: `module:name` of a function or of a typer app.
+    """A command. `about`: its description, one line. `place`: the `module:name` of its function or typer app.
 
-    `local`: whether it uses this machine or its bus, whatever gateway is named.
+    `local`: whether the command uses this machine and its bus even if a gateway's URL is given.
     """
 
     about: str
@@ -77,18 +77,18 @@ BUILT_IN: Mapping[str, BuiltIn] = {
 
 
 def summary(name: str) -> TyperCommand:
-    """Return a command for a listing: its name and one line. It cannot be run."""
+    """Return a command with a name and a description, for a list of commands. It cannot be run."""
     return TyperCommand(name=name, help=BUILT_IN[name].about)
 
 
 def load(name: str) -> Any:
-    """Import a command's module and return the command, or the group of commands."""
+    """Import a command's module; return the command or group of commands."""
     module, _, attribute = BUILT_IN[name].place.partition(":")
-    found = getattr(importlib.import_module(f"services.cli.{module}"), attribute)
-    if isinstance(found, typer.Typer):
-        group = take_plain(typer.main.get_group(found))
+    command = getattr(importlib.import_module(f"services.cli.{module}"), attribute)
+    if isinstance(command, typer.Typer):
+        group = take_plain(typer.main.get_group(command))
         group.name = name
         return group
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command(name, help=BUILT_IN[name].about)(found)
+    app.command(name, help=BUILT_IN[name].about)(command)
     return take_plain(typer.main.get_command(app))

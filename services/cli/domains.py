@@ -1,4 +1,4 @@
-"""The domains: every folder of `services/` with a `domain.py`. Adding a domain is adding a folder."""
+"""The domains: every folder of `services/` with a `domain.py`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The program `aima`: prints the version itself, imports the commands for everything else, and ends with an exit code.
+"""The program `aima`: prints the version, or imports the commands and runs one; ends with an exit code.
 
-Most of the time of a command is imports, so this module imports next to nothing (docs/decisions/0019). The commands are
-imported late also for Ctrl-C: during the import it ends the program silently.
+Imports take most of a command's time, so this module imports almost nothing (docs/decisions/0022). Because `main`
+imports the commands, Ctrl-C during the import ends the program without a traceback.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def main() -> None:
         sys.stdout.flush()
     except KeyboardInterrupt:
         code = 130
-    except BrokenPipeError:  # `aima events | head`
+    except BrokenPipeError:  # the reader of stdout has ended, as in `aima events | head`
         _discard_stdout()
         code = 0
     except OSError as error:
@@ -31,7 +31,7 @@ def main() -> None:
         _discard_stdout()
         sys.stderr.write(f"the answer cannot be written: {error.strerror}\n")
         code = 1
-    gc.freeze()  # the interpreter would search everything that was imported for garbage before it ends: 15 ms
+    gc.freeze()  # saves 15 ms: at its end, the interpreter would search all imported modules for garbage
     sys.exit(code)
 
 

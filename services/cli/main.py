@@ -1,7 +1,7 @@
-"""The command line: the root of the commands, and how failures become messages and exit codes.
+"""The command line: the root of all commands; turns errors into messages and exit codes.
 
-Only answers go to stdout; progress, hints and errors go to stderr. The exit code is 0 only on success. The built-in
-commands are in `built_in.py`; any other word is the name of a domain on the bus: `units/groups.py`.
+Only answers go to stdout; progress, hints and errors go to stderr. The exit code is 0 only on success. `built_in.py`
+has the built-in commands. Any other word is the name of a domain on the bus: see `units/groups.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ app = typer.Typer(
     epilog="Each domain on the bus is a command too: aima service --help.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    suggest_commands=False,  # units/groups.py suggests domains as well
+    suggest_commands=False,  # units/groups.py suggests commands and domains
 )
 
 

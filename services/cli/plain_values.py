@@ -1,8 +1,8 @@
-"""Lets typer take values that need no conversion as they are.
+"""Converts simple values of options without typer, because typer imports pydantic to convert any value.
 
-Typer converts every value of every option with pydantic, also those that are not given, and importing pydantic takes
-longer than most commands. A value that is plainly right is taken here; all others go to typer, which converts them or
-says what is wrong. A test compares both.
+The import of pydantic takes longer than most commands, and typer converts even the options that the user omits. This
+module converts values that are valid beyond doubt, such as a text or a plain number. Typer converts all other values
+and reports errors. A test compares both conversions.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 from typer.core import TyperGroup
 
 _NUMBERS = {int: re.compile("0|[1-9][0-9]{0,14}"), float: re.compile(r"[0-9]{1,15}(\.[0-9]{1,15})?")}
-_TYPERS = object()  # the value is for typer
+_TYPERS = object()  # the result if typer must convert the value
 
 
 class _PlainParam:
-    """What typer keeps for a parameter to convert its values."""
+    """Replaces typer's converter of a parameter."""
 
     def __init__(self, descriptor: Any) -> None:
         self._descriptor = descriptor
@@ -33,7 +33,7 @@ class _PlainParam:
         return build_runtime_param(self._descriptor).coerce(value, param=param, ctx=ctx)
 
     def _plain(self, value: Any, several: bool) -> Any:
-        """Return the converted value, or _TYPERS if that is not obvious."""
+        """Return the converted value, or _TYPERS if typer must convert it."""
         kind = self._descriptor.annotation
         if value is None:
             return () if several else None
@@ -56,11 +56,11 @@ class _PlainParam:
 
 
 def take_plain(command: Any) -> Any:
-    """Return the command, whose parameters now take plain values as they are; also those of its own commands."""
+    """Replace the converters of a command's parameters, and of its subcommands' parameters; return the command."""
     for param in command.params:
         _take_plain(param)
     made = command.get_help_option
-    command.get_help_option = lambda ctx: _take_plain(made(ctx))  # it is made when it is needed
+    command.get_help_option = lambda ctx: _take_plain(made(ctx))  # typer makes the option when it needs it
     if isinstance(command, TyperGroup):
         for inner in command.commands.values():
             take_plain(inner)
@@ -68,6 +68,6 @@ def take_plain(command: Any) -> Any:
 
 
 def _take_plain(param: Any) -> Any:
-    if hasattr(param, "type_descriptor"):  # a typer that converts in another way is left alone
+    if hasattr(param, "type_descriptor"):  # other versions of typer may have another converter
         param._runtime_param = _PlainParam(param.type_descriptor)
     return param

@@ -1,7 +1,7 @@
 """The root group: the built-in commands, and one group for each domain on the bus.
 
-The bus is queried only for words that are not built-in commands, and for `aima --help`; only then are the modules
-imported that make commands of units.
+Only `aima --help`, and a word that is not a built-in command, query the bus. Only they import the modules that turn
+units into commands.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Aima(TyperGroup):
     """The root group."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Return the built-in commands, and the domains if the bus answers quickly."""
+        """Return the names of the built-in commands and, if the bus answers quickly, of the domains."""
         own = list(BUILT_IN)
         with contextlib.suppress(AimaError):
             return own + [name for name in self._domains(ctx) if name not in own]
@@ -31,7 +31,7 @@ class Aima(TyperGroup):
 
     @staticmethod
     def _check_url(ctx: Any, name: str) -> None:
-        """Refuse `--url` for a command that would ignore it; AIMA_URL is meant for the commands that can use it."""
+        """Refuse `--url` for a command that cannot use a gateway. Such a command ignores AIMA_URL."""
         url = ctx.params.get("url")
         if BUILT_IN[name].local and url and url != os.environ.get("AIMA_URL") and not ctx.resilient_parsing:
             hint = f"; the gateway sends events at {url.rstrip('/')}/api/v2/events" if name == "events" else ""
@@ -46,7 +46,7 @@ class Aima(TyperGroup):
         return groups.listed(ctx)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write the help; import what draws it while the bus is asked, whose answers take as long to wait for."""
+        """Write the help. A thread imports the drawing code while the bus is queried: both take about equally long."""
         drawing = threading.Thread(target=importlib.import_module, args=("typer.rich_utils",))
         drawing.start()
         with contextlib.suppress(AimaError):
@@ -55,7 +55,7 @@ class Aima(TyperGroup):
         super().format_help(ctx, formatter)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Return the command that the words name; keep them in the context: they may name the door."""
+        """Return the command that the words name. Keep the words in the context: they may contain the door's URL."""
         ctx.args = args
         if args[0] in BUILT_IN:
             self._check_url(ctx, args[0])
@@ -63,7 +63,7 @@ class Aima(TyperGroup):
         return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Return the group of a domain; of a built-in command only what a listing shows."""
+        """Return the group of a domain; for a built-in command, only its name and description."""
         if cmd_name in BUILT_IN:
             return built_in.summary(cmd_name)
         from services.cli.units import groups

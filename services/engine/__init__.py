@@ -1,1 +1,1 @@
-"""The engine domain. Imports nothing: `llamacpp_server` runs from here and must start fast."""
+"""The engine domain. This file must import nothing, so that `llamacpp_server` starts fast."""

@@ -1,9 +1,9 @@
 """The engine domain, assembled: read this first.
 
-An engine is a file in `manifests/`; each of its processes is an instance, with a stream of events. `units.py` is the
-contract. `rules/` is pure: `state` defines an instance and its effects, `decider` its transitions. `outside/` does I/O:
-`instances` reserves memory, starts, watches and ends instances; `packages` installs engines. `runtimes/` starts and
-finds processes; `llamacpp_server` is the program of the built-in engine.
+A file in `manifests/` describes an engine. Each process of an engine is an instance, with a stream of events.
+`units.py` is the contract. `rules/` is pure: `state` defines an instance and its effects, `decider` its transitions.
+`outside/` does I/O: `instances` reserves memory, starts, watches and ends instances; `packages` installs engines.
+`runtimes/` starts and finds processes. `llamacpp_server` is the program of the built-in engine llama.cpp.
 """
 
 from __future__ import annotations

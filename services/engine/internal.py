@@ -1,4 +1,4 @@
-"""Commands that the engine domain sends itself: prepared installs and starts, and the results of its effects."""
+"""Commands that the engine domain sends to itself: prepared installs and starts, and the results of its effects."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from services.engine.units import Health, Installed, Phase, Started
 
 
 class BeginInstall(Command[Installed], unit="engine.begin_install", stream="name"):
-    """An InstallEngine with facts of the installed package. `have`: its version; `present`: it fits the request."""
+    """An InstallEngine, with facts about the installed package.
+
+    `have`: the installed version. `present`: whether the installed version is the requested one.
+    """
 
     name: str
     version: str
@@ -19,9 +22,9 @@ class BeginInstall(Command[Installed], unit="engine.begin_install", stream="name
 
 
 class BeginStart(Command[Started], unit="engine.begin_start", stream="process_id"):
-    """A StartEngine with the facts for its decision: those of the model, and ports that were free a moment ago.
+    """A StartEngine, with the facts for the decision: the model's data, and ports that were free a moment ago.
 
-    `port_range`: the first and the last port that instances may get.
+    `port_range`: the first and the last port for instances.
     """
 
     process_id: str
@@ -63,7 +66,7 @@ class RecordInstallFailed(Command[Success], unit="engine.record_install_failed",
 
 
 class RecordProgress(Command[Success], unit="engine.record_progress", stream="process_id"):
-    """A start has reached another phase."""
+    """The start has reached another phase."""
 
     process_id: str
     run: int
@@ -110,7 +113,7 @@ class RecordOverdue(Command[Success], unit="engine.record_overdue", stream="proc
 
 
 class RecordOrphan(Command[Success], unit="engine.record_orphan", stream="process_id"):
-    """An engine process that the log does not know is being ended. Unknown fields are empty, an unknown `run` is 0."""
+    """AIMA ends an engine process that the log does not know. An unknown field is empty; an unknown `run` is 0."""
 
     process_id: str
     name: str

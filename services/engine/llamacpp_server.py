@@ -2,8 +2,8 @@
 
     python -m services.engine.llamacpp_server --model FILE --alias NAME --port PORT
 
-It must not import other modules of AIMA, so that it starts fast and stays small. Stdout and stderr are the log of the
-instance.
+The program must not import other modules of AIMA, so that it starts fast and uses little memory. Its stdout and stderr
+are the log of the instance.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if not os.path.isfile(options.model):
         return _refuse(f"there is no model file {options.model}")
-    # Loading is one long call that a Python signal handler cannot interrupt: SIGTERM kills the process meanwhile.
+    # Loading is one long call that a Python signal handler cannot interrupt, so SIGTERM keeps its default action: kill.
     try:
         server = xllamacpp.Server(_parameters(options))
     except RuntimeError as error:
@@ -30,13 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _report(f"serving {options.alias} at {server.listening_address}")
     _wait_for(signal.SIGTERM, signal.SIGINT)
     _report("stopping")
-    # An orderly shutdown waits until each running stream is next written to, up to half a minute. There is nothing to
-    # save: the system frees memory and sockets, and clients see that the answer was cut off.
+    # An orderly shutdown waits up to half a minute, until the server next writes to each running stream. There is no
+    # data to save. The system frees memory and sockets, and clients see that their answer breaks off.
     os._exit(0)
 
 
 def _wait_for(*numbers: signal.Signals) -> None:
-    # The signal may reach another thread of the server, which does not wake this one. The byte in the pipe does.
+    # The signal may reach another thread, which does not wake this thread. The byte in the pipe wakes it.
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer)
@@ -72,16 +72,16 @@ def _parameters(options: argparse.Namespace) -> xllamacpp.CommonParams:
     parameters.cpuparams.n_threads = options.threads
     parameters.cpuparams_batch.n_threads = options.threads
     parameters.n_gpu_layers = options.gpu_layers
-    # By default llama.cpp fills up to 8 GiB over time, which the instance has not reserved.
+    # llama.cpp's default cache grows up to 8 GiB, but the instance has not reserved this memory.
     parameters.cache_ram_mib = options.prompt_cache_mib
     parameters.endpoint_metrics = parameters.endpoint_slots = parameters.endpoint_props = True
     parameters.use_jinja = True
     parameters.ui = False
     parameters.offline = True  # serve this file only, download nothing
-    parameters.cors_origins = ""  # by default any web page in a browser on this machine may use the model
+    parameters.cors_origins = ""  # the default allows any web page in a browser on this machine to use the model
     parameters.embedding = options.embedding
     if options.embedding:
-        # A text is embedded in one pass: the batch must hold all of it.
+        # llama.cpp embeds a text in one pass, so the batch must be as large as the longest text.
         parameters.n_batch = parameters.n_ubatch = options.context_length
     if options.pooling:
         parameters.pooling_type = xllamacpp.llama_pooling_type[f"LLAMA_POOLING_TYPE_{options.pooling.upper()}"]

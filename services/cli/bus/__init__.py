@@ -1,1 +1,1 @@
-"""The users of the bus and what each may do."""
+"""The users of the bus and the rights of each user."""

@@ -1,4 +1,4 @@
-"""The units of other domains that a domain calls, read from its source. `<domain>.log` is derived from `follows`."""
+"""Finds the units of other domains that a domain calls, in the domain's source code."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _trees(name: str) -> Iterator[ast.AST]:
 
 
 def _named(tree: ast.AST, names: Iterable[str]) -> Iterator[str]:
-    """Yield the units that a module mentions; `names`: unit names that count in string constants."""
+    """Yield the units that a module mentions: by their class, or by a string that is one of `names`."""
     imported: dict[str, Any] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("services."):

@@ -14,14 +14,14 @@ from aima_core.standard_units import units_of
 from services.cli.bus.calls import calls_of
 
 AGENT, OBSERVER = "agent", "observer"
-DOOR = "gateway"  # calls units on behalf of its clients, so it may call all of them
-_VERBS = ("PING", "INFO", "STATS")  # of ADR-32
+DOOR = "gateway"  # the domain that may call every unit, on behalf of its clients
+_VERBS = ("PING", "INFO", "STATS")  # the discovery requests of NATS services (ADR-32)
 _KV_STREAM = f"KV_{BUCKET}"
 
 
 @dataclass(frozen=True)
 class Rights:
-    """Subjects, with wildcards, that a user may publish and subscribe to. `denied` overrides `publish`."""
+    """The subjects that a user may publish and subscribe to, with wildcards. `denied` overrides `publish`."""
 
     about: str
     publish: tuple[str, ...]
@@ -38,11 +38,11 @@ def rights(domains: Mapping[str, Domain[Any]]) -> dict[str, Rights]:
     return by_domain | {AGENT: _agent(domains), OBSERVER: _observer(), OPERATOR: Rights("Everything.", (">",), (">",))}
 
 
-# --- one user each ------------------------------------------------------------------------------------------------
+# --- rights of one user -------------------------------------------------------------------------------------------
 
 
 def _domain(domain: Domain[Any], calls: Mapping[str, frozenset[str]], domains: Mapping[str, Domain[Any]]) -> Rights:
-    """A domain: serves its units, publishes its events, calls the units in its source, follows its peers."""
+    """Return a domain's rights: serve its units, publish its events, call other domains' units, follow its peers."""
     own = domain.name
     called_by = [name for name in calls if own in _peers(domains[name], calls[name])]
     callers = sorted({*called_by, AGENT, OPERATOR, DOOR})
@@ -60,7 +60,7 @@ def _domain(domain: Domain[Any], calls: Mapping[str, frozenset[str]], domains: M
 
 
 def _door(domain: Domain[Any]) -> Rights:
-    """The gateway: a domain that calls every unit, reads every event and watches every resource."""
+    """Return the gateway's rights: those of a domain, and call every unit, read every event, watch every resource."""
     return Rights(
         about="The gateway: may call every unit and read every event.",
         publish=(*_publications(domain), "_INBOX.>", "aima.*.*", "aima.*.*.*", *_discover(), *_read(), "$JS.API.INFO"),
@@ -70,7 +70,7 @@ def _door(domain: Domain[Any]) -> Rights:
 
 
 def _agent(domains: Mapping[str, Domain[Any]]) -> Rights:
-    """An agent: calls every unit without high risk, but not at a particular node."""
+    """Return an agent's rights: call every unit without high risk, but not at a chosen node."""
     units = [unit for domain in domains.values() for unit in (*domain.units, *units_of(domain.name, ""))]
     return Rights(
         about="May call every unit that has no high risk, and nothing else.",
@@ -87,7 +87,7 @@ def _observer() -> Rights:
     )
 
 
-# --- what several of them have ------------------------------------------------------------------------------------
+# --- rights of several users --------------------------------------------------------------------------------------
 
 
 def _peers(domain: Domain[Any], calls: Iterable[str]) -> list[str]:
@@ -112,11 +112,11 @@ def _publications(domain: Domain[Any]) -> tuple[str, ...]:
 
 
 def _subscriptions(domain: Domain[Any]) -> tuple[str, ...]:
-    """Return the subjects every domain subscribes to: its units, ADR-32 verbs, inboxes, events of its peers."""
+    """Return the subjects that every domain subscribes to: its units, discovery, its inbox, its peers' events."""
     name = domain.name
     return (
         f"aima.{name}.*",
-        f"aima.{name}.*.*",  # addressed to a node
+        f"aima.{name}.*.*",  # requests to this node
         *(f"$SRV.{verb}{rest}" for verb in _VERBS for rest in ("", f".{name}", f".{name}.*")),
         f"{inbox(name)}.>",
         *(f"aima.events.{peer}.>" for peer in sorted(domain.follows)),

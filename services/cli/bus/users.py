@@ -1,6 +1,7 @@
-"""The users of the bus as nats-server's configuration: one for each domain and each kind of caller.
+"""Writes the users of the bus into nats-server's configuration: one user for each domain and each kind of caller.
 
-nats-server gets hashes. Each password is in a file of its own that only its owner can read.
+The configuration contains only the hash of each password. The password itself is in a file that only the current
+account can read.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from aima_core.bus.nats_server import USERS
 from aima_core.domain import Domain
 from services.cli.bus.rights import Rights, rights
 
-# The password is 256 random bits: a higher cost makes no guess harder and slows every connection.
+# A password has 256 random bits, so nobody can guess it. A higher cost would only slow every connection.
 _COST = 4
 
 
 def write(data: Path, domains: Mapping[str, Domain[Any]]) -> dict[str, Rights]:
-    """Write `users.conf` and a password for each user without one; return the rights by user.
+    """Write `users.conf`, and a password file for each user without one; return the rights by user.
 
     Raises OSError if the data folder is not writable.
     """

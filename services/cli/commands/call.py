@@ -45,7 +45,7 @@ def call(
 
     async def ask(door: Door) -> Any:
         described = await door.describe(unit)
-        if not options.dry_run:  # a plan has columns of its own
+        if not options.dry_run:  # a dry run returns a plan, which has other columns
             tables.check(shown, described.output)
         data = unit_call.read_input(words or [], given, described.input)
         return await unit_call.answer(door, described, data, options)

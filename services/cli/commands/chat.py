@@ -38,7 +38,7 @@ def chat(
     message: Annotated[
         str | None,
         typer.Argument(
-            help="The message, appended to piped input; - sends piped input alone. Default: a conversation."
+            help="The message, appended to piped input; - sends only the piped input. Without it: a conversation."
         ),
     ] = None,
     model: Annotated[
@@ -51,10 +51,10 @@ def chat(
         ),
     ] = "",
     system: Annotated[str, typer.Option("-s", "--system", help="The system message.")] = "",
-    max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="Most tokens of an answer.")] = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="Maximum tokens of an answer.")] = None,
     temperature: Annotated[
         float | None,
-        typer.Option("--temperature", min=0, max=2, help="0: always the likeliest."),
+        typer.Option("--temperature", min=0, max=2, help="Randomness; 0: always the likeliest token."),
     ] = None,
     url: Url = "",
     api_key: ApiKey = "",
@@ -84,7 +84,7 @@ def chat(
 
 
 def _with_piped_input(message: str) -> str:
-    """Return the message, with piped input before it; raise InvalidRequest if both are empty."""
+    """Return the piped input and the message, in this order; raise InvalidRequest if both are empty."""
     if message != "-" and not _stdin_is_piped():
         return message
     try:
@@ -98,7 +98,7 @@ def _with_piped_input(message: str) -> str:
 
 
 def _stdin_is_piped() -> bool:
-    """Whether standard input is a pipe or a file; any other inherited input might never end."""
+    """Whether standard input is a pipe or a file. Other kinds of input may never end, so they are not read."""
     try:
         mode = os.fstat(0).st_mode
     except OSError:  # standard input is closed
@@ -107,7 +107,7 @@ def _stdin_is_piped() -> bool:
 
 
 async def turn(door: Door, model: str, messages: Turns, options: dict[str, Any], reply: list[str]) -> None:
-    """Print the model's answer as it arrives; append its text to `reply`, also if the answer is interrupted."""
+    """Print the model's answer as it arrives; add its text to `reply`, even if the answer is interrupted."""
     data = {"model": model, "messages": messages, "stream": True, **options}
     waiting, printed = False, False
     parts = cast(AsyncGenerator[Any], door.stream("inference.chat", data, timeout=_TIMEOUT, headers={}))
@@ -130,9 +130,9 @@ async def turn(door: Door, model: str, messages: Turns, options: dict[str, Any],
 
 
 async def _chat_targets(door: Door) -> list[str]:
-    """Return the models that have a service, running ones first, then the services.
+    """Return the ids and names of the models that have a service, and of the services; running models come first.
 
-    Models that do not run are included: a request to one waits for its service to start or says why it cannot.
+    Models that do not run are included: a request to such a model waits for its service, or fails with the cause.
     """
     return _chat_names((await door.ask("inference.models", {}, timeout=5)).data)
 

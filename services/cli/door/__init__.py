@@ -1,1 +1,1 @@
-"""The way from the command line to the units: over the bus, or over HTTP to a gateway."""
+"""Connects the command line to the units: over the bus, or over HTTP to a gateway."""

@@ -1,4 +1,4 @@
-"""The door over the bus: the one in the settings, or the one that `aima up` runs."""
+"""The door over the bus. The bus is the one in the settings, or the one that `aima up` runs."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from services.cli.door.client_settings import ClientSettings
 from services.cli.door.door import CONNECT, down
 from services.cli.supervisor.folder_lock import runs
 
-_BUSY = 5.0  # seconds that a domain that is there but busy has to describe itself
-_POLL = 0.05  # seconds between two looks for a bus that is starting
+_BUSY = 5.0  # seconds for a domain on the bus to describe itself, even if it is busy
+_POLL = 0.05  # seconds between two checks whether a starting bus is ready
 
 
 @contextlib.asynccontextmanager
 async def bus(config: Path | None = None, *, wait: float = CONNECT, back: float | None = None) -> AsyncIterator[Client]:
-    """Connect to the bus in the settings or the bus that `aima up` runs; `back` is that of `connection.connect`.
+    """Yield a client of the bus in the settings, or of the bus that `aima up` runs. `back`: as for `connect`.
 
-    Raises Unavailable if neither exists. The default port is not tried: its server may belong to another program.
+    Raises Unavailable if neither bus exists. The default port is not tried: its server may belong to another program.
     """
     async with open_bus(config, wait=wait, back=back) as door:
         yield door.client
@@ -39,7 +39,7 @@ async def bus(config: Path | None = None, *, wait: float = CONNECT, back: float 
 async def open_bus(
     config: Path | None = None, *, wait: float = CONNECT, back: float | None = None
 ) -> AsyncIterator[BusDoor]:
-    """Connect as `bus` does, and yield the bus as a door."""
+    """Connect as `bus` does, but yield the bus as a door."""
     loaded = await _await_bus(config, wait)
     try:
         nc = await connect(loaded.nats.url, "aima-cli", user=bus_user(loaded, OPERATOR), wait=wait, back=back)
@@ -52,7 +52,7 @@ async def open_bus(
 
 
 async def _await_bus(config: Path | None, wait: float) -> ClientSettings:
-    """Return settings that name a bus; wait up to `wait` seconds for one that is starting."""
+    """Return the settings once they contain the address of a bus; wait up to `wait` seconds for a starting bus."""
     until = time.monotonic() + wait
     while True:
         loaded = client_settings.read(config)
@@ -78,20 +78,20 @@ class BusDoor:
     """The bus as a `Door`."""
 
     def __init__(self, client: Client, settings: ClientSettings | None = None) -> None:
-        """`settings`: those of the bus; without them, every listing waits as long as for an unknown bus."""
+        """`settings`: the settings of the bus; without them, known processes are not used to speed up a listing."""
         self.client = client
         self._settings = settings
 
     async def domains(self, name: str = "") -> dict[str, DomainInfo]:
         known = known_processes.recall(self._settings) if self._settings and not name else ()
-        wait = {"wait": _BUSY} if name else {}  # a domain that is not there is known at once
+        wait = {"wait": _BUSY} if name else {}  # for an absent domain, the bus reports at once that nobody listens
         loaded = [read_info(info) for info in await self.client.discover(name, known=known, **wait)]
         if self._settings and not name:
             known_processes.remember(self._settings, [(info.name, info.node) for info in loaded])
         return {info.name: info for info in sorted(loaded, key=lambda info: info.name)}
 
     async def describe(self, unit: str) -> UnitInfo:
-        """Ask the unit's own domain first; ask all domains if it does not know the unit."""
+        """Ask the unit's own domain; if that domain does not describe the unit, ask all domains."""
         domain = unit.partition(".")[0]
         loaded = await self.domains(domain)
         if domain in loaded and unit in loaded[domain].units:
@@ -100,7 +100,7 @@ class BusDoor:
         if domain not in loaded and domain in domains.names():
             raise down(domain, unit)
         if domain in loaded and unit in loaded[domain].units:
-            return loaded[domain].units[unit]  # it came to the bus, or was too busy for the first question
+            return loaded[domain].units[unit]  # the domain has just started, or was too busy for the first request
         raise unknown(unit, [name for info in loaded.values() for name in info.units])
 
     def stream(

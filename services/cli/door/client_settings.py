@@ -1,7 +1,8 @@
-"""The settings that a client of the bus needs, usually read without pydantic, whose import takes 60 ms.
+"""Reads the settings that a client of the bus needs, usually without pydantic, whose import takes 60 ms.
 
-`read` takes values that are plainly valid as they are. If anything looks unusual, the reader of all settings
-(`aima_core/settings.py`) reads them: it converts, and its errors name file, line and key. A test compares both readers.
+`read` accepts values that are valid without a conversion. If any value needs a conversion or is invalid, the reader of
+all settings (`aima_core/settings.py`) reads the settings instead; its errors name file, line and key. A test compares
+the results of both readers.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from aima_core.bus.address import DEFAULT_PORT, published_url
 from aima_core.system.node import default_node
 
 _TOP = {"data": ".+", "node": "[A-Za-z0-9-]{1,63}"}
-_SECTIONS: Mapping[str, Mapping[str, str]] = {  # the plainly valid texts of each key
+_SECTIONS: Mapping[str, Mapping[str, str]] = {  # a pattern for each key: texts that are valid without a conversion
     "nats": {
         "url": ".*",
         "port": "0|[1-9][0-9]{0,3}|[1-5][0-9]{4}",
@@ -27,12 +28,12 @@ _SECTIONS: Mapping[str, Mapping[str, str]] = {  # the plainly valid texts of eac
     },
     "log": {"level": "debug|info|warning|error"},
 }
-_TYPES: Mapping[str, type] = {"port": int, "users": bool}  # of values in a file; all others are texts
+_TYPES: Mapping[str, type] = {"port": int, "users": bool}  # the type of a key's value in a file; str for all other keys
 
 
 @dataclass(frozen=True)
 class NatsClient:
-    """How to reach the bus. `chosen`: whether the user set the URL; otherwise it is `aima up`'s, or the default."""
+    """How to reach the bus. `chosen`: whether the user has set the URL; else it is `aima up`'s URL or the default."""
 
     url: str
     user: str
@@ -51,11 +52,11 @@ class ClientSettings:
 
 
 class _Unusual(Exception):
-    """A value that the reader of all settings has to look at."""
+    """A value needs a conversion or is invalid, so the reader of all settings must read the settings."""
 
 
 def read(config: Path | None = None) -> ClientSettings:
-    """Return the settings of a client; the sections of domains are not checked. Raises what `settings.load` raises."""
+    """Return a client's settings; do not check the sections of domains. Raises the same errors as `settings.load`."""
     try:
         return _plain(config, os.environ)
     except (_Unusual, OSError, UnicodeDecodeError):
@@ -72,7 +73,7 @@ def _checked(config: Path | None) -> ClientSettings:
 
 
 def _plain(config: Path | None, environ: Mapping[str, str]) -> ClientSettings:
-    """Return the settings; raise _Unusual unless every value is plainly valid."""
+    """Return the settings; raise _Unusual if any value needs a conversion or is invalid."""
     named = config or (Path(environ["AIMA_CONFIG"]) if environ.get("AIMA_CONFIG") else None)
     file = named or Path(environ.get("AIMA_DATA") or "~/.aima").expanduser() / "config.toml"
     values = _of_file(file, required=named is not None)

@@ -18,7 +18,7 @@ CONNECT = 2.0  # seconds to connect to the bus
 
 @dataclass(frozen=True)
 class DoorAddress:
-    """Which door a command uses: the gateway at `url` with `api_key`, or without a URL the bus of the settings.
+    """The address of a door: a gateway at `url` with `api_key`; without `url`, the bus in the settings.
 
     `wait`: seconds to wait for the bus.
     """
@@ -36,7 +36,7 @@ class Door(Protocol):
         """Return the serving domains by name, with their units; with a name, only that domain."""
 
     async def describe(self, unit: str) -> UnitInfo:
-        """Return one unit; raise UnitNotFound with suggestions, or Unavailable if its domain is down."""
+        """Return a unit's description. Raises UnitNotFound with suggestions, or Unavailable if its domain is down."""
 
     def stream(
         self, unit: str, data: Mapping[str, Any], *, timeout: float, headers: Mapping[str, str]
@@ -50,6 +50,6 @@ class Door(Protocol):
 
 
 def down(domain: str, unit: str = "") -> Unavailable:
-    """Return the error for a domain that exists and does not run."""
+    """Return the error for a domain that does not run."""
     about = {"unit": unit} if unit else {}
     return Unavailable(f"the {domain} domain does not answer", reason="DOMAIN_DOWN", domain=domain, **about)

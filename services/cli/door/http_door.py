@@ -16,9 +16,9 @@ from aima_core.bus.directory import DomainInfo, UnitInfo
 from aima_core.errors import InvalidRequest, Timeout, Unavailable, ValidationFailed, from_body
 
 _API = "/api/v2"
-_BELOW = (_API, "/api", "/v1", "/mcp", "/docs")  # URLs of single APIs, which users paste in place of the gateway's root
-_CONNECT = 5.0  # seconds
-_QUIET = 60.0  # seconds without a byte; a working gateway sends a comment every 15
+_BELOW = (_API, "/api", "/v1", "/mcp", "/docs")  # paths that users paste together with the gateway's root URL
+_CONNECT = 5.0  # seconds to connect
+_QUIET = 60.0  # seconds without a byte until a call fails; a gateway at work sends a comment every 15 s
 
 _decode = msgspec.json.decode
 
@@ -46,7 +46,7 @@ async def http_door(url: str, api_key: str) -> AsyncIterator[HttpDoor]:
 
 
 class HttpDoor:
-    """A gateway as a `Door`. Errors of the unit and of the gateway itself are raised as such."""
+    """A gateway as a `Door`. Raises the errors of the unit and of the gateway as the AimaErrors that they are."""
 
     def __init__(self, http: httpx2.AsyncClient, url: str) -> None:
         self._http = http
@@ -126,9 +126,9 @@ class HttpDoor:
             return self._not_a_gateway(response)
 
     def _wrong_root(self, document: Mapping[str, Any]) -> ValidationFailed | None:
-        """Return the error for a URL below the gateway's root, such as its OpenAI API; None for other URLs."""
+        """Return the error for a URL with a path after the gateway's root, such as /v1; None for other URLs."""
         details = document.get("details") or {}
-        details = details.get("details") or details  # the OpenAI API nests our details in its own
+        details = details.get("details") or details  # an OpenAI error contains AIMA's details inside its own `details`
         url = self._url.rstrip("/")
         root = next((url.removesuffix(below) for below in _BELOW if url.endswith(below)), "")
         if not root or not (details.get("reason") == "NO_SUCH_PATH" or url.endswith(_API)):

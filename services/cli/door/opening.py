@@ -1,6 +1,7 @@
-"""Opens the door that the command line names: to a gateway with `--url`, to the bus without it.
+"""Opens the door that the command line names: a gateway with `--url`, the bus without.
 
-A command that only the bus can serve takes `bus_door.bus`; all others take `open_door`, and do not know which it is.
+A command that works only over the bus uses `bus_door.bus`. All other commands use `open_door`, and work the same over
+either door.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import AsyncIterator
 
 from services.cli.door.door import Door, DoorAddress
 
-_BACK = 5.0  # seconds to reconnect to a bus that is lost during an answer
+_BACK = 5.0  # seconds to reconnect if the connection to the bus breaks during an answer
 
 
 @contextlib.asynccontextmanager
@@ -22,7 +23,7 @@ async def open_door(address: DoorAddress) -> AsyncIterator[Door]:
         async with http_door(address.url, address.api_key) as door:
             yield door
         return
-    from services.cli.door.bus_door import open_bus  # so is the NATS client for a command that uses a gateway
+    from services.cli.door.bus_door import open_bus  # a command over HTTP does not need the NATS client
 
     async with open_bus(address.config, wait=address.wait, back=_BACK) as door:
         yield door

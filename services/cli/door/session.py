@@ -1,6 +1,7 @@
-"""The doors that one command line has opened: each once, on one event loop, closed when the command ends.
+"""Keeps the doors that one command line opens: each door opens once, and closes when the command ends.
 
-A command of a unit is built from what the domain says, and then asks the unit: both go over the same connection.
+The command of a unit sends at least two requests: one for the unit's description, one to call the unit. Both use the
+same connection. All doors share one event loop.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ T = TypeVar("T")
 
 
 class Session:
-    """An event loop and its open doors, made when the first door is needed. Use it as a context manager."""
+    """An event loop and its open doors, as a context manager. The loop starts with the first door."""
 
     def __init__(self) -> None:
         self._runner: asyncio.Runner | None = None
@@ -38,9 +39,9 @@ class Session:
                 self._runner.close()
 
     def run(self, address: DoorAddress, work: Callable[[Door], Awaitable[T]]) -> T:
-        """Return what the work with the door at an address returns; open the door if that has not been done yet.
+        """Run `work` with the door at an address and return its result. Open the door unless it is open.
 
-        Raises Unavailable if there is no bus or gateway there.
+        Raises Unavailable if there is no bus or gateway at the address.
         """
         import asyncio  # a command without a door does not pay for this import
 
@@ -48,7 +49,7 @@ class Session:
         return self._runner.run(self._with_door(address, work))
 
     def release(self) -> None:
-        """Close all doors. A connection must not stay open while nobody reads from it, as at a prompt."""
+        """Close all doors, for example before a prompt: nobody reads from an open connection during a prompt."""
         if self._runner and self._doors:
             self._doors.clear()
             self._runner.run(self._opened.aclose())
@@ -56,7 +57,7 @@ class Session:
     async def _with_door(self, address: DoorAddress, work: Callable[[Door], Awaitable[T]]) -> T:
         from services.cli.door.opening import open_door
 
-        place = replace(address, wait=CONNECT)  # how long to wait for it does not change where it is
+        place = replace(address, wait=CONNECT)  # addresses that differ only in `wait` share a door
         if place not in self._doors:
             self._doors[place] = await self._opened.enter_async_context(open_door(address))
         return await work(self._doors[place])
@@ -67,7 +68,7 @@ _current: ContextVar[Session | None] = ContextVar("session", default=None)
 
 @contextlib.contextmanager
 def session() -> Iterator[None]:
-    """Let every `with_door` in the block share its doors."""
+    """Start a session: all calls of `with_door` in the block share their doors."""
     with Session() as opened:
         token = _current.set(opened)
         try:
@@ -77,13 +78,16 @@ def session() -> Iterator[None]:
 
 
 def with_door(address: DoorAddress, work: Callable[[Door], Awaitable[T]]) -> T:
-    """Return what the work with a door returns, in the session of the command line or else in one of its own."""
+    """Run `work` with a door and return its result. Uses the command line's session, if there is one."""
     current = _current.get()
     return current.run(address, work) if current else alone(address, work)
 
 
 def alone(address: DoorAddress, work: Callable[[Door], Awaitable[T]]) -> T:
-    """Do the same over a connection of its own, which ends with the work: between two of them, somebody may think."""
+    """Run `work` with a new connection, close it, and return the result.
+
+    A conversation uses this function, because the user may think for minutes between two messages.
+    """
     with Session() as own:
         return own.run(address, work)
 

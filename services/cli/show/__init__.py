@@ -1,1 +1,1 @@
-"""What the command line shows: tables, documents, a conversation."""
+"""The output of the command line: tables, documents, a conversation."""

@@ -1,6 +1,6 @@
-"""Formats a value for a table cell: shortened, and amounts with units. Pure. `-o json` shows values in full.
+"""Formats a value for a table cell: shortens it, and adds a unit to an amount. Pure. `-o json` shows full values.
 
-The name of a field tells whether its value is a number of bytes.
+A field's name determines whether its value is a number of bytes.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ _BYTES = re.compile(
     r"size|weights|overhead|kv_bytes_per_token|(\w+_)?(bytes|memory|storage)"
     r"|memory_(total|used|free|min|max|recommended|limit)|available|reserved|requested|missing|budget"
 )
-_SHARES = ("total", "used", "free")  # bytes if they are beside or inside a field in bytes
+_SHARES = ("total", "used", "free")  # fields in bytes, if a field in bytes contains them or is beside them
 _UNITS = (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 _NOTHING: tuple[Any, ...] = (None, "", [], {})
-_PART = 60  # characters of a nested value
+_PART = 60  # characters; a longer nested value is cut
 
 
 def column(item: Mapping[str, Any], name: str, within: str = "") -> str:
@@ -63,7 +63,7 @@ def is_bytes(name: str) -> bool:
 
 
 def amount(value: float) -> str:
-    """Return bytes with a unit: `1.5 GiB`; below 1024 without one."""
+    """Return a number of bytes with a unit, such as `1.5 GiB`; a number below 1024 has no unit."""
     for unit, worth in _UNITS:
         if value >= worth:
             return f"{value / worth:.1f} {unit}"
@@ -71,7 +71,7 @@ def amount(value: float) -> str:
 
 
 def figure(value: float) -> str:
-    """Return an integer in full, any other number with four significant digits or without decimals."""
+    """Return an integer in full, any other number with four digits; from 1000 on, without decimals."""
     if isinstance(value, int):
         return str(value)
     return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"

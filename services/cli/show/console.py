@@ -1,7 +1,7 @@
-"""Writes lines to stdout and stderr, styled at a terminal. Also the output formats.
+"""Writes lines to stdout and stderr, with styles at a terminal. Defines the output formats.
 
-Rich draws tables that do not fit, progress bars and help. It takes longer to import than most commands take to run, so
-plain lines do without it.
+This module must not import rich, because the import takes longer than most commands run. Rich draws only tables that
+do not fit, progress bars and help.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Stream:
 
     @property
     def has_colours(self) -> bool:
-        """Whether styles appear: at a terminal that has them. NO_COLOR and FORCE_COLOR in the environment decide."""
+        """Whether to write styles: at a terminal with colours. NO_COLOR and FORCE_COLOR override the default."""
         if os.environ.get("NO_COLOR"):
             return False
         return bool(os.environ.get("FORCE_COLOR")) or (self.is_terminal and os.environ.get("TERM") not in _COLOURLESS)
@@ -83,12 +83,12 @@ err = Stream("stderr")
 
 
 def is_wide() -> bool:
-    """Whether tables are as wide as needed: in a file or a pipe, unless COLUMNS is set."""
+    """Whether a table may be wider than a terminal: if stdout is a file or pipe and COLUMNS is not set."""
     return not out.is_terminal and "COLUMNS" not in os.environ
 
 
 def width() -> int:
-    """Return the cells of a line on stdout."""
+    """Return the width of a line in cells: COLUMNS, or the terminal's width, or 80 if both are unknown."""
     if (columns := os.environ.get("COLUMNS", "")).isdecimal() and int(columns):
         return int(columns)
     for stream in (sys.__stdin__, sys.__stdout__, sys.__stderr__):
@@ -100,6 +100,6 @@ def width() -> int:
 
 
 def escape(text: str) -> str:
-    """Return text that rich shows as it is, as `rich.markup.escape` does."""
+    """Return the text with its markup escaped, so that rich shows it literally. Same as `rich.markup.escape`."""
     escaped = _MARKUP.sub(lambda match: f"{match[1]}{match[1]}\\{match[2]}", text)
     return escaped + "\\" if escaped.endswith("\\") and not escaped.endswith("\\\\") else escaped

@@ -108,7 +108,7 @@ class Conversation:
 
 
 def _read(interactive: bool) -> str:
-    """Return a message: a line and its continuation lines. Raises EOFError at the end of the input."""
+    """Read a line and its continuation lines; return them as a message. Raises EOFError at the end of the input."""
     lines = [_line("> " if interactive else "")]
     while lines[-1].endswith("\\"):
         lines[-1] = lines[-1][:-1]

@@ -1,4 +1,4 @@
-"""Draws columns. Rich does it where a text must be wrapped; all else is lines with blanks, which need no import."""
+"""Draws tables in columns. Rich draws a table whose texts must wrap; any other table needs no slow import."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DROPPED = dict.fromkeys((7, 8, 11, 12, 13))  # control characters that move the
 
 
 def table(names: Sequence[str], columns: Sequence[Sequence[str]], least: Sequence[int]) -> None:
-    """Write columns under their names; `least`: the width in cells below which a column is not wrapped."""
+    """Write columns under their names. `least`: the minimum width of each column, in cells."""
     texts = [[_clean(text) for text in column] for column in columns]
     widths = [max(map(width_of, (name, *column))) for name, column in zip(names, texts, strict=True)]
     if _fits(widths):
@@ -34,7 +34,7 @@ def table(names: Sequence[str], columns: Sequence[Sequence[str]], least: Sequenc
 
 
 def pairs(rows: Sequence[tuple[str, str]]) -> None:
-    """Write keys and their values."""
+    """Write keys and their values in two columns."""
     cleaned = [(_clean(key), _clean(value)) for key, value in rows]
     widths = [max((width_of(row[side]) for row in cleaned), default=0) for side in (0, 1)]
     if _fits(widths):
@@ -70,7 +70,7 @@ def _write(row: Sequence[Styled], widths: Sequence[int]) -> None:
 
 
 def _lines(row: Sequence[Styled]) -> Iterator[list[Styled]]:
-    """Yield the lines of a row: a cell may have several."""
+    """Yield the lines of a row. A row has several lines if one of its cells has."""
     for texts in zip_longest(*(part.text.splitlines() or [""] for part in row), fillvalue=""):
         yield [Styled(text, part.style) for text, part in zip(texts, row, strict=True)]
 

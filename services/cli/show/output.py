@@ -12,7 +12,7 @@ from services.cli.show.console import Format, err, styled, yellow
 
 
 def document(data: Any, form: Format, columns: Sequence[str] = ()) -> None:
-    """Write an answer; `columns` select the columns of a table."""
+    """Write an answer in a format. `columns`: the columns of a table; empty: all that fit."""
     match form:
         case Format.JSON:
             print(json.dumps(data, indent=2, ensure_ascii=False))  # noqa: T201 (the answer goes to stdout)

@@ -13,7 +13,7 @@ _SILENT = 1.0  # seconds until the bar appears, if the call reports no progress 
 
 
 class ProgressBar:
-    """Appears after a second, or with the first progress. Rich, which draws it, is imported only then."""
+    """A bar that appears after a second, or with the first progress. Rich draws it and is imported only then."""
 
     def __init__(self, title: str, *, hidden: bool) -> None:
         self._title = title
@@ -30,7 +30,7 @@ class ProgressBar:
             self._drawn[0].stop()
 
     def update(self, description: str, percent: float) -> None:
-        """Show how far the work is."""
+        """Show the progress of the call."""
         if drawn := self._draw():
             progress, task = drawn
             progress.update(task, description=description, completed=percent, total=100)

@@ -1,6 +1,6 @@
-"""Describes the values a field accepts, and checks a value before it is sent. Pure.
+"""Describes the values that a field accepts, and checks a value before it is sent. Pure.
 
-The check never rejects a value that the unit accepts; keywords it does not know are left to the unit.
+The check never rejects a value that the unit accepts. It ignores unknown keywords of a schema; the unit checks them.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 
 Schema = Mapping[str, Any]
 
-_ANY_SIZE = 2**53  # a larger bound only excludes infinite numbers
+_ANY_SIZE = 2**53  # a larger bound is not shown: it only excludes infinite numbers
 _NAMES = {"string": "text", "integer": "integer", "number": "number", "boolean": "true|false", "object": "object"}
 
 
 def alternatives(schema: Schema | bool, root: Schema) -> list[Schema]:
-    """Return the schemas of which a value must match one; resolve references."""
+    """Return the alternatives of a schema, with references resolved; a value must match one of them."""
     if isinstance(schema, bool):
         return [{}]  # `true` is a valid schema
     if reference := schema.get("$ref"):
@@ -41,7 +41,7 @@ def choices(schema: Schema, root: Schema) -> list[Any]:
 
 
 def items(schema: Schema, root: Schema) -> Schema:
-    """Return the schema of a list's items, also if a list is one of several types."""
+    """Return the schema of a list's items, also if the field accepts other types besides a list."""
     each: Schema = next((each["items"] for each in alternatives(schema, root) if "items" in each), {})
     return each
 
@@ -61,13 +61,13 @@ def short(schema: Schema, root: Schema) -> str:
 
 
 def expected(schema: Schema, root: Schema) -> str:
-    """Return what a value must be, to follow `expected`: `a whole number from 1 to 100`."""
+    """Return the accepted values for an error message after "expected", such as `a whole number from 1 to 100`."""
     descriptions = [_expected(each, root) for each in alternatives(schema, root) if each.get("type") != "null"]
     return ", or ".join(dict.fromkeys(descriptions)) or "anything"
 
 
 def faults(value: Any, schema: Schema, root: Schema, path: str) -> Iterator[tuple[str, str]]:
-    """Yield each place where a value does not match, with what is expected there."""
+    """Yield the path of each mismatch between a value and a schema, and the value that the schema expects there."""
     descriptions: list[tuple[str, str]] = []
     for each in alternatives(schema, root):
         mismatches = list(_faults(value, each, root, path))
@@ -199,7 +199,7 @@ def _within(value: float, each: Schema) -> bool:
 def _well_formed(value: str, each: Schema) -> bool:
     if not each.get("minLength", 0) <= len(value) <= each.get("maxLength", len(value)):
         return False
-    with contextlib.suppress(re.error):  # a pattern in a dialect that is not Python's
+    with contextlib.suppress(re.error):  # Python cannot read every pattern of JSON Schema
         return "pattern" not in each or re.search(each["pattern"], value) is not None
     return True
 

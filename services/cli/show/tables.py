@@ -1,4 +1,4 @@
-"""Draws tables: chooses the columns that fit, and names on stderr the omitted ones."""
+"""Draws tables: chooses the columns that fit, and lists the omitted columns on stderr."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from aima_core.suggestions import nearest
 from services.cli.show import cells, grid, schema
 from services.cli.show.console import bold, dim, err, is_wide, out, width
 
-_LONG = 32  # cells; a column up to this width is shown in full or not at all
+_LONG = 32  # cells; a column up to this width does not wrap
 _SOUGHT = ("id", "name", "status", "replicas", "progress", "error")  # kept longest when the terminal is narrow
 _OF_EVENTS = ("recorded_at", "type", "data")
 _PART = 20  # cells; minimum width of a column that wraps
 
 
 def answer(data: Any, columns: Sequence[str] = ()) -> None:
-    """Write an answer as tables; for an unknown column, write all of it and raise ValidationFailed."""
+    """Write an answer as tables. For an unknown column, write the whole answer and raise ValidationFailed."""
     if not isinstance(data, Mapping):
         out.print(str(data))
         return
@@ -25,7 +25,7 @@ def answer(data: Any, columns: Sequence[str] = ()) -> None:
         try:
             chosen = _chosen(data, columns)
         except ValidationFailed:
-            answer(data)  # it may hold what is shown only once, such as a new key
+            answer(data)  # the answer may contain a value that is shown only once, such as a new key
             raise
         rows(chosen, columns)
         return
@@ -50,9 +50,9 @@ def answer(data: Any, columns: Sequence[str] = ()) -> None:
 
 
 def rows(items: Sequence[Any], columns: Sequence[str] = ()) -> None:
-    """Write a table of dicts, or one line for each other item.
+    """Write a table with a row for each dict. If an item is not a dict, write one line for each item.
 
-    Without `columns`: every column that has a value, as far as the terminal is wide; stderr names the omitted ones.
+    Without `columns`, the table has every column with a value that fits; a line on stderr lists the omitted columns.
     """
     if not items:
         out.print(dim("none"))
@@ -72,7 +72,7 @@ def rows(items: Sequence[Any], columns: Sequence[str] = ()) -> None:
 
 
 def fitting(widths: Mapping[str, int], room: int, sought: Sequence[str] = _SOUGHT) -> list[str]:
-    """Return the columns that fit into `room` cells; columns in `sought` are kept first, long texts wrap."""
+    """Return the columns that fit into `room` cells. Columns in `sought` come first; wide columns can wrap."""
     ranked = sorted(widths, key=lambda name: sought.index(name) if name in sought else len(sought))
     shown: list[str] = []
     for name in ranked:
@@ -88,7 +88,7 @@ def _needed(width: int) -> int:
 
 
 def _in_use(items: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the columns with a value; columns of objects and lists come last."""
+    """Return the columns in which any item has a value; columns with objects or lists come last."""
     names = list(dict.fromkeys(name for item in items for name in item))
     values = {name: [item.get(name) for item in items] for name in names}
     if _are_events(items):  # the data of an event matters more than its envelope
@@ -102,7 +102,7 @@ def _are_events(items: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def check(columns: Sequence[str], answers: schema.Schema) -> None:
-    """Raise ValidationFailed for columns that no answer of this schema can have; open schemas pass."""
+    """Raise ValidationFailed if no answer of this schema can have the columns. A schema with free fields passes."""
     known: dict[str, None] = {}
     for fields in _field_sets(answers):
         if fields is None or all(name in fields or name.partition(".")[0] in fields for name in columns):
@@ -113,7 +113,7 @@ def check(columns: Sequence[str], answers: schema.Schema) -> None:
 
 
 def _field_sets(answers: schema.Schema) -> Iterator[schema.Schema | None]:
-    """Yield the fields of each list of objects in the schema and of the answer itself; None if the schema is open."""
+    """Yield the fields of each list of objects in an answer, then the answer's own; None for free fields."""
     for each in schema.alternatives(answers, answers):
         known = each.get("properties", {})
         for field_schema in known.values():

@@ -1,7 +1,7 @@
 """One child process of `aima up`: forked, in a process group of its own, watched through a pipe.
 
-A child shares the parent's imported code and of its open files only the lock on the data folder, so the folder stays
-locked until the last child has ended.
+A child shares the parent's imported code. Of the parent's open files, a child keeps only the lock on the data folder,
+so the folder stays locked until the last child has ended.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from aima_core.system.child_processes import end_with_parent
 Run = Callable[[int, int], None]
 """The function of a child: `run(ready_fd, lifeline_fd)`.
 
-It writes b"1" to `ready_fd` when it serves, drains on SIGTERM and at the end of file on `lifeline_fd` (the parent has
-died), and then returns or exits. Exit codes EX_CONFIG (78) and EX_TEMPFAIL (75) mean that a restart cannot help.
+The function writes b"1" to `ready_fd` once it serves. It drains on SIGTERM, and when `lifeline_fd` ends because the
+parent has died; then it returns or exits. Exit codes EX_CONFIG (78) and EX_TEMPFAIL (75): a restart cannot help.
 """
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)  # handled by the parent
-LOG_LIMIT = 10 * 2**20  # bytes; a larger log is rotated when its process starts, one old log is kept
+LOG_LIMIT = 10 * 2**20  # bytes; a larger log is rotated at the start of its process; one old log is kept
 
 
 class ChildProcess:
@@ -67,14 +67,14 @@ class ChildProcess:
         self.pid, self.ready_fd = pid, ready
 
     def answers(self) -> bool:
-        """Return True once when the child has reported that it serves; `ready_fd` is then closed."""
+        """Return True at the first call after the child has reported that it serves; close `ready_fd` then."""
         if self.ready_fd is None:
             return False
         try:
             byte = os.read(self.ready_fd, 1)
         except BlockingIOError:
             return False
-        self._close_ready()  # it reported, or it has ended
+        self._close_ready()  # the child has reported or ended
         return byte == b"1"
 
     def poll(self) -> int | None:

@@ -1,6 +1,7 @@
-"""The lock on a data folder: one `aima up` at a time, and the files through which commands find it.
+"""The lock on a data folder, which allows one `aima up` at a time, and the files by which commands find `aima up`.
 
-A supervisor and its children hold `up.lock` until the last one ends; `nats.url` and `up.json` exist while it serves.
+A supervisor and its children hold `up.lock` until the last of them ends. `nats.url` and `up.json` exist while the
+supervisor serves.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from aima_core.system import file_locks
 
 _LOCK_FILE = "up.lock"
 _PROBED = 0.2  # seconds; a process that only checks the lock holds it for less
-GRACE = 30.0  # seconds for the children of a killed supervisor to end: as long as a drain
+GRACE = 30.0  # seconds for the children of a killed supervisor to end; a drain takes as long at most
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def runs(data: Path) -> bool:
     except OSError:
         return True
     try:
-        file_locks.lock(lock, shared=True)  # held briefly; `_lock` retries
+        file_locks.lock(lock, shared=True)  # the check holds the lock for a moment; `_lock` retries
     except OSError:
         return True
     finally:

@@ -16,7 +16,7 @@ from aima_core.errors import AimaError
 FIRST_DELAY = 0.2  # seconds; a single crash should cost little
 LONGEST_DELAY = 10.0  # seconds; a crash loop must not load the machine
 WHY_LENGTH = 200  # characters of the last log line in a state; the log has the rest
-LONG_LIFE = 5.0  # seconds; a process that lived longer starts the backoff anew
+LONG_LIFE = 5.0  # seconds; after a longer life, the next delay is the first one again
 
 State = Literal["starting", "ready", "restarting", "stopping", "stopped"]
 
@@ -90,7 +90,7 @@ class SupervisedProcess:
         self._why: str | None = None
 
     def launched(self, now: float) -> None:
-        """Record that the process was launched elsewhere; supervise it from now on."""
+        """Supervise a process that is already launched."""
         self._launched_at, self._launches = now, self._launches + 1
         self._enter("starting")
 
@@ -116,7 +116,7 @@ class SupervisedProcess:
                     self._ended(self.exit_code, now)
 
     def stop(self, number: int) -> None:
-        """Send the signal and restart no more; a process that does not run is stopped at once."""
+        """Send the signal and end the restarts; a process that does not run is stopped at once."""
         if self.process.pid is None:
             self._enter("stopped")
         else:
@@ -150,7 +150,7 @@ class SupervisedProcess:
 
 
 def reason(text: str, name: str = "") -> str:
-    """Return why a process ended: the last error in its log; empty if there is none."""
+    """Return the last error in a process's log, as the reason for its end; empty if the log has no error."""
     for line in reversed(text.splitlines()):
         if message := _error_in(line):
             message = message.removeprefix(f"{name}: ")

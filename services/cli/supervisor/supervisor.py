@@ -1,7 +1,7 @@
 """The parent process of `aima up`: forks every child, restarts children that die, and stops all in order.
 
-It has one thread and no event loop: it forks again whenever a child dies, and a fork copies only the calling thread. So
-`on_change` must not start a thread either (rich: `Live(auto_refresh=False)`).
+The supervisor has one thread and no event loop, because it forks whenever a child dies, and a fork copies only the
+calling thread. So `on_change` must not start a thread either (rich: `Live(auto_refresh=False)`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from services.cli.supervisor.restarts import ProcessState, SupervisedProcess
 
 DRAIN = 30.0  # seconds for children to finish running requests
 BUS_STOP = 5.0  # seconds for nats-server to close its files
-FINAL = (os.EX_CONFIG, os.EX_TEMPFAIL)  # a bad configuration; a log that another process holds
+FINAL = (os.EX_CONFIG, os.EX_TEMPFAIL)  # exit codes: invalid settings; a log that another process holds
 POLL = 0.05  # seconds between polls of a starting nats-server, which reports through no pipe
 IDLE = 1.0  # seconds between polls without any event
 
@@ -39,7 +39,7 @@ class Supervisor:
         on_change: Callable[[Sequence[ProcessState]], None] = lambda _: None,
         drain: float = DRAIN,
     ) -> None:
-        """`nats` is a serving nats-server to supervise, or the address of one that is not ours.
+        """`nats` is a running nats-server to supervise, or the address of a server that AIMA does not run.
 
         `on_change` receives the states of all processes, in order, whenever one changes.
         """
@@ -57,7 +57,7 @@ class Supervisor:
     def run(self) -> int:
         """Serve until SIGINT, SIGTERM, SIGHUP or `stop`; return the exit code.
 
-        0 after a drain; 75 or 78 if a child exited with it because it cannot run.
+        0 after a drain; 75 or 78 if a child cannot run and has exited with this code.
         """
         if threading.active_count() > 1:
             raise RuntimeError("the supervisor forks: no thread may run before")
@@ -65,7 +65,7 @@ class Supervisor:
         try:
             self._loop()
         except BaseException:
-            self._on_change = lambda _: None  # the view or the disk failed; still stop the processes in order
+            self._on_change = lambda _: None  # the display or the disk failed; stop the processes in order all the same
             self.stop()
             self._loop()
             raise
@@ -156,7 +156,7 @@ class Supervisor:
         self.stop()
 
     def _kill(self) -> None:
-        self._deadline = time.monotonic() + IDLE  # repeat if it did not help
+        self._deadline = time.monotonic() + IDLE  # send SIGKILL again if a child survives
         for child in self._processes:
             child.stop(signal.SIGKILL)
 

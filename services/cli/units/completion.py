@@ -1,4 +1,4 @@
-"""Shell completion: enumerated values, and ids of existing things, looked up when Tab is pressed."""
+"""Shell completion: enumerated values, and ids and names that units list when the user presses Tab."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Complete = Callable[[str], list[tuple[str, str]]]
 
 
 def values(flag: Flag, domain: str, address: DoorAddress) -> Complete:
-    """Return a completer for a flag's value; it returns nothing on any failure."""
+    """Return a completer for a flag's value. The completer returns nothing after a failure."""
 
     def complete(incomplete: str) -> list[tuple[str, str]]:
         candidates = [(str(value), "") for value in schema.choices(flag.schema, flag.root)]
@@ -35,7 +35,7 @@ def values(flag: Flag, domain: str, address: DoorAddress) -> Complete:
 
 
 def listed(unit: str, field: str = "id") -> Complete:
-    """Return a completer for the ids that a list unit returns, for built-in commands."""
+    """Return a completer for the ids in the answer of a unit such as `gateway.list_keys`."""
 
     def complete(incomplete: str) -> list[tuple[str, str]]:
         infos = _ids(unit, field, _default_address())
@@ -55,7 +55,7 @@ def answered(unit: str, names: Callable[[Mapping[str, Any]], list[str]]) -> Comp
 
 
 def events(incomplete: str) -> list[tuple[str, str]]:
-    """Complete event types: those declared by units, and `<domain>.*` for each domain."""
+    """Return completions of an event type: the types that units declare, and `<domain>.*` for each domain."""
     infos = _domains()
     types = {event for info in infos for unit in info.units.values() for event in unit.events}
     types |= {f"{info.name}.*" for info in infos}
@@ -63,7 +63,7 @@ def events(incomplete: str) -> list[tuple[str, str]]:
 
 
 def units(incomplete: str) -> list[tuple[str, str]]:
-    """Complete unit names."""
+    """Return completions of a unit's name."""
     infos = [unit for info in _domains() for unit in info.units.values()]
     return [(unit.name, unit.summary) for unit in infos if unit.name.startswith(incomplete)]
 
@@ -94,7 +94,7 @@ def _ids(unit: str, field: str, address: DoorAddress) -> list[tuple[str, str]]:
 
 
 def _ask(unit: str, address: DoorAddress) -> Mapping[str, Any]:
-    """Return a unit's answer; empty if there is none in time."""
+    """Return a unit's answer; empty if the unit fails or does not answer in time."""
 
     async def ask(door: Door) -> Mapping[str, Any]:
         async with asyncio.timeout(_TIMEOUT):

@@ -5,7 +5,7 @@ The form depends on the type of the field:
     --replicas 2                    a number, a text, one of several values
     --wait / --no-wait              a boolean
     --stop a --stop b               a list; also --stop '["a", "b"]'
-    --config.slots 2                into an object; also --config slots=2, --config '{"slots": 2}'
+    --config.slots 2                a field of an object; also --config slots=2, --config '{"slots": 2}'
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from aima_core.errors import ValidationFailed
 from aima_core.text_input import typed
 from services.cli.show import schema as schemas
 
-RESERVED = frozenset({"--url", "--api-key", "--help"})  # parsed before the unit is known
+RESERVED = frozenset({"--url", "--api-key", "--help"})  # parsed before AIMA knows the unit
 Kind = Literal["value", "switch", "list", "object"]
 
 _DOTTED = re.compile(r"(--[A-Za-z0-9_-]+)\.([^=]+)(?:=(.*))?", re.DOTALL)
@@ -127,7 +127,7 @@ def read(flags: Iterable[Flag], given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def named(error: ValidationFailed, flags: Iterable[Flag]) -> ValidationFailed:
-    """Return a unit's ValidationFailed with the names of flags in place of field names."""
+    """Return a copy of a unit's ValidationFailed that names flags instead of fields."""
     names = {flag.field: flag.name for flag in flags}
     typed: dict[str, str] = {}
     for fault in error.details.get("fields", ()):
@@ -156,7 +156,7 @@ def _refusal(wrong: Sequence[tuple[Flag, str, str]], given: Mapping[str, Any]) -
 def _message(flag: Flag, where: str, expected: str, value: Any) -> str:
     if expected == "required":
         return f"{flag.name} is required: {flag.description or flag.takes}".rstrip(".")
-    # do not repeat text: it may be secret or long
+    # the message does not repeat a free text, which may be secret or long
     free = "string" in schemas.types(flag.schema, flag.root) and not schemas.choices(flag.schema, flag.root)
     got = "" if free or where != flag.field or not isinstance(value, str) else f", not {value}"
     return f"{flag.name}{where[len(flag.field) :]}: expected {expected}{got}"
@@ -204,14 +204,14 @@ def _object(flag: Flag, texts: Sequence[str]) -> dict[str, Any]:
 
 
 def _path(flag: Flag, dotted: str) -> str:
-    """Return the path into an object; its own fields may be typed with dashes."""
+    """Return a dotted path with underscores in its first name, for which the user may type dashes."""
     first, dot, rest = dotted.partition(".")
     known = {key.replace("_", "-"): key for key in schemas.properties(flag.schema, flag.root)}
     return known.get(first.replace("_", "-"), first) + dot + rest
 
 
 def _put(data: dict[str, Any], path: Sequence[str], text: str, flag: Flag) -> None:
-    """Set the value at a dotted path, typed by the object's schema where it declares the field."""
+    """Set the value at a path in an object; convert the text by the object's schema, if it declares the field."""
     schema = flag.schema
     for part in path[:-1]:
         data = data.setdefault(part, {})

@@ -23,13 +23,13 @@ from services.cli.show.console import escape
 from services.cli.units import unit_command
 from services.gateway.rest.routes import ident_of
 
-_BRIEF = 0.3  # seconds to wait for the bus where help works without it
+_BRIEF = 0.3  # seconds to wait for the bus, for help and completion, which work without a bus
 _REFUSAL_TIMEOUT = 5.0  # seconds for a gateway to say why a unit is not available
 _PANEL = "Domains on the bus"
 
 
 class DomainGroup(TyperGroup):
-    """A domain: a command for each of its units, built on demand."""
+    """The group of a domain, with a command for each of its units. A command is built when it is used."""
 
     info: DomainInfo
     address: DoorAddress
@@ -51,7 +51,7 @@ class DomainGroup(TyperGroup):
 def listed(ctx: Any) -> list[str]:
     """Return the names of the domains' groups; raise AimaError if the bus does not answer quickly."""
     if _PANEL not in ctx.meta:
-        ctx.meta[_PANEL] = {}  # without a bus, it is asked once as well
+        ctx.meta[_PANEL] = {}  # set first: if the bus does not answer, it is not asked again
         ctx.meta[_PANEL] = _fetch(replace(_address(ctx), wait=_BRIEF))
     return [name.replace("_", "-") for name in ctx.meta[_PANEL]]
 
@@ -66,7 +66,7 @@ def find(ctx: Any, word: str, built_in: Sequence[str]) -> DomainGroup | None:
         if info := _known(ctx, address, name):
             return domain_group(info, address)
         infos = _fetch(address)
-        if name in infos:  # it has come back between the two looks
+        if name in infos:  # the domain has started since the first query
             return domain_group(infos[name], address)
         known += infos
     except AimaError:
@@ -114,19 +114,19 @@ def _actions(ctx: typer.Context) -> None:
 
 
 def _known(ctx: Any, address: DoorAddress, name: str) -> DomainInfo | None:
-    """Return a domain; reuse the listing that `--help` has just fetched."""
+    """Return a domain on the bus, or None; use the list that `--help` has fetched, if there is one."""
     listed: Mapping[str, DomainInfo] = ctx.meta.get(_PANEL, {})
     return listed.get(name) or _fetch(address, name).get(name)
 
 
 def _raise_refusal(address: DoorAddress, name: str) -> None:
-    """Raise the gateway's refusal of a unit that it does not list for this key; a dry run changes nothing."""
+    """Raise the gateway's error for a unit that the key may not call. A dry run of the unit provokes the error."""
     with contextlib.suppress(NotFound, InvalidRequest):  # rights are checked before the input
         with_door(address, lambda door: door.ask(name, {}, timeout=_REFUSAL_TIMEOUT, headers={calls.DRY_RUN: "true"}))
 
 
 def _for_completion(ctx: Any, address: DoorAddress, name: str) -> DomainInfo:
-    """Return a domain for shell completion; without units if the bus does not answer quickly."""
+    """Return a domain for shell completion; if the bus does not answer quickly, a domain without units."""
     with contextlib.suppress(AimaError):
         if info := _known(ctx, replace(address, wait=_BRIEF), name):
             return info
@@ -138,7 +138,10 @@ def _fetch(address: DoorAddress, name: str = "") -> Mapping[str, DomainInfo]:
 
 
 def _address(ctx: Any) -> DoorAddress:
-    """Return the door named anywhere on the command line: the commands are built from what it serves."""
+    """Return the address of the door from the whole command line.
+
+    The options of the door may stand after the command's name, but the command is built from the door's units.
+    """
     given = {name: ctx.params.get(name) or "" for name in ("url", "api_key")}
     words: Sequence[str] = ctx.args
     for index, word in enumerate(words):

@@ -26,7 +26,7 @@ _LONGEST = 86_400.0  # seconds; the longest deadline that the bus accepts
 
 @dataclass(frozen=True)
 class CallOptions:
-    """Options of a call. `timeout` in seconds; None: the unit's own."""
+    """Options of a call. `timeout`: in seconds; None: the unit's own timeout."""
 
     dry_run: bool = False
     key: str = ""
@@ -44,7 +44,7 @@ class CallOptions:
 
 
 async def answer(door: Door, unit: UnitInfo, data: Mapping[str, Any], options: CallOptions) -> Any:
-    """Return the answer's data; after Ctrl-C say that the command may continue in the background."""
+    """Return the answer's data. After Ctrl-C, print that the command may continue in the background."""
     timeout = options.timeout or min(unit.patience(data), _LONGEST)
     try:
         result = await ask(door, unit.name, data, timeout=timeout, headers=options.headers(), quiet=options.quiet)
@@ -63,7 +63,7 @@ async def answer(door: Door, unit: UnitInfo, data: Mapping[str, Any], options: C
 async def ask(
     door: Door, unit: str, data: Mapping[str, Any], *, timeout: float, headers: Mapping[str, str], quiet: bool
 ) -> Answer:
-    """Return the answer; show a progress bar on stderr if it takes long."""
+    """Return the answer; show a progress bar on stderr if the call takes long."""
     parts = cast(AsyncGenerator[Any], door.stream(unit, data, timeout=timeout, headers=headers))
     with ProgressBar(unit, hidden=quiet or not err.is_terminal) as bar:
         async with contextlib.aclosing(parts):
@@ -78,7 +78,7 @@ async def ask(
 
 
 def read_input(words: Sequence[str], given: str | None, schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the input of a call: JSON from `--input`, `@file` or `-` (stdin), then the key=value words."""
+    """Return the input of a call: the JSON of `--input` or `@file`, overridden by the key=value words."""
     files = [word for word in words if word.startswith("@")]
     text = sys.stdin.read() if given == "-" else given
     if files:

@@ -1,7 +1,7 @@
-"""A unit as a command: `aima service start svc-chat --timeout 600`, with a flag for each field of its input.
+"""Turns a unit into a command, with a flag for each field of its input: `aima service start svc-chat --timeout 600`.
 
-Built from the unit's description on the bus. Typer builds the command from a function whose signature is assembled
-here; `flags.py` checks the typed values.
+The unit's description comes from the bus. This module makes a function with one parameter per flag, and typer makes the
+command from the function's signature. `flags.py` checks the values.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from services.cli.units.unit_call import CallOptions
 _PANEL = "Call options"
 _KIND = Parameter.KEYWORD_ONLY
 
-# name, type, default, option words, help; a field of the unit takes precedence over an option word
+# name, type, default, options, help; if a field of the unit has the same flag, the option is omitted
 _SHARED: tuple[tuple[str, Any, Any, tuple[str, ...], str], ...] = (
     ("output", Format, Format.TABLE, ("-o", "--output"), "table for people; json or yaml for programs."),
     ("columns", str, "", ("--columns",), "Columns of the table, separated by commas."),
@@ -46,7 +46,7 @@ _SHARED: tuple[tuple[str, Any, Any, tuple[str, ...], str], ...] = (
     ("url", str, "", ("--url",), "Gateway to use, http://host:9090; default: the bus."),
     ("api_key", str, "", ("--api-key",), "API key for the gateway."),
 )
-_HINTED = 6  # flags named in a hint
+_HINTED = 6  # flags that a hint names at most
 _LEAST = {"timeout": 0.1, "expect": 0}
 _DEFAULTS = {name: default for name, _, default, _, _ in _SHARED}
 
@@ -58,8 +58,8 @@ class UnitCommand(TyperCommand):
     ident: str = ""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Expand `--config.slots 2`, parse the rest, and reject words without a flag."""
-        ctx.allow_extra_args = True  # rejected below, with a hint
+        """Parse the arguments, with `--config.slots 2` rewritten as `--config slots=2`. Reject words without a flag."""
+        ctx.allow_extra_args = True  # the code below rejects extra words, with a hint
         extra = super().parse_args(ctx, flags.undotted(args, self.fields))
         if extra and not ctx.resilient_parsing:
             given = typed(self.fields, self.ident, ctx.params)
@@ -96,7 +96,7 @@ def example(unit: UnitInfo, given: Mapping[str, Any], ident: str) -> str:
 
 
 def _function(unit: UnitInfo, unit_flags: Sequence[Flag], ident: str, address: DoorAddress) -> Callable[..., None]:
-    """Return the function that typer runs, with one parameter for each flag."""
+    """Return the function that typer runs. It has one parameter for each flag."""
     parameters = list(_parameters(unit, unit_flags, ident, address))
 
     def run(**given: Any) -> None:  # typer passes the parameters of the signature below
@@ -152,7 +152,7 @@ def confirm(unit: UnitInfo, data: Mapping[str, Any]) -> None:
         )
     words = " ".join(f"{key}={word(value)}" for key, value in data.items())
     err.print(f"{unit.name} {words}: ", styled("bold red", "high risk"), f". {unit.summary}")
-    release()  # the person may think for longer than an idle connection lasts
+    release()  # the user may think for longer than an idle connection lasts
     if not typer.confirm("Continue?", err=True):
         err.print(dim("nothing was changed"))
         raise typer.Exit(1)

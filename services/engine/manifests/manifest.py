@@ -1,4 +1,4 @@
-"""Loads engine manifests and turns one into the command line of a start. Must not start processes."""
+"""Loads engine manifests, and makes the command line of a start from a manifest. Must not start processes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ BUILT_IN = Path(__file__).parent
 
 
 def load_manifests(folders: Sequence[Path]) -> dict[str, Manifest]:
-    """Return the manifests by engine name: the built-in ones, overridden by those of the folders; the last one wins.
+    """Return the manifests by engine name. A folder's manifest replaces a built-in one, or an earlier folder's.
 
-    A missing folder counts as empty. Raises ValidationFailed (reason MANIFEST_INVALID), which names the file and each
-    bad field with the expected value, also if two manifests of one folder have the same name.
+    A missing folder counts as empty. Raises ValidationFailed (reason MANIFEST_INVALID) for an invalid manifest, and if
+    two manifests of one folder have the same name. The error names the file and the expected value of each bad field.
     """
     manifests: dict[str, Manifest] = {}
     for folder in (BUILT_IN, *folders):
@@ -65,7 +65,7 @@ def _invalid(file: Path, fields: list[dict[str, str]]) -> ValidationFailed:
 
 
 def check(manifest: Manifest, config: Mapping[str, object]) -> None:
-    """Raise ValidationFailed, naming each option that is unknown or has a bad value."""
+    """Raise ValidationFailed if the config has unknown options or bad values. The error names each of them."""
     if faults := manifest.faults(config):
         fields = [fault | {"field": f"config.{fault['field']}"} for fault in faults]
         listed = "; ".join(f"{fault['field']}: expected {fault['expected']}" for fault in fields)
@@ -85,7 +85,8 @@ def render(
 ) -> tuple[tuple[str, ...], dict[str, str]]:
     """Return the command line and the environment of a start.
 
-    Options come from the config, then from the preset of the model's type, then from the defaults. Raises as `check`.
+    The value of an option is the config's, or else the preset's for the model's type, or else the option's default.
+    Raises the errors of `check`.
     """
     check(manifest, config)
     preset = next((values for name, values in manifest.presets.items() if name == model_type), {})
@@ -107,7 +108,7 @@ def _text(value: object) -> str:
 
 
 def explain(manifest: Manifest, log_lines: Sequence[str]) -> tuple[str, str] | None:
-    """Return error code and message of the failure that the log of the last run shows; None if no pattern matches."""
+    """Return the error code and message of the failure in the last run's log lines; None if no pattern matches."""
     starts = [number for number, line in enumerate(log_lines) if line.startswith(START_LINE)]
     run = log_lines[starts[-1] :] if starts else log_lines
     for failure in manifest.failures:

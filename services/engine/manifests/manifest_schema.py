@@ -1,4 +1,4 @@
-"""The schema of a manifest file, which describes one engine. `manifest.py` loads and uses the files."""
+"""The schema of a manifest: a file that describes one engine. `manifest.py` loads and uses the files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from services.model.units import ModelFormat, ModelType
 
 RESERVED = frozenset({"python", "model_path", "model_name", "port", "host"})
-"""Placeholders that every start fills in; each option is another one."""
+"""Placeholders that every start fills in. In addition, each option is a placeholder."""
 
 Value = bool | int | float | str
 Device = Literal["cpu", "gpu"]
@@ -50,7 +50,7 @@ class Option(_Part):
             case "bool":
                 return isinstance(value, bool)
             case "str":
-                # The value goes into a command line or an environment, which cannot contain a zero byte.
+                # A command line and an environment, in which the value is used, cannot contain a zero byte.
                 return isinstance(value, str) and "\0" not in value and (self.choices is None or value in self.choices)
             case "int":
                 return isinstance(value, int) and not isinstance(value, bool) and self._bounded(value)
@@ -88,7 +88,7 @@ class Health(_Part):
 
 
 class Features(_Part):
-    """The features and limits of the engine; the fields of `engine.features`."""
+    """The features and limits of the engine. `engine.features` returns the same fields."""
 
     supports_streaming: bool = Field(False, description="Streams tokens.")
     supports_batch: bool = Field(False, description="Accepts several inputs in one request.")
@@ -104,7 +104,7 @@ class Features(_Part):
 
 
 class Failure(_Part):
-    """A failure that the engine's log shows."""
+    """A known failure of the engine: the log line by which it is recognised, and the error to report."""
 
     pattern: str = Field(description="A regular expression, searched in each line of the log.")
     error_code: str = Field(pattern="^[A-Z][A-Z_]*$", description="Error code to report, such as OUT_OF_MEMORY.")
@@ -122,7 +122,7 @@ class Failure(_Part):
 
 
 class Manifest(_Part):
-    """An engine: what it serves, the command line of its process, its health check."""
+    """An engine: the models that it serves, the command line of its process, its health check."""
 
     name: Name = Field(description="Name of the engine in all units.")
     about: str = Field(description="One sentence for people who choose an engine.")
@@ -192,7 +192,7 @@ class Manifest(_Part):
 
 
 def placeholders(templates: Iterable[str]) -> set[str]:
-    """Return the names in braces. Raises ValueError for anything else in braces: a template must not compute."""
+    """Return the names in braces. Raises ValueError if braces contain anything but a name, such as a format."""
     names = set()
     for template in templates:
         for _, name, form, conversion in string.Formatter().parse(template):

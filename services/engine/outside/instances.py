@@ -1,4 +1,4 @@
-"""The effects of an instance: reserve memory, start, wait until healthy, watch, end. Each step is idempotent."""
+"""The effects of an instance: reserve memory, start, wait until it is healthy, watch, end. All are idempotent."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from services.engine.rules import state
 from services.engine.runtimes import Handle, LaunchSpec
 from services.resource import units as resource
 
-_LOADING_INTERVAL = 0.1  # seconds between health checks while a model loads: a small one takes half a second
+_LOADING_INTERVAL = 0.1  # seconds between health checks while a model loads; a small model loads in half a second
 MISSES = 3
-"""Failed health checks in a row that make an engine unhealthy; a pause of one or two seconds does not."""
-_LOG_LINES = 200  # lines of log that are searched for the cause of a death
-_PEER_TIMEOUT = 3.0  # seconds; the resource domain replies at once, a lost request is repeated
+"""Failed health checks in a row after which an engine is unhealthy. A pause of one or two seconds causes fewer."""
+_LOG_LINES = 200  # lines at the end of the log that are searched for the cause of a death
+_PEER_TIMEOUT = 3.0  # seconds; the resource domain replies at once, and a lost request is repeated
 _ORPHAN_GRACE = 5.0  # seconds from SIGTERM to SIGKILL for a process that the log does not know
-_SETTLE = 0.5  # seconds within which the slot of a run that has just ended is released
+_SETTLE = 0.5  # seconds for the resource domain to release the slot of a run that has just ended
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ class Instances:
         self._unfinished: dict[str, set[asyncio.Task[Any]]] = {}
 
     async def launch(self, process_id: str) -> Commands:
-        """Start the instance; return once it is healthy or its process has died. A death is explained from its log."""
+        """Start the instance; return once it is healthy or its process has died, with the cause from its log."""
         current = self._context.world[f"engine/{process_id}"]
         start = current.start
         assert start
@@ -64,7 +64,7 @@ class Instances:
         return [await self._until_ready(manifest, start, handle)]
 
     async def watch(self, process_id: str) -> Commands:
-        """Return when the process has died; until then record changes of its health."""
+        """Record changes of the process's health until the process dies; then return its failure."""
         current = self._context.world[f"engine/{process_id}"]
         start = current.start
         assert start
@@ -84,7 +84,7 @@ class Instances:
         return [self._died(manifest, start, exit_code, "DIED")]
 
     async def end(self, effect: state.End) -> Commands:
-        """End the process and everything it started."""
+        """End the process and all processes that it has started."""
         while unfinished := self._unfinished.get(effect.process_id):  # steps of a start that was just cancelled
             await asyncio.wait(unfinished)
         handle = await self._runtime.find(effect.process_id)
@@ -92,7 +92,7 @@ class Instances:
         return [i.RecordGone(process_id=effect.process_id, run=effect.run, exit_code=exit_code)]
 
     async def expire(self, process_id: str, run: int) -> Commands:
-        """Return the result of a start at its deadline: the engine may have become ready while AIMA was down."""
+        """Return the result of a start at its deadline: a failure, or ready if the engine is healthy by now."""
         current = self._context.world.get(f"engine/{process_id}")
         if current is None or current.start is None or current.run != run:
             return []
@@ -105,7 +105,7 @@ class Instances:
         return [_failed(start, error, "TIMEOUT")]
 
     async def end_orphan(self, handle: Handle) -> None:
-        """End a process that the log does not know, and report its end to the domains that count on it."""
+        """End a process that the log does not know, and record its end as an event for other domains."""
         notes = await self._runtime.notes(handle)
         run = notes.get("run", "")
         orphan = i.RecordOrphan(
@@ -114,14 +114,15 @@ class Instances:
             service_id=notes.get("service", ""),
             run=int(run) if run.isdecimal() else 0,
         )
-        # Recorded first: a crash between the two must not lose the report. Peers read it only once this domain serves.
+        # The event is recorded before the stop, so that a crash between them does not lose it. Other domains read the
+        # event only once this domain serves.
         await self._context.record(orphan)
         await self._runtime.stop(handle, _ORPHAN_GRACE, False)
 
     # --- steps ----------------------------------------------------------------------------------------------
 
     async def _reserve(self, start: u.StartRequested) -> None:
-        """Reserve the memory of this run in a slot named after it, so that a repeated request finds the same slot."""
+        """Reserve memory in a slot that is named after the run. A repeated request finds the same slot."""
         slot = resource.Allocate(
             name=f"{start.process_id}-{start.run}",
             type="inference_native",
@@ -131,7 +132,7 @@ class Instances:
         )
         try:
             await self._context.peers.call(slot, timeout=_PEER_TIMEOUT)
-        except InsufficientResources:  # the slot of the run before may not be released yet
+        except InsufficientResources:  # the slot of the previous run may not be released yet
             await asyncio.sleep(_SETTLE)
             await self._context.peers.call(slot, timeout=_PEER_TIMEOUT)
 
@@ -152,7 +153,7 @@ class Instances:
         return await self._uninterrupted(start, self._runtime.start(spec))
 
     async def _uninterrupted(self, start: u.StartRequested, step: Coroutine[Any, Any, T]) -> T:
-        """Await a step that a stop must not interrupt: a half-done one leaks a memory slot or a process."""
+        """Await a step that a stop must not interrupt: an interrupted step would leak a memory slot or a process."""
         task = asyncio.create_task(step)
         unfinished = self._unfinished.setdefault(start.process_id, set())
         unfinished.add(task)
@@ -163,7 +164,7 @@ class Instances:
 
     def _forget(self, process_id: str, task: asyncio.Task[Any]) -> None:
         if not task.cancelled():
-            task.exception()  # read it: the caller that waited for the task may have been cancelled
+            task.exception()  # avoids a warning about an unread exception if the waiting caller was cancelled
         unfinished = self._unfinished.get(process_id, set())
         unfinished.discard(task)
         if not unfinished:

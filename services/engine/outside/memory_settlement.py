@@ -1,4 +1,4 @@
-"""Adjusts the memory slot of a running instance in the resource domain to the memory that it uses."""
+"""Adjusts the memory slot of a running instance to the memory that the instance uses."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from services.engine.rules.state import InstanceState
 from services.engine.runtimes import Handle, Runtime
 from services.resource import units as resource
 
-_MARGIN = 20  # a slot's limit is the memory in use plus a twentieth
-_PEER_TIMEOUT = 3.0  # seconds; the resource domain replies at once, a lost request is repeated at the next check
+_MARGIN = 20  # the new limit of a slot is the memory in use plus a twentieth
+_PEER_TIMEOUT = 3.0  # seconds; the resource domain replies at once, and the next check repeats a lost request
 
 
 class SettlementPace(NamedTuple):
-    """Seconds between two checks, from the start until a slot is lowered, and from a refusal to the next attempt.
+    """Times in seconds. `every`: between two checks. `lower_after`: from the start until a slot may be lowered.
 
-    `lower_after` leaves time for the first requests.
+    `ask_again`: from a refused raise to the next attempt. `lower_after` leaves time for the first requests.
     """
 
     every: float
@@ -31,11 +31,11 @@ PACE = SettlementPace(every=5.0, lower_after=10.0)
 
 
 def settled(limit: int, reserved: int, used: int, peak: int, due: bool) -> int | None:
-    """Return the new limit of a slot in bytes, None if it needs no change. Pure.
+    """Return the new limit of a slot in bytes; None if the limit needs no change. Pure.
 
-    The limit is raised whenever the instance uses more. It is lowered once, when that is `due` and the limit is still
-    the reservation: llama.cpp touches its weights and its whole cache while it starts, so it uses no more afterwards.
-    The slot of an engine that grows later is raised again and not lowered a second time.
+    The limit is raised whenever the instance uses more. The limit is lowered once at most: if it is still the reserved
+    amount when lowering is `due`. By then llama.cpp has used its whole memory, because it touches the weights and the
+    whole cache while it starts. If an engine grows later, the limit is raised again and never lowered.
     """
     if used > limit:
         return _with_margin(used)
@@ -50,10 +50,11 @@ def _with_margin(used: int) -> int:
 async def keep_settled(
     context: Context[InstanceState], runtime: Runtime, instance: InstanceState, pace: SettlementPace
 ) -> NoReturn:
-    """Check what the instance uses and adjust its slot, until cancelled.
+    """Measure the memory of the instance and adjust its slot, until the task is cancelled.
 
-    The current limit comes from the resource domain, since this function may have changed it before a restart. The
-    first refused raise is logged; it is requested again every `pace.ask_again` seconds, as other slots are released.
+    The current limit comes from the resource domain, because this function may have changed the limit before a restart
+    of AIMA. The first refused raise is logged. The raise is requested again every `pace.ask_again` seconds, because
+    other slots may be released.
     """
     assert instance.start
     assert instance.started
@@ -92,6 +93,6 @@ async def keep_settled(
 
 
 async def _limit(context: Context[InstanceState], slot_id: str) -> int | None:
-    """Return the limit of the slot in bytes, None if it does not exist."""
+    """Return the limit of a slot in bytes; None if the slot does not exist."""
     page = await context.peers.call(resource.ListAllocations(slot_id=slot_id), timeout=_PEER_TIMEOUT)
     return page.allocations[0].memory if page.allocations else None

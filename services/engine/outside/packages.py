@@ -1,4 +1,4 @@
-"""Finds the Python package of an engine and installs a missing one with pip, into a folder per engine."""
+"""Finds the Python package of an engine. Installs a missing package with pip, into a folder of the engine's own."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from aima_core.system import pip
 from aima_core.system.child_processes import child
 from services.engine.manifests.manifest_schema import Manifest
 
-_TIMEOUT = 840.0  # seconds; some packages have several gigabytes
+_TIMEOUT = 840.0  # seconds for pip; some packages have several gigabytes
 _NO_SUCH_PACKAGE = ("No matching distribution", "Could not find a version")
 
 
 class Package:
-    """The Python package of an engine, in this environment or in the engine's own folder."""
+    """The Python package of an engine: in AIMA's own environment, or in the engine's folder."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self._target = folder / "packages" / manifest.name
         self._manifest = manifest
 
     def find(self) -> tuple[str, str] | None:
-        """Return folder and version of the package, None if it is missing; ("", version) for an engine without one."""
+        """Return the package's folder and version; None if it is missing; ("", version) if there is no package."""
         module, package = self._manifest.module, self._manifest.package
         if module is None:
             return "", self._manifest.version

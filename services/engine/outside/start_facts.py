@@ -17,13 +17,13 @@ from services.engine.outside.engine_host import Host
 from services.engine.rules.state import InstanceState
 from services.model import units as model
 
-_UNKNOWN_SHARE = 4  # without a header: a quarter of the files' size for the KV cache and the engine
+_UNKNOWN_SHARE = 4  # a model path has no known header: add a quarter of the files' size for the KV cache and the engine
 
 
 async def prepare_start(
     context: Context[InstanceState], host: Host, manifest: Manifest, command: u.StartEngine, call: Call
 ) -> i.BeginStart:
-    """Return the start with its facts.
+    """Return the start with the facts for its decision.
 
     Raises ValidationFailed for a bad config or path, NotFound for a missing model or file, Conflict if the model is not
     ready or the engine cannot serve it.

@@ -1,1 +1,1 @@
-"""The decisions, states, replies and views of the engine domain. All pure."""
+"""The decisions, states, replies and views of the engine domain. All are pure."""

@@ -1,4 +1,4 @@
-"""Decides which events a command of the engine domain causes. Pure; state.py has the state diagram."""
+"""Decides which events a command of the engine domain causes. Pure. `state.py` has the state diagram."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from services.engine import internal as i
 from services.engine import units as u
 from services.engine.rules.state import InstanceState
 
-_INSTALL = 900.0  # seconds after which an installation has failed; pip gives up somewhat earlier
-_STOP = 30.0  # seconds after SIGKILL within which the processes must have ended
-_IDENTITY = ("name", "model_id", "model_path")  # a repeated start must agree in these
+_INSTALL = 900.0  # seconds until an installation fails; pip's own timeout is a minute shorter
+_STOP = 30.0  # seconds after SIGKILL until a stop is overdue
+_IDENTITY = ("name", "model_id", "model_path")  # fields that are equal in a start and its repetition
 
 
 Prepared = i.BeginInstall | i.BeginStart | u.StopEngine | u.RestartEngine
@@ -25,7 +25,7 @@ Prepared = i.BeginInstall | i.BeginStart | u.StopEngine | u.RestartEngine
 
 
 def decide(world: World[InstanceState], command: Prepared | i.Reports, call: Call) -> list[Event]:
-    """Return the events; none if the state already is as requested, or if the report is about an earlier run."""
+    """Return the events; none if the state is already as requested, or if the command reports on an earlier run."""
     match command:
         case i.BeginInstall():
             return _install(world, command, call)
@@ -106,7 +106,7 @@ def _start(world: World[InstanceState], command: i.BeginStart, call: Call) -> li
 
 
 def _port(world: World[InstanceState], command: i.BeginStart) -> int:
-    """Return a port that no instance holds and that was free when the command was prepared."""
+    """Return the requested port, or the first port that is free of instances and of other programs."""
     holders = {state.start.port: state.id for state in world.values() if state.start}
     if command.port is not None:
         port = command.port
@@ -158,7 +158,7 @@ def _restart(instances: Sequence[InstanceState], name: str, call: Call) -> list[
 
 
 def _recorded(state: InstanceState | None, command: i.RunReports, call: Call) -> list[Event]:
-    """Decide on the report of an effect. Each names its run; a report about an earlier run is ignored."""
+    """Decide on the report of an effect. Every report names a run; a report about an earlier run is ignored."""
     if state is None or state.start is None or command.run != state.run:
         return []
     start = state.start
@@ -195,12 +195,12 @@ def _recorded(state: InstanceState | None, command: i.RunReports, call: Call) ->
 
 
 def _advances(reached: u.StartProgress, recorded: u.StartProgress | None) -> bool:
-    """Return whether the progress is new: a retried start repeats its first phases, which are not recorded again."""
+    """Return whether the progress is new. A retried start repeats its first phases; they are recorded only once."""
     return recorded is None or (reached != recorded and reached.progress >= recorded.progress)
 
 
 def _orphan(world: World[InstanceState], orphan: i.RecordOrphan) -> list[Event]:
-    """Report its end, so that a service stops counting on it and its memory is released."""
+    """Report the end of an unknown process, so that other domains drop its replica and release its memory."""
     if f"engine/{orphan.process_id}" in world:
         return []
     return [u.EngineStopped(**orphan.model_dump(), reason=u.ORPHAN, exit_code=None)]
@@ -244,12 +244,14 @@ def _stop_limit(force: bool, timeout: float) -> float:
 
 
 def _restarts(state: InstanceState) -> bool:
-    """Return whether the instance is being stopped for a restart. After an overdue stop it is not started again."""
+    """Return whether the instance stops in order to restart. After an overdue stop, an instance does not restart."""
     return state.status == "stopping" and state.stop is not None and state.stop.restart
 
 
 def _stop_changes(state: InstanceState, force: bool) -> bool:
-    """Return whether a stop changes anything. It can cancel the restart of a stop under way, or make it forced."""
+    """Return whether a stop request changes the state. While the instance stops, a request can cancel a restart or
+    turn the stop into a forced one.
+    """
     if state.status == "stopping":
         assert state.stop
         return state.stop.restart or (force and not state.stop.force)
@@ -257,7 +259,7 @@ def _stop_changes(state: InstanceState, force: bool) -> bool:
 
 
 def _instances_named(world: World[InstanceState], name: str) -> list[InstanceState]:
-    """Return the instances for a name: one for a process_id, all of them for an engine's name."""
+    """Return the instance with a process_id, or all instances of an engine's name."""
     return [state for state in world.values() if state.start and name in (state.id, state.start.name)]
 
 

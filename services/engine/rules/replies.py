@@ -1,4 +1,4 @@
-"""The replies of the engine domain's commands, from the world and the events since the decision. Pure."""
+"""The replies to the engine domain's commands, made from the world and the events since the decision. Pure."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def reply(world: World[InstanceState], command: Prepared, events: Sequence[Event
         case u.StopEngine(name=name):
             requested = {event.process_id for event in events if isinstance(event, u.StopRequested)}
             stopped = {event.process_id for event in events if isinstance(event, u.EngineStopped)}
-            # without instances that were started after the command: they are not to be stopped
+            # the stop does not apply to instances that were started after the command
             states = [state for state in world.values() if state.start and state.status in ("stopping", "error")]
             ending = {state.id for state in states if state.start and name in (state.id, state.start.name)}
             return None if (requested or ending) & ending - stopped else Success()
@@ -38,7 +38,7 @@ def _installed(state: InstanceState | None, events: Sequence[Event]) -> u.Instal
     failure = next((event for event in events if isinstance(event, u.InstallFailed)), None)
     if failure:
         raise u.refusal(failure.error, failure.error_code)
-    if state and state.status == "error":  # an install that was already under way failed
+    if state and state.status == "error":  # an installation that was already running has failed
         raise u.refusal(state.error, state.error_code)
     if state is None or state.status != "installed":
         return None
@@ -53,7 +53,7 @@ def _started(state: InstanceState | None, process_id: str, wait: bool, events: S
                 raise u.refusal(error, code, process_id=process_id)
             case u.StopRequested() | u.EngineStopped():
                 raise stopped
-    if state is None or state.start is None or state.status == "stopping":  # it ended before this reply
+    if state is None or state.start is None or state.status == "stopping":  # the instance ended before this reply
         raise stopped
     if state.status == "error":
         raise u.refusal(state.error, state.error_code, process_id=process_id)
@@ -66,7 +66,7 @@ def _started(state: InstanceState | None, process_id: str, wait: bool, events: S
 
 
 def _restarted(world: World[InstanceState], name: str, events: Sequence[Event]) -> u.Started | None:
-    """Return the reply of the start that follows the stop; `events` may contain those of other instances."""
+    """Return the reply of the start that follows the stop. `events` may contain events of other instances."""
     own = [event for event in events if name in (getattr(event, "process_id", ""), getattr(event, "name", ""))]
     again = next((event for event in reversed(own) if isinstance(event, u.StartRequested)), None)
     if again is None:

@@ -1,4 +1,4 @@
-"""The state of an instance or package: how events change it, and which effects it needs. Pure.
+"""The state of an instance or package, the changes that events make, and the effects that a state needs. Pure.
 
     (nothing) --start--> starting --ready--> running --died--> error --gone--> (nothing)
                           |   |                 |                               ^
@@ -7,8 +7,8 @@
                                         |                                       |
                                         +-----------late---> error -------------+
 
-The stream of an engine's package is `engine/<name>`, that of an instance `engine/<process_id>`. Starts, stops and
-installations fail at a deadline; AIMA keeps trying to end an instance whose stop is overdue.
+The stream of an engine's package is `engine/<name>`. The stream of an instance is `engine/<process_id>`. Starts, stops
+and installations fail at a deadline. AIMA keeps trying to end an instance whose stop is overdue.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Watch(Effect, frozen=True):
 
 
 class Settle(Effect, frozen=True):
-    """Keep the limit of the instance's memory slot at what it uses."""
+    """Keep the limit of the instance's memory slot at the memory that the instance uses."""
 
     process_id: str
     run: int
@@ -151,7 +151,7 @@ def todo(state: InstanceState) -> Iterable[Effect]:
         case "running":
             return [Watch(state.id, state.run), Settle(state.id, state.run)]
         case "stopping" | "error" if state.stop:
-            end = End(state.id, state.run, state.stop.force, state.stop.timeout)  # continues after the deadline
+            end = End(state.id, state.run, state.stop.force, state.stop.timeout)  # also needed after the deadline
             at = state.stop.deadline if state.status == "stopping" else 0
             return [end, ExpireStop(state.id, state.run, at)] if at else [end]
         case "error" if state.start:

@@ -22,11 +22,11 @@ TABLES = {
 }
 
 KEPT = 200
-"""Ended instances that are kept per engine."""
+"""Number of ended instances that the tables keep for each engine."""
 
 _SET = "UPDATE instances SET changed_at = ?, "
 _WHERE = " WHERE process_id = ?"
-# `ended` is the log position of the end: unlike a time it is unique, and the same after every rebuild
+# `ended` is the position of engine.stopped in the log: unique, and the same after every rebuild of the tables
 _FORGET = (
     "DELETE FROM instances WHERE name = ? AND ended < (SELECT ended FROM instances WHERE name = ?"
     " AND ended IS NOT NULL ORDER BY ended DESC LIMIT 1 OFFSET ?)"
@@ -81,7 +81,7 @@ def _requested(event: u.StartRequested, at: str) -> Statement:
     )
 
 
-# An engine has the first of these statuses that one of its instances has.
+# If instances of an engine have different statuses, the engine's status is the first of these.
 _ALIVE: tuple[u.EngineStatus, ...] = ("running", "starting", "stopping")
 _CAPABILITY = "supports_"  # prefix of the features that are capabilities
 

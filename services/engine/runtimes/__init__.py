@@ -1,8 +1,7 @@
 """The interface of runtimes, which start, find and end programs. Must not depend on engines.
 
-An instance has at most one living program. Every implementation ensures this across crashes and restarts of its
-caller: it reads the running programs from the machine each time, not from memory. The contract of all
-implementations is `tests/engine/runtime_contract.py`.
+An instance has at most one living program, even after crashes and restarts of AIMA. So every runtime reads the running
+programs from the machine at each call, not from memory. `tests/engine/runtime_contract.py` tests all runtimes.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ START_LINE = "=== aima starts "
 class LaunchSpec(msgspec.Struct, frozen=True):
     """A program to run: `argv` for the kernel (no shell); `env` is added to the inherited environment.
 
-    `instance` is the identity, such as `eng-llamacpp-7f3a`: letters, digits, `.`, `_`, `-`, at most 120 characters.
-    `cwd` is the working folder, by default the runtime's own. `notes` can be read back while the program lives; their
-    names are lower case, and they must not contain secrets.
+    `instance` is the id of the instance, such as `eng-llamacpp-7f3a`: at most 120 letters, digits, `.`, `_`, `-`.
+    `cwd` is the working folder, by default the runtime's folder. `Runtime.notes` returns the `notes` while the program
+    lives. The names of notes are in lower case. Notes must not contain secrets.
     """
 
     instance: str
@@ -30,7 +29,7 @@ class LaunchSpec(msgspec.Struct, frozen=True):
     notes: dict[str, str] = msgspec.field(default_factory=dict)
 
     def __repr__(self) -> str:
-        # A value of the environment may be a secret, and a repr may end up in a log.
+        # A value in the environment may be a secret, and a log may contain the repr.
         return f"LaunchSpec({self.instance!r}, {self.argv!r}, env={sorted(self.env)!r}, cwd={self.cwd!r})"
 
 
@@ -42,13 +41,13 @@ class Handle(msgspec.Struct, frozen=True):
     started_at: float
 
 
-# Inside the classes below, `list` is the method.
+# Inside the class Runtime, `list` is a method, so the types of its lists have names of their own.
 Handles = list[Handle]
 Lines = list[str]
 
 
 class Stats(msgspec.Struct, frozen=True):
-    """The use of a program and its children: resident memory in bytes, CPU in percent of one core (200: two cores).
+    """The resident memory (bytes) and CPU use (percent of one core; 200: two cores) of a program and its children.
 
     A page that several processes share is counted once per process.
     """
@@ -58,19 +57,19 @@ class Stats(msgspec.Struct, frozen=True):
 
 
 class Runtime(Protocol):
-    """Starts programs, finds them again, ends them."""
+    """Starts programs, finds running programs, and ends programs."""
 
     async def start(self, spec: LaunchSpec) -> Handle:
         """Return the instance's living program; start it if there is none.
 
-        Idempotent, also across concurrent tasks and processes. Returns once the program was started, healthy or not.
-        Raises ExecutionFailed (reason LAUNCH_FAILED) if it cannot be started, ValidationFailed for an instance id
-        that is not a valid file name.
+        Idempotent, also for concurrent tasks and processes. Does not wait until the program is healthy. Raises
+        ExecutionFailed (reason LAUNCH_FAILED) if the program cannot be started, ValidationFailed if the instance's id
+        is not a valid file name.
         """
         ...
 
     async def find(self, instance: str) -> Handle | None:
-        """Return the instance's living program, also one that an earlier process started; None if there is none."""
+        """Return the instance's living program, also after a restart of AIMA; None if there is none."""
         ...
 
     async def list(self) -> Handles:
@@ -78,30 +77,30 @@ class Runtime(Protocol):
         ...
 
     async def notes(self, handle: Handle) -> dict[str, str]:
-        """Return the notes that the program was started with; empty if it has ended."""
+        """Return the notes of the program's LaunchSpec; empty if the program has ended."""
         ...
 
     async def stop(self, handle: Handle, timeout: float, force: bool) -> int | None:
-        """End the program and everything it started; return its exit code, None if it is unknown.
+        """End the program and all processes that it has started; return its exit code, None if unknown.
 
-        Sends SIGTERM, and SIGKILL after `timeout` seconds, or at once with `force`. A negative code is the signal
-        that ended the program. If it has already ended, the processes that it left are ended. Raises ExecutionFailed
-        (reason STOP_FAILED) if processes survive SIGKILL.
+        Sends SIGTERM, then SIGKILL after `timeout` seconds; with `force`, SIGKILL at once. A negative exit code is the
+        signal that ended the program. If the program has already ended, `stop` ends the processes that it left. Raises
+        ExecutionFailed (reason STOP_FAILED) if processes survive SIGKILL.
         """
         ...
 
     async def wait(self, handle: Handle) -> int | None:
-        """Wait until the program has died, up to a second longer; return its exit code, None if it is unknown."""
+        """Wait for the program's death; return its exit code, None if unknown. May return a second after the death."""
         ...
 
     def logs(self, instance: str, tail: int) -> Lines:
-        """Return the last `tail` lines that the instance wrote, oldest first, also after it has ended."""
+        """Return the last `tail` lines of the instance's log, oldest first, also after the instance has ended."""
         ...
 
     async def stats(self, handle: Handle) -> Stats:
-        """Return the program's use. CPU: since the previous measurement, at first since the start.
+        """Return the program's memory and CPU use; zeros if the program has ended.
 
-        Zeros if it has ended.
+        The CPU use is the average since the previous call; at the first call, since the program's start.
         """
         ...
 

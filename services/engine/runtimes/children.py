@@ -1,6 +1,6 @@
 """Starts programs and collects the exit codes of this process's children.
 
-The kernel keeps a dead child as a zombie until its parent, and only its parent, asks for the exit code.
+The kernel keeps a dead child as a zombie until its parent reads the exit code. No other process can read the code.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from services.engine.runtimes import Handle
 
 REMEMBERED = 1000
-"""Exit codes kept for later queries; bounded, so that a restart loop does not fill the memory."""
+"""Number of exit codes that are kept. Without a limit, an instance that restarts forever would fill the memory."""
 
 _SECRET = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|KEY|CREDENTIALS?)(_|$)", re.IGNORECASE)
 
@@ -24,8 +24,8 @@ def inherited() -> dict[str, str]:
     env = {
         name: value for name, value in os.environ.items() if not name.startswith("AIMA_") and not _SECRET.search(name)
     }
-    env["PYTHONUNBUFFERED"] = "1"  # log lines are not buffered, so a crash loses none
-    # Without this, setproctitle (vLLM uses it) overwrites the environment, and with it the marks.
+    env["PYTHONUNBUFFERED"] = "1"  # the program buffers no log lines, so a crash loses none
+    # Without SPT_NOENV, setproctitle (used by vLLM) overwrites the environment, which contains the marks.
     env["SPT_NOENV"] = "1"
     return env
 
@@ -39,18 +39,18 @@ def spawn(argv: tuple[str, ...], env: dict[str, str], cwd: str | Path, output: i
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=output,
-        start_new_session=True,  # Ctrl-C or a hang-up of the terminal must not reach it; it leads its own process group
+        start_new_session=True,  # in a session of its own, the program gets neither Ctrl-C nor SIGHUP of the terminal
     )
-    # Children collects the exit code. Without this, Popen warns at exit that the program still runs.
+    # `Children` collects the exit code. Without a returncode, Popen warns at exit that the program still runs.
     child.returncode = 0
     return child.pid
 
 
 class Children:
-    """Reaps the children that were added and keeps their exit codes. Thread-safe."""
+    """Reaps child processes and keeps their exit codes. Thread-safe."""
 
     def __init__(self) -> None:
-        self._codes: dict[Handle, int | None] = {}  # None while it runs
+        self._codes: dict[Handle, int | None] = {}  # None while the child runs
         self._lock = threading.Lock()
 
     def add(self, handle: Handle) -> None:
@@ -66,27 +66,27 @@ class Children:
             for handle in [child for child, code in self._codes.items() if code is None]:
                 try:
                     pid, status = os.waitpid(handle.pid, os.WNOHANG)
-                except ChildProcessError:  # other code of this process has reaped it: the exit code is lost
+                except ChildProcessError:  # other code of this process has reaped the child: its exit code is lost
                     del self._codes[handle]
                     continue
                 if pid:
                     self._codes[handle] = os.waitstatus_to_exitcode(status)
 
     def running(self, handle: Handle) -> bool:
-        """Return whether it is a child whose exit code is not known yet."""
+        """Return whether the program is a child of this process and still runs."""
         self.reap()
         with self._lock:
             return handle in self._codes and self._codes[handle] is None
 
     def code(self, handle: Handle) -> int | None:
-        """Return the exit code, negative for a signal; None while it runs, or if it is not a child of this process."""
+        """Return a child's exit code, negative for a signal; None while it runs, and for a program that is no child."""
         self.reap()
         with self._lock:
             return self._codes.get(handle)
 
 
 def why(error: Exception) -> str:
-    """Return the cause why a program could not be started."""
+    """Return the text of an error that occurred when a program was started."""
     if isinstance(error, FileNotFoundError):
         return f"{error.filename} does not exist"
     if isinstance(error, OSError) and error.strerror:

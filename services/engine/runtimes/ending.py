@@ -1,4 +1,4 @@
-"""Waits for the death of processes and kills them. Works on pids; must not depend on instances."""
+"""Waits for the death of processes, and kills processes. Works on pids and must not depend on instances."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ import psutil
 from aima_core.errors import ExecutionFailed
 
 POLL = 0.5
-"""Seconds between two checks on systems without a notification of a process's death."""
+"""Seconds between two checks whether a process lives, on systems that do not notify of a process's death."""
 KILLED = 5.0
-"""Seconds after SIGKILL within which a process must have ended; one stuck in a driver does not."""
+"""Seconds to wait after SIGKILL for the end of a process. A process that hangs in a driver does not end."""
 
 
 class Death(asyncio.Event):
-    """Set when the process has died, if the system is `notifying` (pidfd); otherwise never."""
+    """An event that is set when a process dies. It is never set on systems without a notification (pidfd)."""
 
     notifying = False
 
     async def wait_or_poll(self) -> None:
-        """Return when the process has died; without notification, when the next check is due."""
+        """Wait until the process has died; without a notification, until the next check is due."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.wait(), None if self.notifying else POLL)
 
 
 @contextlib.contextmanager
 def watched(pid: int) -> Iterator[Death]:
-    """Watch a process, a child or not. Check inside the context that the pid still is the intended process."""
+    """Watch a process, which need not be a child. The caller checks inside the block that the pid was not reused."""
     death = Death()
     descriptor = _pidfd(pid)
     if descriptor is None:
@@ -50,7 +50,7 @@ def watched(pid: int) -> Iterator[Death]:
 
 def _pidfd(pid: int) -> int | None:
     if sys.platform == "linux":
-        with contextlib.suppress(OSError):  # already ended, or a kernel before 5.3
+        with contextlib.suppress(OSError):  # the process has ended, or the kernel is older than 5.3
             return os.pidfd_open(pid)
     return None
 
@@ -66,7 +66,7 @@ def signal(processes: Sequence[psutil.Process], *, kill: bool) -> None:
 
 
 def lives(process: psutil.Process) -> bool:
-    """Return whether the process runs: the pid still is this process, and not a zombie."""
+    """Return whether the process runs: its pid is not reused, and it is not a zombie."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
@@ -74,16 +74,16 @@ def lives(process: psutil.Process) -> bool:
 
 
 async def gone(processes: Sequence[psutil.Process], seconds: float) -> None:
-    """Return when none of the processes lives, at the latest after `seconds`."""
+    """Wait until none of the processes lives, but at most `seconds`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and any(lives(process) for process in processes):  # noqa: ASYNC110 - no notification
         await asyncio.sleep(0.02)
 
 
 def kill(instance: str, find: Callable[[], Iterable[psutil.Process]]) -> None:
-    """Kill all processes that `find` returns, until it returns none that lives. Blocks, usually for milliseconds.
+    """Kill the processes that `find` returns, again and again until none lives. Blocks, usually for milliseconds.
 
-    Raises ExecutionFailed (reason STOP_FAILED) naming `instance` if processes survive SIGKILL for five seconds.
+    Raises ExecutionFailed (reason STOP_FAILED) if processes survive SIGKILL for five seconds; it names `instance`.
     """
     deadline = time.monotonic() + KILLED
     while remaining := [process for process in find() if lives(process)]:

@@ -1,9 +1,10 @@
 """The log files of instances: stdout and stderr of their programs, limited in size.
 
-A program writes directly to its file, also while AIMA restarts: a pipe through AIMA would break at its end and the
-next write would kill the program. Renaming the file does not help, since the program keeps writing to the renamed
-one. Therefore the program appends (O_APPEND: each write goes to the current end), and rotation copies the file and
-truncates it. Output between the last copied byte and the truncation is lost: some microseconds per ten megabytes.
+A program writes directly to its log file, so that it can write while AIMA restarts. A pipe to AIMA would break at
+AIMA's end, and the next write would kill the program. A rotation cannot rename the file, because the program would
+continue to write to the renamed file. So a rotation copies the file and truncates it. The program appends (O_APPEND),
+so its next write goes to the new end. A rotation, every ten megabytes, loses the output of the microseconds between the
+last copied byte and the truncation.
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ from services.engine.runtimes import START_LINE
 
 CHUNK = 64 * 1024
 TAIL_LIMIT = 8 * 1024 * 1024
-"""Bytes that one call of `tail` reads at most, since a line may be arbitrarily long."""
+"""Bytes that one call of `tail` reads at most. A line may have any length."""
 PARTIAL = 20
-"""Milliseconds that a rotation waits for the rest of a line: a write across a page boundary becomes visible in two
-pieces, and a truncation between them would cut the line in two."""
+"""Milliseconds that a rotation waits for the rest of a line. A write across a page boundary becomes visible in two
+pieces; a truncation between the pieces would cut the line in two."""
 FORGET_AFTER = 7 * 24 * 3600.0
 """Seconds after its last line until the log of an ended instance is removed."""
 KEPT = 200
-"""Ended instances whose logs are kept; each attempt to start a replica is another instance."""
+"""Number of ended instances whose logs are kept. Each attempt to start a replica is another instance."""
 
 
 def of_runs_since(lines: Sequence[str], at: float) -> Sequence[str]:
-    """Return the lines of all runs that started at `at` (Unix seconds) or later; at least those of the latest run.
+    """Return the lines of all runs that started at `at` (Unix seconds) or later, and always those of the latest run.
 
-    `at` may come from the clock of another machine, so that the latest run may seem to be older.
+    `at` may come from the clock of another machine, so the latest run may seem to have started before `at`.
     """
     starts = [(number, started_at) for number, line in enumerate(lines) if (started_at := _started_at(line))]
     first = next((number for number, started_at in starts if started_at >= at), starts[-1][0] if starts else 0)
@@ -44,7 +45,7 @@ def _started_at(line: str) -> float:
     """Return the start time (Unix seconds) in the start line of a run; 0 for any other line."""
     text = line.rpartition(" at ")[2]
     with contextlib.suppress(ValueError):
-        # earlier releases wrote whole seconds: such a run started within that second
+        # earlier releases wrote whole seconds: use the end of the second in which the run started
         return (unix(text) + ("." not in text)) if line.startswith(START_LINE) else 0.0
     return 0.0
 
@@ -54,7 +55,7 @@ class LogFiles:
 
     def __init__(self, folder: Path, max_bytes: int, keep: int) -> None:
         self._folder, self._max_bytes, self._keep = folder, max_bytes, keep
-        self._rotating = threading.Lock()  # readers must not see a rotation half done
+        self._rotating = threading.Lock()  # readers wait until a rotation is complete
 
     def open(self, instance: str, header: str) -> int:
         """Write the header line and return a descriptor to append to; the caller closes it. Raises OSError."""
@@ -91,7 +92,7 @@ class LogFiles:
         try:
             with path.open("rb") as source, open(copy, "wb", opener=_private) as target:
                 last = b"\n"
-                while chunk := source.read(CHUNK):  # also reads what the program writes meanwhile
+                while chunk := source.read(CHUNK):  # the loop also reads new output of the program
                     target.write(chunk)
                     last = chunk[-1:]
                 target.flush()
@@ -122,7 +123,7 @@ class LogFiles:
                 for block in _backwards(self._path(instance, number)):
                     blocks.append(block)
                     read, newlines = read + len(block), newlines + block.count(b"\n")
-                    # The text itself ends with a newline, so the start of the first line is only known after one more.
+                    # One newline ends the text, so the first line is complete only with `lines` + 1 newlines.
                     if newlines > lines or read >= TAIL_LIMIT:
                         return _split(blocks, lines)
             return _split(blocks, lines)

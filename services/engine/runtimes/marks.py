@@ -1,6 +1,7 @@
-"""Finds the processes of this AIMA on the machine by the marks in their environment. Must not start or end any.
+"""Finds the processes of this AIMA by marks in their environment. Must not start or end processes.
 
-The environment of a process is fixed at its start and inherited by its children, so the marks survive a crash of AIMA.
+A process gets its environment at its start, and its children inherit the environment. So the marks survive a crash of
+AIMA.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ OWNER = "AIMA_OWNER"
 NOTE = "AIMA_NOTE_"
 
 CLOCK_STEP = 2.0
-"""Tolerance of start times in seconds: they are relative to the boot time, which shifts when the clock is set."""
+"""Tolerance in seconds for start times. A start time counts from the boot time, which shifts when the clock is set."""
 
 
 def environment(process: psutil.Process) -> dict[str, str]:
-    """Return the environment that the process was started with; empty if it is dead or belongs to another user."""
+    """Return the process's environment at its start; empty if the process is dead or belongs to another user."""
     try:
         for _ in range(5):
             variables = dict(process.environ())
-            # During an exec the kernel shows an empty environment: read it again. Only for session leaders, as
-            # engines are; the many processes without an environment (kernel threads) must not cost waiting time.
+            # During an exec the kernel shows an empty environment, so read it again. Only session leaders, as engines
+            # are, are read again: the many kernel threads never have an environment and would take time.
             if variables or os.getsid(process.pid) != process.pid or process.status() == psutil.STATUS_ZOMBIE:
                 return variables
             time.sleep(0.001)
@@ -36,7 +37,7 @@ def environment(process: psutil.Process) -> dict[str, str]:
 
 
 def marked(owner: str) -> dict[str, list[psutil.Process]]:
-    """Return the living processes with the owner's mark, by instance: the programs and what they started."""
+    """Return the living processes with the owner's mark, by instance: programs and processes that they started."""
     instances: dict[str, list[psutil.Process]] = {}
     for pid in psutil.pids():
         try:
@@ -50,7 +51,7 @@ def marked(owner: str) -> dict[str, list[psutil.Process]]:
 
 
 def noted(notes: dict[str, str]) -> dict[str, str]:
-    """Return notes as environment variables."""
+    """Return the environment variables for notes."""
     return {f"{NOTE}{name.upper()}": value for name, value in notes.items()}
 
 
@@ -61,10 +62,10 @@ def notes(process: psutil.Process) -> dict[str, str]:
 
 
 def head(processes: list[psutil.Process], recorded: int | None) -> psutil.Process | None:
-    """Return the program itself among the processes of one instance; None if only processes that it started live.
+    """Return the program among the processes of one instance; None if only processes that it has started live.
 
-    That is the process with the recorded pid. Without a record (AIMA crashed between start and record) it is the oldest
-    session leader: a session that the program itself has started is younger.
+    The program is the process with the recorded pid. If AIMA crashed before it recorded the pid, the program is the
+    oldest session leader, because any session that the program starts is younger.
     """
     if recorded is not None:
         return next((process for process in processes if process.pid == recorded), None)
@@ -81,7 +82,7 @@ def leads_session(process: psutil.Process) -> bool:
 
 
 def living(handle: Handle, owner: str) -> psutil.Process | None:
-    """Return the process of the handle if it lives: same pid, start time and marks, not a zombie. None otherwise."""
+    """Return the process with the handle's pid if it has the same start time and marks and is no zombie; else None."""
     try:
         process = psutil.Process(handle.pid)
         same = abs(process.create_time() - handle.started_at) <= CLOCK_STEP

@@ -1,7 +1,8 @@
-"""Runs programs as detached processes, which outlive AIMA and are found again by marks in their environment.
+"""Runs programs as detached processes, which outlive AIMA. Finds them again by marks in their environment.
 
-The living programs are read from the machine, never remembered. The only state in files is `run/<instance>.json`, the
-pid of the program, which distinguishes it from the processes that it started.
+The list of living programs always comes from the machine, never from memory. The only state is a file for each
+instance, `run/<instance>.json`, with the pid of the program. The pid distinguishes the program from the processes that
+it has started.
 """
 
 from __future__ import annotations
@@ -25,15 +26,16 @@ from services.engine.runtimes.children import Children, inherited, spawn, why
 from services.engine.runtimes.log_files import LogFiles
 
 LEFTOVERS = 2.0
-"""Seconds after the end of a program until the processes that it started are killed."""
+"""Seconds from the end of a program to the SIGKILL for processes that it has started."""
 WINDOW = 1.0
-"""Minimum seconds over which CPU use is measured: the kernel counts in hundredths, too coarse for less."""
+"""Minimum seconds between two measurements of CPU use. The kernel counts hundredths of a second, so a shorter time
+gives a rough value."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 
 
 class ProcessRuntime:
-    """The runtime `process`. Its files are in `folder`; `owner` identifies this AIMA among others on the machine."""
+    """The runtime `process`. `folder`: for its files. `owner` distinguishes this AIMA from others on the machine."""
 
     def __init__(self, folder: Path, owner: str, *, log_bytes: int = 10 * 1024 * 1024, log_files: int = 3) -> None:
         self._folder, self._owner = folder, owner
@@ -61,9 +63,9 @@ class ProcessRuntime:
         return await asyncio.to_thread(self._notes, handle)
 
     async def wait(self, handle: Handle) -> int | None:
-        # Watched before the check, so that the pid cannot pass to another process in between.
+        # The watch begins before the check, so that the pid cannot pass to another process between them.
         with ending.watched(handle.pid) as death:
-            # A process loses its marks slightly before it is dead and has an exit code.
+            # A dying process loses its marks slightly before it has an exit code, so a child is checked both ways.
             while self._children.running(handle) or await asyncio.to_thread(self._lives, handle):
                 await death.wait_or_poll()
         return self._children.code(handle)
@@ -112,7 +114,7 @@ class ProcessRuntime:
         }
         handles: dict[str, Handle] = {}
         for instance, process in heads.items():
-            with contextlib.suppress(psutil.Error):  # it has just died
+            with contextlib.suppress(psutil.Error):  # the process has just died
                 if process is not None:
                     handles[instance] = Handle(instance, process.pid, process.create_time())
         return handles
@@ -122,9 +124,9 @@ class ProcessRuntime:
             with self._locked():
                 if handle := self._living().get(spec.instance):
                     return handle
-                # Processes left over from an earlier run have the same marks and use memory that the new one needs.
+                # Processes left from an earlier run have the same marks and use memory that the new program needs.
                 ending.kill(spec.instance, lambda: marks.marked(self._owner).get(spec.instance, []))
-                # The record of an earlier run would hide the new program if AIMA crashed before writing the new one.
+                # If AIMA crashed before it writes the new record, an old record would hide the new program.
                 self._record(spec.instance).unlink(missing_ok=True)
                 handle = self._launch(spec)
                 self._write_record(handle)
@@ -147,10 +149,10 @@ class ProcessRuntime:
             pid = spawn(spec.argv, inherited() | own, spec.cwd or self._folder, output)
         finally:
             os.close(output)
-        process = psutil.Process(pid)  # exists even if it has already died: only this process can reap it
+        process = psutil.Process(pid)  # cannot fail: even a dead process exists until this process reaps it
         handle = Handle(spec.instance, pid, process.create_time())
         self._children.add(handle)
-        # The environment of a new process becomes readable slightly after its start.
+        # The environment of a new process becomes readable only slightly after its start.
         deadline = time.monotonic() + ending.KILLED
         while not marks.living(handle, self._owner) and ending.lives(process) and time.monotonic() < deadline:
             time.sleep(0.001)
@@ -158,8 +160,8 @@ class ProcessRuntime:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        # A predecessor of this process that has not quite ended may be starting the same instance. If it is killed
-        # between fork and exec, its child keeps the lock until just before its marks become visible.
+        # An earlier AIMA that has not ended yet may start the same instance. If it is killed between fork and exec, its
+        # child keeps the lock until just before the child's marks become visible.
         self._run.mkdir(parents=True, exist_ok=True)
         with (self._run / "lock").open("ab") as lock:
             file_locks.lock(lock.fileno(), wait=True)
