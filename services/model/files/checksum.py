@@ -10,13 +10,14 @@ from services.model.files.model_files import files_of
 from services.model.files.threads import raise_if_cancelled
 from services.model.headers.gguf_parts import parts
 
-_BLOCK = 1 << 20  # bytes
+_BLOCK = 1 << 20  # bytes that are read at once
 
 
 def checksum(path: Path) -> str:
-    """Return "sha256:..." of a file; of a folder, over "<sha256>  <relative path>" lines sorted by path.
+    """Return "sha256:<digest>" for a file or folder.
 
-    For the first part of a split model, all parts are included. Partial downloads (.part) are excluded. Blocking: reads
+    The digest of a folder is that of a text with a line "<sha256>  <relative path>" for each file, sorted by path. The
+    digest for the first part of a split model covers all parts. Partial downloads (.part) are excluded. Blocking: reads
     every byte. Raises OSError if a file cannot be read.
     """
     if path.is_dir():

@@ -1,4 +1,4 @@
-"""Writing files: errors of a full or read-only disk, and atomic publication of a finished file."""
+"""Writes files: reports a full or read-only disk, and publishes a finished file atomically."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def disk_full(folder: Path, needed: int | None = None, free: int | None = None) -> ExecutionFailed:
-    """Return the error of a full disk; `needed` and `free` in bytes if they are known."""
+    """Return the error for a full disk; `needed` and `free`: in bytes, None if unknown."""
     sizes = "" if needed is None or free is None else f": {needed / 1e6:,.1f} MB needed, {free / 1e6:,.1f} MB free"
     return ExecutionFailed(
         f"no space left in {folder}{sizes}; free some space and try again", reason="DISK_FULL", folder=str(folder)
@@ -37,7 +37,7 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def check_room(folder: Path, size: int) -> None:
-    """Raise ExecutionFailed (DISK_FULL) if `size` more bytes do not fit, instead of failing hours later."""
+    """Raise ExecutionFailed (DISK_FULL) if the disk has less than `size` bytes free, before a long download."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
@@ -46,7 +46,7 @@ def check_room(folder: Path, size: int) -> None:
 
 
 def publish(part: Path, path: Path) -> None:
-    """Rename a finished file to its final name, durably: also after a power cut it is complete or absent."""
+    """Rename a finished file to its final name. Even after a power cut, the final file is complete or absent."""
     with writing(path.parent):
         for target in (part, path.parent):
             descriptor = os.open(target, os.O_RDONLY)

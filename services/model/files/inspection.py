@@ -1,4 +1,4 @@
-"""Inspects local model files: their facts for a registration, and their issues for a verification. Blocking."""
+"""Inspects local model files: reads facts for a registration, and finds issues for a verification. Blocking."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from services.model.files.opaque import opaque_model
 from services.model.headers.formats import ModelFile, inspect, loadable
 from services.model.rules import model_names
 
-_NO_FACTS = ("format", "type", "name", "size")  # they have their own columns
+_NO_FACTS = ("format", "type", "name", "size")  # header fields that are fields of the event, not facts
 
 
 def facts_of(file: ModelFile) -> u.Facts:
-    """Return the facts of a header for the event, without unknown ones; none of files that were not read."""
+    """Return the known facts of a header, for the event; no facts for files in an opaque format."""
     if u.is_opaque(file.format):
         return {}
     fields = msgspec.to_builtins(file)
@@ -67,9 +67,10 @@ def as_imported(command: u.ImportModel) -> i.Register:
 
 
 def issues_of(path: Path, format_: str, size: int, registered: str, expected: str) -> tuple[tuple[str, ...], bool]:
-    """Check files against their registration; return the issues, and whether the files match the registration.
+    """Compare files with their registration; return the issues, and whether the files match the registration.
 
-    Files in an opaque format are compared by size and checksum only. `expected` is the caller's own checksum, or empty.
+    For an opaque format, only size and checksum are compared. `registered`: the checksum in the registration.
+    `expected`: the checksum that the caller expects, or "".
     """
     try:
         if not path.exists():
@@ -92,7 +93,7 @@ def issues_of(path: Path, format_: str, size: int, registered: str, expected: st
 
 
 def _inspect(text: str, format_: str | None, kind: u.ModelType | None) -> tuple[Path, ModelFile]:
-    """Return the path that an engine loads, and its header. `text` is an absolute path of a file or folder."""
+    """Return the path that an engine loads, and the model's header. `text`: the absolute path of a file or folder."""
     path = Path(text)
     if "\0" in text or not path.is_absolute() or ".." in path.parts:
         raise refused("path", "an absolute path without ..", "BAD_PATH", path=text)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def files_of(path: Path) -> list[Path]:
-    """Return the file, or all files in the folder and below it but partial downloads (.part)."""
+    """Return the file itself, or all files of a folder and its subfolders, without partial downloads (.part)."""
     if not path.is_dir():
         return [path]
     return [file for file in path.rglob("*") if file.is_file() and ".part" not in file.suffixes]

@@ -3,8 +3,8 @@
     <domain folder>/pulls/<model id>/   a running pull, with the files so far
     <domain folder>/files/<model id>/   a pulled model; `pulled.json` has the run and the facts of the files
 
-A finished pull writes `pulled.json` into its folder, then the folder is renamed. After a crash at any moment the next
-process finds either a pull to resume or a finished one to record.
+At the end of a pull, AIMA writes `pulled.json` into the pull's folder and then renames the folder. After a crash at any
+moment, AIMA finds either an unfinished pull, which it resumes, or a finished pull, which it records.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def begin(root: Path, model_id: str) -> Path:
 
 
 def arrived(root: Path, model_id: str, run: int) -> ArrivedFiles | None:
-    """Return the files of a finished run, None if it must continue. Completes a move that a crash interrupted."""
+    """Return the files of a finished run; None if the run must continue. Completes a move that a crash interrupted."""
     files = _read(final_folder(root, model_id), run)
     if files is None and (files := _read(pull_folder(root, model_id), run)):
         _move(root, model_id)
@@ -61,7 +61,7 @@ def arrived(root: Path, model_id: str, run: int) -> ArrivedFiles | None:
 
 
 def keep(root: Path, model_id: str, files: ArrivedFiles) -> None:
-    """Write `pulled.json` and move the pull to its final folder, in place of the files of an earlier run."""
+    """Write `pulled.json` and move the pull to its final folder, where it replaces the files of an earlier run."""
     folder = pull_folder(root, model_id)
     first = Path(files.path).parts[0]
     with writing(folder):

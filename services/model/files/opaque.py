@@ -1,6 +1,7 @@
-"""Files in a format that AIMA does not read: their size and checksum are known, nothing else. Blocking.
+"""Models in an opaque format: AIMA knows only the size and the checksum of their files. Blocking.
 
-Such a format must not hide a known one: files that AIMA can read, and damaged ones, are refused as without it.
+The name of an opaque format must not switch off the checks of a known format. So this module refuses files that AIMA
+can read, and damaged files of a known format.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from services.model.units import ModelType
 
 
 def opaque_model(path: Path, format_: str, kind: ModelType) -> ModelFile:
-    """Return the model of a file, or of a folder with all files in it. `kind`: its type, as declared.
+    """Return the model of a file, or of a folder with all files in it. `kind`: the type of the model.
 
-    Raises ValidationFailed (CONTRADICTED) if the files have a known format, and otherwise as `inspect`, but not
-    because no format is recognised.
+    Raises ValidationFailed (CONTRADICTED) if the files have a known format, and the errors of `inspect` except the one
+    for an unknown format.
     """
     with readable(path):
         files = files_of(path)
@@ -32,10 +33,10 @@ def opaque_model(path: Path, format_: str, kind: ModelType) -> ModelFile:
 
 
 def _known_model(path: Path, files: list[Path]) -> ModelFile | None:
-    """Return the model in a known format that the path is; None if it is none. Raises if a file of one is damaged.
+    """Return the model at the path if it has a known format; else None. Raises if a file of a known format is damaged.
 
-    Files of known formats may be parts of an opaque model, such as two ONNX graphs and a tokenizer. Each of them must
-    be whole.
+    An opaque model may contain files of known formats, such as two ONNX graphs besides a tokenizer. Each of these files
+    must be complete.
     """
     try:
         return inspect(path)

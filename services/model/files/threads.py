@@ -1,6 +1,6 @@
-"""Runs blocking work in a thread that has always ended when the caller continues, also after a cancellation.
+"""Runs blocking work in a thread. The caller continues only after the thread's end, even if the caller is cancelled.
 
-Otherwise a cancelled pull could still write into a folder that is being removed.
+If the caller did not wait, the thread of a cancelled pull could write into a folder while AIMA removes it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ _cancelled: ContextVar[threading.Event | None] = ContextVar("cancelled", default
 
 
 class Cancelled(Exception):
-    """The work was cancelled. Raised within the thread and discarded by `in_thread`."""
+    """The work was cancelled. The thread raises this exception, and `in_thread` discards it."""
 
 
 async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run blocking work in a thread. If cancelled, signal the work (see `raise_if_cancelled`) and wait for its end."""
+    """Run blocking work in a thread and return its result. A cancellation waits until the work has ended.
+
+    The work ends early if it calls `raise_if_cancelled`.
+    """
     cancelled, context = threading.Event(), copy_context()
     context.run(_cancelled.set, cancelled)
     future = asyncio.get_running_loop().run_in_executor(None, partial(context.run, work, *args, **kwargs))
@@ -33,12 +36,12 @@ async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
         cancelled.set()
         await asyncio.wait([future])
         if not future.cancelled():
-            future.exception()  # retrieved, so that asyncio does not log it; the result is discarded
+            future.exception()  # asyncio would log an exception that nobody retrieves
         raise
 
 
 def raise_if_cancelled() -> None:
-    """Raise Cancelled if the work of this thread was cancelled. To be called regularly in long loops."""
+    """Raise Cancelled if the work of this thread was cancelled. Long loops must call this function regularly."""
     cancelled = _cancelled.get()
     if cancelled is not None and cancelled.is_set():
         raise Cancelled

@@ -1,1 +1,1 @@
-"""One reader per file format. Each returns a `ModelFile` and checks every number in the header before its use."""
+"""One reader for each file format. A reader returns a `ModelFile`, and checks every number of a header before use."""

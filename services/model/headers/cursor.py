@@ -1,6 +1,6 @@
 """Reads a header in pieces and checks every length against the size of the file.
 
-The file is not memory-mapped: if a mapped file is truncated while it is read, the process dies (SIGBUS).
+The reader does not map the file into memory: if another program truncates a mapped file, the reader dies (SIGBUS).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Cursor:
         return number
 
     def skip_strings(self, count: int) -> None:
-        """Skip `count` strings, each with an 8-byte length. Fast, since vocabularies have hundreds of thousands."""
+        """Skip `count` strings, each after an 8-byte length. Must be fast: a vocabulary has hundreds of thousands."""
         read = U64.unpack_from
         for _ in range(count):
             if self._at + 8 > len(self._buffer):

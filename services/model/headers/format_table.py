@@ -1,7 +1,8 @@
 """The formats that AIMA reads: the only list of them. Pure.
 
-A new format is a line here and a module beside this file. The module has `read(path)`, which returns the `ModelFile` of
-a file or raises. Without magic bytes it also has `recognises(start, size)`; with `folders`, `read_folder(folder)`.
+A new format needs a line here and a module beside this file. The module has `read(path)`, which returns the `ModelFile`
+of a file or raises. For a format without magic bytes, the module also has `recognises(start, size)`. For a format with
+`folders`, the module also has `read_folder(folder)`.
 
 This file imports no reader, because the contract (`units.py`) uses the names, and other domains import the contract.
 """
@@ -31,11 +32,11 @@ class KnownFormat(NamedTuple):
 
     @property
     def own_suffix(self) -> bool:
-        """Whether the suffix names the format: a `.gguf` file claims to be GGUF, a `.bin` file claims nothing."""
+        """Whether only this format has the suffix: `.gguf` belongs to GGUF alone, `.bin` to many formats."""
         return self.suffix == f".{self.name}"
 
 
-# The first line that recognises a file decides: the formats with magic bytes come before those without.
+# A file has the first format that recognises it, so the formats with magic bytes come first.
 FORMATS: Mapping[str, KnownFormat] = MappingProxyType(
     {
         known.name: known

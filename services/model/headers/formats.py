@@ -36,7 +36,7 @@ def inspect(path: Path) -> ModelFile:
 
 @contextmanager
 def readable(path: Path) -> Iterator[int]:
-    """Give the mode of a file or folder; convert OSError, also of the block, into the errors of `inspect`."""
+    """Yield the mode of a file or folder. Convert any OSError, also one of the block, into an error of `inspect`."""
     try:
         mode = path.stat().st_mode
         if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
@@ -44,16 +44,16 @@ def readable(path: Path) -> Iterator[int]:
         yield mode
     except FileNotFoundError as missing:
         raise NotFound(f"there is no file {path}", reason="FILE_NOT_FOUND", path=str(path)) from missing
-    except (OSError, ValueError) as fault:  # ValueError: a NUL in the name
+    except (OSError, ValueError) as fault:  # ValueError: the name contains a NUL
         why = fault.strerror if isinstance(fault, OSError) else str(fault)
         raise InvalidRequest(f"{path} cannot be read: {why}", reason="NOT_READABLE", path=str(path)) from fault
 
 
 def loadable(path: Path) -> Path:
-    """Return the path that an engine loads of a model that `inspect` accepts.
+    """Return the path that an engine loads, for a model that `inspect` accepts.
 
-    A folder with one GGUF or ONNX model: that file; a model of several GGUF parts: the first part; a folder of
-    safetensors: the folder.
+    For a folder with one GGUF or ONNX model, the path is the file. For a model in several GGUF parts, the path is the
+    first part. For a folder of safetensors files, the path is the folder.
     """
     if not path.is_dir():
         return parts(path)[0]
@@ -63,9 +63,10 @@ def loadable(path: Path) -> Path:
 
 
 def claimed(path: Path) -> KnownFormat | None:
-    """Return the known format that a file claims, by its magic bytes or by a suffix of the format's own; None: none.
+    """Return the known format that a file claims by magic bytes or by a suffix of this format alone; else None.
 
-    The bytes by which formats without magic are recognised may start other files too, so they claim nothing.
+    For a format without magic bytes, only the suffix counts, because files of other formats may start with the same
+    bytes.
     """
     with path.open("rb") as file:
         start = file.read(START)
@@ -94,13 +95,13 @@ def _folder(folder: Path) -> ModelFile:
 
 
 def _read_as_folder(folder: Path) -> ModelFile | None:
-    """Return the model of a format whose models are folders; None if the folder is not laid out like one."""
+    """Return the model in a folder, in a format whose models are folders; None if the folder has no such model."""
     models = (_reader(known).read_folder(folder) for known in FORMATS.values() if known.folders)
     return next((cast(ModelFile, model) for model in models if model is not None), None)
 
 
 def _only(folder: Path) -> Path:
-    """Return the file of the only model in the folder."""
+    """Return the file of the only model in the folder. Raises ValidationFailed for no model or several models."""
     files = sorted(child for child in folder.iterdir() if child.suffix in SUFFIXES and child.is_file())
     models = [file for file in files if not is_projector(file) and not is_later_part(file)]
     if len(models) > 1:

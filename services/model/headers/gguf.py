@@ -1,7 +1,7 @@
 """The header of a GGUF file (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md), versions 2 and 3.
 
-The constants are from the `gguf` package. Its `GGUFReader` is not used: it trusts an array length past the end of the
-file, so that a file of forty bytes blocks it forever, and it stores every token of a vocabulary.
+The constants are from the `gguf` package. This module does not use the package's `GGUFReader`, which stores every token
+of a vocabulary and does not check the length of an array: a file of forty bytes can block it forever.
 """
 
 from __future__ import annotations
@@ -63,9 +63,10 @@ class Header:
     tensors_end: int = 0
 
     def number(self, key: str) -> int | None:
-        """Return a count from the header, None if it is missing or invalid.
+        """Return a count from the header; None if the count is missing or invalid.
 
-        Of a list with one count per layer, the mean rounded up, so that the sum over all layers is never too small.
+        If the header has a list with a count per layer, return the mean, rounded up. Then the sum over all layers is
+        never too small.
         """
         value = self.keys.get(key)
         if isinstance(value, tuple) and value and all(isinstance(item, int) for item in value):
@@ -75,7 +76,7 @@ class Header:
         return None
 
     def text(self, key: str) -> str | None:
-        """Return a text from the header, None if it is missing or empty."""
+        """Return a text from the header; None if the text is missing or empty."""
         value = self.keys.get(key)
         return value if isinstance(value, str) and value else None
 
@@ -117,7 +118,7 @@ class _Parser:
     def string(self, limit: int) -> str:
         length = self.at.unpack(U64)
         if length > limit:
-            # Raises PastTheEnd if the length exceeds the file, which is a different error.
+            # If the length exceeds the file, `skip` raises PastTheEnd: the file is incomplete.
             self.at.skip(length)
             raise not_a_model(self.path, f"its header has a text of {length} bytes")
         return self.at.take(length).decode("utf-8", "replace")
@@ -148,7 +149,7 @@ class _Parser:
                 raise not_a_model(self.path, f"its header has more than {MAX_STRINGS} strings")
             self.at.skip_strings(length)
             return
-        layout = self.scalar(kind)  # the format allows nested arrays, but no engine does
+        layout = self.scalar(kind)  # nested arrays are refused: the format allows them, but no engine reads them
         if length > MAX_KEPT:
             self.at.skip(length * layout.size)
         else:

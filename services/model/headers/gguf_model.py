@@ -23,9 +23,9 @@ def read(path: Path) -> ModelFile:
 
 
 def _describe(path: Path, headers: list[Header], projector: bool) -> ModelFile:
-    """Return the model of the headers; the first part has the keys.
+    """Return the model that the headers of all parts describe. Only the first part has the keys.
 
-    `projector`: the folder has an image or audio encoder. Raises ValidationFailed (NOT_A_MODEL).
+    `projector`: whether the folder has an image or audio encoder. Raises ValidationFailed (NOT_A_MODEL).
     """
     first = headers[0]
     if not any(header.tensors for header in headers):
@@ -58,7 +58,7 @@ def _describe(path: Path, headers: list[Header], projector: bool) -> ModelFile:
 
 
 def _quantization(headers: list[Header]) -> str | None:
-    """Return the quantisation in the header ("Q4_K_M"), otherwise the tensor type with the most bytes."""
+    """Return the quantisation that the header states ("Q4_K_M"), or else the tensor type with the most bytes."""
     declared = headers[0].number("general.file_type")
     names = {int(kind): str(kind.name) for kind in LlamaFileType if kind.name != "GUESSED"}
     if declared in names:

@@ -1,4 +1,4 @@
-"""The files of a GGUF model: the parts of a split one, and the projector beside it."""
+"""The files of a GGUF model: the parts of a split model, and the projector beside a model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from services.model.headers.model_file import not_a_model, truncated
 
 PART = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
-MAX_PARTS = 1000  # the largest published models come in under two hundred
+MAX_PARTS = 1000  # the largest published models have fewer than two hundred
 
 
 def parts(path: Path) -> list[Path]:
@@ -34,7 +34,7 @@ def is_later_part(path: Path) -> bool:
 
 
 def is_projector(path: Path) -> bool:
-    """Return whether the file is an image or audio encoder, by its name: such a file is no model of its own."""
+    """Return whether the file's name is that of an image or audio encoder, which is a part of another model."""
     return path.suffix == ".gguf" and "mmproj" in path.name.lower()
 
 

@@ -33,7 +33,7 @@ GGUF_TYPES: dict[str, ModelType] = {
     "cosmos": "diffusion",
 }
 
-# The first entry that a class name contains decides, so the narrower ones come first.
+# A class has the type of the first entry that its name contains, so narrower entries come first.
 CLASS_TYPES: tuple[tuple[str, ModelType], ...] = (
     ("TextToSpeech", "tts"),
     ("Vits", "tts"),

@@ -28,10 +28,10 @@ class ModelFile(msgspec.Struct, frozen=True, kw_only=True):
     value_length: int | None = None
     vocabulary: int | None = None
     tools: bool = False
-    """Whether the chat template mentions `tools`; otherwise engines silently ignore tools."""
+    """Whether the chat template contains `tools`. Without it, engines ignore the tools of a request."""
     size: int
     tensors_end: int
-    """Bytes up to the end of the tensors, with headers; a shorter file is truncated."""
+    """Bytes of headers and tensors. A file with fewer bytes is truncated."""
 
 
 def not_a_model(path: Path, why: str) -> ValidationFailed:

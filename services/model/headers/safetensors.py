@@ -14,7 +14,7 @@ from services.model.headers.guess import class_type, tensor_type
 from services.model.headers.model_file import ModelFile, check_end, not_a_model, truncated
 
 MAX_HEADER = 100_000_000  # bytes, the reference implementation's own limit
-MAX_DIMS = 32  # per tensor; bounds the time to multiply them
+MAX_DIMS = 32  # dimensions of a tensor; limits the time to multiply them
 BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16}
 BITS |= {"I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64}
 MAX_CONFIG = 16 << 20  # bytes of a config.json or a chat template
@@ -36,7 +36,7 @@ class Tensor(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Header:
-    """The tensors of one file by name, its size, and the end of its tensors in bytes."""
+    """The header of one file: its tensors by name, the file's size, and the end of the last tensor, in bytes."""
 
     size: int
     tensors: dict[str, Tensor]
@@ -168,7 +168,7 @@ def _chat_template(folder: Path) -> str:
 
 
 def _text(path: Path) -> str:
-    """Return the text of a small file, "" if it is missing or too large: the file only improves a guess."""
+    """Return the text of a small file; "" if it is missing or too large, because the file only improves a guess."""
     if not path.is_file() or path.stat().st_size > MAX_CONFIG:
         return ""
     return path.read_text("utf-8", "replace")
@@ -176,13 +176,13 @@ def _text(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Config:
-    """A config.json (or a diffusers model_index.json); vision models nest the numbers of the text model."""
+    """A config.json or a diffusers model_index.json. A vision model's config nests the numbers of the text model."""
 
     values: dict[str, object]
 
     @classmethod
     def of(cls, folder: Path) -> Config:
-        """Read the config of a folder; a missing or broken one is empty."""
+        """Read the config of a folder. A missing or invalid config counts as empty."""
         text = _text(folder / "config.json") or _text(folder / "model_index.json")
         try:
             return cls(msgspec.json.decode(text or "{}", type=dict[str, object]))
@@ -190,7 +190,7 @@ class Config:
             return cls({})
 
     def number(self, *keys: str) -> int | None:
-        """Return the first valid count under one of the keys."""
+        """Return the count under the first of the keys that has a valid count."""
         nested = self.values.get("text_config")
         for values in (self.values, nested if isinstance(nested, dict) else {}):
             for key in keys:
@@ -200,7 +200,7 @@ class Config:
         return None
 
     def names(self, key: str) -> list[str]:
-        """Return the names under a key, which may hold one name or a list."""
+        """Return the names under a key. The value may be a name or a list of names."""
         value = self.values.get(key)
         names = value if isinstance(value, list) else [value]
         return [name for name in names if isinstance(name, str)]

@@ -1,7 +1,7 @@
 """Downloads one file over HTTP and resumes it after a lost connection, a restart or a full disk.
 
-The bytes so far are in `<name>.part`, the server's ETag in `<name>.part.tag`. The file gets its final name only if its
-digest and size are as expected.
+The bytes so far are in `<name>.part`, and the server's ETag is in `<name>.part.tag`. The file gets its final name only
+if its digest and size are correct.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class _UnusablePart(Exception):
 async def download(http: httpx2.AsyncClient, target: RemoteFile, progress: Progress, policy: Policy) -> str:
     """Download the file to its path, check it, and return its hexadecimal SHA-256.
 
-    Downloads nothing if the file is already present. A cancellation keeps the part. Raises as `Source.pull`; after
-    CHECKSUM_MISMATCH the part is removed.
+    Downloads nothing if the file is already present. A cancellation keeps the part. Raises the errors of `Source.pull`;
+    CHECKSUM_MISMATCH removes the part.
     """
     if target.sha256 is not None and target.path.is_file():
         present = await in_thread(file_sha256, target.path)
@@ -143,7 +143,7 @@ def _range(response: httpx2.Response) -> tuple[int, int | None]:
 
 @dataclass(frozen=True)
 class _Part:
-    """The part of a file that has been downloaded."""
+    """The downloaded part of a file."""
 
     target: RemoteFile
 
@@ -162,14 +162,17 @@ class _Part:
         return file_digest(self.path)
 
     def resume_headers(self) -> dict[str, str]:
-        """Return the headers for the rest of the same file: by its ETag, or if a digest is checked at the end."""
+        """Return the headers that request the rest of the file.
+
+        Without an ETag or a known digest, return no headers: the rest could be that of another version of the file.
+        """
         tag = self.tag_path.read_text() if self.tag_path.is_file() else None
         if self.length() == 0 or (tag is None and self.target.sha256 is None):
             return {}
         return {"Range": f"bytes={self.length()}-"} | ({"If-Range": tag} if tag else {})
 
     def note_tag(self, tag: str | None) -> None:
-        """Store the ETag, unless it is weak ("W/..."): a weak one does not guarantee the same bytes."""
+        """Store the ETag, except a weak one ("W/<text>"), which does not guarantee the same bytes."""
         with writing(self.path.parent):
             if tag and not tag.startswith("W/"):
                 self.tag_path.write_text(tag)
@@ -181,7 +184,7 @@ class _Part:
         self.tag_path.unlink(missing_ok=True)
 
     def check(self, digest: str, size: int) -> str:
-        """Return the digest if it and the size are as expected; otherwise remove the part and raise ExecutionFailed."""
+        """Return the digest if digest and size are correct; else remove the part and raise ExecutionFailed."""
         expected, name = self.target, self.target.path.name
         if (expected.size in (None, size)) and (expected.sha256 in (None, digest)):
             return digest

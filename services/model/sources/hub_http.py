@@ -19,8 +19,8 @@ class Policy:
 
     connect: float = 10
     read: float = 30
-    attempts: int = 5  # in a row without a new byte
-    backoff: float = 0.5  # before the second attempt; doubled before each further one
+    attempts: int = 5  # attempts in a row without a new byte
+    backoff: float = 0.5  # delay before the second attempt; each further delay is twice as long
     longest_backoff: float = 15
 
 
@@ -28,13 +28,13 @@ PATIENT = Policy()
 
 
 def client(policy: Policy) -> httpx2.AsyncClient:
-    """Return a client with timeouts that follows redirects, since hubs serve files from other hosts."""
+    """Return a client with timeouts. It follows redirects, because hubs serve files from other hosts."""
     timeout = httpx2.Timeout(policy.read, connect=policy.connect)
     return httpx2.AsyncClient(timeout=timeout, follow_redirects=True, headers={"User-Agent": "aima"})
 
 
 def refusal(status: int, what: str, host: str, retry_after: str | None = None) -> AimaError | None:
-    """Return the error for the status of a response about `what` from `host`, None for a good status."""
+    """Return the error for a response's status; None for 200 and 206. `what`: the requested thing, for the message."""
     match status:
         case 200 | 206:
             return None
@@ -64,7 +64,7 @@ def unreachable(fault: Exception, host: str) -> Unavailable:
 
 
 async def get_bytes(http: httpx2.AsyncClient, request: httpx2.Request, what: str, limit: int = MAX_RESPONSE) -> bytes:
-    """Return the body of a small response. Raises as `refusal`, Unavailable and ExecutionFailed (BAD_ANSWER)."""
+    """Return the body of a small response. Raises as `refusal`, and Unavailable and ExecutionFailed (BAD_ANSWER)."""
     host = request.url.host
     body = bytearray()
     try:
@@ -85,7 +85,7 @@ async def get_bytes(http: httpx2.AsyncClient, request: httpx2.Request, what: str
 
 
 async def get_json(http: httpx2.AsyncClient, request: httpx2.Request, what: str, shape: Any) -> Any:
-    """Return a small JSON response of type `shape`. Raises as `get_bytes`; ExecutionFailed (BAD_ANSWER) for another."""
+    """Return a small JSON response of type `shape`. Raises as `get_bytes`, also if the response has another type."""
     try:
         return msgspec.json.decode(await get_bytes(http, request, what), type=shape)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as fault:

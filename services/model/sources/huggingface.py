@@ -1,6 +1,6 @@
 """Models from the Hugging Face hub, or from a server that speaks its API (`HF_ENDPOINT`, or a pull's `mirror`).
 
-`huggingface_hub` lists the files; `download.py` downloads them, since it resumes and checks.
+`huggingface_hub` lists the files. `download.py` downloads them, because it resumes downloads and checks digests.
 """
 
 from __future__ import annotations
@@ -77,10 +77,10 @@ class HuggingFace:
         mirror: str | None,
         format_: str | None = None,
     ) -> Pulled:
-        """Download a repository, as `Source.pull`.
+        """Download a repository. See `Source.pull`.
 
-        `tag` is a quantisation ("Q4_K_M") if GGUF files are chosen, otherwise a revision. The user's token is
-        sent to the configured hub only, never to the mirror of a request.
+        `tag` is a quantisation ("Q4_K_M") if GGUF files are chosen, else a revision. AIMA sends the user's token only
+        to the configured hub, never to the mirror of a request.
         """
         check_repo(repo, self.parts)
         check_tag(tag)
@@ -94,7 +94,7 @@ class HuggingFace:
             info = await self._query(repo, host, lambda: self._info(api, repo, tag))
             files = _files(info)
         chosen = choose(files, tag, repo, format_)
-        # The commit is fixed, so that all files are of one revision and a resumed file is the same file.
+        # The URL names the commit, so that all files are of one revision, also after a download is resumed.
         base = f"{endpoint}/{repo}/resolve/{quote(info.sha or 'main', safe='')}"
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         async with client(self.policy) as http:
@@ -112,7 +112,8 @@ class HuggingFace:
     async def search(self, query: str, limit: int) -> list[SourceResult]:
         """Return the most downloaded models whose name contains the query. Raises as `pull`.
 
-        Without `huggingface_hub`, which retries an unreachable hub for half a minute in a thread that cannot be ended.
+        This method does not use `huggingface_hub`, which retries an unreachable hub for half a minute, in a thread that
+        AIMA cannot end.
         """
         token = get_token()
         headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -150,7 +151,7 @@ class HuggingFace:
             raise (error or unreachable(fault, host)) from fault
         except (httpx2.HTTPError, TimeoutError, OSError) as fault:
             raise unreachable(fault, host) from fault
-        except (ValueError, KeyError, TypeError, AttributeError) as fault:  # a response of another shape
+        except (ValueError, KeyError, TypeError, AttributeError) as fault:  # the response has unexpected fields
             raise ExecutionFailed(f"{host} sent an unexpected response about {repo}", reason="BAD_ANSWER") from fault
 
 

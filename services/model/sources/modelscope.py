@@ -1,7 +1,7 @@
 """Models from ModelScope over its HTTP API, or from a server that speaks it (`MODELSCOPE_ENDPOINT`, or a `mirror`).
 
-The URLs are those of its own client (github.com/modelscope/modelscope, modelscope/hub/api.py and file_download.py):
-the list of files, one file of a revision, and the search of its web page.
+The URLs are those of ModelScope's own client (github.com/modelscope/modelscope, modelscope/hub/api.py and
+file_download.py), for the list of files and for one file of a revision, and that of the search on its web page.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class ModelScope:
         mirror: str | None,
         format_: str | None = None,
     ) -> Pulled:
-        """Download a repository `owner/name`, as `Source.pull`; `tag` as for Hugging Face."""
+        """Download a repository `owner/name`. See `Source.pull`. `tag`: as for Hugging Face."""
         check_repo(repo, self.parts)
         check_tag(tag)
         base = f"{check_mirror(mirror) or self._home()}/api/v1/models/{repo}"
@@ -132,7 +132,7 @@ async def _list(http: httpx2.AsyncClient, base: str, revision: str, repo: str) -
 
 
 async def _license(http: httpx2.AsyncClient, base: str, repo: str) -> str | None:
-    """Return the licence, None if the hub does not state it: a pull does not fail for that."""
+    """Return the licence; None if the hub does not state it, because a pull must not fail without a licence."""
     try:
         about: _About = await get_json(http, http.build_request("GET", base), repo, _About)
     except AimaError:

