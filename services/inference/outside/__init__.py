@@ -1,1 +1,1 @@
-"""The I/O of the inference domain: engines, peers, and queues of requests."""
+"""The I/O of the inference domain: requests to engines, calls to peers, and the queues of requests."""

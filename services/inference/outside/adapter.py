@@ -36,7 +36,7 @@ from services.service import units as service
 _SWEEP = 1.0  # seconds between checks for expired leases
 _VOICES = 5.0  # seconds for an engine to list its voices
 _CATCH_UP = 1.0  # seconds to wait for the service domain's latest events
-_EARLY = 0.02  # seconds before its deadline at which a request ends here: a timeout of the core would give no reason
+_EARLY = 0.02  # seconds; a request times out this long before its deadline, because the core's timeout has no cause
 
 
 class InferenceOutside(Outside[Pool]):
@@ -51,7 +51,7 @@ class InferenceOutside(Outside[Pool]):
         self._requests = EngineRequests(context, self._placement, client())
 
     async def open(self) -> None:
-        """Fail the requests that an earlier run of this process was sending: their callers are gone."""
+        """Fail the requests that an earlier run of this process was sending. Their callers are gone."""
         for pool in list(self.context.world.values()):
             for request in pool.requests.values():
                 if carried_here(request):
@@ -81,16 +81,16 @@ class InferenceOutside(Outside[Pool]):
         while True:
             pool = self.context.world.get(f"inference/{effect.service_id}")
             for request in list(pool.requests.values()) if pool else ():
-                grace = _SWEEP if carried_here(request) else 0.0  # our own flow knows better how its request ended
+                grace = _SWEEP if carried_here(request) else 0.0  # the request's own flow settles first
                 if request.expires_at + grace <= time.time():
                     await self._expire(request, "the lease was not settled in time", "TIMEOUT")
             await asyncio.sleep(_SWEEP)
 
     async def flow(self, command: u.Requests | u.LeaseModel, call: Call, parts: Parts) -> View:
-        """Grant a lease, or send a request to an engine; both end by the deadline, even if the caller has left."""
+        """Grant a lease, or send a request to an engine. Both end by the deadline, even if the caller has left."""
         request = self._placement_request(command, call)
         if isinstance(command, u.LeaseModel) and command.probe:
-            return await self._lease(request, command.avoid or "", parts)  # waits at most for its commit
+            return await self._lease(request, command.avoid or "", parts)  # a probe waits only for its commit
         try:
             remaining = request.deadline - time.time()
             async with asyncio.timeout(remaining - min(_EARLY, remaining / 10)) as clock:
@@ -164,13 +164,14 @@ class InferenceOutside(Outside[Pool]):
         return lease
 
     async def _hand_over(self, started: u.RequestStarted, lease: u.Lease, parts: Parts) -> None:
-        """Send a lease as a part before the answer. After the flush, the server has reported a caller who is gone.
+        """Send a lease as a part before the answer; settle the lease if the caller has left.
 
-        A caller to whom the lease was delivered must settle it, even if it leaves at this moment.
+        The flush waits until nats-server has reported whether the caller still listens. A caller that gets the lease
+        must settle it, even if the caller leaves at this moment.
         """
         try:
             await parts.send({"lease": lease})
-            await self._placement.finish(self.context.peers.client.nc.flush())  # awaited here it swallows cancellation
+            await self._placement.finish(self.context.peers.client.nc.flush())  # `flush` can swallow a cancellation
         except BaseException:
             await self._placement.finish(self._requests.settle(started, **CANCELLED))
             raise
@@ -183,13 +184,13 @@ class InferenceOutside(Outside[Pool]):
     # --- queries --------------------------------------------------------------------------------------------
 
     async def _catch_up(self) -> None:
-        """Take in the service domain's latest events, if they arrive within a second."""
+        """Wait until the service domain's latest events are applied, but at most a second."""
         with contextlib.suppress(AimaError, TimeoutError):
             async with asyncio.timeout(_CATCH_UP):
                 await self.context.caught_up("service")
 
     async def _load(self, ident: str | None) -> u.Load:
-        await self._catch_up()  # the service domain asks this of a replica that it has just told to leave
+        await self._catch_up()  # the service domain queries the load of a replica right after replica_leaving
         now, admission = time.time(), self._placement.admission
         return u.Load(
             services=[
@@ -214,7 +215,7 @@ class InferenceOutside(Outside[Pool]):
         return statistics.metrics(pool, rows, self._placement.admission.queued(ident))
 
     async def _voices(self, name: str | None) -> u.Voices:
-        """Ask one replica of each text-to-speech service for its voices."""
+        """Return the voices of text-to-speech services, from one replica of each. `name`: only services of this name."""
         voices: dict[str, u.Voice] = {}
         for pool in self.context.world.values():
             route = next((route for route in pool.routes if route.healthy), None)

@@ -1,7 +1,7 @@
-"""Queues of the requests that have no replica yet, in the order of their arrival.
+"""The queues of requests that have no replica yet, in the order of their arrival.
 
-In memory only: a queued request has not started, so the log does not contain it. This module decides whose turn it
-is; a waiter that is woken tries by itself to get a replica.
+The queues are only in memory: a queued request has not started, so the log does not contain it. This module decides
+which request has its turn. The request's own task then tries to get a replica.
 """
 
 from __future__ import annotations
@@ -25,15 +25,18 @@ Services = frozenset[str]
 Place = Callable[[], Awaitable[T]]
 
 QUEUE_FULL = "QUEUE_FULL"
-_MAX_RETRY_AFTER = 600  # seconds
-_THROUGHPUT_WINDOW = 60.0  # seconds from which the throughput is estimated
-_MAX_ENDS = 200  # ends of requests remembered for the estimate, for each service
+_MAX_RETRY_AFTER = 600  # seconds; the highest `retry_after`
+_THROUGHPUT_WINDOW = 60.0  # seconds; the throughput is that of this time
+_MAX_ENDS = 200  # times of requests' ends that are kept for each service, for the throughput
 
 _number = attrgetter("number")
 
 
 class Waiter:
-    """A queued request. `passing`: it retries after a failure and excludes a replica, so later requests may pass it."""
+    """A queued request.
+
+    `passing`: the request retries after a failure and excludes a replica, so later requests may get that replica first.
+    """
 
     def __init__(self, number: int, passing: bool) -> None:
         self.number = number
@@ -43,7 +46,10 @@ class Waiter:
 
 
 class Admission:
-    """The queues, one for each set of services that can serve a request. `limit`: waiters per service of a queue."""
+    """The queues: one for each set of services that can serve the same requests.
+
+    `limit`: the requests that a queue may have for each of its services.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -52,15 +58,15 @@ class Admission:
         self._ends: dict[str, deque[float]] = {}
 
     def number(self) -> int:
-        """Return the number of a new request, higher than all before; lower numbers go first."""
+        """Return a new request's number, which is higher than all before. The lowest number has the first turn."""
         return next(self._numbers)
 
     def queued(self, service_id: str) -> int:
-        """Return the number of requests that wait for a service, including those that other services can serve too."""
+        """Return how many requests wait for a service, including requests that another service can also serve."""
         return sum(len(queue) for services, queue in self._queues.items() if service_id in services)
 
     def longest(self, services: Services) -> int:
-        """Return the number of requests that wait for the busiest of these services."""
+        """Return how many requests wait for the busiest of these services."""
         return max((self.queued(ident) for ident in services), default=0)
 
     def ahead(self, services: Services) -> bool:
@@ -76,11 +82,11 @@ class Admission:
         *,
         again: bool = False,
     ) -> T:
-        """Call `place` when it is the request's turn, at once if no other waits, until it succeeds; return its result.
+        """Call `place` at each turn of the request until it succeeds; return its result. An empty queue gives a turn.
 
-        If `place` raises Unavailable with a reason in `worth_waiting`, the request waits; any other error is raised.
-        Raises Unavailable with QUEUE_FULL if a new request finds the queue full. `again`: the request had its turn
-        before and keeps its number.
+        If `place` raises Unavailable with a reason in `worth_waiting`, the request waits for its next turn. Any other
+        error of `place` is raised. Raises Unavailable (QUEUE_FULL) if a new request finds the queue full. `again`: the
+        request has had a turn, failed at its replica, and keeps its number.
         """
         tried = again or not self.ahead(services)
         if tried:
@@ -91,7 +97,7 @@ class Admission:
                     raise
         with self._waiting(services, Waiter(number, again)) as waiter:
             if not tried and self._queues[services][0] is waiter:
-                self.wake()  # only requests in other queues were before it: they try first, then this one
+                self.wake()  # only requests in other queues come before it: all of them try, in order
             while True:
                 await waiter.turn.wait()
                 waiter.turn.clear()
@@ -109,27 +115,27 @@ class Admission:
             self._wake(services)
 
     def refuse(self, service_id: str, error: AimaError, other: Callable[[str], bool]) -> None:
-        """Fail the requests that wait for a service and have no `other` service that may take them."""
+        """Fail the requests that wait for a service, unless another of their services satisfies `other`."""
         for services, queue in self._queues.items():
             if _needs(services, service_id, other):
                 for waiter in queue:
-                    waiter.error = from_body(error.body())  # one for each: raising marks an exception
+                    waiter.error = from_body(error.body())  # a copy for each request: raising an exception changes it
                     waiter.turn.set()
 
     def needs(self, service_id: str, other: Callable[[str], bool]) -> bool:
-        """Whether a request waits for a service and has no `other` service that may take it."""
+        """Whether a request waits for a service, and no other of its services satisfies `other`."""
         return any(_needs(services, service_id, other) for services in self._queues)
 
     def ended(self, service_id: str) -> None:
-        """Note the end of a request, for the estimate of `retry_after`."""
+        """Store the time of a request's end, for `retry_after`."""
         self._ends.setdefault(service_id, deque(maxlen=_MAX_ENDS)).append(time.monotonic())
 
     def forget(self, service_id: str) -> None:
-        """Drop the notes on a deleted service."""
+        """Drop the stored times of a deleted service."""
         self._ends.pop(service_id, None)
 
     def retry_after(self, services: Services) -> int:
-        """Estimate from the last minute's throughput how many seconds the queued requests take; from 1 to 600."""
+        """Return an estimate of the seconds until the queue is empty, from the last minute's throughput: 1 to 600."""
         now = time.monotonic()
         ends = [end for ident in services for end in self._ends.get(ident, ()) if end > now - _THROUGHPUT_WINDOW]
         if not ends:
@@ -150,7 +156,7 @@ class Admission:
         insort(queue, waiter, key=_number)
         try:
             yield waiter
-        finally:  # in any case: the request that is first now has not tried since the last change
+        finally:  # the next request has not tried since the last change, so it is woken even after an error
             del queue[bisect_left(queue, waiter.number, key=_number)]
             if queue:
                 self._wake(services)

@@ -1,4 +1,4 @@
-"""Sends requests to engines: places each, calls the engine, and settles the request in any case."""
+"""Sends requests to engines: places a request, calls the engine, and settles the request, also after an error."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ REQUEST_KINDS: Mapping[type[Command[Any]], RequestKind] = {
     )
 }
 CANCELLED: Mapping[str, Any] = {"outcome": "cancelled", "error": "the caller left, or the deadline passed"}
-_NOT_PASSED_ON = {"model", "stream", "wait"}  # fields of a unit that the request to the engine does not copy
-_TRIES = 3  # attempts per request, while no replica has sent any of an answer
-# An engine that has sent nothing for this many seconds is blamed for a timeout; before that the caller's deadline was
-# short. A caller who reads the answer as a stream expects its begin sooner.
+_NOT_PASSED_ON = {"model", "stream", "wait"}  # fields of a unit that the engine's request does not have
+_TRIES = 3  # attempts of a request at most
+# Seconds. A timeout counts against the replica only if its engine has sent nothing for so long. If the timeout comes
+# earlier, the caller's deadline was short. The first value is for streams, whose first token comes soon.
 _SILENT, _SILENT_WHOLE = 5.0, 60.0
 
 
 def fields_of(command: Command[Any]) -> dict[str, Any]:
-    """Return the fields that an engine gets: those that the caller set."""
+    """Return the fields for the engine: those that the caller has set."""
     return command.model_dump(exclude_unset=True, exclude_none=True, exclude=_NOT_PASSED_ON)
 
 
@@ -65,7 +65,7 @@ class EngineRequests:
         return Engine(self._client, route.endpoint, route.served_model, whole=whole)
 
     async def run(self, request: PlacementRequest, command: Command[Any], parts: Parts) -> View:
-        """Place the request, call the engine and settle. Tries other replicas until a part went to the caller."""
+        """Place the request, call the engine, settle. Try other replicas while the caller has no part of the answer."""
         number, avoid = self._placement.admission.number(), ""
         for attempt in range(1, _TRIES + 1):
             lease, route = await self._placement.place(request, number, parts, avoid=avoid)
@@ -83,14 +83,14 @@ class EngineRequests:
         raise AssertionError("the last attempt returns or raises")
 
     async def settle(self, lease: u.RequestStarted, outcome: u.Outcome, **fields: Any) -> None:
-        """Record the result of a request; does nothing if its lease has expired meanwhile."""
+        """Record the result of a request. Does nothing if the lease has expired."""
         with contextlib.suppress(NotFound):
             await self._context.record(u.Settle(request_id=lease.request_id, outcome=outcome, **fields))
 
     async def _call_engine(
         self, request: PlacementRequest, lease: u.RequestStarted, route: Route, command: Command[Any], parts: Parts
     ) -> View:
-        """Call the engine and settle in any case. Raises EngineGone if the engine closes the connection."""
+        """Call the engine, and settle also after an error. Raises EngineGone if the engine closes the connection."""
         started_at, engine = time.monotonic(), self.engine(route, whole=not parts.requested)
         try:
             if route.dialect != DIALECT:
@@ -123,7 +123,7 @@ class EngineRequests:
 
 
 def _view(command: Command[Any], answer: Mapping[str, Any], lease: u.RequestStarted) -> View:
-    """Return the unit's view of an answer. Raises ExecutionFailed if the engine's values are out of range."""
+    """Return the unit's reply for an answer. Raises ExecutionFailed if a value from the engine is out of range."""
     identity = {"model": lease.model, "id": lease.request_id} if isinstance(command, u.Chat) else {}
     try:
         return command.output.model_validate({**answer, **identity})
@@ -132,11 +132,11 @@ def _view(command: Command[Any], answer: Mapping[str, Any], lease: u.RequestStar
 
 
 def _no_answer(seconds: float, patience: float) -> dict[str, Any]:
-    """Return the settlement of a request whose engine sent nothing in `seconds` until the deadline."""
+    """Return the settlement of a request whose engine has sent nothing for `seconds`, until the deadline."""
     code = "NO_ANSWER" if seconds >= patience else "TIMEOUT"
     return {"outcome": "failed", "error": "the engine sent nothing before the deadline", "error_code": code}
 
 
 def _code(error: AimaError) -> str:
-    """Return the code under which an engine's error is recorded; a caller's mistake does not blame the replica."""
+    """Return the code to record for an engine's error. The code for a caller's mistake does not blame the replica."""
     return "ENGINE_REFUSED" if isinstance(error, ValidationFailed) else error.reason

@@ -1,4 +1,4 @@
-"""Gives each request a replica: at once, when it reaches the front of its queue, or not at all with a refusal."""
+"""Gives each request a replica: at once, or at the front of its queue. Otherwise refuses the request with a cause."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ from services.inference.rules.routing import BUSY, LOADING, choose, fitting, hop
 from services.inference.rules.state import Pool, Route
 from services.model import units as model
 
-_TICK = 1.0  # seconds; a breaker half-opens by time alone, without an event
-_CATCH_UP = 2.0  # seconds to wait for a peer's latest news
-_AVOIDED = 0.5  # seconds in which a request does not go back to the only replica, which has just failed it
-_WAITING_PARTS = 2.0  # seconds between two parts with the reason that a request waits
-_LATE = 0.05  # seconds before its deadline from which a cancelled request counts as timed out: clocks differ
+_TICK = 1.0  # seconds between two tries without an event: no event reports that a breaker lets requests pass again
+_CATCH_UP = 2.0  # seconds to wait for a peer's latest events or answer
+_AVOIDED = 0.5  # seconds for which a request avoids the replica that has just failed it
+_WAITING_PARTS = 2.0  # seconds between two parts that tell the caller why the request waits
+_LATE = 0.05  # seconds; a request that is cancelled so shortly before its deadline has timed out, as clocks differ
 
 
 @dataclass
 class PlacementRequest:
-    """A request that needs a replica. `timeout()` returns the seconds it may take once it has one.
+    """A request that needs a replica.
 
-    `deadline` in Unix seconds. With `wait` it queues until then, with `queue` only while a model is busy, not loading.
-    `placed`: it has a replica.
+    `timeout()`: the seconds that the request may take once it has a replica. `deadline`: in Unix seconds. `wait`:
+    the request waits in the queue while the model is busy or loading. `queue`: it waits only while the model is busy.
+    `probe`: a refusal is neither explained nor counted. `placed`: it has a replica.
     """
 
     model: str
@@ -49,7 +50,7 @@ class PlacementRequest:
     placed: bool = False
 
     def timed_out(self) -> bool:
-        """Whether the deadline has passed; a request that is cancelled earlier was cancelled by its caller."""
+        """Whether the deadline has passed. If not, the caller has cancelled a cancelled request."""
         return time.time() >= self.deadline - _LATE
 
     def command(self, *, request_id: str = "", avoid: str = "", strictly: bool = False) -> i.BeginRequest:
@@ -68,7 +69,7 @@ class PlacementRequest:
 
 @dataclass
 class _Attempt:
-    """One placement of a request. `waits`: it is queued, or was told to wait; False while it tries."""
+    """One placement of a request. `waits`: the request waits for a replica; False while it tries to get one."""
 
     request: PlacementRequest
     services: Services
@@ -98,7 +99,7 @@ class Placement:
     ) -> tuple[u.RequestStarted, Route]:
         """Return the started request and its replica. `avoid`: the replica that has just failed the request.
 
-        Raises Unavailable with BUSY, LOADING or QUEUE_FULL and `retry_after` if the caller should ask again later.
+        Raises Unavailable (BUSY, LOADING, QUEUE_FULL) with `retry_after` if the caller should try again later.
         """
         request.placed = False
         if request.probe and not any(pool.routes for pool in self._fitting(request)):
@@ -111,7 +112,7 @@ class Placement:
         try:
             placed = await self._place(attempt, number, parts, again=bool(avoid))
         except asyncio.CancelledError:
-            if attempt.waits and request.timed_out():  # a caller who left was not refused
+            if attempt.waits and request.timed_out():  # a caller that leaves is not a refusal
                 self._refusals.count(services)
             raise
         except (NotFound, ValidationFailed):
@@ -128,7 +129,7 @@ class Placement:
         return placed
 
     async def finish(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run work that must complete: it goes on if the caller is cancelled, and `close` waits for it."""
+        """Run work that must complete. The work continues if the caller is cancelled, and `close` waits for it."""
         task = asyncio.create_task(work)
         self._finishing.add(task)
         task.add_done_callback(self._finishing.discard)
@@ -149,8 +150,8 @@ class Placement:
     async def ensure_known(self, name: str, *, wait: bool) -> None:
         """Catch up with the service domain's events if no replica is known; raise NotFound for an unknown name.
 
-        A caller to whom a running service was just reported must be able to use it at once. If a peer does not answer
-        in time, the known state decides.
+        A client may use a service as soon as the service domain reports it as running, so this domain must know the
+        service by then. If a peer does not answer in time, this domain uses the state that it has.
         """
         pools = [pool for pool in self._context.world.values() if pool.serves(name)]
         if any(pool.routes or (wait and hopeful(pool)) for pool in pools):
@@ -164,7 +165,7 @@ class Placement:
             model.present(await self._context.peers.call(model.GetModel(model_id=name), timeout=_CATCH_UP))
 
     async def watch(self) -> None:
-        """Let queued requests try again after each commit."""
+        """Let queued requests try again after each commit, and count the requests that end."""
         with self._context.news() as news:
             while True:
                 for record in await news.get():
@@ -177,7 +178,7 @@ class Placement:
                 self.admission.wake()
 
     async def tick(self) -> None:
-        """Let queued requests try again every second too, and record the refusals since the last tick."""
+        """Every second, let queued requests try again and record the latest refusals."""
         while True:
             await asyncio.sleep(_TICK)
             self.admission.wake()
@@ -210,15 +211,15 @@ class Placement:
             with self._waiting_parts(attempt, parts):
                 return await self.admission.admit(services, place, number, worth_waiting, again=again)
         if self.admission.ahead(services):
-            choose(self._context.world, attempt.command(), time.time())  # raises what the queued requests wait for
+            choose(self._context.world, attempt.command(), time.time())  # raises the cause of the wait, if any
             raise Unavailable(f"other requests for {request.model} came first", reason=BUSY)
         return await place()
 
     @contextlib.contextmanager
     def _waiting_parts(self, attempt: _Attempt, parts: Parts) -> Iterator[None]:
-        """Send the reason for the wait to a caller who requested parts. This also detects a caller who has left.
+        """Send the reason for the wait to a caller that requests parts. Sending also detects a caller that has left.
 
-        Leaves without awaiting: a cancellation at that point would lose a request that has started.
+        The end of the block awaits nothing: a cancellation there would lose a request that has just started.
         """
 
         async def send() -> None:
@@ -235,7 +236,7 @@ class Placement:
                 task.cancel()
 
     def _reason(self, attempt: _Attempt) -> str:
-        """Return the reason that a request waits. BUSY even if a replica is free: earlier requests get that one."""
+        """Return why a request waits: LOADING or BUSY. A free replica also means BUSY, because others come first."""
         try:
             choose(self._context.world, attempt.command(), time.time())
         except AimaError as refusal:
@@ -243,9 +244,9 @@ class Placement:
         return BUSY
 
     def _command_factory(self, request: PlacementRequest, avoid: str) -> Callable[[], i.BeginRequest]:
-        """Return a function that makes the command of each try.
+        """Return a function that makes a command for each try to get a replica.
 
-        For `_AVOIDED` seconds the command excludes the replica to avoid, unless the replicas change meanwhile.
+        For `_AVOIDED` seconds, or until the replicas change, the command excludes the replica to avoid.
         """
         routes, strictly = self._routes(request), bool(avoid)
 
@@ -267,7 +268,7 @@ class Placement:
         try:
             records = await self._context.record(command)
         except asyncio.CancelledError:
-            # the start may have been committed; this is the last place that knows the request's id
+            # the start may be committed, and no other code knows the request's id
             await self.finish(self._give_back(command.request_id, "cancelled"))
             raise
         started = records[0].event

@@ -1,4 +1,4 @@
-"""Counts the requests that get no replica, and adds to each refusal when and how to ask again."""
+"""Counts the requests that get no replica, and adds to each refusal when and how the caller can try again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from services.inference.rules.routing import LOADING, sleeper
 from services.inference.rules.state import Pool
 from services.service import units as service
 
-_STATUS_TIMEOUT = 1.0  # seconds for the service domain to report how far a start is
+_STATUS_TIMEOUT = 1.0  # seconds for the service domain to report the progress of a start
 _HOW_TO_WAIT = "wait for a replica with wait: true (over HTTP: Prefer: wait=60)"
 
 
@@ -66,7 +66,7 @@ class Refusals:
         return Unavailable(message, reason=refusal.reason, model=model, **details)
 
     async def _progress(self, pools: Sequence[Pool]) -> dict[str, Any]:
-        """Return phase, `progress` in percent and message of a start, as far as they can be learned in a second."""
+        """Return phase, `progress` (percent) and message of a start, or defaults if no peer reports within seconds."""
         pool = next((pool for pool in pools if pool.phase == "starting"), pools[0]) if pools else None
         progress: dict[str, Any] = {"phase": pool.phase if pool else "stopped", "progress": None, "message": ""}
         if pool is None:

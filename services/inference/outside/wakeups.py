@@ -1,4 +1,4 @@
-"""Wakes sleeping services: asks the service domain to start each of them, with one request at a time per service."""
+"""Wakes sleeping services: sends `service.start` to the service domain, one call at a time for each service."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from services.inference.rules.state import Pool
 from services.service import units as service
 
 _START_TIMEOUT = 10.0  # seconds for the service domain to decide on a start; the start itself takes longer
-_RETRY = 0.5  # seconds until the next try if the service cannot start right now, or the service domain is silent
+_RETRY = 0.5  # seconds until the next try if the service still stops, or the service domain does not answer
 _RETRY_MEMORY = 1.0  # seconds until the next try if there is no memory for the service
-_EVENT_TIMEOUT = 5.0  # seconds until the event of an accepted start must have arrived
-_REFUSAL_KEPT = 5.0  # seconds for which a refusal is remembered
-_FIRST_ANSWER = 1.0  # seconds that a request without `wait` waits for the answer to a wake-up
+_EVENT_TIMEOUT = 5.0  # seconds to wait for the event of an accepted start
+_REFUSAL_KEPT = 5.0  # seconds for which a refusal is kept
+_FIRST_ANSWER = 1.0  # seconds that a request without `wait` waits for the reply to `service.start`
 
 
 class Wakeups:
-    """The services being woken. `pool(service_id)` returns the state of a service."""
+    """Wakes services and keeps the latest refusals. `pool(service_id)` returns the state of a service."""
 
     def __init__(self, peers: Peers, node: str, admission: Admission, pool: Callable[[str], Pool | None]) -> None:
         self._peers = peers
@@ -41,7 +41,7 @@ class Wakeups:
         self._changed = asyncio.Event()
 
     def wake(self, service_id: str) -> None:
-        """Start a service in the background, unless it is being woken already."""
+        """Start a service in the background, unless a task already wakes it."""
         if service_id not in self._tasks:
             self._forget_old_refusals()
             task = asyncio.create_task(self._wake(service_id), name=f"wake {service_id}")
@@ -49,7 +49,7 @@ class Wakeups:
             task.add_done_callback(lambda _: self._ended(service_id))
 
     def changed(self) -> None:
-        """Check again which services sleep, as states may have changed."""
+        """Let all tasks check again which services sleep, because states may have changed."""
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -65,7 +65,7 @@ class Wakeups:
         return next(((ident, self._refusals[ident][1]) for ident in asleep if ident in self._refusals), None)
 
     async def answered(self, pools: Iterable[Pool]) -> None:
-        """Return once each wake-up of these services has had an answer, or after a second."""
+        """Wait until each running wake-up of these services has a result, but at most a second."""
         waking = {pool.service_id for pool in pools} & self._tasks.keys()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FIRST_ANSWER):
@@ -76,7 +76,7 @@ class Wakeups:
         await end(list(self._tasks.values()))
 
     async def _wake(self, service_id: str) -> None:
-        # on behalf of the request that came first, but without its deadline: other requests may wait longer
+        # the call belongs to the first request, but has no deadline: other requests may wait longer
         call = calls.fresh(self._node, parent=current_call.get())
         current_call.set(msgspec.structs.replace(call, deadline=None))
         start = service.StartService(service_id=service_id, wait=False, wake=True)
@@ -104,7 +104,7 @@ class Wakeups:
                 return
 
     def _refuse(self, service_id: str, refusal: AimaError) -> None:
-        """Remember a refusal; unless memory may become free, refuse the requests that no other service can take."""
+        """Keep a refusal. Unless it is for lack of memory, refuse the requests that no other service can take."""
         self._refusals[service_id] = (time.monotonic(), refusal)
         if not isinstance(refusal, InsufficientResources):
             self._admission.refuse(service_id, refusal, self._may_serve)
@@ -116,7 +116,7 @@ class Wakeups:
         self.changed()
 
     def _forget_old_refusals(self) -> None:
-        """Drop refusals older than `_REFUSAL_KEPT`, except of services that are still being woken."""
+        """Drop the refusals that are older than `_REFUSAL_KEPT`, except those of services that a task still wakes."""
         since = time.monotonic() - _REFUSAL_KEPT
         for ident in [ident for ident, (at, _) in self._refusals.items() if at <= since and ident not in self._tasks]:
             del self._refusals[ident]
@@ -126,7 +126,7 @@ class Wakeups:
         return pool is not None and pool.phase == "asleep"
 
     def _needed(self, service_id: str) -> bool:
-        """Whether a service sleeps and requests wait for it that no other service takes."""
+        """Whether a service sleeps, and requests wait for it that no other service will take."""
         return self._asleep(service_id) and self._admission.needs(service_id, self._coming)
 
     def _coming(self, service_id: str) -> bool:
@@ -134,12 +134,12 @@ class Wakeups:
         return pool is not None and coming(pool)
 
     def _may_serve(self, service_id: str) -> bool:
-        """Whether a service may still take queued requests: it runs, starts, or sleeps and may be woken."""
+        """Whether a service may still take queued requests: it runs, it starts, or it sleeps and was not refused."""
         pool, (_, refusal) = self._pool(service_id), self._refusals.get(service_id, (0.0, None))
         given_up = refusal is not None and not isinstance(refusal, InsufficientResources)
         return pool is not None and hopeful(pool) and not (given_up and pool.phase == "asleep")
 
 
 def _is_temporary(refusal: AimaError) -> bool:
-    """Whether asking again may help: the service is still stopping, or the service domain does not answer."""
+    """Whether another try may succeed: the service is still stopping, or the service domain does not answer."""
     return (isinstance(refusal, Conflict) and refusal.reason == "STOPPING") or type(refusal) in (Unavailable, Timeout)
