@@ -1,4 +1,4 @@
-"""What the tests of the command line share: a whole system, and programs that run in a terminal of their own."""
+"""Fixtures for the tests of the command line: a whole system, and programs that run in a terminal."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ _SIGNS = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\x1b[=>]")
 
 @dataclass
 class Shell:
-    """Where `aima` is typed: the environment of a system."""
+    """A shell whose environment points to a running system."""
 
     one: System
     environ: dict[str, str]
 
     @property
     def url(self) -> str:
-        """Where the gateway is."""
+        """The URL of the gateway."""
         return (self.one.data / "gateway.url").read_text().strip()
 
     def run(self, *words: str, stdin: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
-        """Run `aima` with these words until it has ended."""
+        """Run `aima` with these words and wait for its end."""
         env = self.environ | environ
         return subprocess.run([*AIMA, *words], env=env, input=stdin, capture_output=True, text=True, timeout=60)
 
@@ -61,7 +61,7 @@ class Shell:
 
 
 class Terminal:
-    """A program that believes that a person types."""
+    """A program in a pseudo-terminal, with the test as its user."""
 
     def __init__(self, process: subprocess.Popen[bytes], outer: int) -> None:
         self.process = process
@@ -70,11 +70,11 @@ class Terminal:
         self._decode = codecs.getincrementaldecoder("utf-8")().decode
 
     def type(self, text: str) -> None:
-        """Press keys."""
+        """Type a text."""
         os.write(self._outer, text.encode())
 
     def until(self, text: str, within: float = 30) -> str:
-        """Return what stood on the screen up to this text, which is waited for."""
+        """Wait for a text on the screen; return the output before it."""
         deadline = time.monotonic() + within
         while text not in self._seen:
             ready, _, _ = select.select([self._outer], [], [], max(deadline - time.monotonic(), 0))
@@ -87,7 +87,7 @@ class Terminal:
         return before
 
     def interrupt(self, text: str) -> None:
-        """Press Ctrl-C until this text comes: between a prompt and the reading behind it, Python may miss one."""
+        """Press Ctrl-C until a text appears: Python can miss one Ctrl-C between a prompt and the read after it."""
         for _ in range(20):
             self.process.send_signal(signal.SIGINT)
             with contextlib.suppress(AssertionError):
@@ -96,7 +96,7 @@ class Terminal:
         raise AssertionError(f"{text!r} did not come after {self._seen!r}")
 
     def ended(self, within: float = 30) -> int:
-        """Return the exit code, reading on so that nothing waits for room on the screen."""
+        """Return the exit code; read all output, so that the program does not block on a full terminal."""
         with contextlib.suppress(OSError):
             deadline = time.monotonic() + within
             while time.monotonic() < deadline and select.select([self._outer], [], [], 1)[0]:
@@ -105,13 +105,13 @@ class Terminal:
 
     @property
     def rest(self) -> str:
-        """What has been read and not yet been asked for."""
+        """The output that no `until` has returned yet."""
         return self._seen
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shell(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Shell]:
-    """A whole system with a garden beside it, for all tests of a file."""
+    """A whole system with the toy domain `garden`, for all tests of a file."""
     folder = tmp_path_factory.mktemp("aima")
     async with system(folder / "data", {"AIMA_API_KEYS": f"me:{KEY}"}) as one:
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("AIMA_", "COLUMNS"))}

@@ -1,4 +1,4 @@
-"""The units as a door learns of them, from the code alone."""
+"""The descriptions of units as a door gets them, made from the code without a bus."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from services.cli import domains
 
 
 def described(domain: Domain[Any]) -> dict[str, UnitInfo]:
-    """Return a domain's units as its `$SRV.INFO` tells them."""
+    """Return a domain's units as in its answer to `$SRV.INFO`."""
     example = domain.resources[0].uri if domain.resources else f"asms://{domain.name}"
     common = units_of(domain.name, example)
     endpoints = [{"subject": f"aima.{unit.spec.name}", "metadata": describe(unit)} for unit in (*domain.units, *common)]
@@ -22,5 +22,5 @@ def described(domain: Domain[Any]) -> dict[str, UnitInfo]:
 
 @functools.cache
 def every_unit() -> list[UnitInfo]:
-    """Return the units of all domains that there are."""
+    """Return the units of all domains."""
     return [unit for name in domains.names() for unit in described(domains.load(name)).values()]

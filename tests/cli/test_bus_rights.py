@@ -1,4 +1,4 @@
-"""What each user of the bus may, as it is derived from the domains."""
+"""The rights of each user of the bus, derived from the domains."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ ASKS = {
 
 @functools.cache
 def found() -> dict[str, Rights]:
-    """Return the rights of each user. They are read from the source of all domains, which takes a second."""
+    """Return the rights of each user, once for all tests: reading the source of all domains takes a second."""
     return rights(KNOWN)
 
 
 def covers(pattern: str, subject: str) -> bool:
-    """Tell whether a subject of the bus matches a pattern, as nats-server sees it."""
+    """Return whether a subject matches a pattern by the rules of nats-server."""
     found = re.escape(pattern).replace(r"\*", r"[^.]+").replace(">", ".+")
     return re.fullmatch(found, subject) is not None
 

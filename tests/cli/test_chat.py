@@ -1,4 +1,4 @@
-"""Talking to the real model at a terminal, over the bus and over HTTP."""
+"""`aima chat` with a real model at a terminal, over the bus and over HTTP."""
 
 from __future__ import annotations
 

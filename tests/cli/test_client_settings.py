@@ -1,4 +1,4 @@
-"""A client reads its settings in a quicker way than a domain, and reads the same."""
+"""The fast reader of a client's settings has the same results as the reader of all settings."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ FILES = st.lists(
 
 
 def slow(config: Path | None) -> Any:
-    """Return what the reader of all settings reads."""
+    """Return the settings that the reader of all settings returns."""
     loaded = load({}, path=config, partial=True)
     nats = loaded.nats
     found = client_settings.NatsClient(nats.url, nats.user, nats.password_file, bool(chosen_url(path=config)))
@@ -76,7 +76,7 @@ def outcome(reader: Any, config: Path | None) -> Any:
 
 
 def toml(lines: list[tuple[str, str, str]]) -> str:
-    """Return a settings file; one key in two lines makes it invalid, which is meant."""
+    """Return a settings file. A key in two lines makes the file invalid, on purpose."""
     sections = sorted({section for section, _, _ in lines})
     return "\n".join(
         "\n".join(

@@ -1,4 +1,4 @@
-"""What people and programs type: one document on stdout, all else on stderr, the exit code 0 only on success."""
+"""The built-in commands: one document on stdout, all else on stderr, and exit code 0 only on success."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`aima config`, and what the documents say of the settings."""
+"""`aima config`, and the description of the settings in the documents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the documents show of the command line is so: every line can be typed."""
+"""Every command line in the documents can be parsed."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ UNITS = {unit.name: unit for unit in every_unit()}
 
 
 def lines() -> Iterator[str]:
-    """Yield every command line that the documents show in a block of their own."""
+    """Yield every command line in a code block of the documents."""
     for document in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         yield from re.findall(r"^    (aima .+)$", document.read_text(), re.MULTILINE)
 
 
 def context_of(words: list[str]) -> Any:
-    """Return the context of the command that the words name, with what they give it; nothing is run."""
+    """Parse the words of a command line and return the command's context; run nothing."""
     context: Any = typer.main.get_command(app).make_context("aima", words)
     while isinstance(context.command, TyperGroup) and (rest := [*context._protected_args, *context.args]):
         name, command, rest = context.command.resolve_command(context, rest)

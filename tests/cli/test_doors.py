@@ -1,4 +1,4 @@
-"""Whether a unit is asked over the bus or over HTTP, it says the same."""
+"""A unit gives the same answers and errors over the bus and over HTTP."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FAR = ("model.search",)  # asks hubs, which answer as they like
 
 
 async def told(door: Door, unit: str, data: dict[str, Any], **headers: str) -> Any:
-    """Return what a unit answers or refuses with, without what is another each time."""
+    """Return a unit's answer or error, without values that differ at each call, such as times."""
     try:
         answer = await door.ask(unit, data, timeout=20, headers={**CallOptions().headers(), **headers})
         return _lasting(answer.data)
@@ -49,7 +49,7 @@ def _lasting(value: Any) -> Any:
 
 
 async def everywhere(shell: Shell) -> tuple[list[UnitInfo], dict[str, tuple[Any, Any]]]:
-    """Ask every unit what it refuses and, as far as that changes nothing, what it answers; over both doors."""
+    """Call every unit over both doors, with invalid input and with its examples; commands as dry runs."""
     answers: dict[str, tuple[Any, Any]] = {}
     me = {calls.PRINCIPAL: "me"}  # over HTTP the key says so
     bus = (shell.one.data / "nats.url").read_text().strip()

@@ -1,4 +1,4 @@
-"""From a schema to flags, words about them, and the input that they spell."""
+"""The flags of a schema, their descriptions, and the input that is read from flags."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PLANT = UNITS["garden.plant"]
 
 
 def read(*words: str, unit: UnitInfo = PLANT, ident: str = "garden_id") -> dict[str, Any]:
-    """Return the input that the words behind `aima garden plant` spell."""
+    """Return the input for the words after `aima garden plant`."""
     command = unit_command.command(unit, ident, DoorAddress())
     context = command.make_context("plant", list(words))
     found = flags.flags_of(unit)

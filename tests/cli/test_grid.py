@@ -1,4 +1,4 @@
-"""Columns drawn without rich look as rich draws them."""
+"""Columns that are drawn without rich look as if rich drew them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a listing remembers of the processes on a bus: safe to lose, safe to find damaged, never taken for the truth."""
+"""The file with a bus's known processes may be missing or damaged, and is never more than a hint."""
 
 from __future__ import annotations
 

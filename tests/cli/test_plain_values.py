@@ -1,4 +1,4 @@
-"""What is taken without typer's conversion is what typer makes of it."""
+"""A value that AIMA converts without typer is equal to typer's own conversion."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def options(
 
 
 def outcome(command: Any, given_words: list[str]) -> Any:
-    """Return what the function got, or the message of the refusal."""
+    """Return the values that the command's function gets, or the error message."""
     seen.clear()
     try:
         command.main(list(given_words), standalone_mode=False)

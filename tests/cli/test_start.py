@@ -65,7 +65,7 @@ def test_a_request_over_the_bus_needs_the_bus_client_and_no_more(shell: Shell, w
 
 @dataclass
 class Counter:
-    """A way to the bus that counts the connections."""
+    """A proxy to the bus that counts the connections."""
 
     url: str
     connections: int = 0

@@ -1,4 +1,4 @@
-"""Real processes, forked by tests/cli/driver.py in a process of its own; every wait is for a fact."""
+"""The supervisor with real processes, which tests/cli/driver.py forks. Every wait is for an event, never for a time."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ Fact = dict[str, Any]
 
 
 class Up:
-    """One run of the driver and what it has written."""
+    """One run of the driver, and its output."""
 
     def __init__(self, data: Path, *children: str, drain: float = 10.0, **environment: str) -> None:
         self.data = data
@@ -47,7 +47,7 @@ class Up:
         return [state for state in self.read("states.jsonl") if state["name"] == name]
 
     def await_state(self, name: str, state: str, restarts: int = 0) -> int:
-        """Wait until the process is in the state after that many restarts and return its pid."""
+        """Wait until a process is in a state after a number of restarts; return its pid."""
         wanted = {"state": state, "restarts": restarts}
         until(lambda: any(wanted.items() <= seen.items() for seen in self.states(name)), self)
         return int(next(seen["pid"] or 0 for seen in self.states(name) if wanted.items() <= seen.items()))
@@ -56,7 +56,7 @@ class Up:
         return dict(json.loads((self.data / "up.json").read_bytes())["children"])
 
     def end(self) -> tuple[int, str]:
-        """Wait for the end and return the exit code and what went to stderr."""
+        """Wait for the driver's end; return its exit code and stderr."""
         _, err = self.parent.communicate(timeout=SECONDS)
         return self.parent.returncode, err
 
@@ -81,7 +81,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def up(data: Path) -> Iterator[Callable[..., Up]]:
-    """Start drivers; afterwards nothing that works on the folder may be left."""
+    """Start drivers; check after the test that no process uses the folder."""
     started: list[Up] = []
 
     def run(*children: str, drain: float = 10.0, **environment: str) -> Up:

@@ -1,4 +1,4 @@
-"""What of an answer stands in a table: as much as there is room for, what people look for first."""
+"""Tables: a table has as many columns of an answer as fit, and the important columns first."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SERVICES: dict[str, Any] = {
 
 
 def table(capsys: pytest.CaptureFixture[str], data: Any, columns: tuple[str, ...] = ()) -> list[list[str]]:
-    """Return the words of each line of the table that is written."""
+    """Return the words of each line of the written table."""
     document(data, Format.TABLE, columns)
     return [line.split() for line in capsys.readouterr().out.splitlines()]
 

@@ -1,4 +1,4 @@
-"""Units as commands, made from what is on the bus of a whole system: `aima service start svc-chat`."""
+"""The commands of units on the bus of a whole system, such as `aima service start svc-chat`."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ pytestmark = pytest.mark.timeout(300)
 
 
 def good(shell: Shell, *words: str, **environ: str) -> Any:
-    """Return the one document on stdout of a command that succeeds."""
+    """Return the only document on stdout of a command that succeeds."""
     ended = shell.run(*words, "-o", "json", **environ)
     assert ended.returncode == 0, ended
     return json.loads(ended.stdout)
 
 
 def in_process(shell: Shell, *words: str) -> Any:
-    """Run `aima` in this very process, which is quick; for what does not depend on being one's own."""
+    """Run `aima` in the test's own process, which is faster, for tests that do not need a new process."""
     return CliRunner().invoke(app, list(words), prog_name="aima", env=shell.environ | {"COLUMNS": "300"})
 
 
 @pytest.fixture(scope="module")
 def narrow(shell: Shell) -> str:
-    """A key that reaches the queries of models, and nothing else."""
+    """A key that may call only the queries of the model domain."""
     return str(good(shell, "keys", "create", "narrow", "--scope", "model:low")["key"])
 
 
@@ -377,7 +377,7 @@ def test_a_lifetime_that_is_none_is_refused(shell: Shell, text: str) -> None:
 
 
 def complete(shell: Shell, line: str, **environ: str) -> list[str]:
-    """Return what the shell offers behind a line, up to which it has been typed."""
+    """Return the shell's completions for an incomplete command line."""
     words = line.split(" ")
     env = {"_AIMA_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)} | environ
     ended: subprocess.CompletedProcess[str] = shell.run(**env)

@@ -1,4 +1,4 @@
-"""What the tests of the inference domain share: engines that speak the dialect, or say what they are told."""
+"""Fixtures for the tests of the inference domain: stand-in engines, a real engine, engines with a given answer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.toys.machine import Machine, machine
 
 @dataclass
 class StandIn:
-    """An engine that speaks the dialect, and its log."""
+    """A stand-in engine and its log."""
 
     process: subprocess.Popen[bytes]
     endpoint: str
@@ -69,19 +69,19 @@ class Real:
     endpoint: str
 
     async def busy(self) -> bool:
-        """Whether it works on a request, as it says itself."""
+        """Whether the engine reports that it works on a request."""
         async with httpx2.AsyncClient() as http:
             (slot,) = (await http.get(f"{self.endpoint}/slots")).json()
         return bool(slot["is_processing"])
 
     async def idle(self) -> bool:
-        """Whether it works on none."""
+        """Whether the engine reports that it works on no request."""
         return not await self.busy()
 
 
 @pytest.fixture
 async def llamacpp(tmp_path: Path, free_port: Callable[[], int], smollm2: Path) -> AsyncIterator[Real]:
-    """Start llama.cpp with a small model that it calls `served`."""
+    """Start llama.cpp with a small model, under the name `served`."""
     port = free_port()
     engine = Real(f"http://127.0.0.1:{port}")
     options = (f"--model={smollm2}", "--alias=served", f"--port={port}", "--slots=1", "--threads=2")
@@ -100,7 +100,7 @@ def said(body: dict[str, Any]) -> bytes:
 
 
 def chunk(**choice: Any) -> bytes:
-    """Return an event with what is new of the one choice."""
+    """Return an event with the new part of the only choice."""
     return said({"choices": [choice]})
 
 
@@ -120,7 +120,7 @@ Saying = Callable[..., Awaitable[str]]
 
 @pytest.fixture
 async def saying() -> AsyncIterator[Saying]:
-    """Start an engine that answers every request with these bytes and hangs up."""
+    """Start an engine that answers every request with these bytes and closes the connection."""
     servers: list[asyncio.Server] = []
 
     async def start(
@@ -148,7 +148,7 @@ async def saying() -> AsyncIterator[Saying]:
 
 
 class Gate:
-    """An engine that holds every request until it is told what to do with it."""
+    """An engine that holds every request until the test says how to end it."""
 
     def __init__(self) -> None:
         self.held: list[asyncio.Future[str]] = []
@@ -159,7 +159,7 @@ class Gate:
         self.endpoint = f"http://127.0.0.1:{self.server.sockets[0].getsockname()[1]}"
 
     def all(self, what: str) -> None:
-        """Answer, break, break off or hang up on those that are held, and on those that come."""
+        """End the held requests and all later ones: "answer", "break off" the answer, "break" with a 500, "hang up"."""
         self.always = what
         for held in self.held:
             if not held.done():
@@ -191,7 +191,7 @@ Gated = Callable[[], Awaitable[Gate]]
 
 @pytest.fixture
 async def gated() -> AsyncIterator[Gated]:
-    """Start engines that hold their requests; none is held beyond the test."""
+    """Start engines that hold their requests; end the held requests after the test."""
     gates: list[Gate] = []
 
     async def start() -> Gate:

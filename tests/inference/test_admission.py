@@ -1,4 +1,4 @@
-"""Lines of requests that wait: whose turn it is, and that nobody is lost, on a real event loop."""
+"""The queues of waiting requests: the order of turns, and that no request is lost, on a real event loop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ A, B = frozenset({"svc-a"}), frozenset({"svc-b"})
 
 
 class Desk:
-    """Replicas with so much room for each service; `placed` has the requests in the order in which they got a place."""
+    """Replicas with `room` slots for each service; `placed` has the requests in the order in which they got a slot."""
 
     def __init__(self, limit: int = 100, **room: int) -> None:
         self.admission = Admission(limit)
@@ -61,12 +61,12 @@ class Desk:
 
 
 def nobody(_: str) -> bool:
-    """Tell that no other service may take those who wait."""
+    """Return that no other service can take the waiting requests."""
     return False
 
 
 async def settled() -> None:
-    """Let everything run that can."""
+    """Run the event loop until no task can continue."""
     for _ in range(50):
         await asyncio.sleep(0)
 

@@ -1,4 +1,4 @@
-"""The rules of the inference domain: where requests may go, which are under way, what may happen to them."""
+"""The decisions of the inference domain: replicas of requests, running requests, and the ends of requests."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def settle(outcome: u.Outcome, **said: Any) -> u.Settle:
 
 
 def decided(given: Given[Pool], command: Command[Any]) -> list[Event] | type[AimaError] | str:
-    """Return the events; of what is refused the reason, where it may be otherwise soon, or else the kind."""
+    """Return the events; for an error, its reason if it is Unavailable, or else its class."""
     try:
         return given.when(command)
     except AimaError as error:
@@ -185,12 +185,12 @@ def ends(event: Event, **other: Any) -> dict[str, Any]:
 
 
 def where(names: Iterable[str], outcome: Any) -> dict[str, Any]:
-    """Return that it comes to this in these conditions, and to nothing in the others."""
+    """Return a row that expects the outcome in the named conditions, and no events in all others."""
     return at(POOLS, __) | at(names, outcome)
 
 
 def to_phase(wanted: u.Phase, *but: str, routes: bool) -> dict[str, Any]:
-    """Return that the phase changes, except in these; and that the routes go, unless it is one that has `routes`."""
+    """Return a row that expects a new phase except in `but`, and the removal of routes unless `routes` is true."""
     outcome: dict[str, Any] = {"nothing": __}
     for name in KNOWN:
         gone = [removed()] if name in ROUTED and not routes else []

@@ -1,4 +1,4 @@
-"""The real inference domain on a real bus; a crier for the service domain, stand-ins for engines."""
+"""The real inference domain on a real bus, with stand-ins for the service domain and for engines."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def client(site: Machine) -> AsyncIterator[Client]:
 
 
 async def up(client: Client, endpoint: str, process_id: str = "p0", **other: Any) -> None:
-    """Let the service domain say that a replica answers there."""
+    """Let the stand-in of the service domain publish that a replica has started at an endpoint."""
     data = REPLICA | {"process_id": process_id, "endpoint": endpoint}
     await ask(client, "service.say", type="service.replica_started", data=data | other)
 
@@ -55,7 +55,7 @@ def asked(text: str, **more: Any) -> dict[str, Any]:
 
 
 async def stream(client: Client, unit: str, data: dict[str, Any]) -> list[Any]:
-    """Return the parts of an answer and its last word."""
+    """Return the parts of an answer and the answer itself."""
     return [part.data if isinstance(part, Answer) else part async for part in client.stream(unit, data, timeout=20)]
 
 
@@ -64,7 +64,7 @@ async def log(client: Client) -> list[tuple[str, dict[str, Any]]]:
 
 
 async def ended(client: Client, kind: str) -> dict[str, Any]:
-    """Return the last request event as soon as it is of that kind."""
+    """Wait until the last event in the log is of a kind; return its data."""
 
     async def seen() -> dict[str, Any] | None:
         found = await log(client)

@@ -1,4 +1,4 @@
-"""What each event makes of a service's pool, and when a replica's breaker lets requests through."""
+"""The state of a pool after each event, and when a replica's breaker lets requests through."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_every_event_type_is_in_the_table() -> None:
 
 
 def trouble(*codes: str, at: float = NOON, breaker: Breaker | None = None) -> Breaker:
-    """Return a breaker after requests that began and ended so, one after another."""
+    """Return a replica's breaker after requests with these begins and ends, one after another."""
     breaker = breaker or Breaker()
     for code in codes:
         breaker = breaker.started("r", at).ended("r", code, at)

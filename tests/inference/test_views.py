@@ -1,4 +1,4 @@
-"""What the read tables hold after each event, what queries make of them, and what news of services calls for."""
+"""The read tables after each event, the views made from them, and the commands that `react` returns."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def recorded(event: Event, at: float = NOON) -> Recorded:
 
 @contextmanager
 def projected(events: Iterable[Event | tuple[Event, float]]) -> Iterator[sqlite3.Connection]:
-    """Give the tables after events, each at noon or at its own time."""
+    """Yield the tables after events. An event without a time of its own happens at noon."""
     connection = sqlite3.connect(":memory:")
     connection.row_factory = sqlite3.Row
     for statement in views.TABLES.values():
@@ -60,7 +60,7 @@ def projected(events: Iterable[Event | tuple[Event, float]]) -> Iterator[sqlite3
 
 
 def tables(events: Iterable[Event | tuple[Event, float]]) -> Tables:
-    """Return what is in each table that is not empty."""
+    """Return the rows of each table that is not empty."""
     with projected(events) as connection:
         found = {name: connection.execute(f"SELECT * FROM {name}").fetchall() for name in views.TABLES}
     return {name: [tuple(row) for row in rows] for name, rows in found.items() if rows}
@@ -222,7 +222,7 @@ def test_every_event_type_is_in_the_table() -> None:
 
 
 def measured(events: list[Any], now: float = NOON, queued: int = 0) -> u.ServiceMetrics:
-    """Return what is told of a service after events."""
+    """Return the metrics of a service after events."""
     given = Given(INFERENCE, [one[0] if isinstance(one, tuple) else one for one in events])
     with projected(events) as connection:
 

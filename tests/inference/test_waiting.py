@@ -1,4 +1,4 @@
-"""Requests that cannot be placed at once, on a real bus: they wait their turn, wake what sleeps, or come back later."""
+"""Requests without a free replica, on a real bus: they wait, wake a sleeping service, or are refused."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ COMING: dict[str, Any] = {
 
 
 class Crier:
-    """A service domain that says what it is told to, and that can be asked to start services: `refusals` come first."""
+    """A stand-in for the service domain: publishes given events, and answers starts, first with `refusals`."""
 
     def __init__(self, *refusals: AimaError) -> None:
         self.refusals = list(refusals)
@@ -134,7 +134,7 @@ def settings(site: Machine, *domains: Domain[Any], queue: int = 64) -> Settings:
 
 @asynccontextmanager
 async def running(site: Machine, crier: Crier | None = None, *, queue: int = 64) -> AsyncIterator[Client]:
-    """Serve the inference domain beside a crier that has told of one service."""
+    """Serve the inference domain, and a stand-in of the service domain that has published one service."""
     domains = (MODELS, (crier or Crier()).domain, INFERENCE)
     async with serving(*domains, settings=settings(site, *domains, queue=queue)) as client:
         await cry(client, "created", **CREATED)
@@ -151,7 +151,7 @@ async def metrics(client: Client) -> dict[str, Any]:
 
 
 async def shows(client: Client, **wanted: Any) -> dict[str, Any]:
-    """Return the load as soon as it shows this."""
+    """Wait until the load has these values; return the load."""
 
     async def seen() -> dict[str, Any] | None:
         found = await load(client)
@@ -173,7 +173,7 @@ async def starts(client: Client, **other: Any) -> None:
 
 
 async def runs(client: Client, *endpoints: str, slots: int = 1) -> None:
-    """Let the service run with one replica at each of these."""
+    """Publish that the service runs, with one replica at each endpoint."""
     for number, endpoint in enumerate(endpoints):
         await up(client, endpoint, f"p{number}", replica=number, slots=slots)
     await cry(client, "started", replicas=len(endpoints), endpoints=list(endpoints), duration=1, status="running")

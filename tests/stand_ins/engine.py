@@ -1,4 +1,4 @@
-"""A stand-in for an engine: speaks enough of OpenAI's API, needs no model, fails on request.
+"""A stand-in for an engine: serves a part of OpenAI's API without a model, and fails when a request says so.
 
     python engine.py --port 8000 --model NAME [--delay-start 2] [--die-after 5] [--fail-with MESSAGE] [--hold-mib 9] ...
 
@@ -99,7 +99,7 @@ class Handler(BaseHTTPRequestHandler):
         return None
 
     def call(self, request: dict[str, Any], asked: str) -> None:
-        """Call the tool that is chosen, or the first, with what was asked."""
+        """Return a call of the chosen tool, or else the first tool, with the request's text as argument."""
         choice = request.get("tool_choice")
         chosen = choice["function"]["name"] if isinstance(choice, dict) else request["tools"][0]["function"]["name"]
         arguments = json.dumps({"asked": asked})
@@ -157,14 +157,14 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def said(content: Any) -> str:
-    """Return the text of a turn; an image stands there by its kind."""
+    """Return the text of a message; an image appears as its media type."""
     if not isinstance(content, list):
         return str(content)
     return " ".join(part["text"] if "text" in part else part["image_url"]["url"].partition(",")[0] for part in content)
 
 
 def hold(mib: int) -> None:
-    """Let go of what is held, and hold so much memory."""
+    """Release the memory that is held, then hold `mib` MiB."""
     while HELD:
         HELD.pop().close()
     if mib:

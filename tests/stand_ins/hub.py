@@ -29,13 +29,13 @@ class Hub:
 
     files: dict[str, bytes]
     drops: list[int] = field(default_factory=list)
-    """After how many bytes each of the next file answers breaks off."""
+    """Numbers of bytes: each of the next file answers breaks off after the next number."""
     refusals: list[int] = field(default_factory=list)
-    """The statuses that the next requests for files, or searches of Hugging Face, are refused with."""
+    """The error statuses of the next requests for files and searches of Hugging Face, one for each request."""
     corrupt: bool = False
     ignore_ranges: bool = False
     stall_after: int | None = None
-    """After how many bytes a file answer waits until the hub is closed."""
+    """Number of bytes after which a file answer stalls until the hub closes."""
     wheels: dict[str, bytes] = field(default_factory=dict)
     lying_index: bool = False
     ranges: list[str | None] = field(default_factory=list)
@@ -211,7 +211,7 @@ def _lfs(data: bytes) -> dict[str, object]:
 
 
 def wheel(members: Mapping[str, bytes], name: str = "tiny_weights", record: Mapping[str, bytes] | None = None) -> bytes:
-    """Return a wheel of these members; `record` states digests of other contents than the members have."""
+    """Return a wheel with these members; `record` has contents whose digests RECORD states instead of the members'."""
     home = f"{name}-1.0.dist-info"
     papers = {
         f"{home}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\nLicense: MIT\n".encode(),

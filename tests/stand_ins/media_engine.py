@@ -105,7 +105,7 @@ class Handler(BaseHTTPRequestHandler):
         return fields
 
     def transcribe(self, fields: dict[str, bytes]) -> None:
-        """Write down how long the file is, and its digest."""
+        """Return a transcript that contains the file's length and digest."""
         audio = fields["file"]
         if audio.startswith(b"noise"):
             return self.refuse(400, "the file is no audio")
@@ -134,7 +134,7 @@ class Handler(BaseHTTPRequestHandler):
         return self.send(200, "text/plain; charset=utf-8", said.encode())
 
     def speak(self, request: dict[str, Any]) -> None:
-        """Say the text: its bytes, many times over, in blocks."""
+        """Send audio in blocks: the bytes of the text, repeated many times."""
         kind = AUDIO.get(request.get("response_format", "mp3"))
         if kind is None:
             return self.refuse(400, f"there is no format {request['response_format']}")
@@ -151,7 +151,7 @@ class Handler(BaseHTTPRequestHandler):
         return None
 
     def imagine(self, request: dict[str, Any]) -> None:
-        """Paint the description: the image is its text."""
+        """Return an image whose content is the prompt."""
         image = PNG + f"{request['prompt']}, {request.get('size', 'any size')}".encode()
         said = {"b64_json": base64.b64encode(image).decode()}
         if request.get("response_format") == "url":
@@ -159,7 +159,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200, {"created": 1_700_000_000, "data": [said] * int(request.get("n") or 1)})
 
     def film(self, request: dict[str, Any]) -> None:
-        """Begin a video: its content is its text."""
+        """Start a video whose content is the prompt."""
         if request["prompt"] == "nothing":
             return self.refuse(400, "the prompt is empty")
         with LOCK:
@@ -174,7 +174,7 @@ class Handler(BaseHTTPRequestHandler):
         return self.answer(200, {"id": ident, "object": "video", "status": "queued", "progress": 0})
 
     def progressed(self, video: dict[str, Any]) -> dict[str, Any]:
-        """Return a video that is a step further."""
+        """Return a video's status, one step further at each request."""
         video["polls"] += 1
         ready = video["polls"] >= POLLS
         status = ("failed" if video["fails"] else "completed") if ready else "in_progress"
@@ -189,12 +189,12 @@ class Handler(BaseHTTPRequestHandler):
         }
 
     def detect(self, request: dict[str, Any]) -> None:
-        """See one object: as wide as the image has bytes."""
+        """Return one object; the width of its box is the number of the image's bytes."""
         size = float(len(base64.b64decode(request["image"])))
         self.answer(200, {"detections": [{"label": "thing", "confidence": 0.5, "box": [0.0, 0.0, size, 1.0]}]})
 
     def rerank(self, request: dict[str, Any]) -> None:
-        """Score by the share of the query's words; in the order of the documents, and all of them."""
+        """Return a score for every document, unsorted: the share of the query's words in the document."""
         words = set(request["query"].lower().split())
         results = [
             {"index": index, "relevance_score": len(words & set(text.lower().split())) / len(words)}

