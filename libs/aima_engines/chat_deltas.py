@@ -98,7 +98,7 @@ class _Choice(msgspec.Struct, frozen=True):
 
 
 class _Chunk(msgspec.Struct, frozen=True):
-    choices: list[_Choice] = []
+    choices: list[_Choice] | None = None
     usage: TokenUsage | None = None
     error: Any = None
 
@@ -116,7 +116,7 @@ async def deltas(answer: EngineAnswer) -> AsyncGenerator[ChatDelta]:
             yield delta
         return
     splitter = Splitter()
-    while block := await answer.read():
+    async for block in answer.blocks():
         for event in splitter.feed(block):
             data = data_of(event)
             if data == DONE:

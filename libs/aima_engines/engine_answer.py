@@ -12,19 +12,20 @@ import msgspec
 from msgspec import Meta
 
 from aima_engines.engine_client import Body, EngineClient
-from aima_engines.engine_http import EngineGone, EngineReply
+from aima_engines.engine_errors import answer_too_large
+from aima_engines.engine_http import LARGEST, EngineGone, EngineReply
 
 JSON = {"Content-Type": "application/json", "Accept": "*/*"}
 
 
-_Tokens = Annotated[int, Meta(ge=0, le=1_000_000_000)]
+Tokens = Annotated[int, Meta(ge=0, le=1_000_000_000)]
 
 
 class TokenUsage(msgspec.Struct):
     """The field `usage` of an answer: the tokens of the prompt and of the answer."""
 
-    prompt_tokens: _Tokens = 0
-    completion_tokens: _Tokens = 0
+    prompt_tokens: Tokens = 0
+    completion_tokens: Tokens = 0
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class EngineAnswer:
         self.reply = reply
         self.usage = TokenUsage()
         self.started_at = started_at
-        self.streams = reply.headers.get("content-type", "").startswith("text/event-stream")
+        self.streams = self.content_type == "text/event-stream"
 
     async def read(self) -> bytes:
         """Return the next block of the answer, b"" at the end. Raises `broken()` if the answer breaks off."""
@@ -55,12 +56,23 @@ class EngineAnswer:
         except EngineGone:
             raise self.broken() from None
 
-    async def whole(self) -> bytes:
-        """Return the whole answer. Raises `broken()` if the answer breaks off."""
-        blocks = []
+    async def blocks(self) -> AsyncIterator[bytes]:
+        """Yield the blocks of an answer that is collected. Raises as `read` does, and ExecutionFailed above 256 MiB."""
+        size = 0
         while block := await self.read():
-            blocks.append(block)
-        return b"".join(blocks)
+            size += len(block)
+            if size > LARGEST:
+                raise answer_too_large(LARGEST)
+            yield block
+
+    async def whole(self) -> bytes:
+        """Return the whole answer. Raises as `blocks` does."""
+        return b"".join([block async for block in self.blocks()])
+
+    @property
+    def content_type(self) -> str:
+        """The media type in lower case, without parameters; "" if the engine sends none."""
+        return self.reply.headers.get("content-type", "").partition(";")[0].strip().lower()
 
     def broken(self) -> Exception:
         """Return the error for an answer that breaks off after it has begun."""

@@ -44,6 +44,13 @@ def engine_failed(error: Any) -> ExecutionFailed:
     return ExecutionFailed(f"the engine failed{_suffix(_message(error))}", reason="ENGINE_FAILED")
 
 
+def error_in(body: bytes) -> ExecutionFailed:
+    """Return the error for an unusable answer under a status of success. Such an answer often is an error object."""
+    answer = decoded(msgspec.json.decode, body)
+    error = answer.get("error") if isinstance(answer, dict) else None
+    return bad_answer() if error is None else engine_failed(error)
+
+
 def refusal(status: int, body: bytes) -> AimaError:
     """Return the error for an HTTP status other than 2xx, with the engine's message from the body."""
     why = _suffix(_message_of(body))
@@ -54,7 +61,7 @@ def refusal(status: int, body: bytes) -> AimaError:
             return Unavailable(f"the engine is not ready{why}", reason="ENGINE_LOADING", retry_after=1)
         case 405 | 501:  # 405: the engine does not have the HTTP method; 501: nor the function
             return ValidationFailed(f"the engine does not support this{why}", reason="ENGINE_REFUSED", status=status)
-        case 400 | 404 | 413 | 415 | 422:
+        case 400 | 404 | 409 | 413 | 414 | 415 | 422:
             return ValidationFailed(f"the engine refused the request{why}", reason="ENGINE_REFUSED", status=status)
         case _:
             return ExecutionFailed(f"the engine failed{why}", reason="ENGINE_FAILED", status=status)
@@ -70,4 +77,5 @@ def _message_of(body: bytes) -> str:
 
 
 def _message(error: Any) -> str:
-    return str(error.get("message", "") if isinstance(error, dict) else error)[:_MAX_MESSAGE]
+    text = error.get("message") if isinstance(error, dict) else error
+    return "" if text is None else str(text)[:_MAX_MESSAGE]

@@ -16,8 +16,9 @@ import httptools
 from aima_engines.engine_errors import answer_too_large, refusal
 
 _FULL = 1024 * 1024  # bytes read ahead for a slow reader; with more, the engine has to wait
-_LARGEST = 256 * 1024 * 1024  # bytes; the largest answer that is collected before it is passed on
+LARGEST = 256 * 1024 * 1024  # bytes; the largest answer that is collected before it is passed on
 _REFUSAL = 64 * 1024  # bytes read of an engine's error body, which has the message at its start
+_LARGEST_HEAD = 64 * 1024  # bytes of all headers of a reply; the connection of a larger reply is closed
 _WRITTEN = 256 * 1024  # bytes of a large body per write: the transport keeps a copy of what it cannot send at once
 
 Buffer = bytes | bytearray | memoryview
@@ -99,7 +100,7 @@ class EngineReply:
         self._connection = connection
         self._parser = httptools.HttpResponseParser(self)
         self._blocks: list[bytes] = []
-        self._size = 0
+        self._size = self._head_size = 0
         self._has_length = False
         self._has_head = self._ended = self._lost = self._full = self._collects_all = False
         self._sent = self._reusable = self._closed = False
@@ -151,8 +152,8 @@ class EngineReply:
         while not self._ended and (whole or not self._blocks):
             if self._lost:
                 raise EngineGone(begun=False)
-            if self._size > _LARGEST:
-                raise answer_too_large(_LARGEST)
+            if self._size > LARGEST:
+                raise answer_too_large(LARGEST)
             await self._wait()
 
     async def check(self) -> None:
@@ -230,6 +231,9 @@ class EngineReply:
             raise EngineGone(begun=True)
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        self._head_size += len(name) + len(value)
+        if self._head_size > _LARGEST_HEAD:
+            raise EngineGone(begun=False)
         key = name.decode("latin-1").lower()
         self.headers[key] = value.decode("latin-1")
         self._has_length = self._has_length or key in ("content-length", "transfer-encoding")

@@ -16,7 +16,7 @@ class Splitter:
     """Splits blocks into events; keeps an incomplete event until the next block."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest = bytearray()
 
     def feed(self, block: bytes) -> list[bytes]:
         """Add a block; return the events that it completes, without the empty line after each event.
@@ -25,9 +25,14 @@ class Splitter:
         """
         if b"\r" in block:  # some frameworks end lines with CR LF; a block may end between CR and LF
             block = block.replace(b"\r", b"")
-        *events, self._rest = (self._rest + block).split(b"\n\n")
-        if len(self._rest) > _LARGEST:
-            raise answer_too_large(_LARGEST)
+        # searches the new bytes only, and copies an event once: a large event comes in hundreds of blocks
+        if b"\n\n" not in self._rest[-1:] + block:
+            self._rest += block
+            if len(self._rest) > _LARGEST:
+                raise answer_too_large(_LARGEST)
+            return []
+        *events, rest = (bytes(self._rest + block) if self._rest else block).split(b"\n\n")
+        self._rest = bytearray(rest)
         return events
 
 

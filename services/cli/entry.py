@@ -17,6 +17,11 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # the disk under s
 
 def main() -> None:
     """Run the command line and exit: 0 for success, 1 for a failure, 2 for bad input, 130 for Ctrl-C."""
+    if sys.stderr is None:  # Python has no stream for a closed descriptor
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (open until the end)
+    if sys.stdout is None:
+        sys.stderr.write("stdout is closed; to discard the answer, redirect it: >/dev/null\n")
+        sys.exit(1)
     try:
         code = _run(sys.argv[1:])
         sys.stdout.flush()

@@ -98,3 +98,9 @@ def _requested_format() -> Format:
         if word.startswith(("-o", "--output")) and value in list(Format):
             return Format(value)
     return Format.TABLE
+
+
+if __name__ == "__main__":  # otherwise `python -m services.cli.main` would do nothing and succeed
+    import runpy
+
+    runpy.run_module("services.cli.entry", run_name="__main__")

@@ -213,7 +213,7 @@ async def test_an_engine_has_to_wait_for_who_reads_slowly(engine: Start) -> None
 async def test_a_whole_answer_may_not_be_larger_than_memory_allows(
     engine: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_http, "_LARGEST", 4 * 2**20)
+    monkeypatch.setattr(engine_http, "LARGEST", 4 * 2**20)
     one = await engine(endless(HEAD + b"\r\n", b"x" * 65536))
     reply = await asked(one)
     with pytest.raises(ExecutionFailed, match="larger than the limit of 4194304 bytes"):

@@ -16,13 +16,15 @@ import pytest
 from aima_core.bus.nats_server import free_port
 from aima_core.errors import ExecutionFailed, ValidationFailed
 from aima_core.testing import until
-from aima_engines import sse_parser
+from aima_engines import engine_answer, engine_http, sse_parser
 from aima_engines.engine_answer import Engine
 from aima_engines.engine_client import EngineClient
+from aima_engines.engine_http import EngineGone
 from aima_engines.kinds import image_kinds
 from aima_engines.kinds.media_formats import format_of, wav_seconds
 from aima_engines.kinds.request_kinds import (
     DETECT,
+    EMBED,
     GENERATE_IMAGE,
     GENERATE_VIDEO,
     KINDS,
@@ -172,6 +174,17 @@ INVALID: list[tuple[RequestKind, dict[str, Any], Any]] = [
     (GENERATE_IMAGE, {"prompt": "x"}, {"data": [{"b64_json": "!"}]}),
     (GENERATE_VIDEO, {"prompt": "x"}, {"status": "queued"}),
     (GENERATE_VIDEO, {"prompt": "x"}, {"id": "../keys", "status": "queued"}),
+    (GENERATE_VIDEO, {"prompt": "x"}, {"id": "..", "status": "queued"}),
+    (GENERATE_VIDEO, {"prompt": "x"}, {"id": "a\n", "status": "queued"}),
+    (GENERATE_VIDEO, {"prompt": "x"}, {"id": "a", "status": "pending"}),
+    (GENERATE_VIDEO, {"prompt": "x"}, {"id": "a", "status": "completed", "seconds": -1}),
+    (GENERATE_IMAGE, {"prompt": "x"}, {"data": [{"b64_json": "AAAA"}, {"b64_json": "!"}]}),
+    (SYNTHESIZE, {"text": "x"}, {}),
+    (EMBED, {"input": ["a", "b"]}, {"data": [{"embedding": [1.0]}]}),
+    (EMBED, {"input": "a"}, {"data": [{"embedding": []}]}),
+    (RERANK, {"query": "x", "documents": ["a", "b"]}, {"results": [{"index": 0, "score": 1.0}] * 2}),
+    (RERANK, {"query": "x", "documents": ["a"]}, {"results": [], "usage": {"prompt_tokens": -5}}),
+    (RERANK, {"query": "x", "documents": ["a"]}, {"results": [], "usage": {"total_tokens": 10**15}}),
     (RERANK, {"query": "x", "documents": ["a"]}, {"results": [{"index": 1, "score": 1.0}]}),
     (RERANK, {"query": "x", "documents": ["a"]}, {"results": [{"index": 0}]}),
     (DETECT, {"image": ""}, {"detections": [{"label": "a", "confidence": 1, "box": [1, 2, 3]}]}),
@@ -187,6 +200,37 @@ async def test_an_invalid_answer_is_refused(
     with pytest.raises(ExecutionFailed) as refused:
         await run(engine, kind, fields)
     assert refused.value.reason == "BAD_ANSWER"
+
+
+async def test_speech_that_is_an_error_object_is_an_error(client: EngineClient, saying: Saying) -> None:
+    body = b'{"error": {"message": "no such voice"}}'
+    engine = Engine(client, await saying(body, kind="Application/JSON; charset=utf-8"), "served", whole=False)
+    with pytest.raises(ExecutionFailed, match="the engine failed: no such voice"):
+        await run(engine, SYNTHESIZE, {"text": "x"})
+
+
+@pytest.mark.parametrize("whole", [True, False])
+async def test_an_answer_has_a_largest_size(
+    client: EngineClient, saying: Saying, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    monkeypatch.setattr(engine_answer, "LARGEST", 100_000)
+    monkeypatch.setattr(engine_http, "LARGEST", 100_000)
+    engine = Engine(client, await saying(bytes(1_000_000), kind="audio/wav"), "served", whole=whole)
+    with pytest.raises(ExecutionFailed) as refused:
+        await run(engine, SYNTHESIZE, {"text": "x"})
+    assert refused.value.reason == "ANSWER_TOO_LARGE"
+
+
+async def test_the_headers_of_a_reply_have_a_largest_size(client: EngineClient, saying: Saying) -> None:
+    engine = Engine(client, await saying(b"", status="200 OK\r\nX: " + "x" * 70_000), "served", whole=True)
+    with pytest.raises(EngineGone):
+        await run(engine, SYNTHESIZE, {"text": "x"})
+
+
+def test_a_large_event_in_small_blocks_is_one_event() -> None:
+    splitter, data = sse_parser.Splitter(), b"data: " + b"x" * 100_000
+    received = [event for start in range(0, len(data), 1000) for event in splitter.feed(data[start : start + 1000])]
+    assert (received, splitter.feed(b"\n"), splitter.feed(b"\n: ping\n\n")) == ([], [], [data, b": ping"])
 
 
 def test_an_event_has_a_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,13 @@ def test_the_version_needs_next_to_no_module(tmp_path: Path, words: list[str]) -
     assert found & (HEAVY | DRAWING | {"asyncio", "logging", "msgspec", "rich", "typer"}) == set()
 
 
+@pytest.mark.parametrize("module", ["services.cli.entry", "services.cli.main"])
+def test_a_closed_stdout_is_refused_before_anything_runs(tmp_path: Path, module: str) -> None:
+    command = f"'{sys.executable}' -m {module} version >&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "stdout is closed; to discard the answer, redirect it: >/dev/null\n")
+
+
 def test_what_asks_nobody_imports_no_client(tmp_path: Path) -> None:
     found = imported(os.environ | {"AIMA_DATA": str(tmp_path)}, "version", "-o", "json")
     assert found & (HEAVY | DRAWING | {"asyncio", "msgspec"}) == set()

@@ -29,7 +29,7 @@ class Vectors(msgspec.Struct):
     """An engine's answer to a request for embeddings."""
 
     data: list[Vector]
-    usage: TokenUsage = msgspec.field(default_factory=TokenUsage)
+    usage: TokenUsage | None = None
 
 
 _read = msgspec.json.Decoder(Vectors).decode
@@ -45,7 +45,7 @@ async def vectors(answer: EngineAnswer, model: str, dimensions: int | None = Non
     embeddings = decoded(_read, body)
     if embeddings is None:
         raise bad_answer()
-    answer.usage = embeddings.usage
+    answer.usage = embeddings.usage or TokenUsage()
     lengths = (_length(vector.embedding) for vector in embeddings.data if dimensions)
     length = next((length for length in lengths if length != dimensions), None)
     if length is not None:

@@ -49,10 +49,10 @@ class _Detections(msgspec.Struct):
 class _Video(msgspec.Struct):
     """A video in the making; `progress` in percent."""
 
-    id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,200}$")]  # the id becomes a part of a URL's path
+    id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}\Z")]  # the id becomes a part of a URL's path
     status: str
     progress: float | None = None
-    seconds: float | None = None
+    seconds: Annotated[float, Meta(ge=0)] | None = None
     error: Any = None
 
 
@@ -72,7 +72,7 @@ async def images(exchange: Exchange) -> dict[str, Any]:
     if answer is None:
         raise bad_answer()
     try:
-        first = decoded_base64(answer.data[0].b64_json, "b64_json")
+        first, *_ = [decoded_base64(image.b64_json, "b64_json") for image in answer.data]
     except AimaError:
         raise bad_answer() from None
     return {"images": [image.b64_json for image in answer.data], "format": format_of(first)}
@@ -110,11 +110,13 @@ async def video(exchange: Exchange) -> dict[str, Any]:
             await asyncio.sleep(_POLL)
             async with engine.ask(path, EngineBody(), method="GET") as answer:
                 job = _job(await answer.whole())
-        if job.status != "completed":
+        if job.status == "failed":
             raise engine_failed(job.error)
+        if job.status != "completed":
+            raise bad_answer()
         async with engine.ask(f"{path}/content", EngineBody(), method="GET") as answer:
-            data, content_type = await answer.whole(), answer.reply.headers.get("content-type", "")
-    except asyncio.CancelledError:
+            data, content_type = await answer.whole(), answer.content_type
+    except BaseException:  # also if a question about the video fails: nobody would ask for the video again
         await _cancel(engine, path)
         raise
     if not data:

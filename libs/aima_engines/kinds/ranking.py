@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from aima_engines.decoding import decoded
-from aima_engines.engine_answer import EngineAnswer, TokenUsage
+from aima_engines.engine_answer import EngineAnswer, Tokens, TokenUsage
 from aima_engines.engine_errors import bad_answer
 from aima_engines.kinds.exchange import Exchange
 
@@ -29,8 +29,8 @@ class RankedDocument(msgspec.Struct):
 class RankingUsage(msgspec.Struct):
     """The tokens of a ranking. Some engines send only one of the two fields."""
 
-    prompt_tokens: int = 0
-    total_tokens: int = 0
+    prompt_tokens: Tokens = 0
+    total_tokens: Tokens = 0
 
 
 class _Ranking(msgspec.Struct):
@@ -50,7 +50,7 @@ async def read_ranking(answer: EngineAnswer, documents: int) -> list[tuple[int, 
     if ranking is None:
         raise bad_answer()
     scored = [(item.index, _score(item)) for item in ranking.results]
-    if any(index >= documents for index, _ in scored):
+    if any(index >= documents for index, _ in scored) or len({index for index, _ in scored}) < len(scored):
         raise bad_answer()
     usage = ranking.usage or RankingUsage()
     answer.usage = TokenUsage(prompt_tokens=usage.prompt_tokens or usage.total_tokens)

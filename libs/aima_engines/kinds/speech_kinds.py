@@ -13,7 +13,7 @@ import msgspec
 
 from aima_engines.decoding import decoded
 from aima_engines.engine_answer import Engine, EngineBody
-from aima_engines.engine_errors import bad_answer, empty_answer
+from aima_engines.engine_errors import bad_answer, empty_answer, error_in
 from aima_engines.kinds.exchange import Exchange
 from aima_engines.kinds.media_formats import base64_of, decoded_base64, format_of, wav_seconds
 from aima_engines.kinds.request_bodies import form_body, json_body
@@ -82,13 +82,15 @@ def speech_body(fields: Mapping[str, Any], model: str) -> EngineBody:
 async def speech(exchange: Exchange) -> dict[str, Any]:
     """Return the audio of a text; send pieces of the audio as parts. `duration` is None if the audio is not a WAV."""
     blocks = []
-    while block := await exchange.answer.read():
+    if exchange.answer.content_type.startswith(("application/json", "text/")):
+        raise error_in(await exchange.answer.whole())
+    async for block in exchange.answer.blocks():
         blocks.append(block)
         await exchange.send({"audio": base64_of(block)})
     audio = b"".join(blocks)
     if not audio:
         raise empty_answer()
-    kind = format_of(audio, exchange.answer.reply.headers.get("content-type", ""))
+    kind = format_of(audio, exchange.answer.content_type)
     return {"audio": base64_of(audio), "format": kind, "duration": wav_seconds(audio)}
 
 

@@ -56,7 +56,8 @@ async def embeddings(exchange: Exchange) -> dict[str, Any]:
     """Return one vector for each text, in the order of the texts."""
     response, _ = await vectors(exchange.answer, exchange.engine.model)
     lists = [decoded(_numbers, vector.embedding) for vector in sorted(response.data, key=lambda vector: vector.index)]
-    if any(numbers is None for numbers in lists):
+    texts = exchange.fields["input"]
+    if len(lists) != (1 if isinstance(texts, str) else len(texts)) or not all(lists):
         raise bad_answer()
     return {"embeddings": lists, "usage": _usage(exchange.answer.usage)}
 

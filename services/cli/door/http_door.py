@@ -18,6 +18,7 @@ from aima_core.errors import InvalidRequest, Timeout, Unavailable, ValidationFai
 _API = "/api/v2"
 _BELOW = (_API, "/api", "/v1", "/mcp", "/docs")  # paths that users paste together with the gateway's root URL
 _CONNECT = 5.0  # seconds to connect
+_GRACE = 2.0  # seconds after its deadline in which a call still waits for the gateway's own answer
 _QUIET = 60.0  # seconds without a byte until a call fails; a gateway at work sends a comment every 15 s
 
 _decode = msgspec.json.decode
@@ -80,7 +81,8 @@ class HttpDoor:
         sent = {**headers, calls.TIMEOUT: f"{timeout:.3f}", "Accept": "text/event-stream"}
         body = {"unit": unit, "input": data}
         with self._trouble():
-            async with self._http.stream("POST", f"{_API}/execute", json=body, headers=sent) as response:
+            quiet = httpx2.Timeout(min(_QUIET, timeout + _GRACE), connect=_CONNECT)
+            async with self._http.stream("POST", f"{_API}/execute", json=body, headers=sent, timeout=quiet) as response:
                 if not response.headers.get("content-type", "").startswith("text/event-stream"):
                     await response.aread()
                     raise self._refusal(response)

@@ -14,7 +14,7 @@ from aima_core.errors import AimaError
 from aima_engines.assembly import Assembly
 from aima_engines.decoding import decoded
 from aima_engines.engine_answer import TokenUsage
-from aima_engines.engine_errors import engine_failed, engine_gone
+from aima_engines.engine_errors import engine_failed, engine_gone, error_in
 from aima_engines.sse_parser import DONE, NOTHING, Splitter, data_of
 from services.gateway.engines.proxying import EngineRequest, Proxy
 from services.gateway.entrance.disconnects import cancel_on_disconnect
@@ -24,7 +24,7 @@ from services.gateway.entrance.error_bodies import body_of
 
 class _Chunk(msgspec.Struct):
     usage: TokenUsage | None = None
-    choices: list[msgspec.Raw] = []
+    choices: list[msgspec.Raw] | None = None
     error: Any = None
 
 
@@ -150,9 +150,14 @@ class UsageReader:
 
 
 def usage_of(body: bytes) -> TokenUsage:
-    """Return the usage in a whole answer; zeros if the answer has no usage."""
+    """Return the usage in a whole answer; zeros if the answer has no usage.
+
+    Raises ExecutionFailed if the body is no answer: an error object, or invalid JSON, under a status of success.
+    """
     answer = decoded(_read, body)
-    return (answer and answer.usage) or TokenUsage()
+    if answer is None or answer.error is not None:
+        raise error_in(body)
+    return answer.usage or TokenUsage()
 
 
 async def _joined(stream: bytes) -> dict[str, Any]:

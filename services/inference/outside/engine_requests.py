@@ -100,6 +100,9 @@ class EngineRequests:
                 )
             answer, engine_answer = await REQUEST_KINDS[type(command)].run(engine, fields_of(command), parts.send)
             view = _view(command, answer, lease)
+            usage = u.TokensUsed(
+                prompt_tokens=engine_answer.usage.prompt_tokens, completion_tokens=engine_answer.usage.completion_tokens
+            )
         except asyncio.CancelledError:
             silent = request.timed_out() and not engine.answered
             patience = _SILENT if parts.requested else _SILENT_WHOLE
@@ -115,9 +118,6 @@ class EngineRequests:
         except Exception:
             await self.settle(lease, "failed", error="INTERNAL_ERROR", error_code="INTERNAL_ERROR")
             raise
-        usage = u.TokensUsed(
-            prompt_tokens=engine_answer.usage.prompt_tokens, completion_tokens=engine_answer.usage.completion_tokens
-        )
         await self.settle(lease, "completed", usage=usage, time_to_first_token=engine_answer.first)
         return view
 

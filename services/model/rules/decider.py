@@ -138,7 +138,8 @@ def _register(world: World[ModelState], command: i.Register) -> list[Event]:
         if state.status == "removing":
             raise _being_removed(state)
         raise Conflict(
-            f"another model is called {command.names[0]}: {state.id}; choose another name or delete that model",
+            f"{command.names[0]} is the name or the id of another model, {state.name} ({state.id});"
+            " choose another name, or delete that model",
             reason="ALREADY_EXISTS",
             field="name",
             model_id=state.id,

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aima_core.errors import ExecutionFailed
 from aima_engines.engine_answer import TokenUsage
 from services.gateway.engines.passthrough import UsageReader, usage_of
 
@@ -65,9 +66,25 @@ def test_events_that_nobody_can_read_are_passed_on() -> None:
         (b'{"usage": {"prompt_tokens": 1, "total_tokens": 1}}', TokenUsage(1, 0)),
         (b'{"usage": null}', TokenUsage()),
         (b"{}", TokenUsage()),
-        (b"WEBVTT", TokenUsage()),
-        (b"\xff", TokenUsage()),
     ],
 )
 def test_the_usage_of_a_whole_answer_is_what_it_says(body: bytes, usage: TokenUsage) -> None:
     assert usage_of(body) == usage
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"<html>", "BAD_ANSWER"),
+        (b"\xff", "BAD_ANSWER"),
+        (b"", "BAD_ANSWER"),
+        (b"null", "BAD_ANSWER"),
+        (b'{"usage": {"prompt_tokens": -1}}', "BAD_ANSWER"),
+        (b'{"error": {"message": null}}', "ENGINE_FAILED"),
+        (b'{"error": "out of memory"}', "ENGINE_FAILED"),
+    ],
+)
+def test_an_error_under_a_status_of_success_is_an_error(body: bytes, reason: str) -> None:
+    with pytest.raises(ExecutionFailed) as refused:
+        usage_of(body)
+    assert refused.value.reason == reason
