@@ -31,7 +31,7 @@ class Function(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ToolCallDelta(msgspec.Struct, frozen=True):
-    """The new part of a tool call. The first part has `id` and name; the arguments, JSON text, arrive in parts."""
+    """The new part of a tool call. The first part has `id` and name. The arguments, a JSON text, arrive in parts."""
 
     index: int = 0
     id: str | None = None
@@ -42,7 +42,8 @@ class ToolCallDelta(msgspec.Struct, frozen=True):
 class ChatDelta:
     """The new part of an answer. `finish`: stop, length, tool_calls or content_filter, in the last delta only.
 
-    `stopped_by`: the stop text that ended the answer, if the engine reports it: the client's, or one of the model's.
+    `stopped_by`: the stop text that ended the answer, if the engine reports the text. The client or the model defines
+    the stop texts.
     """
 
     text: str = ""
@@ -169,7 +170,7 @@ def _tool_call(call: dict[str, Any]) -> ToolCall:
 
 
 def _delta(answer: EngineAnswer, data: bytes) -> ChatDelta | None:
-    """Return the chunk's delta, None for a chunk without choices; store the chunk's usage in `answer`."""
+    """Return the chunk's delta, or None if the chunk has no choices. Stores the chunk's usage in `answer`."""
     chunk = _read(data)
     answer.usage = chunk.usage or answer.usage
     if not chunk.choices:

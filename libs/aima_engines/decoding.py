@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def decoded(decode: Callable[[Any], T], text: bytes | str) -> T | None:
-    """Return the decoded JSON; None if the text is not JSON, or not of the type that `decode` expects."""
+    """Return the decoded JSON. Returns None if the text is not JSON or does not have the type that `decode` expects."""
     try:
         return decode(text)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

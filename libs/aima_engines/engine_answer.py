@@ -57,7 +57,10 @@ class EngineAnswer:
             raise self.broken() from None
 
     async def blocks(self) -> AsyncIterator[bytes]:
-        """Yield the blocks of an answer that is collected. Raises as `read` does, and ExecutionFailed above 256 MiB."""
+        """Yield the blocks of an answer for a caller that collects them.
+
+        Raises the errors of `read`, and ExecutionFailed if the answer exceeds 256 MiB.
+        """
         size = 0
         while block := await self.read():
             size += len(block)
@@ -66,7 +69,7 @@ class EngineAnswer:
             yield block
 
     async def whole(self) -> bytes:
-        """Return the whole answer. Raises as `blocks` does."""
+        """Return the whole answer. Raises the errors of `blocks`."""
         return b"".join([block async for block in self.blocks()])
 
     @property
@@ -80,7 +83,10 @@ class EngineAnswer:
 
     @property
     def first(self) -> float | None:
-        """Seconds from the request to the stream's first block; None before that block, and for other answers."""
+        """The seconds from the request to the first block of a stream.
+
+        None before the first block, and always None if the answer is not a stream.
+        """
         first_at = self.reply.first_at
         return round(first_at - self.started_at, 6) if self.streams and first_at is not None else None
 
@@ -108,8 +114,9 @@ class Engine:
     async def ask(self, path: str, body: EngineBody, *, method: str = "POST") -> AsyncIterator[EngineAnswer]:
         """Send a request; yield the answer once its first data has arrived. Leaving the block early stops the engine.
 
-        Raises the engine's error if the status is not 2xx, and EngineGone if the engine is unreachable or closes the
-        connection before the first data; with `whole`, before the end of the answer.
+        Raises the engine's error if the status is not 2xx. Raises EngineGone if the engine is unreachable, or if it
+        closes the connection before the first data. With `whole`, `ask` waits for the end of the answer instead of the
+        first data.
         """
         started_at = time.monotonic()
         self._reply = reply = await self._client.ask(

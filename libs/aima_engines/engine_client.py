@@ -1,9 +1,9 @@
 """The HTTP client for engines: every door and every domain that calls an engine uses it, one client per process.
 
 The client reuses a connection only after a complete exchange: the reply is read to its end, and the engine has read
-the whole request body. Leftover bytes would count as the start of the next message. The client keeps an idle connection
-for half a second only, because llama.cpp uses a thread for each open connection. Closing a connection in the middle of
-a reply stops the engine.
+the whole request body. Otherwise, leftover bytes would be read as the start of the next message. The client keeps an
+idle connection for half a second only, because llama.cpp uses a thread for each open connection. Closing a connection
+in the middle of a reply stops the engine.
 """
 
 from __future__ import annotations

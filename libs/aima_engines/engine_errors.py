@@ -33,19 +33,19 @@ def empty_answer() -> ExecutionFailed:
 
 
 def answer_too_large(limit: int) -> ExecutionFailed:
-    """Return the error for an answer, or one event of it, that has more than `limit` bytes."""
+    """Return the error for an answer, or an event of an answer, that has more than `limit` bytes."""
     return ExecutionFailed(
         f"the engine's answer is larger than the limit of {limit} bytes", reason="ANSWER_TOO_LARGE", limit=limit
     )
 
 
 def engine_failed(error: Any) -> ExecutionFailed:
-    """Return the error for an error message in the middle of an engine's answer."""
+    """Return the error for an engine's answer that contains an error."""
     return ExecutionFailed(f"the engine failed{_suffix(_message(error))}", reason="ENGINE_FAILED")
 
 
 def error_in(body: bytes) -> ExecutionFailed:
-    """Return the error for an unusable answer under a status of success. Such an answer often is an error object."""
+    """Return the error for an unusable answer with status 2xx. Such an answer is often an error object."""
     answer = decoded(msgspec.json.decode, body)
     error = answer.get("error") if isinstance(answer, dict) else None
     return bad_answer() if error is None else engine_failed(error)

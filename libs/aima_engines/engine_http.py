@@ -25,7 +25,7 @@ Buffer = bytes | bytearray | memoryview
 
 
 class EngineGone(Exception):
-    """The engine closed the connection before the end of its answer; `begun`: whether a part of it had arrived."""
+    """The engine closed the connection before the end of its answer. `begun`: whether a part had arrived."""
 
     def __init__(self, begun: bool) -> None:
         super().__init__("the engine closed the connection")
@@ -55,7 +55,7 @@ class EngineConnection(asyncio.Protocol):
             self._expiry = None
 
     def release(self) -> None:
-        """Make the connection available to the next request; close the connection after `kept` seconds without one."""
+        """Make the connection available to the next request. Closes the connection after `kept` idle seconds."""
         self._reply = None
         self.transport.resume_reading()
         self._idle.append(self)
@@ -128,14 +128,14 @@ class EngineReply:
         return blocks[0] if len(blocks) == 1 else b"".join(blocks)
 
     async def read_at_most(self, limit: int) -> bytes:
-        """Return the body's first `limit` bytes. Raises EngineGone if the answer breaks off before."""
+        """Return the body's first `limit` bytes. Raises EngineGone if the answer breaks off earlier."""
         body = b""
         while len(body) < limit and (block := await self.read()):
             body += block
         return body[:limit]
 
     async def read_head(self) -> None:
-        """Wait until status and headers have arrived. Raises EngineGone if the connection closes before."""
+        """Wait until status and headers have arrived. Raises EngineGone if the connection closes earlier."""
         while not self._has_head:
             if self._lost:
                 raise EngineGone(begun=False)
@@ -144,7 +144,7 @@ class EngineReply:
     async def ready(self, *, whole: bool = False) -> None:
         """Wait for the first block of the body; with `whole`, for the complete body.
 
-        Raises EngineGone if the connection closes before, ExecutionFailed if the body is too large.
+        Raises EngineGone if the connection closes earlier, and ExecutionFailed if the body is too large.
         """
         self._collects_all = whole
         if whole:
@@ -213,14 +213,14 @@ class EngineReply:
         self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Record the end of the connection; it is also the end of an answer without a declared length."""
+        """Record the end of the connection. An answer without a declared length ends with the connection."""
         if self._has_head and not self._has_length and exc is None:
             self._ended = True
         self._lost = True
         self._wake()
 
     def pause_writing(self, full: bool) -> None:
-        """Record whether the transport's buffer is full because the engine reads the request slowly."""
+        """Record whether the transport's buffer is full. The buffer fills if the engine reads the request slowly."""
         self._full = full
         self._wake()
 

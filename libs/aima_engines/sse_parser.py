@@ -19,7 +19,7 @@ class Splitter:
         self._rest = bytearray()
 
     def feed(self, block: bytes) -> list[bytes]:
-        """Add a block; return the events that it completes, without the empty line after each event.
+        """Add a block. Returns the events that the block completes, without the empty line after each event.
 
         Raises ExecutionFailed if an event exceeds 32 MiB.
         """
@@ -37,7 +37,7 @@ class Splitter:
 
 
 def data_of(event: bytes) -> bytes:
-    """Return the data of an event; b"" for an event with the data NOTHING, and for a comment."""
+    """Return the data of an event. Returns b"" if the event is a comment or has the data NOTHING."""
     if event.startswith(b"data:") and b"\n" not in event:
         data = event[5:].strip()
     else:

@@ -60,7 +60,7 @@ class DeviceDetected(Event, unit="device.detected", stream="device_id", frozen=T
 class DeviceRemoved(Event, unit="device.removed", stream="device_id", frozen=True, kw_only=True):
     """A device is no longer detected.
 
-    The removal is an event and no health status, so a consumer that counts devices stops counting this device.
+    Removal is an event, not a health status, so that consumers that count devices stop counting this device.
     """
 
     device_id: str

@@ -41,7 +41,7 @@ def decide(world: World[Key], command: Prepared | i.Commands, call: Call) -> lis
 
 
 def reply(world: World[Key], command: Prepared, events: Sequence[Event]) -> View | None:  # noqa: ARG001 (the core's)
-    """Return the answer of a command. Never None, because every command here is complete once it is decided."""
+    """Return the answer of a command. Never returns None: no command here needs work after the decision."""
     match command:
         case i.RecordKey():
             created = events[0]

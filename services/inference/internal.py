@@ -1,4 +1,4 @@
-"""Internal commands of the inference domain: the start of a request, and what events of the service domain change."""
+"""Internal commands of the inference domain: they start requests, and record failures and events of services."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from services.inference.units import Phase
 
 
 class BeginRequest(Command[Success], unit="inference.begin_request"):
-    """Start a request on a replica. The sender chooses `request_id` if it may have to settle it without the reply.
+    """Start a request on a replica. The sender sets `request_id` to be able to settle it without the reply.
 
-    `avoid`: the replica that has just failed the request; used only if no other is free, with `strictly` not at all.
+    `avoid`: the replica that has just failed the request. It is chosen only if no other replica is free; with
+    `strictly`, it is never chosen.
     """
 
     model: str
@@ -57,7 +58,7 @@ class RecordRemoved(Command[Success], unit="inference.record_removed", stream="s
 
 
 class RecordPhase(Command[Success], unit="inference.record_phase", stream="service_id"):
-    """A service entered a phase; in phases other than starting and running its routes are removed."""
+    """A service entered a phase. Its routes are removed unless the phase is starting or running."""
 
     service_id: str
     phase: Phase

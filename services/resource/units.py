@@ -25,7 +25,7 @@ SlotId = Annotated[
 
 
 def slot_of(name: str) -> str:
-    """Return the id of the slot with this name. A caller needs no answer of the allocation to release the slot."""
+    """Return the id of the slot with this name. A caller can release the slot without the reply to its allocation."""
     return f"slot-{name}"
 
 
@@ -190,7 +190,7 @@ class CanAllocate(View):
         description="The missing memory, the slots that hold memory, and the next step; null if the memory is free.",
     )
     requested: int = Field(description="All reservations together.")
-    available: int = Field(description="Free bytes without preemption: the lesser of the budget's and the system's.")
+    available: int = Field(description="Bytes free without preemption: the smaller of budget and system memory.")
     missing: int | None = Field(description="Missing bytes; null if no memory is missing.")
     lacking: Lack | None = Field(
         description="The missing resource: memory (budget), system (available memory) or accelerator; null if none."

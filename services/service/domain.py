@@ -12,7 +12,7 @@ A service is a model behind a name, with replicas that share the load. `units.py
     recommendation     chooses the best setup
     views, replies     the views of states and the answers of commands
 
-`outside/` has everything that awaits. `adapter` is its entrance. `start_facts` and `memory` gather the facts of a
+`outside/` is the I/O. `adapter` is its entry point. `start_facts` and `memory` gather the facts of a
 start. `replica_effects` starts and ends replicas. `reconciler` follows the load and puts idle services to sleep.
 """
 

@@ -137,7 +137,7 @@ class ReplicaProgress(Event, unit="service.replica_progress", stream="service_id
 
 
 class ReplicaStarted(Event, unit="service.replica_started", stream="service_id", frozen=True, kw_only=True):
-    """A replica answers since `at` (Unix seconds). The event has all facts that routing to the replica needs.
+    """A replica started to answer at `at` (Unix seconds). The event has all facts that routing to the replica needs.
 
     `slots` is the number of requests that the replica works on at once; 0: unknown. If `cancels_whole`, the engine
     stops its work when the client disconnects, even if the answer is not streamed.
@@ -479,7 +479,7 @@ class CreateService(
     )
     autoscale: Autoscale | None = Field(
         None,
-        description="Bounds of a number of replicas that follows the load; min 0 lets it sleep.",
+        description="Bounds of the number of replicas, which follows the load; min 0 lets the service sleep.",
     )
     priority: int = Field(
         5,
@@ -524,11 +524,11 @@ class StartService(
         300,
         ge=1,
         le=3600,
-        description="Seconds until the start fails. With wait, an earlier deadline of the caller counts.",
+        description="Seconds until the start fails. With wait, the caller's deadline counts if it is earlier.",
     )
     wake: bool = Field(
         False,
-        description="Start for a waiting request: services that were used in the last ten seconds keep their memory.",
+        description="Start for a waiting request. Services that were used in the last ten seconds keep their memory.",
     )
 
 

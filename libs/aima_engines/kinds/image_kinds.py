@@ -101,7 +101,7 @@ def video_body(fields: Mapping[str, Any], model: str) -> EngineBody:
 
 
 async def video(exchange: Exchange) -> dict[str, Any]:
-    """Wait for a video and return it; send `progress`, in percent, as parts. Cancel the video if the caller leaves."""
+    """Wait for a video; return it. Sends `progress`, in percent, as parts. Cancels the video if the caller leaves."""
     engine, job = exchange.engine, _job(await exchange.answer.whole())
     path = f"{VIDEOS}/{job.id}"
     try:
@@ -143,6 +143,9 @@ def _without_sides(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _size(fields: Mapping[str, Any]) -> dict[str, str]:
-    """Return the field `size` of OpenAI's API from `width` and `height`; empty without them. A missing side is 512."""
+    """Return `width` and `height` as the field `size` of OpenAI's API. If only one of them is missing, it is 512.
+
+    Returns no field if both are missing.
+    """
     width, height = fields.get("width"), fields.get("height")
     return {"size": f"{width or _SIDE}x{height or _SIDE}"} if width or height else {}

@@ -30,7 +30,10 @@ _OF_CONTENT_TYPE = {"mpeg": "mp3", "x-wav": "wav", "vnd.wave": "wav", "wave": "w
 
 
 def format_of(data: bytes, content_type: str = "") -> str:
-    """Return the name of a file's format, such as wav, from its first bytes or else from its content type, or ""."""
+    """Return the name of a file's format, such as wav. Returns "" if the format is unknown.
+
+    The first bytes decide. If no signature matches, the content type decides.
+    """
     for offset, signature, name in _SIGNATURES:
         if data.startswith(signature, offset):
             return name
@@ -56,8 +59,8 @@ def base64_of(data: bytes) -> str:
 def wav_seconds(data: bytes) -> float | None:
     """Return the duration of a WAV file in seconds; None if the data is not a WAV file.
 
-    The header's length counts only up to the data that is there: an engine that streams writes the header before it
-    knows the length.
+    If the header declares more data than the file has, the actual length counts. An engine that streams writes the
+    header before it knows the length.
     """
     if format_of(data) != "wav":
         return None

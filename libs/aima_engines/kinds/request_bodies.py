@@ -24,7 +24,7 @@ def body_for_model(body: Mapping[str, Any]) -> Callable[[str], bytes]:
 
 
 def streaming_body(body: Mapping[str, Any]) -> Callable[[str], bytes]:
-    """Return a function as `body_for_model` does; its body requests a stream with the usage at the end."""
+    """Like `body_for_model`, but the body requests a stream with the usage at the end."""
     return body_for_model({**body, **_STREAMED})
 
 

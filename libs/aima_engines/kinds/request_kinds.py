@@ -41,7 +41,7 @@ class RequestKind:
     async def run(
         self, engine: Engine, fields: Mapping[str, Any], send: SendPart
     ) -> tuple[dict[str, Any], EngineAnswer]:
-        """Send a request; return the unit's answer and the engine's. `fields`: the unit's fields, without the model.
+        """Send a request; return the unit's and the engine's answer. `fields`: the unit's fields without the model.
 
         Raises the engine's error, ExecutionFailed if the answer is invalid, ValidationFailed if a field is not valid
         base64, and EngineGone if the connection closes.

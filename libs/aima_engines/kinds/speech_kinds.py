@@ -56,7 +56,10 @@ def transcription_body(fields: Mapping[str, Any], model: str) -> EngineBody:
 
 
 async def transcript(exchange: Exchange) -> dict[str, Any]:
-    """Return a transcript. `duration`: from the engine's answer, or else from a WAV file's length, or else None."""
+    """Return a transcript. `duration` is the duration in the engine's answer.
+
+    If the answer has no duration, `duration` is the length of the WAV file, or None if the audio is not a WAV file.
+    """
     answer = decoded(_read_transcript, await exchange.answer.whole())
     if answer is None:
         raise bad_answer()
@@ -72,7 +75,7 @@ async def transcript(exchange: Exchange) -> dict[str, Any]:
 
 
 def speech_body(fields: Mapping[str, Any], model: str) -> EngineBody:
-    """Return the body that requests speech as a WAV file: AIMA can read a WAV's duration, and every player plays it."""
+    """Return the body that requests speech as a WAV file: AIMA can read its duration, and every player plays it."""
     body = {"input": fields["text"], "response_format": "wav"}
     if voice := fields.get("voice"):
         body["voice"] = voice

@@ -61,9 +61,10 @@ async def _first_run(up: subprocess.Popen[bytes], once: bool, config: Any) -> in
     try:
         _done("bus and domains serve", started_at)
         model = await _model(client)
-        service = await _step(
+        created = await _step(
             client, "service.create", SERVICE | {"model_id": model["model_id"]}, "{service_id} exists"
         )
+        service = {"service_id": created["service_id"]}
         await _step(client, "service.start", service, "the service is {status}")
         out.print("\n", bold(QUESTION))
         messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTION}]

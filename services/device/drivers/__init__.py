@@ -48,12 +48,12 @@ class Sample(msgspec.Struct, frozen=True):
 
 
 class Probe(Protocol):
-    """Gives access to one kind of devices. Its calls block for milliseconds, so call them in a thread."""
+    """Gives access to one kind of device. Its calls block for milliseconds, so call them in a thread."""
 
     def detect(self) -> list[ProbedDevice]:
         """Return the devices that are present. An empty list is normal. Never raises.
 
-        The first call may take some tenths of a second for a measurement.
+        The first call may take a few tenths of a second, because it measures the memory bandwidth.
         """
 
     def sample(self, device_id: str) -> Sample:

@@ -28,9 +28,9 @@ def measure(cores: int, available: int) -> int | None:
     Returns None if `available` bytes are too few, or if the system refuses memory or a thread. Takes about a fifth of a
     second.
 
-    All threads copy one half of their buffer to the other half at the same time. A pass lasts from the first start of a
-    thread to the last end. A copy of n bytes reads n bytes and writes n bytes. Memory moves these bytes at about the
-    speed of reading alone:
+    All threads copy one half of their buffer to the other half at the same time. A pass lasts from the start of its
+    first thread to the end of its last thread. A copy of n bytes reads n bytes and writes n bytes. Memory moves these
+    2n bytes about as fast as if it only read them:
 
         bandwidth = threads x 2n / seconds of the fastest pass
 
@@ -59,7 +59,7 @@ def measure(cores: int, available: int) -> int | None:
 
 
 def _copy(size: int, together: threading.Barrier, spans: list[list[tuple[float, float]]]) -> None:
-    """Copy once for each of the `spans` and record the times. If this thread fails, aborts all threads."""
+    """Copy half a buffer once per pass. Append the times to the pass's list in `spans`. An error aborts all threads."""
     half = size // 2
     try:
         with mmap.mmap(-1, size) as buffer:  # closing returns this memory to the system; freed heap memory may stay

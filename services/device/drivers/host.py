@@ -49,7 +49,7 @@ class HostProbe:
         self._bandwidth: int | None = None
 
     def detect(self) -> list[ProbedDevice]:
-        """Return the cpu and the disk. Measures the bandwidth only once, because engines use the memory later."""
+        """Return the cpu and the disk. Measures the bandwidth only once, because engines distort later results."""
         if self._bandwidth is None:
             total, used = self._memory()
             self._bandwidth = bandwidth.measure(_usable_cores() or 1, total - used)
@@ -66,7 +66,7 @@ class HostProbe:
         raise NotFound(f"there is no device {device_id}", device_id=device_id)
 
     def set_power_limit(self, device_id: str, watts: float) -> float:  # noqa: ARG002 - the port's
-        """Raise Conflict, because no cpu or disk has a power limit to set, or NotFound for an unknown device."""
+        """Raise Conflict, because a cpu or disk has no settable power limit. Raises NotFound for other devices."""
         if device_id not in (self._cpu, self._disk):
             raise NotFound(f"there is no device {device_id}", device_id=device_id)
         raise Conflict(f"{device_id} has no power limit that can be set", reason="POWER_LIMIT_NOT_SUPPORTED")
@@ -103,7 +103,7 @@ class HostProbe:
     def _cpu_load(self) -> float:
         """Return the percent of time that the cpu was busy since the previous call.
 
-        psutil's cpu_percent measures each thread's calls separately, but calls come from different threads.
+        psutil's cpu_percent compares only calls of the same thread, but different threads call this method.
         """
         with self._lock:
             busy, passed = _cpu_seconds()

@@ -1,1 +1,1 @@
-"""The part of the device domain that awaits its drivers."""
+"""The I/O of the device domain: calls to its drivers."""

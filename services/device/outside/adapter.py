@@ -1,4 +1,4 @@
-"""The part of the device domain that awaits. It calls the drivers in threads and samples every device."""
+"""The I/O of the device domain: calls the drivers in threads and samples every device."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class DeviceOutside(Outside[DeviceState]):
                 assert_never(command)
 
     async def flow(self, command: u.SetPowerLimit, call: Call, parts: Parts) -> Success:  # noqa: ARG002 (the core's)
-        """Set a power limit, then record it. If the process ends in between, a repeat of the command records it."""
+        """Set a power limit, then record it. If the process ends in between, a repeated command records the limit."""
         device_at(self.context.world, command.device_id)
         probe = self._by_device[command.device_id]
         before = await asyncio.to_thread(probe.set_power_limit, command.device_id, command.limit_watts)

@@ -25,7 +25,7 @@ class Watch:
     """The samples and exceeded limits of one device."""
 
     def __init__(self, history: int, status: u.Status) -> None:
-        """`status` is the last status in the log. With it, a restart of the process does not raise an alert twice."""
+        """`status` is the last status in the log. It keeps a restarted process from raising an alert again."""
         self.samples: deque[Sample] = deque(maxlen=history)
         self._raised = exceeded_at(status)
 

@@ -58,7 +58,7 @@ class MessageEvents:
         self._stopped_by = ""
 
     def begin(self) -> bytes:
-        """Return the first events. Their usage is 0, because the engine reports it at the end."""
+        """Return the first events. Their usage is 0, because the engine reports the usage at the end."""
         return event("message_start", message=_message(self._model, [], TokenUsage())) + event("ping")
 
     def feed(self, delta: ChatDelta) -> bytes:
@@ -160,6 +160,6 @@ def _new_id(kind: str) -> str:
 
 
 def _arguments(text: str) -> Json:
-    """Return the arguments of a tool call as an object. If the model left the JSON incomplete, it is kept as text."""
+    """Return the arguments of a tool call as an object. Invalid JSON becomes a text in the field `arguments`."""
     arguments = decoded(_decode, text or "{}")
     return {"arguments": text} if arguments is None else arguments

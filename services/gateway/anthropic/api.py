@@ -1,4 +1,4 @@
-"""Serves Anthropic's API: messages, and counting their tokens. `openai/api.py` serves `/v1/models`.
+"""Serves Anthropic's API: messages and token counts. `openai/api.py` serves `/v1/models`.
 
 Source: the Anthropic API reference. `requests.py` converts requests to chat completions; `answers.py` converts answers
 to messages. The gateway stores neither.

@@ -204,7 +204,7 @@ def _assistant(blocks: Sequence[Block]) -> Json:
 
 
 def _user(blocks: Sequence[Block]) -> list[Json]:
-    """Return a message for each tool result, then the user's message, which also gets the images of tool results."""
+    """Return a message for each tool result, then the user's message. This message has the images of all results."""
     results = [block for block in blocks if isinstance(block, ToolResult)]
     tool_messages = [
         {"role": "tool", "tool_call_id": block.tool_use_id, "content": _result(block)} for block in results

@@ -18,8 +18,8 @@ _encode = msgspec.json.encode
 def chat_request(model: str, body: Mapping[str, Any], *, whole: bool, wait: float = 0.0) -> EngineRequest:
     """Return the engine request for a chat; `body` is the body of a chat completion, without the model's name.
 
-    The engine streams the answer even with `whole`: when the client leaves, every engine stops a stream, but some
-    engines compute a whole answer to its end.
+    The engine streams the answer even with `whole`. When the client leaves, every engine stops a stream. Some engines
+    would compute an answer without a stream to its end.
     """
     return EngineRequest(
         CHAT,

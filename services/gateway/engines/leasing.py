@@ -65,7 +65,7 @@ class Leases:
             raise
 
     async def _queued(self, caller: Caller, fields: dict[str, Any], wait: float, leave: asyncio.Event) -> Answer:
-        """Wait in the queue and return a lease. `leave` ends the wait, but a lease that is already granted returns."""
+        """Wait in the queue and return a lease. `leave` ends the wait, but a granted lease is still returned."""
         timeout = wait or caller.timeout or _QUEUE_TIMEOUT
         parts = self._client.stream(_LEASE_UNIT, fields, timeout=timeout, headers=caller.on_behalf(), leave=leave)
         async with contextlib.aclosing(parts):
@@ -86,7 +86,7 @@ class Leases:
 
     @contextlib.contextmanager
     def kept(self, caller: Caller, lease: inference.Lease) -> Iterator[None]:
-        """Renew a lease while the block lasts. The task starts at the first renewal, because most leases end before."""
+        """Renew a lease while the block lasts. Most leases need no renewal, so the task starts at the first renewal."""
         renewing: list[asyncio.Task[None]] = []
 
         def renew() -> None:
@@ -101,7 +101,7 @@ class Leases:
                 task.cancel()
 
     async def _renew(self, caller: Caller, lease: inference.Lease) -> None:
-        """Renew a lease until the task is cancelled or the inference domain refuses, as for an expired lease."""
+        """Renew a lease until the task is cancelled or a renewal is refused, for example for an expired lease."""
         while True:
             renewal = {"request_id": lease.request_id, "timeout": self._seconds}
             try:
@@ -124,7 +124,7 @@ class Leases:
         task.add_done_callback(self._ended)
 
     async def close(self) -> None:
-        """Wait for the outstanding settlements, 5 s at most. A settlement without an answer is not tried again."""
+        """Wait at most 5 s for the outstanding settlements. A settlement without an answer is not retried."""
         self._closing.set()
         if self._finishing:
             _, late = await asyncio.wait(self._finishing, timeout=_QUICK)
@@ -132,9 +132,9 @@ class Leases:
                 task.cancel()
 
     async def _record(self, caller: Caller, request_id: str, settlement: Mapping[str, Any]) -> None:
-        """Settle a lease; while the inference domain does not answer, retry until the lease expires.
+        """Settle a lease. While the inference domain does not answer, retries until the lease expires.
 
-        After `close` only one more attempt follows, because the inference domain may have ended with the gateway.
+        After `close`, only one more attempt follows, because the inference domain may have stopped with the gateway.
         """
         until = time.monotonic() + self._seconds
         while time.monotonic() < until:

@@ -117,8 +117,9 @@ class EventPassthrough(_Passthrough):
 class UsageReader:
     """Reads usage, error and end from a stream of events, and returns the events to pass on.
 
-    Only events that may contain usage or an error are decoded. Unless the client requested the usage (`usage_told`),
-    the event with the usage is dropped: the event has no choices, and a client may fail on a chunk without choices.
+    Only events that may contain usage or an error are decoded. At the end of a stream, the event with the usage has no
+    choices, and a client may fail on an event without choices. So this event is passed on only if the client requested
+    the usage (`usage_told`).
     """
 
     def __init__(self, usage_told: bool) -> None:
@@ -129,7 +130,7 @@ class UsageReader:
         self.error: Any = None
 
     def feed(self, block: bytes) -> bytes:
-        """Add a block; return the events that it completes, without those to drop."""
+        """Add a block. Returns the completed events that the client gets."""
         return b"".join(event + b"\n\n" for event in self._splitter.feed(block) if self._passes(event))
 
     def _passes(self, event: bytes) -> bool:
@@ -152,7 +153,7 @@ class UsageReader:
 def usage_of(body: bytes) -> TokenUsage:
     """Return the usage in a whole answer; zeros if the answer has no usage.
 
-    Raises ExecutionFailed if the body is no answer: an error object, or invalid JSON, under a status of success.
+    Raises ExecutionFailed if the body is an error object or invalid JSON, although the status is 2xx.
     """
     answer = decoded(_read, body)
     if answer is None or answer.error is not None:
@@ -161,7 +162,7 @@ def usage_of(body: bytes) -> TokenUsage:
 
 
 async def _joined(stream: bytes) -> dict[str, Any]:
-    """Join a stream into a whole answer. Other tasks run after each slice, because a long stream takes a second."""
+    """Join a stream into a whole answer. Other tasks run after each slice, because the join can take a second."""
     assembly = Assembly()
     for start in range(0, len(stream), _SLICE):
         assembly.feed(stream[start : start + _SLICE])

@@ -33,9 +33,9 @@ class EngineRequest:
 
     `kind`: the kind of request; the caller needs the right to call its unit. `make(name)` returns the body, with
     the name by which the engine knows the model. `streamed(name)` returns a body that requests the same answer as a
-    stream, for engines that compute a whole answer to its end after the client leaves. `types` and `path` replace those
-    of the kind. `tokens`: an estimate for quotas. `wait`: seconds to wait for a loading model. `whole`: the client gets
-    the answer only when it is complete, so until then the request can go to another replica.
+    stream, for engines that compute a whole answer to its end after the client leaves. `types` and `path` replace the
+    kind's `types` and `path`. `tokens`: an estimate for quotas. `wait`: seconds to wait for a loading model. `whole`:
+    the client gets the answer only when it is complete, so until then the request can go to another replica.
     """
 
     kind: RequestKind
@@ -71,12 +71,15 @@ class ProxiedAnswer(EngineAnswer):
         return engine_gone(begun=True)
 
     def end(self) -> None:
-        """Count the events that have arrived and were not read; `spent` includes them."""
+        """Count the events that have arrived but were not read, so `spent` includes these events."""
         self._count(self.reply.read_available())
 
     @property
     def spent(self) -> int:
-        """The tokens used. Without a usage from the engine: the prompt's estimate plus one token for each event."""
+        """The tokens used.
+
+        If the engine reports no usage, this is the prompt's estimate plus one token for each event.
+        """
         return self.usage.prompt_tokens + self.usage.completion_tokens or self._prompt + self._events
 
     def _count(self, block: bytes) -> None:
@@ -156,7 +159,10 @@ class Proxy:
 
     @contextlib.asynccontextmanager
     async def _limited(self, caller: Caller) -> AsyncIterator[asyncio.Timeout]:
-        """End the block with Timeout at the caller's deadline, if there is one, and with Unavailable after `abort`."""
+        """End the block with Timeout at the caller's deadline. After `abort`, end the block with Unavailable.
+
+        Without a deadline, only `abort` ends the block.
+        """
         if self._ending:
             raise _stopping()
         try:
@@ -202,8 +208,8 @@ class Proxy:
     def _cancelled(self, limit: asyncio.Timeout, *, has_head: bool) -> dict[str, Any]:
         """Return the settlement of a cancelled request.
 
-        The outcome is "failed" if the gateway ends, or if the engine sends no headers before the deadline; else it is
-        "cancelled", which does not count against the replica.
+        The outcome is "failed" if the gateway stops, or if the engine sends no headers before the deadline. In all
+        other cases the outcome is "cancelled". This outcome does not count against the replica.
         """
         if limit.expired() and (self._ending or not has_head):
             code = "STOPPING" if self._ending else "TIMEOUT"
@@ -218,7 +224,7 @@ class Proxy:
 
     @contextlib.asynccontextmanager
     async def _checked(self, request: EngineRequest, answer: ProxiedAnswer, used: list[int]) -> AsyncIterator[None]:
-        """Wait for the answer's first data; at the end of the block, add its tokens to `used` and close the answer.
+        """Wait for the answer's first data. The end of the block closes the answer and adds its tokens to `used`.
 
         Raises the engine's error if the status is not 2xx.
         """

@@ -42,8 +42,8 @@ async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
 class Timings:
     """The durations of a request in seconds.
 
-    `waiting`: until the request is sent to an engine. `first`: from then to the first block. `rest`: from the first
-    block to the end.
+    `waiting`: from the request's arrival until the gateway sends it to an engine. `first`: from then until the first
+    block. `rest`: from the first block until the end.
     """
 
     waiting: float = 0.0

@@ -112,7 +112,10 @@ class Policy:
             raise NotFound(f"there is no model {names[0]}", reason="MODEL_NOT_FOUND", model=names[0])
 
     def sees_whole(self, who: Principal, domain: str, principal: str = "") -> bool:
-        """Whether the caller sees whole events that `principal` caused in a domain. "" means all events."""
+        """Whether the caller sees the whole of the events that `principal` caused in a domain.
+
+        If `principal` is empty, whether the caller sees the whole of all events in the domain.
+        """
         if not who.known:
             return not self.required  # if no keys are required, the machine belongs to one user
         return principal == who.name or who.reaches(domain, "high")
@@ -127,8 +130,9 @@ class Policy:
     def identify(self, token: str, keys: Mapping[str, Key], at: float) -> Principal:
         """Return the principal of a token.
 
-        Raises Unauthorized for an AIMA key that is unknown, revoked or expired, even if no key is required, because
-        the client relies on the key. A token that is no AIMA key returns NOBODY, or raises if keys are required.
+        Raises Unauthorized for an AIMA key that is unknown, revoked or expired. This also applies if no key is
+        required, because the client relies on its key. If the token is not an AIMA key, raises Unauthorized if keys are
+        required, and returns NOBODY otherwise. An empty token returns NOBODY.
         """
         if not token:
             return NOBODY

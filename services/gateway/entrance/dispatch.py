@@ -38,7 +38,7 @@ class Caller:
 
     @property
     def owner(self) -> str:
-        """The id that marks data of this caller: the id of the caller's key, or the caller's address without a key."""
+        """The id that marks this caller's data: the key's id. Without a key, it is the caller's address."""
         return self.principal.key_id or f"at {self.address}"
 
     def for_bus(self) -> dict[str, str]:

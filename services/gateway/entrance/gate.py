@@ -144,7 +144,10 @@ class Gate:
 
 
 def hosts_of(host: str, more: tuple[str, ...]) -> frozenset[str] | None:
-    """Return the accepted host names. Returns None for any name if other machines can connect: keys protect access."""
+    """Return the accepted host names. None means that every name is accepted.
+
+    Every name is accepted if other machines can connect, because keys then protect access.
+    """
     if not local(host):
         return None
     return _LOOPBACK | {host, ""} | {name.lower() for name in more}

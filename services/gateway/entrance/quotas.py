@@ -67,7 +67,11 @@ class Quotas:
         await asyncio.gather(*self._settling, return_exceptions=True)
 
     async def _reserve_for(self, key: str, ident: str, need: TokenEstimate) -> None:
-        """Reserve the tokens that a request needs. If the need is a guess, fewer tokens are enough: the day's rest."""
+        """Reserve the tokens that a request needs.
+
+        If the need is a guess and exceeds the rest of the day's quota, reserves the rest. The rest must exceed the
+        prompt's tokens.
+        """
         try:
             await self._reserve(key, ident, need.prompt + need.answer)
         except RateLimited as refusal:

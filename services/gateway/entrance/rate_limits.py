@@ -1,4 +1,7 @@
-"""Limits the rate of requests, with a token bucket in memory for each key and for each address without a key."""
+"""Limits the rate of requests with token buckets in memory.
+
+Each key has a bucket. Requests without a key share one bucket per address.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ _BURST = 6  # a bucket holds a sixth of a minute's requests, at least one
 class RateLimiter:
     """Limits the requests of each caller.
 
-    `default` is the limit per minute of an address without a key; 0 means no limit.
+    `default` is the limit per minute for the requests without a key from one address; 0 means no limit.
     """
 
     def __init__(self, default: int) -> None:

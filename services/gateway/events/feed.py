@@ -1,7 +1,8 @@
-"""Delivers the messages of a JetStream stream in order. All users share one consumer, which exists while users do.
+"""Delivers the messages of a JetStream stream in order. All users of the feed share one consumer.
 
-The consumer is ephemeral: the NATS server keeps it in memory. Its heartbeats stop if the consumer, the stream or the
-bus is gone. A new consumer then starts after the last received message, so each message arrives exactly once.
+The consumer exists while the feed has users. It is ephemeral: the NATS server keeps it in memory. Its heartbeats stop
+if the consumer, the stream or the bus is gone. A new consumer then starts after the last received message, so each
+message arrives exactly once.
 """
 
 from __future__ import annotations

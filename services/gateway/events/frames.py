@@ -1,6 +1,6 @@
-"""Writes the frame of an event for a caller, who may see the whole event, the event without its principal, or nothing.
+"""Writes the frame of an event for a caller. Pure.
 
-Pure.
+Depending on its rights, the caller sees the whole event, the event without its principal, or nothing.
 """
 
 from __future__ import annotations

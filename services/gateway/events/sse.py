@@ -30,7 +30,7 @@ class Stream(Response):
 
     A first comment goes out at once, so the client knows that the response has begun. Another comment goes out after
     every `QUIET` seconds without an event. The response ends after the last event, when the client leaves, or when
-    `valid` returns False because the client's key has expired or was revoked. Its end cancels `events`.
+    `valid` returns False because the client's key has expired or was revoked. The end of the response closes `events`.
     """
 
     media_type = "text/event-stream"
@@ -79,12 +79,15 @@ class Stream(Response):
 
 
 async def answer(events: AsyncIterator[bytes], valid: Callable[[], bool]) -> Stream:
-    """Return a response that begins at once, before its first event. It ends once `valid` returns False."""
+    """Return a response that begins at once, before its first event. The response ends once `valid` returns False."""
     return Stream(events, valid=valid)
 
 
 async def answer_once_begun(events: AsyncIterator[bytes]) -> Stream:
-    """Wait for the first event, at most `QUIET` seconds, and return the response. Raises an error that comes first."""
+    """Wait at most `QUIET` seconds for the first event, then return the response.
+
+    If `events` raises an error before the first event, raises this error.
+    """
     first = asyncio.create_task(_next(events))
     try:
         done, _ = await asyncio.wait((first,), timeout=QUIET)

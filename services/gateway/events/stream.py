@@ -1,8 +1,8 @@
 """`GET /api/v2/events`: the events of the JetStream stream AIMA_EVENTS, as server-sent events.
 
 While clients are connected, one consumer fills a ring buffer with the newest events. Each client has only a position
-in the stream. The client gets the events after its position from the ring, or, if the ring has dropped them, in small
-pages from JetStream. Each client reads at its own speed.
+in the stream. The client gets the events after its position from the ring. If the ring has dropped these events, the
+client gets them from JetStream in small pages. Each client reads at its own speed.
 """
 
 from __future__ import annotations

@@ -223,7 +223,7 @@ async def _abort(context: Context, error: Exception) -> None:
 
 
 def _host(peer: str) -> str:
-    """Return a peer's IP address, or "unix" for a peer without one.
+    """Return a peer's IP address. Returns "unix" if the peer has no IP address.
 
     gRPC writes a peer as `ipv4:127.0.0.1:4711` or `ipv6:%5B::1%5D:4711`.
     """

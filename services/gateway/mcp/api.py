@@ -52,7 +52,7 @@ Context = ServerRequestContext[Any, Any]
 class McpClient:
     """A client. `mode` selects its tools, and `session` is the id of its session at the door.
 
-    `disconnected` is done when the client's connection is closed. None: the door's SDK cancels the client's requests.
+    `disconnected` is done when the client's connection is closed. If it is None, the SDK cancels the client's requests.
     """
 
     caller: Caller

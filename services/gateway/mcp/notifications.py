@@ -2,7 +2,7 @@
 
 A client of protocol version 2026-07-28 sends `subscriptions/listen` and reads the notifications from the response,
 which is a stream. An older client has a session and gets the notifications through it. A notification contains no
-value, so a slow client gets repeated notifications only once, and never delays other clients.
+value. So several equal notifications for a slow client become one, and a slow client never delays other clients.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ class Notifications:
             watch.task.cancel()
 
     async def _wait_until_ready(self, uris: Iterable[str]) -> None:
-        """Wait until every later change at these addresses is noticed, but at most 1 s."""
+        """Wait at most 1 s until the current values at these addresses are read. Later changes are then detected."""
         events = [self._watches[uri].ready for uri in uris]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FIRST):

@@ -93,7 +93,7 @@ def _text(recipe: Recipe, values: Mapping[str, str], tools: Tools) -> str:
 
 
 def _pipelines(tools: Tools) -> str:
-    """Return the lines about the tools of the pipeline domain, or a line that says that the client has none."""
+    """Return a line for each tool of the pipeline domain. If the client has none, return a line that says so."""
     own = [f"- `{tool}`: {unit.summary}" for tool, unit in sorted(tools.items()) if unit.domain == "pipeline"]
     if not own:
         return _NO_PIPELINES

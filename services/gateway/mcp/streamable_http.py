@@ -51,7 +51,7 @@ class _Session:
 
 
 class Sessions:
-    """Limits each owner to `SESSIONS_EACH` sessions. A new session then replaces the one that was idle longest.
+    """Limits each owner to `SESSIONS_EACH` sessions. One more session replaces the session that was idle longest.
 
     The SDK limits only the sum of all sessions, so one client could use up the sessions of all others.
     """

@@ -4,7 +4,7 @@ A tool has these hints (https://modelcontextprotocol.io/specification, ToolAnnot
 
     readOnlyHint      the unit is a query
     destructiveHint   the unit is a command of high risk
-    idempotentHint    the unit says that it is idempotent; queries are
+    idempotentHint    the unit is a query, or a command that is declared idempotent
     openWorldHint     the unit's action is `pull`, `search`, `install` or `download`, which use a hub or package index
 """
 

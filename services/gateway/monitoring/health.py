@@ -1,6 +1,7 @@
-"""Serves `/health`, which answers while the gateway runs, and `/api/v2/health`, which checks its dependencies.
+"""Serves `/health` and `/api/v2/health`.
 
-The dependencies are the bus, JetStream and the domains.
+`/health` answers while the gateway runs. `/api/v2/health` checks the gateway's dependencies: the bus, JetStream and the
+domains.
 """
 
 from __future__ import annotations

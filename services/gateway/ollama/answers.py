@@ -110,7 +110,7 @@ def _content(kind: Kind, answer: ChatAnswer) -> Json:
 
 
 def _arguments(text: str) -> Json:
-    """Return the arguments of a tool call as an object. If the model left the JSON incomplete, it is kept as text."""
+    """Return the arguments of a tool call as an object. Invalid JSON becomes a text in the field `arguments`."""
     arguments = decoded(_decode, text or "{}")
     return {"arguments": text} if arguments is None else arguments
 

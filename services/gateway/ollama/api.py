@@ -43,7 +43,7 @@ ResolveModel = Callable[[Request, str], Awaitable[str]]
 
 
 class Ollama:
-    """The routes of Ollama's API that run a model. `resolve` returns the id of the model with a name."""
+    """The routes of Ollama's API that run a model. `resolve` returns a model's id by the model's name."""
 
     def __init__(self, proxy: Proxy, resolve: ResolveModel, body_limit: int) -> None:
         self._proxy = proxy

@@ -148,7 +148,7 @@ class OllamaLibrary:
         return served
 
     async def _service_names(self, caller: Caller) -> dict[str, list[str]]:
-        """Return the names of services by model id. Empty for a key that may use every model."""
+        """Return the names of services by model id. Empty if the key may use every model."""
         if not caller.principal.models:
             return {}
         return _service_names((await self._ask(caller, "inference.models", {}))["models"])

@@ -18,7 +18,7 @@ _SHORTEST = 19  # characters of a digest; some clients show it from the eighth c
 def name_of(model: Mapping[str, Any]) -> str:
     """Return a model's name for Ollama's clients, always with a tag.
 
-    The name is the one that a client would pull the model by. A model from another source has its id as name.
+    A client can pull the model by this name. If clients cannot pull from the model's source, the name is its id.
     """
     host = next((host for host, source in HOSTS.items() if source == model["source"]), None)
     if model["source"] != "ollama" and host is None:

@@ -162,7 +162,8 @@ class OpenAI:
 def _names(model: Mapping[str, Any], principal: Principal) -> list[str]:
     """Return the names under which `/v1/models` lists a model.
 
-    The name is the model's id. A key that may use only some models gets the names that it may use.
+    If the key may use every model, the only name is the model's id. Otherwise, these are the model's id, its name and
+    its services' names, as far as the key may use them.
     """
     if not principal.models:
         return [model["id"]]

@@ -71,7 +71,7 @@ class CompletionRequest(Sampling, kw_only=True):
 
     @property
     def answers(self) -> int:
-        """Number of answers requested, which is `n` for each prompt. A list of numbers is one prompt, as tokens."""
+        """The number of requested answers: `n` for each prompt. A list of token numbers is one prompt."""
         several = isinstance(self.prompt, list) and not any(isinstance(part, int) for part in self.prompt)
         return (self.n or 1) * (len(self.prompt) if several else 1)
 

@@ -105,7 +105,7 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
 
 
 def check(request: ResponsesRequest) -> None:
-    """Raise ValidationFailed, which names the field, if the request needs stored data or has no required field."""
+    """Raise ValidationFailed if the request needs stored data or lacks a required field. The error names the field."""
     for field in _STORED:
         if getattr(request, field) is not None:
             raise _refused(field, "null", _NOTHING_STORED)

@@ -1,6 +1,6 @@
-"""Operations run requests with `options.async` while no client waits. Clients can follow and cancel an operation.
+"""An operation runs a request with `options.async` in the background. Clients can follow and cancel an operation.
 
-Operations exist only in memory and end with the gateway process. The events that their units record are permanent.
+Operations exist only in memory and end with the gateway process. The events that units record are permanent.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ class Watching:
                 del self._watched[key]
 
     async def _read_current(self, key: str, watched: _Watched) -> None:
-        """Read the current value. A value that the feed delivers meanwhile is newer, so it replaces the read one."""
+        """Read the current value. If the feed delivers a newer value meanwhile, the newer value counts."""
         while True:
             try:
                 message = await self._js.get_last_msg(_STREAM, _SUBJECTS + key)
@@ -209,7 +209,7 @@ def _uri(segments: list[str]) -> str:
 
 
 def _without_owners(value: bytes, name: str) -> bytes:
-    """Return the JSON with every `owner` emptied except `name`. Returns `null` if the value is not JSON."""
+    """Return the JSON in which every `owner` other than `name` is empty. Returns `null` if the value is not JSON."""
     if b"owner" not in value and b"\\u" not in value:  # the value has no field `owner`, not even one with escapes
         return value
     try:

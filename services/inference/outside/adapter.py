@@ -215,7 +215,7 @@ class InferenceOutside(Outside[Pool]):
         return statistics.metrics(pool, rows, self._placement.admission.queued(ident))
 
     async def _voices(self, name: str | None) -> u.Voices:
-        """Return the voices of text-to-speech services, from one replica of each. `name`: only of this service."""
+        """Return the voices of text-to-speech services, from one replica each. `name` limits the services."""
         voices: dict[str, u.Voice] = {}
         for pool in self.context.world.values():
             route = next((route for route in pool.routes if route.healthy), None)

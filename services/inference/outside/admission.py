@@ -48,7 +48,7 @@ class Waiter:
 class Admission:
     """The queues: one for each set of services that can serve the same requests.
 
-    `limit`: the requests that a queue may have for each of its services.
+    `limit`: the maximum number of requests per service of a queue. A queue for two services may hold twice as many.
     """
 
     def __init__(self, limit: int) -> None:
@@ -58,7 +58,7 @@ class Admission:
         self._ends: dict[str, deque[float]] = {}
 
     def number(self) -> int:
-        """Return a new request's number, which is higher than all before. The lowest number has the first turn."""
+        """Return a number for a new request, higher than all earlier numbers. The lowest number has the first turn."""
         return next(self._numbers)
 
     def queued(self, service_id: str) -> int:
@@ -82,11 +82,12 @@ class Admission:
         *,
         again: bool = False,
     ) -> T:
-        """Call `place` at each turn of the request until it succeeds; return its result. An empty queue gives a turn.
+        """Call `place` at each turn of the request until `place` succeeds. Return the result of `place`.
 
-        If `place` raises Unavailable with a reason in `worth_waiting`, the request waits for its next turn. Any other
-        error of `place` is raised. Raises Unavailable (QUEUE_FULL) if a new request finds the queue full. `again`: the
-        request has had a turn, failed at its replica, and keeps its number.
+        The first turn comes at once if the request overtakes no queued request, or with `again`. If `place` raises
+        Unavailable with a reason in `worth_waiting`, the request waits for its next turn. Any other error of `place` is
+        raised. Raises Unavailable (QUEUE_FULL) if a new request finds the queue full. `again`: the request has had a
+        turn, failed at its replica, and keeps its number.
         """
         tried = again or not self.ahead(services)
         if tried:
@@ -115,7 +116,7 @@ class Admission:
             self._wake(services)
 
     def refuse(self, service_id: str, error: AimaError, other: Callable[[str], bool]) -> None:
-        """Fail the requests that wait for a service, unless another of their services satisfies `other`."""
+        """Fail each request that waits for this service and can use no other service for which `other` is true."""
         for services, queue in self._queues.items():
             if _needs(services, service_id, other):
                 for waiter in queue:
@@ -123,7 +124,7 @@ class Admission:
                     waiter.turn.set()
 
     def needs(self, service_id: str, other: Callable[[str], bool]) -> bool:
-        """Whether a request waits for a service, and no other of its services satisfies `other`."""
+        """Whether a request waits for this service and can use no other service for which `other` is true."""
         return any(_needs(services, service_id, other) for services in self._queues)
 
     def ended(self, service_id: str) -> None:
@@ -135,7 +136,7 @@ class Admission:
         self._ends.pop(service_id, None)
 
     def retry_after(self, services: Services) -> int:
-        """Return an estimate of the seconds until the queue is empty, from the last minute's throughput: 1 to 600."""
+        """Estimate the seconds until the queue is empty from the last minute's throughput. Returns 1 to 600."""
         now = time.monotonic()
         ends = [end for ident in services for end in self._ends.get(ident, ()) if end > now - _THROUGHPUT_WINDOW]
         if not ends:

@@ -45,7 +45,7 @@ _SILENT, _SILENT_WHOLE = 5.0, 60.0
 
 
 def fields_of(command: Command[Any]) -> dict[str, Any]:
-    """Return the fields for the engine: those that the caller has set."""
+    """Return the fields to send to the engine. Omits fields that the caller has not set."""
     return command.model_dump(exclude_unset=True, exclude_none=True, exclude=_NOT_PASSED_ON)
 
 
@@ -65,7 +65,10 @@ class EngineRequests:
         return Engine(self._client, route.endpoint, route.served_model, whole=whole)
 
     async def run(self, request: PlacementRequest, command: Command[Any], parts: Parts) -> View:
-        """Place the request, call the engine, settle. Try other replicas while the caller has no part of the answer."""
+        """Place the request, call the engine, and settle the request.
+
+        If the engine closes the connection, try another replica, unless the caller already has a part of the answer.
+        """
         number, avoid = self._placement.admission.number(), ""
         for attempt in range(1, _TRIES + 1):
             lease, route = await self._placement.place(request, number, parts, avoid=avoid)
@@ -132,11 +135,14 @@ def _view(command: Command[Any], answer: Mapping[str, Any], lease: u.RequestStar
 
 
 def _no_answer(seconds: float, patience: float) -> dict[str, Any]:
-    """Return the settlement of a request whose engine has sent nothing for `seconds`, until the deadline."""
+    """Return the settlement of a request that reached its deadline after `seconds` without any data from its engine.
+
+    The failure counts against the replica only if `seconds` is at least `patience`.
+    """
     code = "NO_ANSWER" if seconds >= patience else "TIMEOUT"
     return {"outcome": "failed", "error": "the engine sent nothing before the deadline", "error_code": code}
 
 
 def _code(error: AimaError) -> str:
-    """Return the code to record for an engine's error. The code for a caller's mistake does not blame the replica."""
+    """Return the code to record for an error. The code for a caller's mistake does not count against the replica."""
     return "ENGINE_REFUSED" if isinstance(error, ValidationFailed) else error.reason

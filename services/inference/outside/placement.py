@@ -50,7 +50,7 @@ class PlacementRequest:
     placed: bool = False
 
     def timed_out(self) -> bool:
-        """Whether the deadline has passed. If not, the caller has cancelled a cancelled request."""
+        """Whether the deadline has passed. A request that is cancelled earlier was cancelled by its caller."""
         return time.time() >= self.deadline - _LATE
 
     def command(self, *, request_id: str = "", avoid: str = "", strictly: bool = False) -> i.BeginRequest:
@@ -219,7 +219,7 @@ class Placement:
     def _waiting_parts(self, attempt: _Attempt, parts: Parts) -> Iterator[None]:
         """Send the reason for the wait to a caller that requests parts. Sending also detects a caller that has left.
 
-        The end of the block awaits nothing: a cancellation there would lose a request that has just started.
+        The end of the block awaits nothing, because a cancellation there would lose a request that has just started.
         """
 
         async def send() -> None:
@@ -236,7 +236,7 @@ class Placement:
                 task.cancel()
 
     def _reason(self, attempt: _Attempt) -> str:
-        """Return why a request waits: LOADING or BUSY. A free replica also means BUSY, because others come first."""
+        """Return why a request waits: LOADING or BUSY. BUSY if a replica is free, because other requests come first."""
         try:
             choose(self._context.world, attempt.command(), time.time())
         except AimaError as refusal:
@@ -246,7 +246,7 @@ class Placement:
     def _command_factory(self, request: PlacementRequest, avoid: str) -> Callable[[], i.BeginRequest]:
         """Return a function that makes a command for each try to get a replica.
 
-        For `_AVOIDED` seconds, or until the replicas change, the command excludes the replica to avoid.
+        For `_AVOIDED` seconds, or until the replicas change, these commands exclude the replica `avoid`.
         """
         routes, strictly = self._routes(request), bool(avoid)
 

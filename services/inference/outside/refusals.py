@@ -66,7 +66,7 @@ class Refusals:
         return Unavailable(message, reason=refusal.reason, model=model, **details)
 
     async def _progress(self, pools: Sequence[Pool]) -> dict[str, Any]:
-        """Return phase, `progress` (percent) and message of a start, or defaults if no peer reports within seconds."""
+        """Return phase, `progress` (percent) and message of a start, or defaults if the service domain is silent."""
         pool = next((pool for pool in pools if pool.phase == "starting"), pools[0]) if pools else None
         progress: dict[str, Any] = {"phase": pool.phase if pool else "stopped", "progress": None, "message": ""}
         if pool is None:

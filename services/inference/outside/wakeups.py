@@ -104,7 +104,7 @@ class Wakeups:
                 return
 
     def _refuse(self, service_id: str, refusal: AimaError) -> None:
-        """Keep a refusal. Unless it is for lack of memory, refuse the requests that no other service can take."""
+        """Store a refusal. Unless resources are insufficient, also fail the requests that no other service can take."""
         self._refusals[service_id] = (time.monotonic(), refusal)
         if not isinstance(refusal, InsufficientResources):
             self._admission.refuse(service_id, refusal, self._may_serve)
@@ -116,7 +116,7 @@ class Wakeups:
         self.changed()
 
     def _forget_old_refusals(self) -> None:
-        """Drop the refusals that are older than `_REFUSAL_KEPT`, except those of services that a task still wakes."""
+        """Drop refusals older than `_REFUSAL_KEPT`. Keeps the refusals of services that a task is still waking."""
         since = time.monotonic() - _REFUSAL_KEPT
         for ident in [ident for ident, (at, _) in self._refusals.items() if at <= since and ident not in self._tasks]:
             del self._refusals[ident]
@@ -126,7 +126,7 @@ class Wakeups:
         return pool is not None and pool.phase == "asleep"
 
     def _needed(self, service_id: str) -> bool:
-        """Whether a service sleeps, and requests wait for it that no other service will take."""
+        """Whether this service sleeps and has waiting requests that no other service will take."""
         return self._asleep(service_id) and self._admission.needs(service_id, self._coming)
 
     def _coming(self, service_id: str) -> bool:

@@ -25,7 +25,7 @@ Prepared = i.BeginRequest | u.Renew | u.Settle
 
 
 def resolve(world: World[Pool], text: str) -> str:
-    """Return the id of the service with this id, otherwise that of the one with this name."""
+    """Return the id of the service with this id or name. An id takes precedence. Returns an unknown text unchanged."""
     if f"inference/{text}" in world:
         return text
     return next((pool.service_id for pool in world.values() if pool.service_name == text), text)

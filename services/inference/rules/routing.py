@@ -16,7 +16,7 @@ BUSY, LOADING = "BUSY", "LOADING"  # a request may wait if it is refused for one
 def choose(world: World[Pool], request: i.BeginRequest, at: float) -> tuple[Pool, Route]:
     """Return the replica with the fewest requests under way per slot.
 
-    The name in the request may mean several services. The replicas of all of them are candidates. Raises Unavailable
+    The name in the request may match several services. The replicas of all of them are candidates. Raises Unavailable
     (BUSY, LOADING) if waiting may help, and otherwise EngineNotRunning or ValidationFailed.
     """
     name, pools = request.model, fitting(world.values(), request.model, request.types)
@@ -56,7 +56,7 @@ def fitting(pools: Iterable[Pool], name: str, types: Sequence[str]) -> list[Pool
 
 
 def hopeful(pool: Pool) -> bool:
-    """Whether the service will get a replica: because it runs or starts, or because a request wakes it."""
+    """Whether the service can get a replica: it runs, it starts, or it sleeps until a request wakes it."""
     return coming(pool) or pool.phase == "asleep"
 
 
@@ -66,7 +66,7 @@ def coming(pool: Pool) -> bool:
 
 
 def sleeper(pools: Collection[Pool], refused: Collection[str] = ()) -> str | None:
-    """Return the service to wake for a request that all of these services can serve. None if one runs or starts.
+    """Return the service to wake for a request that each of these services can serve. None if one runs or starts.
 
     A service whose start was just `refused` is returned only if no other service sleeps.
     """

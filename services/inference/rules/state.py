@@ -19,7 +19,7 @@ _SETTLED_KEPT = 1000  # latest settlements that are kept, so a repeated settleme
 class Breaker(msgspec.Struct, frozen=True):
     """Keeps requests away from a replica that fails them.
 
-    A breaker is closed, open for some seconds after several failures, or half-open, when one request is a trial.
+    A breaker is closed, open for some seconds after several failures, or half-open: it lets one trial request through.
     `failures` counts failures in a row; `openings` counts openings since the last answer. `open_until` is in Unix
     seconds. `trial` is the id of the request that tests the replica since `trial_at`.
     """
@@ -42,7 +42,7 @@ class Breaker(msgspec.Struct, frozen=True):
         return at >= self.open_until and (not self.trial or at >= self.trial_at + _TRIAL_TIMEOUT)
 
     def started(self, request_id: str, at: float) -> Breaker:
-        """Return the breaker after a request's start. A request that an opened breaker lets through is its trial."""
+        """Return the breaker after a request has started. If the breaker is half-open, the request is its trial."""
         return msgspec.structs.replace(self, trial=request_id, trial_at=at) if self.openings else self
 
     def ended(self, request_id: str, code: str, at: float) -> Breaker:
@@ -121,7 +121,7 @@ class Pool(msgspec.Struct, frozen=True):
         return next((route for route in self.routes if route.process_id == process_id), None)
 
     def has_settled(self, request_id: str, outcome: u.Outcome) -> bool:
-        """Whether the latest settlements have this request with this outcome."""
+        """Whether this request is among the latest settlements, with this outcome."""
         return _settled(request_id, outcome) in self.settled
 
 

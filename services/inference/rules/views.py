@@ -1,7 +1,7 @@
 """The read tables of the inference domain. They have the figures of requests, updated at the end of each request. Pure.
 
-Every table has a bounded number of rows per replica. When a replica ends, its rows are added to the rest of its
-service, which are the rows with an empty `process_id`.
+Every table has a bounded number of rows per replica. When a replica ends, its figures are added to
+the service's rows with an empty `process_id`.
 
 Latencies are counted in the buckets of a DDSketch (Masson et al., VLDB 2019). Its percentiles have an error of at most
 1 %, even after merging. The tables `seconds` and `sketches` are rings. A slot of a ring has one second or period

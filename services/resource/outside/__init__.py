@@ -1,1 +1,1 @@
-"""The part of the resource domain that awaits the machine and its peers."""
+"""The I/O of the resource domain: measurements of the machine, and calls to peers."""

@@ -1,4 +1,4 @@
-"""The part of the resource domain that awaits: it measures the machine and answers queries.
+"""The I/O of the resource domain: measures the machine and answers queries.
 
 `react` turns events of peers into commands of the resource domain. The rules make all decisions.
 """
@@ -30,7 +30,7 @@ LEAST_RESERVE = 512 * 2**20  # bytes; even a small machine needs memory for prog
 
 
 def react(recorded: Recorded) -> Iterable[Command[Any]]:
-    """Release the slot of an engine instance that has ended, even if the slot's owner is gone. Also counts the GPUs."""
+    """Release the slot of an ended engine instance, even if the slot's owner is gone. Also records GPU changes."""
     match recorded.event:
         case EngineStopped(process_id=process_id, run=run):
             yield u.Release(slot_id=u.slot_of(f"{process_id}-{run}"))

@@ -101,7 +101,7 @@ def free_memory(machine: Machine, held: Sequence[Slot]) -> int:
 
 
 def free_accelerators(machine: Machine, held: Sequence[Slot]) -> float:
-    """Return the unreserved part of the GPUs, in number of GPUs."""
+    """Return how many GPUs are unreserved. Fractions of GPUs count."""
     return round(len(machine.gpus) - sum(slot.gpu_fraction for slot in held), 9)
 
 

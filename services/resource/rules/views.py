@@ -97,7 +97,7 @@ def budget(machine: Row, slots: Sequence[Row]) -> u.Budget:
 
 
 def need_of(query: u.AskCanAllocate, facts: Facts, leaving: Sequence[Slot]) -> Need:
-    """Return the need of all reservations together, on a machine that already has the memory of the leaving slots.
+    """Return the need of all reservations together. The memory of the leaving slots counts as available.
 
     `available` is an upper bound, because weights that are mapped from a file count twice: in their slot, and as
     available memory. So a later allocation may still be refused with SYSTEM_MEMORY_LOW.
@@ -111,7 +111,7 @@ def need_of(query: u.AskCanAllocate, facts: Facts, leaving: Sequence[Slot]) -> N
 
 
 def can_allocate(need: Need, machine: Machine, held: Sequence[Slot]) -> u.CanAllocate:
-    """Return whether the need fits, with the slots that would make room, or the missing memory and its holders."""
+    """Return whether the need fits, and the slots that would make room. If it does not fit, says what is missing."""
     details: dict[str, Any] = {}
     reason, victims = None, list[Slot]()
     try:

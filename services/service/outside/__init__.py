@@ -1,1 +1,1 @@
-"""The part of the service domain that awaits its peers and the clock."""
+"""The I/O of the service domain: calls to peers, and deadlines."""

@@ -1,4 +1,4 @@
-"""The entrance to everything that the service domain awaits: it prepares commands, performs effects, answers queries.
+"""The entry point of the service domain's I/O: prepares commands, performs effects, answers queries.
 
 `react` turns events of the engine domain into commands of the service domain. The rules make all decisions.
 """
@@ -36,7 +36,7 @@ _ANSWERING = 0.25  # a start times out this many seconds before a waiting caller
 
 
 class ServiceOutside(Outside[state.Service]):
-    """Everything that the service domain awaits."""
+    """The I/O of the service domain."""
 
     def __init__(self, context: Context[state.Service]) -> None:
         super().__init__(context)

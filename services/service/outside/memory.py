@@ -96,7 +96,7 @@ class MemoryFinder:
     async def _without_needless(
         self, service: Service, replicas: int, need: Need, slots: Mapping[str, list[str]], to_sleep: Sequence[str]
     ) -> tuple[str, ...]:
-        """Remove services that need not sleep. A later service in the list may hold enough memory alone."""
+        """Remove services that need not sleep. A later service in the list may free enough memory by itself."""
         kept = list(to_sleep)
         for ident in to_sleep[:-1]:
             others = [other for other in kept if other != ident]
@@ -160,6 +160,6 @@ def _insufficient(service: Service, replicas: int, answer: resource.CanAllocate)
 
 
 def last_used(service: Service, load: inference.ServiceLoad | None) -> float:
-    """Return the Unix time at which the service last had a request or a replica started to answer."""
+    """Return the Unix time of the last request, or of the moment a replica last became ready, if that is later."""
     answered_at = max((replica.answered_at for replica in service.replica_set), default=0.0)
     return max(answered_at, (load.last_used if load else None) or 0.0)

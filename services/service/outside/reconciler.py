@@ -25,7 +25,7 @@ _QUERY = 2.0  # seconds that a peer has to answer a query from memory
 
 
 class Reconciler:
-    """Follows the load of each service. Keeps its samples in memory only, so a new process starts without samples."""
+    """Follows the load of each service. Load samples are only in memory, so a new process starts without samples."""
 
     def __init__(self, context: Context[Service], memory: MemoryFinder) -> None:
         self._context = context
@@ -67,7 +67,7 @@ class Reconciler:
                 await self._scale(service, replicas, reason, now)
 
     async def _scale(self, service: Service, replicas: int, reason: str, now: float) -> None:
-        """Scale a service as far as memory is free. No other service has to sleep because of load alone."""
+        """Scale a service as far as free memory allows. Does not put other services to sleep."""
         current = service.desired_replicas
         if replicas > current and service.start:
             if now < self._full_until.get(service.id, 0.0):
@@ -87,7 +87,7 @@ class Reconciler:
             await self._record(i.BeginScale(service_id=service.id, replicas=replicas, reason=reason, by_load=True))
 
     async def _end_strays(self) -> None:
-        """End instances that no service knows: of a deleted service, or from before a service of this name existed."""
+        """End stray instances: their service was deleted, or was deleted and created again."""
         with contextlib.suppress(AimaError):
             engines = (await self._context.peers.call(engine.ListEngines(limit=1000), timeout=_QUERY)).items
             for instance in [instance for item in engines for instance in item.instances]:
@@ -96,7 +96,7 @@ class Reconciler:
                     await self._context.peers.call(engine.StopEngine(name=instance.process_id), timeout=_QUERY)
 
     def _is_stray(self, instance: engine.Instance) -> bool:
-        """Return whether its service does not know an instance. A service records each instance before its start."""
+        """Whether no service has recorded the instance. A service records each instance before the instance starts."""
         service = self._context.world.get(f"service/{instance.service_id}")
         return service is None or instance.process_id not in service.present()
 

@@ -79,7 +79,7 @@ class ReplicaEffects:
             await asyncio.sleep(_POLL)
 
     async def _run(self, effect: t.RunReplica) -> Commands:
-        """Request the instance with the id that is already in the log. A refusal is recorded as a failure."""
+        """Request an engine instance with the process id from the log. A refusal is recorded as a failure."""
         await asyncio.sleep(max(effect.not_before - time.time(), 0))
         await self._until_room_is_made(effect.service_id)
         service = self.context.world[f"service/{effect.service_id}"]

@@ -64,7 +64,7 @@ class StartFacts:
         )
 
     async def check(self, model_view: model.ModelView, engine_name: str | None, config: Mapping[str, Any]) -> None:
-        """Raise ValidationFailed if the named engine, or, without a name, every engine refuses the config."""
+        """Raise ValidationFailed if the named engine refuses the config. Without a name, all engines must refuse it."""
         names = [engine_name] if engine_name else await self._engines_for(model_view)
         refusals: list[ValidationFailed] = []
         for name in names:
@@ -76,7 +76,7 @@ class StartFacts:
             raise refusals[0]
 
     async def _engines_for(self, model_view: model.ModelView) -> list[str]:
-        """Return the engines that may serve the model, the preferred one first. Empty until its files are pulled."""
+        """Return the engines that may serve the model, the preferred one first. Empty until the model is pulled."""
         engines = (await self._peers.call(engine.ListEngines(type=model_view.type, limit=1000))).items
         suitable = (item for item in engines if model_view.format in item.formats)
         return [item.name for item in sorted(suitable, key=lambda item: -max(item.preference.values(), default=0))]

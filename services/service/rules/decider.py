@@ -28,7 +28,7 @@ _MOST_KNOWN = 20  # the most services that a refusal names
 
 
 def resolve(world: World[Service], text: str) -> str:
-    """Return the id of the service with this id, otherwise that of the one with this name."""
+    """Return the id of the service with this id or name. An id takes precedence. Returns an unknown text unchanged."""
     ident = id_of(text)
     service = world.get(f"service/{ident}")
     return ident if service and service.about.name == text and f"service/{text}" not in world else text

@@ -46,12 +46,12 @@ def sleeps_after(about: u.ServiceCreated) -> float:
 
 
 def needed(requests: int, bounds: Bounds) -> int:
-    """Return the replicas that this many requests need, at least one: sleep is not a matter of scaling."""
+    """Return how many replicas this many requests need. At least one, because scaling puts no service to sleep."""
     return max(1, bounds.least, min(bounds.most, math.ceil(requests / bounds.target)))
 
 
 class Scaler:
-    """The recent load samples of one service. Fewer replicas must suffice for `calm` seconds before it scales down."""
+    """The recent load samples of one service. Fewer replicas must suffice for `calm` seconds before a scale-down."""
 
     def __init__(self, calm: float) -> None:
         self._calm = calm

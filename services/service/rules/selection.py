@@ -109,7 +109,7 @@ def memory_of(model: ModelView, config: Mapping[str, Any]) -> int:
 
 
 def _positive_int(value: object, default: int) -> int:
-    """Return the option, or the default if it is no positive integer, which the engine domain refuses later."""
+    """Return the option, or the default if it is no positive integer. The engine domain refuses such options later."""
     return value if isinstance(value, int) and value > 0 else default
 
 

@@ -134,7 +134,7 @@ class Service(msgspec.Struct, frozen=True):
 
 
 def process_of(service_id: str, run: int, replica: int, launch: int = 0) -> str:
-    """Return the id of a replica's process. It exists before the process, and is unique to the run and the launch."""
+    """Return the id of a replica's process, known before the process exists. Each run and launch has its own id."""
     return f"{service_id}-r{replica}-{run}{f'-{launch}' if launch else ''}"
 
 

@@ -29,7 +29,7 @@ class EndReplica(Effect, frozen=True):
 
 
 class ReplaceSilent(Effect, frozen=True):
-    """Fail a replica that stays silent for `service.grace` seconds. It is silent since `since` (Unix seconds)."""
+    """Fail a replica that stays silent for `service.grace` seconds. `since` (Unix seconds) is when it fell silent."""
 
     service_id: str
     process_id: str

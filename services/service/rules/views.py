@@ -46,7 +46,7 @@ def _status(status: str, at: str, ident: str) -> Statement:
 
 
 def service_view(service: Service, metrics: u.Metrics | None = None, *, version: int | None = None) -> u.ServiceView:
-    """Return the view of a service. `version`: that of an earlier state; the core sets that of the current one."""
+    """Return the view of a service. Pass `version` only for an earlier state; the core sets the current version."""
     about, answering = service.about, service.answering()
     return u.ServiceView(
         id=service.id,
