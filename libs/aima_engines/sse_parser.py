@@ -1,6 +1,6 @@
-"""Splits an engine's stream into server-sent events. Pure.
+"""Splits a stream into server-sent events: an engine's stream, and the gateway's stream at the command line. Pure.
 
-Source: the HTML Standard on server-sent events. The parser covers only the part that engines use.
+Source: the HTML Standard on server-sent events. The parser covers only the part that engines and the gateway use.
 """
 
 from __future__ import annotations
@@ -43,3 +43,9 @@ def data_of(event: bytes) -> bytes:
     else:
         data = b"\n".join(line[5:].strip() for line in event.split(b"\n") if line.startswith(b"data:"))
     return b"" if data == NOTHING else data
+
+
+def type_of(event: bytes) -> str:
+    """Return the type of an event: the text of its field `event`, or "message" if the event has no such field."""
+    names = [line[6:].strip() for line in event.split(b"\n") if line.startswith(b"event:")]
+    return names[-1].decode(errors="replace") if names else "message"

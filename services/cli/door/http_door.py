@@ -14,6 +14,7 @@ from aima_core import call as calls
 from aima_core.bus.client import Answer
 from aima_core.bus.directory import DomainInfo, UnitInfo
 from aima_core.errors import InvalidRequest, Timeout, Unavailable, ValidationFailed, from_body
+from aima_engines.sse_parser import Splitter, data_of, type_of
 
 _API = "/api/v2"
 _BELOW = (_API, "/api", "/v1", "/mcp", "/docs")  # paths that users paste together with the gateway's root URL
@@ -86,7 +87,7 @@ class HttpDoor:
                 if not response.headers.get("content-type", "").startswith("text/event-stream"):
                     await response.aread()
                     raise self._refusal(response)
-                async for kind, text in _events(response.aiter_lines()):
+                async for kind, text in _events(response.aiter_bytes()):
                     document = self._json(text)
                     if kind == "part":
                         yield document
@@ -112,7 +113,7 @@ class HttpDoor:
         except msgspec.MsgspecError:
             raise self._not_a_gateway(response) from None
 
-    def _json(self, text: str) -> dict[str, Any]:
+    def _json(self, text: bytes) -> dict[str, Any]:
         try:
             return _decode(text, type=dict[str, Any])
         except msgspec.MsgspecError as error:
@@ -161,19 +162,10 @@ class HttpDoor:
             ) from error
 
 
-async def _events(lines: AsyncIterator[str]) -> AsyncIterator[tuple[str, str]]:
-    """Yield the type and the data of each server-sent event; skip comments."""
-    kind = ""
-    data: list[str] = []
-    async for line in lines:
-        if not line:
-            if data:
-                yield kind or "message", "\n".join(data)
-            kind, data = "", []
-            continue
-        name, _, value = line.partition(":")
-        value = value.removeprefix(" ")
-        if name == "event":
-            kind = value
-        elif name == "data":
-            data.append(value)
+async def _events(blocks: AsyncIterator[bytes]) -> AsyncIterator[tuple[str, bytes]]:
+    """Yield the type and the data of each server-sent event; skip events without data, such as comments."""
+    splitter = Splitter()
+    async for block in blocks:
+        for event in splitter.feed(block):
+            if data := data_of(event):
+                yield type_of(event), data

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from aima_core.errors import AimaError
-from aima_engines.assembly import Assembly
+from aima_engines.assembly import MOST_CALLS, Assembly
 from aima_engines.decoding import decoded
 from aima_engines.engine_answer import TokenUsage
-from aima_engines.engine_errors import engine_failed, engine_gone, error_in
+from aima_engines.engine_errors import bad_answer, engine_failed, engine_gone, error_in
 from aima_engines.sse_parser import DONE, NOTHING, Splitter, data_of
 from services.gateway.engines.proxying import EngineRequest, Proxy
 from services.gateway.entrance.disconnects import cancel_on_disconnect
@@ -28,8 +29,25 @@ class _Chunk(msgspec.Struct):
     error: Any = None
 
 
+class _Piece(msgspec.Struct):
+    index: Annotated[int, Meta(ge=0, lt=MOST_CALLS)] = 0
+
+
+class _Delta(msgspec.Struct):
+    tool_calls: list[_Piece] | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta | None = None
+
+
+class _ToolCalls(msgspec.Struct):
+    choices: list[_Choice] | None = None
+
+
 _SLICE = 64 * 1024  # bytes of a stream that are joined without a pause; then other tasks run
 _read = msgspec.json.Decoder(_Chunk).decode
+_read_tool_calls = msgspec.json.Decoder(_ToolCalls).decode
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 _STREAM = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -117,9 +135,10 @@ class EventPassthrough(_Passthrough):
 class UsageReader:
     """Reads usage, error and end from a stream of events, and returns the events to pass on.
 
-    Only events that may contain usage or an error are decoded. At the end of a stream, the event with the usage has no
-    choices, and a client may fail on an event without choices. So this event is passed on only if the client requested
-    the usage (`usage_told`).
+    Only events that may contain usage, an error or tool calls are decoded. The index of a tool call is checked, because
+    a client may create a list of that length. At the end of a stream, the event with the usage has no choices, and a
+    client may fail on an event without choices. So this event is passed on only if the client requested the usage
+    (`usage_told`).
     """
 
     def __init__(self, usage_told: bool) -> None:
@@ -130,7 +149,10 @@ class UsageReader:
         self.error: Any = None
 
     def feed(self, block: bytes) -> bytes:
-        """Add a block. Returns the completed events that the client gets."""
+        """Add a block. Returns the completed events that the client gets.
+
+        Raises ExecutionFailed if a tool call has an index that `join_numbered` refuses.
+        """
         return b"".join(event + b"\n\n" for event in self._splitter.feed(block) if self._passes(event))
 
     def _passes(self, event: bytes) -> bool:
@@ -138,6 +160,8 @@ class UsageReader:
             self.ended = True
         if event.endswith(NOTHING) and not data_of(event):
             return False  # clients fail on a chunk that is null
+        if b'"tool_calls"' in event and decoded(_read_tool_calls, data_of(event)) is None:
+            raise bad_answer()
         if b'"usage"' not in event and b'"error"' not in event:
             return True
         chunk = decoded(_read, data_of(event))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from aima_core.errors import ExecutionFailed
 from aima_engines.engine_answer import TokenUsage
 from services.gateway.engines.passthrough import UsageReader, usage_of
+from tests.aima_engines.test_text_kinds import BAD_INDICES
 
 TEXT = {"choices": [{"index": 0, "delta": {"content": 'of "usage" and "error"\n\n'}}]}
 USED = {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 6, "total_tokens": 11}}
@@ -49,6 +50,16 @@ def test_an_error_in_a_stream_is_passed_on_and_noticed(error: Any) -> None:
     tally = UsageReader(False)
     assert tally.feed(written({"error": error})) == written({"error": error})
     assert tally.error == error
+
+
+@pytest.mark.parametrize("index", BAD_INDICES, ids=str)
+def test_a_tool_call_with_an_index_that_the_joiner_refuses_is_not_passed_on(index: Any) -> None:
+    good, bad = ({"choices": [{"delta": {"tool_calls": [{"index": at, "id": "c"}]}}]} for at in (999, index))
+    tally = UsageReader(False)
+    assert tally.feed(written(good)) == written(good)
+    with pytest.raises(ExecutionFailed) as refused:
+        tally.feed(written(bad))
+    assert refused.value.reason == "BAD_ANSWER"
 
 
 def test_events_that_nobody_can_read_are_passed_on() -> None:
