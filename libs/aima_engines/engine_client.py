@@ -77,7 +77,7 @@ class EngineClient:
             async with asyncio.timeout(_CONNECT):
                 await self._connect(host, port, connection)
         except (OSError, TimeoutError):
-            raise EngineGone(begun=False) from None
+            raise EngineGone(begun=False, sent=False) from None
         return await _exchange(connection, request, blocks)
 
     def close(self) -> None:

@@ -67,6 +67,23 @@ def refusal(status: int, body: bytes) -> AimaError:
             return ExecutionFailed(f"the engine failed{why}", reason="ENGINE_FAILED", status=status)
 
 
+def may_be_the_requests_fault(error: ExecutionFailed) -> bool:
+    """Whether the engine refused a request with a status that blames the engine, such as 500.
+
+    Engines use such a status also for requests that they cannot process.
+    """
+    return error.reason == "ENGINE_FAILED" and error.details.get("status", 0) >= 500
+
+
+def fault_of_request(error: ExecutionFailed) -> ValidationFailed:
+    """Return the error for a request that the engine fails, while it answers other requests."""
+    return ValidationFailed(
+        f"{error.message}; the engine answers other requests, so the cause is this request",
+        reason="REQUEST_FAILED",
+        status=error.details.get("status"),
+    )
+
+
 def _suffix(message: str) -> str:
     return f": {message}" if message else ""
 

@@ -21,15 +21,27 @@ _REFUSAL = 64 * 1024  # bytes read of an engine's error body, which has the mess
 _LARGEST_HEAD = 64 * 1024  # bytes of all headers of a reply; the connection of a larger reply is closed
 _WRITTEN = 256 * 1024  # bytes of a large body per write: the transport keeps a copy of what it cannot send at once
 
+MOST_LOST = 2
+"""The replicas that may close the connection of one request. More would be ended by a request that ends its replica."""
+
 Buffer = bytes | bytearray | memoryview
 
 
 class EngineGone(Exception):
-    """The engine closed the connection before the end of its answer. `begun`: whether a part had arrived."""
+    """The engine closed the connection before the end of its answer, or accepts none.
 
-    def __init__(self, begun: bool) -> None:
-        super().__init__("the engine closed the connection")
+    `begun`: whether a part of the answer had arrived. `sent`: whether the engine has received a part of the request.
+    """
+
+    def __init__(self, begun: bool, *, sent: bool = True) -> None:
+        super().__init__("the engine closed the connection" if sent else "the engine accepts no connection")
         self.begun = begun
+        self.sent = sent
+
+    @property
+    def code(self) -> str:
+        """The error code to record."""
+        return "ENGINE_GONE" if self.sent else "ENGINE_UNREACHABLE"
 
 
 class EngineConnection(asyncio.Protocol):

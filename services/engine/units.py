@@ -174,7 +174,10 @@ class HealthChanged(Event, unit="engine.health_changed", stream="process_id", fr
 
 
 class EngineError(Event, unit="engine.error", stream="process_id", frozen=True, kw_only=True):
-    """A start has failed, a running instance has died, or a stop is overdue. What remains of it is being ended."""
+    """A start has failed, a running instance has died, or a stop is overdue. What remains of it is being ended.
+
+    `exit_code` is that of a process that died, negative for a signal; None if it is unknown or no process died.
+    """
 
     process_id: str
     name: str
@@ -182,6 +185,7 @@ class EngineError(Event, unit="engine.error", stream="process_id", frozen=True, 
     error_code: str
     service_id: str
     run: int
+    exit_code: int | None = None
 
 
 class StopRequested(Event, unit="engine.stop_requested", stream="process_id", frozen=True, kw_only=True):

@@ -2,14 +2,20 @@
 
 It routes requests to the replicas of services. `units.py` is its contract. `rules/` is pure:
 
-    state              the services, their replicas, the requests under way, and each replica's breaker
+    state              the services, their replicas and the requests under way
+    breaker, crashes   whether a replica or its requests are at fault
     routing            which replica a request goes to, or why it gets none
     decider            commands to events
     views, statistics  the read tables of figures, and the answers of queries
 
-`outside/` is the I/O: `placement` finds a replica for each request, with `admission` (queues), `wakeups` (starting
-services that sleep) and `refusals`; `adapter` sends the request in the dialect of the engine (`openai_dialect`),
-according to the table in `request_kinds`.
+`outside/` is the I/O:
+
+    placement          the replica for each request, with `admission` (queues), `wakeups` (services that sleep) and
+                       `refusals`
+    engine_requests    sends a request to an engine and settles it
+    trials             small requests that show whether a replica answers
+    figures            the answers of queries
+    adapter            the entry point
 """
 
 from __future__ import annotations

@@ -12,7 +12,9 @@ class BeginRequest(Command[Success], unit="inference.begin_request"):
     """Start a request on a replica. The sender sets `request_id` to be able to settle it without the reply.
 
     `avoid`: the replica that has just failed the request. It is chosen only if no other replica is free; with
-    `strictly`, it is never chosen.
+    `strictly`, it is never chosen. `only`: no other replica is chosen, and this one also if its breaker is open.
+    `client`: the client of the gateway, or TRIAL. `deadline`: when the request ends at the latest, in Unix seconds; 0:
+    at the end of `timeout`.
     """
 
     model: str
@@ -23,6 +25,9 @@ class BeginRequest(Command[Success], unit="inference.begin_request"):
     avoid: str = ""
     strictly: bool = False
     needs_tools: bool = False
+    only: str = ""
+    client: str = ""
+    deadline: float = 0.0
 
 
 class RecordExpired(Command[Success], unit="inference.record_expired", stream="service_id"):
@@ -94,10 +99,11 @@ class RecordHealth(Command[Success], unit="inference.record_health", stream="ser
 
 
 class RecordNoRoute(Command[Success], unit="inference.record_no_route", stream="service_id"):
-    """A replica ended, or gets no more requests."""
+    """A replica ended, or gets no more requests. `crashed`: its process ended by its own fault."""
 
     service_id: str
     process_id: str
+    crashed: bool = False
 
 
 Reports = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,6 +12,9 @@ from aima_core.units import Command, Event, Query, Ref, Success, View
 Outcome = Literal["completed", "failed", "cancelled"]
 Phase = Literal["stopped", "starting", "running", "asleep", "failed"]
 BreakerState = Literal["closed", "open", "half_open"]
+Obstacle = Literal["BUSY", "LOADING", "OPEN", "UNHEALTHY"]
+OBSTACLES: tuple[Obstacle, ...] = get_args(Obstacle)
+"""The reasons of refusals that end by themselves, the most hopeful first. A request may wait for the end."""
 ModelRef = Annotated[
     str,
     Field(
@@ -44,6 +47,7 @@ Base64 = Annotated[
 _Base64Out = Annotated[str, Field(description="Base64 text.", json_schema_extra={"contentEncoding": "base64"})]
 _REFUSALS = (EngineNotRunning, NotFound, ValidationFailed, ExecutionFailed, Timeout, Unavailable)
 _MAX_TOKENS = 1_000_000_000  # of one request; sums over all requests stay within 64 bits
+RECENT = 5.0  # seconds for which a replica's last answer shows that the replica works
 GATEWAY = "gateway-"  # prefix of `holder` in leases that a gateway takes
 _TIMEOUT = 600.0  # seconds for a request without a deadline of its own
 
@@ -100,10 +104,11 @@ class RouteAdded(Event, unit="inference.route_added", stream="service_id", froze
 
 
 class RouteRemoved(Event, unit="inference.route_removed", stream="service_id", frozen=True, kw_only=True):
-    """A replica gets no more requests."""
+    """A replica gets no more requests. `crashed`: its process ended by its own fault, for example with a signal."""
 
     service_id: str
     process_id: str
+    crashed: bool = False
 
 
 class RouteChanged(Event, unit="inference.route_changed", stream="service_id", frozen=True, kw_only=True):
@@ -119,7 +124,8 @@ class RequestStarted(Event, unit="inference.request_started", stream="service_id
 
     `concurrency` counts the requests under way on the replica, including this one. `holder` is the AIMA process that
     sends the request; empty if another client sends it. `owner` is the principal who may settle the request; empty if
-    anonymous.
+    anonymous. `deadline` is when the request ends at the latest; 0: at `expires_at`. `client` tells the clients of a
+    gateway apart; it is derived from a random key, so it reveals no address.
     """
 
     request_id: str
@@ -135,6 +141,8 @@ class RequestStarted(Event, unit="inference.request_started", stream="service_id
     device: str = ""
     slots: int = 0
     owner: str = ""
+    client: str = ""
+    deadline: float = 0.0
 
 
 class LeaseRenewed(Event, unit="inference.lease_renewed", stream="service_id", frozen=True, kw_only=True):
@@ -326,6 +334,15 @@ class Lease(View):
     )
 
 
+class TrialResult(View):
+    """The result of a trial request. A replica that refuses the trial request has answered."""
+
+    process_id: str
+    answered: bool
+    seconds: float = Field(description="Seconds until the result.")
+    error: str = Field(description="Why the replica did not answer; empty if it did.")
+
+
 class Renewed(View):
     """The new deadline for the settlement of a lease."""
 
@@ -371,6 +388,10 @@ class ReplicaLoad(View):
         description="Requests that the replica can work on at once; 0 if unknown, or if no new requests are sent to it."
     )
     healthy: bool
+    busy_until: float | None = Field(
+        description="The latest deadline of its requests under way, in Unix seconds; null if there are none. A replica"
+        " that does not answer its health check is busy until then."
+    )
     breaker: BreakerState = Field(
         description="open: too many failures in a row, no requests for a while; half_open: one request tests it."
     )
@@ -696,6 +717,18 @@ class LeaseModel(
         description="Id of the gateway's run that sends the request; for gateways only. A failure that a gateway"
         " reports counts against the replica.",
     )
+    client: str | None = Field(
+        None,
+        pattern=r"^[0-9a-f]{8,32}$",
+        description="Text that tells this client of the gateway from others; for gateways only. Failures of several"
+        " clients weigh more than those of one.",
+    )
+    work_timeout: float | None = Field(
+        None,
+        gt=0,
+        le=86_400,
+        description="Seconds until the request ends at the latest, if the lease will be renewed; default: timeout.",
+    )
     probe: bool = Field(
         False,
         description="Answer at once and do not count a refusal. A refused caller asks again without probe.",
@@ -747,8 +780,24 @@ class Settle(
     error_code: str | None = Field(
         None,
         pattern=r"^[A-Z_]{1,60}$",
-        description="Code of the error. If a gateway reports ENGINE_GONE, ENGINE_FAILED, BAD_ANSWER, NO_ANSWER or no"
-        " code, the failure counts against the replica. From other clients, it is recorded as CALLER_FAILED.",
+        description="Code of the error. If a gateway reports ENGINE_GONE, ENGINE_UNREACHABLE, ENGINE_FAILED,"
+        " BAD_ANSWER, NO_ANSWER or no code, the failure counts against the replica. From other clients, it is recorded"
+        " as CALLER_FAILED.",
+    )
+
+
+class TryReplica(
+    Command[TrialResult],
+    unit="inference.try_replica",
+    errors=(NotFound, ValidationFailed, Unavailable),
+    events=(RequestStarted, RequestCompleted, RequestFailed),
+    examples=({"process_id": "svc-chat-0-1.0"},),
+):
+    """Send a small request to a replica and report whether it answers. The model needs a text type, such as llm."""
+
+    process_id: str = Field(min_length=1, max_length=120, description="Id of the replica, as in service.status.")
+    max_age: float = Field(
+        0, ge=0, le=60, description="Seconds. An answer of the replica that is not older counts as the result."
     )
 
 
@@ -790,7 +839,7 @@ class GetSpeeds(Query[Speeds], unit="inference.speeds", examples=({"model_id": "
 Requests = Chat | Complete | Embed | Transcribe | Synthesize | GenerateImage | GenerateVideo | Rerank | Detect
 """The requests that an engine answers."""
 REQUESTS: tuple[type[Command[Any]], ...] = Requests.__args__
-Commands = Requests | LeaseModel | Renew | Settle
+Commands = Requests | LeaseModel | TryReplica | Renew | Settle
 COMMANDS: tuple[type[Command[Any]], ...] = Commands.__args__
 Queries = ListServed | ListVoices | GetLoad | GetMetrics | GetSpeeds
 QUERIES: tuple[type[Query[Any]], ...] = Queries.__args__

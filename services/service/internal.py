@@ -107,6 +107,7 @@ class RecordReplicaFailed(Command[Success], unit="service.record_replica_failed"
     error: str
     error_code: str
     ended: bool = False
+    exit_code: int | None = None
 
 
 class RecordReplicaEnded(Command[Success], unit="service.record_replica_ended", stream="service_id"):

@@ -175,7 +175,10 @@ class ReplicaHealthChanged(
 
 
 class ReplicaFailed(Event, unit="service.replica_failed", stream="service_id", frozen=True, kw_only=True):
-    """A replica failed to start, or died, at `at` (Unix seconds). `attempt` counts its failures in a row."""
+    """A replica failed to start, or died, at `at` (Unix seconds). `attempt` counts its failures in a row.
+
+    `exit_code` is that of a process that died, negative for a signal; None if it is unknown or no process died.
+    """
 
     service_id: str
     replica: int
@@ -184,6 +187,7 @@ class ReplicaFailed(Event, unit="service.replica_failed", stream="service_id", f
     error_code: str
     attempt: int
     at: float = 0.0
+    exit_code: int | None = None
 
 
 class ReplicaEnded(Event, unit="service.replica_ended", stream="service_id", frozen=True, kw_only=True):

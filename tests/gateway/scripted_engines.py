@@ -197,6 +197,7 @@ class Place:
             log = await events(self.site.client, "inference")
             kinds = {"inference.request_completed": "completed", "inference.request_failed": "failed"}
             here = [one for one in log if one["position"] > self.begin and one["type"] in kinds]
+            here = [one for one in here if not one["data"]["request_id"].startswith("trial-")]
             found = [{"kind": kinds[one["type"]]} | one["data"] for one in here]
             return found if len(found) >= count else []
 

@@ -148,11 +148,15 @@ async def saying() -> AsyncIterator[Saying]:
 
 
 class Gate:
-    """An engine that holds every request until the test says how to end it."""
+    """An engine that holds every request until the test says how to end it.
+
+    It answers a request that contains the text `fails` with a 500 at once.
+    """
 
     def __init__(self) -> None:
         self.held: list[asyncio.Future[str]] = []
         self.always = ""
+        self.fails = b""
 
     async def open(self) -> None:
         self.server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -168,10 +172,12 @@ class Gate:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         wanted = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-        await reader.readexactly(int(wanted.split(b":")[1]))
+        body = await reader.readexactly(int(wanted.split(b":")[1]))
         held = asyncio.get_running_loop().create_future()
         self.held.append(held)
-        if self.always:
+        if self.fails and self.fails in body:
+            held.set_result("break")
+        elif self.always:
             held.set_result(self.always)
         match await held:
             case "answer":

@@ -18,6 +18,7 @@ from services.inference import internal as i
 from services.inference import units as u
 from services.inference.domain import INFERENCE
 from services.inference.outside.engine_requests import REQUEST_KINDS
+from services.inference.rules.breaker import TRIAL
 from services.inference.rules.decider import reply
 from services.inference.rules.routing import sleeper
 from services.inference.rules.state import Pool, Sweep, todo
@@ -131,7 +132,10 @@ def decided(given: Given[Pool], command: Command[Any]) -> list[Event] | type[Aim
 BLAMED = [
     event
     for number in range(3)
-    for event in (begun(str(number), slots=1), failed("", "ENGINE_GONE", request_id=str(number)))
+    for event in (
+        begun(str(number), slots=1, client=TRIAL if number == 2 else ""),
+        failed("", "ENGINE_GONE", request_id=str(number)),
+    )
 ]
 RUNNING: list[Event] = [service(), phase("running"), added(slots=1)]
 POOLS: dict[str, list[Event]] = {
@@ -168,7 +172,7 @@ def started(concurrency: int, slots: int = 0, ident: str = IDENT) -> list[Event]
 __: list[Event] = []
 NO, BAD, NONE, BUSY, LOAD = EngineNotRunning, ValidationFailed, NotFound, "BUSY", "LOADING"
 ONE, TWO, OF1 = started(1), started(2), started(1, 1)
-UNTIL = {"unhealthy": LOAD, "starting": LOAD, "asleep": LOAD, "full": BUSY, "broken": LOAD, "healing": LOAD}
+UNTIL = {"unhealthy": "UNHEALTHY", "starting": LOAD, "asleep": LOAD, "full": BUSY, "broken": "OPEN", "healing": LOAD}
 NOT = dict.fromkeys(("nothing", "route lost", "stopped", "failed", "deleted"), NO)
 PLACED = {**UNTIL, **NOT, "a route": ONE, "under way": TWO, "running": OF1, "settled": OF1}
 ENDS = ("under way", "route lost", "full", "healing", "deleted")  # where req-1 is under way
@@ -301,7 +305,7 @@ def test_a_command_to_a_pool_comes_to(command: Command[Any], events: list[Event]
 
 
 def test_no_command_is_missing_in_the_table() -> None:
-    carried = {*REQUEST_KINDS, u.LeaseModel}  # these reach the decider as BeginRequest
+    carried = {*REQUEST_KINDS, u.LeaseModel, u.TryReplica}  # these reach the decider as BeginRequest
     assert {type(command) for command, _ in DECIDED.values()} | carried == {*INFERENCE.commands, *INFERENCE.internal}
 
 
@@ -318,7 +322,8 @@ def test_only_who_has_asked_may_settle_or_renew() -> None:
 @pytest.mark.parametrize(("pool", "events"), POOLS.items())
 def test_leases_are_looked_after_for_as_long_as_there_are_any(pool: str, events: list[Event]) -> None:
     effects = [effect for found in Given(INFERENCE, events).world.values() for effect in todo(found)]
-    assert effects == ([Sweep(SVC)] if pool in ENDS else [])
+    sweeps = [effect for effect in effects if isinstance(effect, Sweep)]
+    assert sweeps == ([Sweep(SVC)] if pool in ENDS else [])
 
 
 # --- which replica ------------------------------------------------------------------------------------------------
@@ -417,7 +422,7 @@ BROKEN_BEFORE = [
     event
     for number in range(3)
     for event in (
-        begun(str(number), started_at=NOON - 20, slots=1),
+        begun(str(number), started_at=NOON - 20, slots=1, client=TRIAL if number == 2 else ""),
         failed("", "ENGINE_GONE", request_id=str(number)),
     )
 ]
@@ -458,7 +463,14 @@ REFUSALS: dict[str, tuple[list[Event], Command[Any], str, dict[str, Any]]] = {
         POOLS["unhealthy"],
         begin("M"),
         "no replica for M: the only replica of service svc-a is unhealthy (no reply to its health check)",
-        {"reason": "LOADING", "services": [SVC]},
+        {"reason": "UNHEALTHY", "services": [SVC], "retry_after": 5},
+    ),
+    "silent while it works": (
+        [*POOLS["unhealthy"], begun(), begun("2")],
+        begin("M"),
+        "no replica for M: the only replica of service svc-a is busy (its health check gets no reply while it works on"
+        " 2 requests)",
+        {"reason": "BUSY", "services": [SVC]},
     ),
     "asleep": (
         POOLS["asleep"],
@@ -482,15 +494,15 @@ REFUSALS: dict[str, tuple[list[Event], Command[Any], str, dict[str, Any]]] = {
         POOLS["broken"],
         begin("M"),
         "no replica for M: the only replica of service svc-a is paused after 3 failed requests in a row"
-        " (next attempt in 5.0 s)",
-        {"reason": "LOADING", "services": [SVC]},
+        " (next trial in 5.0 s)",
+        {"reason": "OPEN", "services": [SVC], "retry_after": 5},
     ),
     "on trial": (
         [*RUNNING, *BROKEN_BEFORE, begun("4", started_at=NOON - 1, slots=1)],
         begin("M"),
         "no replica for M: the only replica of service svc-a is paused after 3 failed requests in a row"
-        " (one request is testing it)",
-        {"reason": "LOADING", "services": [SVC]},
+        " (until a trial request succeeds)",
+        {"reason": "OPEN", "services": [SVC], "retry_after": 1},
     ),
     "avoided": (
         RUNNING,

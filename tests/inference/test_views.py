@@ -19,6 +19,7 @@ from services.inference import units as u
 from services.inference.domain import INFERENCE
 from services.inference.outside.adapter import react
 from services.inference.rules import statistics, views
+from services.inference.rules.breaker import TRIAL
 from services.service import units as service_units
 from tests.inference.test_decider import (
     SVC,
@@ -359,7 +360,8 @@ def test_the_load_is_told_of_replicas_that_leave_too() -> None:
     events = [service(), phase("running"), added(slots=4), added("p1"), begun(), begun("2", "p1"), removed("p1")]
     events += [REFUSED, changed(False)]
     for number in range(3):
-        events += [begun(f"x{number}"), failed("", "ENGINE_GONE", request_id=f"x{number}")]
+        client = TRIAL if number == 2 else ""
+        events += [begun(f"x{number}", client=client), failed("", "ENGINE_GONE", request_id=f"x{number}")]
     (pool,) = Given(INFERENCE, events).world.values()
     assert statistics.load(pool, 5, NOON).model_dump() == {
         "service_id": SVC,
@@ -369,8 +371,22 @@ def test_the_load_is_told_of_replicas_that_leave_too() -> None:
         "refused": 2,
         "last_used": NOON,
         "replicas": [
-            {"process_id": "p0", "outstanding": 1, "slots": 4, "healthy": False, "breaker": "open"},
-            {"process_id": "p1", "outstanding": 1, "slots": 0, "healthy": False, "breaker": "closed"},
+            {
+                "process_id": "p0",
+                "outstanding": 1,
+                "slots": 4,
+                "healthy": False,
+                "busy_until": NOON + 58,
+                "breaker": "open",
+            },
+            {
+                "process_id": "p1",
+                "outstanding": 1,
+                "slots": 0,
+                "healthy": False,
+                "busy_until": NOON + 58,
+                "breaker": "closed",
+            },
         ],
     }
     assert statistics.load(pool, 0, NOON + 5).replicas[0].breaker == "half_open"

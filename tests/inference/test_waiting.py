@@ -26,6 +26,7 @@ from aima_core.settings import Settings
 from aima_core.testing import serving, settings_for, until
 from aima_core.units import Command, Event, Query, Success, View
 from services.inference.domain import INFERENCE
+from services.inference.rules.breaker import TRIAL
 from services.service import units as service
 from tests.inference.conftest import Gated
 from tests.inference.test_domain import MODELS, asked, cry, log, up
@@ -627,26 +628,63 @@ async def test_it_is_asked_until_it_answers_while_somebody_waits(site: Machine, 
 # --- engines that fail --------------------------------------------------------------------------------------------
 
 
-async def test_three_failures_in_a_row_keep_requests_away_until_one_may_try(site: Machine, gated: Gated) -> None:
+async def test_failures_and_a_failed_trial_keep_requests_away_until_one_succeeds(site: Machine, gated: Gated) -> None:
     gate = await gated()
     gate.all("break")
     async with running(site) as client:
         await runs(client, gate.endpoint, slots=0)
-        for _ in range(3):
+        for _ in range(2):
             assert (await refused(client, "inference.chat", **asked("x"))).reason == "ENGINE_FAILED"
         await breaker(client, "open")
         gate.always = ""
         waiting = [chat(client), chat(client)]
         await shows(client, queued=2)
-        assert (await refused(client, "inference.chat", **asked("x", wait=False))).reason == "LOADING"
-        await until(lambda: len(gate.held) == 4)  # one of them tries
+        error = await refused(client, "inference.chat", **asked("x", wait=False))
+        assert (error.reason, error.details["retry_after"]) == ("OPEN", 5)
+        await until(lambda: len(gate.held) == 5)  # two requests and three trials
         found = await load(client)
-        assert (found["outstanding"], found["queued"], found["replicas"][0]["breaker"]) == (1, 1, "half_open")
+        assert (found["outstanding"], found["queued"], found["replicas"][0]["breaker"]) == (1, 2, "half_open")
         gate.all("answer")
         await asyncio.gather(*waiting)
         await breaker(client, "closed")
-    codes = ["ENGINE_FAILED"] * 3
-    assert [data["error_code"] for kind, data in await _closed_log(site) if kind == "request_failed"] == codes
+    clients = {
+        data["request_id"]: data["client"] for kind, data in await _closed_log(site) if kind == "request_started"
+    }
+    failed = [clients[data["request_id"]] for kind, data in await _closed_log(site) if kind == "request_failed"]
+    assert failed == ["", TRIAL] * 2
+
+
+async def test_a_request_that_the_engine_fails_while_it_answers_others_is_the_callers_fault(
+    site: Machine, gated: Gated
+) -> None:
+    gate = await gated()
+    gate.fails, gate.always = b"bad", "answer"
+    async with running(site) as client:
+        await runs(client, gate.endpoint, slots=0)
+        for _ in range(5):
+            error = await refused(client, "inference.chat", **asked("bad"))
+            assert (type(error), error.reason, error.details["status"]) == (ValidationFailed, "REQUEST_FAILED", 500)
+            assert (await ask(client, "inference.chat", **asked("good")))["content"] == "yes"
+        found = await load(client)
+        assert (found["refused"], found["replicas"][0]["breaker"]) == (0, "closed")
+
+
+async def test_a_trial_tells_whether_a_replica_answers(site: Machine, gated: Gated, saying: Any) -> None:
+    gate, refusing = await gated(), await saying(b'{"error": "no template"}', status="400 Bad")
+    gate.all("answer")
+    async with running(site) as client:
+        await runs(client, gate.endpoint, refusing)
+        await shows(client, phase="running")
+        for process_id in ("p0", "p1"):
+            result = await ask(client, "inference.try_replica", process_id=process_id)
+            assert (result["process_id"], result["answered"], result["error"]) == (process_id, True, "")
+            assert result["seconds"] > 0
+        gate.all("hang up")
+        recent = await ask(client, "inference.try_replica", process_id="p0", max_age=60)
+        assert (recent["answered"], recent["seconds"]) == (True, 0.0)
+        now = await ask(client, "inference.try_replica", process_id="p0")
+        assert (now["answered"], now["error"]) == (False, "the engine closed the connection")
+        assert (await refused(client, "inference.try_replica", process_id="p9")).reason == "REPLICA_NOT_FOUND"
 
 
 async def _closed_log(site: Machine) -> list[tuple[str, dict[str, Any]]]:
@@ -668,9 +706,11 @@ async def test_an_engine_that_says_nothing_is_blamed_and_an_impatient_caller_is_
         for task in [chat(client, within=5.3, stream=True) for _ in range(3)]:
             with pytest.raises(Timeout):
                 await task
+        await until(lambda: len(gate.held) == 7)  # the seventh is a trial
+        gate.all("break")
         await breaker(client, "open")
         codes = [data["error_code"] for kind, data in await log(client) if kind == "request_failed"]
-        assert codes == ["TIMEOUT"] * 3 + ["NO_ANSWER"] * 3
+        assert codes == ["TIMEOUT"] * 3 + ["NO_ANSWER"] * 3 + ["ENGINE_FAILED"]
         assert (await metrics(client))["refused"] == 0
 
 
@@ -685,7 +725,7 @@ async def test_only_a_gateway_is_believed_when_it_says_that_a_replica_failed_wha
                 await ask(client, "inference.settle", **said)
             await breaker(client, wanted)
         codes = [data["error_code"] for kind, data in await log(client) if kind == "request_failed"]
-        assert codes == ["CALLER_FAILED"] * 3 + ["ENGINE_GONE"] * 3
+        assert codes == ["CALLER_FAILED"] * 3 + ["ENGINE_GONE"] * 3 + ["ENGINE_UNREACHABLE"]  # the last is a trial's
         assert type(await refused(client, "inference.lease", model="Toy", holder="ours")) is ValidationFailed
 
 
@@ -723,8 +763,8 @@ async def test_a_replica_in_place_of_one_that_has_died_is_waited_for(site: Machi
         task = chat(client)
         await until(lambda: dying.held)
         await cry(client, "replica_failed", replica=0, process_id="p0", error="e", error_code="E", attempt=1)
-        left = {"process_id": "p0", "outstanding": 1, "slots": 0, "healthy": False, "breaker": "closed"}
-        await shows(client, replicas=[left])
+        (left,) = (await shows(client, outstanding=1))["replicas"]
+        assert (left["process_id"], left["outstanding"], left["slots"], left["healthy"]) == ("p0", 1, 0, False)
         dying.all("hang up")
         await shows(client, queued=1, outstanding=0)
         await up(client, healed.endpoint, "p1")

@@ -420,6 +420,73 @@ async def test_a_replica_that_hangs_is_left_out_and_replaced_when_it_stays_silen
     await stop(client)
 
 
+WORKING = {"one_thread": 1, "sleep_per_request": 5.0}
+CHAT = {"model": "toy", "messages": [{"role": "user", "content": "hello"}]}
+
+
+async def test_an_engine_that_answers_no_health_check_while_it_works_is_busy_and_stays(
+    client: Client, site: Machine
+) -> None:
+    await create(client, config=WORKING)
+    await start(client)
+    pid = await pid_of(site, "svc-a-r0-1")
+    work = asyncio.create_task(ask(client, "inference.chat", **CHAT))
+    await becomes(client, "degraded")
+    summary = (await ask(client, "service.status", service_id="svc-a"))["summary"]
+    assert summary == (
+        "0 of 1 replicas answer; svc-a-r0-1 is busy: no reply to its health check while it works on 1 request"
+    )
+    busy = await refused(client, "inference.chat", **CHAT, wait=False)
+    assert busy.reason == "BUSY"
+    assert "its health check gets no reply while it works on 1 request" in busy.message
+    assert (await work)["content"].startswith("echo: hello")
+    await becomes(client, "running")
+    assert await pid_of(site, "svc-a-r0-1") == pid
+    assert "replica_failed" not in await types(client, "service/svc-a")
+    await stop(client)
+
+
+async def test_an_engine_that_hangs_while_it_works_is_replaced_after_the_deadline_of_its_request(
+    client: Client, site: Machine
+) -> None:
+    await create(client, config=WORKING)
+    await start(client)
+    work = asyncio.create_task(refused(client, "inference.chat", **CHAT, within=4.5))
+    await until(lambda: _outstanding(client, 1))
+    os.kill(await pid_of(site, "svc-a-r0-1"), signal.SIGSTOP)
+    assert isinstance(await work, Timeout)
+    await until(lambda: _named(site, "svc-a-r0-1-1"))
+    started = next(e["data"] for e in await events(client, "inference") if e["type"] == "inference.request_started")
+    failed = next(e["data"] for e in await events(client, "service") if e["type"] == "service.replica_failed")
+    assert failed["error_code"] == "UNRESPONSIVE"
+    assert failed["at"] >= started["expires_at"]
+    await becomes(client, "running")
+    await stop(client)
+
+
+async def test_a_request_that_crashes_its_replica_reaches_no_other(client: Client, site: Machine) -> None:
+    await create(client, replicas=2)
+    await start(client)
+    before = set(await site.pids())
+    crash = {"model": "toy", "messages": [{"role": "user", "content": "abort"}]}
+    error = await refused(client, "inference.chat", **crash)
+    assert (type(error), error.reason) == (ValidationFailed, "REQUEST_CRASHED")
+    assert len(before & set(await site.pids())) == 1
+    failed = next(e["data"] for e in await events(client, "service") if e["type"] == "service.replica_failed")
+    assert (failed["process_id"], failed["exit_code"]) == (error.details["process_id"], -signal.SIGABRT)
+    assert (await ask(client, "inference.chat", **CHAT))["content"].startswith("echo: hello")
+    await stop(client)
+
+
+async def _outstanding(client: Client, count: int) -> bool:
+    (load,) = (await ask(client, "inference.load", service_id="svc-a"))["services"]
+    return bool(load["outstanding"] == count)
+
+
+async def _named(site: Machine, process_id: str) -> bool:
+    return any(handle.instance == process_id for handle in await site.living())
+
+
 async def test_a_replica_that_answers_again_within_the_grace_is_kept(site: Machine) -> None:
     async with serving(*ALL, settings=site.settings(*ALL, AIMA_SERVICE_GRACE="60")) as client:
         await create(client)

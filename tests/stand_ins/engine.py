@@ -16,11 +16,12 @@ import signal
 import sys
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from typing import Any
 
 OPTIONS = argparse.Namespace()
 CREATED = 1_700_000_000
+ABORT = "abort"  # a request with this text ends the process
 HELD: list[mmap.mmap] = []
 LOOKS: list[str] = []
 
@@ -53,6 +54,8 @@ class Handler(BaseHTTPRequestHandler):
             case "/v1/chat/completions":
                 turn = request.get("messages", [{}])[-1]
                 asked = said(turn.get("content", ""))
+                if asked == ABORT:
+                    os.abort()
                 if request.get("tools") and turn.get("role") != "tool" and request.get("tool_choice") != "none":
                     return self.call(request, asked)
                 return self.complete(request, asked, "chat.completion")
@@ -179,6 +182,10 @@ class Server(ThreadingHTTPServer):
     request_queue_size = 128
 
 
+class OneThreadServer(HTTPServer):
+    """Answers no health check while it works."""
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--host", default="127.0.0.1")
@@ -188,6 +195,7 @@ def main() -> int:
     parser.add_argument("--die-after", type=float, help="seconds until it exits with code 9")
     parser.add_argument("--fail-with", metavar="MESSAGE", help="print it and exit with code 1, after the delay")
     parser.add_argument("--sleep-per-request", type=float, default=0.0, help="seconds before each answer")
+    parser.add_argument("--one-thread", type=int, default=0, help="1: work on one connection at a time")
     parser.add_argument("--token-delay", type=float, default=0.0, help="seconds before each token")
     parser.add_argument("--tokens", type=int, default=8, help="tokens of an answer")
     parser.add_argument("--hold-mib", type=int, default=0, help="memory to hold; POST /hold changes it")
@@ -203,7 +211,7 @@ def main() -> int:
     if OPTIONS.fail_with is not None:
         sys.stderr.write(OPTIONS.fail_with + "\n")
         return 1
-    server = Server((OPTIONS.host, OPTIONS.port), Handler)
+    server = (OneThreadServer if OPTIONS.one_thread else Server)((OPTIONS.host, OPTIONS.port), Handler)
     sys.stderr.write(f"listening on {OPTIONS.host}:{server.server_port}\n")
     server.serve_forever()
     return 0

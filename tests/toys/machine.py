@@ -36,6 +36,7 @@ options:
   fail_with: {{about: A message., type: str, args: ["--fail-with={{fail_with}}"]}}
   die_after: {{about: Seconds., type: float, args: ["--die-after={{die_after}}"]}}
   sleep_per_request: {{about: Seconds., type: float, args: ["--sleep-per-request={{sleep_per_request}}"]}}
+  one_thread: {{about: Whether it works on one connection at a time., type: int, args: ["--one-thread={{one_thread}}"]}}
   token_delay: {{about: Seconds., type: float, args: ["--token-delay={{token_delay}}"]}}
   tokens: {{about: Of an answer., type: int, args: ["--tokens={{tokens}}"]}}
 health: {{path: /health, interval: 0.1, timeout: 1}}

@@ -223,8 +223,8 @@ class Instances:
         cause = explain(manifest, lines) if manifest else None
         how = "" if exit_code is None else f" (signal {-exit_code})" if exit_code < 0 else f" (exit code {exit_code})"
         error_code, message = cause or (code, f"the engine's process died{how}")
-        return _failed(start, message, error_code)
+        return _failed(start, message, error_code, exit_code)
 
 
-def _failed(start: u.StartRequested, error: str, code: str) -> i.RecordFailed:
-    return i.RecordFailed(process_id=start.process_id, run=start.run, error=error, error_code=code)
+def _failed(start: u.StartRequested, error: str, code: str, exit_code: int | None = None) -> i.RecordFailed:
+    return i.RecordFailed(process_id=start.process_id, run=start.run, error=error, error_code=code, exit_code=exit_code)

@@ -174,8 +174,10 @@ def _recorded(state: InstanceState | None, command: i.RunReports, call: Call) ->
             return [
                 u.HealthChanged(**ident, name=start.name, old_status=state.health, new_status=status),
             ]
-        case i.RecordFailed(error=error, error_code=code), "starting" | "running":
-            failed: list[Event] = [u.EngineError(**ident, name=start.name, error=error, error_code=code)]
+        case i.RecordFailed(error=error, error_code=code, exit_code=exit_code), "starting" | "running":
+            failed: list[Event] = [
+                u.EngineError(**ident, name=start.name, error=error, error_code=code, exit_code=exit_code)
+            ]
             if state.status == "starting":
                 failed.insert(0, u.StartProgress(**ident, phase="failed", message=error, progress=100))
             return failed

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import secrets
 import time
 from collections.abc import Coroutine, Iterator, Mapping
@@ -22,10 +23,13 @@ from services.inference import units as inference
 _LEASE = 30.0  # seconds until a lease expires unless the gateway renews it
 _RENEWALS = 4  # renewals in _LEASE seconds; the lease survives two failures in a row
 _QUEUE_TIMEOUT = 600.0  # seconds in a queue if the client sets no timeout
+_WORK_TIMEOUT = 600.0  # seconds for which a silent engine counts as busy with a request without a timeout
 _QUICK = 5.0  # seconds; the timeout of calls that take milliseconds: lease without queue, renewal, settlement
 _RETRY = 0.5  # seconds between two attempts to settle
 _BATCH = 0.002  # seconds that a settlement waits for other settlements or a lease, so that one commit has them all
+_TRIAL = 3.0  # seconds that the client of a failed request waits for the trial of its replica
 _LEASE_UNIT = "inference.lease"
+_TRIAL_UNIT = "inference.try_replica"
 
 
 class Leases:
@@ -35,6 +39,7 @@ class Leases:
         self._client = client
         self._seconds = seconds
         self._holder = f"gateway-{secrets.token_hex(8)}"  # differs in each run of the process
+        self._secret = secrets.token_bytes(16)
         self._finishing: set[asyncio.Task[None]] = set()
         self._closing = asyncio.Event()
         self._settlements = Batcher(client, "inference.settle", timeout=_QUICK, wait=_BATCH)
@@ -50,11 +55,16 @@ class Leases:
         domain removes the request from the queue. Raises the refusals of `inference.lease`.
         """
         fields = {"model": model, "timeout": self._seconds, "type": ",".join(types), "tools": tools}
-        fields |= {"holder": self._holder, **({"avoid": avoid} if avoid else {})}
+        fields |= {
+            "work_timeout": caller.timeout or _WORK_TIMEOUT,
+            "holder": self._holder,
+            "client": self._client_of(caller),
+            **({"avoid": avoid} if avoid else {}),
+        }
         try:
             return await self._unless_cancelled(caller, self._probes.ask(fields | {"probe": True}, caller.on_behalf()))
         except Unavailable as error:
-            if error.reason not in ("BUSY", "LOADING"):
+            if error.reason not in inference.OBSTACLES:
                 raise
         leave = asyncio.Event()
         queued = self._queued(caller, fields | {"queue": True, "wait": wait > 0}, wait, leave)
@@ -63,6 +73,10 @@ class Leases:
         except asyncio.CancelledError:
             leave.set()
             raise
+
+    def _client_of(self, caller: Caller) -> str:
+        """Return a text that tells this caller from others. It reveals neither key nor address."""
+        return hashlib.blake2s(caller.owner.encode(), key=self._secret, digest_size=8).hexdigest()
 
     async def _queued(self, caller: Caller, fields: dict[str, Any], wait: float, leave: asyncio.Event) -> Answer:
         """Wait in the queue and return a lease. `leave` ends the wait, but a granted lease is still returned."""
@@ -112,6 +126,14 @@ class Leases:
                 logger.warning("lease not renewed", request_id=lease.request_id, error=error.message)
                 return
             await asyncio.sleep(self._seconds / _RENEWALS)
+
+    async def replica_answers(self, caller: Caller, lease: inference.Lease) -> bool:
+        """Whether the leased replica answers other requests. False if that cannot be found out within 3 s."""
+        trial = {"process_id": lease.process_id, "max_age": inference.RECENT}
+        with contextlib.suppress(AimaError):
+            reply = await self._client.ask(_TRIAL_UNIT, trial, timeout=_TRIAL, headers=caller.on_behalf())
+            return inference.TrialResult.model_validate(reply.data).answered
+        return False
 
     def settle(self, caller: Caller, lease: inference.Lease, settlement: Mapping[str, Any]) -> None:
         """Record the result of a leased request in the background."""

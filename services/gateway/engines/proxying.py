@@ -13,11 +13,11 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from aima_core.errors import AimaError, Timeout, Unavailable
+from aima_core.errors import AimaError, ExecutionFailed, Timeout, Unavailable
 from aima_engines.engine_answer import JSON, EngineAnswer
 from aima_engines.engine_client import Body, EngineClient
-from aima_engines.engine_errors import engine_gone
-from aima_engines.engine_http import EngineGone, EngineReply
+from aima_engines.engine_errors import engine_gone, fault_of_request, may_be_the_requests_fault
+from aima_engines.engine_http import MOST_LOST, EngineGone, EngineReply
 from aima_engines.kinds.request_kinds import RequestKind
 from services.gateway.engines.leasing import Leases
 from services.gateway.entrance.dispatch import Caller, Dispatcher
@@ -112,15 +112,21 @@ class Proxy:
         """
         await self._dispatcher.permitted(caller, request.kind.unit, {"model": request.model})
         async with self._limited(caller) as limit, self._quotas.within(caller.principal, request.tokens) as used:
-            avoid = ""
+            avoid, lost = "", 0
             for _ in range(_TRIES):
                 lease = await self._take(caller, request, avoid)
                 try:
                     async with self._answer_of(caller, request, lease, limit, used) as answer:
                         yield answer
                         return
-                except EngineGone:
-                    avoid = lease.process_id
+                except ExecutionFailed as error:
+                    if may_be_the_requests_fault(error) and await self._leases.replica_answers(caller, lease):
+                        raise fault_of_request(error) from None
+                    raise
+                except EngineGone as gone:
+                    lost, avoid = lost + gone.sent, lease.process_id
+                    if lost == MOST_LOST:
+                        break
                     used.clear()  # the quota does not pay for an answer that did not reach the client
                 except asyncio.CancelledError:
                     if not used:  # the engine has read at least a part of the prompt
@@ -251,7 +257,7 @@ def _failed(error: BaseException) -> dict[str, Any]:
         case GeneratorExit():
             return {"outcome": "cancelled"}
         case EngineGone():
-            return _failed(engine_gone(begun=False))
+            return {"outcome": "failed", "error": error.code, "error_code": error.code}
         case AimaError():
             return {"outcome": "failed", "error": error.reason, "error_code": error.reason}
         case _:

@@ -6,49 +6,46 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from typing import Any, assert_never
+from typing import Any
 
 from aima_core.call import Call, timestamp
 from aima_core.domain import Commands, Context, Outside, Parts
-from aima_core.errors import (
-    AimaError,
-    NotFound,
-    Timeout,
-)
+from aima_core.errors import ExecutionFailed, Timeout
 from aima_core.store.records import Recorded
 from aima_core.units import Command, View
 from aima_engines.engine_client import EngineClient
-from aima_engines.engine_http import EngineGone
-from aima_engines.kinds.speech_kinds import voices as voices_of
+from aima_engines.engine_errors import fault_of_request, may_be_the_requests_fault
 from services.inference import internal as i
 from services.inference import units as u
 from services.inference.outside.engine_requests import CANCELLED, REQUEST_KINDS, EngineRequests, fields_of
-from services.inference.outside.placement import Placement, PlacementRequest
-from services.inference.rules import statistics
+from services.inference.outside.figures import Figures
+from services.inference.outside.placement import Placement
+from services.inference.outside.placement_request import PlacementRequest
+from services.inference.outside.trials import Trials
+from services.inference.rules.crashes import crashed
 from services.inference.rules.decider import Prepared
-from services.inference.rules.state import Pool, Route, Sweep, carried_here
+from services.inference.rules.state import Pool, Sweep, TrySuspect, carried_here
 from services.service import units as service
 
 _SWEEP = 1.0  # seconds between checks for expired leases
-_VOICES = 5.0  # seconds for an engine to list its voices
-_CATCH_UP = 1.0  # seconds to wait for the service domain's latest events
 _EARLY = 0.02  # seconds; a request times out this long before its deadline, because the core's timeout has no cause
 
 
 class InferenceOutside(Outside[Pool]):
     """The I/O of the inference domain."""
 
-    flows = (*u.REQUESTS, u.LeaseModel)
+    flows = (*u.REQUESTS, u.LeaseModel, u.TryReplica)
 
     def __init__(self, context: Context[Pool], client: Callable[[], EngineClient] = EngineClient) -> None:
         super().__init__(context)
         self._holder = secrets.token_hex(4)  # differs in each run of the process
         self._placement = Placement(context)
         self._requests = EngineRequests(context, self._placement, client())
+        self._figures = Figures(context, self._placement.admission, self._requests)
+        self._trials = Trials(context, self._placement, self._requests, self._holder)
 
     async def open(self) -> None:
         """Fail the requests that an earlier run of this process was sending. Their callers are gone."""
@@ -58,6 +55,7 @@ class InferenceOutside(Outside[Pool]):
                     await self._expire(request, "the process that sent the request has ended", "INTERNAL_ERROR")
 
     async def close(self) -> None:
+        await self._trials.close()
         await self._placement.close()
         self._requests.close()
 
@@ -69,13 +67,17 @@ class InferenceOutside(Outside[Pool]):
         match command:
             case u.Renew() | u.Settle():
                 return command
+            case u.TryReplica(process_id=process_id):
+                return self._trials.command(process_id)
             case _:
                 request = self._placement_request(command, call)
                 await self._placement.ensure_known(request.model, wait=False)
                 return request.command()
 
     async def perform(self, effect: Any) -> Commands:
-        """Fail the expired leases of a service, once a second."""
+        """Fail the expired leases of a service, once a second, or try a suspect replica."""
+        if isinstance(effect, TrySuspect):
+            return await self._trials.perform(effect)
         if not isinstance(effect, Sweep):
             return await super().perform(effect)
         while True:
@@ -86,8 +88,10 @@ class InferenceOutside(Outside[Pool]):
                     await self._expire(request, "the lease was not settled in time", "TIMEOUT")
             await asyncio.sleep(_SWEEP)
 
-    async def flow(self, command: u.Requests | u.LeaseModel, call: Call, parts: Parts) -> View:
-        """Grant a lease, or send a request to an engine. Both end by the deadline, even if the caller has left."""
+    async def flow(self, command: u.Requests | u.LeaseModel | u.TryReplica, call: Call, parts: Parts) -> View:
+        """Grant a lease, or send a request to an engine. All end by the deadline, even if the caller has left."""
+        if isinstance(command, u.TryReplica):
+            return await self._trials.run(command.process_id, command.max_age)
         request = self._placement_request(command, call)
         if isinstance(command, u.LeaseModel) and command.probe:
             return await self._lease(request, command.avoid or "", parts)  # a probe waits only for its commit
@@ -96,29 +100,25 @@ class InferenceOutside(Outside[Pool]):
             async with asyncio.timeout(remaining - min(_EARLY, remaining / 10)) as clock:
                 if isinstance(command, u.LeaseModel):
                     return await self._lease(request, command.avoid or "", parts)
-                return await self._requests.run(request, command, parts)
+                return await self._run(request, command, parts)
         except TimeoutError:
             if not clock.expired():
                 raise
             seconds = round(request.deadline - call.at, 1)
-            why = "the engine has not finished its answer" if request.placed else self._placement.obstacle(request)
+            why = "the engine has not finished its answer" if request.process_id else self._placement.obstacle(request)
             raise Timeout(f"{command.spec.name} timed out after {seconds:g} s: {why}") from None
 
+    async def _run(self, request: PlacementRequest, command: u.Requests, parts: Parts) -> View:
+        """Send a request to an engine. Raises ValidationFailed if the engine fails this request, but answers others."""
+        try:
+            return await self._requests.run(request, command, parts)
+        except ExecutionFailed as error:
+            if may_be_the_requests_fault(error) and await self._trials.answers(request.process_id):
+                raise fault_of_request(error) from None
+            raise
+
     async def answer(self, query: u.Queries) -> View:
-        match query:
-            case u.ListServed(type=model_type):
-                usage = await self.context.read.rows("SELECT * FROM usage")
-                return statistics.models(self.context.world.values(), usage, model_type)
-            case u.GetLoad(service_id=ident):
-                return await self._load(ident)
-            case u.GetMetrics(service_id=ident):
-                return await self._metrics(ident)
-            case u.GetSpeeds(model_id=ident):
-                return statistics.speeds(await self.context.read.rows(statistics.SPEEDS, (ident,)))
-            case u.ListVoices(model=name):
-                return await self._voices(name)
-            case _:
-                assert_never(query)
+        return await self._figures.answer(query)
 
     # --- a request ------------------------------------------------------------------------------------------
 
@@ -136,6 +136,8 @@ class InferenceOutside(Outside[Pool]):
                 queue=command.queue,
                 needs_tools=command.tools,
                 probe=command.probe,
+                client=command.client or "",
+                work_deadline=call.at + command.work_timeout if command.work_timeout else 0.0,
             )
         return PlacementRequest(
             command.model,
@@ -181,56 +183,6 @@ class InferenceOutside(Outside[Pool]):
             i.RecordExpired(service_id=request.service_id, request_id=request.request_id, error=error, error_code=code)
         )
 
-    # --- queries --------------------------------------------------------------------------------------------
-
-    async def _catch_up(self) -> None:
-        """Wait until the service domain's latest events are applied, but at most a second."""
-        with contextlib.suppress(AimaError, TimeoutError):
-            async with asyncio.timeout(_CATCH_UP):
-                await self.context.caught_up("service")
-
-    async def _load(self, ident: str | None) -> u.Load:
-        await self._catch_up()  # the service domain queries the load of a replica right after replica_leaving
-        now, admission = time.time(), self._placement.admission
-        return u.Load(
-            services=[
-                statistics.load(pool, admission.queued(pool.service_id), now)
-                for pool in self.context.world.values()
-                if ident in (None, pool.service_id)
-            ]
-        )
-
-    async def _metrics(self, ident: str) -> u.ServiceMetrics:
-        if f"inference/{ident}" not in self.context.world:
-            await self._catch_up()
-        pool = self.context.world.get(f"inference/{ident}")
-        if pool is None:
-            raise NotFound(f"there is no service {ident}", reason="SERVICE_NOT_FOUND", service_id=ident)
-        now, read = time.time(), self.context.read.rows
-        rows = statistics.Rows(
-            await read(statistics.USAGE, (ident,)),
-            await read(statistics.RECENT, (ident, *statistics.last_minute(now))),
-            await read(statistics.LATENCIES, (ident, *statistics.last_hour(now))),
-        )
-        return statistics.metrics(pool, rows, self._placement.admission.queued(ident))
-
-    async def _voices(self, name: str | None) -> u.Voices:
-        """Return the voices of text-to-speech services, from one replica each. `name` limits the services."""
-        voices: dict[str, u.Voice] = {}
-        for pool in self.context.world.values():
-            route = next((route for route in pool.routes if route.healthy), None)
-            if route and pool.type == "tts" and (name is None or pool.serves(name)):
-                for ident, title, language in await self._voices_of(route):
-                    voices[ident] = u.Voice(id=ident, name=title, language=language)
-        return u.Voices(voices=list(voices.values()))
-
-    async def _voices_of(self, route: Route) -> list[tuple[str, str, str]]:
-        """Return a replica's voices; empty if its engine does not list them within 5 s."""
-        with contextlib.suppress(AimaError, EngineGone, TimeoutError):
-            async with asyncio.timeout(_VOICES):
-                return await voices_of(self._requests.engine(route))
-        return []
-
 
 def react(recorded: Recorded) -> Sequence[Command[Any]]:
     """Return the commands that turn an event of the service domain into pools and routes. Pure."""
@@ -266,9 +218,10 @@ def react(recorded: Recorded) -> Sequence[Command[Any]]:
             ]
         case service.ReplicaHealthChanged(service_id=ident, process_id=process_id, status=status):
             return [i.RecordHealth(service_id=ident, process_id=process_id, healthy=status == "healthy")]
+        case service.ReplicaFailed(service_id=ident, process_id=process_id, exit_code=exit_code):
+            return [i.RecordNoRoute(service_id=ident, process_id=process_id, crashed=crashed(exit_code))]
         case (
             service.ReplicaLeaving(service_id=ident, process_id=process_id)
-            | service.ReplicaFailed(service_id=ident, process_id=process_id)
             | service.ReplicaEnded(service_id=ident, process_id=process_id)
         ):
             return [i.RecordNoRoute(service_id=ident, process_id=process_id)]

@@ -18,7 +18,7 @@ from operator import attrgetter
 from typing import TypeVar
 
 from aima_core.errors import AimaError, Unavailable, from_body
-from services.inference.rules.routing import BUSY, LOADING
+from services.inference.units import OBSTACLES
 
 T = TypeVar("T")
 Services = frozenset[str]
@@ -78,7 +78,7 @@ class Admission:
         services: Services,
         place: Place[T],
         number: int,
-        worth_waiting: Sequence[str] = (BUSY, LOADING),
+        worth_waiting: Sequence[str] = OBSTACLES,
         *,
         again: bool = False,
     ) -> T:

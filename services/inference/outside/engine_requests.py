@@ -16,10 +16,12 @@ from aima_core.units import Command, View
 from aima_engines.engine_answer import Engine
 from aima_engines.engine_client import EngineClient
 from aima_engines.engine_errors import bad_answer
-from aima_engines.engine_http import EngineGone
+from aima_engines.engine_http import MOST_LOST, EngineGone
 from aima_engines.kinds.request_kinds import DIALECT, KINDS, RequestKind
 from services.inference import units as u
-from services.inference.outside.placement import Placement, PlacementRequest
+from services.inference.outside.placement import Placement
+from services.inference.outside.placement_request import PlacementRequest
+from services.inference.rules.breaker import TRIAL
 from services.inference.rules.state import Pool, Route
 
 REQUEST_KINDS: Mapping[type[Command[Any]], RequestKind] = {
@@ -69,13 +71,14 @@ class EngineRequests:
 
         If the engine closes the connection, try another replica, unless the caller already has a part of the answer.
         """
-        number, avoid = self._placement.admission.number(), ""
+        number, avoid, lost = self._placement.admission.number(), "", 0
         for attempt in range(1, _TRIES + 1):
             lease, route = await self._placement.place(request, number, parts, avoid=avoid)
             try:
-                return await self._call_engine(request, lease, route, command, parts)
+                return await self.call_engine(request, lease, route, command, parts)
             except EngineGone as gone:
-                if (gone.begun and parts.requested) or attempt == _TRIES:
+                lost += gone.sent
+                if (gone.begun and parts.requested) or attempt == _TRIES or lost == MOST_LOST:
                     after = "" if attempt == 1 else f", on attempt {attempt}"
                     raise Unavailable(
                         f"replica {lease.process_id} closed the connection in the middle of the request{after}",
@@ -90,10 +93,13 @@ class EngineRequests:
         with contextlib.suppress(NotFound):
             await self._context.record(u.Settle(request_id=lease.request_id, outcome=outcome, **fields))
 
-    async def _call_engine(
+    async def call_engine(
         self, request: PlacementRequest, lease: u.RequestStarted, route: Route, command: Command[Any], parts: Parts
     ) -> View:
-        """Call the engine, and settle also after an error. Raises EngineGone if the engine closes the connection."""
+        """Call the engine of a placed request, and settle also after an error.
+
+        Raises EngineGone if the engine closes the connection.
+        """
         started_at, engine = time.monotonic(), self.engine(route, whole=not parts.requested)
         try:
             if route.dialect != DIALECT:
@@ -108,12 +114,12 @@ class EngineRequests:
             )
         except asyncio.CancelledError:
             silent = request.timed_out() and not engine.answered
-            patience = _SILENT if parts.requested else _SILENT_WHOLE
+            patience = 0.0 if request.client == TRIAL else _SILENT if parts.requested else _SILENT_WHOLE
             result = _no_answer(time.monotonic() - started_at, patience) if silent else CANCELLED
             await self._placement.finish(self.settle(lease, **result))
             raise
-        except EngineGone:
-            await self.settle(lease, "failed", error="the engine closed the connection", error_code="ENGINE_GONE")
+        except EngineGone as gone:
+            await self.settle(lease, "failed", error=str(gone), error_code=gone.code)
             raise
         except AimaError as error:
             await self.settle(lease, "failed", error=error.reason, error_code=_code(error))

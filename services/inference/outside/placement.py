@@ -16,8 +16,10 @@ from aima_core.errors import AimaError, NotFound, Timeout, Unavailable, Validati
 from services.inference import internal as i
 from services.inference import units as u
 from services.inference.outside.admission import QUEUE_FULL, Admission, Services
+from services.inference.outside.placement_request import PlacementRequest
 from services.inference.outside.refusals import Refusals
 from services.inference.outside.wakeups import Wakeups
+from services.inference.rules import crashes
 from services.inference.rules.routing import BUSY, LOADING, choose, fitting, hopeful, sleeper
 from services.inference.rules.state import Pool, Route
 from services.model import units as model
@@ -26,45 +28,6 @@ _TICK = 1.0  # seconds between two tries without an event: no event reports that
 _CATCH_UP = 2.0  # seconds to wait for a peer's latest events or answer
 _AVOIDED = 0.5  # seconds for which a request avoids the replica that has just failed it
 _WAITING_PARTS = 2.0  # seconds between two parts that tell the caller why the request waits
-_LATE = 0.05  # seconds; a request that is cancelled so shortly before its deadline has timed out, as clocks differ
-
-
-@dataclass
-class PlacementRequest:
-    """A request that needs a replica.
-
-    `timeout()`: the seconds that the request may take once it has a replica. `deadline`: in Unix seconds. `wait`:
-    the request waits in the queue while the model is busy or loading. `queue`: it waits only while the model is busy.
-    `probe`: a refusal is neither explained nor counted. `placed`: it has a replica.
-    """
-
-    model: str
-    types: tuple[str, ...]
-    timeout: Callable[[], float]
-    deadline: float
-    wait: bool
-    holder: str = ""
-    needs_tools: bool = False
-    queue: bool = False
-    probe: bool = False
-    placed: bool = False
-
-    def timed_out(self) -> bool:
-        """Whether the deadline has passed. A request that is cancelled earlier was cancelled by its caller."""
-        return time.time() >= self.deadline - _LATE
-
-    def command(self, *, request_id: str = "", avoid: str = "", strictly: bool = False) -> i.BeginRequest:
-        """Return the command that starts the request on a replica."""
-        return i.BeginRequest(
-            model=self.model,
-            types=self.types,
-            timeout=self.timeout(),
-            request_id=request_id,
-            holder=self.holder,
-            avoid=avoid,
-            strictly=strictly,
-            needs_tools=self.needs_tools,
-        )
 
 
 @dataclass
@@ -99,12 +62,14 @@ class Placement:
     ) -> tuple[u.RequestStarted, Route]:
         """Return the started request and its replica. `avoid`: the replica that has just failed the request.
 
-        Raises Unavailable (BUSY, LOADING, QUEUE_FULL) with `retry_after` if the caller should try again later.
+        Raises Unavailable (QUEUE_FULL, or a reason of OBSTACLES) with `retry_after` if the caller should try again.
         """
-        request.placed = False
+        request.process_id = ""
         if request.probe and not any(pool.routes for pool in self._fitting(request)):
             raise Unavailable(f"no replica for {request.model} is running", reason=BUSY)
         await self.ensure_known(request.model, wait=request.wait)
+        if avoid:
+            await self._ensure_harmless(request, avoid)
         services = frozenset(pool.service_id for pool in self._fitting(request))
         attempt = _Attempt(
             request, services, self._command_factory(request, avoid), waits=self.admission.ahead(services)
@@ -120,13 +85,30 @@ class Placement:
         except AimaError as refusal:
             if attempt.waits and not request.probe:
                 self._refusals.count(services)
-            if request.probe or refusal.reason not in (BUSY, LOADING, QUEUE_FULL):
+            if request.probe or refusal.reason not in (*u.OBSTACLES, QUEUE_FULL):
                 raise
             starting = sum(count for others, count in self._starting.items() if others & services)
             pools = self._fitting(request)
             raise await self._refusals.explained(refusal, request.model, services, pools, starting) from None
-        request.placed = True
+        request.process_id = placed[0].process_id
         return placed
+
+    async def begin(self, command: i.BeginRequest) -> tuple[u.RequestStarted, Route]:
+        """Start a request on a replica at once, ahead of the queue. Raises the refusals of `choose`."""
+        try:
+            records = await self._context.record(command)
+        except asyncio.CancelledError:
+            # the start may be committed, and no other code knows the request's id
+            await self.finish(self._give_back(command.request_id, "cancelled"))
+            raise
+        started = records[0].event
+        assert isinstance(started, u.RequestStarted)
+        pool = self._pool(started.service_id)
+        route = pool.route(started.process_id) if pool else None
+        if route is None:
+            await self._give_back(command.request_id, "failed", error_code="ROUTE_GONE")
+            raise Unavailable(f"the replica {started.process_id} of {command.model} has just ended", reason=LOADING)
+        return started, route
 
     async def finish(self, work: Coroutine[Any, Any, None]) -> None:
         """Run work that must complete. The work continues if the caller is cancelled, and `close` waits for it."""
@@ -184,6 +166,19 @@ class Placement:
             self.admission.wake()
             await self._refusals.record()
 
+    async def _ensure_harmless(self, request: PlacementRequest, process_id: str) -> None:
+        """Raise ValidationFailed if the request crashed its replica.
+
+        The replica has just closed the connection. If it has crashed, the event of its end arrives within `_AVOIDED`
+        seconds.
+        """
+        with contextlib.suppress(TimeoutError), self._context.news() as news:
+            async with asyncio.timeout(_AVOIDED):
+                while any(pool.route(process_id) for pool in self._context.world.values()):
+                    await news.get()
+        if any(process_id in pool.crashed for pool in self._fitting(request)):
+            raise crashes.refusal(process_id)
+
     # --- one request ----------------------------------------------------------------------------------------
 
     async def _place(
@@ -195,9 +190,9 @@ class Placement:
             waited, attempt.waits = attempt.waits, False
             self._starting[services] += 1
             try:
-                return await self._start(attempt.command())
+                return await self.begin(attempt.command())
             except Unavailable as refusal:
-                attempt.waits = waited or refusal.reason in (BUSY, LOADING)
+                attempt.waits = waited or refusal.reason in u.OBSTACLES
                 if refusal.reason == LOADING and (
                     ident := sleeper(self._fitting(request), self._wakeups.refused_services())
                 ):
@@ -207,7 +202,7 @@ class Placement:
                 self._starting[services] -= 1
 
         if request.wait or request.queue:
-            worth_waiting = (BUSY, LOADING) if request.wait else (BUSY,)
+            worth_waiting = u.OBSTACLES if request.wait else (BUSY,)
             with self._waiting_parts(attempt, parts):
                 return await self.admission.admit(services, place, number, worth_waiting, again=again)
         if self.admission.ahead(services):
@@ -236,11 +231,11 @@ class Placement:
                 task.cancel()
 
     def _reason(self, attempt: _Attempt) -> str:
-        """Return why a request waits: LOADING or BUSY. BUSY if a replica is free, because other requests come first."""
+        """Return why a request waits: a reason of OBSTACLES. BUSY if other requests come first."""
         try:
             choose(self._context.world, attempt.command(), time.time())
         except AimaError as refusal:
-            return LOADING if refusal.reason == LOADING else BUSY
+            return refusal.reason if refusal.reason in u.OBSTACLES else BUSY
         return BUSY
 
     def _command_factory(self, request: PlacementRequest, avoid: str) -> Callable[[], i.BeginRequest]:
@@ -263,22 +258,6 @@ class Placement:
             return request.command(request_id=ident, avoid=avoid, strictly=strictly and self._routes(request) == routes)
 
         return command
-
-    async def _start(self, command: i.BeginRequest) -> tuple[u.RequestStarted, Route]:
-        try:
-            records = await self._context.record(command)
-        except asyncio.CancelledError:
-            # the start may be committed, and no other code knows the request's id
-            await self.finish(self._give_back(command.request_id, "cancelled"))
-            raise
-        started = records[0].event
-        assert isinstance(started, u.RequestStarted)
-        pool = self._pool(started.service_id)
-        route = pool.route(started.process_id) if pool else None
-        if route is None:
-            await self._give_back(command.request_id, "failed", error_code="ROUTE_GONE")
-            raise Unavailable(f"the replica {started.process_id} of {command.model} has just ended", reason=LOADING)
-        return started, route
 
     async def _give_back(self, request_id: str, outcome: u.Outcome, **fields: Any) -> None:
         with contextlib.suppress(NotFound):  # the request was refused, so it never started

@@ -47,7 +47,7 @@ class Refusals:
         """
         queued = self._admission.longest(services)
         details: dict[str, Any] = {
-            "retry_after": self._admission.retry_after(services),
+            "retry_after": refusal.details.get("retry_after") or self._admission.retry_after(services),
             "queued": queued,
             "outstanding": sum(len(pool.requests) for pool in pools) + starting,
         }

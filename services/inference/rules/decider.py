@@ -14,8 +14,9 @@ from aima_core.errors import NotFound
 from aima_core.units import Event, Success, View
 from services.inference import internal as i
 from services.inference import units as u
+from services.inference.rules.breaker import BLAMED
 from services.inference.rules.routing import choose
-from services.inference.rules.state import BLAMED, Pool, Route, outcome_of
+from services.inference.rules.state import Pool, Route, outcome_of
 
 _ROUTED = ("starting", "running")  # a service may have replicas only in these phases
 
@@ -109,6 +110,8 @@ def _started(pool: Pool, route: Route, command: i.BeginRequest, request_id: str,
         device=route.device,
         slots=route.slots,
         owner=call.principal,
+        client=command.client,
+        deadline=command.deadline,
     )
 
 

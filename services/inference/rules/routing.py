@@ -4,20 +4,36 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from math import ceil
 
 from aima_core.domain import World
 from aima_core.errors import AimaError, EngineNotRunning, Unavailable, ValidationFailed
 from services.inference import internal as i
+from services.inference import units as u
 from services.inference.rules.state import Pool, Route
 
-BUSY, LOADING = "BUSY", "LOADING"  # a request may wait if it is refused for one of these reasons
+BUSY: u.Obstacle = "BUSY"  # the replica works on as many requests as it can
+LOADING: u.Obstacle = "LOADING"  # the service starts, sleeps, or gets a new replica
+OPEN: u.Obstacle = "OPEN"  # the replica's breaker is open
+UNHEALTHY: u.Obstacle = "UNHEALTHY"  # the replica does not answer its health check, and works on no request
+_REPLACED = 5  # seconds; `retry_after` while an unhealthy replica is checked again or replaced
+
+
+@dataclass(frozen=True)
+class _Obstacle:
+    """Why a service or a replica takes no request. `seconds`: when that may change; None if unknown."""
+
+    reason: u.Obstacle
+    text: str
+    seconds: float | None = None
 
 
 def choose(world: World[Pool], request: i.BeginRequest, at: float) -> tuple[Pool, Route]:
     """Return the replica with the fewest requests under way per slot.
 
     The name in the request may match several services. The replicas of all of them are candidates. Raises Unavailable
-    (BUSY, LOADING) if waiting may help, and otherwise EngineNotRunning or ValidationFailed.
+    with a reason of OBSTACLES if waiting may help, and otherwise EngineNotRunning or ValidationFailed.
     """
     name, pools = request.model, fitting(world.values(), request.model, request.types)
     healthy = [(pool, route) for pool in pools for route in pool.routes if route.healthy]
@@ -27,16 +43,18 @@ def choose(world: World[Pool], request: i.BeginRequest, at: float) -> tuple[Pool
             f"tools: the chat template of {name} does not support tools",
             fields=[{"field": "tools", "expected": "none: the model's chat template does not support tools"}],
         )
-    usable = [
-        (pool, route)
-        for pool, route in able
-        if route.breaker.lets_through(at) and not (request.strictly and route.process_id == request.avoid)
-    ]
-    free = [(pool, route) for pool, route in usable if pool.has_room(route)]
+    free = [(pool, route) for pool, route in able if _open_to(request, route, at) and pool.has_room(route)]
     if not free:
-        raise _refusal(request, pools, at, busy=bool(usable))
+        raise _refusal(request, pools, at)
     preferred = [candidate for candidate in free if candidate[1].process_id != request.avoid]
     return min(preferred or free, key=_load_per_slot)
+
+
+def _open_to(request: i.BeginRequest, route: Route, at: float) -> bool:
+    """Whether a healthy replica takes this request as soon as it has a free slot."""
+    if request.only:
+        return route.process_id == request.only
+    return route.breaker.lets_through(at) and not (request.strictly and route.process_id == request.avoid)
 
 
 def fitting(pools: Iterable[Pool], name: str, types: Sequence[str]) -> list[Pool]:
@@ -81,13 +99,16 @@ def _load_per_slot(candidate: tuple[Pool, Route]) -> float:
     return pool.outstanding(route.process_id) / max(route.slots, 1)
 
 
-def _refusal(request: i.BeginRequest, pools: Sequence[Pool], at: float, *, busy: bool) -> AimaError:
+def _refusal(request: i.BeginRequest, pools: Sequence[Pool], at: float) -> AimaError:
     name, services = request.model, [pool.service_id for pool in pools]
-    waking = [pool for pool in pools if hopeful(pool)]
-    if busy or waking:
-        reason = BUSY if busy else LOADING
-        obstacles = "; ".join(_obstacle(pool, request, at) for pool in waking or pools)
-        return Unavailable(f"no replica for {name}: {obstacles}", reason=reason, services=services)
+    waking = [pool for pool in pools if hopeful(pool) or pool.routes]
+    if waking:
+        obstacles = [obstacle for pool in waking for obstacle in _obstacles(pool, request, at)]
+        first = min(obstacles, key=lambda obstacle: u.OBSTACLES.index(obstacle.reason))
+        seconds = [o.seconds for o in obstacles if o.reason == first.reason and o.seconds is not None]
+        wait = {"retry_after": max(ceil(min(seconds)), 1)} if seconds else {}
+        texts = "; ".join(_described(pool, request, at) for pool in waking)
+        return Unavailable(f"no replica for {name}: {texts}", reason=first.reason, services=services, **wait)
     failed = next((pool for pool in pools if pool.phase == "failed"), None)
     if failed:
         return EngineNotRunning(
@@ -100,10 +121,10 @@ def _refusal(request: i.BeginRequest, pools: Sequence[Pool], at: float, *, busy:
             error_code=failed.error_code,
         )
     if pools:
-        obstacles = ", ".join(
+        states = ", ".join(
             f"service {pool.service_id} {'is stopped' if pool.begun else 'was never started'}" for pool in pools
         )
-        situation = f": {obstacles}; start {'it' if len(pools) == 1 else 'one'} with service.start"
+        situation = f": {states}; start {'it' if len(pools) == 1 else 'one'} with service.start"
     else:
         situation = ": it has no service; create one with service.create and start it with service.start"
     return EngineNotRunning(
@@ -114,38 +135,48 @@ def _refusal(request: i.BeginRequest, pools: Sequence[Pool], at: float, *, busy:
     )
 
 
-def _obstacle(pool: Pool, request: i.BeginRequest, at: float) -> str:
-    """Return the reason why a service that runs, starts or sleeps takes no request."""
+def _obstacles(pool: Pool, request: i.BeginRequest, at: float) -> list[_Obstacle]:
+    """Return why a service that runs, starts or sleeps takes no request: one obstacle for each replica."""
+    if pool.routes:
+        return [_obstacle(pool, route, request, at) for route in pool.routes]
+    match pool.phase:
+        case "asleep":
+            return [_Obstacle(LOADING, "is asleep; requests wake it")]
+        case "starting":
+            return [_Obstacle(LOADING, "is starting and has no running replica yet")]
+        case _:
+            return [_Obstacle(LOADING, "has no running replica at the moment; AIMA replaces those that failed")]
+
+
+def _described(pool: Pool, request: i.BeginRequest, at: float) -> str:
     service, count = f"service {pool.service_id}", len(pool.routes)
+    texts = Counter(obstacle.text for obstacle in _obstacles(pool, request, at))
     if not count:
-        match pool.phase:
-            case "asleep":
-                return f"{service} is asleep; requests wake it"
-            case "starting":
-                return f"{service} is starting and has no running replica yet"
-            case _:
-                return f"{service} has no running replica at the moment; AIMA replaces those that failed"
-    states = Counter(_state(pool, route, request, at) for route in pool.routes)
+        return f"{service} {next(iter(texts))}"
     if count == 1:
-        return f"the only replica of {service} is {next(iter(states))}"
-    listed = ", ".join(f"{number} {state}" for state, number in states.items())
+        return f"the only replica of {service} is {next(iter(texts))}"
+    listed = ", ".join(f"{number} {text}" for text, number in texts.items())
     return f"none of the {count} replicas of {service} takes requests: {listed}"
 
 
-def _state(pool: Pool, route: Route, request: i.BeginRequest, at: float) -> str:
-    """Return the reason why a replica takes no request."""
-    breaker = route.breaker
+def _obstacle(pool: Pool, route: Route, request: i.BeginRequest, at: float) -> _Obstacle:
+    """Return why a replica takes no request."""
+    breaker, outstanding = route.breaker, pool.outstanding(route.process_id)
+    if not route.healthy and (pool.busy_until(route.process_id) or 0.0) > at:
+        return _Obstacle(BUSY, f"busy (its health check gets no reply while it works on {_requests(outstanding)})")
     if not route.healthy:
-        return "unhealthy (no reply to its health check)"
+        return _Obstacle(UNHEALTHY, "unhealthy (no reply to its health check)", _REPLACED)
     if request.needs_tools and not route.tools:
-        return "without support for tools"
-    if not breaker.lets_through(at):
-        test = (
-            f"next attempt in {max(breaker.open_until - at, 0.1):.1f} s"
-            if at < breaker.open_until
-            else "one request is testing it"
-        )
-        return f"paused after {breaker.failures} failed requests in a row ({test})"
+        return _Obstacle(LOADING, "without support for tools")
+    if not request.only and not breaker.lets_through(at):
+        seconds = max(breaker.open_until - at, 0.1)
+        test = f"next trial in {seconds:.1f} s" if at < breaker.open_until else "until a trial request succeeds"
+        return _Obstacle(OPEN, f"paused after {breaker.failures} failed requests in a row ({test})", seconds)
     if request.strictly and route.process_id == request.avoid:
-        return "avoided for a moment (it has just failed this request)"
-    return f"busy ({pool.outstanding(route.process_id)} of {route.slots} slots in use)"
+        return _Obstacle(LOADING, "avoided for a moment (it has just failed this request)")
+    slots = f"{outstanding} of {route.slots} slots in use" if route.slots else _requests(outstanding)
+    return _Obstacle(BUSY, f"busy ({slots})")
+
+
+def _requests(number: int) -> str:
+    return "1 request" if number == 1 else f"{number} requests"

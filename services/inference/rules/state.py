@@ -8,61 +8,19 @@ import msgspec
 
 from aima_core.domain import Effect
 from services.inference import units as u
+from services.inference.rules.breaker import TRIAL, TRIAL_TYPES, Breaker
+from services.inference.rules.crashes import KEPT
 
-BLAMED = frozenset({"ENGINE_GONE", "ENGINE_FAILED", "BAD_ANSWER", "EXECUTION_FAILED", "NO_ANSWER"})
-_MAX_FAILURES = 3  # number of failures in a row that open a breaker
-_FIRST_OPEN, _MAX_OPEN = 5.0, 60.0  # seconds that a breaker stays open; each failed trial doubles them
-_TRIAL_TIMEOUT = _MAX_OPEN  # seconds until a second request may be a trial, because a lease may take an hour
 _SETTLED_KEPT = 1000  # latest settlements that are kept, so a repeated settlement is idempotent
-
-
-class Breaker(msgspec.Struct, frozen=True):
-    """Keeps requests away from a replica that fails them.
-
-    A breaker is closed, open for some seconds after several failures, or half-open: it lets one trial request through.
-    `failures` counts failures in a row; `openings` counts openings since the last answer. `open_until` is in Unix
-    seconds. `trial` is the id of the request that tests the replica since `trial_at`.
-    """
-
-    failures: int = 0
-    openings: int = 0
-    open_until: float = 0.0
-    trial: str = ""
-    trial_at: float = 0.0
-
-    def state(self, at: float) -> u.BreakerState:
-        if not self.openings:
-            return "closed"
-        return "open" if at < self.open_until else "half_open"
-
-    def lets_through(self, at: float) -> bool:
-        """Whether one more request may go to the replica."""
-        if not self.openings:
-            return True
-        return at >= self.open_until and (not self.trial or at >= self.trial_at + _TRIAL_TIMEOUT)
-
-    def started(self, request_id: str, at: float) -> Breaker:
-        """Return the breaker after a request has started. If the breaker is half-open, the request is its trial."""
-        return msgspec.structs.replace(self, trial=request_id, trial_at=at) if self.openings else self
-
-    def ended(self, request_id: str, code: str, at: float) -> Breaker:
-        """Return the breaker after the end of a request. An empty code means that the request was answered."""
-        if not code:
-            return Breaker()
-        trial, since = ("", 0.0) if self.trial == request_id else (self.trial, self.trial_at)
-        if code not in BLAMED:
-            return msgspec.structs.replace(self, trial=trial, trial_at=since)
-        failures = self.failures + 1
-        if failures < _MAX_FAILURES or at < self.open_until:  # earlier requests do not prolong the opening
-            return Breaker(failures, self.openings, self.open_until, trial, since)
-        seconds = min(_FIRST_OPEN * 2.0 ** min(self.openings, 10), _MAX_OPEN)
-        return Breaker(failures, self.openings + 1, at + seconds, trial, since)
+_TRY_AGAIN = 5.0  # seconds after an answer in which a suspect replica is not tried
 
 
 class Route(msgspec.Struct, frozen=True):
     """A replica. It is `healthy` if it answers its health check. It works on `slots` requests at once; 0: unknown.
 
-    With `cancels_whole`, the engine stops when the client leaves, even if the answer is not streamed.
+    With `cancels_whole`, the engine stops when the client leaves, even if the answer is not streamed. `answered_at` is
+    when it last answered a request, in Unix seconds. `lost` counts the requests that it has lost since then, because it
+    closed their connections.
     """
 
     process_id: str
@@ -76,6 +34,8 @@ class Route(msgspec.Struct, frozen=True):
     device: str = ""
     cancels_whole: bool = True
     breaker: Breaker = Breaker()
+    answered_at: float = 0.0
+    lost: int = 0
 
 
 class Pool(msgspec.Struct, frozen=True):
@@ -85,6 +45,7 @@ class Pool(msgspec.Struct, frozen=True):
     - `begun`: the service was started at least once.
     - `by_process`: requests under way per process, including processes that get no new requests.
     - `settled`: the latest settlements as "id outcome".
+    - `crashed`: the latest processes that crashed while they worked on one request only.
     - `last_used`: in Unix seconds.
     """
 
@@ -104,6 +65,7 @@ class Pool(msgspec.Struct, frozen=True):
     refused: int = 0
     last_used: float | None = None
     settled: tuple[str, ...] = ()
+    crashed: tuple[str, ...] = ()
 
     def serves(self, name: str) -> bool:
         """Whether `name` is a name or id of this service or of its model."""
@@ -112,6 +74,11 @@ class Pool(msgspec.Struct, frozen=True):
     def outstanding(self, process_id: str) -> int:
         """Return the number of requests under way on a replica."""
         return self.by_process.get(process_id, 0)
+
+    def busy_until(self, process_id: str) -> float | None:
+        """Return the latest deadline of a replica's requests under way, in Unix seconds. None if there are none."""
+        requests = (request for request in self.requests.values() if request.process_id == process_id)
+        return max((request.deadline or request.expires_at for request in requests), default=None)
 
     def has_room(self, route: Route) -> bool:
         """Whether a replica has a free slot."""
@@ -134,6 +101,14 @@ class Sweep(Effect, frozen=True):
     """Fail the requests of a service whose leases have expired."""
 
     service_id: str
+
+
+class TrySuspect(Effect, frozen=True):
+    """Send a trial request to a suspect replica at the time `at` (Unix seconds)."""
+
+    service_id: str
+    process_id: str
+    at: float
 
 
 def evolve(pool: Pool | None, event: u.Events) -> Pool | None:
@@ -162,6 +137,7 @@ def _after(pool: Pool, event: u.Events) -> Pool:
                 engine=event.engine,
                 device=event.device,
                 cancels_whole=event.cancels_whole,
+                breaker=Breaker(tried=event.type in TRIAL_TYPES),
             )
             pool = _named(pool, event, added=pool.added)
             return replace(pool, routes=(*pool.routes, route), phase=pool.phase if pool.added else "running")
@@ -170,10 +146,8 @@ def _after(pool: Pool, event: u.Events) -> Pool:
                 replace(route, healthy=healthy) if route.process_id == process_id else route for route in pool.routes
             )
             return replace(pool, routes=routes)
-        case u.RouteRemoved(process_id=process_id):
-            routes = tuple(route for route in pool.routes if route.process_id != process_id)
-            lost = not (pool.added or routes) and pool.phase in ("starting", "running")
-            return replace(pool, routes=routes, phase="stopped" if lost else pool.phase)
+        case u.RouteRemoved():
+            return _without_route(pool, event)
         case u.RequestStarted():
             return _started(pool, event)
         case u.LeaseRenewed(request_id=request_id, expires_at=expires_at):
@@ -190,6 +164,16 @@ def _after(pool: Pool, event: u.Events) -> Pool:
             assert_never(event)
 
 
+def _without_route(pool: Pool, event: u.RouteRemoved) -> Pool:
+    process_id = event.process_id
+    routes = tuple(route for route in pool.routes if route.process_id != process_id)
+    ended = not (pool.added or routes) and pool.phase in ("starting", "running")
+    route = pool.route(process_id)
+    lost = (route.lost if route else 0) + pool.outstanding(process_id)
+    crashed = (*pool.crashed, process_id)[-KEPT:] if event.crashed and lost == 1 else pool.crashed
+    return msgspec.structs.replace(pool, routes=routes, phase="stopped" if ended else pool.phase, crashed=crashed)
+
+
 def _named(pool: Pool, event: u.ServiceAdded | u.RouteAdded, *, added: bool) -> Pool:
     return msgspec.structs.replace(
         pool,
@@ -204,11 +188,13 @@ def _named(pool: Pool, event: u.ServiceAdded | u.RouteAdded, *, added: bool) -> 
 def _started(pool: Pool, event: u.RequestStarted) -> Pool:
     process_id = event.process_id
     route = pool.route(process_id)
+    routes = pool.routes
+    if route and route.breaker.openings:
+        breaker = route.breaker.started(event.request_id, event.started_at)
+        routes = _with(routes, route, msgspec.structs.replace(route, breaker=breaker))
     return msgspec.structs.replace(
         pool,
-        routes=_with(pool.routes, process_id, route.breaker.started(event.request_id, event.started_at))
-        if route
-        else pool.routes,
+        routes=routes,
         requests={**pool.requests, event.request_id: event},
         by_process={**pool.by_process, process_id: pool.outstanding(process_id) + 1},
         last_used=max(pool.last_used or 0.0, event.started_at),
@@ -227,9 +213,7 @@ def _ended(pool: Pool, event: u.RequestCompleted | u.RequestFailed, code: str) -
     route = pool.route(process_id)
     return msgspec.structs.replace(
         pool,
-        routes=_with(pool.routes, process_id, route.breaker.ended(event.request_id, code, at))
-        if route
-        else pool.routes,
+        routes=_after_end(pool.routes, route, started, code, at) if route else pool.routes,
         requests=requests,
         by_process=by_process,
         last_used=max(pool.last_used or 0.0, at),
@@ -237,13 +221,23 @@ def _ended(pool: Pool, event: u.RequestCompleted | u.RequestFailed, code: str) -
     )
 
 
-def _with(routes: tuple[Route, ...], process_id: str, breaker: Breaker) -> tuple[Route, ...]:
-    return tuple(
-        msgspec.structs.replace(route, breaker=breaker)
-        if route.process_id == process_id and route.breaker != breaker
-        else route
-        for route in routes
-    )
+def _after_end(
+    routes: tuple[Route, ...], route: Route, started: u.RequestStarted, code: str, at: float
+) -> tuple[Route, ...]:
+    """Return the routes after the end of a request on `route`."""
+    breaker = route.breaker.ended(started.request_id, code, at, caller_of(started))
+    answered_at = route.answered_at if code else max(at, route.answered_at)
+    lost = route.lost + (code == "ENGINE_GONE") if code else 0
+    return _with(routes, route, msgspec.structs.replace(route, breaker=breaker, answered_at=answered_at, lost=lost))
+
+
+def _with(routes: tuple[Route, ...], old: Route, new: Route) -> tuple[Route, ...]:
+    return tuple(new if route is old else route for route in routes)
+
+
+def caller_of(request: u.RequestStarted) -> str:
+    """Return the caller of a request: two requests with the same text may be from one caller."""
+    return request.client if request.client == TRIAL else f"{request.owner}/{request.client}"
 
 
 def outcome_of(code: str) -> u.Outcome:
@@ -257,6 +251,15 @@ def _settled(request_id: str, outcome: u.Outcome) -> str:
     return f"{request_id} {outcome}"
 
 
-def todo(pool: Pool) -> list[Sweep]:
-    """Return the effects of a pool. While requests are under way, an effect watches their leases."""
-    return [Sweep(pool.service_id)] if pool.requests else []
+def todo(pool: Pool) -> list[Sweep | TrySuspect]:
+    """Return the effects of a pool.
+
+    While requests are under way, an effect watches their leases. A suspect replica gets a trial request, but not while
+    its breaker is open, and not within `_TRY_AGAIN` seconds after an answer.
+    """
+    trials = (
+        TrySuspect(pool.service_id, route.process_id, max(route.breaker.open_until, route.answered_at + _TRY_AGAIN))
+        for route in pool.routes
+        if route.healthy and route.breaker.suspect
+    )
+    return [*([Sweep(pool.service_id)] if pool.requests else []), *trials]

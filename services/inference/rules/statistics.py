@@ -123,7 +123,14 @@ def load(pool: Pool, queued: int, now: float) -> u.ServiceLoad:
         replicas=[
             *(_replica(pool, route, now) for route in pool.routes),
             *(
-                u.ReplicaLoad(process_id=ident, outstanding=count, slots=0, healthy=False, breaker="closed")
+                u.ReplicaLoad(
+                    process_id=ident,
+                    outstanding=count,
+                    slots=0,
+                    healthy=False,
+                    busy_until=pool.busy_until(ident),
+                    breaker="closed",
+                )
                 for ident, count in leaving.items()
             ),
         ],
@@ -136,6 +143,7 @@ def _replica(pool: Pool, route: Route, now: float) -> u.ReplicaLoad:
         outstanding=pool.outstanding(route.process_id),
         slots=route.slots,
         healthy=route.healthy,
+        busy_until=pool.busy_until(route.process_id),
         breaker=route.breaker.state(now),
     )
 

@@ -188,7 +188,18 @@ class ServiceOutside(Outside[state.Service]):
             for other in self.context.world.values()
             if other.status == "stopping" and other.stop and other.stop.made_room_for == service.id
         ]
-        return views.status_view(service, views.Now(time.time(), self.context.settings.grace, memory, making_room))
+        working = await self._working(service)
+        now = views.Now(time.time(), self.context.settings.grace, memory, making_room, working)
+        return views.status_view(service, now)
+
+    async def _working(self, service: state.Service) -> dict[str, int]:
+        """Return the number of requests under way by process, if a replica does not answer its health check."""
+        if not any(replica.silent_since for replica in service.replica_set):
+            return {}
+        with contextlib.suppress(AimaError):
+            load = await self.context.peers.call(inference.GetLoad(service_id=service.id), timeout=_OPTIONAL)
+            return {replica.process_id: replica.outstanding for each in load.services for replica in each.replicas}
+        return {}
 
     async def _logs(self, service: state.Service, tail: int) -> u.Logs:
         lines: list[str] = []
@@ -232,7 +243,11 @@ def react(recorded: Recorded) -> Sequence[Command[Any]]:
         case engine.EngineError(service_id=ident) as event if ident:
             return [
                 i.RecordReplicaFailed(
-                    service_id=ident, process_id=event.process_id, error=event.error, error_code=event.error_code
+                    service_id=ident,
+                    process_id=event.process_id,
+                    error=event.error,
+                    error_code=event.error_code,
+                    exit_code=event.exit_code,
                 )
             ]
         case engine.EngineStopped(service_id=ident) as event if ident:

@@ -21,6 +21,8 @@ _CATCH_UP = 5.0  # seconds to read the events that the engine domain has recorde
 _START_REPLY = 3.0  # seconds to wait for the reply to engine.start, which comes at once; then the start is sent again
 _LOAD_REPLY = 1.0  # seconds to wait for the reply to inference.load
 _POLL = 0.2  # seconds between two checks whether another service sleeps or a replica is drained
+_POLL_BUSY = 0.5  # seconds between two checks whether a silent replica still works on a request
+_LOAD_UNKNOWN = 30.0  # seconds without an answer of the inference domain until a silent replica counts as idle
 _INFERENCE_DOWN = 3.0  # seconds without an answer of the inference domain until a drain no longer waits for requests
 
 
@@ -50,9 +52,8 @@ class ReplicaEffects:
                 await self._until(at)
                 return [_failed(ident, process_id, "the engine was not ready by its deadline", "TIMEOUT")]
             case t.ReplaceSilent(service_id=ident, process_id=process_id, since=since):
-                grace = self.context.settings.grace
-                await self._until(since + grace)
-                error = f"no reply to its health check for more than {grace:g} s"
+                await self._until_silent_and_idle(ident, process_id, since)
+                error = f"no reply to its health check for more than {self.context.settings.grace:g} s"
                 return [_failed(ident, process_id, error, state.UNRESPONSIVE)]
         raise TypeError(effect)
 
@@ -69,6 +70,40 @@ class ReplicaEffects:
                     with contextlib.suppress(Unavailable, Timeout):
                         return await self.context.caught_up("engine")
                     await asyncio.sleep(_POLL)
+
+    async def _until_silent_and_idle(self, ident: str, process_id: str, since: float) -> None:
+        """Wait until a silent replica has worked on no request for `service.grace` seconds. `since`: in Unix seconds.
+
+        Some engines do not answer their health check while they work. Such an engine is busy until the deadline of its
+        request. It then has the grace period to answer its health check.
+        """
+        until = since + self.context.settings.grace
+        while (busy := await self._is_busy(ident, process_id)) or time.time() < until:
+            if busy:
+                until = time.time() + self.context.settings.grace
+            await asyncio.sleep(_POLL_BUSY)
+        await self._until(until)
+
+    async def _is_busy(self, ident: str, process_id: str) -> bool:
+        """Whether a replica works on a request whose deadline has not passed.
+
+        While the inference domain does not answer, this is unknown, so the method waits for it. It gives up after
+        _LOAD_UNKNOWN seconds.
+        """
+        until = time.monotonic() + _LOAD_UNKNOWN
+        while time.monotonic() < until:
+            try:
+                load = await self.context.peers.call(inference.GetLoad(service_id=ident), timeout=_LOAD_REPLY)
+            except NotFound:
+                return False  # no request was ever routed to the service
+            except AimaError:
+                await asyncio.sleep(_POLL)
+                continue
+            replicas = [replica for service in load.services for replica in service.replicas]
+            return any(
+                replica.process_id == process_id and (replica.busy_until or 0.0) > time.time() for replica in replicas
+            )
+        return False
 
     async def _until_room_is_made(self, service_id: str) -> None:
         """Wait until all services that have to sleep for this service are asleep."""

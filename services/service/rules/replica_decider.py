@@ -42,12 +42,12 @@ def decide(service: Service, command: i.ReplicaReports, call: Call) -> list[Even
             return _health(service, replica, "healthy", call)
         case i.RecordReplicaHealth(status=status):
             return _health(service, replica, status, call)
-        case i.RecordReplicaFailed(error=error, error_code=code, ended=ended):
+        case i.RecordReplicaFailed(error=error, error_code=code):
             if code == UNRESPONSIVE and replica.status != "unhealthy":
                 return []  # the replica has answered again in the meantime
             if code == "TIMEOUT" and replica.answers:
                 return []  # the replica became ready just before its deadline
-            return _failed(service, replica, error, code, call, ended=ended)
+            return _failed(service, replica, error, code, call, ended=command.ended, exit_code=command.exit_code)
         case i.RecordReplicaEnded(reason="restart") if replica.hopeful:
             return _health(service, replica, "unhealthy", call, restarting=True)
         case i.RecordReplicaEnded(reason=reason):
@@ -165,12 +165,23 @@ def _health(
     return [changed, *_start_completed(service, _others(service, replica), call, new_endpoint=endpoint)]
 
 
-def _failed(service: Service, replica: Replica, error: str, code: str, call: Call, *, ended: bool) -> list[Event]:
+def _failed(
+    service: Service,
+    replica: Replica,
+    error: str,
+    code: str,
+    call: Call,
+    *,
+    ended: bool,
+    exit_code: int | None = None,
+) -> list[Event]:
     process_ended: list[Event] = [u.ReplicaEnded(**_of(service, replica))] if ended else []
     if not replica.hopeful:
         return process_ended
     streak = restart_policy.streak(replica.streak, replica.answered_at, replica.silent_since or call.at)
-    failed = u.ReplicaFailed(**_of(service, replica), error=error, error_code=code, attempt=streak, at=call.at)
+    failed = u.ReplicaFailed(
+        **_of(service, replica), error=error, error_code=code, attempt=streak, at=call.at, exit_code=exit_code
+    )
     events = [failed, *process_ended]
     if code == engine.REBOOTED and not service.about.persistent:
         last = ended and set(service.present()) == {replica.process_id}

@@ -89,13 +89,15 @@ class Now(NamedTuple):
     """The facts that a status needs in addition to the service's state.
 
     `at` is the time in Unix seconds. A replica may be silent for `grace` seconds. `memory` has the bytes in use, by
-    process id. `making_room` has the ids of services that go to sleep for this service.
+    process id. `making_room` has the ids of services that go to sleep for this service. `working` has the number of
+    requests under way, by process id.
     """
 
     at: float
     grace: float
     memory: Mapping[str, int]
     making_room: Sequence[str] = ()
+    working: Mapping[str, int] = {}
 
 
 def status_view(service: Service, now: Now) -> u.StatusView:
@@ -215,6 +217,9 @@ def _problem(service: Service, replica: Replica, now: Now, start: str) -> str:
         case "failed" | "ended":
             attempts = f"{replica.restarts + 1} attempt{'s' if replica.restarts else ''}"
             return f"{name} was given up after {attempts}: {why}; fix the cause, then start it with: {start}"
+        case "unhealthy" if replica.silent_since and (number := now.working.get(name)):
+            requests = "1 request" if number == 1 else f"{number} requests"
+            return f"{name} is busy: no reply to its health check while it works on {requests}"
         case "unhealthy" if replica.silent_since:
             silence = f"no reply to its health check for {now.at - replica.silent_since:.0f} s"
             return f"{name} is unhealthy: {silence}; AIMA replaces it after {now.grace:g} s of silence"

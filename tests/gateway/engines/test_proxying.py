@@ -154,13 +154,12 @@ async def test_another_replica_is_tried_when_one_goes_before_it_has_answered_any
     assert {(one["process_id"], one["error_code"]) for one in failed} == {("p0", "ENGINE_GONE")}
 
 
-async def test_a_request_that_no_replica_answers_is_given_up(here: Place) -> None:
+async def test_a_request_that_two_replicas_hang_up_on_is_given_up(here: Place) -> None:
     engines = [await here.engine(hang_up, f"p{number}", replica=number) for number in range(3)]
     with pytest.raises(openai.InternalServerError) as refused:
         await here.openai.chat.completions.create(model="toy", messages=HELLO)
     assert (refused.value.status_code, refused.value.code) == (503, "engine_gone")
-    assert sum(len(engine.lines) for engine in engines) == 3
-    assert max(len(engine.lines) for engine in engines) < 3
+    assert sorted(len(engine.lines) for engine in engines) == [0, 1, 1]
 
 
 async def test_an_answer_that_has_begun_is_not_begun_again_elsewhere(here: Place) -> None:
