@@ -15,7 +15,7 @@ from services.gateway import views
 from services.gateway.state import DAY, Key
 
 Prepared = i.RecordKey | u.RevokeKey
-"""The commands of callers, after their preparation."""
+"""The commands of callers, as `prepare` returns them."""
 
 
 def decide(world: World[Key], command: Prepared | i.Commands, call: Call) -> list[Event]:
@@ -41,7 +41,7 @@ def decide(world: World[Key], command: Prepared | i.Commands, call: Call) -> lis
 
 
 def reply(world: World[Key], command: Prepared, events: Sequence[Event]) -> View | None:  # noqa: ARG001 (the core's)
-    """Return the answer of a command. Never returns None: no command here needs work after the decision."""
+    """Return the answer of a command. Never returns None, because every command here is complete once it is decided."""
     match command:
         case i.RecordKey():
             created = events[0]

@@ -1,4 +1,4 @@
-"""Everything that the gateway awaits: it opens the doors and creates keys."""
+"""The code of the gateway that awaits: it opens the doors, creates keys and answers queries about keys."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class GatewayOutside(Outside[Key]):
         return (self._directory.run, self._tail.run, self._tail.wake, self._watching.run)
 
     async def prepare(self, command: u.Commands, call: Call) -> Prepared:  # noqa: ARG002 (the core's)
-        """Return the command that a dry run of `gateway.create_key` decides."""
+        """Return the command to decide. `gateway.create_key` is a flow, so it comes here only in a dry run."""
         match command:
             case u.CreateKey():
                 await self._check(command)

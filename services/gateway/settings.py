@@ -28,7 +28,7 @@ Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 
 
 def host_of(addr: str) -> str:
-    """Return the host of an address; empty for a Unix socket."""
+    """Return the host of an address. Empty for a Unix socket."""
     return "" if addr.startswith("unix:") else addr.rpartition(":")[0].strip("[]") or "0.0.0.0"  # noqa: S104 (`:9090`)
 
 
@@ -48,15 +48,20 @@ class GatewaySettings(Section):
         "", description="Address of the gRPC door: host:port or unix:/path. Needs the extra `grpc`. Empty: no gRPC."
     )
     tls_cert: str = Field("", description="File with the certificate chain (PEM). Requires tls_key.")
-    tls_key: str = Field("", description="File with the private key (PEM).")
+    tls_key: str = Field("", description="File with the private key (PEM). Requires tls_cert.")
     auth: Literal["auto", "required", "off"] = Field(
         "auto", description="Whether commands need a key. auto: yes if other machines can connect."
     )
-    open_queries: bool = Field(True, description="Whether queries need no key even if commands need one.")
-    api_keys: Annotated[tuple[SecretStr, ...], BeforeValidator(_words)] = Field(
-        (), description="Keys with all rights, written as name:secret. AIMA_API_KEYS is another name of the variable."
+    open_queries: bool = Field(
+        True, description="Applies if commands need a key. true: queries need no key; false: queries need a key, too."
     )
-    hosts: Words = Field((), description="Accepted names in the Host header, in addition to the host of addr.")
+    api_keys: Annotated[tuple[SecretStr, ...], BeforeValidator(_words)] = Field(
+        (), description="Keys with all rights, each written as name:secret. The variable AIMA_API_KEYS also sets them."
+    )
+    hosts: Words = Field(
+        (),
+        description="Names that the gateway accepts in the Host header, in addition to localhost and the host of addr.",
+    )
     cors_origins: Words = Field(
         (), description="Origins whose web pages may send requests and read answers; * means all."
     )
@@ -65,7 +70,10 @@ class GatewaySettings(Section):
         100 * 2**20, ge=1024, le=2**32, description="Maximum bytes of a body with audio or images."
     )
     requests_per_minute: int = Field(
-        0, ge=0, le=1_000_000, description="Maximum requests per minute from one address without a key; 0: no limit."
+        0,
+        ge=0,
+        le=1_000_000,
+        description="Maximum requests per minute that an address may send without a key; 0: no limit.",
     )
     connections: int = Field(
         16_384, ge=16, le=1_000_000, description="Maximum open connections. The gateway refuses further connections."

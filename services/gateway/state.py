@@ -8,7 +8,7 @@ import msgspec
 
 from services.gateway import units as u
 
-DAY = 86_400.0  # seconds; quotas restart at midnight UTC, where a day of Unix time starts
+DAY = 86_400.0  # seconds; quotas restart at midnight UTC, when a day of Unix time starts
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):

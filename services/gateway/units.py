@@ -80,7 +80,9 @@ class NewKey(View, stream="key_id"):
     """A new key. AIMA returns the key only once and does not store it."""
 
     key_id: str
-    key: str = Field(description="Send this as `Authorization: Bearer KEY`. It cannot be shown again.")
+    key: str = Field(
+        description="The key. Send it in the header `Authorization: Bearer KEY`. AIMA cannot show it again."
+    )
     expires_at: str | None
     stream_version: StreamVersion = None
 
@@ -145,7 +147,7 @@ class CreateKey(
     )
     models: list[str] = Field([], max_length=100, description="Models and services that the key may use; empty: all.")
     expires_in: float | None = Field(
-        None, gt=0, le=10 * 365 * 86_400, description="Seconds until the key expires; none: never."
+        None, gt=0, le=10 * 365 * 86_400, description="Seconds until the key expires; null: the key never expires."
     )
     requests_per_minute: int = Field(0, ge=0, le=1_000_000, description="Maximum requests per minute; 0: no limit.")
     tokens_per_day: int = Field(0, ge=0, le=10**12, description="Maximum tokens per UTC day; 0: no limit.")

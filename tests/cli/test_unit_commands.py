@@ -337,7 +337,7 @@ def test_a_domain_of_which_a_key_reaches_nothing_says_so(shell: Shell, narrow: s
 
 def test_a_scope_of_no_domain_is_refused_with_the_nearest(shell: Shell) -> None:
     ended = shell.run("keys", "create", "ci", "--scope", "modle:medium")
-    said, _, known = ended.stderr.partition("\n  --scope: a scope of one of ")
+    said, _, known = ended.stderr.partition("\n  --scope: a scope with one of the domains ")
     assert (ended.returncode, said) == (2, "VALIDATION_ERROR --scope: there is no domain modle; did you mean model?")
     # the gateway may still know of the garden, which other tests add to its bus
     assert set(known.strip().split(", ")) - {"garden"} == {"*", *names()}

@@ -478,11 +478,6 @@ async def test_a_request_that_crashes_its_replica_reaches_no_other(client: Clien
     await stop(client)
 
 
-async def _outstanding(client: Client, count: int) -> bool:
-    (load,) = (await ask(client, "inference.load", service_id="svc-a"))["services"]
-    return bool(load["outstanding"] == count)
-
-
 async def _named(site: Machine, process_id: str) -> bool:
     return any(handle.instance == process_id for handle in await site.living())
 

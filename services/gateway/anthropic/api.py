@@ -1,7 +1,7 @@
 """Serves Anthropic's API: messages and token counts. `openai/api.py` serves `/v1/models`.
 
 Source: the Anthropic API reference. `requests.py` converts requests to chat completions; `answers.py` converts answers
-to messages. The gateway stores neither.
+to messages. The gateway stores neither requests nor answers.
 """
 
 from __future__ import annotations

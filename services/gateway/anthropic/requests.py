@@ -1,8 +1,8 @@
 """Converts a request of Anthropic's API to a chat completion. Pure.
 
-Source: the Anthropic API reference, Messages. Fields about how Anthropic serves or bills a request (`metadata`,
-`cache_control`, `service_tier`, ...) are ignored. An input that no engine accepts is refused, such as a tool that
-Anthropic runs itself.
+Source: the Anthropic API reference, Messages. This module ignores fields about serving and billing at Anthropic, such
+as `metadata`, `cache_control` and `service_tier`. It refuses an input that no engine accepts, such as a tool that runs
+at Anthropic.
 """
 
 from __future__ import annotations
@@ -62,11 +62,11 @@ class ToolResult(msgspec.Struct, tag_field="type", tag="tool_result"):
 
 
 class Thinking(msgspec.Struct, tag_field="type", tag="thinking"):
-    """The model's earlier reasoning. It is accepted, but not sent to the model again."""
+    """The model's earlier reasoning. The gateway accepts this block, but does not send it to the model."""
 
 
 class RedactedThinking(msgspec.Struct, tag_field="type", tag="redacted_thinking"):
-    """The model's earlier reasoning in encrypted form. It is accepted, but not sent to the model again."""
+    """The model's earlier reasoning in encrypted form. The gateway accepts this block, but does not send it."""
 
 
 Block = Text | Image | ToolUse | ToolResult | Thinking | RedactedThinking
@@ -204,7 +204,7 @@ def _assistant(blocks: Sequence[Block]) -> Json:
 
 
 def _user(blocks: Sequence[Block]) -> list[Json]:
-    """Return a message for each tool result, then the user's message. This message has the images of all results."""
+    """Return a message for each tool result, then the user's message. All images are in the user's message."""
     results = [block for block in blocks if isinstance(block, ToolResult)]
     tool_messages = [
         {"role": "tool", "tool_call_id": block.tool_use_id, "content": _result(block)} for block in results

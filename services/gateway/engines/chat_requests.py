@@ -16,10 +16,10 @@ _encode = msgspec.json.encode
 
 
 def chat_request(model: str, body: Mapping[str, Any], *, whole: bool, wait: float = 0.0) -> EngineRequest:
-    """Return the engine request for a chat; `body` is the body of a chat completion, without the model's name.
+    """Return the engine request for a chat. `body` is the body of a chat completion, without the model's name.
 
-    The engine streams the answer even with `whole`. When the client leaves, every engine stops a stream. Some engines
-    would compute an answer without a stream to its end.
+    The engine streams the answer even with `whole`, because every engine stops a stream when the client leaves. Without
+    a stream, some engines compute the rest of the answer after the client has left.
     """
     return EngineRequest(
         CHAT,

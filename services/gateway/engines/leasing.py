@@ -1,4 +1,4 @@
-"""Takes leases of replicas, renews each lease during its request, and settles it at the end, also after a failure.
+"""Takes a lease of a replica for each request, renews the lease, and settles it when the request ends or fails.
 
 The inference domain chooses the replica (`inference.lease`) and records the result (`inference.settle`).
 """
@@ -22,7 +22,7 @@ from services.inference import units as inference
 
 _LEASE = 30.0  # seconds until a lease expires unless the gateway renews it
 _RENEWALS = 4  # renewals in _LEASE seconds; the lease survives two failures in a row
-_QUEUE_TIMEOUT = 600.0  # seconds in a queue if the client sets no timeout
+_QUEUE_TIMEOUT = 600.0  # seconds that a request waits in a queue if the client sets no timeout
 _WORK_TIMEOUT = 600.0  # seconds for which a silent engine counts as busy with a request without a timeout
 _QUICK = 5.0  # seconds; the timeout of calls that take milliseconds: lease without queue, renewal, settlement
 _RETRY = 0.5  # seconds between two attempts to settle
@@ -52,7 +52,7 @@ class Leases:
         """Return a lease, at once or after a wait in the queue. `wait`: seconds to wait for a loading model.
 
         A request that waits has its own subscription. When the client leaves, the subscription ends, so the inference
-        domain removes the request from the queue. Raises the refusals of `inference.lease`.
+        domain removes the request from the queue. Raises the errors of `inference.lease`.
         """
         fields = {"model": model, "timeout": self._seconds, "type": ",".join(types), "tools": tools}
         fields |= {
@@ -100,7 +100,7 @@ class Leases:
 
     @contextlib.contextmanager
     def kept(self, caller: Caller, lease: inference.Lease) -> Iterator[None]:
-        """Renew a lease while the block lasts. Most leases need no renewal, so the task starts at the first renewal."""
+        """Renew a lease during the block. Most blocks end before the first renewal, so the task starts only then."""
         renewing: list[asyncio.Task[None]] = []
 
         def renew() -> None:
@@ -115,7 +115,7 @@ class Leases:
                 task.cancel()
 
     async def _renew(self, caller: Caller, lease: inference.Lease) -> None:
-        """Renew a lease until the task is cancelled or a renewal is refused, for example for an expired lease."""
+        """Renew a lease until cancelled, or until a renewal is refused, for example because the lease has expired."""
         while True:
             renewal = {"request_id": lease.request_id, "timeout": self._seconds}
             try:
@@ -156,7 +156,7 @@ class Leases:
     async def _record(self, caller: Caller, request_id: str, settlement: Mapping[str, Any]) -> None:
         """Settle a lease. While the inference domain does not answer, retries until the lease expires.
 
-        After `close`, only one more attempt follows, because the inference domain may have stopped with the gateway.
+        After `close`, makes at most one more attempt, because the inference domain may have stopped with the gateway.
         """
         until = time.monotonic() + self._seconds
         while time.monotonic() < until:

@@ -45,7 +45,7 @@ class _ToolCalls(msgspec.Struct):
     choices: list[_Choice] | None = None
 
 
-_SLICE = 64 * 1024  # bytes of a stream that are joined without a pause; then other tasks run
+_SLICE = 64 * 1024  # bytes of a stream that are joined at a time; other tasks run in between
 _read = msgspec.json.Decoder(_Chunk).decode
 _read_tool_calls = msgspec.json.Decoder(_ToolCalls).decode
 _encode = msgspec.json.Encoder(enc_hook=str).encode
@@ -110,7 +110,7 @@ class EventPassthrough(_Passthrough):
         except AimaError as error:
             if not self._started:
                 raise
-            if self._reader.error is None:  # else the client already has the engine's own error event
+            if self._reader.error is None:  # otherwise, the client already has the engine's own error event
                 body = _encode(body_of(error, scope["path"], self._caller.request_id))
                 await send({"type": "http.response.body", "body": b"data: %b\n\n" % body, "more_body": True})
         await send({"type": "http.response.body", "body": b""})

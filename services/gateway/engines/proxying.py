@@ -1,7 +1,7 @@
 """Sends a request to an engine: takes a lease, yields the engine's answer, and settles the lease with the result.
 
-This module must not store the answer. If a replica fails, the module tries another replica, but only while no replica
-has sent a part of its answer.
+This module must not store the answer. If a replica fails, the module tries another replica, unless the client already
+has a part of the answer.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _TRIES = 3  # attempts of a request at most
 class EngineRequest:
     """A request to an engine.
 
-    `kind`: the kind of request; the caller needs the right to call its unit. `make(name)` returns the body, with
-    the name by which the engine knows the model. `streamed(name)` returns a body that requests the same answer as a
-    stream, for engines that compute a whole answer to its end after the client leaves. `types` and `path` replace the
+    `kind`: the kind of request; the caller needs the right to call the kind's unit. `make(name)` returns the body;
+    `name` is the engine's name for the model. `streamed(name)` returns a body that requests the same answer as a
+    stream. Engines that do not stop a whole answer when the client leaves get this body. `types` and `path` replace the
     kind's `types` and `path`. `tokens`: an estimate for quotas. `wait`: seconds to wait for a loading model. `whole`:
-    the client gets the answer only when it is complete, so until then the request can go to another replica.
+    the client gets the answer only when it is complete. Until then, the gateway can try another replica.
     """
 
     kind: RequestKind
@@ -67,7 +67,7 @@ class ProxiedAnswer(EngineAnswer):
         return block
 
     def broken(self) -> Exception:
-        """Return Unavailable. The client already has a part of the answer, so no other replica is tried."""
+        """Return the error of an answer that breaks off. The client has a part of it, so no other replica is tried."""
         return engine_gone(begun=True)
 
     def end(self) -> None:
@@ -76,9 +76,9 @@ class ProxiedAnswer(EngineAnswer):
 
     @property
     def spent(self) -> int:
-        """The tokens used.
+        """The number of tokens used.
 
-        If the engine reports no usage, this is the prompt's estimate plus one token for each event.
+        If the engine reports no usage, this is the prompt's estimate plus one token for each event of the answer.
         """
         return self.usage.prompt_tokens + self.usage.completion_tokens or self._prompt + self._events
 
@@ -105,10 +105,11 @@ class Proxy:
 
     @contextlib.asynccontextmanager
     async def forward(self, caller: Caller, request: EngineRequest) -> AsyncIterator[ProxiedAnswer]:
-        """Yield the engine's answer once its first data has arrived; settle the request at the end of the block.
+        """Send the request to a replica, and yield the answer when its first data has arrived.
 
-        If the block raises, the request is settled as failed or cancelled. Raises the refusal of the lease, the
-        engine's error as an AimaError, Timeout at the caller's deadline, and Unavailable if the gateway ends first.
+        With `request.whole`, yields the answer when all of its data has arrived. The end of the block settles the
+        request. If the block raises an error, the request is settled as failed or cancelled. Raises the errors of
+        `inference.lease` and of the engine, Timeout at the caller's deadline, and Unavailable if the gateway stops.
         """
         await self._dispatcher.permitted(caller, request.kind.unit, {"model": request.model})
         async with self._limited(caller) as limit, self._quotas.within(caller.principal, request.tokens) as used:
@@ -165,9 +166,9 @@ class Proxy:
 
     @contextlib.asynccontextmanager
     async def _limited(self, caller: Caller) -> AsyncIterator[asyncio.Timeout]:
-        """End the block with Timeout at the caller's deadline. After `abort`, end the block with Unavailable.
+        """Interrupt the block with Timeout at the caller's deadline, and with Unavailable after `abort`.
 
-        Without a deadline, only `abort` ends the block.
+        Without a deadline, only `abort` interrupts the block.
         """
         if self._ending:
             raise _stopping()
@@ -191,7 +192,7 @@ class Proxy:
     async def _answer_of(
         self, caller: Caller, request: EngineRequest, lease: inference.Lease, limit: asyncio.Timeout, used: list[int]
     ) -> AsyncIterator[ProxiedAnswer]:
-        """Yield the answer of the leased replica; renew the lease while the block lasts, then settle the lease.
+        """Yield the answer of the leased replica. Renews the lease during the block, and settles it at the end.
 
         Raises EngineGone if the replica closes the connection before any usable data.
         """
@@ -252,7 +253,7 @@ def _stopping() -> Unavailable:
 
 
 def _failed(error: BaseException) -> dict[str, Any]:
-    """Return the settlement of a request that raised an error. It has codes only, no text of the request."""
+    """Return the settlement of a request that raised an error. The settlement has codes, but no text of the request."""
     match error:
         case GeneratorExit():
             return {"outcome": "cancelled"}

@@ -42,8 +42,8 @@ async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
 class Timings:
     """The durations of a request in seconds.
 
-    `waiting`: from the request's arrival until the gateway sends it to an engine. `first`: from then until the first
-    block. `rest`: from the first block until the end.
+    `waiting`: from the request's arrival until the gateway sends it to an engine. `first`: from that moment until
+    the first block of the answer. `rest`: from the first block until the end.
     """
 
     waiting: float = 0.0
@@ -56,7 +56,7 @@ class Timings:
 
 
 def timings(answer: ProxiedAnswer, requested_at: float) -> Timings:
-    """Return the durations of a request that ends now. `requested_at`: its arrival, in monotonic seconds."""
+    """Return the durations of a request that ends now. `requested_at`: the arrival, in monotonic seconds."""
     first = answer.first or 0.0
     return Timings(answer.started_at - requested_at, first, time.monotonic() - answer.started_at - first)
 

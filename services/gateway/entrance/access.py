@@ -13,8 +13,8 @@ An event contains the caller that caused it. Not every reader may see this calle
     the whole event             if keys are not required        its own events; all, if a scope covers high risk
     the event without caller    if keys are required            all other events
 
-The same rule applies to views with owners. A reader that does not see a domain's whole events sees only its own name as
-owner.
+The field `owner` of a view also names a caller. A reader that sees all events of a domain whole also sees every owner
+in the domain's views. Any other reader sees an owner only if it is the reader's own name.
 """
 
 from __future__ import annotations
@@ -73,9 +73,10 @@ NOBODY = Principal()
 
 @dataclass(frozen=True)
 class Policy:
-    """The access settings. If `required`, commands need a key.
+    """The access settings.
 
-    `static` has the names of the keys in the settings, by the hash of the key.
+    If `required`, commands need a key; queries also need one unless `open_queries` is True. `static` maps the
+    hash of each key in the settings to the key's name.
     """
 
     required: bool
@@ -112,9 +113,9 @@ class Policy:
             raise NotFound(f"there is no model {names[0]}", reason="MODEL_NOT_FOUND", model=names[0])
 
     def sees_whole(self, who: Principal, domain: str, principal: str = "") -> bool:
-        """Whether the caller sees the whole of the events that `principal` caused in a domain.
+        """Whether the caller sees all fields of the events that `principal` caused in a domain.
 
-        If `principal` is empty, whether the caller sees the whole of all events in the domain.
+        With an empty `principal`: whether the caller sees all fields of all events in the domain.
         """
         if not who.known:
             return not self.required  # if no keys are required, the machine belongs to one user
@@ -198,7 +199,7 @@ def hash_of(secret: str) -> str:
 
 
 def static_keys(entries: Iterable[str]) -> dict[str, str]:
-    """Return the names of the keys in the settings, by hash. An entry is `name:secret` or only a secret."""
+    """Return the name of each key in the settings, by the hash of its secret. An entry is `name:secret` or a secret."""
     names = {}
     for number, entry in enumerate(entries, 1):
         name, colon, secret = entry.partition(":")
@@ -218,6 +219,6 @@ def check_scopes(scopes: Iterable[str], domains: Iterable[str]) -> None:
         messages = (
             f"{field}: there is no domain {name}{did_you_mean(nearest(name, known))}" for field, name in unknown.items()
         )
-        expected = f"a scope of one of {', '.join(sorted(known))}"
+        expected = f"a scope with one of the domains {', '.join(sorted(known))}"
         fields = [{"field": field, "expected": expected} for field in unknown]
         raise ValidationFailed("; ".join(messages), fields=fields)

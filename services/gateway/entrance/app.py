@@ -28,7 +28,7 @@ def assemble(
     hosts: frozenset[str] | None,
     metrics: Metrics,
 ) -> ASGIApp:
-    """Return the application. CORS is outside the gate, because browsers send preflight requests without a key."""
+    """Return the application. CORS comes before the gate, because browsers send preflight requests without a key."""
     router = Router(routes, default=_not_found, redirect_slashes=False)
     app: ASGIApp = Gate(router, policy, keys, limiter, hosts, frozenset(settings.cors_origins), metrics.count)
     if settings.cors_origins:

@@ -18,7 +18,7 @@ _MAX_PAIRS = 1000  # pairs in a query string; no unit has that many fields
 
 
 def query_of(request: Request) -> list[tuple[str, str]]:
-    """Return the pairs of the query string. Raises InvalidRequest for more than 1000 pairs, or if it is not UTF-8."""
+    """Return the pairs of the query string. Raises InvalidRequest if it has more than 1000 pairs or is not UTF-8."""
     text = request.scope["query_string"].decode("latin-1")
     try:
         return parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_MAX_PAIRS)
@@ -100,7 +100,7 @@ def decode(data: bytes, kind: type[T]) -> T:
 
 
 def convert(data: Any, kind: type[T], inside: str = "") -> T:
-    """Convert decoded JSON to a struct. Raises ValidationFailed, which names the invalid field with prefix `inside`."""
+    """Convert decoded JSON to a struct. Raises ValidationFailed; the error names the invalid field, after `inside`."""
     try:
         return msgspec.convert(data, kind)
     except msgspec.ValidationError as error:
@@ -108,7 +108,7 @@ def convert(data: Any, kind: type[T], inside: str = "") -> T:
 
 
 def refusal(error: msgspec.ValidationError, inside: str = "") -> ValidationFailed:
-    """Convert an error of msgspec to ValidationFailed. An example: "Expected `int`, got `str` - at `$.max_tokens`"."""
+    """Convert an error of msgspec, such as "Expected `int`, got `str` - at `$.max_tokens`", to ValidationFailed."""
     expected, _, path = str(error).partition(" - at `$")
     quoted = expected.split("`")
     field = path.strip("`.") or (quoted[1] if len(quoted) > 1 and "field" in expected else "")

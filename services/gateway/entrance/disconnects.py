@@ -14,7 +14,7 @@ from aima_core.errors import InvalidRequest
 from services.gateway.entrance.dispatch import Caller, read_timeout
 from services.gateway.entrance.gate import caller_of
 
-_MODEL_TIMEOUT = 600.0  # seconds that a client waits for a loading model if it names no time
+_MODEL_TIMEOUT = 600.0  # seconds that a client waits for a loading model if the client sets no time
 
 
 @dataclass(frozen=True)

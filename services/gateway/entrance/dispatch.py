@@ -1,4 +1,4 @@
-"""Sends a caller's request to a unit on the bus. Checks the caller's rights, counts tokens, and hides other callers."""
+"""Sends a request to a unit on the bus. Checks the caller's rights, counts tokens, and hides other callers' names."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class Caller:
         return self.principal.key_id or f"at {self.address}"
 
     def for_bus(self) -> dict[str, str]:
-        """Return the headers of a bus request that passes the caller's request on."""
+        """Return the headers for the caller's request on the bus: the id and the options of the request."""
         return {**self.on_behalf(), calls.REQUEST_ID: self.request_id, **self.headers}
 
     def on_behalf(self) -> dict[str, str]:
-        """Return the headers of one of several bus requests that the caller's request causes."""
+        """Return the headers of a bus request that the gateway makes for the caller. It gets its own request id."""
         return {
             calls.CORRELATION_ID: self.request_id,
             calls.TRACEPARENT: self.headers.get(calls.TRACEPARENT) or new_trace(),
@@ -106,8 +106,8 @@ class Dispatcher:
     async def permitted(self, caller: Caller, name: str, data: Mapping[str, Any]) -> UnitInfo:
         """Return the named unit if the caller may call the unit with this input.
 
-        Raises UnitNotFound, Unauthorized, Forbidden, NotFound if the caller may not use the model, and ValidationFailed
-        if the input has a `holder`.
+        Raises UnitNotFound, Unauthorized and Forbidden. Raises NotFound if the caller may not use the model, and
+        ValidationFailed if the input has a `holder`.
         """
         unit = await self.directory.find(name)
         self.policy.permit(caller.principal, unit)
@@ -126,7 +126,7 @@ class Dispatcher:
         return unit
 
     async def envelope(self, caller: Caller, name: str, data: Mapping[str, Any]) -> bytes:
-        """Return a unit's answer in its envelope. Hides what the caller may not see. Raises the unit's error."""
+        """Return a unit's answer in its envelope. Hides fields that the caller may not see. Raises the unit's error."""
         unit = await self.permitted(caller, name, data)
         timeout = caller.timeout or min(unit.patience(data), _MAX_TIMEOUT)
         async with self._counted(caller, unit, data) as used:
@@ -141,7 +141,7 @@ class Dispatcher:
             return msgspec.json.encode({**envelope, "data": visible.data})
 
     async def stream(self, caller: Caller, name: str, data: Mapping[str, Any]) -> AsyncGenerator[Any | Answer]:
-        """Yield the parts of a unit's answer, then the Answer. Hides what the caller may not see."""
+        """Yield the parts of a unit's answer, then the Answer. Hides fields that the caller may not see."""
         unit = await self.permitted(caller, name, data)
         timeout = caller.timeout or min(unit.patience(data), _MAX_TIMEOUT)
         whole = self.policy.sees_whole(caller.principal, unit.domain)
@@ -151,7 +151,7 @@ class Dispatcher:
                 yield part if whole else self._visible(caller, unit, part)
 
     def _visible(self, caller: Caller, unit: UnitInfo, part: Any) -> Any:
-        """Return an answer or a part. Empties callers of events and owners that the reader may not see."""
+        """Return an answer or a part. The callers of events and the owners that the reader may not see are empty."""
 
         def visible_event(event: Any) -> Any:
             if not isinstance(event, Mapping):

@@ -1,4 +1,4 @@
-"""Checks the host, origin, key and rate of every HTTP request before its door, and turns errors into responses."""
+"""Checks the host, origin, key and rate of every HTTP request, and turns errors into responses."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Gate:
         started_at, status = time.perf_counter(), 0
         path: str = scope["path"]
         caller = Caller(request_id=token(8))
-        scope["app"] = self  # makes Starlette raise its refusals; otherwise, it answers them in plain text
+        scope["app"] = self  # makes Starlette raise its errors; otherwise, Starlette sends them as plain text
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -114,7 +114,7 @@ class Gate:
     def _check_origin(self, headers: Mapping[str, str]) -> None:
         """Refuse a request that a foreign web page sends through the browser of this machine's user.
 
-        Such a request would have this machine's rights. Browsers mark such requests:
+        Such a request would have this machine's rights. Browsers mark it with headers:
         https://fetch.spec.whatwg.org/#origin-header, https://www.w3.org/TR/fetch-metadata/.
         """
         origin = headers.get("origin", "")
@@ -131,7 +131,7 @@ class Gate:
             )
 
     def _check_host(self, host: str) -> None:
-        """Refuse an unknown host name, because a foreign page's name may resolve to this address (DNS rebinding)."""
+        """Refuse an unknown host name. A foreign page's host name may resolve to this address (DNS rebinding)."""
         if self._hosts is None:
             return
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() and not host.endswith("]") else host

@@ -61,9 +61,9 @@ DOORS = (
     FixedPath("POST", "/rerank", "The same as /v1/rerank, at the path that clients of Jina and Cohere use.", "OpenAI"),
     FixedPath("POST", "/v1/messages", "Answer the messages of a conversation, as Anthropic's API does.", "Anthropic"),
     FixedPath("POST", "/v1/messages/count_tokens", "Count the tokens of a conversation.", "Anthropic"),
-    FixedPath("GET", "/api/tags", "List the served models, as Ollama's API does.", "Ollama"),
+    FixedPath("GET", "/api/tags", "List the models that are ready to serve.", "Ollama"),
     FixedPath("POST", "/api/chat", "Answer the messages of a conversation.", "Ollama"),
-    FixedPath("POST", "/api/generate", "Complete a text.", "Ollama"),
+    FixedPath("POST", "/api/generate", "Answer a prompt.", "Ollama"),
     FixedPath("POST", "/api/embed", "Embed texts: return a vector for each.", "Ollama"),
     FixedPath("POST", "/api/embeddings", "Embed one text; older clients use this path.", "Ollama"),
     FixedPath("POST", "/api/show", "Show a model.", "Ollama"),
@@ -79,7 +79,8 @@ DOORS = (
 class _Endpoint:
     """The ASGI application of a fixed path. It answers every method, so no later route matches the path.
 
-    The gate answers errors that this application raises. So Starlette's own wrapper with error handling is not used.
+    The gate turns the errors of this application into responses. So this class replaces Starlette's own wrapper, which
+    would handle the errors itself.
     """
 
     def __init__(self, methods: Mapping[str, Answering], others: Answering | None = None) -> None:

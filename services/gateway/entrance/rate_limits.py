@@ -18,7 +18,7 @@ _BURST = 6  # a bucket holds a sixth of a minute's requests, at least one
 class RateLimiter:
     """Limits the requests of each caller.
 
-    `default` is the limit per minute for the requests without a key from one address; 0 means no limit.
+    `default` is the maximum requests per minute that one address may send without a key; 0 means no limit.
     """
 
     def __init__(self, default: int) -> None:

@@ -18,7 +18,7 @@ from services.gateway.settings import DEFAULT_PORT, GatewaySettings, local
 _PORTS = 20  # ports to try, starting with the default port, if the settings name no port
 _BACKLOG = 2048
 _KEEP_ALIVE = 75  # seconds that a connection may be idle between requests
-_GRACE = 20  # seconds that requests under way get when the gateway ends
+_GRACE = 20  # seconds that requests under way get to finish when the gateway stops
 _LAST_WORDS = 2  # the last seconds of _GRACE, in which requests still under way get an error with the reason
 
 
@@ -48,7 +48,7 @@ def listen(settings: GatewaySettings) -> Listening:
     host, _, port = settings.addr.rpartition(":")
     host = host.strip("[]")
     ports = range(int(port), int(port) + 1) if settings.addr else range(DEFAULT_PORT, DEFAULT_PORT + _PORTS)
-    sock = _tcp(host or ("0.0.0.0" if settings.addr else "127.0.0.1"), ports)  # noqa: S104 (`:9090` asks for it)
+    sock = _tcp(host or ("0.0.0.0" if settings.addr else "127.0.0.1"), ports)  # noqa: S104 (`:9090` means every address)
     name, number = sock.getsockname()[:2]
     scheme = "https" if settings.tls_cert else "http"
     url_host = f"[{name}]" if ":" in name else name
@@ -127,7 +127,7 @@ def _tcp(host: str, ports: range) -> socket.socket:
             reason = error.strerror
             continue
         return sock
-    which = f"port {ports[0]}" if len(ports) == 1 else f"none of the ports {ports[0]} to {ports[-1]}"
+    which = f"port {ports[0]}" if len(ports) == 1 else f"any of the ports {ports[0]} to {ports[-1]}"
     raise Unavailable(
         f"the gateway cannot listen on {which} of {host}: {reason}", reason="PORT_IN_USE", port=ports[0], host=host
     )

@@ -4,7 +4,7 @@ domain=service            only events of this domain; repeatable
 type=service.started      only events of this type; service.* and model.pull_* select by prefix; repeatable
 stream=service/svc-1      only events of this stream
 after=SEQ                 begin after the event with this `id`; 0 begins with the first stored event
-since=10m                 begin at a time, or a duration ago
+since=10m                 begin this long ago, or at a time such as 2026-01-31T12:00:00Z
 last_event_id=SEQ         the `id` of the last event that the client received; the header Last-Event-ID overrides it
 """
 

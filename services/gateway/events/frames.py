@@ -13,7 +13,7 @@ import msgspec
 from services.gateway.entrance.access import Policy, Principal, without_caller
 from services.gateway.events import sse
 
-_SECRETIVE = frozenset({"gateway"})  # reading the events of these domains is of high risk, because they name keys
+_SECRETIVE = frozenset({"gateway"})  # reading the events of these domains has high risk, because the events name keys
 _SUBJECT = re.compile(r"aima\.events\.([a-z0-9_]+)\.([a-z0-9_]+)\.[^.]+")
 
 
@@ -33,7 +33,7 @@ class EventFrame(msgspec.Struct, frozen=True, dict=True):
         _, _, data = self.frame.partition(b"\ndata: ")
         try:
             return sse.event(without_caller(msgspec.json.decode(data)), kind=self.kind, ident=str(self.seq))
-        except (msgspec.MsgspecError, ValueError, RecursionError):  # such as a number that is too large
+        except (msgspec.MsgspecError, ValueError, RecursionError):  # for example, a number is too large
             return b""
 
 

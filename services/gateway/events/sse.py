@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from aima_core.process.effects import end
 
 QUIET = 15.0  # seconds without an event until a comment is sent; comments stop proxies from closing the connection
-_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the second stops nginx from buffering the events
+_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx must not buffer the events
 
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 

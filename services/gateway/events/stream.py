@@ -75,7 +75,7 @@ class EventTail:
         await self._feed.run()
 
     async def wake(self) -> None:
-        """Wake the waiting clients after new events. Wakes small groups: 10,000 clients at once delay other tasks."""
+        """Wake the waiting clients after new events, in small groups: 10,000 at once would delay other tasks."""
         while True:
             await self._new_events.wait()
             self._new_events.clear()

@@ -1,7 +1,7 @@
 """Serves the units over gRPC: Execute, ExecuteStream, WatchResource, health and reflection.
 
-The contract is `proto/gateway.proto`. The door needs the extra `grpc`. This module is imported only if
-`gateway.grpc_addr` is set, because gRPC must not start before a fork.
+The contract is `proto/gateway.proto`. The door needs the extra `grpc`. The gateway imports this module only to open the
+door. `aima up` imports the domains before it forks their processes, and gRPC must not be loaded before a fork.
 """
 
 from __future__ import annotations
@@ -142,7 +142,8 @@ class GrpcDoor:
     async def watch(self, request: pb.WatchRequest, context: Context) -> AsyncGenerator[pb.ResourceValue]:
         """Yield the current value at an address and each later value.
 
-        Raises NotFound for an unknown address, Unauthorized when the key is no longer valid, and Unavailable.
+        Raises NotFound for an unknown address, Unauthorized when the key is no longer valid, and
+        Unavailable if JetStream does not answer.
         """
         caller = self._caller(context)
         resource = self._dispatcher.directory.resource_of(request.uri)

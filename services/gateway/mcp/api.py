@@ -92,7 +92,7 @@ class McpServer:
         )
         self.server.middleware.append(_as_protocol_errors)
         self.server.add_notification_handler("notifications/initialized", types.NotificationParams, self._serve_session)
-        # the SDK would log session ids and message texts; `_as_protocol_errors` logs exceptions in its place
+        # the SDK would log session ids and message texts; `_as_protocol_errors` logs exceptions instead
         logging.getLogger("mcp").setLevel(logging.CRITICAL)
 
     # --- tools ----------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
-"""Notifies clients of the Model Context Protocol when the tool list or a watched resource changes.
+"""Notifies MCP clients when the list of tools, the list of resources or a watched resource changes.
 
-A client of protocol version 2026-07-28 sends `subscriptions/listen` and reads the notifications from the response,
-which is a stream. An older client has a session and gets the notifications through it. A notification contains no
-value. So several equal notifications for a slow client become one, and a slow client never delays other clients.
+A client of protocol version 2026-07-28 sends the request `subscriptions/listen`, and its response is a stream of
+notifications. A client of an older version has a session, which gets the notifications. A notification names the
+change, but has no value. So equal notifications for a slow client are merged, and the client never delays others.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from aima_core.errors import AimaError, InvalidRequest, RateLimited
 from aima_core.structured_logs import logger
 
 MOST_WATCHED = 100  # the most resources that one client may watch
-_STREAMS = 1000  # the most streams of notifications of all clients
-_FIRST = 1.0  # seconds that a subscription waits for the current value of an address, because it may have no value
+_STREAMS = 1000  # the most streams of notifications of all clients together
+_FIRST = 1.0  # seconds that a subscription waits for an address's current value; the address may have none
 _RETRY = 1.0  # seconds until a watch that ended is started again
 
 Changes = Callable[[str], AsyncGenerator[bytes]]
@@ -47,7 +47,7 @@ class _Watch:
 class _Session:
     """A session of a client with an older protocol version.
 
-    `watched` has the addresses that the session watches; `due` has the notifications that are still to be sent.
+    `watched` has the addresses that the session watches; `due` has the notifications that are not sent yet.
     """
 
     watched: set[str] = field(default_factory=set)

@@ -39,13 +39,14 @@ _MODELS = Recipe(
         Argument("model_id", "Id of a model; default: the agent chooses a model that fits.", "The model: {}"),
     ),
     steps=(
-        "List the models on this machine: {model.list}. Do not pull a model again whose status is `ready`.",
+        "List the models on this machine: {model.list}. Do not pull a model whose status is already `ready`.",
         "Check the free memory in bytes: {resource.budget}. Check the GPUs: {device.list}.",
         "Search for candidates: {model.search}. Without a GPU, prefer small models in a quantized format (GGUF, Q4 to "
         "Q8).",
         "Pull the model you chose: {model.pull} with its `source` and `repo`. The call returns when the model is "
         "`ready`.",
-        "Before you serve the model, compare its memory, {model.estimate_resources}, with the free memory.",
+        "Before you serve the model, get the memory that it needs, {model.estimate_resources}, and compare it with the "
+        "free memory.",
         "If a file may be damaged, compare the files with their checksum: {model.verify}.",
         "To serve the model: {service.recommend}, then {service.create} with the recommended values, then "
         "{service.start} with the `service_id` that was returned.",
@@ -89,7 +90,7 @@ _RESOURCES = Recipe(
         "Check who holds the reservations: {resource.allocations}.",
         "Check the devices: {device.list}, {device.metrics}, {device.health}.",
         "Check the load of each service: {inference.load} and {inference.metrics}.",
-        "For a service with little or much load, get the recommended configuration: {service.recommend}.",
+        "For a service with a low or high load, get the recommended configuration: {service.recommend}.",
         "Make one change at a time: {service.scale} with fewer replicas, or with more replicas if "
         "{resource.can_allocate} says that they fit. 0 replicas put a service to sleep until the next request.",
         "Check the effect of the change: {resource.status} and {inference.load}.",
@@ -100,7 +101,7 @@ _RESOURCES = Recipe(
 _TROUBLE = Recipe(
     name="troubleshooting",
     title="Find out what is wrong",
-    about="Find out from its status, history and logs why a service does not run or answer.",
+    about="Find out why a service does not run or answer. Read its status, history and logs.",
     aim="Find out what is wrong, and fix the problem.",
     arguments=(
         Argument("service_id", "Id of a service; default: all services with problems.", "The service: {}"),

@@ -16,12 +16,12 @@ from aima_core.bus.directory import UnitInfo
 from aima_core.errors import NotFound, ValidationFailed
 from services.gateway.mcp.prompt_recipes import RECIPES, Recipe
 
-_LONGEST = 2000  # characters of an argument
+_LONGEST = 2000  # the most characters of an argument
 _UNIT = re.compile(r"\{([a-z0-9_]+\.[a-z0-9_]+)\}")
 _RULES = (
     "An error has `code`, `message` and `details`: `details.reason` is the exact cause, and `message` often says what "
     "to do next. Ask the user before you call a tool that is marked destructive. "
-    "A request for a state that is already reached is no error. Report only what the tools returned; do not guess."
+    "A command whose goal is already reached succeeds. Report only what the tools returned; do not guess."
 )
 _NO_PIPELINES = (
     "You have no pipeline tools, so nothing stores the chain or runs it again automatically. Make the calls yourself, "
@@ -97,4 +97,4 @@ def _pipelines(tools: Tools) -> str:
     own = [f"- `{tool}`: {unit.summary}" for tool, unit in sorted(tools.items()) if unit.domain == "pipeline"]
     if not own:
         return _NO_PIPELINES
-    return "\n".join(["Use the tools of the pipeline domain in place of single calls:", *own])
+    return "\n".join(["Use the tools of the pipeline domain instead of single calls:", *own])

@@ -18,7 +18,7 @@ from mcp_types import (
 
 from aima_core.bus.directory import ResourceInfo
 
-_MOST = 100  # the most values of a completion, by the protocol
+_MOST = 100  # the most values of a completion; the protocol sets this limit
 _JSON = "application/json"
 
 LISTED = 1000  # items that a completion searches

@@ -33,7 +33,7 @@ from services.gateway.mcp.api import Context, McpClient, McpServer
 from services.gateway.mcp.notifications import Changes
 from services.gateway.mcp.tools import mode_from
 
-_IDLE = 1800.0  # seconds without a request after which a session ends
+_IDLE = 1800.0  # a session ends after this many seconds without a request
 _SESSIONS = 2000  # the most sessions of all callers at once
 SESSIONS_EACH = 100  # the most sessions of one key, or of one address without a key
 STREAMS_EACH = 100  # the most streams of notifications of one key or address
@@ -51,7 +51,7 @@ class _Session:
 
 
 class Sessions:
-    """Limits each owner to `SESSIONS_EACH` sessions. One more session replaces the session that was idle longest.
+    """Limits each owner to `SESSIONS_EACH` sessions. A further session replaces the owner's longest idle session.
 
     The SDK limits only the sum of all sessions, so one client could use up the sessions of all others.
     """
@@ -204,10 +204,10 @@ class McpDoor:
                 await self._manager.handle_request(request.scope, receive, send_and_record)
             finally:
                 if begins_session:
-                    self._sessions.forget(session_id, owner)  # a session that has begun has another id by now
+                    self._sessions.forget(session_id, owner)  # a session that has begun now has the SDK's id
 
     async def _end(self, request: Request, ident: str) -> None:
-        """End another session of the request's caller with DELETE, as a client ends a session."""
+        """End another session of the caller. Sends DELETE to the SDK, as a client does to end a session."""
         headers = [(MCP_SESSION_ID_HEADER.encode(), ident.encode())]
 
         async def receive_nothing() -> Message:

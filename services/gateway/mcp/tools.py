@@ -33,7 +33,7 @@ Units = Mapping[str, UnitInfo]
 
 @dataclass(frozen=True)
 class Mode:
-    """Selects the tools of a client, because a small model chooses badly among a hundred tools.
+    """Selects the tools that a client gets. A small model chooses badly among a hundred tools.
 
     With `read_only`, the client gets only queries. `only` names the domains whose tools the client gets; empty means
     all domains.
@@ -109,7 +109,7 @@ def offered(units: Units, principal: Principal, mode: Mode) -> dict[str, UnitInf
 def page(units: Mapping[str, UnitInfo], cursor: str | None) -> tuple[list[Tool], str | None]:
     """Return the tools after a cursor, and the cursor of the next page, or None after the last page.
 
-    A cursor is the name of the last tool on the page before.
+    A cursor is the name of the last tool on the previous page.
     """
     following = sorted(name for name in units if name > (cursor or ""))
     page_names = following[:_PAGE]
@@ -146,7 +146,7 @@ def hints(unit: UnitInfo) -> ToolAnnotations:
 
 
 def is_object(unit: UnitInfo) -> bool:
-    """Whether a unit's answer is an object, as structured content must be. AIMA's own units all return objects."""
+    """Whether a unit's answer is an object. Only an object can be structured content. AIMA's units all return one."""
     return unit.output.get("type") == "object"
 
 

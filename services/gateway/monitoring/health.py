@@ -20,7 +20,7 @@ from services.gateway.entrance.error_bodies import json
 from services.gateway.entrance.paths import fixed_path
 from services.gateway.events.feed import BUS_AWAY
 
-_FRESH = 1.0  # seconds that JetStream's state is cached: anyone may request it without a key or a rate limit
+_FRESH = 1.0  # seconds that JetStream's state is cached; requests for it need no key and have no rate limit
 _TIMEOUT = 1.0  # seconds for JetStream to answer
 
 Dependencies = dict[str, bool]

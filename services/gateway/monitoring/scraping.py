@@ -92,7 +92,7 @@ class _Scrape(Collector):
 
 
 def _domains(domains: Mapping[str, bool]) -> Metric:
-    up = GaugeMetricFamily("aima_domain_up", "1: the domain is on the bus; 0: the domain left.", labels=("domain",))
+    up = GaugeMetricFamily("aima_domain_up", "1: the domain is on the bus; 0: the domain has left.", labels=("domain",))
     for name, present in domains.items():
         up.add_metric((name,), present)
     return up
@@ -135,7 +135,7 @@ def _resources(status: resource.Status) -> Iterable[Metric]:
     """Return the metrics of the machine's memory and of the memory slots."""
     memory = GaugeMetricFamily(
         "aima_memory_bytes",
-        "Memory of the machine (total, used by all processes, available), budget for slots, and reserved by slots.",
+        "Bytes of memory: total, used by all processes, available, budget for slots, reserved by slots.",
         labels=("kind",),
     )
     for kind, size in status.memory.model_dump().items():

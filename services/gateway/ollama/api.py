@@ -1,8 +1,8 @@
 """Serves Ollama's API for chats, generations and embeddings.
 
 Source: the Ollama API reference. `requests.py` converts requests to chat completions; `answers.py` converts answers to
-lines. If a model has no service, this door does not start one, unlike Ollama. It refuses the request and names the unit
-to call.
+lines. Unlike Ollama, this door does not start a model that has no service. The door refuses the request, and the error
+names the unit to call.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Ollama:
     async def _chat_request(
         self, request: Request, body: requests.Sampling, chat_body: Mapping[str, Any]
     ) -> EngineRequest:
-        """Return the request for a chat. It waits for a model that is loading, as Ollama's clients expect."""
+        """Return the request for a chat. The request waits for a loading model, as Ollama's clients expect."""
         model, wait = await self._resolve(request, body.model), waiting_caller(request, wait=True).wait
         return chat_request(model, chat_body, whole=not body.streamed, wait=wait)
 

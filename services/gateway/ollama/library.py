@@ -29,7 +29,7 @@ from services.gateway.ollama.api import read
 from services.gateway.ollama.requests import Named, plain, source
 
 _TIMEOUT = 10.0  # seconds that a domain has to answer a query
-_MOST = 1000  # the most models that a list has
+_MOST = 1000  # the most models in a list
 _PULL = "/api/pull"
 _ID = re.compile(r"[a-z0-9_-]+")
 Json = dict[str, Any]

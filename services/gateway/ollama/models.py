@@ -12,7 +12,7 @@ from services.gateway.ollama.requests import HOSTS, plain, tagged
 
 Json = dict[str, Any]
 _CAPABILITIES = {"llm": ["completion"], "vlm": ["completion", "vision"], "embedding": ["embedding"]}
-_SHORTEST = 19  # characters of a digest; some clients show it from the eighth character on
+_SHORTEST = 19  # the fewest characters of a digest; some clients show characters 8 to 19
 
 
 def name_of(model: Mapping[str, Any]) -> str:

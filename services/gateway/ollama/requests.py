@@ -1,7 +1,7 @@
 """Converts a request of Ollama's API to a chat completion. Pure.
 
 Source: the Ollama API reference. Fields about the loading of a model (`keep_alive`, `num_ctx`, `num_gpu`, ...) are
-ignored, because the model's service decides how to load it.
+ignored, because the model's service decides how to load the model.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ KeepAlive = float | str | None
 
 HOSTS = {"hf.co": "huggingface", "huggingface.co": "huggingface", "modelscope.cn": "modelscope"}
 _LATEST = ":latest"
-_IMAGES = {"iVBOR": "png", "/9j/": "jpeg", "R0lG": "gif", "UklG": "webp"}  # types by the start of the base64 text
+# types of images by the start of the base64 text
+_IMAGES = {"iVBOR": "png", "/9j/": "jpeg", "R0lG": "gif", "UklG": "webp"}
 _LEVELS = ("low", "medium", "high")
 
 
@@ -183,7 +184,7 @@ def sampling_fields(request: Sampling) -> Json:
     options = msgspec.to_builtins(request.options or Options())
     max_tokens = options.pop("num_predict")
     body = {name: value for name, value in options.items() if value is not None}
-    if max_tokens is not None and max_tokens > 0:  # -1 and -2 mean without a limit
+    if max_tokens is not None and max_tokens > 0:  # -1 and -2 mean no limit
         body["max_tokens"] = max_tokens
     if request.format:
         body["response_format"] = _format(request.format)
@@ -191,7 +192,7 @@ def sampling_fields(request: Sampling) -> Json:
 
 
 def refusal(field: str, expected: str) -> ValidationFailed:
-    """Return the error for a field that has another value than expected."""
+    """Return the error for a field with an invalid value. `expected` describes the valid values."""
     return ValidationFailed(f"{field}: expected {expected}", fields=[{"field": field, "expected": expected}])
 
 

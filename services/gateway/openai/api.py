@@ -162,8 +162,8 @@ class OpenAI:
 def _names(model: Mapping[str, Any], principal: Principal) -> list[str]:
     """Return the names under which `/v1/models` lists a model.
 
-    If the key may use every model, the only name is the model's id. Otherwise, these are the model's id, its name and
-    its services' names, as far as the key may use them.
+    If the key may use every model, the only name is the model's id. Otherwise, the names are the model's id, its name
+    and its services' names. Names that the key may not use are omitted.
     """
     if not principal.models:
         return [model["id"]]

@@ -93,7 +93,7 @@ class Media:
 
     async def transcribe(self, request: Request) -> Response:
         """Transcribe speech, or translate it into English."""
-        # before a large body is read
+        # check the rights before reading a large body
         await self._dispatcher.permitted(caller_of(request.state), TRANSCRIBE.unit, {})
         form = Form(request.headers.get("content-type", ""))
         await form.read(bodies.blocks(request, self._upload_limit))
@@ -108,7 +108,7 @@ class Media:
             TRANSCRIBE,
             model,
             lambda name: form.written(line, {"model": name}),
-            path=request.url.path,  # also that of translations
+            path=request.url.path,  # this may also be the path of translations
             headers=headers,
             wait=waiting_caller(request).wait,
         )

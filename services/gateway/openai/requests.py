@@ -25,7 +25,7 @@ class Message(msgspec.Struct):
 
 
 class StreamOptions(msgspec.Struct):
-    """What a stream contains besides its text."""
+    """The client's options for a stream."""
 
     include_usage: bool = False
 

@@ -108,7 +108,7 @@ class Watching:
 
     @contextlib.asynccontextmanager
     async def _watching(self, key: str) -> AsyncIterator[_Watched]:
-        """Provide the watched address of a key. Its value stays current until the block ends."""
+        """Yield the watched address for a key of the bucket. The value stays current during the block."""
         watched = self._watched.setdefault(key, _Watched())
         watched.watchers += 1
         reading = asyncio.create_task(self._read_current(key, watched))
@@ -210,7 +210,8 @@ def _uri(segments: list[str]) -> str:
 
 def _without_owners(value: bytes, name: str) -> bytes:
     """Return the JSON in which every `owner` other than `name` is empty. Returns `null` if the value is not JSON."""
-    if b"owner" not in value and b"\\u" not in value:  # the value has no field `owner`, not even one with escapes
+    # without both texts, the value has no field `owner`, not even one written with escapes
+    if b"owner" not in value and b"\\u" not in value:
         return value
     try:
         return msgspec.json.encode(without_owners(msgspec.json.decode(value), name))

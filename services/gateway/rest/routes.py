@@ -7,7 +7,7 @@ Most units of the domain `service` have the field `service_id`, which is the id 
     GET    /services/{action}   a query                 GET    /services/{id}/{action}  a query about one
     POST   /services/{action}   any unit                POST   /services/{id}/{action}  any unit about one
 
-If a path could be a fixed path or an id, the fixed path is used. The singular `/service/...` works like the plural. A
+If a segment could be an action or an id, it counts as the action. The singular `/service/...` works like the plural. A
 domain without an id field has only the routes in the left column, in the singular.
 """
 

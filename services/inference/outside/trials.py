@@ -13,6 +13,7 @@ from aima_core.domain import Context
 from aima_core.errors import AimaError, NotFound, Timeout, ValidationFailed
 from aima_core.units import Command
 from aima_engines.engine_http import EngineGone
+from aima_engines.kinds.request_kinds import CHAT, EMBED, RERANK
 from services.inference import internal as i
 from services.inference import units as u
 from services.inference.outside.engine_requests import EngineRequests
@@ -25,12 +26,15 @@ _TIMEOUT = 20.0  # seconds for a trial; a large model on a slow machine needs a 
 _PATIENCE = 3.0  # seconds that the caller of a failed request waits for the trial
 _AGAIN = 5.0  # seconds until the next trial if a trial shows nothing, for example because the replica is full
 _HELLO = u.Message(role="user", content="Hi")
-TRIALS: Mapping[str, Command[Any]] = {
-    "llm": u.Chat(model="any", messages=[_HELLO], max_tokens=1),
-    "vlm": u.Chat(model="any", messages=[_HELLO], max_tokens=1),
-    "embedding": u.Embed(model="any", input=["Hi"]),
-    "rerank": u.Rerank(model="any", query="Hi", documents=["Hi"]),
+_REQUESTS: Mapping[str, Command[Any]] = {
+    CHAT.unit: u.Chat(model="any", messages=[_HELLO], max_tokens=1),
+    EMBED.unit: u.Embed(model="any", input=["Hi"]),
+    RERANK.unit: u.Rerank(model="any", query="Hi", documents=["Hi"]),
 }
+TRIALS: Mapping[str, Command[Any]] = {
+    model_type: _REQUESTS[kind.unit] for kind in (CHAT, EMBED, RERANK) for model_type in kind.types
+}
+"""The trial request for each type of model in TRIAL_TYPES."""
 
 
 class _NoParts:

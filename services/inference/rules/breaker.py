@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import msgspec
 
+from aima_engines.kinds.request_kinds import CHAT, EMBED, RERANK
 from services.inference import units as u
 
 BLAMED = frozenset(
@@ -18,7 +19,7 @@ BLAMED = frozenset(
 """Error codes of requests whose failure may be the replica's fault."""
 TRIAL = "trial"
 """The `client` of trial requests."""
-TRIAL_TYPES = frozenset({"llm", "vlm", "embedding", "reranker"})
+TRIAL_TYPES = frozenset(model_type for kind in (CHAT, EMBED, RERANK) for model_type in kind.types)
 """The types of models that have a trial request."""
 SUSPECT_AFTER = 3
 """Failures in a row that make a replica suspect."""

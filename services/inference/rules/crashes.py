@@ -7,13 +7,9 @@ other replica gets it.
 
 from __future__ import annotations
 
-import signal
-
 from aima_core.errors import ValidationFailed
 
-_FAULTS = frozenset(
-    {signal.SIGILL, signal.SIGTRAP, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV, signal.SIGSYS}
-)
+_FAULTS = frozenset({4, 5, 6, 7, 8, 11, 31})  # SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV, SIGSYS on Linux
 _BY_SIGNAL = 128  # a shell reports a process that was ended by a signal as 128 plus the signal's number
 KEPT = 20
 """The latest crashes that a pool remembers."""

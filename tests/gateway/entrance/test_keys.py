@@ -99,7 +99,7 @@ async def test_a_scope_of_a_domain_that_there_is_not_is_refused_with_the_nearest
     assert error["message"] == said
     known = ", ".join(sorted({*names_in(services), "counter", "parcel", "*"}))
     assert error["details"]["fields"] == [
-        {"field": field, "expected": f"a scope of one of {known}"} for field in ("scopes.1", "scopes.3")
+        {"field": field, "expected": f"a scope with one of the domains {known}"} for field in ("scopes.1", "scopes.3")
     ]
     assert (await locked.ask("gateway.list_keys"))["total"] == 0
 
