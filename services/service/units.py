@@ -406,7 +406,10 @@ class StatusView(View, stream="id"):
 
     id: str
     status: ServiceStatus
-    health: str = Field(description="healthy, degraded, unhealthy, starting, stopping or none.")
+    health: str = Field(
+        description="healthy, degraded, unhealthy, busy (no reply to the health check while it works), starting,"
+        " stopping or none."
+    )
     summary: str = Field(description="One line: the state, the cause of a problem, and the next step.")
     replicas: list[Replica]
     error: str | None

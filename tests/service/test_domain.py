@@ -432,8 +432,9 @@ async def test_an_engine_that_answers_no_health_check_while_it_works_is_busy_and
     pid = await pid_of(site, "svc-a-r0-1")
     work = asyncio.create_task(ask(client, "inference.chat", **CHAT))
     await becomes(client, "degraded")
-    summary = (await ask(client, "service.status", service_id="svc-a"))["summary"]
-    assert summary == (
+    shown = await ask(client, "service.status", service_id="svc-a")
+    assert shown["health"] == "busy"
+    assert shown["summary"] == (
         "0 of 1 replicas answer; svc-a-r0-1 is busy: no reply to its health check while it works on 1 request"
     )
     busy = await refused(client, "inference.chat", **CHAT, wait=False)

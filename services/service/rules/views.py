@@ -105,7 +105,7 @@ def status_view(service: Service, now: Now) -> u.StatusView:
     return u.StatusView(
         id=service.id,
         status=service.status,
-        health=_health(service),
+        health=_health(service, now.working),
         summary=_summary(service, now),
         error=service.error or _current_error(service),
         replicas=[_replica(replica, now.memory.get(replica.process_id)) for replica in service.replica_set],
@@ -165,8 +165,10 @@ _HEALTH: Mapping[u.ServiceStatus, str] = {
 }
 
 
-def _health(service: Service) -> str:
-    return "unhealthy" if service.status == "degraded" and not service.answering() else _HEALTH[service.status]
+def _health(service: Service, working: Mapping[str, int]) -> str:
+    if service.status != "degraded" or service.answering():
+        return _HEALTH[service.status]
+    return "busy" if any(working.get(replica.process_id) for replica in service.replica_set) else "unhealthy"
 
 
 def _summary(service: Service, now: Now) -> str:
