@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from aima_core.bus.outcomes import Outcome
-from aima_core.errors import Conflict, from_body
+from aima_core.errors import Conflict, Unavailable, from_body
 from aima_core.units import Command
 
 _MOST_FLOW_ANSWERS = 1000  # kept in memory
@@ -41,16 +41,28 @@ class FlowAnswers:
         """Return the answer of the first request with the key.
 
         Runs the flow, joins the running flow, or returns the kept answer. `request` is the fingerprint of the request.
-        Raises Conflict if the first request had another fingerprint.
+        Raises Conflict if the first request had another fingerprint, and Unavailable if too many flows with a key run.
         """
         if key not in self._answers:
-            while len(self._answers) >= _MOST_FLOW_ANSWERS:
-                self._answers.pop(next(iter(self._answers)))
+            self._make_room()
             self._answers[key] = (request, asyncio.create_task(self._run(key, run)))
         first_request, answer = self._answers[key]
         if first_request != request:
             raise key_reused(key)
         return await asyncio.shield(answer)
+
+    def _make_room(self) -> None:
+        """Drop the oldest answer if the limit is reached. The key of a running flow stays, so no flow runs twice."""
+        if len(self._answers) < _MOST_FLOW_ANSWERS:
+            return
+        oldest = next((key for key, (_, task) in self._answers.items() if task.done()), None)
+        if oldest is None:
+            raise Unavailable(
+                f"{_MOST_FLOW_ANSWERS} requests with an idempotency key are running; send the request again later",
+                reason="BUSY",
+                retry_after=1,
+            )
+        del self._answers[oldest]
 
     def tasks(self) -> Iterable[asyncio.Task[Outcome]]:
         """Return the tasks of all flows, including finished tasks."""
