@@ -27,7 +27,6 @@ from services.model.sources import SOURCES
 from services.model.sources.port import check
 
 _PEER_TIMEOUT = 5.0  # seconds that another domain has to answer
-_ALL = 1000  # models in one answer: the maximum of a page
 
 
 class ModelOutside(Outside[ModelState]):
@@ -125,5 +124,5 @@ class ModelOutside(Outside[ModelState]):
         return tuple(service["id"] for service in answer.data["services"])
 
     async def _compatibility(self) -> u.Compatibility:
-        rows, _ = await self.context.read.page("models", where={"status": "ready"}, limit=_ALL, offset=0, order="id")
+        rows = await self.context.read.rows("SELECT * FROM models WHERE status = 'ready' ORDER BY id")
         return views.compatibility(rows, await self._engines.items())

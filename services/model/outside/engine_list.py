@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from typing import Any, TypeVar
 
+from aima_core.bus.pages import all_pages
 from aima_core.bus.peers import Peers
 from aima_core.errors import AimaError
 from services.model import units as u
@@ -12,7 +13,6 @@ from services.model.headers.formats import Unrecognised
 from services.model.rules.opaque_types import Engines, opaque_hint, opaque_type
 
 _TIMEOUT = 5.0  # seconds for the engine domain to answer
-_ALL = 1000  # engines in one answer: the maximum of a page
 T = TypeVar("T")
 C = TypeVar("C", u.ImportModel, u.PullModel)
 
@@ -26,11 +26,14 @@ class EngineList:
     async def items(self) -> Engines:
         """Return the engines; None if the engine domain does not answer."""
         try:
-            answer = await self._peers.client.ask("engine.list", {"limit": _ALL}, timeout=_TIMEOUT)
+            items: list[dict[str, Any]] = (await all_pages(self._page))["items"]
         except AimaError:
             return None
-        items: list[dict[str, Any]] = answer.data["items"]
         return items
+
+    async def _page(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        page: dict[str, Any] = (await self._peers.client.ask("engine.list", data, timeout=_TIMEOUT)).data
+        return page
 
     async def typed(self, command: C) -> C:
         """Return the command; if its format is opaque, with the type that the engines serve in this format.

@@ -106,7 +106,7 @@ class MemoryFinder:
 
     async def _slots_by_process(self) -> dict[str, list[str]]:
         """Return the slot ids by the process that holds the slots. A slot is named `<process_id>-<run>`."""
-        allocations = (await self._peers.call(resource.ListAllocations(limit=1000), timeout=_QUERY)).allocations
+        allocations = (await self._peers.list_all(resource.ListAllocations(), timeout=_QUERY)).allocations
         slots: dict[str, list[str]] = {}
         for slot in allocations:
             slots.setdefault(slot.name.rpartition("-")[0], []).append(slot.slot_id)

@@ -29,8 +29,8 @@ class RecommendationFacts:
         """Return a recommendation for a model. Raises NotFound if it is unknown, Conflict if no engine serves it."""
         peers = self._peers
         model_view = model.present(await peers.call(model.GetModel(model_id=model_id)))
-        engines = (await peers.call(engine.ListEngines(limit=1000))).items
-        devices = (await peers.call(device.ListDevices(limit=1000))).items
+        engines = (await peers.list_all(engine.ListEngines())).items
+        devices = (await peers.list_all(device.ListDevices())).items
         budget = await peers.call(resource.GetBudget(), timeout=_QUERY)
         speeds = await self._facts.speeds(model_view.id)
         plans: list[tuple[Plan, Expected]] = []

@@ -89,7 +89,7 @@ class Reconciler:
     async def _end_strays(self) -> None:
         """End stray instances: their service was deleted, or was deleted and created again."""
         with contextlib.suppress(AimaError):
-            engines = (await self._context.peers.call(engine.ListEngines(limit=1000), timeout=_QUERY)).items
+            engines = (await self._context.peers.list_all(engine.ListEngines(), timeout=_QUERY)).items
             for instance in [instance for item in engines for instance in item.instances]:
                 if instance.service_id and instance.status in ("starting", "running") and self._is_stray(instance):
                     logger.warning("ending an instance that no service knows", process_id=instance.process_id)

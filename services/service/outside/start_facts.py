@@ -40,8 +40,8 @@ class StartFacts:
             waiting = f"is {model_view.status}; start the service when the model is ready"
             what = f"has failed: {model_view.error}" if model_view.error else waiting
             raise Conflict(f"{service.id} cannot start: model {model_view.id} {what}", reason="MODEL_NOT_READY")
-        engines = await peers.call(engine.ListEngines(limit=1000))
-        devices = await peers.call(device.ListDevices(limit=1000))
+        engines = await peers.list_all(engine.ListEngines())
+        devices = await peers.list_all(device.ListDevices())
         request = SelectionRequest(about.engine, about.device, about.resource_class, about.config, replicas)  # type: ignore[arg-type]
         choice = choose(model_view, engines.items, devices.items, request, await self.speeds(model_view.id))
         features = await peers.call(engine.GetFeatures(name=choice.engine.name), timeout=_QUERY)
@@ -77,7 +77,7 @@ class StartFacts:
 
     async def _engines_for(self, model_view: model.ModelView) -> list[str]:
         """Return the engines that may serve the model, the preferred one first. Empty until the model is pulled."""
-        engines = (await self._peers.call(engine.ListEngines(type=model_view.type, limit=1000))).items
+        engines = (await self._peers.list_all(engine.ListEngines(type=model_view.type))).items
         suitable = (item for item in engines if model_view.format in item.formats)
         return [item.name for item in sorted(suitable, key=lambda item: -max(item.preference.values(), default=0))]
 
