@@ -43,7 +43,8 @@ def _unit(unit: type[Unit[Any]]) -> Iterator[str]:
     spec, input_schema = unit.spec, unit.model_json_schema()
     yield f"### {spec.name}\n"
     idempotent = ", idempotent" if spec.kind == "command" and spec.idempotent else ""
-    yield f"*{spec.kind}, risk {spec.risk}{idempotent}.* {unit.description()}\n"
+    destructive = ", destructive" if spec.destructive else ""
+    yield f"*{spec.kind}, risk {spec.risk}{idempotent}{destructive}.* {unit.description()}\n"
     fields = input_schema.get("properties", {})
     if fields:
         required = input_schema.get("required", ())

@@ -66,6 +66,7 @@ class UnitSpec(msgspec.Struct, frozen=True, kw_only=True):
     timeout: float
     batches: bool
     idempotent: bool
+    destructive: bool
     errors: tuple[type[AimaError], ...]
     events: tuple[type[Event], ...]
     examples: tuple[Mapping[str, Any], ...]
@@ -94,6 +95,7 @@ class Unit(BaseModel, Generic[Out]):
       `timeout`: seconds after which a call without a deadline fails
       `batches`: whether one message may hold several requests; only for units that answer at once
       `idempotent`: whether a repeat with the same input has no further effect; by default true for a query
+      `destructive`: whether it ends or removes something; by default true for a command of high risk
       `errors`: the errors that it may refuse with
       `events`: the events that it may record
       `examples`: inputs for the documentation; tests validate them
@@ -117,6 +119,7 @@ class Unit(BaseModel, Generic[Out]):
         timeout: float = 30.0,
         batches: bool = False,
         idempotent: bool | None = None,
+        destructive: bool | None = None,
         errors: Sequence[type[AimaError]] = (),
         events: Sequence[type[Event]] = (),
         examples: Sequence[Mapping[str, Any]] = ({},),
@@ -132,6 +135,7 @@ class Unit(BaseModel, Generic[Out]):
             timeout=timeout,
             batches=batches,
             idempotent=cls.kind == "query" if idempotent is None else idempotent,
+            destructive=cls.kind == "command" and risk == "high" if destructive is None else destructive,
             errors=tuple(errors),
             events=tuple(events),
             examples=tuple(examples),

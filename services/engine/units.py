@@ -378,6 +378,7 @@ class StartEngine(
 class StopEngine(
     Command[Success],
     unit="engine.stop",
+    destructive=True,
     idempotent=True,
     timeout=60,
     errors=(NotFound,),
@@ -394,6 +395,7 @@ class StopEngine(
 class RestartEngine(
     Command[Started],
     unit="engine.restart",
+    destructive=True,
     timeout=360,
     errors=(NotFound, Conflict, InsufficientResources, ExecutionFailed, Timeout),
     events=(EngineStopped, EngineStarted),

@@ -230,6 +230,7 @@ class Allocate(
 class Release(
     Command[Success],
     unit="resource.release",
+    destructive=True,
     idempotent=True,
     stream="slot_id",
     errors=(),
@@ -244,6 +245,7 @@ class Release(
 class UpdateSlot(
     Command[Success],
     unit="resource.update_slot",
+    destructive=True,
     idempotent=True,
     stream="slot_id",
     errors=(NotFound, InsufficientResources),

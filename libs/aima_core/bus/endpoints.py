@@ -23,6 +23,7 @@ from nats.micro.service import EndpointConfig, Service, ServiceConfig
 
 from aima_core import call as calls
 from aima_core.bus.batches import BatchItem, items_of, replies_of
+from aima_core.bus.call_options import canonical, honoured
 from aima_core.bus.outcomes import Outcome, ReplyStream, encode
 from aima_core.bus.payloads import body_of
 from aima_core.call import Call, current_call
@@ -110,7 +111,7 @@ class Endpoints:
             EndpointConfig(
                 name=subject.replace(".", "_"),
                 subject=f"aima.{subject}",
-                metadata=describe(unit),
+                metadata=describe(unit, flow=unit in getattr(self._domain.outside, "flows", ())),
                 handler=self._on_request(unit),
             )
         )
@@ -120,12 +121,17 @@ class Endpoints:
 
         async def start(request: Request) -> None:
             message: Msg = request._msg
+            try:
+                message.headers = canonical(message.headers)
+            except InvalidRequest as error:
+                await self._refuse(message, error)
+                return
             if len(self._tasks) >= _MOST_AT_ONCE:
                 await self._refuse(message, self._too_many())
                 return
             self._last_token += 1
             token = str(self._last_token)
-            serve = self._serve_batch if calls.BATCH in (message.headers or {}) else self._serve
+            serve = self._serve_batch if calls.BATCH in message.headers else self._serve
             task = asyncio.create_task(serve(unit, message, token))
             self._tasks.add(task)
             self._by_token[token] = task
@@ -174,6 +180,8 @@ class Endpoints:
         call = Call(request_id="", at=time.time(), node=self._node)
         headers: dict[str, str] = {}
         try:
+            if isinstance(message, BatchItem):
+                message.headers = canonical(message.headers)
             call = calls.from_headers(message.headers, node=self._node, default_timeout=unit.spec.timeout)
             current_call.set(call)
             command = parse(unit, body_of(message.data, message.headers))
@@ -278,13 +286,15 @@ def _default_timeout(command: Unit[Any]) -> float:
 
 
 @functools.cache
-def describe(unit: type[Unit[Any]]) -> dict[str, str]:
+def describe(unit: type[Unit[Any]], *, flow: bool = False) -> dict[str, str]:
     """Return an endpoint's metadata, which is all that a door needs to offer the unit. ADR-32 requires text values."""
     spec = unit.spec
     return {
         "kind": spec.kind,
         "risk": spec.risk,
         "idempotent": "true" if spec.idempotent else "false",
+        "destructive": "true" if spec.destructive else "false",
+        "options": ",".join(honoured(spec.kind, flow=flow, stream=spec.stream is not None)),
         "description": unit.description(),
         "input": encode(unit.model_json_schema()).decode(),
         "output": encode(unit.output.model_json_schema(mode="serialization")).decode(),

@@ -21,6 +21,7 @@ from aima_core.domain import Domain, Outside, S
 from aima_core.errors import AimaError
 from aima_core.process.contract import Contract
 from aima_core.process.idempotency import FinalReply, FlowAnswers, fingerprint, key_reused
+from aima_core.process.stream_states import no_stream
 from aima_core.process.writer import Writer
 from aima_core.standard_units import LogPage, LogQuery, Read, ReadQuery
 from aima_core.store.records import Recorded, StoredReply
@@ -57,11 +58,19 @@ class RequestHandler(Generic[S]):
             view = await self._read(request.uri)
             return Outcome(encode_view(Read(uri=request.uri, data=view.model_dump(mode="json"))))
         if isinstance(request, Query):
+            if call.expected_version is not None:
+                raise no_stream(request)
             view = await self._contract.answer(self._contract.resolve(request))
             return Outcome(encode_view(view), version=version_of(view), position=self._states.position)
         if not isinstance(request, Command):
             raise TypeError(request)
         command = self._contract.resolve(request)
+        if (
+            call.expected_version is not None
+            and command.spec.stream is None
+            and isinstance(command, self._outside.flows)
+        ):
+            raise no_stream(request)
         if call.dry_run:
             self._states.check_version(command, call)
             plan = self._states.plan(await self._outside.prepare(command, call), call)

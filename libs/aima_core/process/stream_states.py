@@ -10,14 +10,14 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic
 
-from aima_core.call import Call
+from aima_core.call import EXPECTED_VERSION, Call
 from aima_core.domain import Domain, S
-from aima_core.errors import Conflict, PayloadTooLarge
+from aima_core.errors import Conflict, InvalidRequest, PayloadTooLarge
 from aima_core.process.dry_run import plan_of
 from aima_core.store.log import Log
 from aima_core.store.records import Meta, Planned, Recorded, Statement
 from aima_core.store.replay import Folded
-from aima_core.units import Command, Event
+from aima_core.units import Command, Event, Unit
 
 _LARGEST_EVENT = 512 * 1024  # bytes of JSON; small enough for any bus to carry to JetStream and to followers
 
@@ -84,7 +84,9 @@ class StreamStates(Generic[S]):
             self._check_version(own, call)
         events = self._domain.decide(self.decided, command, call)
         streams = tuple(dict.fromkeys(event.stream for event in events))
-        if own is None and streams:
+        if own is None and call.expected_version is not None:
+            if not streams:
+                raise no_stream(command)
             self._check_version(streams[0], call)
         return (own, *(s for s in streams if s != own)) if own else streams, events
 
@@ -103,7 +105,8 @@ class StreamStates(Generic[S]):
         actual = self.decided_versions.get(stream, 0)
         if call.expected_version is not None and call.expected_version != actual:
             raise Conflict(
-                f"{stream} is at version {actual}, not at the expected version {call.expected_version}",
+                f"{stream} is at version {actual}, not at the expected version {call.expected_version}; read it again"
+                " before you repeat the request",
                 reason="VERSION_CONFLICT",
                 stream=stream,
                 expected_version=call.expected_version,
@@ -154,6 +157,15 @@ class StreamStates(Generic[S]):
             _merge(self.decided, {stream: self.committed.get(stream)})
             self.decided_versions[stream] = self.committed_versions.get(stream, 0)
         self.position = self.committed_position
+
+
+def no_stream(request: Unit[Any]) -> InvalidRequest:
+    """Return the error for an expected version of a request that changes no stream."""
+    return InvalidRequest(
+        f"{request.spec.name} changes no stream whose version could be compared; omit {EXPECTED_VERSION}",
+        reason="NO_STREAM",
+        header=EXPECTED_VERSION,
+    )
 
 
 def _merge(world: dict[str, S], states: Mapping[str, S | None]) -> None:

@@ -11,9 +11,8 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from aima_core import call as calls
 from aima_core.bus.directory import DomainInfo
-from aima_core.errors import AimaError, InvalidRequest, NotFound
+from aima_core.errors import AimaError, Forbidden, InvalidRequest, NotFound
 from aima_core.suggestions import nearest
 from services.cli import domains
 from services.cli.door.door import DoorAddress, down
@@ -24,7 +23,6 @@ from services.cli.units import unit_command
 from services.gateway.rest.routes import ident_of
 
 _BRIEF = 0.3  # seconds to wait for the bus, for help and completion, which work without a bus
-_REFUSAL_TIMEOUT = 5.0  # seconds for a gateway to say why a unit is not available
 _PANEL = "Domains on the bus"
 
 
@@ -120,9 +118,13 @@ def _known(ctx: Any, address: DoorAddress, name: str) -> DomainInfo | None:
 
 
 def _raise_refusal(address: DoorAddress, name: str) -> None:
-    """Raise the gateway's error for a unit that the key may not call. A dry run of the unit provokes the error."""
-    with contextlib.suppress(NotFound, InvalidRequest):  # rights are checked before the input
-        with_door(address, lambda door: door.ask(name, {}, timeout=_REFUSAL_TIMEOUT, headers={calls.DRY_RUN: "true"}))
+    """Raise Forbidden for a unit that exists, but that the key may not call. The gateway does not list such units."""
+    with contextlib.suppress(NotFound, InvalidRequest):
+        unit = with_door(address, lambda door: door.describe(name))
+        needed = f"{unit.domain}:{unit.risk}"
+        raise Forbidden(
+            f"the key may not use {name}, which needs the scope {needed}", reason="SCOPE", unit=name, needed=needed
+        )
 
 
 def _for_completion(ctx: Any, address: DoorAddress, name: str) -> DomainInfo:

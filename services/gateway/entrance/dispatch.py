@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from aima_core import call as calls
+from aima_core.bus.call_options import exact_name
 from aima_core.bus.client import Answer, Client
 from aima_core.bus.directory import Directory, UnitInfo
 from aima_core.call import new_trace
@@ -21,6 +22,12 @@ _USES_TOKENS = "inference"  # the domain whose commands use tokens
 # With a lease, a client sends requests directly to an engine, so the gateway cannot count their tokens.
 _UNCOUNTED = ("inference.lease", "inference.settle", "inference.renew")
 _MAX_TIMEOUT = 86_400.0  # seconds; the longest timeout that the bus accepts
+_GUARDED = (calls.EXPECTED_VERSION, calls.DRY_RUN, calls.IDEMPOTENCY_KEY)  # without prefix; clients send other timeouts
+_ELSEWHERE: Mapping[str | None, str] = {
+    calls.PRINCIPAL: "the API key determines the principal",
+    calls.PARTS: "request parts with Accept: text/event-stream",
+    calls.BATCH: "send one request at a time",
+}
 _FORWARDED = (calls.EXPECTED_VERSION, calls.DRY_RUN, calls.CAUSATION_ID, calls.CORRELATION_ID)
 
 
@@ -57,20 +64,27 @@ class Caller:
 def caller_from(principal: Principal, address: str, http_headers: Mapping[str, str]) -> Caller:
     """Return the caller of an HTTP request. The names in `http_headers` must be lower case.
 
-    Raises InvalidRequest for an invalid header.
+    Raises InvalidRequest for an invalid header, and for a header that looks like an option and is none.
     """
+    for name in http_headers:
+        if (option := exact_name(name, _GUARDED)) in _ELSEWHERE:
+            raise InvalidRequest(
+                f"the header {option} has no meaning over HTTP: {_ELSEWHERE[option]}",
+                reason="UNKNOWN_OPTION",
+                header=option,
+            )
     headers = {
         name: _text(http_headers, name) for name in (*_FORWARDED, calls.TRACEPARENT) if name.lower() in http_headers
     }
     if key := _text(http_headers, "Idempotency-Key") or _text(http_headers, calls.IDEMPOTENCY_KEY):
-        headers[calls.IDEMPOTENCY_KEY] = own_key(principal, key)
+        headers[calls.IDEMPOTENCY_KEY] = own_key(Caller(principal, address).owner, key)
     request_id = _text(http_headers, "X-Request-Id") or _text(http_headers, calls.REQUEST_ID) or calls.token(8)
     return Caller(principal, address, request_id[:200], read_timeout(_text(http_headers, calls.TIMEOUT)), headers)
 
 
-def own_key(principal: Principal, key: str) -> str:
-    """Return an idempotency key that differs from the idempotency keys of all other principals."""
-    return f"{principal.key_id or 'nobody'}/{key}"
+def own_key(owner: str, key: str) -> str:
+    """Return an idempotency key that differs from the idempotency keys of all other owners. See `Caller.owner`."""
+    return f"{owner}/{key}"
 
 
 def _text(http_headers: Mapping[str, str], name: str) -> str:
@@ -110,7 +124,7 @@ class Dispatcher:
         ValidationFailed if the input has a `holder`.
         """
         unit = await self.directory.find(name)
-        self.policy.permit(caller.principal, unit)
+        self.policy.permit(caller.principal, reading(unit) if caller.headers.get(calls.DRY_RUN) == "true" else unit)
         if isinstance(model := data.get("model"), str):
             self.policy.permit_model(caller.principal, model)
         if name in _UNCOUNTED and data.get("holder"):
@@ -177,6 +191,11 @@ class Dispatcher:
         if self._quotas is None or unit.domain != _USES_TOKENS or unit.kind == "query":
             return contextlib.nullcontext([])
         return self._quotas.within(caller.principal, of_input(data))
+
+
+def reading(unit: UnitInfo) -> UnitInfo:
+    """Return a unit with the rights that a dry run needs: those of reading."""
+    return msgspec.structs.replace(unit, kind="query", risk="low")
 
 
 def tells_events(unit: UnitInfo) -> bool:

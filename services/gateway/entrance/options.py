@@ -36,7 +36,7 @@ def with_options(caller: Caller, options: Beside) -> Caller:
     if options.trace_id:
         headers[calls.TRACEPARENT] = f"00-{options.trace_id}-{calls.token(8)}-01"
     if options.idempotency_key:
-        headers[calls.IDEMPOTENCY_KEY] = own_key(caller.principal, options.idempotency_key)
+        headers[calls.IDEMPOTENCY_KEY] = own_key(caller.owner, options.idempotency_key)
     if options.expected_version is not None:
         headers[calls.EXPECTED_VERSION] = str(options.expected_version)
     timeout = read_timeout(str(options.timeout)) if options.timeout else caller.timeout

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import anyio
@@ -28,11 +28,10 @@ from aima_core.bus.client import Answer
 from aima_core.bus.directory import ResourceInfo, UnitInfo
 from aima_core.errors import AimaError, Forbidden, InternalError, InvalidRequest, NotFound, Unauthorized, UnitNotFound
 from aima_core.structured_logs import logger
-from services.gateway.entrance import bodies
-from services.gateway.entrance.dispatch import Caller, Dispatcher, caller_from
-from services.gateway.entrance.options import Beside, with_options
+from services.gateway.entrance.dispatch import Caller, Dispatcher
 from services.gateway.mcp import prompts as prompts
 from services.gateway.mcp import resources as resources
+from services.gateway.mcp import tool_options as tool_options
 from services.gateway.mcp import tools as tools
 from services.gateway.mcp.notifications import Changes, Notifications
 from services.gateway.mcp.tools import Mode
@@ -41,9 +40,12 @@ _INSTRUCTIONS = (
     "AIMA serves AI models on this machine. Its tools are named domain_action: model_* manages models and their files, "
     "service_* serves a model with one or more replicas, engine_* runs the engine processes behind the replicas, "
     "device_* reports the hardware, resource_* manages reservations of memory, and inference_* sends requests to "
-    "served models. Read the current state before you change it. Tools that are marked read-only change nothing. The "
+    "served models. Read the current state before you change it. Tools that are marked read-only change nothing. To "
+    'see what a command would do, call it with "_aima": {"dry_run": true}: the answer is the plan, and nothing changes.'
+    ' To change a thing only if it is still as you read it, pass "_aima": {"expected_version": stream_version}. The '
     "prompts describe the usual tasks step by step."
 )
+
 
 Context = ServerRequestContext[Any, Any]
 
@@ -106,8 +108,9 @@ class McpServer:
         client = self._find_client(ctx)
         try:
             client.mode.admit(unit)
-            caller = _with_meta(client.caller, ctx.meta)
-            answer = await self._ask(ctx, caller, unit, params.arguments or {})
+            arguments = dict(params.arguments or {})
+            caller = tool_options.from_arguments(tool_options.from_meta(client.caller, ctx.meta), unit, arguments)
+            answer = await self._ask(ctx, caller, unit, arguments)
             return tools.result(unit, answer.data, answer.meta)
         except AimaError as error:
             return tools.refusal_of(error)
@@ -263,18 +266,3 @@ def _code(error: AimaError) -> int:
         case InvalidRequest() | NotFound():
             return types.INVALID_PARAMS
     return types.INTERNAL_ERROR
-
-
-def _with_meta(caller: Caller, meta: Mapping[str, Any] | None) -> Caller:
-    """Return the caller with the options in a call's `_meta`.
-
-    `_meta` has the options under `aima`, or under the names of the bus's headers. These options override the headers of
-    the HTTP request. Raises ValidationFailed or InvalidRequest for an invalid option.
-    """
-    fields = meta or {}
-    headers = {name.lower(): str(value) for name, value in fields.items()}
-    from_meta = caller_from(caller.principal, caller.address, headers)
-    merged = replace(
-        caller, headers={**caller.headers, **from_meta.headers}, timeout=from_meta.timeout or caller.timeout
-    )
-    return with_options(merged, bodies.convert(fields.get("aima", {}), Beside, "_meta.aima"))

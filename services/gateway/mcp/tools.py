@@ -3,7 +3,7 @@
 A tool has these hints (https://modelcontextprotocol.io/specification, ToolAnnotations):
 
     readOnlyHint      the unit is a query
-    destructiveHint   the unit is a command of high risk
+    destructiveHint   the unit is a command that is declared destructive
     idempotentHint    the unit is a query, or a command that is declared idempotent
     openWorldHint     the unit's action is `pull`, `search`, `install` or `download`, which use a hub or package index
 """
@@ -25,6 +25,20 @@ from services.gateway.entrance.access import Principal
 
 REACHES_OUT = frozenset({"pull", "search", "install", "download"})
 _PLAN = msgspec.json.schema_components((Planned,))[1]["Planned"]
+OPTIONS_FIELD = "_aima"
+"""The field of a tool's input with the options of the call. A model writes a tool's input, but not its `_meta`."""
+_OPTIONS = {
+    "type": "object",
+    "description": "Options of the call. dry_run: return the plan and change nothing. expected_version: fail if the"
+    " thing has another stream_version. idempotency_key: a repeat gets the first answer. timeout: seconds.",
+    "properties": {
+        "dry_run": {"type": "boolean"},
+        "expected_version": {"type": "integer", "minimum": 0},
+        "idempotency_key": {"type": "string", "minLength": 1, "maxLength": 120},
+        "timeout": {"type": "number", "exclusiveMinimum": 0, "maximum": 86400},
+    },
+    "additionalProperties": False,
+}
 _PAGE = 200  # tools on a page; most clients read only the first page
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no", "")
 
@@ -122,7 +136,7 @@ def tool_of(name: str, unit: UnitInfo) -> Tool:
         name=name,
         title=title_of(unit),
         description=_description(unit),
-        input_schema={**unit.input, "type": "object"},
+        input_schema=_input(unit),
         output_schema=_output(unit) if is_object(unit) else None,
         annotations=hints(unit),
     )
@@ -139,7 +153,7 @@ def hints(unit: UnitInfo) -> ToolAnnotations:
     return ToolAnnotations(
         title=title_of(unit),
         read_only_hint=query,
-        destructive_hint=not query and unit.risk == "high",
+        destructive_hint=not query and unit.destructive,
         idempotent_hint=query or unit.idempotent,
         open_world_hint=not REACHES_OUT.isdisjoint(unit.action.split("_")),
     )
@@ -148,6 +162,14 @@ def hints(unit: UnitInfo) -> ToolAnnotations:
 def is_object(unit: UnitInfo) -> bool:
     """Whether a unit's answer is an object. Only an object can be structured content. AIMA's units all return one."""
     return unit.output.get("type") == "object"
+
+
+def _input(unit: UnitInfo) -> dict[str, Any]:
+    """Return the schema of a tool's input: the unit's input, and for a command the options of the call."""
+    if unit.kind == "query":
+        return {**unit.input, "type": "object"}
+    fields = {**unit.input.get("properties", {}), OPTIONS_FIELD: _OPTIONS}
+    return {**unit.input, "type": "object", "properties": fields}
 
 
 def _output(unit: UnitInfo) -> dict[str, Any]:

@@ -367,8 +367,9 @@ async def test_what_a_key_does_not_reach_is_not_listed_for_it(locked: Site) -> N
 
 async def test_who_asks_stands_in_the_event(locked: Site) -> None:
     headers = await locked.key("worker", "counter:medium")
-    forged = {**headers, "Aima-Principal": "admin"}
-    await locked.post("/api/v2/counters/c1/add", {}, headers=forged)
+    forged = await locked.http.post("/api/v2/counters/c1/add", json={}, headers={**headers, "Aima-Principal": "admin"})
+    assert (forged.status_code, forged.json()["error"]["details"]["reason"]) == (400, "UNKNOWN_OPTION")
+    await locked.post("/api/v2/counters/c1/add", {}, headers=headers)
     (event,) = (await locked.ask("counter.log"))["events"]
     assert event["principal"] == "worker"
 

@@ -93,7 +93,11 @@ async def test_every_unit_on_the_bus_is_a_tool_with_schemas(found: Doors, mode: 
         assert add.title == "Counter: add"
         assert add.description.startswith("Add to a counter. It may not go beyond a million.")
         assert 'Example: {"counter_id": "c1", "amount": 2}' in add.description
-        assert add.input_schema == units["counter.add"].model_json_schema()
+        schema = units["counter.add"].model_json_schema()
+        options = add.input_schema["properties"].pop("_aima")
+        assert add.input_schema == schema
+        assert set(options["properties"]) == {"dry_run", "expected_version", "idempotency_key", "timeout"}
+        assert tools["counter_get"].input_schema == units["counter.get"].model_json_schema()
 
 
 @ERAS
