@@ -9,7 +9,7 @@ from services.engine.units import Health, Installed, Phase, Started
 
 
 class BeginInstall(Command[Installed], unit="engine.begin_install", stream="name"):
-    """An InstallEngine, with facts about the installed package.
+    """An InstallEngine command, with facts about the installed package.
 
     `have`: the installed version. `present`: whether the installed version is the requested one.
     """
@@ -22,7 +22,7 @@ class BeginInstall(Command[Installed], unit="engine.begin_install", stream="name
 
 
 class BeginStart(Command[Started], unit="engine.begin_start", stream="process_id"):
-    """A StartEngine, with the facts for the decision: the model's data, and ports that were free a moment ago.
+    """A StartEngine command, with the facts for its decision: the model's data, and ports that were free just before.
 
     `port_range`: the first and the last port for instances.
     """
@@ -50,7 +50,7 @@ class BeginStart(Command[Started], unit="engine.begin_start", stream="process_id
 
 
 class RecordInstalled(Command[Success], unit="engine.record_installed", stream="name"):
-    """The package is installed."""
+    """The package of an engine is installed."""
 
     name: str
     version: str
@@ -58,7 +58,7 @@ class RecordInstalled(Command[Success], unit="engine.record_installed", stream="
 
 
 class RecordInstallFailed(Command[Success], unit="engine.record_install_failed", stream="name"):
-    """The installation has failed."""
+    """The installation of an engine's package has failed."""
 
     name: str
     error: str
@@ -66,7 +66,7 @@ class RecordInstallFailed(Command[Success], unit="engine.record_install_failed",
 
 
 class RecordProgress(Command[Success], unit="engine.record_progress", stream="process_id"):
-    """The start has reached another phase."""
+    """The start of an instance has reached another phase."""
 
     process_id: str
     run: int
@@ -96,7 +96,7 @@ class RecordHealth(Command[Success], unit="engine.record_health", stream="proces
 
 
 class RecordFailed(Command[Success], unit="engine.record_failed", stream="process_id"):
-    """The start has failed, or the process has died."""
+    """The start of an instance has failed, or the process of an instance has died."""
 
     process_id: str
     run: int
@@ -106,7 +106,7 @@ class RecordFailed(Command[Success], unit="engine.record_failed", stream="proces
 
 
 class RecordOverdue(Command[Success], unit="engine.record_overdue", stream="process_id"):
-    """The deadline of a stop has passed and the process still runs."""
+    """The deadline of a stop has passed, and the process of the instance still runs."""
 
     process_id: str
     run: int
@@ -122,7 +122,7 @@ class RecordOrphan(Command[Success], unit="engine.record_orphan", stream="proces
 
 
 class RecordGone(Command[Success], unit="engine.record_gone", stream="process_id"):
-    """The process has ended."""
+    """The process of an instance has ended."""
 
     process_id: str
     run: int

@@ -18,7 +18,10 @@ import xllamacpp
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until SIGTERM, which aborts running requests (exit code 0). Return 1 if the model cannot be served."""
+    """Serve until SIGTERM or SIGINT, then exit with code 0. Return 1 if the model cannot be served.
+
+    The signal aborts running requests.
+    """
     options = _parser().parse_args(arguments)
     if not os.path.isfile(options.model):
         return _refuse(f"there is no model file {options.model}")
@@ -57,7 +60,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompt-cache-mib", type=int, default=0, help="memory for a cache of earlier prompts")
     parser.add_argument("--gpu-layers", type=int, default=-1, help="layers on the GPU; -1: as many as fit")
     parser.add_argument("--embedding", action="store_true", help="serve embeddings instead of text")
-    parser.add_argument("--pooling", choices=("mean", "cls", "last"), help="default: the model's own")
+    parser.add_argument(
+        "--pooling",
+        choices=("mean", "cls", "last"),
+        help="how token vectors become one embedding; default: as the model states",
+    )
     return parser
 
 

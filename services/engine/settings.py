@@ -11,6 +11,6 @@ class EngineSettings(Section):
     """Addresses and ports of engine instances."""
 
     host: str = Field("127.0.0.1", description="Address that engines listen on.")
-    address: str = Field("", description="Name or address of the engines for other machines; default: `host`.")
+    address: str = Field("", description="Name or address by which other machines reach the engines; default: `host`.")
     port_min: int = Field(18100, ge=1024, le=65535, description="First port of the range for instances.")
     port_max: int = Field(18999, ge=1024, le=65535, description="Last port of the range for instances.")

@@ -30,11 +30,12 @@ REBOOTED = "REBOOTED"
 STOP_TIMEOUT = "STOP_TIMEOUT"
 """Error code of an instance whose process still runs after the deadline of its stop."""
 ORPHAN = "orphan"
-"""Reason of `engine.stopped` for an engine process that the log does not know; the domain ends it when it starts."""
+"""Reason of `engine.stopped` for an engine process that the log does not know. The domain ends such processes when the
+domain starts."""
 
 
 def refusal(error: str, error_code: str, **details: Any) -> AimaError:
-    """Return the error that a waiting caller gets for a recorded failure; `error_code` becomes its reason."""
+    """Return the error that a waiting caller gets for a recorded failure. `error_code` becomes the error's reason."""
     return _REFUSALS.get(error_code, ExecutionFailed)(error, reason=error_code, **details)
 
 
@@ -73,7 +74,10 @@ Named = Annotated[
 
 
 class InstallRequested(Event, unit="engine.install_requested", stream="name", frozen=True, kw_only=True):
-    """The engine's package is to be installed by `deadline` (Unix seconds; 0 in events of older releases: none)."""
+    """The installation of an engine's package has begun. It fails at `deadline`.
+
+    `deadline`: in Unix seconds. Events of older releases have 0, which means no deadline.
+    """
 
     name: str
     version: str
@@ -81,7 +85,7 @@ class InstallRequested(Event, unit="engine.install_requested", stream="name", fr
 
 
 class EngineInstalled(Event, unit="engine.installed", stream="name", frozen=True, kw_only=True):
-    """The engine's package is installed in `path`."""
+    """The package of an engine is installed in the folder `path`."""
 
     name: str
     version: str
@@ -89,7 +93,7 @@ class EngineInstalled(Event, unit="engine.installed", stream="name", frozen=True
 
 
 class InstallFailed(Event, unit="engine.install_failed", stream="name", frozen=True, kw_only=True):
-    """The installation of the engine's package has failed."""
+    """The installation of an engine's package has failed."""
 
     name: str
     error: str
@@ -97,10 +101,10 @@ class InstallFailed(Event, unit="engine.install_failed", stream="name", frozen=T
 
 
 class StartRequested(Event, unit="engine.start_requested", stream="process_id", frozen=True, kw_only=True):
-    """An instance is to run. Recorded before its process exists, so that a process without this event is an orphan.
+    """The start of an instance was requested. AIMA records this event first and then starts the process.
 
-    `memory` in bytes, `gpu_fraction` of one accelerator; `timeout` in seconds; `deadline` in Unix seconds; `run` counts
-    the starts of one instance.
+    So a process without this event is an orphan. `memory`: in bytes. `gpu_fraction`: share of one accelerator.
+    `timeout`: in seconds. `deadline`: in Unix seconds. `run`: number of this start of the instance, from 1.
     """
 
     process_id: str
@@ -125,12 +129,12 @@ class StartRequested(Event, unit="engine.start_requested", stream="process_id", 
 
     @property
     def endpoint(self) -> str:
-        """URL of the instance's API, by the name under which others reach it."""
+        """URL of the instance's API, with the name or address by which other machines reach it."""
         return f"http://{self.address or self.host}:{self.port}"
 
 
 class StartProgress(Event, unit="engine.start_progress", stream="process_id", frozen=True, kw_only=True):
-    """A start has reached another phase. `progress` in percent."""
+    """The start of an instance has reached another phase. `progress` in percent."""
 
     process_id: str
     service_id: str
@@ -141,9 +145,9 @@ class StartProgress(Event, unit="engine.start_progress", stream="process_id", fr
 
 
 class EngineStarted(Event, unit="engine.started", stream="process_id", frozen=True, kw_only=True):
-    """The instance's health endpoint has answered. `served_model` is the model's name as the engine knows it.
+    """The instance's health endpoint has answered. `served_model`: the engine's name for the model.
 
-    `boot` identifies the boot of the machine or container; empty where it cannot be read.
+    `boot` identifies the current boot of the machine or container; empty if unknown.
     """
 
     process_id: str
@@ -163,7 +167,7 @@ class EngineStarted(Event, unit="engine.started", stream="process_id", frozen=Tr
 
 
 class HealthChanged(Event, unit="engine.health_changed", stream="process_id", frozen=True, kw_only=True):
-    """A running instance became healthy or unhealthy: it answers its health endpoint again, or no longer."""
+    """A running instance became healthy or unhealthy: its health endpoint answers again, or has stopped answering."""
 
     process_id: str
     name: str
@@ -174,7 +178,7 @@ class HealthChanged(Event, unit="engine.health_changed", stream="process_id", fr
 
 
 class EngineError(Event, unit="engine.error", stream="process_id", frozen=True, kw_only=True):
-    """A start has failed, a running instance has died, or a stop is overdue. What remains of it is being ended.
+    """A start has failed, a running instance has died, or a stop is overdue. AIMA ends the instance's processes.
 
     `exit_code` is that of a process that died, negative for a signal; None if it is unknown or no process died.
     """
@@ -189,9 +193,10 @@ class EngineError(Event, unit="engine.error", stream="process_id", frozen=True, 
 
 
 class StopRequested(Event, unit="engine.stop_requested", stream="process_id", frozen=True, kw_only=True):
-    """A stop was requested; with `restart`, a new start follows. `timeout`: seconds from SIGTERM to SIGKILL.
+    """A stop was requested. If `restart` is true, a new start follows. `timeout`: seconds from SIGTERM to SIGKILL.
 
-    A stop that takes longer than `deadline` (Unix seconds; 0 in events of older releases: none) is an error.
+    `deadline`: in Unix seconds; a stop that has not ended by then is an error. Events of older releases have 0, which
+    means no deadline.
     """
 
     process_id: str
@@ -245,7 +250,7 @@ class Started(View, stream="process_id"):
 
     process_id: str
     status: InstanceStatus
-    endpoint: str = Field(description="URL of its API.")
+    endpoint: str = Field(description="URL of the instance's API.")
     stream_version: StreamVersion = None
 
 
@@ -253,16 +258,16 @@ class Instance(View, stream="process_id"):
     """One instance of an engine."""
 
     process_id: str
-    name: str = Field(description="The engine.")
+    name: str = Field(description="Name of the engine.")
     status: InstanceStatus
-    health: str = Field(description="healthy or unhealthy while it runs, otherwise empty.")
+    health: str = Field(description="healthy or unhealthy while the instance runs, otherwise empty.")
     endpoint: str
     port: int
     model_id: str
     model_name: str
-    service_id: str = Field(description="Service that it belongs to; empty if it was started without one.")
+    service_id: str = Field(description="Id of the service that the instance belongs to; empty if there is none.")
     pid: int | None
-    run: int = Field(description="Number of times that it has been started.")
+    run: int = Field(description="Number of the latest start of the instance, from 1.")
     phase: str = Field(description="Phase of the latest start.")
     error: str | None
     error_code: str | None
@@ -270,11 +275,11 @@ class Instance(View, stream="process_id"):
     started_at: str | None
     changed_at: str
     memory_bytes: int | None = Field(
-        None, description="Bytes of main memory in use now. Only engine.get measures it, and only for living instances."
+        None, description="Bytes of main memory in use now; only in replies to engine.get, for running processes."
     )
     cpu_percent: float | None = Field(
         None,
-        description="CPU use now, in percent of one core (200: two cores). Only engine.get measures it.",
+        description="CPU use now, in percent of one core (200: two cores); only in replies to engine.get.",
     )
     stream_version: StreamVersion = None
 
@@ -287,20 +292,20 @@ class EngineView(View, stream="name"):
     type: str
     status: EngineStatus
     version: str
-    installed: bool = Field(description="Whether its package is installed.")
+    installed: bool = Field(description="Whether the package of the engine is installed.")
     capabilities: list[str] = Field(description="Capabilities, such as streaming, tools, embedding.")
     model_types: list[str]
-    formats: list[str] = Field(description="Weight formats that it loads, such as gguf.")
+    formats: list[str] = Field(description="Formats of weights that the engine loads, such as gguf.")
     devices: list[str]
     options: list[str] = Field(description="Options that the config of a start may set.")
-    preference: dict[str, int] = Field(description="Rank by device; the engine with the highest is chosen.")
-    models: list[str] = Field(description="Ids of the models that its instances serve.")
+    preference: dict[str, int] = Field(description="Rank by device; AIMA chooses the engine with the highest rank.")
+    models: list[str] = Field(description="Ids of the models that the engine's instances serve.")
     instances: list[Instance]
     stream_version: StreamVersion = None
 
 
 class EngineList(View):
-    """Engines."""
+    """A page of engines."""
 
     items: list[EngineView]
     total: int
@@ -316,9 +321,10 @@ class Features(View):
     supports_embedding: bool
     supports_multimodal: bool
     supports_quantization: bool
-    max_context_length: int = Field(description="Maximum context, in tokens; 0 if it has no context.")
+    max_context_length: int = Field(description="Maximum context, in tokens; 0 if the engine has no context.")
     cancels_whole: bool = Field(
-        True, description="Whether it stops generating when the client disconnects from an unstreamed request."
+        True,
+        description="Whether the engine stops generating when the client of a request without streaming disconnects.",
     )
 
 
@@ -341,11 +347,13 @@ class InstallEngine(
     events=(EngineInstalled, InstallFailed, EngineError),
     examples=({"name": "llamacpp"},),
 ):
-    """Install an engine's package. Does nothing if it is already installed."""
+    """Install an engine's package. Does nothing if the requested version is already installed."""
 
     name: EngineName
     version: str | None = Field(
-        None, pattern=r"^[0-9][0-9A-Za-z.+!-]{0,40}$", description="Version; default: that of the manifest."
+        None,
+        pattern=r"^[0-9][0-9A-Za-z.+!-]{0,40}$",
+        description="Version of the package; default: the installed version, or else the version in the manifest.",
     )
 
 
@@ -357,22 +365,29 @@ class StartEngine(
     events=(StartProgress, EngineStarted, EngineError),
     examples=({"name": "llamacpp", "model_id": "smollm2-135m-instruct", "config": {"context_length": 2048}},),
 ):
-    """Start one instance of an engine for a model. Answers when it is healthy; with `wait` false, at once."""
+    """Start one instance of an engine for a model. Answers when it is healthy, or at once if `wait` is false."""
 
     name: EngineName
-    model_id: str | None = Field(None, max_length=120, description="Model of the registry; or give model_path.")
-    model_path: str | None = Field(None, max_length=4096, description="Absolute path of a file of weights.")
+    model_id: str | None = Field(
+        None, max_length=120, description="Id or name of a registered model; not needed if `model_path` is given."
+    )
+    model_path: str | None = Field(None, max_length=4096, description="Absolute path of a file or folder of weights.")
     config: Options = Field({}, description="Options of the engine, such as context_length, slots, threads.")
     process_id: ProcessId | None = Field(
-        None, description="Id of the instance; a repeat with the same id starts no second one. Default: a new id."
+        None,
+        description="Id of the instance; default: a new id. A start with the id of a running instance has no effect.",
     )
-    service_id: str = Field("", max_length=100, description="Service that the instance belongs to.")
+    service_id: str = Field("", max_length=100, description="Id of the service that the instance belongs to.")
     port: int | None = Field(None, ge=1024, le=65535, description="Port to listen on; default: a free one.")
     memory_bytes: int | None = Field(None, ge=0, description="Bytes to reserve; default: estimated from the model.")
-    gpu_fraction: float = Field(0, ge=0, le=1, description="Share of one accelerator to reserve, beside the memory.")
-    priority: int = Field(5, ge=0, le=100, description="Priority of the memory slot; may preempt lower ones.")
-    wait: bool = Field(True, description="Whether to wait until it is healthy or has failed.")
-    timeout: float = Field(300, ge=1, le=3600, description="Seconds after which the start has failed.")
+    gpu_fraction: float = Field(
+        0, ge=0, le=1, description="Share of one accelerator to reserve, in addition to the memory."
+    )
+    priority: int = Field(
+        5, ge=0, le=100, description="Priority of the memory slot, which may preempt slots of lower priority."
+    )
+    wait: bool = Field(True, description="Whether to wait until the instance is healthy or has failed.")
+    timeout: float = Field(300, ge=1, le=3600, description="Seconds after which an unfinished start fails.")
 
 
 class StopEngine(
@@ -385,11 +400,11 @@ class StopEngine(
     events=(EngineStopped, EngineError),
     examples=({"name": "eng-llamacpp-7f3a09c1"}, {"name": "llamacpp", "timeout": 5}),
 ):
-    """Stop one instance, or all instances of an engine. Answers when they have ended; does nothing if none runs."""
+    """Stop one instance, or all instances of an engine. Answers when they have ended, or at once if none runs."""
 
     name: Named
     force: bool = Field(False, description="Kill (SIGKILL) at once instead of sending SIGTERM first.")
-    timeout: float = Field(30, ge=0, le=600, description="Seconds from SIGTERM until it is killed.")
+    timeout: float = Field(30, ge=0, le=600, description="Seconds from SIGTERM to SIGKILL.")
 
 
 class RestartEngine(
@@ -401,7 +416,7 @@ class RestartEngine(
     events=(EngineStopped, EngineStarted),
     examples=({"name": "eng-llamacpp-7f3a09c1"},),
 ):
-    """Stop an instance and start it again with the same settings. An engine's name works if it has one instance."""
+    """Stop an instance and start it again with the same settings. `name` may be an engine that has one instance."""
 
     name: Named
 
@@ -410,13 +425,13 @@ class RestartEngine(
 
 
 class GetEngine(Query[EngineView], unit="engine.get", errors=(NotFound,), examples=({"name": "llamacpp"},)):
-    """Return an engine and its instances, with the memory and CPU that they use now."""
+    """Return an engine and its instances, with the current memory and CPU use of each instance."""
 
     name: EngineName
 
 
 class ListEngines(Query[EngineList], Page, unit="engine.list", examples=({"type": "llm"},)):
-    """List the engines, without the memory and CPU use of their instances: see engine.get."""
+    """List the engines. Only engine.get returns the memory and CPU use of instances."""
 
     type: str | None = Field(None, description="Only engines that serve models of this type.")
     status: EngineStatus | None = Field(None, description="Only engines in this status.")
@@ -434,7 +449,7 @@ class CheckConfig(
     errors=(NotFound, ValidationFailed),
     examples=({"name": "llamacpp", "config": {"slots": 2}},),
 ):
-    """Check whether an engine accepts a config; the error names each field that it does not accept."""
+    """Check whether an engine accepts a config. The error names each field that the engine does not accept."""
 
     name: EngineName
     config: Options = Field(description="Options of the engine, as in engine.start.")
@@ -446,11 +461,15 @@ class GetLogs(
     errors=(NotFound,),
     examples=({"process_id": "eng-llamacpp-7f3a09c1", "tail": 20},),
 ):
-    """Return the last lines of an instance's log, also after it has ended."""
+    """Return the last lines of an instance's log, also after the instance has ended."""
 
     process_id: ProcessId
     tail: int = Field(100, ge=1, le=10_000, description="Number of lines.")
-    since: float | None = Field(None, ge=0, description="Only runs that started at this time (Unix seconds) or later.")
+    since: float | None = Field(
+        None,
+        ge=0,
+        description="Only runs that started at this time (Unix seconds) or later, and always the latest run.",
+    )
 
 
 Commands = InstallEngine | StartEngine | StopEngine | RestartEngine

@@ -17,7 +17,7 @@ from services.model.settings import ModelSettings
 
 
 def _registry(event: Event) -> list[str]:
-    """Return the ids of the registry resource that an event changes: all events but pull progress do."""
+    """Return the id of the resource about all models if the event changes this resource. Pull progress does not."""
     return [] if isinstance(event, u.PullProgress) else ["all"]
 
 

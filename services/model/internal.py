@@ -1,4 +1,4 @@
-"""Commands that the model domain sends itself: prepared registrations, and results of pulls and verifications."""
+"""Commands that the model domain sends to itself: prepared commands of callers, and the results of effects."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from services.model.units import Facts, ModelRef
 
 
 class BeginDelete(Command[Success], unit="model.begin_delete", stream="model_id"):
-    """A DeleteModel with the ids of the services that use the model; empty if forced."""
+    """A DeleteModel command. `services`: the ids of the services that use the model; empty if `force` is true."""
 
     model_id: str
     force: bool
@@ -17,9 +17,10 @@ class BeginDelete(Command[Success], unit="model.begin_delete", stream="model_id"
 
 
 class Register(Command[ModelRef], unit="model.register"):
-    """A CreateModel or ImportModel with the facts of its files. `names`: candidates; the first free one is used.
+    """A CreateModel or ImportModel command with the facts of the model's files.
 
-    `path` is empty if there are no files; `named`: whether the caller chose the name.
+    `names`: candidates for the model's name; the model gets the first free one. `named`: whether the caller chose the
+    name. `path`: empty if the model has no files.
     """
 
     names: tuple[str, ...]
@@ -35,7 +36,7 @@ class Register(Command[ModelRef], unit="model.register"):
 
 
 class RecordProgress(Command[Success], unit="model.record_progress", stream="model_id"):
-    """Progress of a pull: bytes so far, bytes in total if known, bytes per second."""
+    """Progress of a pull. `bytes_done`: bytes so far. `bytes_total`: None if unknown. `speed`: bytes per second."""
 
     model_id: str
     run: int
@@ -46,7 +47,10 @@ class RecordProgress(Command[Success], unit="model.record_progress", stream="mod
 
 
 class RecordPulled(Command[Success], unit="model.record_pulled", stream="model_id"):
-    """The files are complete, checked and in their final folder. `name` is from their header."""
+    """The files of a pull are complete, checked and in their final folder.
+
+    `name`: the model's name, from the header or the file's name; empty if AIMA does not read the format.
+    """
 
     model_id: str
     run: int
@@ -60,7 +64,7 @@ class RecordPulled(Command[Success], unit="model.record_pulled", stream="model_i
 
 
 class RecordPullFailed(Command[Success], unit="model.record_pull_failed", stream="model_id"):
-    """The pull has failed."""
+    """A pull has failed."""
 
     model_id: str
     run: int
@@ -71,7 +75,7 @@ class RecordPullFailed(Command[Success], unit="model.record_pull_failed", stream
 
 
 class RecordVerified(Command[Success], unit="model.record_verified", stream="model_id"):
-    """The files were verified."""
+    """The files of a model were verified. `intact`: whether the files match the registration."""
 
     model_id: str
     run: int
@@ -80,12 +84,12 @@ class RecordVerified(Command[Success], unit="model.record_verified", stream="mod
 
 
 class RecordRemoved(Command[Success], unit="model.record_removed", stream="model_id"):
-    """The files have been removed."""
+    """The files of a deleted model were removed."""
 
     model_id: str
 
 
 RunReports = RecordProgress | RecordPulled | RecordPullFailed | RecordVerified
-"""The reports of an effect of one run."""
+"""The reports about one pull or one verification."""
 Reports = RunReports | RecordRemoved
 COMMANDS: tuple[type[Command[Any]], ...] = (Register, BeginDelete, *Reports.__args__)

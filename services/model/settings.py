@@ -12,7 +12,7 @@ class ModelSettings(Section):
 
     pulls_at_once: int = Field(2, ge=1, le=16, description="Number of concurrent pulls; further pulls wait.")
     pull_attempts: int = Field(
-        3, ge=1, le=20, description="How many times a pull is tried while its hub does not answer."
+        3, ge=1, le=20, description="Maximum number of attempts of a pull while its hub does not answer."
     )
-    pull_timeout: float = Field(86_400, ge=10, le=604_800, description="Seconds after which a pull has failed.")
-    search_timeout: float = Field(10, ge=1, le=60, description="Seconds that each hub has to answer a search.")
+    pull_timeout: float = Field(86_400, ge=10, le=604_800, description="Seconds after which an unfinished pull fails.")
+    search_timeout: float = Field(10, ge=1, le=60, description="Seconds after which the search of a hub fails.")

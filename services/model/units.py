@@ -41,7 +41,7 @@ ModelFormat = Annotated[
 
 
 def is_opaque(format_: str) -> bool:
-    """Return whether AIMA does not read files of this format."""
+    """Return whether the format is opaque: AIMA does not read its files."""
     return format_ not in KNOWN_FORMATS
 
 
@@ -65,9 +65,10 @@ FilePath = Annotated[str, Field(min_length=1, max_length=4096, description="Abso
 
 
 class ModelCreated(Event, unit="model.created", stream="model_id", frozen=True, kw_only=True):
-    """A model was registered, or its files have arrived. `size` in bytes; `checksum` `sha256:...`, empty without files.
+    """A model was registered, or a registered model has got its files.
 
-    `facts`: the fields of `headers.model_file.ModelFile`, read from the header of the files.
+    `size`: in bytes. `checksum`: `sha256:...`; empty if the model has no files. `facts`: the fields of
+    `headers.model_file.ModelFile`, read from the header of the files.
     """
 
     model_id: str
@@ -82,14 +83,14 @@ class ModelCreated(Event, unit="model.created", stream="model_id", frozen=True, 
 
 
 class ModelDeleted(Event, unit="model.deleted", stream="model_id", frozen=True, kw_only=True):
-    """The model was removed from the registry. Pulled files are removed next, imported ones stay."""
+    """A model was removed from the registry. AIMA then removes pulled files, but keeps imported files."""
 
     model_id: str
     name: str
 
 
 class FilesRemoved(Event, unit="model.files_removed", stream="model_id", frozen=True, kw_only=True):
-    """The pulled files of a deleted model were removed; its id is free again."""
+    """The pulled files of a deleted model were removed. The id of the model is free again."""
 
     model_id: str
 
@@ -102,10 +103,10 @@ class ModelImported(Event, unit="model.imported", stream="model_id", frozen=True
 
 
 class PullStarted(Event, unit="model.pull_started", stream="model_id", frozen=True, kw_only=True):
-    """A pull has started. Recorded before any download.
+    """A pull has started. AIMA records this event before any download.
 
-    `run` counts the pulls and verifications of the model; `started_at` in Unix seconds. `format` and `type`: as the
-    caller or the engine of an opaque format states them, otherwise empty.
+    `run` counts the pulls and verifications of the model. `started_at`: in Unix seconds. `format`: the format in the
+    command, or empty. `type`: the type in the command, or the type that engines serve in an opaque format, or empty.
     """
 
     model_id: str
@@ -132,7 +133,7 @@ class PullProgress(Event, unit="model.pull_progress", stream="model_id", frozen=
 
 
 class PullCompleted(Event, unit="model.pull_completed", stream="model_id", frozen=True, kw_only=True):
-    """The files are complete and their digest is correct. `size` in bytes, `duration` in seconds."""
+    """A pull is complete and the digest of its files is correct. `size` in bytes, `duration` in seconds."""
 
     model_id: str
     size: int
@@ -142,7 +143,7 @@ class PullCompleted(Event, unit="model.pull_completed", stream="model_id", froze
 
 
 class PullFailed(Event, unit="model.pull_failed", stream="model_id", frozen=True, kw_only=True):
-    """The pull has failed and its files were removed. `error_code`: reason; `code`: error code on the wire."""
+    """A pull has failed and its files were removed. `code`: the code of the error. `error_code`: its reason."""
 
     model_id: str
     error: str
@@ -153,7 +154,10 @@ class PullFailed(Event, unit="model.pull_failed", stream="model_id", frozen=True
 
 
 class VerifyStarted(Event, unit="model.verify_started", stream="model_id", frozen=True, kw_only=True):
-    """A check of the files against the recorded checksum has started; also against `checksum` unless it is empty."""
+    """A verification has started. It compares the files with the recorded checksum.
+
+    `checksum`: a second checksum to compare with, given by the caller; empty if the caller gave none.
+    """
 
     model_id: str
     checksum: str
@@ -161,10 +165,10 @@ class VerifyStarted(Event, unit="model.verify_started", stream="model_id", froze
 
 
 class ModelVerified(Event, unit="model.verified", stream="model_id", frozen=True, kw_only=True):
-    """The files were checked.
+    """The files of a model were verified.
 
     `valid`: no issue was found. `intact`: the files match the registration. If only the caller's own checksum differs,
-    the files are invalid but intact, and the model stays in service.
+    `valid` is false, `intact` is true, and the model stays ready.
     """
 
     model_id: str
@@ -210,18 +214,18 @@ class Requirements(View):
     """Memory to serve a model, in bytes; services/model/rules/estimate.py has the formula."""
 
     weights: int = Field(description="Bytes of the weights.")
-    kv_bytes_per_token: int = Field(description="Bytes of the KV cache per token of context and slot.")
+    kv_bytes_per_token: int = Field(description="Bytes of the KV cache for one token of context in one slot.")
     overhead: int = Field(description="Bytes of buffers and of the engine itself.")
-    context_length: int = Field(description="Tokens of context that the model was trained for; 0 if it has no context.")
+    context_length: int = Field(description="Tokens of context that the model was trained for; 0 if unknown.")
     basis: EstimateBasis = Field("header", description="Origin of the figures, as in `model.estimate_resources`.")
 
     def memory(self, tokens: int) -> int:
-        """Return the bytes for `tokens` of context in all slots together."""
+        """Return the bytes of memory for `tokens` tokens of context, counted over all slots."""
         return self.weights + self.kv_bytes_per_token * tokens + self.overhead
 
 
 class ModelView(View, stream="id"):
-    """A model. Fields that are read from its files, such as `path`, are empty before it has files."""
+    """A model. Until the model has files, the fields about its files, such as `path`, are empty."""
 
     id: str
     name: str
@@ -239,7 +243,7 @@ class ModelView(View, stream="id"):
     parameters: int | None
     quantization: str | None
     tools: bool = Field(description="Whether the chat template of the model supports tools.")
-    progress: float = Field(description="Percent of the current pull.")
+    progress: float = Field(description="Progress of the latest pull, in percent.")
     error: str | None
     created_at: str
     changed_at: str
@@ -247,21 +251,22 @@ class ModelView(View, stream="id"):
 
 
 def present(model: ModelView) -> ModelView:
-    """Return the model; raise NotFound (MODEL_NOT_FOUND) if it has no files because its pull has failed."""
+    """Return the model. Raises NotFound (MODEL_NOT_FOUND) if the model has no files because its pull has failed."""
     if model.status != "error" or model.path:
         return model
     pull = f"source={model.source} repo={model.repo}{f' tag={model.tag}' if model.tag else ''}"
     if model.format:
         pull += f" format={model.format}{f' type={model.type}' if model.type else ''}"
     raise NotFound(
-        f"model {model.id} has no files: its pull has failed: {model.error}; try again: aima call model.pull {pull}",
+        f"model {model.id} has no files, because its pull has failed: {model.error}; "
+        f"try again: aima call model.pull {pull}",
         reason="MODEL_NOT_FOUND",
         model_id=model.id,
     )
 
 
 class ModelList(View):
-    """Models."""
+    """A page of models."""
 
     items: list[ModelView]
     total: int
@@ -282,7 +287,7 @@ class SearchResults(View):
     """Models found on the hubs."""
 
     results: list[SearchResult]
-    issues: list[str] = Field(description="Hubs without an answer, each with the cause.")
+    issues: list[str] = Field(description="Hubs that could not be searched, each with the cause.")
 
 
 class Verified(View):
@@ -295,13 +300,15 @@ class Verified(View):
 class Estimate(View):
     """Estimated memory to serve a model, in bytes."""
 
-    memory_min: int = Field(description="For one request at a time in a context of 2048 tokens.")
-    memory_recommended: int = Field(description="For four requests at once in contexts of 8192 tokens.")
+    memory_min: int = Field(description="Bytes to serve one request at a time with 2048 tokens of context.")
+    memory_recommended: int = Field(
+        description="Bytes to serve four requests at once with 8192 tokens of context each."
+    )
     gpu_type: str | None = Field(None, description="Smallest GPU that is required; null if a CPU suffices.")
     basis: EstimateBasis = Field(
         "header",
-        description="header: calculated from the header of the files. size: only the size of the files and of a bare "
-        "process, because AIMA does not read the format; the engine may need more.",
+        description="header: calculated from the header of the files. size: the size of the files plus the memory of "
+        "an empty process, because AIMA does not read the format; the engine may need more.",
     )
 
 
@@ -317,7 +324,7 @@ class CreateModel(
     events=(ModelCreated,),
     examples=({"name": "my-model", "type": "llm", "format": "gguf", "path": "/models/my-model.gguf"},),
 ):
-    """Register a model, with `path` also its files. Idempotent.
+    """Register a model and, if `path` is given, its files. Idempotent.
 
     Files in a format that AIMA does not read are registered with their size and checksum, without further checks.
     """
@@ -328,7 +335,9 @@ class CreateModel(
     format: ModelFormat | None = Field(
         None, description="Format of the weights, such as gguf; default: read from the files."
     )
-    path: FilePath | None = Field(None, description="Absolute path of its files; default: no files yet.")
+    path: FilePath | None = Field(
+        None, description="Absolute path of the model's file or folder; default: the model has no files yet."
+    )
 
 
 class DeleteModel(
@@ -341,13 +350,13 @@ class DeleteModel(
     events=(ModelDeleted, FilesRemoved),
     examples=({"model_id": "smollm2-135m-instruct-q4_1"},),
 ):
-    """Remove a model, and its files if they were pulled. Refused while a service uses it, unless forced.
+    """Remove a model, and its files if AIMA pulled them. Refused while a service uses the model, unless forced.
 
     Answers when the files are removed. Cancels a running pull of the model.
     """
 
     model_id: ModelId
-    force: bool = Field(False, description="Delete it even if services use it.")
+    force: bool = Field(False, description="Delete the model even if services use it.")
 
 
 class PullModel(
@@ -372,10 +381,10 @@ class PullModel(
         {"repo": "maker/dictation", "format": "my-speech-weights", "type": "asr"},
     ),
 ):
-    """Download a model from a hub and register it. Answers when it is ready; with `wait` false, at once.
+    """Download a model from a hub and register it. Answers when the model is ready, or at once if `wait` is false.
 
-    In a format that AIMA does not read, all files of the repository are the model. Does nothing if the model is already
-    present. A conflict if the same pull is running.
+    If AIMA does not read the format, it downloads all files of the repository. Does nothing if the model is already
+    present. Fails with CONFLICT if the same pull is already running.
     """
 
     source: SourceName = Field("huggingface", description="Kind of hub; package: a Python package with weights.")
@@ -410,8 +419,8 @@ class ImportModel(
 ):
     """Register local files as a model. Format and type are read from the files.
 
-    For files that AIMA does not read, `format` is the name that the manifest of an engine lists under `formats`. They
-    are registered with their size and checksum, without further checks.
+    For files that AIMA does not read, `format` is the name that the manifest of an engine lists under `formats`. AIMA
+    registers such files with their size and checksum, without further checks.
     """
 
     path: FilePath
@@ -442,7 +451,7 @@ class VerifyModel(
     checksum: str | None = Field(
         None,
         pattern=r"^(sha256:)?[0-9a-f]{64}$",
-        description="Expected checksum, checked in addition to the recorded one.",
+        description="Expected checksum, compared in addition to the recorded checksum.",
     )
 
 
@@ -488,9 +497,14 @@ class EstimateResources(
 
     model_id: ModelId
     context_length: int | None = Field(
-        None, ge=1, le=10_000_000, description="Tokens of context; default: minimum 2048, recommended 8192."
+        None,
+        ge=1,
+        le=10_000_000,
+        description="Tokens of context per request; default: 2048 for `memory_min`, 8192 for `memory_recommended`.",
     )
-    slots: int | None = Field(None, ge=1, le=1024, description="Requests at once; default: minimum 1, recommended 4.")
+    slots: int | None = Field(
+        None, ge=1, le=1024, description="Requests at once; default: 1 for `memory_min`, 4 for `memory_recommended`."
+    )
 
 
 # --- resources that are more than one of the queries above -------------------------------------------------------
@@ -502,18 +516,18 @@ class Fit(View):
     type: str
     format: str
     models: list[str] = Field(description="Ids of the ready models.")
-    engines: list[str] = Field(description="Names of the engines that serve them.")
+    engines: list[str] = Field(description="Names of the engines that serve these models.")
 
 
 class Compatibility(View):
-    """The ready models by type and format, each with the engines that serve them."""
+    """The ready models, grouped by type and format. Each group has the engines that serve it."""
 
     items: list[Fit]
     engines_known: bool = Field(description="False if the engine domain did not answer: `engines` is then empty.")
 
 
 class GetCompatibility(Query[Compatibility], unit="model.compatibility"):
-    """Return which engines serve which models; the query of the resource asms://models/compatibility."""
+    """Return which engines serve which ready models. The resource asms://models/compatibility uses this query."""
 
 
 Commands = CreateModel | DeleteModel | PullModel | ImportModel | VerifyModel

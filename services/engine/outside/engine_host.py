@@ -1,6 +1,6 @@
 """The machine that the engine domain runs on: processes, ports, packages, health checks.
 
-A set of functions only, so that a test can replace the machine.
+A `Host` is only a set of functions, so that a test can replace the machine.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from services.resource import units as resource
 
 _LOADING_INTERVAL = 0.1  # seconds between health checks while a model loads; a small model loads in half a second
 MISSES = 3
-"""Failed health checks in a row after which an engine is unhealthy. A pause of one or two seconds causes fewer."""
+"""Failed health checks in a row after which an engine is unhealthy. A pause of two seconds causes fewer failures."""
 _LOG_LINES = 200  # lines at the end of the log that are searched for the cause of a death
 _PEER_TIMEOUT = 3.0  # seconds; the resource domain replies at once, and a lost request is repeated
 _ORPHAN_GRACE = 5.0  # seconds from SIGTERM to SIGKILL for a process that the log does not know
@@ -42,7 +42,10 @@ class Instances:
         self._unfinished: dict[str, set[asyncio.Task[Any]]] = {}
 
     async def launch(self, process_id: str) -> Commands:
-        """Start the instance; return once it is healthy or its process has died, with the cause from its log."""
+        """Start the instance and wait until it is healthy or its process has died. Return a command with the result.
+
+        If the process has died, the command has the cause from the log of the instance.
+        """
         current = self._context.world[f"engine/{process_id}"]
         start = current.start
         assert start
@@ -64,7 +67,7 @@ class Instances:
         return [await self._until_ready(manifest, start, handle)]
 
     async def watch(self, process_id: str) -> Commands:
-        """Record changes of the process's health until the process dies; then return its failure."""
+        """Record changes of the process's health until the process dies. Then return the failure of the instance."""
         current = self._context.world[f"engine/{process_id}"]
         start = current.start
         assert start
@@ -92,7 +95,7 @@ class Instances:
         return [i.RecordGone(process_id=effect.process_id, run=effect.run, exit_code=exit_code)]
 
     async def expire(self, process_id: str, run: int) -> Commands:
-        """Return the result of a start at its deadline: a failure, or ready if the engine is healthy by now."""
+        """Return the result of a start at its deadline: ready if the engine is healthy now, otherwise a failure."""
         current = self._context.world.get(f"engine/{process_id}")
         if current is None or current.start is None or current.run != run:
             return []
@@ -153,7 +156,7 @@ class Instances:
         return await self._uninterrupted(start, self._runtime.start(spec))
 
     async def _uninterrupted(self, start: u.StartRequested, step: Coroutine[Any, Any, T]) -> T:
-        """Await a step that a stop must not interrupt: an interrupted step would leak a memory slot or a process."""
+        """Await a step that a stop must not interrupt. An interrupted step would leak a memory slot or a process."""
         task = asyncio.create_task(step)
         unfinished = self._unfinished.setdefault(start.process_id, set())
         unfinished.add(task)

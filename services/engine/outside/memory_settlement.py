@@ -17,9 +17,10 @@ _PEER_TIMEOUT = 3.0  # seconds; the resource domain replies at once, and the nex
 
 
 class SettlementPace(NamedTuple):
-    """Times in seconds. `every`: between two checks. `lower_after`: from the start until a slot may be lowered.
+    """Times in seconds. `every`: time between two measurements of an instance's memory.
 
-    `ask_again`: from a refused raise to the next attempt. `lower_after` leaves time for the first requests.
+    `lower_after`: time from the first measurement until the limit of a slot may be lowered; it leaves time for the
+    first requests. `ask_again`: time from a refused request to raise the limit until the request is repeated.
     """
 
     every: float
@@ -33,9 +34,9 @@ PACE = SettlementPace(every=5.0, lower_after=10.0)
 def settled(limit: int, reserved: int, used: int, peak: int, due: bool) -> int | None:
     """Return the new limit of a slot in bytes; None if the limit needs no change. Pure.
 
-    The limit is raised whenever the instance uses more. The limit is lowered once at most: if it is still the reserved
-    amount when lowering is `due`. By then llama.cpp has used its whole memory, because it touches the weights and the
-    whole cache while it starts. If an engine grows later, the limit is raised again and never lowered.
+    The limit is raised whenever the instance uses more than the limit. The limit is lowered only if it is still the
+    reserved amount and `due` is true. When `due` becomes true, llama.cpp has used its whole memory, because it touches
+    the weights and the whole cache while it starts. A limit that was raised is never lowered.
     """
     if used > limit:
         return _with_margin(used)
@@ -53,8 +54,8 @@ async def keep_settled(
     """Measure the memory of the instance and adjust its slot, until the task is cancelled.
 
     The current limit comes from the resource domain, because this function may have changed the limit before a restart
-    of AIMA. The first refused raise is logged. The raise is requested again every `pace.ask_again` seconds, because
-    other slots may be released.
+    of AIMA. If a request to raise the limit is refused, it is repeated every `pace.ask_again` seconds, because other
+    slots may be released. Only the first refusal is logged.
     """
     assert instance.start
     assert instance.started

@@ -1,4 +1,4 @@
-"""Finds the Python package of an engine. Installs a missing package with pip, into a folder of the engine's own."""
+"""Finds the Python package of an engine. Installs a missing package with pip, into a folder for this engine only."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ class Package:
         self._manifest = manifest
 
     def find(self) -> tuple[str, str] | None:
-        """Return the package's folder and version; None if it is missing; ("", version) if there is no package."""
+        """Return the folder and the version of the engine's package; None if the package is not installed.
+
+        If the manifest names no module, the folder is "" and the version is that of the manifest.
+        """
         module, package = self._manifest.module, self._manifest.package
         if module is None:
             return "", self._manifest.version

@@ -25,8 +25,8 @@ async def prepare_start(
 ) -> i.BeginStart:
     """Return the start with the facts for its decision.
 
-    Raises ValidationFailed for a bad config or path, NotFound for a missing model or file, Conflict if the model is not
-    ready or the engine cannot serve it.
+    Raises ValidationFailed for a bad config or path, NotFound for a missing model or file, and Conflict if the model is
+    not ready or the engine cannot serve the model.
     """
     settings = context.settings
     check(manifest, command.config)

@@ -21,7 +21,7 @@ _IDENTITY = ("name", "model_id", "model_path")  # fields that are equal in a sta
 
 
 Prepared = i.BeginInstall | i.BeginStart | u.StopEngine | u.RestartEngine
-"""The commands of callers, after their preparation."""
+"""The commands of callers, as `Outside.prepare` returns them."""
 
 
 def decide(world: World[InstanceState], command: Prepared | i.Reports, call: Call) -> list[Event]:
@@ -85,7 +85,7 @@ def _start(world: World[InstanceState], command: i.BeginStart, call: Call) -> li
         return []
     if current:
         raise Conflict(
-            f"{current.id} has not ended yet (status: {current.status}); start it again when it has",
+            f"{current.id} has not ended yet (status: {current.status}); start it again when it has ended",
             reason="BUSY",
             process_id=current.id,
         )
@@ -106,7 +106,7 @@ def _start(world: World[InstanceState], command: i.BeginStart, call: Call) -> li
 
 
 def _port(world: World[InstanceState], command: i.BeginStart) -> int:
-    """Return the requested port, or the first port that is free of instances and of other programs."""
+    """Return the requested port, or else the first port that no instance and no other program uses."""
     holders = {state.start.port: state.id for state in world.values() if state.start}
     if command.port is not None:
         port = command.port
@@ -158,7 +158,7 @@ def _restart(instances: Sequence[InstanceState], name: str, call: Call) -> list[
 
 
 def _recorded(state: InstanceState | None, command: i.RunReports, call: Call) -> list[Event]:
-    """Decide on the report of an effect. Every report names a run; a report about an earlier run is ignored."""
+    """Return the events for a report about a run of an instance; none if the report is about an earlier run."""
     if state is None or state.start is None or command.run != state.run:
         return []
     start = state.start
@@ -197,12 +197,12 @@ def _recorded(state: InstanceState | None, command: i.RunReports, call: Call) ->
 
 
 def _advances(reached: u.StartProgress, recorded: u.StartProgress | None) -> bool:
-    """Return whether the progress is new. A retried start repeats its first phases; they are recorded only once."""
+    """Return whether the progress is new. A retried start repeats its first phases, which are recorded only once."""
     return recorded is None or (reached != recorded and reached.progress >= recorded.progress)
 
 
 def _orphan(world: World[InstanceState], orphan: i.RecordOrphan) -> list[Event]:
-    """Report the end of an unknown process, so that other domains drop its replica and release its memory."""
+    """Return the end of an unknown process as an event. Other domains then drop its replica and release its memory."""
     if f"engine/{orphan.process_id}" in world:
         return []
     return [u.EngineStopped(**orphan.model_dump(), reason=u.ORPHAN, exit_code=None)]
@@ -261,7 +261,7 @@ def _stop_changes(state: InstanceState, force: bool) -> bool:
 
 
 def _instances_named(world: World[InstanceState], name: str) -> list[InstanceState]:
-    """Return the instance with a process_id, or all instances of an engine's name."""
+    """Return the instance whose process_id is `name`, or all instances of the engine `name`."""
     return [state for state in world.values() if state.start and name in (state.id, state.start.name)]
 
 

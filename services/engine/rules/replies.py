@@ -1,4 +1,4 @@
-"""The replies to the engine domain's commands, made from the world and the events since the decision. Pure."""
+"""Makes the replies to the engine domain's commands, from the world and the events since the decision. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from services.engine.rules.state import InstanceState
 
 
 def reply(world: World[InstanceState], command: Prepared, events: Sequence[Event]) -> View | None:
-    """Return the reply; None while the outcome is open. Raises the error of a failed start, restart or install."""
+    """Return the reply; None until the outcome is known. Raises the error of a failed start, restart or install."""
     match command:
         case i.BeginInstall(name=name):
             return _installed(world.get(f"engine/{name}"), events)

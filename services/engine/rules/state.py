@@ -25,7 +25,7 @@ Status = Literal["installing", "installed", "starting", "running", "error", "sto
 
 
 class InstanceState(msgspec.Struct, frozen=True):
-    """An instance or, if `start` is None, an engine's package."""
+    """The state of an instance or, if `start` is None, of an engine's package."""
 
     id: str
     status: Status
@@ -83,7 +83,7 @@ class Watch(Effect, frozen=True):
 
 
 class Settle(Effect, frozen=True):
-    """Keep the limit of the instance's memory slot at the memory that the instance uses."""
+    """Adjust the limit of the instance's memory slot to the memory that the instance uses."""
 
     process_id: str
     run: int

@@ -15,7 +15,7 @@ START_LINE = "=== aima starts "
 
 
 class LaunchSpec(msgspec.Struct, frozen=True):
-    """A program to run: `argv` for the kernel (no shell); `env` is added to the inherited environment.
+    """A program to run. `argv`: the command line, without a shell. `env`: added to the inherited environment.
 
     `instance` is the id of the instance, such as `eng-llamacpp-7f3a`: at most 120 letters, digits, `.`, `_`, `-`.
     `cwd` is the working folder, by default the runtime's folder. `Runtime.notes` returns the `notes` while the program
@@ -60,7 +60,7 @@ class Runtime(Protocol):
     """Starts programs, finds running programs, and ends programs."""
 
     async def start(self, spec: LaunchSpec) -> Handle:
-        """Return the instance's living program; start it if there is none.
+        """Return the instance's living program. If there is none, start the program and return it.
 
         Idempotent, also for concurrent tasks and processes. Does not wait until the program is healthy. Raises
         ExecutionFailed (reason LAUNCH_FAILED) if the program cannot be started, ValidationFailed if the instance's id
@@ -90,7 +90,7 @@ class Runtime(Protocol):
         ...
 
     async def wait(self, handle: Handle) -> int | None:
-        """Wait for the program's death; return its exit code, None if unknown. May return a second after the death."""
+        """Wait for the program's death; return its exit code, None if unknown. May return up to a second late."""
         ...
 
     def logs(self, instance: str, tail: int) -> Lines:

@@ -79,7 +79,10 @@ class Children:
             return handle in self._codes and self._codes[handle] is None
 
     def code(self, handle: Handle) -> int | None:
-        """Return a child's exit code, negative for a signal; None while it runs, and for a program that is no child."""
+        """Return the exit code of a child; it is negative for a signal.
+
+        Returns None while the child runs, and for a program that is not a child of this process.
+        """
         self.reap()
         with self._lock:
             return self._codes.get(handle)

@@ -14,7 +14,7 @@ import psutil
 from aima_core.errors import ExecutionFailed
 
 POLL = 0.5
-"""Seconds between two checks whether a process lives, on systems that do not notify of a process's death."""
+"""Seconds between two checks whether a process lives, on systems without a notification (pidfd)."""
 KILLED = 5.0
 """Seconds to wait after SIGKILL for the end of a process. A process that hangs in a driver does not end."""
 
@@ -32,7 +32,10 @@ class Death(asyncio.Event):
 
 @contextlib.contextmanager
 def watched(pid: int) -> Iterator[Death]:
-    """Watch a process, which need not be a child. The caller checks inside the block that the pid was not reused."""
+    """Watch for the death of a process. The process need not be a child.
+
+    The caller checks inside the block that the pid was not reused.
+    """
     death = Death()
     descriptor = _pidfd(pid)
     if descriptor is None:
@@ -83,7 +86,7 @@ async def gone(processes: Sequence[psutil.Process], seconds: float) -> None:
 def kill(instance: str, find: Callable[[], Iterable[psutil.Process]]) -> None:
     """Kill the processes that `find` returns, again and again until none lives. Blocks, usually for milliseconds.
 
-    Raises ExecutionFailed (reason STOP_FAILED) if processes survive SIGKILL for five seconds; it names `instance`.
+    Raises ExecutionFailed (STOP_FAILED) if processes survive SIGKILL for five seconds. The error names `instance`.
     """
     deadline = time.monotonic() + KILLED
     while remaining := [process for process in find() if lives(process)]:

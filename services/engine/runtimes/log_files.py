@@ -26,9 +26,9 @@ PARTIAL = 20
 """Milliseconds that a rotation waits for the rest of a line. A write across a page boundary becomes visible in two
 pieces; a truncation between the pieces would cut the line in two."""
 FORGET_AFTER = 7 * 24 * 3600.0
-"""Seconds after its last line until the log of an ended instance is removed."""
+"""Seconds from the last line of a log until the log is removed, if its instance has ended."""
 KEPT = 200
-"""Number of ended instances whose logs are kept. Each attempt to start a replica is another instance."""
+"""Number of ended instances whose logs are kept. Each attempt to start a replica makes another instance."""
 
 
 def of_runs_since(lines: Sequence[str], at: float) -> Sequence[str]:
@@ -70,7 +70,7 @@ class LogFiles:
         return descriptor
 
     def rotate(self) -> None:
-        """Rotate each log larger than `max_bytes`. Raises OSError, without loss of lines."""
+        """Rotate each log larger than `max_bytes`. Raises OSError; no lines are lost then."""
         for path in sorted(self._folder.glob("*.log")):
             if path.stat().st_size > self._max_bytes:
                 with self._rotating:

@@ -1,7 +1,7 @@
-"""Finds the processes of this AIMA by marks in their environment. Must not start or end processes.
+"""Finds the processes of this AIMA by their marks. This module must not start or end processes.
 
-A process gets its environment at its start, and its children inherit the environment. So the marks survive a crash of
-AIMA.
+The marks of a process are the environment variables AIMA_INSTANCE and AIMA_OWNER. A process gets its environment at its
+start, and its children inherit the environment. So the marks survive a crash of AIMA.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def environment(process: psutil.Process) -> dict[str, str]:
 
 
 def marked(owner: str) -> dict[str, list[psutil.Process]]:
-    """Return the living processes with the owner's mark, by instance: programs and processes that they started."""
+    """Return the processes with the owner's mark, by instance: the program and the processes that it has started."""
     instances: dict[str, list[psutil.Process]] = {}
     for pid in psutil.pids():
         try:
@@ -51,7 +51,7 @@ def marked(owner: str) -> dict[str, list[psutil.Process]]:
 
 
 def noted(notes: dict[str, str]) -> dict[str, str]:
-    """Return the environment variables for notes."""
+    """Return the environment variables that store the notes of a program."""
     return {f"{NOTE}{name.upper()}": value for name, value in notes.items()}
 
 
@@ -62,7 +62,7 @@ def notes(process: psutil.Process) -> dict[str, str]:
 
 
 def head(processes: list[psutil.Process], recorded: int | None) -> psutil.Process | None:
-    """Return the program among the processes of one instance; None if only processes that it has started live.
+    """Return the program of an instance from all living processes of the instance; None if the program has ended.
 
     The program is the process with the recorded pid. If AIMA crashed before it recorded the pid, the program is the
     oldest session leader, because any session that the program starts is younger.
@@ -82,7 +82,7 @@ def leads_session(process: psutil.Process) -> bool:
 
 
 def living(handle: Handle, owner: str) -> psutil.Process | None:
-    """Return the process with the handle's pid if it has the same start time and marks and is no zombie; else None."""
+    """Return the program of a handle if it lives, else None. Its pid, start time and marks must match the handle."""
     try:
         process = psutil.Process(handle.pid)
         same = abs(process.create_time() - handle.started_at) <= CLOCK_STEP
@@ -95,7 +95,7 @@ def living(handle: Handle, owner: str) -> psutil.Process | None:
 
 
 def family(process: psutil.Process) -> list[psutil.Process]:
-    """Return the process, its descendants and the rest of its process group, also those without marks."""
+    """Return the process, its descendants and the rest of its process group, also processes without marks."""
     members = {process}
     try:
         members.update(process.children(recursive=True))

@@ -1,4 +1,4 @@
-"""Runs programs as detached processes, which outlive AIMA. Finds them again by marks in their environment.
+"""Runs programs as detached processes, which outlive AIMA. Finds them again by marks (environment variables).
 
 The list of living programs always comes from the machine, never from memory. The only state is a file for each
 instance, `run/<instance>.json`, with the pid of the program. The pid distinguishes the program from the processes that
@@ -35,7 +35,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 
 
 class ProcessRuntime:
-    """The runtime `process`. `folder`: for its files. `owner` distinguishes this AIMA from others on the machine."""
+    """The runtime `process`. `folder`: where its files are. `owner`: id of this AIMA among several on the machine."""
 
     def __init__(self, folder: Path, owner: str, *, log_bytes: int = 10 * 1024 * 1024, log_files: int = 3) -> None:
         self._folder, self._owner = folder, owner
@@ -168,7 +168,7 @@ class ProcessRuntime:
             yield
 
     def _forget(self) -> set[Handle]:
-        """Remove the files of instances that ended long ago; return the living ones."""
+        """Remove the files of instances that ended long ago. Return the handles of the living instances."""
         with self._locked():  # so that a concurrent start does not lose its new files
             living = self._living()
             self._logs.forget(living.keys())
@@ -194,7 +194,11 @@ class ProcessRuntime:
             return None
 
     def _members(self, handle: Handle) -> Sequence[psutil.Process]:
-        """Return the processes that a stop ends: the program and its family, or what it left; none of a later run."""
+        """Return the processes that a stop of the program ends.
+
+        If the program lives: the program, its descendants, its process group and all other processes of the instance.
+        If the program has ended: the processes that it left. If a later run of the instance lives: none.
+        """
         if process := marks.living(handle, self._owner):
             members = marks.family(process)
         elif handle.instance in self._living():

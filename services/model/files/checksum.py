@@ -1,4 +1,4 @@
-"""The checksum of a model: of its file, or of all files in its folder."""
+"""Computes the checksum of a model from its file, or from all files in its folder."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ _BLOCK = 1 << 20  # bytes that are read at once
 def checksum(path: Path) -> str:
     """Return "sha256:<digest>" for a file or folder.
 
-    The digest of a folder is that of a text with a line "<sha256>  <relative path>" for each file, sorted by path. The
-    digest for the first part of a split model covers all parts. Partial downloads (.part) are excluded. Blocking: reads
-    every byte. Raises OSError if a file cannot be read.
+    The digest of a folder is the SHA-256 of a text. The text has a line "<sha256>  <relative path>" for each file, and
+    the lines are sorted by path. Partial downloads (.part) are excluded. For a part of a split model, the digest covers
+    all parts.
+
+    Blocking: reads every byte. Raises OSError if a file cannot be read, and the errors of `parts`.
     """
     if path.is_dir():
         return _combined(path, files_of(path))
@@ -32,7 +34,7 @@ def file_sha256(path: Path) -> str:
 
 
 def file_digest(path: Path) -> hashlib._Hash:
-    """Return the SHA-256 object of a file, so that it can be updated further. Blocking; ends early if cancelled."""
+    """Return the SHA-256 object of a file; the caller may add more bytes to it. Blocking. Raises Cancelled."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_BLOCK):

@@ -1,4 +1,4 @@
-"""Writes files: reports a full or read-only disk, and publishes a finished file atomically."""
+"""Converts write errors of the disk to errors of AIMA, and renames a finished file atomically."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def disk_full(folder: Path, needed: int | None = None, free: int | None = None) 
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Convert OSError into ExecutionFailed (DISK_FULL, FOLDER_NOT_WRITABLE), which names the folder."""
+    """Convert an OSError of the block to ExecutionFailed (DISK_FULL, FOLDER_NOT_WRITABLE) that names the folder."""
     try:
         yield
     except OSError as fault:
@@ -37,7 +37,7 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def check_room(folder: Path, size: int) -> None:
-    """Raise ExecutionFailed (DISK_FULL) if the disk has less than `size` bytes free, before a long download."""
+    """Raise ExecutionFailed (DISK_FULL) if the disk of the folder has fewer than `size` bytes free."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free

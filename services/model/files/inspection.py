@@ -21,7 +21,7 @@ _NO_FACTS = ("format", "type", "name", "size")  # header fields that are fields 
 
 
 def facts_of(file: ModelFile) -> u.Facts:
-    """Return the known facts of a header, for the event; no facts for files in an opaque format."""
+    """Return the facts of a header for the event model.created. Files in an opaque format have no facts."""
     if u.is_opaque(file.format):
         return {}
     fields = msgspec.to_builtins(file)
@@ -29,9 +29,9 @@ def facts_of(file: ModelFile) -> u.Facts:
 
 
 def as_created(command: u.CreateModel) -> i.Register:
-    """Return the command with the facts of its files.
+    """Return the registration for a CreateModel command, with the facts of the model's files.
 
-    Raises ValidationFailed, NotFound and InvalidRequest, which name the field `path`, `type` or `format`.
+    Raises ValidationFailed, NotFound or InvalidRequest. The error names the field `path`, `type` or `format`.
     """
     source = command.source or "local"
     if command.path is None:
@@ -54,7 +54,10 @@ def as_created(command: u.CreateModel) -> i.Register:
 
 
 def as_imported(command: u.ImportModel) -> i.Register:
-    """Return the command with the facts of its files. An opaque format needs a type. Raises as `as_created` does."""
+    """Return the registration for an ImportModel command, with the facts of the model's files.
+
+    A command with an opaque format must have a type. Raises the errors of `as_created`.
+    """
     if not command.auto_detect and command.type is None:
         raise refused("type", "a type, because auto_detect is false", "TYPE_NEEDED")
     path, file = _inspect(command.path, command.format, command.type)
@@ -67,7 +70,7 @@ def as_imported(command: u.ImportModel) -> i.Register:
 
 
 def issues_of(path: Path, format_: str, size: int, registered: str, expected: str) -> tuple[tuple[str, ...], bool]:
-    """Compare files with their registration; return the issues, and whether the files match the registration.
+    """Compare files with their registration. Return the issues, and whether the files match the registration.
 
     For an opaque format, only size and checksum are compared. `registered`: the checksum in the registration.
     `expected`: the checksum that the caller expects, or "".
@@ -77,7 +80,7 @@ def issues_of(path: Path, format_: str, size: int, registered: str, expected: st
             return (f"missing: {path}",), False
         actual_size = size_of(path) if u.is_opaque(format_) else inspect(path).size
         if actual_size < size:
-            return (f"truncated: {path} has {actual_size} bytes, registered are {size}",), False
+            return (f"truncated: {path} has {actual_size} bytes, but {size} bytes are registered",), False
         actual = checksum(path)
     except ValidationFailed as refusal:
         issue = {"TRUNCATED": "truncated", "NOT_A_MODEL": "changed"}.get(refusal.reason, "not readable")
@@ -86,9 +89,9 @@ def issues_of(path: Path, format_: str, size: int, registered: str, expected: st
         return (f"not readable: {refusal.message}",), False
     except OSError as fault:
         return (f"not readable: {path}: {fault.strerror}",), False
-    issues = [f"changed: the checksum is {actual}, registered is {registered}"] if actual != registered else []
+    issues = [f"changed: the checksum is {actual}, but {registered} is registered"] if actual != registered else []
     if expected not in ("", actual):
-        issues.append(f"the checksum is {actual}, expected was {expected}")
+        issues.append(f"the checksum is {actual}, but the request expects {expected}")
     return tuple(issues), actual == registered
 
 

@@ -1,7 +1,7 @@
 """Models in an opaque format: AIMA knows only the size and the checksum of their files. Blocking.
 
-The name of an opaque format must not switch off the checks of a known format. So this module refuses files that AIMA
-can read, and damaged files of a known format.
+A caller cannot skip the checks of a known format by naming an opaque format: this module refuses files that AIMA can
+read, and damaged files of a known format.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from services.model.units import ModelType
 
 
 def opaque_model(path: Path, format_: str, kind: ModelType) -> ModelFile:
-    """Return the model of a file, or of a folder with all files in it. `kind`: the type of the model.
+    """Return the opaque model at a path: one file, or a folder with all files in it. `kind`: the type of the model.
 
-    Raises ValidationFailed (CONTRADICTED) if the files have a known format, and the errors of `inspect` except the one
-    for an unknown format.
+    Raises ValidationFailed (CONTRADICTED) if the files have a known format. Raises the errors of `inspect`, but not for
+    an unknown format.
     """
     with readable(path):
         files = files_of(path)
@@ -33,7 +33,7 @@ def opaque_model(path: Path, format_: str, kind: ModelType) -> ModelFile:
 
 
 def _known_model(path: Path, files: list[Path]) -> ModelFile | None:
-    """Return the model at the path if it has a known format; else None. Raises if a file of a known format is damaged.
+    """Return the model at the path if its format is known; else None. Raises if a file of a known format is damaged.
 
     An opaque model may contain files of known formats, such as two ONNX graphs besides a tokenizer. Each of these files
     must be complete.

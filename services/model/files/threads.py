@@ -1,6 +1,6 @@
 """Runs blocking work in a thread. The caller continues only after the thread's end, even if the caller is cancelled.
 
-If the caller did not wait, the thread of a cancelled pull could write into a folder while AIMA removes it.
+If the caller did not wait, the thread of a cancelled pull could write into a folder while AIMA removes the folder.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def _directory(path: Path, at: Cursor) -> tuple[int, int]:
     """Return the number of parameters, and the end of the last tensor in bytes."""
     count = at.unpack(U32)
     if not 1 <= count <= MAX_TENSORS:
-        raise not_a_model(path, f"its header states {count} tensors")
+        raise not_a_model(path, f"its header states {count} tensors; 1 to {MAX_TENSORS} are allowed")
     parameters, end = 0, 0
     for _ in range(count):
         at.skip(at.unpack(U16) + 1)

@@ -1,4 +1,4 @@
-"""The formats that AIMA reads: the only list of them. Pure.
+"""The only list of the formats that AIMA reads. Pure.
 
 A new format needs a line here and a module beside this file. The module has `read(path)`, which returns the `ModelFile`
 of a file or raises. For a format without magic bytes, the module also has `recognises(start, size)`. For a format with
@@ -23,12 +23,12 @@ class KnownFormat(NamedTuple):
     reader: str
     """Module in this folder that reads the files."""
     suffix: str
-    """Suffix of the files, by which a folder, a repository or a package is searched for weights."""
+    """Suffix of the files. AIMA searches folders, repositories and packages for files with this suffix."""
     magic: bytes | None = None
-    """Bytes that every file of the format has at `offset`; None: the reader's `recognises` decides."""
+    """Bytes that every file of the format has at `offset`. If None, the reader's `recognises` decides."""
     offset: int = 0
     folders: bool = False
-    """Whether a model may be a folder of several files; the reader's `read_folder` reads it."""
+    """Whether a model may be a folder of several files. If so, the reader's `read_folder` reads the folder."""
 
     @property
     def own_suffix(self) -> bool:

@@ -36,7 +36,7 @@ def inspect(path: Path) -> ModelFile:
 
 @contextmanager
 def readable(path: Path) -> Iterator[int]:
-    """Yield the mode of a file or folder. Convert any OSError, also one of the block, into an error of `inspect`."""
+    """Yield the mode of a file or folder. Convert an OSError, also from the `with` block, to an error of `inspect`."""
     try:
         mode = path.stat().st_mode
         if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
@@ -63,10 +63,10 @@ def loadable(path: Path) -> Path:
 
 
 def claimed(path: Path) -> KnownFormat | None:
-    """Return the known format that a file claims by magic bytes or by a suffix of this format alone; else None.
+    """Return the known format that a file claims: by its magic bytes, or by a suffix that only this format has.
 
-    For a format without magic bytes, only the suffix counts, because files of other formats may start with the same
-    bytes.
+    Returns None if the file claims no format. For a format without magic bytes, only the suffix counts, because files
+    of other formats may start with the same bytes.
     """
     with path.open("rb") as file:
         start = file.read(START)
@@ -95,7 +95,7 @@ def _folder(folder: Path) -> ModelFile:
 
 
 def _read_as_folder(folder: Path) -> ModelFile | None:
-    """Return the model in a folder, in a format whose models are folders; None if the folder has no such model."""
+    """Return the model that consists of the whole folder, such as safetensors shards; None if there is none."""
     models = (_reader(known).read_folder(folder) for known in FORMATS.values() if known.folders)
     return next((cast(ModelFile, model) for model in models if model is not None), None)
 
@@ -115,7 +115,7 @@ def _only(folder: Path) -> Path:
 
 
 def _recognises(known: KnownFormat, start: bytes, size: int) -> bool:
-    """Return whether a file of `size` bytes has this format, by its first bytes."""
+    """Return whether the first bytes of a file of `size` bytes show this format."""
     return has_magic(known, start) if known.magic is not None else _reader(known).recognises(start, size)
 
 

@@ -65,8 +65,8 @@ class Header:
     def number(self, key: str) -> int | None:
         """Return a count from the header; None if the count is missing or invalid.
 
-        If the header has a list with a count per layer, return the mean, rounded up. Then the sum over all layers is
-        never too small.
+        If the header has one count per layer, return their mean, rounded up. The mean times the number of layers is
+        then at least the sum of the counts.
         """
         value = self.keys.get(key)
         if isinstance(value, tuple) and value and all(isinstance(item, int) for item in value):
@@ -82,7 +82,7 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Read one GGUF file up to its tensor data. Raises ValidationFailed (NOT_A_MODEL, TRUNCATED, ...)."""
+    """Read a GGUF file up to its tensor data. Raises ValidationFailed (NOT_A_MODEL, TRUNCATED, UNSUPPORTED_FORMAT)."""
     size = path.stat().st_size
     with path.open("rb") as file:
         try:
@@ -103,7 +103,7 @@ class _Parser:
             raise unsupported(self.path, f"its GGUF version is {version}, or the file is big-endian")
         tensors, keys = self.at.unpack(U64), self.at.unpack(U64)
         if keys > MAX_KEYS or tensors > MAX_TENSORS:
-            raise not_a_model(self.path, f"its header states {keys} keys and {tensors} tensors")
+            raise not_a_model(self.path, f"its header states too many keys ({keys}) or tensors ({tensors})")
         for _ in range(keys):
             self.key()
         ends = [self.tensor() for _ in range(tensors)]
@@ -120,7 +120,7 @@ class _Parser:
         if length > limit:
             # If the length exceeds the file, `skip` raises PastTheEnd: the file is incomplete.
             self.at.skip(length)
-            raise not_a_model(self.path, f"its header has a text of {length} bytes")
+            raise not_a_model(self.path, f"its header has a text of {length} bytes, which is too long")
         return self.at.take(length).decode("utf-8", "replace")
 
     def key(self) -> None:
@@ -159,14 +159,14 @@ class _Parser:
         name = self.string(MAX_KEY)
         dims = self.at.unpack(U32)
         if not 1 <= dims <= MAX_DIMS:
-            raise not_a_model(self.path, f"it has a tensor of {dims} dimensions")
+            raise not_a_model(self.path, f"it has a tensor of {dims} dimensions; 1 to {MAX_DIMS} are allowed")
         elements = math.prod(self.at.unpack(U64) for _ in range(dims))
         kind, offset = self.at.unpack(U32), self.at.unpack(U64)
         if kind not in TYPE_SIZES:
             raise unsupported(self.path, f"the tensor type {kind} is unknown")
         block, width = TYPE_SIZES[kind]
         if elements % block:
-            raise not_a_model(self.path, f"a tensor of {elements} elements is not a multiple of its block size {block}")
+            raise not_a_model(self.path, f"a tensor has {elements} elements, not a multiple of its block size {block}")
         size = elements // block * width
         self.result.parameters += elements
         self.result.bytes_by_type[kind] += size

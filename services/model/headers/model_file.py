@@ -11,7 +11,11 @@ from services.model.units import ModelType
 
 
 class ModelFile(msgspec.Struct, frozen=True, kw_only=True):
-    """The header of a model's weights, in one file or in several. Sizes are bytes, lengths are tokens."""
+    """The facts in the header of a model's weights, which may be one file or several.
+
+    `size` and `tensors_end`: in bytes. `context_length`: in tokens. The lengths of embeddings, keys and values: in
+    elements of one vector.
+    """
 
     format: str
     type: ModelType
@@ -28,7 +32,7 @@ class ModelFile(msgspec.Struct, frozen=True, kw_only=True):
     value_length: int | None = None
     vocabulary: int | None = None
     tools: bool = False
-    """Whether the chat template contains `tools`. Without it, engines ignore the tools of a request."""
+    """Whether the chat template contains `tools`. If it does not, engines ignore the tools of a request."""
     size: int
     tensors_end: int
     """Bytes of headers and tensors. A file with fewer bytes is truncated."""

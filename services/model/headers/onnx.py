@@ -1,6 +1,6 @@
-"""The outline of an ONNX file: a protobuf `ModelProto`, field numbers from onnx/onnx.proto3.
+"""Reads the outline of an ONNX file, which is a protobuf `ModelProto`. The field numbers are from onnx/onnx.proto3.
 
-Only field numbers and lengths are parsed, with limits; weights are skipped and no objects are decoded.
+The reader parses field numbers, lengths and some names, all within limits. It skips the weights and decodes no objects.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def recognises(start: bytes, size: int) -> bool:  # noqa: ARG001 (as declared in
 
 
 def read(path: Path) -> ModelFile:
-    """Parse the outline. Raises ValidationFailed (NOT_A_MODEL, TRUNCATED)."""
+    """Read the outline of an ONNX file. Raises ValidationFailed (NOT_A_MODEL, TRUNCATED)."""
     size = path.stat().st_size
     name: str | None = None
     inputs: list[str] = []
@@ -83,7 +83,7 @@ def _varint(at: Cursor) -> int:
 
 
 def _field(at: Cursor) -> tuple[int, int]:
-    """Return the number of the next field and the length of its content, which is still to be skipped."""
+    """Return the number of the next field and the bytes of its content. The caller must skip these bytes."""
     tag = _varint(at)
     field, wire = tag >> 3, tag & 7
     if wire == VARINT:

@@ -56,9 +56,9 @@ def read(path: Path) -> ModelFile:
 
 
 def read_folder(folder: Path) -> ModelFile | None:
-    """Read a folder: an index of shards, a pipeline of diffusers, or all files; None if none of these is there.
+    """Return the model in a folder; None if the folder has no safetensors model. Raises the errors of `read`.
 
-    Raises as `read`.
+    The model is the shards that an index lists, or else a diffusers pipeline, or else all files of the folder.
     """
     if (folder / INDEX).is_file():
         return _read(folder, folder, _indexed(folder))
@@ -69,7 +69,7 @@ def read_folder(folder: Path) -> ModelFile | None:
 
 
 def _indexed(folder: Path) -> list[Path]:
-    """Return the files in the index of a sharded model, which must be in the same folder."""
+    """Return the files that the index of a sharded model lists. They must be in the folder of the index."""
     index = folder / INDEX
     if index.stat().st_size > MAX_INDEX:
         raise not_a_model(folder, f"{INDEX} is too large")
@@ -100,7 +100,9 @@ def _read_header(path: Path) -> Header:
         try:
             length = at.unpack(U64)
             if length > MAX_HEADER:
-                raise not_a_model(path, f"its header states a length of {length} bytes")
+                raise not_a_model(
+                    path, f"its header states a length of {length} bytes; at most {MAX_HEADER} are allowed"
+                )
             text = at.take(length)
         except PastTheEnd:
             raise truncated(path, "the file ends within its header") from None
@@ -126,7 +128,7 @@ def _fits(tensor: Tensor) -> bool:
 
 
 def _describe(path: Path, folder: Path, headers: list[Header]) -> ModelFile:
-    """Return the model of the headers and the config.json of its folder. Raises ValidationFailed (NOT_A_MODEL)."""
+    """Return the model that the headers and the config.json describe. Raises ValidationFailed (NOT_A_MODEL)."""
     tensors = {name: tensor for header in headers for name, tensor in header.tensors.items()}
     if not tensors:
         raise not_a_model(path, "it has no tensors")
@@ -190,7 +192,7 @@ class Config:
             return cls({})
 
     def number(self, *keys: str) -> int | None:
-        """Return the count under the first of the keys that has a valid count."""
+        """Return the count under the first key that has a valid count; None if no key has one."""
         nested = self.values.get("text_config")
         for values in (self.values, nested if isinstance(nested, dict) else {}):
             for key in keys:
@@ -206,7 +208,7 @@ class Config:
         return [name for name in names if isinstance(name, str)]
 
     def quantization(self) -> str | None:
-        """Return the quantisation method ("awq", "gptq", "fp8"), None if the weights are not quantised."""
+        """Return the quantisation method ("awq", "gptq", "fp8"); None if the weights are not quantised."""
         method = self.values.get("quantization_config")
         name = method.get("quant_method") if isinstance(method, dict) else None
         return name if isinstance(name, str) else None

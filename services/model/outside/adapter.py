@@ -39,7 +39,7 @@ class ModelOutside(Outside[ModelState]):
         self._folders: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def prepare(self, command: u.Commands, call: Call) -> Prepared:  # noqa: ARG002 (as declared)
-        """Add the facts of the files and the services that use the model."""
+        """Return the command with the facts for its decision, such as the facts of the model's files."""
         match command:
             case u.CreateModel():
                 return await self._engines.explained(in_thread(inspection.as_created, command))
@@ -58,7 +58,7 @@ class ModelOutside(Outside[ModelState]):
                 assert_never(command)
 
     async def perform(self, effect: Any) -> Iterable[Command[Any]]:
-        """Pull, verify or remove; one at a time per model, since they use the same files."""
+        """Pull, verify or remove a model's files. Effects on the same model run one after another."""
         folder: Path = self.context.folder
         async with self._folders.setdefault(effect.model_id, asyncio.Lock()):
             match effect:
@@ -79,7 +79,7 @@ class ModelOutside(Outside[ModelState]):
                     raise TypeError(effect)
 
     async def answer(self, query: u.Queries | u.GetCompatibility) -> View:
-        """Answer from the read table; searches also query the hubs."""
+        """Answer a query from the read table, or a search from the hubs."""
         match query:
             case u.GetModel(model_id=model_id):
                 return views.view(await self._row(model_id))

@@ -18,7 +18,7 @@ C = TypeVar("C", u.ImportModel, u.PullModel)
 
 
 class EngineList:
-    """The engines of this installation, as far as a model needs them."""
+    """Gets the engines of this installation from the engine domain."""
 
     def __init__(self, peers: Peers) -> None:
         self._peers = peers
@@ -36,16 +36,20 @@ class EngineList:
         return page
 
     async def typed(self, command: C) -> C:
-        """Return the command; if its format is opaque, with the type that the engines serve in this format.
+        """Return the command. Add the type if the command has an opaque format and no type.
 
-        Raises ValidationFailed (TYPE_NEEDED) if that is not exactly one type.
+        The added type is the type of model that engines serve in this format. Raises ValidationFailed (TYPE_NEEDED) if
+        engines serve no type in this format, or several types.
         """
         if command.type is not None or command.format is None or not u.is_opaque(command.format):
             return command
         return command.model_copy(update={"type": opaque_type(command.format, await self.items())})
 
     async def explained(self, inspected: Awaitable[T]) -> T:
-        """Return the result of an inspection; add to a refusal of unrecognised files which engines may read them."""
+        """Return the result of an inspection. Raises the errors of the inspection.
+
+        If the inspection raises Unrecognised, the message gets the list of formats that the installed engines read.
+        """
         try:
             return await inspected
         except Unrecognised as refusal:

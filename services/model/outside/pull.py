@@ -1,4 +1,4 @@
-"""Performs one pull: download, check, move to the final folder, record progress. The result is a command."""
+"""Performs one pull: downloads the files, checks them, moves them to their final folder and records the progress."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ Record = Callable[[Command[Any]], Awaitable[object]]
 async def pull(
     root: Path, effect: Pull, settings: ModelSettings, record: Record
 ) -> i.RecordPulled | i.RecordPullFailed:
-    """Pull the model into its final folder. A failure removes its files; a cancelled pull keeps them and is resumed."""
+    """Pull a model into its final folder and return the result as a command.
+
+    A failed pull removes the downloaded files. A cancelled pull keeps them, and the next call resumes it.
+    """
     remaining = effect.started_at + settings.pull_timeout - time.time()
     try:
         async with asyncio.timeout(max(remaining, 0.0)):
@@ -129,7 +132,7 @@ async def _failed(root: Path, effect: Pull, error: AimaError) -> i.RecordPullFai
 
 
 class PullSteps:
-    """Records the progress of a pull, at most every two seconds or five percent; a `sources.Progress`."""
+    """Records the progress of a pull, after every two seconds or five percent. It is a `sources.Progress`."""
 
     def __init__(self, effect: Pull, record: Record) -> None:
         self._effect = effect

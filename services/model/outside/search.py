@@ -1,4 +1,4 @@
-"""Searches all hubs concurrently. Hubs without an answer are named in the result; the others still count."""
+"""Searches all hubs concurrently. If a hub fails, the result names it and contains the hits of the other hubs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def search(query: u.SearchModels, timeout: float) -> u.SearchResults:
 
 
 async def _search(name: str, query: u.SearchModels, timeout: float) -> list[SourceResult] | str:
-    """Return the hits of a hub, or the cause why it has none."""
+    """Return the hits of a hub. If the search fails, return a text with the hub's name and the cause."""
     try:
         async with asyncio.timeout(timeout):
             return await SOURCES[name].search(query.query, query.limit)

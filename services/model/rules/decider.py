@@ -15,17 +15,17 @@ from services.model.rules import model_names
 from services.model.rules.state import ModelState
 
 Prepared = i.Register | i.BeginDelete | u.PullModel | u.VerifyModel
-"""The commands of callers, after their preparation."""
+"""The commands of callers, as `Outside.prepare` returns them."""
 
 
 def resolve(world: World[ModelState], text: str) -> str:
-    """Return the id of the model with this id, otherwise that of the one with this name."""
+    """Return the id of the model whose id or name is `text`; an id has precedence. If there is none, return `text`."""
     state = known(world, text)
     return state.id if state else text
 
 
 def decide(world: World[ModelState], command: Prepared | i.Reports, call: Call) -> list[Event]:
-    """Return the events; none if the state already is as requested, or if the report is about an earlier run."""
+    """Return the events; none if the state is already as requested, or if the command reports on an earlier run."""
     match command:
         case u.PullModel():
             return _pull(world, command, call)
@@ -46,13 +46,13 @@ def decide(world: World[ModelState], command: Prepared | i.Reports, call: Call) 
 
 
 def known(world: World[ModelState], name: str) -> ModelState | None:
-    """Return the model with this id, otherwise the one with this name."""
+    """Return the model whose id or name is `name`; an id has precedence. If there is none, return None."""
     exact = world.get(f"model/{name}")
     return exact or next((state for state in world.values() if state.name == name), None)
 
 
 def find(world: World[ModelState], model_id: str) -> ModelState:
-    """Return the model with this id; raise NotFound if there is none, or if it is being removed."""
+    """Return the model with this id. Raises NotFound if there is no such model, or if the model is being removed."""
     state = world.get(f"model/{model_id}")
     if state is None or state.status == "removing":
         raise unknown(model_id)
@@ -60,22 +60,25 @@ def find(world: World[ModelState], model_id: str) -> ModelState:
 
 
 def unknown(model_id: str) -> NotFound:
-    """Return the refusal of an unknown model."""
+    """Return the error NotFound (MODEL_NOT_FOUND) for an id or name that no model has."""
     return NotFound(
-        f"there is no model {model_id}; model.list shows the registered ones",
+        f"there is no model {model_id}; model.list shows the registered models",
         reason="MODEL_NOT_FOUND",
         model_id=model_id,
     )
 
 
 def pulled(world: World[ModelState], command: u.PullModel) -> ModelState | None:
-    """Return the model of an equal pull, running or done. The mirror may differ, since it has the same files."""
+    """Return the model of an earlier pull with the same source, repository, tag and format; None if there is none.
+
+    The mirror may differ, because every mirror has the same files.
+    """
     identity = (command.source, command.repo, command.tag)
     for state in world.values():
         pull = state.pull
         if pull is None or (pull.source, pull.repo, pull.tag) != identity:
             continue
-        if command.format in (pull.format or None, state.format):  # a pull without a format has found some format
+        if command.format in (pull.format or None, state.format):  # state.format: that of the pulled files
             return state
     return None
 
@@ -154,7 +157,7 @@ def _register(world: World[ModelState], command: i.Register) -> list[Event]:
 
 
 def _awaits(state: ModelState, command: i.Register) -> bool:
-    """Return whether the model was created without files and may get these."""
+    """Return whether the model has no files yet and may get the files of the command."""
     return state.status == "pending" and state.type == command.type and state.format in ("", command.format)
 
 
@@ -176,7 +179,7 @@ def _verify(state: ModelState, command: u.VerifyModel) -> list[Event]:
         if state.verify.checksum == expected:
             return []
         raise Conflict(
-            f"{state.id} is being verified against another checksum; wait until that is done",
+            f"{state.id} is being verified against another checksum; wait until this verification ends",
             reason="ALREADY_VERIFYING",
             model_id=state.id,
         )
@@ -190,7 +193,7 @@ def _verify(state: ModelState, command: u.VerifyModel) -> list[Event]:
 
 
 def _recorded(world: World[ModelState], state: ModelState, command: i.RunReports, call: Call) -> list[Event]:
-    """Decide on the report of an effect of the current run."""
+    """Return the events for a report about the current run of a model."""
     match command, state.status:
         case i.RecordProgress(bytes_done=done, bytes_total=total), "pulling":
             progress = round(min(100.0, 100 * done / total), 1) if total else 0.0
@@ -220,11 +223,11 @@ def _completed(world: World[ModelState], state: ModelState, command: i.RecordPul
 
 
 def _taken(world: World[ModelState], model_id: str) -> bool:
-    """Return whether a model has this id or name, since both identify a model."""
+    """Return whether a model has `model_id` as its id or as its name."""
     return known(world, model_id) is not None
 
 
 def _being_removed(state: ModelState) -> Conflict:
     return Conflict(
-        f"{state.id} is being removed; try again when that is done", reason="BEING_REMOVED", model_id=state.id
+        f"{state.id} is being removed; try again when it is gone", reason="BEING_REMOVED", model_id=state.id
     )

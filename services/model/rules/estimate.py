@@ -31,12 +31,12 @@ class Estimate(msgspec.Struct, frozen=True):
 def estimate(file: ModelFile, context_length: int, slots: int = 1, kv_bytes: float = 2) -> Estimate:
     """Return the memory for `slots` requests at once of `context_length` tokens each.
 
-    KV cache = slots x context x layers x kv_heads x (key_length + value_length) x kv_bytes: one key and one value
-    vector per token, layer and KV head (Ainslie et al. 2023, "GQA", arXiv:2305.13245), which is what llama.cpp
-    allocates in llama-kv-cache. `kv_bytes` is 2 for f16, 1.0625 for q8_0. Sliding windows are
-    ignored: for models that have them the result is an upper bound.
+    KV cache = slots x context x layers x kv_heads x (key_length + value_length) x kv_bytes. The cache has one key
+    vector and one value vector per token, layer and KV head (Ainslie et al. 2023, "GQA", arXiv:2305.13245). llama.cpp
+    allocates the same bytes in llama-kv-cache. `kv_bytes`: bytes of one element, 2 for f16, 1.0625 for q8_0. Sliding
+    windows are ignored, so the result is an upper bound for models that have them.
 
-    If AIMA does not read the format, the estimate is the size of the files and the process.
+    If AIMA does not read the format, the estimate is the size of the files plus the memory of an empty process.
 
     Overhead = the process, plus the logits (vocabulary, f32) and the activations of one batch of 512 tokens.
     """
@@ -61,10 +61,10 @@ def context_within(file: ModelFile, tokens: int) -> int:
 
 
 def memory_min(file: ModelFile, context_length: int | None = None, slots: int | None = None) -> int:
-    """Return the bytes to serve one request at a time in 2048 tokens of context, unless other values are given."""
+    """Return the bytes to serve `slots` requests at once (default 1) of `context_length` tokens (default 2048)."""
     return estimate(file, context_length or context_within(file, MIN_CONTEXT), slots or 1).total
 
 
 def memory_recommended(file: ModelFile, context_length: int | None = None, slots: int | None = None) -> int:
-    """Return the bytes to serve four requests at once in 8192 tokens of context each, unless other values are given."""
+    """Return the bytes to serve `slots` requests at once (default 4) of `context_length` tokens (default 8192)."""
     return estimate(file, context_length or context_within(file, USEFUL_CONTEXT), slots or USEFUL_SLOTS).total

@@ -22,7 +22,7 @@ def slug(*parts: str) -> str:
 
 
 def distinct(*parts: str) -> str:
-    """Return a unique id of the parts, to be used if the id from `slug` is already taken."""
+    """Return the id from `slug` with a digest of the parts appended, for use if the id from `slug` is already taken."""
     return f"{slug(*parts)[: LONGEST - 9]}-{_digest(parts)}"
 
 

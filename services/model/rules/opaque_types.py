@@ -1,6 +1,6 @@
-"""The type of a model in an opaque format, from the engines that read the format. Pure.
+"""Determines the type of a model in an opaque format from the engines that read the format. Pure.
 
-The engines are items of engine.list, None if the engine domain does not answer.
+`Engines` are the items of engine.list; None if the engine domain does not answer.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ Engines = Sequence[Mapping[str, Any]] | None
 
 
 def opaque_type(format_: str, engines: Engines) -> u.ModelType:
-    """Return the only type that engines serve in this format.
+    """Return the type of model that engines serve in this format, if there is exactly one such type.
 
-    Raises ValidationFailed (TYPE_NEEDED), which names `type` and the engines that read the format.
+    Otherwise, raises ValidationFailed (TYPE_NEEDED). The error names the engines that read the format.
     """
     readers = sorted(engine["name"] for engine in engines or () if format_ in engine["formats"])
     types = sorted({kind for engine in engines or () if format_ in engine["formats"] for kind in engine["model_types"]})
     if len(types) == 1:
         return cast(u.ModelType, types[0])
     if types:
-        expected = f"one of {', '.join(types)}, for which {' and '.join(readers)} {_verb(readers)} {format_}"
+        expected = f"one of {', '.join(types)}: {' and '.join(readers)} {_verb(readers)} these types in {format_}"
     else:
         expected = f"the type of the model, because AIMA does not read {format_} and {_no_engine(format_, engines)}"
     raise ValidationFailed(
@@ -39,11 +39,11 @@ def opaque_type(format_: str, engines: Engines) -> u.ModelType:
 
 
 def opaque_hint(engines: Engines) -> str:
-    """Return the end of a message about files in no known format: what to do if an engine reads them."""
+    """Return the end of a message about files in an unknown format: how to register them if an engine reads them."""
     formats = _by_format(engines)
     listed = ", ".join(f"{name} ({', '.join(names)})" for name, names in formats.items() if u.is_opaque(name))
     offer = f"; the installed engines also read {listed}" if listed else ""
-    return f"{offer}; if an engine reads these files, give format as in its manifest"
+    return f"{offer}; if an engine reads these files, set format to a format that the engine's manifest lists"
 
 
 def _no_engine(format_: str, engines: Engines) -> str:
@@ -52,7 +52,7 @@ def _no_engine(format_: str, engines: Engines) -> str:
     formats = _by_format(engines)
     listed = ", ".join(f"{name} ({', '.join(names)})" for name, names in formats.items()) or "nothing"
     near = did_you_mean(nearest(format_, {*u.KNOWN_FORMATS, *formats}))
-    return f"no installed engine does; they read {listed}{near}"
+    return f"no installed engine does; the installed engines read {listed}{near}"
 
 
 def _by_format(engines: Engines) -> dict[str, list[str]]:
@@ -65,4 +65,4 @@ def _by_format(engines: Engines) -> dict[str, list[str]]:
 
 
 def _verb(readers: Sequence[str]) -> str:
-    return "read" if len(readers) > 1 else "reads"
+    return "serve" if len(readers) > 1 else "serves"

@@ -1,4 +1,4 @@
-"""The replies of the model domain's commands, from the world and the events since the decision. Pure."""
+"""Makes the replies to the model domain's commands, from the world and the events since the decision. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from services.model.rules.state import ModelState
 
 
 def reply(world: World[ModelState], command: Prepared, events: Sequence[Event]) -> View | None:
-    """Return the reply; None while the outcome is open. Raises the error of a failed pull."""
+    """Return the reply to a command; None until the outcome is known. Raises the error of a failed pull."""
     match command:
         case u.PullModel():
             return _pulled(world, command, events)

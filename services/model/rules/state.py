@@ -22,7 +22,7 @@ Status = Literal["pending", "pulling", "ready", "error", "verifying", "removing"
 
 
 class ModelState(msgspec.Struct, frozen=True):
-    """A model. `pull` is None unless it was pulled."""
+    """The state of a model. `pull` is None if the model was never pulled."""
 
     id: str
     name: str
@@ -56,7 +56,7 @@ class Pull(Effect, frozen=True):
 
 
 class Verify(Effect, frozen=True):
-    """Check the files against the recorded size and checksum; `expected`: the caller's own checksum, or empty."""
+    """Check the files against the recorded size and checksum. `expected`: the caller's own checksum, or empty."""
 
     model_id: str
     run: int

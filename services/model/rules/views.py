@@ -89,7 +89,7 @@ def view(row: Mapping[str, Any]) -> u.ModelView:
 
 
 def requirements(row: Mapping[str, Any]) -> u.Requirements:
-    """Return the memory to serve the model; all zeros while it has no files."""
+    """Return the memory to serve the model; all zeros while the model has no files."""
     if not row["path"]:
         return u.Requirements(weights=0, kv_bytes_per_token=0, overhead=0, context_length=0)
     file = model_file(row)
@@ -105,7 +105,7 @@ def requirements(row: Mapping[str, Any]) -> u.Requirements:
 
 
 def estimated(row: Mapping[str, Any], context_length: int | None, slots: int | None) -> u.Estimate:
-    """Return the minimum and the recommended memory, or both for the given context and slots."""
+    """Return the minimum and the recommended memory. `context_length` and `slots` replace the defaults of both."""
     file = model_file(row)
     return u.Estimate(
         memory_min=memory_min(file, context_length, slots),
@@ -119,7 +119,7 @@ def _basis(row: Mapping[str, Any]) -> u.EstimateBasis:
 
 
 def model_file(row: Mapping[str, Any]) -> ModelFile:
-    """Return the header of the files as recorded, since a query must not open files."""
+    """Return the recorded header of the files. A query must not open the files themselves."""
     facts = msgspec.json.decode(row["facts"])
     recorded = {field: facts[field] for field in ModelFile.__struct_fields__ if field in facts}
     return ModelFile(
@@ -135,7 +135,7 @@ def model_file(row: Mapping[str, Any]) -> ModelFile:
 
 
 def compatibility(rows: Iterable[Mapping[str, Any]], engines: Iterable[Mapping[str, Any]] | None) -> u.Compatibility:
-    """Return which engines serve which ready models; `engines` is from engine.list, None if that did not answer."""
+    """Return which engines serve which ready models. `engines`: the items of engine.list, None if it did not answer."""
     kinds: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         kinds.setdefault((row["type"], row["format"]), []).append(row["id"])

@@ -38,7 +38,7 @@ class RemoteFile:
 
 
 class _UnusablePart(Exception):
-    """The server cannot continue the part; the download has to start again."""
+    """The server cannot continue the partial download. The download must start again."""
 
 
 async def download(http: httpx2.AsyncClient, target: RemoteFile, progress: Progress, policy: Policy) -> str:
@@ -83,7 +83,7 @@ async def download(http: httpx2.AsyncClient, target: RemoteFile, progress: Progr
 
 
 async def _attempt(http: httpx2.AsyncClient, target: RemoteFile, part: _Part, progress: Progress) -> str:
-    """Download the rest of the part and return the digest of the whole file. Raises _UnusablePart."""
+    """Download the missing rest of the file and return the digest of the whole file. Raises _UnusablePart."""
     name, host = target.path.name, httpx2.URL(target.url).host
     done = part.length()
     headers = {**target.headers, "Accept-Encoding": "identity", **part.resume_headers()}
@@ -164,7 +164,7 @@ class _Part:
     def resume_headers(self) -> dict[str, str]:
         """Return the headers that request the rest of the file.
 
-        Without an ETag or a known digest, return no headers: the rest could be that of another version of the file.
+        Without an ETag or a known digest, return no headers: the rest could come from another version of the file.
         """
         tag = self.tag_path.read_text() if self.tag_path.is_file() else None
         if self.length() == 0 or (tag is None and self.target.sha256 is None):

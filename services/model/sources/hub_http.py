@@ -64,7 +64,11 @@ def unreachable(fault: Exception, host: str) -> Unavailable:
 
 
 async def get_bytes(http: httpx2.AsyncClient, request: httpx2.Request, what: str, limit: int = MAX_RESPONSE) -> bytes:
-    """Return the body of a small response. Raises as `refusal`, and Unavailable and ExecutionFailed (BAD_ANSWER)."""
+    """Return the body of a small response.
+
+    Raises the errors of `refusal`, Unavailable if the hub does not answer, and ExecutionFailed (BAD_ANSWER) if the body
+    has more than `limit` bytes.
+    """
     host = request.url.host
     body = bytearray()
     try:
@@ -85,7 +89,10 @@ async def get_bytes(http: httpx2.AsyncClient, request: httpx2.Request, what: str
 
 
 async def get_json(http: httpx2.AsyncClient, request: httpx2.Request, what: str, shape: Any) -> Any:
-    """Return a small JSON response of type `shape`. Raises as `get_bytes`, also if the response has another type."""
+    """Return a small JSON response of type `shape`.
+
+    Raises the errors of `get_bytes`, and ExecutionFailed (BAD_ANSWER) if the response has another type.
+    """
     try:
         return msgspec.json.decode(await get_bytes(http, request, what), type=shape)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as fault:

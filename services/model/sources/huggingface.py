@@ -1,6 +1,6 @@
-"""Models from the Hugging Face hub, or from a server that speaks its API (`HF_ENDPOINT`, or a pull's `mirror`).
+"""Pulls models from the Hugging Face hub, or from a server with the same API (`HF_ENDPOINT`, or a pull's `mirror`).
 
-`huggingface_hub` lists the files. `download.py` downloads them, because it resumes downloads and checks digests.
+`huggingface_hub` only lists the files. `download.py` downloads them, resumes downloads and checks digests.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class _Hit(msgspec.Struct):
 
 @dataclass(frozen=True)
 class HuggingFace:
-    """The hub at `endpoint`, by default at `HF_ENDPOINT` or else huggingface.co."""
+    """The hub at the URL `endpoint`; default: the URL in `HF_ENDPOINT`, or https://huggingface.co."""
 
     endpoint: str | None = None
     policy: Policy = PATIENT
@@ -110,7 +110,7 @@ class HuggingFace:
             )
 
     async def search(self, query: str, limit: int) -> list[SourceResult]:
-        """Return the most downloaded models whose name contains the query. Raises as `pull`.
+        """Return the most downloaded models whose name contains the query. Raises the errors of `pull`.
 
         This method does not use `huggingface_hub`, which retries an unreachable hub for half a minute, in a thread that
         AIMA cannot end.
@@ -138,7 +138,7 @@ class HuggingFace:
             async with asyncio.timeout(2 * (self.policy.connect + self.policy.read)):
                 return await asyncio.to_thread(request)
         except RevisionNotFoundError as fault:
-            raise NotFound(f"{repo} does not have the revision of the given tag", reason="TAG_NOT_FOUND") from fault
+            raise NotFound(f"{repo} has no revision with the name of the tag", reason="TAG_NOT_FOUND") from fault
         except GatedRepoError as fault:
             raise Forbidden(f"{repo} is gated: accept its terms on the hub and set HF_TOKEN", reason="GATED") from fault
         except RepositoryNotFoundError as fault:

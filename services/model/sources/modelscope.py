@@ -1,7 +1,7 @@
-"""Models from ModelScope over its HTTP API, or from a server that speaks it (`MODELSCOPE_ENDPOINT`, or a `mirror`).
+"""Pulls models from ModelScope, or from a server with the same HTTP API (`MODELSCOPE_ENDPOINT`, or a pull's `mirror`).
 
-The URLs are those of ModelScope's own client (github.com/modelscope/modelscope, modelscope/hub/api.py and
-file_download.py), for the list of files and for one file of a revision, and that of the search on its web page.
+The URLs for the list of files and for one file are from ModelScope's own client (github.com/modelscope/modelscope,
+modelscope/hub/api.py and file_download.py). The URL for a search is from ModelScope's web page.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class _Listing(msgspec.Struct, rename="pascal"):
 
 class _Model(msgspec.Struct, rename="pascal"):
     path: str = ""
-    """The owner; the hub calls this field the path."""
+    """The owner of the model; the hub calls this field the path."""
     name: str = ""
     license: str | None = None
     downloads: int | None = None
@@ -73,7 +73,7 @@ class _Search(msgspec.Struct, rename="pascal"):
 
 @dataclass(frozen=True)
 class ModelScope:
-    """The hub at `endpoint`, by default at `MODELSCOPE_ENDPOINT` or else www.modelscope.cn."""
+    """The hub at the URL `endpoint`; default: the URL in `MODELSCOPE_ENDPOINT`, or https://www.modelscope.cn."""
 
     endpoint: str | None = None
     policy: Policy = PATIENT
@@ -112,7 +112,7 @@ class ModelScope:
             return await fetch(http, chosen, url_of, into, progress, self.policy, {}, license_name)
 
     async def search(self, query: str, limit: int) -> list[SourceResult]:
-        """Return the models whose name contains the query. Raises as `pull`."""
+        """Return the models whose name contains the query. Raises the errors of `pull`."""
         body = {"PageSize": limit, "PageNumber": 1, "Name": query, "SortBy": "Default"}
         async with client(self.policy) as http:
             request = http.build_request("PUT", f"{self._home()}/api/v1/dolphin/models", json=body)

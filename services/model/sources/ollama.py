@@ -1,6 +1,6 @@
-"""Models from an Ollama registry (`OLLAMA_REGISTRY`), which is a Docker registry v2.
+"""Pulls models from an Ollama registry (`OLLAMA_REGISTRY`). The protocol is that of a Docker registry v2.
 
-A model has a layer with a GGUF file, and usually one with the licence.
+A model has a layer with a GGUF file, and usually a layer with the licence.
 
 The media types of the layers are defined in github.com/ollama/ollama, server/internal/manifest/manifest.go.
 """
@@ -49,7 +49,7 @@ class _Manifest(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Ollama:
-    """The registry at `endpoint`, by default at `OLLAMA_REGISTRY` or else registry.ollama.ai."""
+    """The registry at the URL `endpoint`; default: the URL in `OLLAMA_REGISTRY`, or https://registry.ollama.ai."""
 
     endpoint: str | None = None
     policy: Policy = PATIENT
@@ -97,7 +97,7 @@ class Ollama:
 
 
 async def _license(http: httpx2.AsyncClient, base: str, manifest: _Manifest) -> str | None:
-    """Return the first line of the licence; None without one, because a pull must not fail without a licence."""
+    """Return the first line of the licence; None if there is none. A pull must not fail without a licence."""
     for layer in manifest.layers:
         if layer.media_type == LICENSE and DIGEST.fullmatch(layer.digest):
             try:

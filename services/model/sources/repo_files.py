@@ -38,7 +38,7 @@ class RepoFile:
 
 
 def chooses_gguf(files: Sequence[RepoFile], format_: str | None) -> bool:
-    """Return whether `choose` takes GGUF weights; a tag is then a quantisation instead of a revision."""
+    """Return whether `choose` returns GGUF weights. If so, a tag is a quantisation instead of a revision."""
     return format_ in (None, "gguf") and any(_is_gguf(file) for file in files)
 
 
@@ -63,7 +63,8 @@ def choose(files: Sequence[RepoFile], tag: str | None, repo: str, format_: str |
             return (weights if known.folders else weights[:1]) + [file for file in files if _accompanies(file)]
     what = " or ".join(known.title for known in sought)
     raise ValidationFailed(
-        f"{repo} has no {what} files; if an engine reads its files, give format as in the manifest of the engine",
+        f"{repo} has no {what} files; "
+        "if an engine reads its files, set format to a format that the engine's manifest lists",
         reason="NOT_A_MODEL",
         path=repo,
     )

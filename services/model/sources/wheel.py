@@ -31,7 +31,7 @@ BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class Unpacked:
-    """Extracted weights. `path`: the file, or the folder of several files. `license`: that of the package."""
+    """Extracted weights. `path`: the file, or the folder of several files. `license`: the licence of the package."""
 
     path: Path
     license: str | None
@@ -77,10 +77,10 @@ def _extract_all(
     into: Path,
     records: dict[str, str],
 ) -> Path:
-    """Extract all files but code and metadata. Keep their folders, below the deepest folder that contains all files."""
+    """Extract all files but code and metadata. Each keeps its path relative to the deepest folder that contains all."""
     files = {PurePosixPath(member.filename): member for member in members if _is_content(member.filename)}
     if not files:
-        raise ValidationFailed(f"{wheel.name} has no files but code", reason="NOT_A_MODEL", path=wheel.name)
+        raise ValidationFailed(f"{wheel.name} contains only code and metadata", reason="NOT_A_MODEL", path=wheel.name)
     shared = PurePosixPath(os.path.commonpath([path.parent for path in files]))
     folder = into / "model"
     for path, member in files.items():
