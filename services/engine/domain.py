@@ -1,7 +1,7 @@
 """The engine domain, assembled: read this first.
 
 A file in `manifests/` describes an engine. Each process of an engine is an instance, with a stream of events.
-`units.py` is the contract. `rules/` is pure: `state` defines an instance and its effects, `decider` its transitions.
+`units.py` is the contract. `rules/` is pure: `state` defines an instance and its effects, `decider` decides commands.
 `outside/` does I/O: `instances` reserves memory, starts, watches and ends instances; `packages` installs engines.
 `runtimes/` starts and finds processes. `llamacpp_server` is the program of the built-in engine llama.cpp.
 """
@@ -23,7 +23,7 @@ from services.resource import units as resource
 
 ENGINE = Domain(
     name="engine",
-    about="Inference engines (llama.cpp, vLLM, SGLang, Ollama, ASR, TTS, ...) and their running processes.",
+    about="Inference engines, such as llama.cpp, and their running processes.",
     state=InstanceState,
     events=u.EVENTS,
     commands=u.COMMANDS,

@@ -49,7 +49,9 @@ def _wait_for(*numbers: signal.Signals) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="llamacpp_server", description="Serve one GGUF model with an OpenAI API.")
+    parser = argparse.ArgumentParser(
+        prog="llamacpp_server", description="Serve one GGUF model with an OpenAI-compatible API."
+    )
     parser.add_argument("--model", required=True, help="the GGUF file")
     parser.add_argument("--alias", required=True, help="the model's name in requests")
     parser.add_argument("--host", default="127.0.0.1")

@@ -1,7 +1,7 @@
 """The model domain, assembled: read this first.
 
 It manages the registry of models and their files. `units.py` is the contract. `rules/` is pure: `state` defines a
-model, `decider` its transitions. `outside/` does I/O; `files/` works on local files, `headers/` reads the headers of
+model, `decider` decides commands. `outside/` does I/O; `files/` works on local files, `headers/` reads the headers of
 model files, `sources/` has one file per hub.
 """
 

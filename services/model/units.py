@@ -29,6 +29,7 @@ Facts = dict[str, int | float | str | bool | None]
 
 KNOWN_FORMATS = tuple(FORMATS)
 """The formats that AIMA reads and checks. Every other format is opaque: AIMA stores its files without reading them."""
+_SEARCHED = tuple(known.name for known in FORMATS.values() if known.own_suffix)  # a pull finds them by their suffix
 ModelFormat = Annotated[
     str,
     Field(
@@ -397,7 +398,9 @@ class PullModel(
     tag: str | None = Field(None, min_length=1, max_length=100, description="Version, revision or quantisation.")
     mirror: str | None = Field(None, max_length=500, description="Base URL of a mirror of the hub.")
     format: ModelFormat | None = Field(
-        None, description=f"Format to pull; default: the first of {', '.join(KNOWN_FORMATS)} in the repository."
+        None,
+        description=f"Format to pull; default: the first of {', '.join(_SEARCHED)} in the repository, or the format of "
+        "the largest model in the package.",
     )
     type: ModelType | None = Field(
         None, description="Type of the model; default: from the file's header, or from the engine that reads `format`."
@@ -417,7 +420,7 @@ class ImportModel(
         {"path": "/models/dictation", "format": "my-speech-weights", "type": "asr"},
     ),
 ):
-    """Register local files as a model. Format and type are read from the files.
+    """Register local files as a model. AIMA reads the format and the type from the files.
 
     For files that AIMA does not read, `format` is the name that the manifest of an engine lists under `formats`. AIMA
     registers such files with their size and checksum, without further checks.

@@ -171,7 +171,7 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
 def test_two_manifests_of_one_name_in_one_folder_are_refused(tmp_path: Path) -> None:
     write(tmp_path, TOY)
     write(tmp_path, TOY, "toy2.yaml")
-    with pytest.raises(ValidationFailed, match=r"toy2\.yaml: name: a unique name; toy\.yaml has this one too"):
+    with pytest.raises(ValidationFailed, match=r"toy2\.yaml: name: a unique name; toy\.yaml has the same name"):
         load_manifests([tmp_path])
 
 

@@ -30,7 +30,7 @@ def load_manifests(folders: Sequence[Path]) -> dict[str, Manifest]:
         for file in sorted(path for pattern in ("*.yaml", "*.yml") for path in folder.glob(pattern)):
             manifest = _load(file)
             if other := files.get(manifest.name):
-                raise _invalid(file, [{"field": "name", "expected": f"a unique name; {other.name} has this one too"}])
+                raise _invalid(file, [{"field": "name", "expected": f"a unique name; {other.name} has the same name"}])
             files[manifest.name] = file
             manifests[manifest.name] = manifest
     return manifests
@@ -67,7 +67,7 @@ def _invalid(file: Path, fields: list[dict[str, str]]) -> ValidationFailed:
 
 
 def check(manifest: Manifest, config: Mapping[str, object]) -> None:
-    """Raise ValidationFailed if the config has unknown options or bad values. The error names each of them."""
+    """Raise ValidationFailed if the config has unknown options or bad values. The error names each such option."""
     if faults := manifest.faults(config):
         fields = [fault | {"field": f"config.{fault['field']}"} for fault in faults]
         listed = "; ".join(f"{fault['field']}: expected {fault['expected']}" for fault in fields)

@@ -111,9 +111,11 @@ class Features(_Part):
 class Failure(_Part):
     """A known failure of the engine: a pattern of its log line, and the error to report."""
 
-    pattern: str = Field(description="A regular expression, searched in each line of the log.")
+    pattern: str = Field(description="A regular expression that AIMA searches for in each line of the log.")
     error_code: str = Field(pattern="^[A-Z][A-Z_]*$", description="Error code to report, such as OUT_OF_MEMORY.")
-    message: str = Field(description="Cause and remedy, for a person; {group} inserts a group of the pattern.")
+    message: str = Field(
+        description="Cause and remedy, for people. `{name}` inserts the text of the group `name` of the pattern."
+    )
 
     @model_validator(mode="after")
     def _groups_exist(self) -> Self:

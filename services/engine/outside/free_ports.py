@@ -10,7 +10,7 @@ _LIMIT = 128  # a start needs one; the others may be held by instances that do n
 
 
 def free(host: str, candidates: Iterable[int]) -> list[int]:
-    """Return the first 128 candidates that can be listened on, in order. Blocks for microseconds per port."""
+    """Return the first 128 candidates on which a program can listen, in order. Blocks for microseconds per port."""
     ports: list[int] = []
     for port in candidates:
         with socket.socket() as probe, contextlib.suppress(OSError):

@@ -14,7 +14,7 @@ _PLAIN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 async def healthy(endpoint: str, path: str, timeout: float) -> bool:
-    """Return whether `GET endpoint + path` answers 2xx within `timeout` seconds. Failures return False."""
+    """Return whether `GET endpoint + path` answers 2xx within `timeout` seconds; False for any failure."""
     # One connection per check: llama.cpp may close an idle one just as it is reused, which would look like a failure.
     # trust_env is off because a proxy of the environment is for external hosts.
     try:

@@ -23,7 +23,7 @@ _UNKNOWN_SHARE = 4  # a model path has no known header: add a quarter of the fil
 async def prepare_start(
     context: Context[InstanceState], host: Host, manifest: Manifest, command: u.StartEngine, call: Call
 ) -> i.BeginStart:
-    """Return the start with the facts for its decision.
+    """Return a BeginStart command with the facts for the decision on a start.
 
     Raises ValidationFailed for a bad config or path, NotFound for a missing model or file, and Conflict if the model is
     not ready or the engine cannot serve the model.

@@ -105,5 +105,5 @@ class Runtime(Protocol):
         ...
 
     async def rotate(self) -> None:
-        """Keep the logs within their size and number. To be called every few seconds. Raises OSError."""
+        """Keep the logs within their limits of size and number. Callers repeat it every few seconds. Raises OSError."""
         ...

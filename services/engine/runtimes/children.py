@@ -20,7 +20,7 @@ _SECRET = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|KEY|CREDENTIALS?)(_|$)
 
 
 def inherited() -> dict[str, str]:
-    """Return the environment that programs inherit: all variables but AIMA's settings and likely secrets."""
+    """Return the environment that programs inherit: all variables except AIMA's settings and likely secrets."""
     env = {
         name: value for name, value in os.environ.items() if not name.startswith("AIMA_") and not _SECRET.search(name)
     }

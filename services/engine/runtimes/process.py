@@ -91,7 +91,7 @@ class ProcessRuntime:
         return await asyncio.to_thread(self._stats, handle)
 
     async def rotate(self) -> None:
-        """Keep the logs within their size and number, reap zombies. To be called every few seconds. Raises OSError."""
+        """Keep the logs within their limits, and reap zombies. Callers repeat it every few seconds. Raises OSError."""
         await asyncio.to_thread(self._logs.rotate)
         living = await asyncio.to_thread(self._forget)
         for ended in set(self._measured) - living:

@@ -63,7 +63,7 @@ class Cursor:
         return number
 
     def skip_strings(self, count: int) -> None:
-        """Skip `count` strings, each after an 8-byte length. Must be fast: a vocabulary has hundreds of thousands."""
+        """Skip `count` strings, each after an 8-byte length. Must be fast: `count` may be hundreds of thousands."""
         read = U64.unpack_from
         for _ in range(count):
             if self._at + 8 > len(self._buffer):

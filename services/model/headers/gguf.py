@@ -1,7 +1,7 @@
 """The header of a GGUF file (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md), versions 2 and 3.
 
 The constants are from the `gguf` package. This module does not use the package's `GGUFReader`, which stores every token
-of a vocabulary and does not check the length of an array: a file of forty bytes can block it forever.
+of a vocabulary and does not check the length of an array. A file of forty bytes can block `GGUFReader` forever.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def gguf_type(architecture: str, pooling: int | None, rank_head: bool, projector
 
 
 def class_type(architectures: Collection[str]) -> ModelType | None:
-    """Return the type for the class names of a config.json, None if none is known."""
+    """Return the type for the class names of a config.json; None if no name is known."""
     for name in architectures:
         for part, kind in CLASS_TYPES:
             if part in name:

@@ -56,7 +56,7 @@ def _no_engine(format_: str, engines: Engines) -> str:
 
 
 def _by_format(engines: Engines) -> dict[str, list[str]]:
-    """Return the names of the installed engines by the formats that they read."""
+    """Return, for each format, the names of the installed engines that read the format."""
     formats: dict[str, list[str]] = {}
     for engine in engines or ():
         for name in engine["formats"] if engine["installed"] else ():

@@ -97,6 +97,6 @@ async def get_json(http: httpx2.AsyncClient, request: httpx2.Request, what: str,
         return msgspec.json.decode(await get_bytes(http, request, what), type=shape)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as fault:
         raise ExecutionFailed(
-            f"{request.url.host} sent an unexpected response about {what}: is it a hub of this kind?",
+            f"{request.url.host} sent an unexpected response about {what}; check that it is a hub of this kind",
             reason="BAD_ANSWER",
         ) from fault

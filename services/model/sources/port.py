@@ -149,7 +149,7 @@ def check_address(address: str, origin: str) -> str:
 
 
 def within(folder: Path, name: str) -> Path:
-    """Return the local path of a hub's file. Raises ExecutionFailed (BAD_ANSWER) if it is outside the folder."""
+    """Return the local path of a hub's file. Raises ExecutionFailed (BAD_ANSWER) for an unsafe name, such as `../x`."""
     parts = name.split("/")
     if not name or "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in parts):
         raise ExecutionFailed(f"the hub lists a file with the unsafe name {name[:200]!r}", reason="BAD_ANSWER")

@@ -43,9 +43,11 @@ def chooses_gguf(files: Sequence[RepoFile], format_: str | None) -> bool:
 
 
 def choose(files: Sequence[RepoFile], tag: str | None, repo: str, format_: str | None = None) -> list[RepoFile]:
-    """Return the files to download: one GGUF quantisation with all its parts, or all safetensors with their config.
+    """Return the files of a repository to download.
 
-    With `format_`, only weights of this format are chosen. An opaque format chooses all files except hidden ones.
+    If the repository has GGUF files: one quantisation with all its parts. Otherwise: the weights in the first known
+    format that the repository has, with configuration and tokenizer. If `format_` is a known format: only weights in
+    this format. If `format_` is an opaque format: all files except hidden ones.
 
     Raises NotFound (TAG_NOT_FOUND), which lists the known tags, and ValidationFailed (NOT_A_MODEL).
     """
