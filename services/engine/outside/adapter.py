@@ -229,7 +229,8 @@ def react(recorded: Recorded) -> Sequence[Command[Any]]:
             process_id, _, run = slot_id.removeprefix("slot-").rpartition("-")
             if not process_id or not run.isdecimal():
                 return []  # not the slot of an instance
-            error = f"the instance's memory slot was preempted by {by}, which has a higher priority"
+            cause = f"by {by}, which has a higher priority" if by else "on request"
+            error = f"the instance's memory slot was preempted {cause}"
             return [i.RecordFailed(process_id=process_id, run=int(run), error=error, error_code="PREEMPTED")]
         case _:
             return []
