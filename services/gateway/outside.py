@@ -147,7 +147,7 @@ class GatewayOutside(Outside[Key]):
         dispatcher = Dispatcher(self.context.peers.client, self._directory, self._policy, quotas)
         operations = Operations(dispatcher)
         self._open.push_async_callback(operations.close)
-        self._proxy = proxy = Proxy(dispatcher, quotas)
+        self._proxy = proxy = Proxy(dispatcher, quotas, wait=settings.wait)
         self._open.push_async_callback(proxy.close)
         self._mcp = McpDoor(dispatcher, self._watching.changes, settings.body_limit)
         rest_api = RestApi(dispatcher, operations, settings.body_limit)
@@ -160,7 +160,7 @@ class GatewayOutside(Outside[Key]):
             *Media(dispatcher, proxy, settings.body_limit, settings.upload_limit).routes(),
             *Anthropic(proxy, settings.body_limit).routes(),
             *library.routes(),
-            *Ollama(proxy, library.known_as, settings.body_limit).routes(),
+            *Ollama(proxy, settings.body_limit).routes(),
             *HealthApi(self.context.peers.client.nc, self._directory).routes(),
             *Documents(self._directory, self._policy).routes(),
             *EventStream(self._tail, self._policy, metrics).routes(),

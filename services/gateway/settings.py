@@ -75,6 +75,13 @@ class GatewaySettings(Section):
         le=1_000_000,
         description="Maximum requests per minute that an address may send without a key; 0: no limit.",
     )
+    wait: float = Field(
+        600,
+        ge=0,
+        le=86_400,
+        description="Seconds that a request to a model waits while its service starts, wakes, is busy or gets a new"
+        " replica. A client can set its own time with the header Prefer: wait=60; with wait=0, it does not wait.",
+    )
     connections: int = Field(
         16_384, ge=16, le=1_000_000, description="Maximum open connections. The gateway refuses further connections."
     )

@@ -12,7 +12,7 @@ from aima_core.units import Event, Resource
 from services.model import internal as i
 from services.model import units as u
 from services.model.outside.adapter import ModelOutside
-from services.model.rules import decider, replies, state, views
+from services.model.rules import decider, lookup, replies, state, views
 from services.model.settings import ModelSettings
 
 
@@ -49,7 +49,7 @@ MODEL = Domain(
             touched=_registry,
         ),
     ),
-    resolve=decider.resolve,
+    resolve=lookup.resolve,
     decide=decider.decide,
     evolve=state.evolve,
     todo=state.todo,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -24,6 +25,13 @@ from services.model.headers.format_table import FORMATS
 ModelType = Literal["llm", "vlm", "asr", "tts", "embedding", "diffusion", "video_gen", "detection", "rerank"]
 ModelStatus = Literal["pending", "pulling", "ready", "error", "verifying"]
 SourceName = Literal["ollama", "huggingface", "modelscope", "package"]
+HOSTS: Mapping[str, SourceName] = {
+    "hf.co": "huggingface",
+    "huggingface.co": "huggingface",
+    "modelscope.cn": "modelscope",
+    "package": "package",
+}
+"""The first part of a model's name as clients write it, such as hf.co/maker/model, and the source that it means."""
 EstimateBasis = Literal["header", "size"]
 Facts = dict[str, int | float | str | bool | None]
 

@@ -15,7 +15,7 @@ from services.gateway.entrance.quotas import estimate
 _encode = msgspec.json.encode
 
 
-def chat_request(model: str, body: Mapping[str, Any], *, whole: bool, wait: float = 0.0) -> EngineRequest:
+def chat_request(model: str, body: Mapping[str, Any], *, whole: bool, wait: float | None = None) -> EngineRequest:
     """Return the engine request for a chat. `body` is the body of a chat completion, without the model's name.
 
     The engine streams the answer even with `whole`, because every engine stops a stream when the client leaves. Without

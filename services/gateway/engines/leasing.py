@@ -26,6 +26,7 @@ _QUEUE_TIMEOUT = 600.0  # seconds that a request waits in a queue if the client 
 _WORK_TIMEOUT = 600.0  # seconds for which a silent engine counts as busy with a request without a timeout
 _QUICK = 5.0  # seconds; the timeout of calls that take milliseconds: lease without queue, renewal, settlement
 _RETRY = 0.5  # seconds between two attempts to settle
+_RETRY_AFTER = 10  # seconds; what a client is told whose wait has ended
 _BATCH = 0.002  # seconds that a settlement waits for other settlements or a lease, so that one commit has them all
 _TRIAL = 3.0  # seconds that the client of a failed request waits for the trial of its replica
 _LEASE_UNIT = "inference.lease"
@@ -49,7 +50,7 @@ class Leases:
     async def take(
         self, caller: Caller, model: str, types: tuple[str, ...], *, tools: bool, wait: float, avoid: str
     ) -> inference.Lease:
-        """Return a lease, at once or after a wait in the queue. `wait`: seconds to wait for a loading model.
+        """Return a lease, at once or after a wait in the queue. `wait`: seconds to wait for a replica.
 
         A request that waits has its own subscription. When the client leaves, the subscription ends, so the inference
         domain removes the request from the queue. Raises the errors of `inference.lease`.
@@ -79,16 +80,26 @@ class Leases:
         return hashlib.blake2s(caller.owner.encode(), key=self._secret, digest_size=8).hexdigest()
 
     async def _queued(self, caller: Caller, fields: dict[str, Any], wait: float, leave: asyncio.Event) -> Answer:
-        """Wait in the queue and return a lease. `leave` ends the wait, but a granted lease is still returned."""
-        timeout = wait or caller.timeout or _QUEUE_TIMEOUT
-        parts = self._client.stream(_LEASE_UNIT, fields, timeout=timeout, headers=caller.on_behalf(), leave=leave)
-        async with contextlib.aclosing(parts):
-            async for part in parts:
-                if isinstance(part, Answer):
-                    return part
-                if lease := part.get("lease"):
-                    return Answer(lease, {})
-        raise Timeout(f"no replica for {fields['model']} within {timeout:g} s; see service.status")
+        """Wait in the queue and return a lease. `leave` ends the wait, but a granted lease is still returned.
+
+        Raises Unavailable (LOADING) if the wait ends before the caller's own timeout.
+        """
+        timeout = wait or _QUEUE_TIMEOUT
+        limited = caller.timeout is not None and caller.timeout <= timeout
+        seconds = caller.timeout if limited and caller.timeout else timeout
+        parts = self._client.stream(_LEASE_UNIT, fields, timeout=seconds, headers=caller.on_behalf(), leave=leave)
+        try:
+            async with contextlib.aclosing(parts):
+                async for part in parts:
+                    if isinstance(part, Answer):
+                        return part
+                    if lease := part.get("lease"):
+                        return Answer(lease, {})
+            raise Timeout(f"no replica for {fields['model']} within {seconds:g} s; see service.status")
+        except Timeout as late:
+            if limited:
+                raise
+            raise Unavailable(late.message, reason="LOADING", retry_after=_RETRY_AFTER) from None
 
     async def _unless_cancelled(self, caller: Caller, lease: asyncio.Future[Answer]) -> inference.Lease:
         """Wait for the lease and return it. After a cancellation, a lease that is granted later is given back."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import Annotated, Any
 
 import msgspec
@@ -17,6 +18,7 @@ from aima_engines.decoding import decoded
 from aima_engines.engine_answer import TokenUsage
 from aima_engines.engine_errors import bad_answer, engine_failed, engine_gone, error_in
 from aima_engines.sse_parser import DONE, NOTHING, Splitter, data_of
+from services.gateway.engines.keep_alive import WAITING, keep_alive
 from services.gateway.engines.proxying import EngineRequest, Proxy
 from services.gateway.entrance.disconnects import cancel_on_disconnect
 from services.gateway.entrance.dispatch import Caller
@@ -117,11 +119,13 @@ class EventPassthrough(_Passthrough):
 
     async def _copy(self, send: Send) -> None:
         reader = self._reader
-        async with self._proxy.forward(self._caller, self._request) as answer:
+        async with (
+            keep_alive(partial(self._comment, send)) as stop,
+            self._proxy.forward(self._caller, self._request) as answer,
+        ):
+            await stop()
             while not reader.ended and (block := await answer.read()):
-                if not self._started:
-                    self._started = True
-                    await send({"type": "http.response.start", "status": 200, "headers": _STREAM})
+                await self._start(send)
                 if events := reader.feed(block):
                     answer.usage = reader.usage
                     await send({"type": "http.response.body", "body": events, "more_body": True})
@@ -130,6 +134,15 @@ class EventPassthrough(_Passthrough):
                 raise engine_failed(reader.error)
             if not reader.ended:
                 raise engine_gone(begun=True)
+
+    async def _comment(self, send: Send) -> None:
+        await self._start(send)
+        await send({"type": "http.response.body", "body": WAITING, "more_body": True})
+
+    async def _start(self, send: Send) -> None:
+        if not self._started:
+            self._started = True
+            await send({"type": "http.response.start", "status": 200, "headers": _STREAM})
 
 
 class UsageReader:

@@ -34,8 +34,9 @@ class EngineRequest:
     `kind`: the kind of request; the caller needs the right to call the kind's unit. `make(name)` returns the body;
     `name` is the engine's name for the model. `streamed(name)` returns a body that requests the same answer as a
     stream. Engines that do not stop a whole answer when the client leaves get this body. `types` and `path` replace the
-    kind's `types` and `path`. `tokens`: an estimate for quotas. `wait`: seconds to wait for a loading model. `whole`:
-    the client gets the answer only when it is complete. Until then, the gateway can try another replica.
+    kind's `types` and `path`. `tokens`: an estimate for quotas. `wait`: seconds to wait for a replica; None: the
+    gateway's default. `whole`: the client gets the answer only when it is complete. Until then, the gateway can try
+    another replica.
     """
 
     kind: RequestKind
@@ -46,7 +47,7 @@ class EngineRequest:
     headers: Mapping[str, str] = field(default_factory=lambda: JSON)
     tokens: TokenEstimate = NONE
     tools: bool = False
-    wait: float = 0.0
+    wait: float | None = None
     whole: bool = False
     streamed: Callable[[str], Body] | None = None
 
@@ -95,8 +96,11 @@ class ProxiedAnswer(EngineAnswer):
 class Proxy:
     """Sends the requests of all doors to engines."""
 
-    def __init__(self, dispatcher: Dispatcher, quotas: Quotas, leases: Leases | None = None) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, quotas: Quotas, leases: Leases | None = None, *, wait: float = 0.0
+    ) -> None:
         self._dispatcher = dispatcher
+        self._wait = wait
         self._leases = leases or Leases(dispatcher.client)
         self._quotas = quotas
         self._engines = EngineClient()
@@ -160,7 +164,7 @@ class Proxy:
             request.model,
             request.types or request.kind.types,
             tools=request.tools,
-            wait=request.wait,
+            wait=self._wait if request.wait is None else request.wait,
             avoid=avoid,
         )
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -16,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from aima_core.errors import AimaError
 from aima_engines.chat_deltas import ChatDelta, deltas
 from aima_engines.engine_answer import TokenUsage
+from services.gateway.engines.keep_alive import WAITING, keep_alive
 from services.gateway.engines.proxying import EngineRequest, ProxiedAnswer, Proxy
 from services.gateway.entrance.disconnects import cancel_on_disconnect
 from services.gateway.entrance.dispatch import Caller
@@ -119,7 +121,12 @@ class TranslatedStream(Response):
     async def _answer(self, send: Send, path: str) -> None:
         requested_at = time.monotonic()
         try:
-            async with self._proxy.forward(self._caller, self._request) as answer, aclosing(deltas(answer)) as stream:
+            async with (
+                keep_alive(partial(self._comment, send)) as stop,
+                self._proxy.forward(self._caller, self._request) as answer,
+                aclosing(deltas(answer)) as stream,
+            ):
+                await stop()
                 async for delta in stream:
                     await self._start(send)
                     if body := self._translator.feed(delta):
@@ -131,6 +138,12 @@ class TranslatedStream(Response):
                 raise
             last = self._translator.failed(body_of(error, path, self._caller.request_id))
         await send({"type": "http.response.body", "body": last})
+
+    async def _comment(self, send: Send) -> None:
+        """Send a comment, if the answer's format has comments. The response starts with the first comment."""
+        if self._translator.media.startswith("text/event-stream"):
+            await self._start(send)
+            await send({"type": "http.response.body", "body": WAITING, "more_body": True})
 
     async def _start(self, send: Send) -> None:
         """Start the response at the first delta, so that an error before the first delta still sets the status."""

@@ -14,32 +14,30 @@ from aima_core.errors import InvalidRequest
 from services.gateway.entrance.dispatch import Caller, read_timeout
 from services.gateway.entrance.gate import caller_of
 
-_MODEL_TIMEOUT = 600.0  # seconds that a client waits for a loading model if the client sets no time
-
 
 @dataclass(frozen=True)
 class WaitingCaller:
-    """A caller. `wait` is the number of seconds that the caller waits for a loading model."""
+    """A caller. `wait` is the number of seconds that the caller waits for a replica; None: the gateway's default."""
 
     caller: Caller
-    wait: float
+    wait: float | None
 
 
-def waiting_caller(request: Request, *, wait: bool = False) -> WaitingCaller:
+def waiting_caller(request: Request) -> WaitingCaller:
     """Return the caller and the seconds in the header `Prefer: wait=60` (RFC 7240).
 
-    `Prefer: wait` without a number means 600 s. Without the header, the caller waits 600 s if the argument `wait` is
-    True, and 0 s if it is False. Raises InvalidRequest for an invalid number.
+    With `Prefer: wait=0`, the caller does not wait. Raises InvalidRequest for an invalid number.
     """
     caller = caller_of(request.state)
     for preference in request.headers.get("prefer", "").split(","):
         name, _, value = preference.partition(";")[0].strip().partition("=")
         if name.strip().lower() == "wait":
+            text = value.strip().strip('"')
             try:
-                return WaitingCaller(caller, read_timeout(value.strip().strip('"')) or _MODEL_TIMEOUT)
+                return WaitingCaller(caller, 0.0 if text == "0" else read_timeout(text))
             except InvalidRequest as error:
                 raise InvalidRequest(f"Prefer: wait: {error.message}", header="Prefer") from None
-    return WaitingCaller(caller, _MODEL_TIMEOUT if wait else 0.0)
+    return WaitingCaller(caller, None)
 
 
 async def cancel_on_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) -> None:

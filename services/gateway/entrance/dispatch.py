@@ -14,7 +14,8 @@ from aima_core.bus.call_options import exact_name
 from aima_core.bus.client import Answer, Client
 from aima_core.bus.directory import Directory, UnitInfo
 from aima_core.call import new_trace
-from aima_core.errors import Forbidden, InvalidRequest, ValidationFailed
+from aima_core.errors import AimaError, Forbidden, InvalidRequest, ValidationFailed
+from aima_core.suggestions import find_named
 from services.gateway.entrance.access import NOBODY, Policy, Principal, without_caller, without_owners
 from services.gateway.entrance.quotas import Quotas, of_input, used_by
 
@@ -28,6 +29,7 @@ _ELSEWHERE: Mapping[str | None, str] = {
     calls.PARTS: "request parts with Accept: text/event-stream",
     calls.BATCH: "send one request at a time",
 }
+_NAMES = 5.0  # seconds that a domain has to list the names of a model
 _FORWARDED = (calls.EXPECTED_VERSION, calls.DRY_RUN, calls.CAUSATION_ID, calls.CORRELATION_ID)
 
 
@@ -126,7 +128,7 @@ class Dispatcher:
         unit = await self.directory.find(name)
         self.policy.permit(caller.principal, reading(unit) if caller.headers.get(calls.DRY_RUN) == "true" else unit)
         if isinstance(model := data.get("model"), str):
-            self.policy.permit_model(caller.principal, model)
+            await self._permit_model(caller, model)
         if name in _UNCOUNTED and data.get("holder"):
             fault = {"field": "holder", "expected": "no value: holder marks a gateway's own leases"}
             raise ValidationFailed(f"{name}: only gateways may set holder; omit the field", fields=[fault])
@@ -138,6 +140,24 @@ class Dispatcher:
                 unit=name,
             )
         return unit
+
+    async def _permit_model(self, caller: Caller, name: str) -> None:
+        """Raise NotFound if the key may not use the model. A key may name the model by an id or a name."""
+        if not caller.principal.may_use(name):
+            self.policy.permit_model(caller.principal, name, *await self._names_of(caller, name))
+
+    async def _names_of(self, caller: Caller, name: str) -> list[str]:
+        """Return the ids and names of the model or service that `name` means. Empty if there is none."""
+        with contextlib.suppress(AimaError):
+            served = (await self.client.ask("inference.models", {}, timeout=_NAMES, headers=caller.on_behalf())).data
+            names = {model["id"]: _names(model) for model in served["models"]}
+            if ident := find_named(name, names, "model"):
+                return [ident, *names[ident]]
+        with contextlib.suppress(AimaError):
+            query = {"model_id": name}
+            model = (await self.client.ask("model.get", query, timeout=_NAMES, headers=caller.on_behalf())).data
+            return [model["id"], model["name"]]
+        return []
 
     async def envelope(self, caller: Caller, name: str, data: Mapping[str, Any]) -> bytes:
         """Return a unit's answer in its envelope. Hides fields that the caller may not see. Raises the unit's error."""
@@ -191,6 +211,14 @@ class Dispatcher:
         if self._quotas is None or unit.domain != _USES_TOKENS or unit.kind == "query":
             return contextlib.nullcontext([])
         return self._quotas.within(caller.principal, of_input(data))
+
+
+def _names(model: Mapping[str, Any]) -> list[str]:
+    """Return the names of a served model and of its services."""
+    return [
+        model["name"],
+        *(text for service in model["services"] for text in (service["service_id"], service["name"])),
+    ]
 
 
 def reading(unit: UnitInfo) -> UnitInfo:

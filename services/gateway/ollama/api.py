@@ -8,7 +8,7 @@ names the unit to call.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -39,15 +39,11 @@ MCP (/mcp), and its own API (/api/v2). /docs shows all paths.
 """
 
 
-ResolveModel = Callable[[Request, str], Awaitable[str]]
-
-
 class Ollama:
-    """The routes of Ollama's API that run a model. `resolve` returns a model's id by the model's name."""
+    """The routes of Ollama's API that run a model."""
 
-    def __init__(self, proxy: Proxy, resolve: ResolveModel, body_limit: int) -> None:
+    def __init__(self, proxy: Proxy, body_limit: int) -> None:
         self._proxy = proxy
-        self._resolve = resolve
         self._limit = body_limit
 
     def routes(self) -> list[Route]:
@@ -72,14 +68,14 @@ class Ollama:
         body = bodies.decode(await read(request, self._limit), requests.ChatRequest)
         if not body.messages:
             return await self._load(request, "chat", body)
-        return self._answer(request, "chat", body, await self._chat_request(request, body, requests.chat(body)))
+        return self._answer(request, "chat", body, self._chat_request(request, body, requests.chat(body)))
 
     async def generate(self, request: Request) -> Response:
         """Answer a prompt. With `raw`, the model continues the prompt."""
         body = bodies.decode(await read(request, self._limit), requests.GenerateRequest)
         if not body.prompt:
             return await self._load(request, "generate", body)
-        engine_request = await self._chat_request(request, body, requests.generate(body))
+        engine_request = self._chat_request(request, body, requests.generate(body))
         if body.raw:
             make = streaming_body(requests.raw(body))
             engine_request = replace(engine_request, kind=COMPLETE, types=(), make=make)
@@ -95,7 +91,7 @@ class Ollama:
 
         fields = {"input": body.input, **({"dimensions": body.dimensions} if body.dimensions else {})}
         return TranslatedWhole(
-            self._proxy, caller_of(request.state), await self._embed_request(request, body.model, fields), translate
+            self._proxy, caller_of(request.state), self._embed_request(request, body.model, fields), translate
         )
 
     async def embed_one(self, request: Request) -> Response:
@@ -105,26 +101,21 @@ class Ollama:
         async def translate(proxied: ProxiedAnswer) -> Any:
             return {"embedding": (await _vectors(proxied, body.model))[0]}
 
-        engine_request = await self._embed_request(request, body.model, {"input": [body.prompt]})
+        engine_request = self._embed_request(request, body.model, {"input": [body.prompt]})
         return TranslatedWhole(self._proxy, caller_of(request.state), engine_request, translate)
 
-    async def _chat_request(
-        self, request: Request, body: requests.Sampling, chat_body: Mapping[str, Any]
-    ) -> EngineRequest:
-        """Return the request for a chat. The request waits for a loading model, as Ollama's clients expect."""
-        model, wait = await self._resolve(request, body.model), waiting_caller(request, wait=True).wait
-        return chat_request(model, chat_body, whole=not body.streamed, wait=wait)
+    def _chat_request(self, request: Request, body: requests.Sampling, chat_body: Mapping[str, Any]) -> EngineRequest:
+        return chat_request(body.model, chat_body, whole=not body.streamed, wait=waiting_caller(request).wait)
 
-    async def _embed_request(self, request: Request, name: str, fields: Mapping[str, Any]) -> EngineRequest:
+    def _embed_request(self, request: Request, name: str, fields: Mapping[str, Any]) -> EngineRequest:
         make, tokens = body_for_model(fields), estimate(msgspec.json.encode(fields), 1)
-        model, wait = await self._resolve(request, name), waiting_caller(request, wait=True).wait
-        return EngineRequest(EMBED, model, make, tokens=tokens, wait=wait, whole=True)
+        return EngineRequest(EMBED, name, make, tokens=tokens, wait=waiting_caller(request).wait, whole=True)
 
     async def _load(self, request: Request, kind: answers.Kind, body: requests.Sampling) -> Response:
         """Wait until the model is loaded. Raises ValidationFailed if the request asks to unload the model."""
         if body.unloads:
             raise requests.refusal("keep_alive", "more than 0; to unload a model, call service.scale with replicas 0")
-        engine_request = await self._chat_request(request, body, {"messages": []})
+        engine_request = self._chat_request(request, body, {"messages": []})
         started_at = time.monotonic()
         await until_disconnect(request, self._proxy.await_replica(caller_of(request.state), engine_request))
         return json(answers.loaded(kind, body.model, time.monotonic() - started_at))

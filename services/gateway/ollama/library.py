@@ -6,9 +6,9 @@ Source: the Ollama API reference. Models come from `model.list` and `inference.m
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, suppress
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -16,6 +16,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from aima_core.bus.client import Answer
+from aima_core.bus.pages import all_pages
 from aima_core.errors import AimaError, NotFound
 from services.gateway.engines.translation import until_disconnect
 from services.gateway.entrance import bodies
@@ -29,9 +30,7 @@ from services.gateway.ollama.api import read
 from services.gateway.ollama.requests import Named, plain, source
 
 _TIMEOUT = 10.0  # seconds that a domain has to answer a query
-_MOST = 1000  # the most models in a list
 _PULL = "/api/pull"
-_ID = re.compile(r"[a-z0-9_-]+")
 Json = dict[str, Any]
 
 
@@ -96,14 +95,6 @@ class OllamaLibrary:
         await self._dispatcher.envelope(caller, "model.delete", {"model_id": model["id"]})
         return Response()
 
-    async def known_as(self, request: Request, name: str) -> str:
-        """Return the id of the model with this name. A name in the form of an id is returned without a search."""
-        if _ID.fullmatch(plain(name)):
-            return plain(name)
-        listed = (await self._ask(caller_of(request.state), "model.list", {"limit": _MOST}))["items"]
-        match = models.find(listed, name)
-        return str(match["id"]) if match else plain(name)
-
     # --- requests to the other domains ----------------------------------------------------------------------
 
     async def _pull_lines(self, request: Request, name: str) -> AsyncGenerator[Json]:
@@ -130,7 +121,7 @@ class OllamaLibrary:
         """Return a model. Raises NotFound if there is no such model or the key may not use the model."""
         caller = caller_of(request.state)
         await self._dispatcher.permitted(caller, "model.get", {})
-        model: Json = await self._ask(caller, "model.get", {"model_id": await self.known_as(request, name)})
+        model: Json = await self._ask(caller, "model.get", {"model_id": name})
         if not _usable(caller, model, await self._service_names(caller)):
             raise NotFound(
                 f"there is no model {name}; GET /api/tags lists the models", reason="MODEL_NOT_FOUND", model=name
@@ -139,7 +130,7 @@ class OllamaLibrary:
 
     async def _list_models(self, caller: Caller) -> list[Json]:
         await self._dispatcher.permitted(caller, "model.list", {})
-        listed: list[Json] = (await self._ask(caller, "model.list", {"limit": _MOST}))["items"]
+        listed: list[Json] = (await all_pages(partial(self._ask, caller, "model.list")))["items"]
         return listed
 
     async def _list_served(self, caller: Caller) -> list[Json]:
@@ -164,7 +155,7 @@ class OllamaLibrary:
             return replicas
         return []
 
-    async def _ask(self, caller: Caller, unit: str, data: Json) -> Any:
+    async def _ask(self, caller: Caller, unit: str, data: Mapping[str, Any]) -> Any:
         return (await self._dispatcher.client.ask(unit, data, timeout=_TIMEOUT, headers=caller.on_behalf())).data
 
 

@@ -5,10 +5,11 @@ Source: the Ollama API reference. A field that AIMA's models do not have, such a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from services.gateway.ollama.requests import HOSTS, plain, tagged
+from services.gateway.ollama.requests import tagged
+from services.model.units import HOSTS
 
 Json = dict[str, Any]
 _CAPABILITIES = {"llm": ["completion"], "vlm": ["completion", "vision"], "embedding": ["embedding"]}
@@ -20,18 +21,11 @@ def name_of(model: Mapping[str, Any]) -> str:
 
     A client can pull the model by this name. If clients cannot pull from the model's source, the name is its id.
     """
-    host = next((host for host, source in HOSTS.items() if source == model["source"]), None)
+    host = next((host for host, source in HOSTS.items() if source == model["source"] != "package"), None)
     if model["source"] != "ollama" and host is None:
         return tagged(model["id"])
     repo = f"{host}/{model['repo']}" if host else model["repo"]
     return f"{repo}:{model['tag']}" if model["tag"] else tagged(repo)
-
-
-def find(listed: Iterable[Mapping[str, Any]], name: str) -> Mapping[str, Any] | None:
-    """Return the model with this name, or None."""
-    bare, with_tag = plain(name), tagged(name)
-    matches = (model for model in listed if bare in (model["id"], model["name"]) or name_of(model) == with_tag)
-    return next(matches, None)
 
 
 def tag(model: Mapping[str, Any]) -> Json:

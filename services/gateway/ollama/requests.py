@@ -13,12 +13,12 @@ import msgspec
 from msgspec import Meta
 
 from aima_core.errors import ValidationFailed
+from services.model.units import HOSTS
 
 Json = dict[str, Any]
 ModelName = Annotated[str, Meta(min_length=1, max_length=200)]
 KeepAlive = float | str | None
 
-HOSTS = {"hf.co": "huggingface", "huggingface.co": "huggingface", "modelscope.cn": "modelscope"}
 _LATEST = ":latest"
 # types of images by the start of the base64 text
 _IMAGES = {"iVBOR": "png", "/9j/": "jpeg", "R0lG": "gif", "UklG": "webp"}
@@ -153,7 +153,7 @@ def source(name: str) -> Json:
     `package/NAME` is an additional form, which names a Python package with weights.
     """
     host, _, rest = plain(name).partition("/")
-    source_name = {**HOSTS, "package": "package"}.get(host, "ollama")
+    source_name = HOSTS.get(host, "ollama")
     repo, _, tag = (rest if source_name != "ollama" else plain(name)).partition(":")
     return {"source": source_name, "repo": repo, **({"tag": tag} if tag else {})}
 

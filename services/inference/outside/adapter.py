@@ -71,7 +71,7 @@ class InferenceOutside(Outside[Pool]):
                 return self._trials.command(process_id)
             case _:
                 request = self._placement_request(command, call)
-                await self._placement.ensure_known(request.model, wait=False)
+                request.model = await self._placement.known_name(request.model, wait=False)
                 return request.command()
 
     async def perform(self, effect: Any) -> Commands:

@@ -20,7 +20,7 @@ from services.inference.outside.placement_request import PlacementRequest
 from services.inference.outside.refusals import Refusals
 from services.inference.outside.wakeups import Wakeups
 from services.inference.rules import crashes
-from services.inference.rules.routing import BUSY, LOADING, choose, fitting, hopeful, sleeper
+from services.inference.rules.routing import BUSY, LOADING, choose, fitting, hopeful, serving, sleeper
 from services.inference.rules.state import Pool, Route
 from services.model import units as model
 
@@ -67,7 +67,7 @@ class Placement:
         request.process_id = ""
         if request.probe and not any(pool.routes for pool in self._fitting(request)):
             raise Unavailable(f"no replica for {request.model} is running", reason=BUSY)
-        await self.ensure_known(request.model, wait=request.wait)
+        request.model = await self.known_name(request.model, wait=request.wait)
         if avoid:
             await self._ensure_harmless(request, avoid)
         services = frozenset(pool.service_id for pool in self._fitting(request))
@@ -129,22 +129,28 @@ class Placement:
             return refusal.message
         return f"other requests for {request.model} came first"
 
-    async def ensure_known(self, name: str, *, wait: bool) -> None:
-        """Catch up with the service domain's events if no replica is known; raise NotFound for an unknown name.
+    async def known_name(self, name: str, *, wait: bool) -> str:
+        """Return a name that the services know. Raises NotFound for an unknown name.
+
+        Catches up with the service domain's events if no replica is known. The model domain knows more names of a
+        model, such as that of its repository; for these, returns the model's id.
 
         A client may use a service as soon as the service domain reports it as running, so this domain must know the
         service by then. If a peer does not answer in time, this domain uses the state that it has.
         """
-        pools = [pool for pool in self._context.world.values() if pool.serves(name)]
-        if any(pool.routes or (wait and hopeful(pool)) for pool in pools):
-            return
+        world = self._context.world
+        if any(pool.routes or (wait and hopeful(pool)) for pool in serving(world.values(), name)):
+            return name
         with contextlib.suppress(Unavailable, Timeout, TimeoutError):
             async with asyncio.timeout(_CATCH_UP):
                 await self._context.caught_up("service")
-        if any(pool.serves(name) for pool in self._context.world.values()):
-            return
+        if serving(world.values(), name):
+            return name
         with contextlib.suppress(Unavailable, Timeout):
-            model.present(await self._context.peers.call(model.GetModel(model_id=name), timeout=_CATCH_UP))
+            view = await self._context.peers.call(model.GetModel(model_id=name), timeout=_CATCH_UP)
+            if serving(world.values(), model.present(view).id):
+                return view.id
+        return name
 
     async def watch(self) -> None:
         """Let queued requests try again after each commit, and count the requests that end."""

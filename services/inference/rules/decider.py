@@ -11,6 +11,7 @@ from typing import assert_never
 from aima_core.call import Call, timestamp
 from aima_core.domain import World
 from aima_core.errors import NotFound
+from aima_core.suggestions import find_named
 from aima_core.units import Event, Success, View
 from services.inference import internal as i
 from services.inference import units as u
@@ -26,10 +27,10 @@ Prepared = i.BeginRequest | u.Renew | u.Settle
 
 
 def resolve(world: World[Pool], text: str) -> str:
-    """Return the id of the service with this id or name. An id takes precedence. Returns an unknown text unchanged."""
+    """Return the id of the service with this id or name. Returns an unknown text unchanged. See `find_named`."""
     if f"inference/{text}" in world:
         return text
-    return next((pool.service_id for pool in world.values() if pool.service_name == text), text)
+    return find_named(text, {pool.service_id: (pool.service_name,) for pool in world.values()}, "service_id") or text
 
 
 def decide(world: World[Pool], command: Prepared | i.Reports, call: Call) -> list[Event]:

@@ -9,6 +9,7 @@ from math import ceil
 
 from aima_core.domain import World
 from aima_core.errors import AimaError, EngineNotRunning, Unavailable, ValidationFailed
+from aima_core.suggestions import find_named, plain_name
 from services.inference import internal as i
 from services.inference import units as u
 from services.inference.rules.state import Pool, Route
@@ -62,7 +63,7 @@ def fitting(pools: Iterable[Pool], name: str, types: Sequence[str]) -> list[Pool
 
     Raises ValidationFailed if all services with this name have models of other types.
     """
-    matches = [pool for pool in pools if pool.serves(name)]
+    matches = serving(pools, name)
     fit = [pool for pool in matches if not types or pool.type in types]
     if matches and not fit:
         kinds = " or ".join(types)
@@ -71,6 +72,19 @@ def fitting(pools: Iterable[Pool], name: str, types: Sequence[str]) -> list[Pool
             fields=[{"field": "model", "expected": f"a model of type {kinds}"}],
         )
     return fit
+
+
+def serving(pools: Iterable[Pool], name: str) -> list[Pool]:
+    """Return the services that `name` means: one service, or all services of a model. See `find_named`."""
+    listed = list(pools)
+    if exact := [pool for pool in listed if pool.serves(name)]:
+        return exact
+    names: dict[str, list[str]] = {}
+    for pool in listed:
+        names.setdefault(pool.model_id, []).extend(pool.names)
+    model_id = find_named(name, names, "model")
+    folded = plain_name(name)
+    return [pool for pool in listed if pool.model_id == model_id and folded in map(plain_name, pool.names)]
 
 
 def hopeful(pool: Pool) -> bool:

@@ -69,7 +69,12 @@ class Pool(msgspec.Struct, frozen=True):
 
     def serves(self, name: str) -> bool:
         """Whether `name` is a name or id of this service or of its model."""
-        return name in (self.service_id, self.service_name, self.model_id, self.model_name)
+        return name in self.names
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The ids and names by which a request may call the service."""
+        return (self.service_id, self.service_name, self.model_id, self.model_name)
 
     def outstanding(self, process_id: str) -> int:
         """Return the number of requests under way on a replica."""

@@ -21,7 +21,8 @@ from services.model.outside.engine_list import EngineList
 from services.model.outside.pull import pull
 from services.model.outside.search import search
 from services.model.rules import views
-from services.model.rules.decider import Prepared, unknown
+from services.model.rules.decider import Prepared
+from services.model.rules.lookup import unknown
 from services.model.rules.state import ModelState, Pull, Remove, Verify
 from services.model.sources import SOURCES
 from services.model.sources.port import check
@@ -104,7 +105,7 @@ class ModelOutside(Outside[ModelState]):
     async def _row(self, model_id: str) -> Row:
         rows = await self.context.read.rows("SELECT * FROM models WHERE id = ?", (model_id,))
         if not rows:
-            raise unknown(model_id)
+            raise unknown(self.context.world, model_id)
         return rows[0]
 
     async def _list(self, query: u.ListModels) -> u.ModelList:

@@ -7,21 +7,16 @@ from typing import assert_never
 
 from aima_core.call import Call
 from aima_core.domain import World
-from aima_core.errors import Conflict, NotFound
+from aima_core.errors import Conflict
 from aima_core.units import Event
 from services.model import internal as i
 from services.model import units as u
 from services.model.rules import model_names
+from services.model.rules.lookup import find, known
 from services.model.rules.state import ModelState
 
 Prepared = i.Register | i.BeginDelete | u.PullModel | u.VerifyModel
 """The commands of callers, as `Outside.prepare` returns them."""
-
-
-def resolve(world: World[ModelState], text: str) -> str:
-    """Return the id of the model whose id or name is `text`; an id has precedence. If there is none, return `text`."""
-    state = known(world, text)
-    return state.id if state else text
 
 
 def decide(world: World[ModelState], command: Prepared | i.Reports, call: Call) -> list[Event]:
@@ -43,29 +38,6 @@ def decide(world: World[ModelState], command: Prepared | i.Reports, call: Call) 
             return _recorded(world, state, command, call) if state and state.run == command.run else []
         case _:
             assert_never(command)
-
-
-def known(world: World[ModelState], name: str) -> ModelState | None:
-    """Return the model whose id or name is `name`; an id has precedence. If there is none, return None."""
-    exact = world.get(f"model/{name}")
-    return exact or next((state for state in world.values() if state.name == name), None)
-
-
-def find(world: World[ModelState], model_id: str) -> ModelState:
-    """Return the model with this id. Raises NotFound if there is no such model, or if the model is being removed."""
-    state = world.get(f"model/{model_id}")
-    if state is None or state.status == "removing":
-        raise unknown(model_id)
-    return state
-
-
-def unknown(model_id: str) -> NotFound:
-    """Return the error NotFound (MODEL_NOT_FOUND) for an id or name that no model has."""
-    return NotFound(
-        f"there is no model {model_id}; model.list shows the registered models",
-        reason="MODEL_NOT_FOUND",
-        model_id=model_id,
-    )
 
 
 def pulled(world: World[ModelState], command: u.PullModel) -> ModelState | None:

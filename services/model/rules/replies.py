@@ -10,7 +10,8 @@ from aima_core.errors import Conflict, from_body
 from aima_core.units import Event, Success, View
 from services.model import internal as i
 from services.model import units as u
-from services.model.rules.decider import Prepared, find, pulled, registered
+from services.model.rules.decider import Prepared, pulled, registered
+from services.model.rules.lookup import find
 from services.model.rules.state import ModelState
 
 

@@ -9,7 +9,7 @@ from typing import assert_never
 from aima_core.call import Call
 from aima_core.domain import World
 from aima_core.errors import Conflict, NotFound
-from aima_core.suggestions import nearest
+from aima_core.suggestions import find_named, nearest
 from aima_core.units import Event
 from services.service import internal as i
 from services.service import units as u
@@ -28,10 +28,10 @@ _MOST_KNOWN = 20  # the most services that a refusal names
 
 
 def resolve(world: World[Service], text: str) -> str:
-    """Return the id of the service with this id or name. An id takes precedence. Returns an unknown text unchanged."""
-    ident = id_of(text)
-    service = world.get(f"service/{ident}")
-    return ident if service and service.about.name == text and f"service/{text}" not in world else text
+    """Return the id of the service with this id or name. Returns an unknown text unchanged. See `find_named`."""
+    if f"service/{text}" in world:
+        return text
+    return find_named(text, {service.id: (service.about.name,) for service in world.values()}, "service_id") or text
 
 
 def id_of(name: str) -> str:

@@ -254,16 +254,16 @@ async def test_a_client_who_gives_up_a_stream_ends_the_request(tmp_path: Path, n
         await until(found.at_rest)
 
 
-async def test_a_model_that_is_loading_says_when_to_come_back_and_is_waited_for_when_asked(
+async def test_a_request_waits_for_a_loading_model_unless_its_client_does_not_want_to(
     tmp_path: Path, nats: NatsServer
 ) -> None:
     async with stage(tmp_path, nats) as found, client(found.site.url) as claude:
         await found.loading()
         with pytest.raises(anthropic.APIStatusError) as refused:
-            await claude.messages.create(model=TOY, max_tokens=3, messages=ASKED)
+            await claude.messages.create(model=TOY, max_tokens=3, messages=ASKED, extra_headers={"Prefer": "wait=0"})
         assert refused.value.status_code == 503
         assert int(refused.value.response.headers["retry-after"]) >= 1
-        asked = claude.messages.create(model=TOY, max_tokens=3, messages=ASKED, extra_headers={"Prefer": "wait=30"})
+        asked = claude.messages.create(model=TOY, max_tokens=3, messages=ASKED)
         waiting = asyncio.create_task(asked)
         await found.engine()
         assert (await waiting).content

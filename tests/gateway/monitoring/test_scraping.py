@@ -76,12 +76,12 @@ async def test_what_requests_came_to_and_the_tokens_they_took_are_counted(here: 
     assert (await here.site.post(CHAT, {"model": "toy", "messages": HELLO})).status_code == 200
     engine.script = hang_up
     assert (await here.site.post(CHAT, {"model": "toy", "messages": HELLO})).status_code >= 500
-    ended = [outcome["kind"] for outcome in await here.outcomes(2)]
-    assert sorted(ended) == ["completed", "failed"]
+    ended = [outcome["kind"] for outcome in await here.outcomes(3)]
+    assert sorted(ended) == ["completed", "failed", "failed"]
     found = await figures(here.site)
     assert found["aima_service_requests_total"] == {
         told(outcome="completed"): 1.0,
-        told(outcome="failed"): 1.0,
+        told(outcome="failed"): 2.0,
         told(outcome="cancelled"): 0.0,
     }
     assert found["aima_service_tokens_total"] == {told(kind="prompt"): 2.0, told(kind="completion"): 3.0}

@@ -487,23 +487,6 @@ MODELS: list[Mapping[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "found"),
-    [
-        ("llama3.2:1b", "llama3-2-1b"),
-        ("llama3.2", "llama3-2"),
-        ("llama3.2:latest", "llama3-2"),
-        ("hf.co/maker/m", "maker-m"),
-        ("M.gguf:latest", "maker-m"),
-        ("own:latest", "own"),
-        ("llama3.2:3b", None),
-    ],
-)
-def test_a_model_is_found_by_what_it_was_pulled_as(name: str, found: str | None) -> None:
-    model = models.find(MODELS, name)
-    assert (model and model["id"]) == found
-
-
 def test_models_are_shown_by_what_they_were_pulled_as() -> None:
     names = ["llama3.2:1b", "llama3.2:latest", "hf.co/maker/m:latest", "own:latest"]
     assert [models.name_of(model) for model in MODELS] == names

@@ -67,6 +67,7 @@ async def cry(here: Place, event: str, **data: Any) -> None:
 async def error_of(here: Place, body: Any = None, **more: Any) -> tuple[int, dict[str, Any], Any]:
     """Return the status, the error and the headers of what a chat is refused with."""
     given = {"json": ASKED if body is None else body} if "content" not in more else {}
+    more["headers"] = {"Prefer": "wait=0"} | more.get("headers", {})
     answer = await here.site.http.post(CHAT, **given, **more)
     error = answer.json()["error"]
     assert set(error) == {"message", "type", "param", "code", "details"}
@@ -78,7 +79,7 @@ async def refused(here: Place, key: str, kind: type[openai.APIStatusError], mode
     """Return the code with which OpenAI's own client is refused, as an error of this kind."""
     async with client_of(here.site, key) as client:
         with pytest.raises(kind) as told:
-            await client.chat.completions.create(model=model, messages=HELLO)
+            await client.chat.completions.create(model=model, messages=HELLO, extra_headers={"Prefer": "wait=0"})
         return str(told.value.code)
 
 
@@ -213,11 +214,11 @@ async def test_a_model_that_is_loading_says_how_far_it_is_and_when_to_come_back(
     assert await refused(here, ADMIN, openai.InternalServerError) == "loading"
 
 
-async def test_who_prefers_to_wait_gets_the_answer_when_the_model_is_loaded(here: Place) -> None:
+async def test_a_request_waits_until_the_model_is_loaded(here: Place) -> None:
     await cry(here, "created", **CREATED)
     await cry(here, "start_requested", **START, tools=False)
     whole = asyncio.create_task(here.site.post(CHAT, ASKED, headers={"Prefer": "respond-async, wait=30"}))
-    streamed = asyncio.create_task(here.site.post(CHAT, ASKED | {"stream": True}, headers={"Prefer": "wait"}))
+    streamed = asyncio.create_task(here.site.post(CHAT, ASKED | {"stream": True}))
 
     async def both_wait() -> bool:
         return [load["queued"] for load in await here.load()] == [2]
@@ -233,9 +234,11 @@ async def test_who_waits_does_so_no_longer_than_it_said(here: Place) -> None:
     await cry(here, "start_requested", **START, tools=False)
 
     async def timed_out() -> bool:
-        return (await error_of(here, headers={"Prefer": "wait=0.3"}))[0] == 504
+        status, error, headers = await error_of(here, headers={"Prefer": "wait=0.3"})
+        return (status, error["code"], headers["retry-after"]) == (503, "loading", "10")
 
     await until(timed_out)
+    assert (await error_of(here, headers={"Prefer": "wait=30", "Aima-Timeout": "0.3"}))[0] == 504
     for nonsense in ("wait=soon", "wait=-1", "wait=1e9"):
         status, error, _ = await error_of(here, headers={"Prefer": nonsense})
         assert (status, error["details"]["details"]["header"]) == (400, "Prefer")
