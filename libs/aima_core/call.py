@@ -1,4 +1,4 @@
-"""Defines `Call`: a request without its input. A call has caller, time, deadline and ids, in a message's headers.
+"""Defines `Call`: a request's caller, arrival time, deadline and ids. A message's headers describe the call.
 
 Pure functions take ids and the time only from the call, so deciding the same call twice gives the same result.
 """
@@ -38,7 +38,7 @@ _LONGEST_KEY = 200  # characters of an id in a header; limited, because the log 
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
-    """One request. `at` (when it arrived) and `deadline` are Unix seconds.
+    """One request without its input. `at` is the arrival time. `at` and `deadline` are in Unix seconds.
 
     `deadline` is None for a call that the process makes for itself. Only the unit's own timeout limits such a call.
     """
@@ -57,7 +57,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     parts: bool = False
 
     def new_id(self, prefix: str, salt: str = "") -> str:
-        """Return an id such as `svc-7f3a09c1`. Deciding the call again, or retrying its key, gives the same id.
+        """Return an id such as `svc-7f3a09c1`. The same call, or the same idempotency key, always gives the same id.
 
         For several ids with one prefix, pass a different `salt` for each id.
         """
@@ -76,9 +76,10 @@ def token(size: int) -> str:
 
 
 def fresh(node: str = "local", cause: str = "", parent: Call | None = None) -> Call:
-    """Return a call that starts now. It is made for the call `parent`, or, without `parent`, for the process itself.
+    """Return a new call that starts now.
 
-    `cause` is the id of the event that caused the call.
+    With `parent`, the call has the caller, the correlation id, the trace and the deadline of `parent`. `cause` is the
+    id of the event that caused the call.
     """
     request_id = token(8)
     return Call(
@@ -132,7 +133,7 @@ def from_headers(headers: Mapping[str, str] | None, *, node: str, default_timeou
 
 
 def to_headers(call: Call, *, timeout: float, idempotency_key: str = "") -> dict[str, str]:
-    """Return the headers of a request that is made for `call`. `timeout` is in seconds."""
+    """Return the headers of a new request that `call` causes. `timeout` is in seconds."""
     headers = {
         REQUEST_ID: token(8),
         CORRELATION_ID: call.correlation_id,
@@ -182,7 +183,7 @@ def _number(headers: Mapping[str, str], name: str, default: float) -> float:
 
 
 def flag(headers: Mapping[str, str], name: str) -> bool:
-    """Return the value of a true/false header. A missing header is False. Raises InvalidRequest for any other value."""
+    """Return whether a header is "true". A missing header counts as "false". Raises InvalidRequest for other values."""
     value = headers.get(name, "").lower()
     if value not in ("", "true", "false"):  # a misspelt value must not turn a dry run into a real one
         raise InvalidRequest(f"{name} must be true or false", header=name)

@@ -1,19 +1,19 @@
-"""What a domain consists of: pure functions, and one class for everything that awaits.
+"""Defines the parts of a domain: pure functions, and one class for everything that awaits.
 
-`Domain` assembles them. All functions but `perform` are pure: no await, clock, randomness, log or I/O.
+A `Domain` contains all parts. Every function except `perform` is pure: it has no await, clock, randomness, log or I/O.
 
-    resolve(world, text) -> id                  the id of the stream that a caller means by an id or a name
+    resolve(world, text) -> id                  the id of the stream that has this id or name
     decide(world, command, call) -> events      the events that the command causes; raises a declared error to refuse
-    evolve(state, event) -> state               the stream's next state, None if it has none any more; never raises
-    reply(world, command, events) -> view       the command's answer, None while its effects are still running
-    todo(state) -> effects                      the effects that must be running outside; empty at rest
-    project(recorded) -> statements             the SQL by which an event changes the read tables
-    react(recorded) -> commands                 our own commands in response to an event of a followed domain
-    Outside.perform(effect) -> commands         carries out one effect; returns its result as commands of our own
+    evolve(state, event) -> state               the stream's next state, or None for no state; never raises
+    reply(world, command, events) -> view       the command's answer, or None while its effects are still running
+    todo(state) -> effects                      the effects that the state requires; empty if it requires none
+    project(recorded) -> statements             the SQL that applies an event to the read tables
+    react(recorded) -> commands                 the domain's own commands in response to an event of a followed domain
+    Outside.perform(effect) -> commands         carries out one effect; returns commands that record its result
 
-`decide` sees every stream of its domain, because some rules span streams (no two instances on one port). That is
-safe because a domain has one writer. `evolve` and `todo` see one stream: their cost does not grow with the number of
-streams.
+`decide` sees every stream of its domain, because some rules concern several streams: two instances must not use one
+port. A domain has one writer, so no stream changes during a decision. `evolve` and `todo` see one stream, so their cost
+does not grow with the number of streams.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound=msgspec.Struct)
 World = Mapping[str, S]
-"""The states of a domain's streams, by stream: `service/svc-1`."""
+"""The states of a domain's streams. A key is the name of a stream, such as `service/svc-1`."""
 Commands = Iterable[Command[Any]]
 
 
 class Effect(msgspec.Struct, frozen=True):
-    """Work that must be under way outside, such as a download. Effects with equal type and fields are one effect."""
+    """Work that a state requires, such as a download. Two effects with the same type and fields are the same effect."""
 
 
 class Parts(Protocol):
@@ -53,40 +53,40 @@ class Parts(Protocol):
 
     @property
     def requested(self) -> bool:
-        """Whether the caller asked for parts."""
+        """Whether the caller requested parts."""
 
     async def send(self, part: Any) -> None:
-        """Send one part: any value that encodes as JSON. Does nothing if the caller did not ask for parts."""
+        """Send one part: any value that encodes as JSON. Does nothing if the caller did not request parts."""
 
 
 @dataclass(kw_only=True)
 class Context(Generic[S]):
-    """What the core gives a domain's Outside to work with."""
+    """The objects that the core gives to a domain's `Outside`."""
 
     node: str
     folder: Path
     settings: Any
     world: World[S]
-    """The committed states, live: they may change at every await, so read them again instead of keeping them."""
+    """The committed states. They may change at every await, so read a state again after each await."""
     peers: Peers
-    """Typed calls to other domains."""
+    """Sends typed requests to other domains."""
     read: Reader[S]
-    """Reads our read tables and our log."""
+    """Reads the domain's read tables and log."""
     record: Callable[[Command[Any]], Awaitable[Sequence[Recorded]]]
-    """Decide one of our own commands; returns its events once they are committed."""
+    """Decides a command of this domain. Returns the command's events once they are committed."""
     caught_up: Callable[[str], Awaitable[None]]
-    """Wait until every event that a followed domain has recorded by now is handled here.
+    """Waits until this domain has handled every event that a followed domain has recorded so far.
 
-    Raises Unavailable if that domain does not answer."""
+    Raises Unavailable if the followed domain does not answer."""
     news: Callable[[], AbstractContextManager[asyncio.Queue[Sequence[Recorded]]]]
-    """Open a queue of all our events committed from now on; one entry per commit."""
+    """Opens a queue of this domain's new events. Each entry has the events of one commit."""
 
 
 class Outside(Generic[S]):
     """The part of a domain that awaits. A domain overrides the methods it needs."""
 
     flows: tuple[type[Command[Any]], ...] = ()
-    """Commands that `flow` runs instead of `decide`: they exchange several messages with the outside world."""
+    """Commands that `flow` runs instead of `decide`. They exchange several messages with the outside world."""
 
     def __init__(self, context: Context[S]) -> None:
         self.context = context
@@ -97,24 +97,25 @@ class Outside(Generic[S]):
     async def close(self) -> None:
         """Release everything that `open` acquired."""
 
-    # The parameters are Any, so that a domain declares the union of its own units, and mypy checks it to be complete.
+    # The parameters are Any, so a domain can declare the union of its own units. mypy then checks that none is missing.
 
     async def prepare(self, command: Any, call: Call) -> Command[Any]:  # noqa: ARG002 (for overriding)
-        """Return the command, completed with the outside facts that `decide` needs.
+        """Add the outside facts that `decide` needs to the command, and return the command.
 
-        Must not change anything: dry runs call it too.
+        An override must not change anything, because dry runs call it, too.
         """
         return command  # type: ignore[no-any-return]  # it is a command
 
     async def perform(self, effect: Any) -> Commands:
-        """Carry out the effect and return its result as commands of our own.
+        """Carry out the effect. Returns commands of this domain that record the result.
 
-        Is cancelled when `todo` no longer names the effect, and retried after a failure; must tolerate both.
+        The core cancels this method when `todo` no longer returns the effect. After a failure, the core calls it again.
+        An override must tolerate both.
         """
         raise TypeError(f"{type(self).__name__} cannot perform {effect}")
 
     async def flow(self, command: Any, call: Call, parts: Parts) -> View:  # noqa: ARG002 (for overriding)
-        """Run one of `flows` from start to answer."""
+        """Run a command of `flows` and return its answer."""
         raise TypeError(f"{type(self).__name__} has no flow for {command.spec.name}")
 
     async def answer(self, query: Any) -> View:
@@ -122,7 +123,7 @@ class Outside(Generic[S]):
         raise TypeError(f"{type(self).__name__} cannot answer {query.spec.name}")
 
     def background(self) -> Iterable[Callable[[], Coroutine[Any, Any, None]]]:
-        """Return the work that runs as long as the process, such as sampling. Work that fails is started again."""
+        """Return functions that run as long as the process runs, such as sampling. The core restarts one that fails."""
         return ()
 
 
@@ -148,15 +149,16 @@ class Domain(Generic[S]):
     queries: tuple[type[Query[Any]], ...] = ()
     resources: tuple[Resource, ...] = ()
     resolve: Callable[[World[S], str], str] = _is_id
-    """Return the id of the stream that a caller means by `text`: an id, or a name. Returns an unknown text unchanged.
+    """Return the id of the stream whose id or name is `text`. Returns an unknown text unchanged.
 
-    The core calls it for every reference field of every public unit before anything else reads the request."""
+    The core calls this function for every reference field of a request before anything else reads the request."""
     decide: Callable[[World[S], Any, Call], list[Event]]
     evolve: Callable[[S | None, Any], S | None]
     reply: Callable[[World[S], Any, Sequence[Event]], View | None]
-    """Return a command's answer from the committed world and the events since its decision, its own events first.
+    """Return a command's answer, from the committed world, the command, and the events since its decision.
 
-    Returns None while the result is still open; raises an error if the command failed in the end."""
+    The command's own events come first. Returns None while the result is open. Raises an error if the command failed
+    after its decision."""
     todo: Callable[[S], Iterable[Effect]] = _no_items
     tables: Mapping[str, str] = field(default_factory=dict)
     """Read tables: name to CREATE TABLE statement."""
@@ -167,14 +169,14 @@ class Domain(Generic[S]):
     outside: Callable[[Context[S]], Outside[S]] = Outside
     settings: type[Section] = Section
     node_bound: bool = False
-    """Whether every node runs its own process of this domain, also addressed as `aima.<unit>.<node>`."""
+    """Whether every node runs its own process of this domain. Its units also have the subjects `aima.<unit>.<node>`."""
     log_risk: Risk = "low"
     """The risk of reading the domain's log."""
     upcasters: Mapping[str, Upcaster] = field(default_factory=dict)
-    """Readers of event types that older releases recorded: type name to a function from its data to a current event."""
+    """Upcasters by the name of an older release's event type. Each converts the old event's data to a current event."""
 
     def __post_init__(self) -> None:
-        """Raise TypeError for a public unit with a field that holds the id of a stream and is no reference."""
+        """Check the public units. Raises TypeError if a field for a stream's id is missing or is not a reference."""
         ids = {event.stream_field for event in self.events}
         for unit in self.units:
             spec = unit.spec

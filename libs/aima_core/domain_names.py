@@ -1,4 +1,4 @@
-"""The names of the domains in a package, found without importing a domain."""
+"""Finds the names of the domains in a package without importing a domain."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 Each error has a code, which is in the reply, and an HTTP status, which the gateway uses:
 
     AimaError
-    ├── InvalidRequest          INVALID_REQUEST         400   not decodable, wrong envelope
+    ├── InvalidRequest          INVALID_REQUEST         400   payload not decodable, or invalid header
     │   └── ValidationFailed    VALIDATION_ERROR        400   the input does not match the unit's schema
     ├── Unauthorized            UNAUTHORIZED            401
     ├── Forbidden               FORBIDDEN               403
@@ -30,7 +30,7 @@ from typing import Any, ClassVar
 
 
 class AimaError(Exception):
-    """An error reply: `message` is for people, `details` for programs."""
+    """An error that a caller gets as a reply. `message` is for people, and `details` is for programs."""
 
     code: ClassVar[str] = "INTERNAL_ERROR"
     status: ClassVar[int] = 500
@@ -151,7 +151,7 @@ BY_CODE: Mapping[str, type[AimaError]] = _tree(AimaError) | {"INTERNAL_ERROR": I
 
 
 def from_body(body: Mapping[str, Any]) -> AimaError:
-    """Return the error in a reply envelope. An unknown code, as of a later release, becomes an InternalError."""
+    """Return the error in a reply envelope. A code that this release does not know becomes an InternalError."""
     error = BY_CODE.get(str(body.get("code")), InternalError)(str(body.get("message", "")))
     error.details = dict(body.get("details") or {})
     return error

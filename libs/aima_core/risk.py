@@ -1,4 +1,4 @@
-"""The risk of a unit. A module of its own: whoever only reads descriptions of units need not import pydantic."""
+"""Defines the risks of units. Code that only reads units' descriptions imports this module and needs no pydantic."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class NatsSettings(Section):
         0, ge=0, le=65535, description="Port of the server that `aima up` starts; 0: 4222 or the next free port."
     )
     users: bool = Field(
-        False, description="Whether the server that `aima up` starts requires users: docs/bus-users.md."
+        False, description="Whether the server that `aima up` starts requires users; see docs/bus-users.md."
     )
     user: str = Field(
         "",
@@ -83,7 +83,7 @@ class Settings:
     sections: Mapping[str, Section]
     file: Path
     origins: Mapping[str, str]
-    """The source of each value that is not a default, by `section.key`: a variable's name, or file and line."""
+    """The sources of all values that are not defaults, by `section.key`. A source is a variable, or a file and line."""
 
     def of(self, domain: str) -> Any:
         """Return a domain's own section, or None if the section was not loaded."""
@@ -216,7 +216,7 @@ class _Sources:
             )
 
     def add_fault(self, path: TomlPath, expected: str) -> None:
-        """Record that the value at a path is invalid. The source of a value is a variable, or the file and a line."""
+        """Record that the value at a path is invalid. The message names its variable, or its file and line."""
         key = ".".join(map(str, path))
         if variable_name := self._variables.get(path[:2]):
             self._add(f"{variable_name}: {key}: {expected}", key=key, expected=expected)

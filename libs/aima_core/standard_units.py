@@ -31,7 +31,7 @@ class LogQuery(Query[LogPage]):
 
     after: int = Field(0, ge=0, le=LARGEST, description="Return only events after this position.")
     limit: int = Field(100, ge=1, le=1000, description="Maximum number of events to return.")
-    stream: str | None = Field(None, description="Only events of this stream, such as service/svc-1.")
+    stream: str | None = Field(None, description="Return only events of this stream, such as service/svc-1.")
 
 
 class ReadQuery(Query[Read]):
@@ -41,7 +41,7 @@ class ReadQuery(Query[Read]):
 
 
 def units_of(domain: str, example_uri: str, log_risk: Risk = "low") -> tuple[type[LogQuery], type[ReadQuery]]:
-    """Return the log and read units of a domain; `example_uri` is one of its addresses, for the documentation."""
+    """Return the units `log` and `read` of a domain. `example_uri` is an address that the documentation shows."""
 
     class Log(LogQuery, unit=f"{domain}.log", risk=log_risk, examples=({"after": 0, "limit": 10},)):
         __doc__ = LogQuery.__doc__

@@ -1,4 +1,4 @@
-"""The fields by which units and views name a stream: references on the way in, versions on the way out.
+"""Defines the fields that name a stream: references in units, and versions in views.
 
     ServiceId = Annotated[str, Ref("service"), Field(description="Id or name of a service.")]
 
@@ -6,10 +6,10 @@
         id: str
         stream_version: StreamVersion = None
 
-A caller may send a name in a reference. The core replaces the name by the id, once, before anything else reads the
-request (decision 0021). A caller passes the version of a view as the expected version of a command, which fails if the
-stream has changed since. So a version must never be newer than the content beside it. An older version only fails the
-command.
+A caller may send a name in a reference. The core replaces the name by the id before anything else reads the request
+(decision 0021). A caller may pass a view's version as the expected version of a command. The command fails if the
+stream has another version by then. So the version of a view must never be newer than the view's content. If the version
+is older, the command only fails.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pydantic.fields import FieldInfo
 
 @dataclass(frozen=True)
 class Ref:
-    """Marks a field that refers to a stream of a domain: a text, an optional text or a list of texts."""
+    """Marks a field that refers to a stream of a domain. The field is a text, an optional text or a list of texts."""
 
     domain: str
 
@@ -42,7 +42,7 @@ def resolved(value: Any, resolve: Callable[[str], str]) -> Any:
 
 
 def _inner(annotation: Any) -> Iterable[Any]:
-    """Yield the annotations inside a type: those of the items of a list and of the parts of a union."""
+    """Yield all types and annotations inside a type, such as the type of a list's items or the members of a union."""
     for argument in get_args(annotation):
         yield argument
         yield from _inner(argument)
@@ -50,22 +50,25 @@ def _inner(annotation: Any) -> Iterable[Any]:
 
 StreamVersion = Annotated[
     int | None,
-    Field(description="Version of its stream; pass it as --expect or Aima-Expected-Version to change only this state."),
+    Field(
+        description="Version of this object. With this version as --expect or Aima-Expected-Version, a command fails if"
+        " the object has changed."
+    ),
 ]
-"""The type of the field `stream_version`. Set by the core; only an answer about an earlier state sets it itself."""
+"""The type of the field `stream_version`. The core sets the field, unless an answer shows an earlier state."""
 
 
 class View(BaseModel):
     """The base class of answers.
 
-    Class keyword `stream`: the field that holds the id of the stream that the view shows. Such a class needs the field
-    `stream_version: StreamVersion = None`.
+    A view of a stream has the class keyword `stream`: the name of the field that holds the stream's id. It also has the
+    field `stream_version: StreamVersion = None`.
     """
 
     model_config = ConfigDict(frozen=True)
     stream_field: ClassVar[str | None] = None
     versioned_fields: ClassVar[tuple[str, ...]] = ()
-    """The fields that hold views with a version, however deep."""
+    """The fields that contain a view with a version, at any depth."""
 
     def __init_subclass__(cls, **_: Any) -> None:  # drops the class keyword: pydantic's hook below reads it
         super().__init_subclass__()
@@ -91,18 +94,18 @@ V = TypeVar("V", bound=View)
 
 
 def stream_of(view: View, domain: str) -> str | None:
-    """Return the stream that a view of the domain shows; None if it shows none, or several."""
+    """Return the stream that a view of the domain shows, or None if the view does not show exactly one stream."""
     ident = getattr(view, view.stream_field) if view.stream_field else None
     return f"{domain}/{ident}" if ident else None
 
 
 def version_of(view: View) -> int | None:
-    """Return the version of the stream that the view shows; None if it shows none, or before the core has set it."""
+    """Return the view's `stream_version`, or None if the view has no version or the core has not set it yet."""
     return getattr(view, "stream_version", None)
 
 
 def with_versions(view: V, domain: str, current: Callable[[str], int]) -> V:
-    """Return the view with the versions of the streams that it and the views in it show."""
+    """Return the view with its `stream_version` set, and the views inside it, too. `current` returns a version."""
     changes: dict[str, Any] = {}
     if view.stream_field and version_of(view) is None and (stream := stream_of(view, domain)):
         changes["stream_version"] = current(stream)

@@ -49,7 +49,7 @@ class Given(Generic[S]):
         return self.domain.decide(self.world, command, call(request_id, at=at))
 
     def then(self, command: Command[Any], *, at: float = NOON, request_id: str = "request-1") -> list[Event]:
-        """Decide the command, apply its events to the world and return them."""
+        """Decide the command and apply its events to the world. Returns the events."""
         events = self.when(command, at=at, request_id=request_id)
         for event in events:
             self.fold(event)

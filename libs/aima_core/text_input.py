@@ -77,10 +77,10 @@ def _property(schema: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def typed(text: str, field_schema: Mapping[str, Any], schema: Mapping[str, Any]) -> Any:
-    """Return the value of a text for a field: the decoded JSON, or the text itself.
+    """Convert a text to the value of a field: the decoded JSON, or the text itself.
 
-    Returns the text itself if the field may be a string, or if the text is not JSON. References in the field's schema
-    point to definitions in `schema`, which is the whole schema.
+    Returns the text itself if the field may be a string, or if the text is not JSON. `schema` is the unit's whole
+    schema. It has the definitions to which `field_schema` refers.
     """
     types = _types(field_schema, schema)
     if "string" in types and not (text.startswith(("[", "{")) and types & {"array", "object"}):

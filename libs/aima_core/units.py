@@ -1,8 +1,9 @@
 """The base classes of units: Command, Query, Event and Resource.
 
-Commands and queries come from outside, so pydantic validates them; events are our own, so fast msgspec structs hold
-them. The class of a unit is its only description: the class line holds its name and limits, the fields are its schema,
-the docstring is its description. Discovery, docs, doors and the command line are generated from the class.
+Commands and queries come from outside, so they are pydantic models, which validate their input. AIMA itself creates
+events, so they are msgspec structs, which are faster. Everything about a unit is in its class: the class keywords have
+its name and limits, the fields are its schema, and the docstring is its description. Discovery, docs, doors and the
+command line are generated from the class.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from aima_core.stream_fields import StreamVersion as StreamVersion
 from aima_core.stream_fields import View as View
 from aima_core.stream_fields import reference_fields
 
-LARGEST = 2**63 - 1  # the largest integer that SQLite holds: the limit of every integer stored or compared there
+LARGEST = 2**63 - 1  # the largest integer in SQLite; limits every integer that is stored or compared in SQLite
 _NOT_IN_A_TOKEN = re.compile(r"[^A-Za-z0-9_-]")
 _LONGEST_TOKEN = 200  # characters; nats-server closes the connection on a subject of more than 4096
-_MOST_LISTED = 20  # bad fields that a refusal lists
-_LONGEST_NAME = 100  # characters of a field name in a refusal; the caller chose the name, so it may be huge
+_MOST_LISTED = 20  # the most invalid fields that an error lists
+_LONGEST_NAME = 100  # characters of a field name in an error; limited, because the caller chooses the name
 
 
 class Success(View):
@@ -40,7 +41,7 @@ _LARGEST_OPTIONS = 64 * 1024  # characters of JSON
 
 
 def _check_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Refuse options that an event cannot hold: numbers that JSON lacks, or more text than a person writes."""
+    """Return the options. Raises ValueError if they have an infinite number or NaN, or more than 64 Ki characters."""
     try:
         size = len(json.dumps(options, allow_nan=False))
     except ValueError:
@@ -51,7 +52,7 @@ def _check_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 Options = Annotated[dict[str, Any], AfterValidator(_check_options)]
-"""Free-form options. Only the program that they are for, such as an engine, can check them further."""
+"""Free-form options. AIMA limits their size. The program that gets them, such as an engine, checks their values."""
 
 Out = TypeVar("Out", bound=View)
 
@@ -85,11 +86,11 @@ class UnitSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Unit(BaseModel, Generic[Out]):
-    """The input of a unit; `Out` is its output. Frozen and strict; unknown fields are refused.
+    """The input of a unit. `Out` is the type of its output. Instances are frozen. Unknown fields are refused.
 
     Class keywords:
-      `unit`: its name, such as `service.start`
-      `stream`: the field that holds the id of its stream, a reference, or a property that is derived from the fields;
+      `unit`: the unit's name, such as `service.start`
+      `stream`: the name of the field or property that returns the id of the unit's stream; a field must be a reference;
         absent for a command that starts a new stream
       `risk`: low, medium or high; by default medium for a command, low for a query
       `timeout`: seconds after which a call without a deadline fails
@@ -175,7 +176,7 @@ class Page(BaseModel):
 class EventMeta(msgspec.StructMeta):
     """Adds two class keywords to events: `unit`, the event's type, and `stream`, the field that holds its stream's id.
 
-    They become the class attributes `unit`, `stream_field` and `stream_prefix`.
+    The class gets the attributes `unit`, `stream_field` and `stream_prefix`.
     """
 
     unit: str
@@ -202,7 +203,7 @@ class EventMeta(msgspec.StructMeta):
 
 
 class Event(msgspec.Struct, metaclass=EventMeta, frozen=True, kw_only=True):
-    """Something that happened. Logs hold events for ever, so a release may only add fields, and only with a default."""
+    """A recorded fact. A log keeps its events forever, so a release may only add fields that have a default."""
 
     unit: ClassVar[str]
     stream_field: ClassVar[str]
@@ -230,9 +231,10 @@ def key_of(uri: str) -> str:
 class Resource(msgspec.Struct, frozen=True, kw_only=True):
     """An address that can be read and watched, such as `asms://service/{id}`. A query answers a read.
 
-    `query` returns that query for an `{id}`; it gets None for an address without `{id}`.
-    `touched` returns the ids whose content an event changes; for an address without `{id}`, any non-empty list.
-    `ids` returns the existing ids of this resource, given the ids of all streams of the domain.
+    `query` returns this query. Its argument is the `{id}`, or None for an address without `{id}`.
+    `touched` returns the ids whose content an event changes. For an address without `{id}`, a non-empty list means that
+    the event changes the content.
+    `ids` returns the existing ids of this resource. Its argument is the ids of all streams of the domain.
     """
 
     uri: str
@@ -259,7 +261,7 @@ U = TypeVar("U", bound=Unit[Any])
 
 
 def parse(unit: type[U], data: bytes | str) -> U:
-    """Decode a unit's input from JSON; raise ValidationFailed, whose `details.fields` lists the bad fields."""
+    """Decode a unit's input from JSON. Raises ValidationFailed, with the invalid fields in `details.fields`."""
     try:
         return unit.model_validate_json(data or b"{}")
     except ValidationError as error:
@@ -267,7 +269,7 @@ def parse(unit: type[U], data: bytes | str) -> U:
 
 
 def refusal(what: str, error: ValidationError) -> ValidationFailed:
-    """Return pydantic's error as ours: each bad field and what was expected. Leaves out the input: it may be secret."""
+    """Convert pydantic's error. The result lists the invalid fields, but not their values, which may be secret."""
     faults = error.errors(include_url=False, include_context=False, include_input=False)
     fields = [
         {"field": ".".join(str(part) for part in fault["loc"])[:_LONGEST_NAME] or "(input)", "expected": fault["msg"]}

@@ -1,4 +1,4 @@
-"""The device domain, assembled: read this first.
+"""Assembles the device domain. Read this file first.
 
 The domain records the hardware of a node and the health of each device. `units.py` is the contract. `rules/` is pure:
 `decider` decides the events, and `assessment` judges a device's health. `outside/` samples the devices through
@@ -17,7 +17,7 @@ from services.device.settings import DeviceSettings
 
 DEVICE: Domain[decider.DeviceState] = Domain(
     name="device",
-    about="Hardware of every node - GPUs, CPUs, memory - and its health.",
+    about="The GPUs, CPUs and disks of every node, and their health.",
     state=decider.DeviceState,
     events=u.EVENTS,
     commands=u.COMMANDS,

@@ -24,7 +24,7 @@ class DetectedDevice(View):
 
 
 class RecordDevices(Command[Devices], unit="device.record_devices"):
-    """The drivers have detected these devices, and no others."""
+    """Record all devices that the drivers have detected. A device that is missing here was removed."""
 
     found: tuple[DetectedDevice, ...]
 
@@ -38,7 +38,7 @@ class RecordHealth(Command[Success], unit="device.record_health", stream="device
 
 
 class RecordAlert(Command[Success], unit="device.record_alert", stream="device_id"):
-    """A reading has gone above a threshold."""
+    """Record that a reading has gone above a threshold."""
 
     device_id: str
     metric: Metric
@@ -47,7 +47,7 @@ class RecordAlert(Command[Success], unit="device.record_alert", stream="device_i
 
 
 class RecordPowerLimit(Command[Success], unit="device.record_power_limit", stream="device_id"):
-    """The driver has set a power limit, in watts."""
+    """Record the power limit that the driver has set, in watts."""
 
     device_id: str
     limit_watts: float

@@ -24,7 +24,7 @@ DeviceId = Annotated[
     ),
 ]
 Which = Annotated[
-    DeviceId | None, Field(description="Id of a device; default: the first GPU, or the CPU without a GPU.")
+    DeviceId | None, Field(description="Id of a device; default: the first GPU, or the CPU if there is no GPU.")
 ]
 
 
@@ -34,7 +34,7 @@ Which = Annotated[
 class Device(msgspec.Struct, frozen=True, kw_only=True):
     """A detected device. `memory` is in bytes: main memory of a cpu, own memory of a gpu, or capacity of a disk.
 
-    `memory_bandwidth` is the speed of reading this memory in bytes per second; None if unknown.
+    `memory_bandwidth` is the bytes per second at which the memory can be read; None if unknown.
     """
 
     id: str
@@ -58,10 +58,7 @@ class DeviceDetected(Event, unit="device.detected", stream="device_id", frozen=T
 
 
 class DeviceRemoved(Event, unit="device.removed", stream="device_id", frozen=True, kw_only=True):
-    """A device is no longer detected.
-
-    Removal is an event, not a health status, so that consumers that count devices stop counting this device.
-    """
+    """A device is no longer detected. After this event, the device no longer exists."""
 
     device_id: str
 
@@ -100,10 +97,10 @@ EVENTS: tuple[type[Event], ...] = Events.__args__
 
 _MEMORY = "Bytes of a cpu's main memory, a gpu's own memory, or a disk's capacity."
 _CAPABILITIES = "Features that software may rely on, such as avx2, cuda, compute_9.0."
-_CORES = "Logical processors, or shader cores; null if unknown."
+_CORES = "Logical processors of a cpu, or shader cores of a gpu; null if unknown."
 _BANDWIDTH = (
-    "Speed of reading the memory in bytes per second. Measured for a cpu; from the specification for a gpu. "
-    "null if unknown."
+    "Bytes per second at which the memory can be read; null if unknown. AIMA measures this for a cpu, and computes it "
+    "from the clock and the bus width for a gpu."
 )
 
 
@@ -137,12 +134,14 @@ class Info(View, stream="id"):
     memory_bandwidth: int | None = Field(description=_BANDWIDTH)
     cores: int | None = Field(description=_CORES)
     node: str
-    power_limit: float | None = Field(description="Watts that device.set_power_limit has set; null if never set.")
+    power_limit: float | None = Field(
+        description="Power limit in watts that device.set_power_limit has set; null if it never set one."
+    )
     stream_version: StreamVersion = None
 
 
 class DeviceItem(View, stream="id"):
-    """A device with its free memory. The values help to choose a device for a service."""
+    """A device with its free memory."""
 
     id: str
     name: str
@@ -179,7 +178,9 @@ class Metrics(SampleView, stream="device_id"):
     """The latest readings of a device. With `history`, also earlier readings."""
 
     device_id: str
-    history: list[SampleView] | None = Field(None, description="Samples, oldest first; only with history=true.")
+    history: list[SampleView] | None = Field(
+        None, description="All samples in memory, oldest first; null without history=true."
+    )
     stream_version: StreamVersion = None
 
 
@@ -196,7 +197,7 @@ class Health(View, stream="device_id"):
 
 
 class Detect(Command[Devices], unit="device.detect", idempotent=True, events=(DeviceDetected, DeviceRemoved)):
-    """Detect the devices of the node and return them. Only new, changed and removed devices are recorded."""
+    """Detect the devices of the node and return them. Records new, changed and removed devices."""
 
 
 class SetPowerLimit(
@@ -226,7 +227,7 @@ class GetInfo(Query[Info], unit="device.info", errors=(NotFound,), examples=({},
 class ListDevices(Query[DeviceList], Page, unit="device.list", examples=({}, {"type": "gpu"})):
     """List the devices with their free memory: GPUs first, then CPUs, then disks."""
 
-    type: DeviceType | None = Field(None, description="Only devices of this type.")
+    type: DeviceType | None = Field(None, description="Return only devices of this type.")
 
 
 class GetMetrics(Query[Metrics], unit="device.metrics", errors=(NotFound,), examples=({}, {"history": True})):

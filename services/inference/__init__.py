@@ -1,1 +1,1 @@
-"""The inference domain; `domain.py` assembles it."""
+"""The inference domain. `domain.py` assembles it."""

@@ -1,6 +1,6 @@
-"""The inference domain, assembled: read this first.
+"""Assembles the inference domain. Read this file first.
 
-It routes requests to the replicas of services. `units.py` is its contract. `rules/` is pure:
+The domain routes requests to the replicas of services. `units.py` is the contract. `rules/` is pure:
 
     state              the services, their replicas and the requests under way
     breaker, crashes   whether a replica or its requests are at fault

@@ -1,4 +1,4 @@
-"""Internal commands of the inference domain: they start requests, and record failures and events of services."""
+"""The internal commands of the inference domain: they start requests, and record failures and events of services."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from services.inference.units import Phase
 
 
 class BeginRequest(Command[Success], unit="inference.begin_request"):
-    """Start a request on a replica. The sender sets `request_id` to be able to settle it without the reply.
+    """Start a request on a replica. The sender sets `request_id`, so it can settle the request even without the reply.
 
     `avoid`: the replica that has just failed the request. It is chosen only if no other replica is free; with
     `strictly`, it is never chosen. `only`: no other replica is chosen, and this one also if its breaker is open.
@@ -31,7 +31,7 @@ class BeginRequest(Command[Success], unit="inference.begin_request"):
 
 
 class RecordExpired(Command[Success], unit="inference.record_expired", stream="service_id"):
-    """A lease was not settled in time, or the process that sent the request has ended."""
+    """Record that a lease was not settled in time, or that the process that sent the request has ended."""
 
     service_id: str
     request_id: str
@@ -40,14 +40,14 @@ class RecordExpired(Command[Success], unit="inference.record_expired", stream="s
 
 
 class RecordRefused(Command[Success], unit="inference.record_refused", stream="service_id"):
-    """`count` requests got no replica."""
+    """Record that `count` requests got no replica."""
 
     service_id: str
     count: int
 
 
 class RecordService(Command[Success], unit="inference.record_service", stream="service_id"):
-    """A service was created."""
+    """Record that a service was created."""
 
     service_id: str
     service_name: str
@@ -57,13 +57,13 @@ class RecordService(Command[Success], unit="inference.record_service", stream="s
 
 
 class RecordRemoved(Command[Success], unit="inference.record_removed", stream="service_id"):
-    """A service was deleted."""
+    """Record that a service was deleted."""
 
     service_id: str
 
 
 class RecordPhase(Command[Success], unit="inference.record_phase", stream="service_id"):
-    """A service entered a phase. Its routes are removed unless the phase is starting or running."""
+    """Record that a service entered a phase. Unless the phase is `starting` or `running`, also removes its routes."""
 
     service_id: str
     phase: Phase
@@ -72,7 +72,7 @@ class RecordPhase(Command[Success], unit="inference.record_phase", stream="servi
 
 
 class RecordRoute(Command[Success], unit="inference.record_route", stream="service_id"):
-    """A replica started and answers."""
+    """Record that a replica has started and answers."""
 
     service_id: str
     service_name: str
@@ -91,7 +91,7 @@ class RecordRoute(Command[Success], unit="inference.record_route", stream="servi
 
 
 class RecordHealth(Command[Success], unit="inference.record_health", stream="service_id"):
-    """A replica's health check started to succeed or to fail."""
+    """Record that a replica has stopped answering its health check, or answers it again."""
 
     service_id: str
     process_id: str

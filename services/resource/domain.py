@@ -1,8 +1,8 @@
-"""The resource domain, assembled: read this first.
+"""Assembles the resource domain. Read this file first.
 
 The domain records the memory of each slot. `units.py` is the contract. `rules/` is pure: `decider` decides the
-commands, and `capacity` decides whether a need fits and which slots make room. `outside/` reads the machine's memory
-and follows peers.
+commands, and `capacity` decides whether a need fits and which slots lose their memory. `outside/` reads the machine's
+memory and follows peers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from services.resource.settings import ResourceSettings
 
 RESOURCE: Domain[decider.State] = Domain(
     name="resource",
-    about="Memory and accelerator budgets; slots reserved by services, engines and apps.",
+    about="Budgets of memory and accelerators, and the slots that engines and other programs reserve.",
     state=decider.State,  # type: ignore[arg-type]  # a union, which msgspec decodes by its tag
     events=u.EVENTS,
     commands=u.COMMANDS,

@@ -11,7 +11,7 @@ from services.resource.units import Allocate
 
 
 class DecideAllocation(Allocate, unit="resource.decide_allocation", stream="slot_id"):
-    """An Allocate, together with the memory that the system has available."""
+    """Decide an `Allocate`. The command also has the memory that the system has available."""
 
     available: int = Field(ge=0, description="Bytes that the system has available now.")
 

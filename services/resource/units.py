@@ -15,7 +15,7 @@ Pressure = Literal["low", "medium", "high", "critical"]
 Lack = Literal["memory", "system", "accelerator"]
 
 REFUSALS = ("INSUFFICIENT_MEMORY", "SYSTEM_MEMORY_LOW", "NO_ACCELERATOR", "INSUFFICIENT_ACCELERATORS")
-"""The reasons of refused allocations."""
+"""The reasons for which an allocation can be refused."""
 
 SlotId = Annotated[
     str,
@@ -25,7 +25,7 @@ SlotId = Annotated[
 
 
 def slot_of(name: str) -> str:
-    """Return the id of the slot with this name. A caller can release the slot without the reply to its allocation."""
+    """Return the id of the slot with this name. So a caller can release a slot even if the reply was lost."""
     return f"slot-{name}"
 
 
@@ -33,9 +33,9 @@ def slot_of(name: str) -> str:
 
 
 class CapacityChanged(Event, unit="resource.capacity_changed", stream="node", frozen=True, kw_only=True):
-    """The capacity of a machine. `memory`, `system_reserve` and `storage` are in bytes; `accelerators` counts the GPUs.
+    """The capacity of a machine has changed. `memory`, `system_reserve` and `storage` are in bytes.
 
-    `accelerator_ids` has the ids of the GPUs, so a GPU that is reported twice counts once.
+    `accelerators` is the number of GPUs, and `accelerator_ids` has their ids.
     """
 
     node: str
@@ -47,10 +47,7 @@ class CapacityChanged(Event, unit="resource.capacity_changed", stream="node", fr
 
 
 class Allocated(Event, unit="resource.allocated", stream="slot_id", frozen=True, kw_only=True):
-    """Memory (bytes) and a fraction of an accelerator were reserved.
-
-    `at` is in Unix seconds. If either of two slots could make room, the older slot does.
-    """
+    """Memory (in bytes) and a fraction of an accelerator were reserved. `at` is the time in Unix seconds."""
 
     slot_id: str
     name: str
@@ -77,7 +74,10 @@ class SlotUpdated(Event, unit="resource.slot_updated", stream="slot_id", frozen=
 
 
 class Preempted(Event, unit="resource.preemption", stream="slot_id", frozen=True, kw_only=True):
-    """A slot has lost its memory to a slot with a higher priority, or on request if `by_slot_id` is empty."""
+    """A slot has lost its memory to the slot `by_slot_id`, which has a higher priority.
+
+    If `by_slot_id` is empty, a caller has requested the preemption.
+    """
 
     slot_id: str
     reason: str
@@ -85,7 +85,7 @@ class Preempted(Event, unit="resource.preemption", stream="slot_id", frozen=True
 
 
 class PressureWarning(Event, unit="resource.pressure_warning", stream="node", frozen=True, kw_only=True):
-    """The memory pressure has crossed a threshold (in percent), up or down. Each crossing is one event."""
+    """The memory pressure has risen or fallen to another level. `threshold` is the crossed threshold, in percent."""
 
     node: str
     pressure: Pressure
@@ -100,7 +100,7 @@ EVENTS: tuple[type[Event], ...] = Events.__args__
 
 
 class Slot(View, stream="slot_id"):
-    """A slot, which is a reservation of memory. Memory is in bytes."""
+    """A slot: memory and a fraction of an accelerator that are reserved for one holder. Memory is in bytes."""
 
     slot_id: str
     name: str
@@ -142,7 +142,7 @@ class Status(View):
 
 
 class Pool(View):
-    """A part of the budget. Memory is in bytes; accelerators are in number of GPUs."""
+    """The budget of one resource. Memory is in bytes. Accelerators are a number of GPUs."""
 
     total: float
     reserved: float
@@ -154,7 +154,9 @@ class Budget(View):
 
     total: int
     reserved: int
-    pools: dict[str, Pool] = Field(description="The budget by resource: memory; accelerator if the machine has a GPU.")
+    pools: dict[str, Pool] = Field(
+        description="The budget of each resource: `memory`, and `accelerator` if the machine has a GPU."
+    )
 
 
 class Allocations(View):
@@ -189,11 +191,14 @@ class CanAllocate(View):
         None,
         description="The missing memory, the slots that hold memory, and the next step; null if the memory is free.",
     )
-    requested: int = Field(description="All reservations together.")
-    available: int = Field(description="Bytes free without preemption: the smaller of budget and system memory.")
+    requested: int = Field(description="Bytes of all requested reservations together.")
+    available: int = Field(
+        description="Bytes that are free without preemption: in the budget or in the system, whichever is less."
+    )
     missing: int | None = Field(description="Missing bytes; null if no memory is missing.")
     lacking: Lack | None = Field(
-        description="The missing resource: memory (budget), system (available memory) or accelerator; null if none."
+        description="The missing resource; null if none. memory: the budget is too small; system: the system has too"
+        " little memory available; accelerator: too little of the GPUs is free."
     )
     holders: list[Holder] = Field(description="The slots that count against the budget, with the largest slot first.")
     would_preempt: list[str] = Field(description="Ids of the slots with a lower priority that would lose their memory.")
@@ -213,12 +218,14 @@ class Allocate(
 ):
     """Reserve memory and a fraction of an accelerator under a name. Idempotent for the same name and size."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,119}$", description="Name of the holder; unique among the slots.")
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9-]{0,119}$", description="Name of the holder. Each holder has one slot."
+    )
     type: SlotType = Field(description="Kind of the holder.")
     memory_bytes: int = Field(ge=0, description="Bytes of memory to reserve.")
     gpu_fraction: float = Field(0, ge=0, le=1, description="Fraction of one accelerator, 0 to 1.")
     priority: int = Field(
-        5, ge=0, le=100, description="If too little is free, slots with a lower priority lose memory."
+        5, ge=0, le=100, description="Priority. If memory is short, slots with a lower priority lose their memory."
     )
 
     @property
@@ -252,7 +259,7 @@ class UpdateSlot(
     events=(SlotUpdated, Preempted),
     examples=({"slot_id": "slot-eng-llamacpp-7f3a09c1-1", "memory_limit": 380_000_000},),
 ):
-    """Change the limit or the status of a slot. For example, set the limit to the memory in use."""
+    """Change the memory limit or the status of a slot."""
 
     slot_id: SlotId
     memory_limit: int | None = Field(None, ge=0, description="New limit in bytes; default: unchanged.")
@@ -266,26 +273,26 @@ class GetStatus(Query[Status], unit="resource.status"):
 
 
 class GetBudget(Query[Budget], unit="resource.budget"):
-    """Return the memory and accelerators that may be reserved, and the reserved part of them."""
+    """Return how much memory and how many accelerators may be reserved, are reserved, and are free."""
 
 
 class ListAllocations(Query[Allocations], unit="resource.allocations", examples=({}, {"type": "inference_native"})):
     """List the slots, with the holder and the memory of each."""
 
-    slot_id: SlotId | None = Field(None, description="Only this slot.")
-    type: SlotType | None = Field(None, description="Only slots of this type.")
+    slot_id: SlotId | None = Field(None, description="Return only this slot.")
+    type: SlotType | None = Field(None, description="Return only slots of this type.")
     limit: int = Field(100, ge=1, le=1000, description="Maximum number of slots to return.")
     offset: int = Field(0, ge=0, le=LARGEST, description="Number of slots to skip.")
 
 
 class AskCanAllocate(Query[CanAllocate], unit="resource.can_allocate", examples=({"memory_bytes": 400_000_000},)):
-    """Return whether memory can be reserved now. If not, says what is missing, who holds memory and what to do."""
+    """Return whether memory can be reserved now. If not, says what is missing, which slots hold it, and what to do."""
 
     memory_bytes: int = Field(ge=0, description="Bytes of each reservation.")
     gpu_fraction: float = Field(0, ge=0, le=1, description="Fraction of one accelerator, for each reservation.")
     count: int = Field(1, ge=1, le=100, description="Number of reservations. All of them must fit.")
     priority: int = Field(5, ge=0, le=100, description="Priority of the reservations.")
-    freeing: list[SlotId] = Field([], max_length=100, description="Slots that count as released already.")
+    freeing: list[SlotId] = Field([], max_length=100, description="Ids of slots to treat as already released.")
 
 
 Commands = Allocate | Release | UpdateSlot

@@ -1,4 +1,4 @@
-"""The service domain, assembled: read this first.
+"""Assembles the service domain. Read this file first.
 
 A service is a model behind a name, with replicas that share the load. `units.py` is its contract. `rules/` is pure:
 
@@ -33,7 +33,7 @@ from services.service.settings import ServiceSettings
 
 SERVICE = Domain(
     name="service",
-    about="Long-running model services - replicas of one model behind one name.",
+    about="Services: each runs replicas of one model behind one name.",
     state=Service,
     events=u.EVENTS,
     commands=u.COMMANDS,

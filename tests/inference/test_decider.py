@@ -487,7 +487,7 @@ REFUSALS: dict[str, tuple[list[Event], Command[Any], str, dict[str, Any]]] = {
     "replacing": (
         POOLS["healing"],
         begin("M"),
-        "no replica for M: service svc-a has no running replica at the moment; AIMA replaces those that failed",
+        "no replica for M: service svc-a has no running replica at the moment; AIMA replaces failed replicas",
         {"reason": "LOADING", "services": [SVC]},
     ),
     "broken": (

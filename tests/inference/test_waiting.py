@@ -212,7 +212,7 @@ async def test_of_two_hundred_at_once_as_many_are_served_as_there_is_room_and_th
             assert (details["reason"], details["queued"], details["outstanding"]) == ("QUEUE_FULL", 20, 4)
             assert details["retry_after"] >= 1
             assert refusal.message == (
-                "the queue of service svc-a is full: 20 requests wait, the most that inference.queue allows;"
+                "the queue of service svc-a is full: 20 requests wait, and inference.queue allows no more;"
                 f" ask again in {details['retry_after']} s"
             )
         full = await shows(client, outstanding=4, queued=20)

@@ -283,7 +283,7 @@ def test_a_refusal_for_want_of_system_memory_says_so() -> None:
     }
     assert refusal.value.message == (
         "3.7 GiB requested, but the system has only 953.7 MiB available now (budget 9.3 GiB): 2.8 GiB is missing; "
-        "no slot holds any; end other programs or request less"
+        "no slot holds memory; end other programs or request less"
     )
 
 

@@ -303,7 +303,7 @@ async def test_replicas_that_do_not_all_fit_into_memory_are_refused_as_a_whole(c
     error = await refused(client, "service.start", service_id="svc-a")
     assert isinstance(error, InsufficientResources)
     assert (error.message, error.details["missing"]) == (
-        "there is no room for 3 replicas of svc-a: 5300 bytes are missing",
+        "3 replicas of svc-a do not fit: 5300 bytes are missing",
         5300,
     )
     assert await types(client, "service/svc-a") == ["created"]

@@ -1,4 +1,4 @@
-"""Where the bus is if the settings do not say: the file in which `aima up` publishes its address, and a port."""
+"""Finds the bus if the settings do not name it. `aima up` publishes the address of the bus in a file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ URL_FILE = "nats.url"  # in the data folder; holds the URL of the NATS server th
 
 
 def published_url(data: Path) -> str:
-    """Return the URL of the server that `aima up` started; empty if there is no file with one."""
+    """Return the URL of the server that `aima up` started, or "" if `aima up` has not published a URL."""
     try:
         return (data / URL_FILE).read_text().strip()
     except OSError:

@@ -90,7 +90,7 @@ class Client:
     async def envelope(
         self, unit: str, data: Mapping[str, Any], *, timeout: float, headers: Mapping[str, str] | None = None
     ) -> bytes:
-        """Return a unit's answer as the unchanged bytes of its envelope. Raises the same errors as `ask`."""
+        """Return the envelope of a unit's answer as undecoded bytes. Raises the same errors as `ask`."""
         reply = await self.reply(unit, data, timeout=timeout, headers=headers)
         if not reply.startswith(_SUCCESS):
             opened(reply)  # raises the error in the envelope
@@ -180,8 +180,8 @@ class Client:
     ) -> list[dict[str, Any]]:
         """Return the `$SRV.INFO` of every process on the bus. Stops `wait` seconds after the last answer.
 
-        `known` holds domain and node of the processes that served before. Once all of these have answered, the wait
-        is twice the time that they took, and at least 50 ms: a new process answers as fast as they do.
+        `known` has the domain and node of each process that answered an earlier call. Once all of them have answered,
+        the wait is only twice the time that they took, but at least 50 ms. A new process answers about as fast.
 
         With `domain`, returns only the first answer of this domain. Raises Unavailable if the bus does not answer.
         """
@@ -216,12 +216,12 @@ class Client:
 
 
 def _is_no_responders(message: Msg) -> bool:
-    """Whether the message is the server's note that no process listens on the subject."""
+    """Whether the message is the server's report that no process listens on the subject."""
     return (message.headers or {}).get("Status") == "503"
 
 
 class _Drained(Exception):
-    """The caller has left the stream, and every part sent before has arrived."""
+    """The caller has left the stream, and every part that was sent before has arrived."""
 
 
 async def _drain_on(leave: asyncio.Event, subscription: Subscription) -> None:

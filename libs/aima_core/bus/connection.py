@@ -228,9 +228,9 @@ def _takes_requests(subject: str) -> bool:
 
 
 def _is_request(headers: dict[str, str] | None, reply: bytes) -> bool:
-    """Whether a message is a request. A request has an inbox for its reply and is not a note of the server.
+    """Whether a message is a request. Messages with a reply subject under `aima.` or `$`, and status messages, are not.
 
-    JetStream delivers to any subject that a user names, and a domain replies to it. Without this check, a user could
-    make JetStream or the domain publish to a subject that is closed to the user (decision 0013).
+    JetStream delivers messages to any subject that a user names, and a domain replies to any other reply subject. So
+    without this check, a user could publish to a subject that is closed to the user (decision 0013).
     """
     return "Status" not in (headers or {}) and not reply.startswith((b"aima.", b"$"))

@@ -30,7 +30,7 @@ class BusUser:
 
 
 class Nats(Protocol):
-    """The part of the section `nats` that says who connects."""
+    """The settings of the section `nats` that determine the user of the bus."""
 
     @property
     def url(self) -> str: ...
@@ -41,7 +41,7 @@ class Nats(Protocol):
 
 
 class BusSettings(Protocol):
-    """The settings that say who connects: those of a process, or those of a client (services/cli/door)."""
+    """The settings that determine the user of the bus. A process has them, and so has a client (services/cli/door)."""
 
     @property
     def data(self) -> Path: ...
@@ -62,9 +62,9 @@ def password_file(data: Path, user: str) -> Path:
 def bus_user(settings: BusSettings, default: str) -> BusUser | None:
     """Return the user of the bus for this process, or None to connect without a user.
 
-    The password is in the password file of the settings, in the URL, or in the user's file in the data folder. The
-    first of these that exists counts. If none exists, there is no user. Raises ValidationFailed if the password file of
-    the settings cannot be read.
+    The password comes from the password file of the settings. Without this setting, it comes from the URL. Without a
+    password in the URL, it comes from the user's file in the data folder. If that file is missing, returns None. Raises
+    ValidationFailed if the password file of the settings cannot be read.
     """
     nats = settings.nats
     if nats.password_file:

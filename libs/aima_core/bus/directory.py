@@ -28,7 +28,7 @@ _PING_INTERVAL = 1.0  # seconds
 _AWAY_AFTER = 3.5  # seconds of silence after which a process counts as away
 _FORGOTTEN_AFTER = 3600.0  # seconds of silence after which the units of a process are no longer offered
 _INFO_TIMEOUT = 2.0  # seconds that a process has to describe itself
-_LOOK_INTERVAL = 0.5  # the least seconds between two searches for unknown names
+_LOOK_INTERVAL = 0.5  # minimum seconds between two searches for unknown names
 
 _decode = msgspec.json.decode
 
@@ -69,7 +69,10 @@ class UnitInfo(msgspec.Struct, frozen=True, kw_only=True):
         return self.description.partition("\n")[0]
 
     def patience(self, data: Mapping[str, Any]) -> float:
-        """Return the seconds that a call without a deadline may take: the input's `timeout` plus 5, or the unit's."""
+        """Return how many seconds a call without a deadline may take: the unit's timeout, or 5 s more than the input's.
+
+        The longer of the two counts. An input without the field `timeout` has only the unit's timeout.
+        """
         own = data.get("timeout")
         return max(self.timeout, own + 5.0 if isinstance(own, int | float) and not isinstance(own, bool) else 0.0)
 

@@ -1,4 +1,4 @@
-"""Asks who is on the bus: every process answers `$SRV.INFO` (ADR-32), and nothing says which answer is the last."""
+"""Finds all processes on the bus. Every process answers `$SRV.INFO` (ADR-32), but no answer is marked as the last."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from nats.aio.msg import Msg
 Process = tuple[str, str]
 """The domain and the node of a process."""
 
-_LEAST_QUIET = 0.05  # seconds without an answer that end a discovery in which all known processes have answered
+_LEAST_QUIET = 0.05  # minimum seconds to wait for more answers after all known processes have answered
 
 
 async def infos(nc: Nats, domain: str, wait: float, known: Collection[Process]) -> list[dict[str, Any]]:
-    """Return the answers of all processes, or with a domain the first answer of its processes.
+    """Return the answers of all processes. With `domain`, returns only the first answer of that domain.
 
-    Ends `wait` seconds after the last answer; sooner once all `known` processes have answered, see `Client.discover`.
+    Ends `wait` seconds after the last answer. Ends sooner if all `known` processes have answered (`Client.discover`).
     """
     found: list[dict[str, Any]] = []
     awaited, asked_at, quiet = set(known), time.monotonic(), wait
@@ -49,5 +49,5 @@ async def infos(nc: Nats, domain: str, wait: float, known: Collection[Process]) 
 
 
 def is_no_responders(message: Msg) -> bool:
-    """Whether the message is the server's own note that no process listens on the subject."""
+    """Whether the message is the server's report that no process listens on the subject."""
     return (message.headers or {}).get("Status") == "503"

@@ -67,7 +67,7 @@ class Endpoints:
         self._service: Service | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._control = nc.new_inbox()
-        """The inbox to which the server reports parts that nobody received."""
+        """Prefix of the parts' reply subjects. If nobody receives a part, the server replies to its reply subject."""
         self._by_token: dict[str, asyncio.Task[None]] = {}
         self._last_token = 0
         self._closing = False
@@ -202,7 +202,7 @@ class Endpoints:
             if clock.expired():
                 await self._refuse(message, _deadline_exceeded(unit, call), call, started_at)
                 return
-            # the domain should have handled this timeout inside it, so it is a bug
+            # not the request's deadline: a timeout inside the domain that the domain did not handle, which is a bug
             logger.error("a unit failed unexpectedly", unit=unit.spec.name, exc_info=True)
             await self._refuse(message, InternalError("internal error"), call, started_at)
             return
@@ -280,7 +280,10 @@ def _deadline_exceeded(unit: type[Unit[Any]], call: Call) -> Timeout:
 
 
 def _default_timeout(command: Unit[Any]) -> float:
-    """Return the seconds that a call without a deadline may take: the input's `timeout` plus 5, or the unit's."""
+    """Return how many seconds a call without a deadline may take: the unit's timeout, or 5 s more than the input's.
+
+    The longer of the two counts. An input without the field `timeout` has only the unit's timeout.
+    """
     own = getattr(command, "timeout", None)
     return max(command.spec.timeout, own + 5.0 if isinstance(own, int | float) else 0.0)
 

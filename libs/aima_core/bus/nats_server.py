@@ -1,7 +1,7 @@
 """Runs AIMA's own nats-server: finds the program, writes its configuration, starts it and waits until it answers.
 
-This module does not know the messages. Its functions block, so call them from a thread if there is an event loop. With
-`die_with_parent`, call them from the main thread (see `system.child_processes.end_with_parent`).
+The functions block, so call them from a thread if there is an event loop. With `die_with_parent`, call them from the
+main thread (see `system.child_processes.end_with_parent`).
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ def find_binary() -> str:
 
 
 def free_port(host: str = HOST, preferred: int = 0) -> int:
-    """Return a free port: `preferred`, or one of the 99 ports above it, or any other port. 0 means any port.
+    """Return a free port: `preferred`, one of the 99 ports above it, or any other. `preferred` 0 means any port.
 
     Another program may take the port before the caller binds it. The caller must handle this case.
     """
     nearby = range(preferred, min(preferred + 100, 65536)) if preferred else ()
     for port in (*nearby, 0):
         with socket.socket() as probe, contextlib.suppress(OSError):
-            # a closed connection in TIME_WAIT does not occupy the port, as for every server
+            # a port whose closed connection is in TIME_WAIT counts as free, because every server may use it
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
             probe.listen(1)
@@ -83,7 +83,7 @@ jetstream {{
 
 
 class NatsServer:
-    """A nats-server process. After its end, it can be launched again with the same port and store."""
+    """A nats-server process. After the process has ended, `launch` starts it again with the same port and store."""
 
     name = "nats-server"
 
@@ -92,7 +92,7 @@ class NatsServer:
         self.url = f"nats://{HOST}:{port}"
         self.process: subprocess.Popen[bytes] | None = None
         self.log_start = 0
-        """The byte at which the log of the latest launch begins."""
+        """The byte of the log file at which the lines of the latest launch begin."""
         self._die_with_parent = die_with_parent
         self._server_name = ""
 

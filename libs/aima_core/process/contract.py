@@ -1,7 +1,7 @@
 """Keeps a domain's contract with its callers, in one place for all domains.
 
-On the way in, ids take the place of names. On the way out, a reply has the type that its unit declares, and shows the
-versions of its streams.
+Replaces the names in a request by ids. Checks that a reply has the type that its unit declares, and adds the versions
+of the streams that the reply shows.
 """
 
 from __future__ import annotations
@@ -34,17 +34,19 @@ class Contract(Generic[S]):
         return unit.model_copy(update=changes) if changes else unit
 
     async def answer(self, query: Query[Any]) -> View:
-        """Return the answer of a resolved query. Raises TypeError if it has another type than the query declares."""
+        """Return the answer of a resolved query. Raises TypeError if the query declares another type of answer."""
         if not type(query).output.shows_streams():
             return _checked(query, await self._outside.answer(query))
         with self._states.versions_now() as version_of:  # before the answer, which must not be older than its versions
             return with_versions(_checked(query, await self._outside.answer(query)), self._name, version_of)
 
     def reply(self, command: Command[Any], view: View, records: Sequence[Recorded] = ()) -> tuple[View, int | None]:
-        """Return the reply of a resolved command and the version of its stream; raises as `answer` does.
+        """Return the reply of a resolved command, and the version of the command's stream.
 
-        `records` led to the reply. The stream is the one that the command names, else the one that the view shows, else
-        that of the first record. Its version is that of its last record; without one, the version that it has now.
+        `records` are the events that led to the reply. The command names its stream. If it names none, its stream is
+        the one that the view shows, or else the stream of the first record. The version is that of the stream's last
+        record, or the current version if no record is of this stream. Raises TypeError if the command declares another
+        type of reply.
         """
         view = _checked(command, view)
         own = self._states.stream_of(command) or stream_of(view, self._name) or (records[0].stream if records else None)
@@ -60,7 +62,7 @@ class Contract(Generic[S]):
 
 def _checked(unit: Unit[Any], view: object) -> View:
     """Return the reply if it has the type that the unit declares. Any other type is a bug of the domain."""
-    declared = type(unit).output  # of the class: an instance may have a field of this name
+    declared = type(unit).output  # read from the class, because an instance may have a field named `output`
     if type(view) is not declared:
         raise TypeError(f"{unit.spec.name} declares {declared.__name__}, but its reply is {type(view).__name__}")
     return view

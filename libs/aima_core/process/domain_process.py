@@ -1,7 +1,7 @@
-"""Runs one domain as a process: assembles its parts, handles its requests, and stops it in order.
+"""Runs one domain as a process: opens its parts, handles its requests, and closes the parts in order.
 
-The parts: the log, the writer, the endpoints on the bus, the effects, the followers of other domains, and the copies of
-events and resources on JetStream.
+The parts are the log, the writer, the endpoints on the bus, the effects, the followers of other domains, and the copies
+of events and resources on JetStream.
 """
 
 from __future__ import annotations
@@ -54,8 +54,9 @@ class DomainProcess(Generic[S]):
         self._tasks: list[asyncio.Task[None]] = []
 
     async def serve(self, stop: asyncio.Event, ready: Callable[[], None] = lambda: None) -> None:
-        """Open all parts, call `ready` when requests are answered, run until `stop`, drain, and close all parts.
+        """Open all parts, serve requests until `stop` is set, finish the requests under way, and close all parts.
 
+        Calls `ready` as soon as the process answers requests.
         Raises Unavailable if the connection to the bus ends for good before `stop`. The supervisor then starts a new
         process, which connects again.
         """

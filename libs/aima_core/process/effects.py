@@ -21,7 +21,7 @@ from aima_core.structured_logs import logger
 from aima_core.units import Command
 
 _FIRST_RETRY, _LAST_RETRY = 0.2, 10.0  # seconds until an effect is tried again; doubled after each failure
-_CANCEL_AGAIN = 0.5  # seconds that a cancelled task has to end before it is cancelled again
+_CANCEL_AGAIN = 0.5  # seconds until a cancelled task that still runs is cancelled again
 
 
 class Effects(Generic[S]):
@@ -66,8 +66,8 @@ class Effects(Generic[S]):
     def _stop_within_commit(self, stream: str, records: Sequence[Recorded]) -> None:
         """Stop the effects that `todo` does not return after some event of a commit.
 
-        The state after the whole commit is not enough: one commit may contain the result of an effect and the next
-        request for the same effect. `todo` returns this effect again at the end, and the effect must start anew.
+        One commit may contain the result of an effect and the next request for the same effect. Then `todo` returns the
+        effect before and after the commit, but the running effect must end and start anew.
         """
         state = self._states.get(stream)
         for record in [record for record in records if record.stream == stream][:-1]:

@@ -1,4 +1,4 @@
-"""Follows a peer: handles each of its events exactly once and in order. The follower's cursor is in its domain's log.
+"""Follows a peer: handles each of the peer's events exactly once and in order. The domain's own log stores the cursor.
 
 The live copies of events on the bus only wake the follower. The follower reads the events from the peer's log
 (`<domain>.log`). So a lost message, a restarted server or a deleted JetStream stream causes no gap (decision 0005).
@@ -26,7 +26,7 @@ from aima_core.structured_logs import logger
 _PAGE = 500  # events that one request reads
 _POLL_INTERVAL = 5.0  # seconds until the peer's log is read even if no event wakes the follower
 _RETRY = 0.5  # seconds
-_PAGE_TIMEOUT = 2.0  # seconds; short, because a page takes milliseconds and a peer that dies must soon be called again
+_PAGE_TIMEOUT = 2.0  # seconds; short, because a page takes milliseconds, and a restarted peer must be read again soon
 
 
 class Follower(Generic[S]):
@@ -75,9 +75,10 @@ class Follower(Generic[S]):
                 await asyncio.sleep(_RETRY)
 
     async def catch_up(self) -> None:
-        """Wait until every event that the peer has recorded so far is handled. Raises Unavailable if the peer is gone.
+        """Wait until this domain has handled every event that the peer has recorded so far.
 
-        A request needs this if the peer has told its caller about an event that the follower has not read yet.
+        A caller may know an event from the peer before the follower has read it. Raises Unavailable if the peer is
+        silent.
         """
         answer = await self._client.ask(f"{self._peer}.log", {"limit": 1}, timeout=2)
         source, position = f"{self._peer}/{answer.data['log']}", answer.data["position"]

@@ -1,4 +1,4 @@
-"""Answers a repeated idempotency key with the stored reply of the first command, or the answer of the first flow."""
+"""Finds the reply to a request whose idempotency key was used before: the reply of the first request with this key."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class FinalReply(msgspec.Struct):
 
 
 class FlowAnswers:
-    """The answers of flows by idempotency key. Kept only in memory, because they may have content (decision 0004)."""
+    """The answers of flows by idempotency key, only in memory, because answers may have content (decision 0004)."""
 
     def __init__(self) -> None:
         self._answers: dict[str, tuple[bytes, asyncio.Task[Outcome]]] = {}
@@ -77,7 +77,7 @@ class FlowAnswers:
 
 
 def fingerprint(command: Command[Any]) -> bytes:
-    """Return a hash of a request's unit and input. It shows whether a key is used for two different requests."""
+    """Return a hash of a request's unit and input. Two different requests with one key have different hashes."""
     return hashlib.sha256(f"{command.spec.name}\0{command.model_dump_json()}".encode()).digest()
 
 

@@ -2,7 +2,7 @@
 
 Every commit wakes the relay. After a start, the relay continues after the last event in the JetStream stream. Each
 message has its event's id in the header Nats-Msg-Id, and JetStream drops a message with a known id. So a crash neither
-loses nor doubles events.
+loses nor duplicates events.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Relay:
     async def _next(self, position: int) -> list[Recorded]:
         """Return the events after a position: committed events in the queue, or a page of the log.
 
-        Returns no events after 5 s without new ones.
+        Returns an empty list if 5 s pass without a new event.
         """
         while True:
             self._wake.clear()
@@ -154,7 +154,10 @@ class Relay:
             self._acknowledged.set()
 
     async def _last_published(self) -> int:
-        """Return the position of the domain's newest event in the JetStream stream, or 0 if it is from another log."""
+        """Return the position of the domain's newest event in the JetStream stream.
+
+        Returns 0 if the stream has no event of the domain, or if the newest event is from another log.
+        """
         try:
             message = await self._js.get_last_msg(STREAM, f"aima.events.{self._log.domain}.>")
         except nats.js.errors.NotFoundError:

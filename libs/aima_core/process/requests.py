@@ -2,9 +2,9 @@
 
 1  names in the input are replaced by ids                      (Domain.resolve)
 2  a repeated idempotency key gets the reply of the first request
-3  the expected version is compared with that of the stream
+3  the expected version is compared with the stream's version
 4  a command is prepared, decided and answered, or runs as a flow; a query is answered
-5  the reply is checked against the output type that the unit declares, and gets the versions of its streams
+5  the reply's type is checked, and the reply gets the versions of the streams that it shows
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class RequestHandler(Generic[S]):
         self._states.check_version(command, call)  # before `prepare` does any work; deciding checks again
         prepared = await self._outside.prepare(command, call)
         decision = await self._writer.run(prepared, call)
-        # most replies are known at once and need no watch; no event is missed, because there is no await before it
+        # most replies are known at once and need no watch; there is no await before `watch`, so no event is missed
         position = decision.position
         if (outcome := self._reply(command, prepared, decision.records, position)) is not None:
             return outcome
@@ -94,7 +94,7 @@ class RequestHandler(Generic[S]):
     def _reply(
         self, command: Command[Any], prepared: Command[Any], records: Sequence[Recorded], position: int
     ) -> Outcome | None:
-        """Return the reply to a decided command from the committed states; None while its result is still open."""
+        """Return the reply to a decided command from the committed states, or None while the result is open."""
         view = self._domain.reply(self._states.committed, prepared, [record.event for record in records])
         return None if view is None else self._outcome(command, view, records, position)
 
@@ -113,7 +113,7 @@ class RequestHandler(Generic[S]):
         commits: asyncio.Queue[Sequence[Recorded]],
         replies: ReplyStream,
     ) -> Outcome:
-        """Return the reply once the result is known; until then, send each new event as a part."""
+        """Return the reply once the result is known. Until then, sends each new event as a part."""
         records = list(records)
         last = records[-1].position if records else 0
         while (outcome := self._reply(command, prepared, records, position)) is None:
@@ -126,14 +126,14 @@ class RequestHandler(Generic[S]):
     async def _run_once(
         self, request: Command[Any], command: Command[Any], call: Call, replies: ReplyStream
     ) -> Outcome:
-        """Run a request with an idempotency key; a repeated request gets the reply of the first."""
+        """Run a request with an idempotency key. A repeated request gets the reply of the first request."""
         sent, key, writer = fingerprint(request), call.idempotency_key, self._writer
         async with writer.key_lock(key):
             stored = await writer.log.reply(key)
             if stored is not None and stored.request != sent:
                 raise key_reused(key)
             if stored is not None and stored.reply is not None:
-                # before `prepare`: it may fail now, if facts of the first request no longer exist
+                # does not call `prepare`, which may fail now if facts of the first request no longer exist
                 return msgspec.json.decode(stored.reply, type=FinalReply).outcome()
             if stored is None:
                 self._states.check_version(command, call)
@@ -160,7 +160,7 @@ class RequestHandler(Generic[S]):
         return final.outcome()
 
     async def _flow(self, request: Command[Any], command: Command[Any], call: Call, replies: ReplyStream) -> Outcome:
-        """Run a flow. A repeated idempotency key joins the first run or gets its answer, until this process ends."""
+        """Run a flow. A repeated idempotency key gets the answer of the first run while this process lives."""
 
         async def run() -> Outcome:
             self._states.check_version(command, call)

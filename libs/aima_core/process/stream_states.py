@@ -1,7 +1,7 @@
-"""The states and versions of a domain's streams, in memory: those decided so far, and those committed to the log.
+"""Keeps the states and versions of a domain's streams in memory: the decided states, and the committed states.
 
-Deciding is synchronous and changes the decided ones; the writer commits the events afterwards. If a commit fails, the
-decided states return to the committed ones.
+A decision is synchronous and changes the decided states. Later, the writer commits the events to the log, and the
+committed states change. If a commit fails, the decided states become equal to the committed states again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from aima_core.store.records import Meta, Planned, Recorded, Statement
 from aima_core.store.replay import Folded
 from aima_core.units import Command, Event, Unit
 
-_LARGEST_EVENT = 512 * 1024  # bytes of JSON; small enough for any bus to carry to JetStream and to followers
+_LARGEST_EVENT = 512 * 1024  # bytes of JSON; small enough for the messages of any bus
 
 Applied = tuple[list[Recorded], dict[str, Any], list[Statement]]
 """The records of a decision, the new states by stream, and the SQL for the read tables."""
@@ -28,7 +28,7 @@ Applied = tuple[list[Recorded], dict[str, Any], list[Statement]]
 class StreamStates(Generic[S]):
     """Decides commands on the states of all streams.
 
-    `committed` and `committed_versions` are those of the log; `position` also counts events that are being written.
+    `committed` and `committed_versions` match the log. `position` also counts events that are being written.
     """
 
     def __init__(self, domain: Domain[S], log: Log) -> None:
@@ -40,12 +40,12 @@ class StreamStates(Generic[S]):
         self.decided: dict[str, S] = {}
         self.decided_versions: dict[str, int] = {}
         self.position = 0
-        # one dict for each reader of `versions_now`: the versions before the commits since then
+        # one dict for each caller of `versions_now`: the versions from before the commits since that call
         self._earlier_versions: dict[int, dict[str, int]] = {}
 
     def load(self, folded: Folded[S]) -> None:
-        """Take over the states that were read from the log."""
-        # not a new dict for `committed`: others hold it
+        """Use the states that were read from the log."""
+        # keeps the dict `committed`, because other objects refer to it
         self.committed.clear()
         self.committed.update(folded.world)
         self.decided = folded.world
@@ -53,21 +53,21 @@ class StreamStates(Generic[S]):
         self.position = self.committed_position = folded.position
 
     def resolve(self, text: str) -> str:
-        """Return the id of the stream that a caller means by an id or a name."""
+        """Return the id of the stream whose id or name is `text`. Returns an unknown text unchanged."""
         return self._domain.resolve(self.committed, text)
 
     def stream_of(self, command: Command[Any]) -> str | None:
-        """Return the stream of a command; None for a command that starts a new stream."""
+        """Return the stream of a command, or None for a command that starts a new stream."""
         field = command.spec.stream
         return f"{self._domain.name}/{getattr(command, field)}" if field else None
 
     def version_of(self, stream: str) -> int:
-        """Return the committed version of a stream; 0 if it has had no event."""
+        """Return the committed version of a stream, or 0 if the stream has no event."""
         return self.committed_versions.get(stream, 0)
 
     @contextlib.contextmanager
     def versions_now(self) -> Iterator[Callable[[str], int]]:
-        """Yield a function that returns the version that a stream has at this moment, also after later commits."""
+        """Yield a function that returns a stream's version at this moment, even if it is called after later commits."""
         earlier: dict[str, int] = {}
         self._earlier_versions[id(earlier)] = earlier
         try:
@@ -78,7 +78,10 @@ class StreamStates(Generic[S]):
     # --- deciding -------------------------------------------------------------------------------------------
 
     def decide(self, command: Command[Any], call: Call) -> tuple[tuple[str, ...], list[Event]]:
-        """Return the streams that a command concerns, its own first, and its events; changes nothing."""
+        """Return the streams that a command concerns, and the command's events. Changes nothing.
+
+        The command's own stream comes first.
+        """
         own = self.stream_of(command)
         if own is not None:
             self._check_version(own, call)
@@ -91,7 +94,7 @@ class StreamStates(Generic[S]):
         return (own, *(s for s in streams if s != own)) if own else streams, events
 
     def plan(self, command: Command[Any], call: Call) -> Planned:
-        """Decide a command without recording it: return its events, the effects they would start, the version."""
+        """Decide a command, but record nothing. Returns the events, the effects that would start, and the version."""
         streams, events = self.decide(command, call)
         version = self.decided_versions.get(streams[0], 0) if streams else 0
         return plan_of(self._domain, self.decided, events, version)
@@ -114,7 +117,10 @@ class StreamStates(Generic[S]):
             )
 
     def apply(self, events: Sequence[Event], call: Call) -> Applied:
-        """Number the events, fold and project them; changes the decided states only after all of it has succeeded."""
+        """Number the events, and compute the new states and the SQL for the read tables.
+
+        Changes the decided states only if all of this succeeds. Raises PayloadTooLarge for an event above 512 KiB.
+        """
         meta = Meta.of(call)
         records: list[Recorded] = []
         states: dict[str, S | None] = {}
@@ -143,7 +149,7 @@ class StreamStates(Generic[S]):
     # --- committing -----------------------------------------------------------------------------------------
 
     def commit(self, states: Mapping[str, S | None], versions: Mapping[str, int], position: int) -> None:
-        """Make decided states and versions the committed ones, up to a position."""
+        """Make these states and versions the committed ones. `position` is that of the last committed event."""
         for earlier in self._earlier_versions.values():
             for stream in versions:
                 earlier.setdefault(stream, self.version_of(stream))
@@ -152,7 +158,7 @@ class StreamStates(Generic[S]):
         self.committed_position = position
 
     def roll_back(self, streams: Iterable[str]) -> None:
-        """Return the decided states and versions of some streams to the committed ones."""
+        """Set the decided states and versions of these streams to the committed ones."""
         for stream in streams:
             _merge(self.decided, {stream: self.committed.get(stream)})
             self.decided_versions[stream] = self.committed_versions.get(stream, 0)

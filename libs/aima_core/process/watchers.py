@@ -1,4 +1,4 @@
-"""Queues of committed events, by stream. Requests and domains watch events through them."""
+"""Queues of committed events, by stream. Requests and domains use them to watch events."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Watchers:
     """The open queues of one domain."""
 
     def __init__(self) -> None:
-        # dicts are used as sets, because they keep the order: the same log always does the same
+        # dicts are used as sets, because they keep their order: the same log always leads to the same order of work
         self._queues: dict[str, dict[asyncio.Queue[Sequence[Recorded]], None]] = {}
 
     @contextlib.contextmanager

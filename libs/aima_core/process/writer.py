@@ -1,8 +1,9 @@
 """The single writer of a domain: decides commands one after another and commits their events in groups.
 
-`stream_states.py` decides; this file commits. Deciding is synchronous, so two decisions never overlap; only the commit
-awaits. Commands decided while a transaction is being written go into the next one. A caller gets its result only after
-the commit. If a commit fails, the state in memory returns to that of the log, and every waiting caller gets the error.
+`stream_states.py` decides, and this file commits. A decision is synchronous, so two decisions never overlap. Only a
+commit awaits. Commands that are decided while a transaction is being written go into the next transaction. A caller
+gets its result only after the commit. If a commit fails, the states in memory become equal to those of the log again.
+If the disk or the file is the cause, every waiting caller gets the error. Otherwise, each command is tried again alone.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from aima_core.store.records import Batch, Recorded, StoredReply
 from aima_core.structured_logs import logger
 from aima_core.units import Command
 
-_SNAPSHOT_EVERY = 10_000  # events; replaying that many takes about 20 ms
+_SNAPSHOT_EVERY = 10_000  # events; replaying 10,000 events takes about 20 ms
 
 Listener = Callable[[Sequence[Recorded], Mapping[str, Any]], None]
-"""Called after every commit with its events and the new states; None stands for a stream without a state."""
+"""A function that is called after every commit, with the events and the new states. None means that a state ended."""
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -42,7 +43,7 @@ class Decision(msgspec.Struct, frozen=True):
 
 
 class _GroupFailed(Unavailable):
-    """The commit of a group failed; each of its commands is tried again in a group of its own."""
+    """The commit of a group of commands failed. Each command is tried again in a group of its own."""
 
 
 class _Pending(Generic[S]):
@@ -76,14 +77,14 @@ class Writer(Generic[S]):
     # --- life -----------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Load the states from the log, rebuild outdated read tables, start committing."""
+        """Load the states from the log, rebuild outdated read tables, and start to commit."""
         await self._load()
         await replay.build_tables(self.domain, self.log)
         self.cursors = await self.log.cursors()
         self._flusher = asyncio.create_task(self._flush(), name=f"{self.domain.name} writer")
 
     async def close(self) -> None:
-        """Commit the pending events and write a snapshot; the caller closes the log afterwards."""
+        """Commit the pending events and write a snapshot. Does not close the log."""
         if self._flusher:
             with contextlib.suppress(Exception):  # the callers that wait for the commit have got the error
                 await self._written()
@@ -93,7 +94,7 @@ class Writer(Generic[S]):
         await self._snapshot()
 
     async def rebuild(self) -> int:
-        """Delete snapshot and read tables and build both again from the log; return the number of events in it."""
+        """Delete the snapshot and the read tables, and build both again. Returns the number of events in the log."""
         await self.log.save_snapshot("", 0, ())
         await self._load()
         await replay.build_tables(self.domain, self.log, force=True)
@@ -110,9 +111,9 @@ class Writer(Generic[S]):
     async def run(
         self, command: Command[Any], call: Call, *, cursor: tuple[str, int] | None = None, request: bytes = b""
     ) -> Decision:
-        """Decide the command and return once its events are committed; raises the errors of `decide`.
+        """Decide the command, and return when its events are committed. Raises the errors of `decide`.
 
-        `cursor` is a follower's source and position, `request` the fingerprint of a request with an idempotency key.
+        `cursor` is a follower's source and position. `request` is the fingerprint of a request with an idempotency key.
         Both are written in the same transaction as the events.
         """
         try:
@@ -124,14 +125,14 @@ class Writer(Generic[S]):
                 try:
                     return await self._run(command, call, cursor, request)
                 except _GroupFailed:
-                    continue  # a new command had joined this one's group
+                    continue  # the group also had a new command, which may have caused the failure
 
     async def _run(self, command: Command[Any], call: Call, cursor: tuple[str, int] | None, request: bytes) -> Decision:
         states = self.states
         streams, events = states.decide(command, call)
         records, changed, statements = states.apply(events, call)
         if not (records or cursor or request):
-            # "nothing to do" may be due to events that are still being written, and their commit may fail
+            # there may be nothing to do because of events that are still being written, and their commit may fail
             if states.position != states.committed_position:
                 await self._written()
             return Decision([], streams, states.decided_versions.get(streams[0], 0) if streams else 0, states.position)
@@ -161,19 +162,19 @@ class Writer(Generic[S]):
 
     @contextlib.asynccontextmanager
     async def key_lock(self, key: str) -> AsyncIterator[None]:
-        """Hold a lock for an idempotency key, so that two requests with it cannot both be the first."""
+        """Hold the lock of an idempotency key, so two requests with this key cannot both count as the first."""
         lock = self._key_locks.setdefault(key, asyncio.Lock())
         async with lock:
             yield
 
     async def store_reply(self, reply: StoredReply) -> None:
-        """Store the reply of a request with an idempotency key; returns once it is committed."""
+        """Store the reply of a request with an idempotency key. Returns when the reply is committed."""
         self._pending.batch.replies.append(reply)
         await self._written()
 
     async def _written(self) -> None:
         """Wait until the pending events are committed. Cancelling the wait does not cancel the commit."""
-        done = asyncio.get_running_loop().create_future()  # one per caller: a cancelled one leaves the others alone
+        done = asyncio.get_running_loop().create_future()  # one per caller, so cancelling one caller affects no other
         self._pending.waiting.append(done)
         self._wake.set()
         await done
@@ -222,7 +223,7 @@ class Writer(Generic[S]):
         for done in (*failed.waiting, *later.waiting):
             if not done.done():
                 done.set_exception(caller_error)
-                done.exception()  # marks it as retrieved: asyncio would log it if its caller is gone
+                done.exception()  # marks the error as retrieved; otherwise, asyncio logs it if the caller is gone
 
     async def _snapshot(self) -> None:
         states, position = self.states, self.states.committed_position

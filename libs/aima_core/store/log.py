@@ -82,13 +82,14 @@ class Log:
         return log
 
     async def close(self) -> None:
+        """Close the file and release the lock."""
         try:
             await self.file.close()
         finally:
             _release(self._lock)
 
     def event_id(self, position: int) -> str:
-        """Return the id of the event at a position. It is unique across all logs and never changes."""
+        """Return the id of the event at a position. The id is unique across all logs and never changes."""
         return f"{self.ident}-{position}"
 
     async def append(self, batch: Batch) -> None:
@@ -147,7 +148,10 @@ class Log:
         return [self._record(row) for row in rows]
 
     async def position_at(self, recorded_at: float) -> int:
-        """Return the position of the last event that was recorded by a time (Unix seconds), or 0 if there is none."""
+        """Return the position of the last event recorded at or before a time, or 0 if there is none.
+
+        `recorded_at` is in Unix seconds.
+        """
         sql = "SELECT coalesce(max(position), 0) FROM events WHERE recorded_at < ?"
         # callers see times rounded to microseconds, so an event may be up to 1 µs later than its shown time
         row = await self.file.read(lambda c: c.execute(sql, (recorded_at + 1e-6,)).fetchone())

@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 class Reader(Generic[S]):
-    """Gives one domain read access to its tables and its log. It cannot write."""
+    """Gives one domain read access to its read tables and its log."""
 
     def __init__(self, log: Log, evolve: Callable[[S | None, Any], S | None]) -> None:
         self.log = log
@@ -62,9 +62,9 @@ class Reader(Generic[S]):
         return await self.log.events(after, stream=stream, limit=limit)
 
     async def state_at(self, stream: str, as_of: str) -> tuple[S | None, int]:
-        """Return the state of a stream at a log position (digits) or a time (RFC 3339), or None if it had no state.
+        """Return the state and the version that a stream had at an earlier moment. The state is None if it had none.
 
-        Raises ValidationFailed if `as_of` is neither a position nor a time.
+        `as_of` is a log position in digits or an RFC 3339 time. Raises ValidationFailed for any other text.
         """
         try:
             until = min(int(as_of), LARGEST) if as_of.isdecimal() else await self.log.position_at(unix(as_of))

@@ -35,7 +35,10 @@ class Meta(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Recorded(NamedTuple):
-    """An event in the log. `recorded_at` is in Unix seconds. `position` counts in the log, `version` in the stream."""
+    """An event in the log. `recorded_at` is in Unix seconds.
+
+    `position` is the event's number in the log. `version` is its number in the stream.
+    """
 
     position: int
     stream: str
@@ -46,7 +49,7 @@ class Recorded(NamedTuple):
     id: str
 
     def wire(self) -> dict[str, Any]:
-        """Return the event in the form that others get: on the bus, in answers of queries, and at the doors."""
+        """Return the event in its public form, as on the bus, in the answers of queries, and at the doors."""
         meta = self.meta
         return {
             "id": self.id,
@@ -74,9 +77,10 @@ class Planned(msgspec.Struct, frozen=True):
 
 
 class StoredReply(msgspec.Struct, frozen=True):
-    """A request with an idempotency key: its fingerprint, the range of its events, and its reply, if there is one yet.
+    """A request with an idempotency key: its fingerprint, the range of its events, and its reply.
 
-    `first` and `last` are positions. If the request caused no events, `last` is `first - 1`.
+    `first` and `last` are positions. If the request caused no events, `last` is `first - 1`. `reply` is None until the
+    reply is known.
     """
 
     key: str

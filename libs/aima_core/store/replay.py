@@ -56,7 +56,7 @@ async def load(domain: Domain[S], log: Log) -> Folded[S]:
 
 
 async def save(domain: Domain[S], log: Log, world: Mapping[str, S], versions: Mapping[str, int], position: int) -> None:
-    """Replace the snapshot. Keeps the version of a stream without a state, because the stream may get events again."""
+    """Replace the snapshot. Also stores versions of streams without a state, because they may get new events."""
     encode = msgspec.json.encode
     rows = [
         (stream, version, encode(world[stream]) if stream in world else b"") for stream, version in versions.items()

@@ -1,6 +1,7 @@
 """Uses one SQLite file in WAL mode, outside the event loop. One connection writes, and one reads.
 
-A hop to aiosqlite's thread costs far more than a statement. So callers pass whole functions, and each call is one hop.
+A switch to aiosqlite's thread (a hop) costs far more than an SQL statement. So callers pass whole functions, and each
+call is one hop.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Sqlite:
 
     @classmethod
     async def open(cls, path: Path) -> Sqlite:
-        """Open or create the file. If that fails, raises Unavailable or ExecutionFailed, which names the file."""
+        """Open or create the file. Raises Unavailable or ExecutionFailed if that fails. The error names the file."""
         async with contextlib.AsyncExitStack() as stack:  # an open connection's thread would keep the process alive
             try:
                 writer = await _connect(path)

@@ -26,8 +26,9 @@ V1 = Version("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_b
 
 
 def memory(root: Path = Path("/")) -> tuple[int, int] | None:
-    """Return the smallest memory limit of this process's groups and the used memory, in bytes. None without a limit.
+    """Return the smallest memory limit of this process's groups, and the memory that this group uses, in bytes.
 
+    Returns None if no group has a limit.
     The limit may exceed the machine's memory, because version 1 writes "no limit" as a number near 2^63.
     """
     usages = [usage for group, version in _groups(root) if (usage := _read(group, version)) is not None]

@@ -8,18 +8,17 @@ import threading
 import time
 
 BUFFER = 128 * 2**20
-"""Bytes that each thread works on. Several times the last-level cache, because not the cache must be measured."""
+"""Bytes of each thread's buffer. A smaller buffer would fit into the caches, whose speed is not the memory's speed."""
 LEAST = 128 * 2**20
-"""The least bytes of all buffers together. With fewer bytes, the caches would be measured."""
+"""The minimum bytes of all buffers together. Fewer bytes would fit into the caches."""
 SHARE = 8
 """A measurement takes at most one eighth of the available memory."""
 THREADS = 16
-"""The maximum number of threads. They saturate the memory of any socket, and use 2 GiB during the measurement."""
+"""The maximum number of threads. 16 threads saturate the memory of any socket, and use 2 GiB during the measurement."""
 PASSES = 3
 """The number of passes. The fastest pass counts, because other programs can only make a pass slower."""
 PATIENCE = 10.0
-"""Seconds that threads wait for each other. They need some hundredths. If they need more, something else is slow, and
-the measurement is given up."""
+"""Seconds that the threads wait for each other before they give the measurement up. Usually, 0.1 s is enough."""
 
 
 def measure(cores: int, available: int) -> int | None:

@@ -49,7 +49,7 @@ class HostProbe:
         self._bandwidth: int | None = None
 
     def detect(self) -> list[ProbedDevice]:
-        """Return the cpu and the disk. Measures the bandwidth only once, because engines distort later results."""
+        """Return the cpu and the disk. Measures the bandwidth only in the first call, before engines use the memory."""
         if self._bandwidth is None:
             total, used = self._memory()
             self._bandwidth = bandwidth.measure(_usable_cores() or 1, total - used)
@@ -113,9 +113,9 @@ class HostProbe:
             return round(min(100.0, max(0.0, self._load)), 1)
 
     def _cpu_info(self) -> dict[str, str]:
-        """Return the fields of the first processor in /proc/cpuinfo, and the fields of the whole machine.
+        """Return the fields in /proc/cpuinfo of the first processor and of the whole machine.
 
-        Empty if the file cannot be read.
+        Returns an empty dict if the file cannot be read.
         """
         try:
             text = (self._root / "proc/cpuinfo").read_text(errors="replace")

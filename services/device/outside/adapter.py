@@ -125,7 +125,7 @@ class DeviceOutside(Outside[DeviceState]):
     async def _item(self, device: u.Device) -> u.DeviceItem:
         try:
             _, watch = await self._sampled(device.id)
-        except (AimaError, OSError, psutil.Error):  # the list has a faulty device without its free memory
+        except (AimaError, OSError, psutil.Error):  # the list shows a faulty device, but not its free memory
             return views.item(device, None)
         return views.item(device, watch.samples[-1])
 

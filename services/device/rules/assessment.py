@@ -42,7 +42,7 @@ def assess(
 ) -> tuple[Status, list[str]]:
     """Return the device's status and its problems in words.
 
-    `raised` has the limits that still count as exceeded; `alerts` returns them. By default, only the sample counts.
+    `raised` has the limits that count as exceeded so far; `alerts` returns them. By default, there are none.
     """
     if sample is None:
         return "unknown", [f"{device.id} has not been sampled yet"]

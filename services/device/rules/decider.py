@@ -15,8 +15,8 @@ from services.device import internal as i
 from services.device import units as u
 
 _KINDS: tuple[u.DeviceType, ...] = ("gpu", "cpu", "disk")  # types of devices, the most important for inference first
-_SAME_WATTS = 0.001  # drivers count in milliwatts, so a smaller difference does not count
-_NOISE = 0.3  # a new bandwidth is recorded if it is higher by this part; other programs may cause less
+_SAME_WATTS = 0.001  # drivers count in milliwatts, so two limits with a smaller difference are equal
+_NOISE = 0.3  # a new bandwidth is recorded only if it is 30 % higher; other programs may cause a smaller difference
 
 
 class DeviceState(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,7 +81,7 @@ def evolve(state: DeviceState | None, event: u.Events) -> DeviceState | None:
 
 
 def reply(world: World[DeviceState], command: Prepared, events: Sequence[Event]) -> View | None:  # noqa: ARG001 (the core's)
-    """Return the answer. Every command here is complete when it is decided."""
+    """Return the answer of a command. Never None, because every command here is complete when it is decided."""
     match command:
         case i.RecordDevices():
             devices = [
@@ -104,7 +104,7 @@ def device_at(world: World[DeviceState], device_id: str) -> DeviceState:
 
 
 def not_found(world: World[DeviceState], device_id: str) -> NotFound:
-    """Return the refusal of an unknown device. The refusal names the existing devices."""
+    """Return the error for an unknown device. The error names the existing devices."""
     known = [device.id for device in in_order(world)]
     return NotFound(
         f"there is no device {device_id}; known: {', '.join(known) or 'none'}",
@@ -124,7 +124,7 @@ def device_or_default(world: World[DeviceState], device_id: str | None) -> Devic
 
 
 def in_order(world: World[DeviceState]) -> list[u.Device]:
-    """Return the devices in order: GPUs, then CPUs, then disks. Within each type, the number decides."""
+    """Return the devices in order: GPUs, then CPUs, then disks. Devices of one type are ordered by their number."""
     devices = (state.device for state in world.values())
     return sorted(devices, key=lambda d: (_KINDS.index(d.type), len(d.id), d.id))  # the length puts gpu-10 after gpu-9
 
@@ -154,7 +154,7 @@ def _detected(world: World[DeviceState], detected: Iterable[i.DetectedDevice], n
 
 
 def _bandwidth(measured: int | None, recorded: int | None) -> int | None:
-    """Return the highest measured bandwidth, because other programs can only make a measurement lower."""
+    """Return the bandwidth to record. A lower measurement never replaces a recorded one: other programs caused it."""
     if measured is None or recorded is None:
         return measured or recorded
     return measured if measured >= (1 + _NOISE) * recorded else recorded

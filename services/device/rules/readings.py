@@ -1,4 +1,4 @@
-"""Keeps the latest samples of each device, and the limits that the samples exceed. Has no clock and no I/O of its own.
+"""Keeps the latest samples of each device, and the limits that the samples exceed. Uses no clock and no I/O.
 
 Samples are not events, because there are too many samples, and old samples are of no use.
 """
@@ -25,11 +25,12 @@ class Watch:
     """The samples and exceeded limits of one device."""
 
     def __init__(self, history: int, status: u.Status) -> None:
-        """`status` is the last status in the log. It keeps a restarted process from raising an alert again."""
+        """`status` is the last status in the log. With it, a restarted process does not raise the same alert again."""
         self.samples: deque[Sample] = deque(maxlen=history)
         self._raised = exceeded_at(status)
 
     def add(self, device: ProbedDevice, sample: Sample) -> Reading:
+        """Store a sample. Returns the device's health after the sample, and new alerts."""
         new, self._raised = alerts(sample, self._raised)
         self.samples.append(sample)
         return Reading(*self.health(device), new)

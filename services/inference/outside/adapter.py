@@ -48,7 +48,7 @@ class InferenceOutside(Outside[Pool]):
         self._trials = Trials(context, self._placement, self._requests, self._holder)
 
     async def open(self) -> None:
-        """Fail the requests that an earlier run of this process was sending. Their callers are gone."""
+        """Fail the requests that an earlier run of this process was sending, because their callers are gone."""
         for pool in list(self.context.world.values()):
             for request in pool.requests.values():
                 if carried_here(request):
@@ -63,7 +63,10 @@ class InferenceOutside(Outside[Pool]):
         return (self._placement.watch, self._placement.tick)
 
     async def prepare(self, command: u.Commands, call: Call) -> Prepared:
-        """Return the first command of a flow, for its dry run. Raises NotFound for an unknown model."""
+        """Return the command. For the dry run of a flow, returns the flow's first command.
+
+        Raises NotFound for an unknown model.
+        """
         match command:
             case u.Renew() | u.Settle():
                 return command
@@ -83,7 +86,7 @@ class InferenceOutside(Outside[Pool]):
         while True:
             pool = self.context.world.get(f"inference/{effect.service_id}")
             for request in list(pool.requests.values()) if pool else ():
-                grace = _SWEEP if carried_here(request) else 0.0  # the request's own flow settles first
+                grace = _SWEEP if carried_here(request) else 0.0  # lets the request's own flow settle it first
                 if request.expires_at + grace <= time.time():
                     await self._expire(request, "the lease was not settled in time", "TIMEOUT")
             await asyncio.sleep(_SWEEP)
@@ -166,10 +169,10 @@ class InferenceOutside(Outside[Pool]):
         return lease
 
     async def _hand_over(self, started: u.RequestStarted, lease: u.Lease, parts: Parts) -> None:
-        """Send a lease as a part before the answer; settle the lease if the caller has left.
+        """Send a lease as a part before the answer. If the caller has left, settles the lease.
 
-        The flush waits until nats-server has reported whether the caller still listens. A caller that gets the lease
-        must settle it, even if the caller leaves at this moment.
+        The flush waits until nats-server has reported whether the caller still listens. A caller that gets the part
+        must settle the lease, even if the caller leaves at this moment.
         """
         try:
             await parts.send({"lease": lease})

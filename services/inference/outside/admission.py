@@ -26,8 +26,8 @@ Place = Callable[[], Awaitable[T]]
 
 QUEUE_FULL = "QUEUE_FULL"
 _MAX_RETRY_AFTER = 600  # seconds; the highest `retry_after`
-_THROUGHPUT_WINDOW = 60.0  # seconds; the throughput is that of this time
-_MAX_ENDS = 200  # times of requests' ends that are kept for each service, for the throughput
+_THROUGHPUT_WINDOW = 60.0  # seconds over which the throughput is measured
+_MAX_ENDS = 200  # the last ends of requests that are stored for each service, to compute the throughput
 
 _number = attrgetter("number")
 
@@ -35,7 +35,8 @@ _number = attrgetter("number")
 class Waiter:
     """A queued request.
 
-    `passing`: the request retries after a failure and excludes a replica, so later requests may get that replica first.
+    With `passing`, the request is a retry after a failure and avoids the failed replica. Later requests may overtake it
+    and use that replica.
     """
 
     def __init__(self, number: int, passing: bool) -> None:
@@ -46,9 +47,9 @@ class Waiter:
 
 
 class Admission:
-    """The queues: one for each set of services that can serve the same requests.
+    """The queues of waiting requests. There is one queue for each set of services that can serve the same requests.
 
-    `limit`: the maximum number of requests per service of a queue. A queue for two services may hold twice as many.
+    `limit` is the maximum number of requests per service. A queue for two services may have twice as many requests.
     """
 
     def __init__(self, limit: int) -> None:
@@ -66,11 +67,11 @@ class Admission:
         return sum(len(queue) for services, queue in self._queues.items() if service_id in services)
 
     def longest(self, services: Services) -> int:
-        """Return how many requests wait for the busiest of these services."""
+        """Return how many requests wait for the service with the most waiting requests."""
         return max((self.queued(ident) for ident in services), default=0)
 
     def ahead(self, services: Services) -> bool:
-        """Whether a new request for these services would overtake a queued one."""
+        """Whether a new request for these services would overtake a queued request."""
         return any(not waiter.passing for other, queue in self._queues.items() if other & services for waiter in queue)
 
     async def admit(
@@ -82,12 +83,12 @@ class Admission:
         *,
         again: bool = False,
     ) -> T:
-        """Call `place` at each turn of the request until `place` succeeds. Return the result of `place`.
+        """Call `place` at each turn of the request until `place` succeeds. Returns the result of `place`.
 
-        The first turn comes at once if the request overtakes no queued request, or with `again`. If `place` raises
-        Unavailable with a reason in `worth_waiting`, the request waits for its next turn. Any other error of `place` is
-        raised. Raises Unavailable (QUEUE_FULL) if a new request finds the queue full. `again`: the request has had a
-        turn, failed at its replica, and keeps its number.
+        The first turn comes at once if the request overtakes no queued request, or with `again`. `again` means that the
+        request already had a turn and failed at its replica. If `place` raises Unavailable with a reason in
+        `worth_waiting`, the request waits for its next turn. Raises any other error of `place`, and Unavailable
+        (QUEUE_FULL) if the queue is full for a new request.
         """
         tried = again or not self.ahead(services)
         if tried:
@@ -98,7 +99,7 @@ class Admission:
                     raise
         with self._waiting(services, Waiter(number, again)) as waiter:
             if not tried and self._queues[services][0] is waiter:
-                self.wake()  # only requests in other queues come before it: all of them try, in order
+                self.wake()  # only requests in other queues come first; the first request of each queue tries in order
             while True:
                 await waiter.turn.wait()
                 waiter.turn.clear()
@@ -116,7 +117,7 @@ class Admission:
             self._wake(services)
 
     def refuse(self, service_id: str, error: AimaError, other: Callable[[str], bool]) -> None:
-        """Fail each request that waits for this service and can use no other service for which `other` is true."""
+        """Fail each request that waits for this service and for no other service for which `other` is true."""
         for services, queue in self._queues.items():
             if _needs(services, service_id, other):
                 for waiter in queue:
@@ -124,11 +125,11 @@ class Admission:
                     waiter.turn.set()
 
     def needs(self, service_id: str, other: Callable[[str], bool]) -> bool:
-        """Whether a request waits for this service and can use no other service for which `other` is true."""
+        """Whether a request waits for this service and for no other service for which `other` is true."""
         return any(_needs(services, service_id, other) for services in self._queues)
 
     def ended(self, service_id: str) -> None:
-        """Store the time of a request's end, for `retry_after`."""
+        """Store that a request has just ended. `retry_after` uses these times."""
         self._ends.setdefault(service_id, deque(maxlen=_MAX_ENDS)).append(time.monotonic())
 
     def forget(self, service_id: str) -> None:
@@ -136,7 +137,7 @@ class Admission:
         self._ends.pop(service_id, None)
 
     def retry_after(self, services: Services) -> int:
-        """Estimate the seconds until the queue is empty from the last minute's throughput. Returns 1 to 600."""
+        """Estimate in how many seconds the queue is empty, from the throughput of the last minute. Returns 1 to 600."""
         now = time.monotonic()
         ends = [end for ident in services for end in self._ends.get(ident, ()) if end > now - _THROUGHPUT_WINDOW]
         if not ends:
@@ -149,15 +150,15 @@ class Admission:
         queue = self._queues.get(services, [])
         if not waiter.passing and len(queue) >= self._limit * len(services):
             raise Unavailable(
-                f"the queue of service {' and '.join(sorted(services))} is full: {len(queue)} requests wait, the most"
-                " that inference.queue allows",
+                f"the queue of service {' and '.join(sorted(services))} is full: {len(queue)} requests wait, and"
+                " inference.queue allows no more",
                 reason=QUEUE_FULL,
             )
         self._queues[services] = queue
         insort(queue, waiter, key=_number)
         try:
             yield waiter
-        finally:  # the next request has not tried since the last change, so it is woken even after an error
+        finally:  # wakes the next request even after an error, because it has not tried since the last change
             del queue[bisect_left(queue, waiter.number, key=_number)]
             if queue:
                 self._wake(services)

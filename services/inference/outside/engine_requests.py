@@ -1,4 +1,4 @@
-"""Sends requests to engines: places a request, calls the engine, and settles the request, also after an error."""
+"""Sends requests to engines: places a request, calls the engine, and settles the request even after an error."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ REQUEST_KINDS: Mapping[type[Command[Any]], RequestKind] = {
 }
 CANCELLED: Mapping[str, Any] = {"outcome": "cancelled", "error": "the caller left, or the deadline passed"}
 _NOT_PASSED_ON = {"model", "stream", "wait"}  # fields of a unit that the engine's request does not have
-_TRIES = 3  # attempts of a request at most
-# Seconds. A timeout counts against the replica only if its engine has sent nothing for so long. If the timeout comes
-# earlier, the caller's deadline was short. The first value is for streams, whose first token comes soon.
+_TRIES = 3  # maximum number of attempts of a request
+# Seconds. A timeout counts against the replica only if its engine has sent nothing for this time. If the timeout comes
+# earlier, the caller's deadline was too short. The first value is for streams, whose first token comes soon.
 _SILENT, _SILENT_WHOLE = 5.0, 60.0
 
 
@@ -63,13 +63,14 @@ class EngineRequests:
         self._client.close()
 
     def engine(self, route: Route, *, whole: bool = True) -> Engine:
-        """Return a replica's engine, for one request."""
+        """Return a replica's engine for one request. With `whole`, the answer is not streamed."""
         return Engine(self._client, route.endpoint, route.served_model, whole=whole)
 
     async def run(self, request: PlacementRequest, command: Command[Any], parts: Parts) -> View:
         """Place the request, call the engine, and settle the request.
 
-        If the engine closes the connection, try another replica, unless the caller already has a part of the answer.
+        If the engine closes the connection, tries another replica, unless the caller already has a part of the answer.
+        Raises Unavailable (ENGINE_GONE) after three attempts.
         """
         number, avoid, lost = self._placement.admission.number(), "", 0
         for attempt in range(1, _TRIES + 1):
@@ -132,7 +133,7 @@ class EngineRequests:
 
 
 def _view(command: Command[Any], answer: Mapping[str, Any], lease: u.RequestStarted) -> View:
-    """Return the unit's reply for an answer. Raises ExecutionFailed if a value from the engine is out of range."""
+    """Convert an engine's answer to the unit's reply. Raises ExecutionFailed if a value in the answer is invalid."""
     identity = {"model": lease.model, "id": lease.request_id} if isinstance(command, u.Chat) else {}
     try:
         return command.output.model_validate({**answer, **identity})
@@ -150,5 +151,5 @@ def _no_answer(seconds: float, patience: float) -> dict[str, Any]:
 
 
 def _code(error: AimaError) -> str:
-    """Return the code to record for an error. The code for a caller's mistake does not count against the replica."""
+    """Return the code to record for an error: ENGINE_REFUSED for an invalid request, otherwise the error's reason."""
     return "ENGINE_REFUSED" if isinstance(error, ValidationFailed) else error.reason

@@ -1,4 +1,4 @@
-"""Gives each request a replica: at once, or at the front of its queue. Otherwise refuses the request with a cause."""
+"""Gives each request a replica at once, or after a wait in a queue. Otherwise, refuses the request and says why."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from services.inference.rules.routing import BUSY, LOADING, choose, fitting, hop
 from services.inference.rules.state import Pool, Route
 from services.model import units as model
 
-_TICK = 1.0  # seconds between two tries without an event: no event reports that a breaker lets requests pass again
+_TICK = 1.0  # seconds between two tries without an event; no event reports that a breaker's pause is over
 _CATCH_UP = 2.0  # seconds to wait for a peer's latest events or answer
 _AVOIDED = 0.5  # seconds for which a request avoids the replica that has just failed it
 _WAITING_PARTS = 2.0  # seconds between two parts that tell the caller why the request waits
@@ -32,7 +32,7 @@ _WAITING_PARTS = 2.0  # seconds between two parts that tell the caller why the r
 
 @dataclass
 class _Attempt:
-    """One placement of a request. `waits`: the request waits for a replica; False while it tries to get one."""
+    """One placement of a request. `waits` is true while the request waits in a queue, and false while it tries."""
 
     request: PlacementRequest
     services: Services
@@ -60,7 +60,7 @@ class Placement:
     async def place(
         self, request: PlacementRequest, number: int, parts: Parts, *, avoid: str = ""
     ) -> tuple[u.RequestStarted, Route]:
-        """Return the started request and its replica. `avoid`: the replica that has just failed the request.
+        """Return the started request and its replica. `avoid` is the id of a replica that has just failed the request.
 
         Raises Unavailable (QUEUE_FULL, or a reason of OBSTACLES) with `retry_after` if the caller should try again.
         """
@@ -77,7 +77,7 @@ class Placement:
         try:
             placed = await self._place(attempt, number, parts, again=bool(avoid))
         except asyncio.CancelledError:
-            if attempt.waits and request.timed_out():  # a caller that leaves is not a refusal
+            if attempt.waits and request.timed_out():  # otherwise the caller has left, which is not a refusal
                 self._refusals.count(services)
             raise
         except (NotFound, ValidationFailed):
@@ -135,8 +135,8 @@ class Placement:
         Catches up with the service domain's events if no replica is known. The model domain knows more names of a
         model, such as that of its repository; for these, returns the model's id.
 
-        A client may use a service as soon as the service domain reports it as running, so this domain must know the
-        service by then. If a peer does not answer in time, this domain uses the state that it has.
+        A client may use a service as soon as the service domain reports that it runs, even if this domain has not yet
+        read that event. If a peer does not answer in time, this domain uses the state that it has.
         """
         world = self._context.world
         if any(pool.routes or (wait and hopeful(pool)) for pool in serving(world.values(), name)):
@@ -212,15 +212,16 @@ class Placement:
             with self._waiting_parts(attempt, parts):
                 return await self.admission.admit(services, place, number, worth_waiting, again=again)
         if self.admission.ahead(services):
-            choose(self._context.world, attempt.command(), time.time())  # raises the cause of the wait, if any
+            choose(self._context.world, attempt.command(), time.time())  # raises a refusal if no replica is free
             raise Unavailable(f"other requests for {request.model} came first", reason=BUSY)
         return await place()
 
     @contextlib.contextmanager
     def _waiting_parts(self, attempt: _Attempt, parts: Parts) -> Iterator[None]:
-        """Send the reason for the wait to a caller that requests parts. Sending also detects a caller that has left.
+        """While the block runs, send parts with the reason for the wait. This also detects a caller that has left.
 
-        The end of the block awaits nothing, because a cancellation there would lose a request that has just started.
+        Does nothing if the caller did not request parts. The end of the block awaits nothing, because a cancellation
+        there would lose a request that has just started.
         """
 
         async def send() -> None:
@@ -245,9 +246,9 @@ class Placement:
         return BUSY
 
     def _command_factory(self, request: PlacementRequest, avoid: str) -> Callable[[], i.BeginRequest]:
-        """Return a function that makes a command for each try to get a replica.
+        """Return a function that returns a new command for each try to get a replica.
 
-        For `_AVOIDED` seconds, or until the replicas change, these commands exclude the replica `avoid`.
+        For half a second, or until the replicas change, these commands exclude the replica `avoid`.
         """
         routes, strictly = self._routes(request), bool(avoid)
 

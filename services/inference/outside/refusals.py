@@ -1,4 +1,4 @@
-"""Counts the requests that get no replica, and adds to each refusal when and how the caller can try again."""
+"""Counts the requests that get no replica, and explains each refusal: when and how the caller can try again."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class Refusals:
     async def explained(
         self, refusal: AimaError, model: str, services: Services, pools: Sequence[Pool], starting: int
     ) -> Unavailable:
-        """Return the refusal with `retry_after`, the queue's length and, for LOADING, the progress of the start.
+        """Return the refusal with `retry_after` and the queue's length. With reason LOADING, adds the start's progress.
 
-        `starting`: requests that have a replica but whose start is not committed yet.
+        `starting` is the number of requests that have a replica, but whose start is not committed yet.
         """
         queued = self._admission.longest(services)
         details: dict[str, Any] = {
@@ -66,7 +66,10 @@ class Refusals:
         return Unavailable(message, reason=refusal.reason, model=model, **details)
 
     async def _progress(self, pools: Sequence[Pool]) -> dict[str, Any]:
-        """Return phase, `progress` (percent) and message of a start, or defaults if the service domain is silent."""
+        """Return phase, progress (in percent) and message of a start.
+
+        If the service domain does not answer, `progress` is None and `message` is empty.
+        """
         pool = next((pool for pool in pools if pool.phase == "starting"), pools[0]) if pools else None
         progress: dict[str, Any] = {"phase": pool.phase if pool else "stopped", "progress": None, "message": ""}
         if pool is None:

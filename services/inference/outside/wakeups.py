@@ -1,4 +1,4 @@
-"""Wakes sleeping services: sends `service.start` to the service domain, one call at a time for each service."""
+"""Wakes sleeping services: sends `service.start` to the service domain. Each service has at most one call at a time."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from services.inference.rules.routing import coming, hopeful
 from services.inference.rules.state import Pool
 from services.service import units as service
 
-_START_TIMEOUT = 10.0  # seconds for the service domain to decide on a start; the start itself takes longer
-_RETRY = 0.5  # seconds until the next try if the service still stops, or the service domain does not answer
+_START_TIMEOUT = 10.0  # seconds that the service domain has to accept or refuse a start; the start itself takes longer
+_RETRY = 0.5  # seconds until the next try if the service is still stopping, or the service domain does not answer
 _RETRY_MEMORY = 1.0  # seconds until the next try if there is no memory for the service
 _EVENT_TIMEOUT = 5.0  # seconds to wait for the event of an accepted start
-_REFUSAL_KEPT = 5.0  # seconds for which a refusal is kept
+_REFUSAL_KEPT = 5.0  # seconds for which a refusal is stored
 _FIRST_ANSWER = 1.0  # seconds that a request without `wait` waits for the reply to `service.start`
 
 
 class Wakeups:
-    """Wakes services and keeps the latest refusals. `pool(service_id)` returns the state of a service."""
+    """Wakes services and stores refusals for five seconds. `pool(service_id)` returns the state of a service."""
 
     def __init__(self, peers: Peers, node: str, admission: Admission, pool: Callable[[str], Pool | None]) -> None:
         self._peers = peers
@@ -54,18 +54,18 @@ class Wakeups:
         self._changed = asyncio.Event()
 
     def refused_services(self) -> set[str]:
-        """Return the services whose wake-up was refused within the last seconds."""
+        """Return the services whose wake-up was refused in the last five seconds."""
         self._forget_old_refusals()
         return set(self._refusals)
 
     def refusal(self, pools: Iterable[Pool]) -> tuple[str, AimaError] | None:
-        """Return the first sleeping service whose wake-up was refused within the last seconds, with the refusal."""
+        """Return the first sleeping service whose wake-up was refused in the last five seconds, and the refusal."""
         self._forget_old_refusals()
         asleep = [pool.service_id for pool in pools if pool.phase == "asleep"]
         return next(((ident, self._refusals[ident][1]) for ident in asleep if ident in self._refusals), None)
 
     async def answered(self, pools: Iterable[Pool]) -> None:
-        """Wait until each running wake-up of these services has a result, but at most a second."""
+        """Wait until each wake-up of these services that is under way has a result. Waits at most a second."""
         waking = {pool.service_id for pool in pools} & self._tasks.keys()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FIRST_ANSWER):
@@ -76,7 +76,7 @@ class Wakeups:
         await end(list(self._tasks.values()))
 
     async def _wake(self, service_id: str) -> None:
-        # the call belongs to the first request, but has no deadline: other requests may wait longer
+        # the call belongs to the first request, but has no deadline, because other requests may wait longer
         call = calls.fresh(self._node, parent=current_call.get())
         current_call.set(msgspec.structs.replace(call, deadline=None))
         start = service.StartService(service_id=service_id, wait=False, wake=True)
@@ -104,7 +104,7 @@ class Wakeups:
                 return
 
     def _refuse(self, service_id: str, refusal: AimaError) -> None:
-        """Store a refusal. Unless resources are insufficient, also fail the requests that no other service can take."""
+        """Store a refusal. Unless only memory is missing, also fails the requests that no other service can take."""
         self._refusals[service_id] = (time.monotonic(), refusal)
         if not isinstance(refusal, InsufficientResources):
             self._admission.refuse(service_id, refusal, self._may_serve)
@@ -116,7 +116,7 @@ class Wakeups:
         self.changed()
 
     def _forget_old_refusals(self) -> None:
-        """Drop refusals older than `_REFUSAL_KEPT`. Keeps the refusals of services that a task is still waking."""
+        """Drop refusals that are older than five seconds, unless a task still tries to wake the service."""
         since = time.monotonic() - _REFUSAL_KEPT
         for ident in [ident for ident, (at, _) in self._refusals.items() if at <= since and ident not in self._tasks]:
             del self._refusals[ident]

@@ -23,7 +23,7 @@ _ROUTED = ("starting", "running")  # a service may have replicas only in these p
 
 
 Prepared = i.BeginRequest | u.Renew | u.Settle
-"""The commands of callers, after their preparation."""
+"""The commands that callers send, as `prepare` returns them. A request to a model becomes BeginRequest."""
 
 
 def resolve(world: World[Pool], text: str) -> str:
@@ -34,7 +34,7 @@ def resolve(world: World[Pool], text: str) -> str:
 
 
 def decide(world: World[Pool], command: Prepared | i.Reports, call: Call) -> list[Event]:
-    """Return the events of a command. Empty if it changes nothing. Raises NotFound and the errors of `choose`."""
+    """Return the events of a command. Empty if it changes nothing. Raises NotFound, and the errors of `choose`."""
     match command:
         case i.BeginRequest():
             pool, route = choose(world, command, call.at)
@@ -60,7 +60,7 @@ def _decide_for(
     command: i.RecordRemoved | i.RecordPhase | i.RecordExpired | i.RecordRefused | i.RecordHealth | i.RecordNoRoute,
     call: Call,
 ) -> list[Event]:
-    """Decide a report about an existing service."""
+    """Return the events for a report about an existing service."""
     match command:
         case i.RecordRemoved():
             removed = u.ServiceRemoved(service_id=pool.service_id)
@@ -92,7 +92,7 @@ def _request_id(world: World[Pool], command: i.BeginRequest, call: Call) -> str:
         return command.request_id
     salt = ""
     while any(call.new_id("req", salt) in pool.requests for pool in world.values()):
-        salt += "+"  # the id comes from the call's request id, which a caller may use twice
+        salt += "+"  # the id is derived from the call's request id, and a caller may use one request id twice
     return call.new_id("req", salt)
 
 
@@ -123,9 +123,7 @@ def _settle(world: World[Pool], request_id: str, command: u.Settle, call: Call) 
         return []
     started = _under_way(world, request_id, call)
     if code in BLAMED and not started.holder:
-        code = (
-            "CALLER_FAILED"  # only a gateway's report counts against a replica; else, a client could close it for all
-        )
+        code = "CALLER_FAILED"  # only a gateway's report counts against a replica; else, a client could block a replica
     if code:
         error = command.error or (
             "the request was cancelled" if command.outcome == "cancelled" else "the request failed"
@@ -152,7 +150,7 @@ def _settle(world: World[Pool], request_id: str, command: u.Settle, call: Call) 
 
 
 def _under_way(world: World[Pool], request_id: str, call: Call) -> u.RequestStarted:
-    """Return a request that is under way. Raises NotFound if it is not under way or has another owner."""
+    """Return a request that is under way. Raises NotFound if there is no such request, or if it has another owner."""
     pool = next((pool for pool in world.values() if request_id in pool.requests), None)
     request = pool.requests[request_id] if pool else None
     if request is None or request.owner not in ("", call.principal):
@@ -185,7 +183,7 @@ def _failed(started: u.RequestStarted, error: str, code: str, call: Call) -> Eve
 
 
 def reply(world: World[Pool], command: Prepared, events: Sequence[Event]) -> View:  # noqa: ARG001 (the core's)
-    """Return the answer of a command. A unit with a richer answer is a flow."""
+    """Return the answer of a command. Flows do not use this function."""
     match command:
         case u.Renew():
             renewed = events[0]

@@ -31,7 +31,7 @@ class _Obstacle:
 
 
 def choose(world: World[Pool], request: i.BeginRequest, at: float) -> tuple[Pool, Route]:
-    """Return the replica with the fewest requests under way per slot.
+    """Return the free replica with the fewest requests under way per slot, and its service.
 
     The name in the request may match several services. The replicas of all of them are candidates. Raises Unavailable
     with a reason of OBSTACLES if waiting may help, and otherwise EngineNotRunning or ValidationFailed.
@@ -59,9 +59,9 @@ def _open_to(request: i.BeginRequest, route: Route, at: float) -> bool:
 
 
 def fitting(pools: Iterable[Pool], name: str, types: Sequence[str]) -> list[Pool]:
-    """Return the services with this name whose model has one of these types. No types means any type.
+    """Return the services that `name` matches and whose model has one of these types. No types means any type.
 
-    Raises ValidationFailed if all services with this name have models of other types.
+    Raises ValidationFailed if all services that `name` matches have models of other types.
     """
     matches = serving(pools, name)
     fit = [pool for pool in matches if not types or pool.type in types]
@@ -98,9 +98,10 @@ def coming(pool: Pool) -> bool:
 
 
 def sleeper(pools: Collection[Pool], refused: Collection[str] = ()) -> str | None:
-    """Return the service to wake for a request that each of these services can serve. None if one runs or starts.
+    """Return the sleeping service to wake for a request that each of these services can serve.
 
-    A service whose start was just `refused` is returned only if no other service sleeps.
+    Returns None if any of them is running or starting, or if none sleeps. Returns a service in `refused`, whose start
+    was just refused, only if no other service sleeps.
     """
     if any(coming(pool) for pool in pools):
         return None

@@ -1,4 +1,4 @@
-"""The state of a service's replicas and requests, and the changes that events make. Pure."""
+"""The state of a service's replicas and requests, and how events change it. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TRY_AGAIN = 5.0  # seconds after an answer in which a suspect replica is not tr
 
 
 class Route(msgspec.Struct, frozen=True):
-    """A replica. It is `healthy` if it answers its health check. It works on `slots` requests at once; 0: unknown.
+    """A replica that may get requests. `healthy` says whether the replica answers its health check.
 
     With `cancels_whole`, the engine stops when the client leaves, even if the answer is not streamed. `answered_at` is
     when it last answered a request, in Unix seconds. `lost` counts the requests that it has lost since then, because it
@@ -98,12 +98,12 @@ class Pool(msgspec.Struct, frozen=True):
 
 
 def carried_here(request: u.RequestStarted) -> bool:
-    """Whether the inference domain itself sends the request to the engine. Otherwise, a lease holder does."""
+    """Whether the inference domain itself sends the request to the engine. Otherwise, a lease's holder sends it."""
     return bool(request.holder) and not request.holder.startswith(u.GATEWAY)
 
 
 class Sweep(Effect, frozen=True):
-    """Fail the requests of a service whose leases have expired."""
+    """Watch the leases of a service's requests, and fail each request whose lease has expired."""
 
     service_id: str
 
@@ -117,7 +117,7 @@ class TrySuspect(Effect, frozen=True):
 
 
 def evolve(pool: Pool | None, event: u.Events) -> Pool | None:
-    """Return the pool after the event, or None if it has no service, no routes and no requests. Never raises."""
+    """Return the pool after the event, or None if it has no service, no routes and no requests left. Never raises."""
     pool = _after(pool or Pool(event.service_id), event)
     return pool if pool.added or pool.routes or pool.requests else None
 

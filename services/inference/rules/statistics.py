@@ -1,4 +1,4 @@
-"""Builds the answers of queries from the pools in memory and the rows of the read tables. Pure."""
+"""Builds the answers of queries from the pools in memory and from the rows of the read tables. Pure."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class Rows(NamedTuple):
 
 
 def last_minute(now: float) -> tuple[int, int]:
-    """Return the two epochs for RECENT: the second before the last minute, and the current second."""
+    """Return the two epochs that limit RECENT. The first is excluded, and the last is the current second."""
     return int(now) - _MINUTE, int(now)
 
 
 def last_hour(now: float) -> tuple[int, int]:
-    """Return the two epochs for LATENCIES: the period before the last hour, and the current period."""
+    """Return the two epochs that limit LATENCIES. The first is excluded, and the last is the current period."""
     return int(now) // PERIOD - PERIODS, int(now) // PERIOD
 
 
@@ -110,7 +110,7 @@ def speeds(rows: Iterable[Row]) -> u.Speeds:
 
 
 def load(pool: Pool, queued: int, now: float) -> u.ServiceLoad:
-    """Return the load of a service. Includes processes that get no new requests and still have requests under way."""
+    """Return the load of a service. Includes processes that get no new requests but still have requests under way."""
     routed = {route.process_id for route in pool.routes}
     leaving = {ident: count for ident, count in pool.by_process.items() if ident not in routed}
     return u.ServiceLoad(

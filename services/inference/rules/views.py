@@ -1,11 +1,11 @@
-"""The read tables of the inference domain. They have the figures of requests, updated at the end of each request. Pure.
+"""The read tables of the inference domain. They contain figures of requests. Each end of a request updates them. Pure.
 
-Every table has a bounded number of rows per replica. When a replica ends, its figures are added to
-the service's rows with an empty `process_id`.
+Every table has a bounded number of rows per replica. When a replica ends, its figures are added to the service's rows
+with an empty `process_id`: the rest of the service.
 
 Latencies are counted in the buckets of a DDSketch (Masson et al., VLDB 2019). Its percentiles have an error of at most
-1 %, even after merging. The tables `seconds` and `sketches` are rings. A slot of a ring has one second or period
-(`epoch`); a newer epoch in the same slot overwrites it.
+1 %, even after sketches are merged. The tables `seconds` and `sketches` are rings. Each slot of a ring has the figures
+of one second or of one period. `epoch` is the number of this second or period. A newer epoch overwrites the slot.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from aima_core.store.records import Recorded, Statement
 from services.inference import units as u
 
 BUCKETS = LogarithmicMapping(0.01)
-PERIOD, PERIODS = 300, 12  # seconds of each slot and number of slots in the ring of latencies, which is one hour
+PERIOD, PERIODS = 300, 12  # ring of latencies: seconds of each slot and number of slots; one hour in total
 SECONDS = 64  # number of slots in the ring of seconds: a little more than a minute
-_MIN_DURATION = 1e-6  # seconds; the least duration, because a clock that is set back would make it negative
-_CANCELLED = "CANCELLED"  # the caller left, which is no error of the service
-_REFUSED = "ENGINE_REFUSED"  # the request was invalid, which is no error of the service
-_MIN_TOKENS = 8  # the least tokens of an answer that counts for a model's speed
+_MIN_DURATION = 1e-6  # seconds; shorter durations count as this, because a clock that is set back makes them negative
+_CANCELLED = "CANCELLED"  # the caller left, so the service made no error
+_REFUSED = "ENGINE_REFUSED"  # the request was invalid, so the service made no error
+_MIN_TOKENS = 8  # shorter answers do not count for a model's speed
 
 TABLES = {
     "services": "CREATE TABLE services (service_id TEXT NOT NULL PRIMARY KEY) WITHOUT ROWID",
@@ -73,7 +73,7 @@ _ADD_SPEED = """INSERT INTO speeds VALUES (?, ?, ?, ?, ?, 1, ?, ?)
     requests = requests + excluded.requests, completion_tokens = completion_tokens + excluded.completion_tokens,
     seconds = seconds + excluded.seconds"""
 
-# If a ring's slot is merged into the rest, the newer epoch stays. Figures of the same epoch are added.
+# If a slot of a ring is merged into the slot of the rest, the newer epoch wins. Figures of the same epoch are added.
 _MERGE_INTO_REST = (
     """INSERT INTO usage
     SELECT service_id, '', requests, failed, cancelled, refused, prompt_tokens, completion_tokens
@@ -113,7 +113,7 @@ _ADD_SERVICE = "INSERT OR IGNORE INTO services VALUES (?)"
 def project(recorded: Recorded) -> Iterable[Statement]:
     """Yield the SQL statements for an event. A request counts when it ends. Its latency counts only if it was answered.
 
-    Creation and deletion of a service both clear its figures, because a later service may have the same id.
+    The creation and the deletion of a service both delete its figures, because a later service may have the same id.
     """
     at = recorded.recorded_at
     match recorded.event:

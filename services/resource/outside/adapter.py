@@ -26,11 +26,11 @@ from services.resource.rules.capacity import Facts
 from services.resource.rules.decider import Prepared, State, held, machine_at, slot_at
 
 _CATCH_UP = 1.0  # seconds to read the events that the engine domain has recorded
-LEAST_RESERVE = 512 * 2**20  # bytes; even a small machine needs memory for programs outside AIMA
+LEAST_RESERVE = 512 * 2**20  # minimum bytes to keep for the system; programs outside AIMA need memory
 
 
 def react(recorded: Recorded) -> Iterable[Command[Any]]:
-    """Release the slot of an ended engine instance, even if the slot's owner is gone. Also records GPU changes."""
+    """Return the commands for an event of a peer: release the slot of an ended instance, or record a GPU's change."""
     match recorded.event:
         case EngineStopped(process_id=process_id, run=run):
             yield u.Release(slot_id=u.slot_of(f"{process_id}-{run}"))
@@ -44,7 +44,7 @@ class ResourceOutside(Outside[State]):
     """Measures the machine and answers from the read tables."""
 
     def __init__(self, context: Context[State], read: Callable[[Path], Facts] = machine.read) -> None:
-        """`read` returns the facts of the machine and of the disk that has the folder."""
+        """`read` returns the facts of the machine, and of the disk that contains the folder."""
         super().__init__(context)
         self._read = read
 
@@ -53,7 +53,7 @@ class ResourceOutside(Outside[State]):
         await self._measure()
 
     async def prepare(self, command: u.Commands, call: Call) -> Prepared:  # noqa: ARG002 (the core's)
-        """Turn an Allocate into an internal command with the memory that the system has available."""
+        """Convert an `Allocate` to an internal command that also has the memory that the system has available."""
         match command:
             case u.Allocate():
                 await self._catch_up()
@@ -85,7 +85,7 @@ class ResourceOutside(Outside[State]):
         return (self._keep_measuring,)
 
     async def _catch_up(self) -> None:
-        """Read which engine instances have ended. Their memory is free, so their slots are released."""
+        """Read which engine instances have ended, so their slots are released. Waits at most 1 s."""
         with contextlib.suppress(AimaError, TimeoutError):
             async with asyncio.timeout(_CATCH_UP):
                 await self.context.caught_up("engine")

@@ -1,4 +1,4 @@
-"""Reads the available memory and disk of the machine, or of its container if the container has less.
+"""Reads the memory and the disk of the machine. If a container has less memory than its machine, reads the container's.
 
 The figures are of the whole machine or container, never of this process alone.
 """
@@ -14,7 +14,7 @@ from services.resource.rules.capacity import Facts
 
 
 def read(folder: Path, root: Path = Path("/")) -> Facts:
-    """Return the facts of the machine. The storage is of the disk with the folder. `root` contains /proc and /sys."""
+    """Return the memory of the machine and the space of the disk with `folder`. `root` contains /proc and /sys."""
     memory = psutil.virtual_memory()
     disk = psutil.disk_usage(str(next(path for path in (folder, *folder.parents) if path.exists())))
     total, available = memory.total, memory.available

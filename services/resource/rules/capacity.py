@@ -1,4 +1,4 @@
-"""Decides whether a need fits and which slots have to make room, and writes the message of a refusal. Pure."""
+"""Decides whether a need fits, and which slots lose their memory for it. Writes the message of a refusal. Pure."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import msgspec
 from aima_core.errors import InsufficientResources
 from services.resource.units import Lack, Pressure, SlotStatus
 
-_ROUNDING = 1e-9  # ten fractions of 0.1 must fit on one GPU, although 0.1 has no exact binary form
-_MOST_NAMED = 5  # the most holders that a message names; the details have all holders
+_ROUNDING = 1e-9  # ten fractions of 0.1 must fit on one GPU, but floats round 0.1
+_MOST_NAMED = 5  # the most holders that a message names; the error's details have all holders
 _STOP_A_HOLDER = "stop a holder, request less, or use a higher priority"
 
 
@@ -59,9 +59,10 @@ class Facts(NamedTuple):
 
 
 class Need(NamedTuple):
-    """A need of memory and of a part of one GPU.
+    """The memory and the fraction of one GPU that a caller needs.
 
-    `memory` is in bytes. `available` has the bytes that the system has available now; None: only the budget counts.
+    `memory` is in bytes. `available` is the number of bytes that the system has available now. If it is None, only the
+    budget limits the memory.
     """
 
     memory: int
@@ -71,13 +72,13 @@ class Need(NamedTuple):
 
 
 def room_for(need: Need, machine: Machine, held: Sequence[Slot]) -> list[Slot]:
-    """Return the slots that have to make room. Empty if the need fits already. Raises InsufficientResources.
+    """Return the slots that lose their memory for this need. Empty if the need fits without that.
 
-    Only slots with a lower priority make room. Idle slots come first, then slots with the lowest priority, then the
-    oldest. A slot stays if its memory is not needed.
+    Raises InsufficientResources. Only slots with a lower priority lose their memory. Idle slots come first, then slots
+    with the lowest priority, then the oldest slots. Returns no slot whose memory is not needed.
 
-    The memory of the returned slots becomes free when their holders have ended. For this need, it already counts as
-    available to the system. For later needs, it counts as used until it is free.
+    The memory of the returned slots becomes free when their holders have ended. For this need, this memory already
+    counts as available to the system. For later needs, it counts as used until it is free.
     """
     rivals = sorted((s for s in held if s.priority < need.priority), key=lambda s: (*_worth(s), s.slot_id))
     victims: list[Slot] = []
@@ -101,7 +102,7 @@ def free_memory(machine: Machine, held: Sequence[Slot]) -> int:
 
 
 def free_accelerators(machine: Machine, held: Sequence[Slot]) -> float:
-    """Return how many GPUs are unreserved. Fractions of GPUs count."""
+    """Return how many GPUs are unreserved, including fractions, such as 1.5."""
     return round(len(machine.gpus) - sum(slot.gpu_fraction for slot in held), 9)
 
 
@@ -120,7 +121,7 @@ def _worth(slot: Slot) -> tuple[bool, int, float]:
 
 
 def _lacking(need: Need, machine: Machine, held: Sequence[Slot], victims: Sequence[Slot]) -> Lack | None:
-    """Return the resource that is missing even after the victims have made room, or None if the need fits."""
+    """Return the resource that is missing even without the victims, or None if the need then fits."""
     staying = [slot for slot in held if slot not in victims]
     if need.gpu_fraction and need.gpu_fraction > free_accelerators(machine, staying) + _ROUNDING:
         return "accelerator"
@@ -149,7 +150,7 @@ def _refusal(lack: Lack, need: Need, machine: Machine, held: Sequence[Slot]) -> 
             on_gpus = sorted((s for s in held if s.gpu_fraction), key=lambda s: (-s.gpu_fraction, s.slot_id))
             return InsufficientResources(
                 f"{need.gpu_fraction:g} GPU requested, but only {free:g} of {len(machine.gpus)} is free; "
-                f"{_held_by([f'{s.name} ({s.gpu_fraction:g} GPU, priority {s.priority})' for s in on_gpus])}; "
+                f"{_held_by([f'{s.name} ({s.gpu_fraction:g} GPU, priority {s.priority})' for s in on_gpus], 'a GPU')}; "
                 f"{_STOP_A_HOLDER if on_gpus else 'request less'}",
                 reason="INSUFFICIENT_ACCELERATORS",
                 requested=need.gpu_fraction,
@@ -166,7 +167,7 @@ def _refusal(lack: Lack, need: Need, machine: Machine, held: Sequence[Slot]) -> 
             cause = f"the system has only {size(free_bytes)} available now (budget {size(machine.budget)})"
             hint = f"end other programs{', stop a holder,' if held else ''} or request less"
     missing = need.memory - free_bytes
-    by = _held_by([f"{slot.name} ({size(slot.memory)}, priority {slot.priority})" for slot in _by_size(held)])
+    by = _held_by([f"{slot.name} ({size(slot.memory)}, priority {slot.priority})" for slot in _by_size(held)], "memory")
     return InsufficientResources(
         f"{size(need.memory)} requested, but {cause}: {size(missing)} is missing; {by}; {hint}",
         reason="INSUFFICIENT_MEMORY" if lack == "memory" else "SYSTEM_MEMORY_LOW",
@@ -177,9 +178,9 @@ def _refusal(lack: Lack, need: Need, machine: Machine, held: Sequence[Slot]) -> 
     )
 
 
-def _held_by(names: Sequence[str]) -> str:
+def _held_by(names: Sequence[str], what: str) -> str:
     if not names:
-        return "no slot holds any"
+        return f"no slot holds {what}"
     more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
     return f"held by: {', '.join(names[:_MOST_NAMED])}{more}"
 

@@ -18,7 +18,7 @@ from services.resource.rules.capacity import Machine, Need, Slot, room_for, size
 State = Slot | Machine
 
 THRESHOLDS: tuple[tuple[u.Pressure, float], ...] = (("low", 0), ("medium", 70), ("high", 85), ("critical", 95))
-HYSTERESIS = 2.0  # percentage points; a level ends this far below its threshold, so a varying value crosses it once
+HYSTERESIS = 2.0  # percentage points below its threshold at which a level ends; a varying value causes fewer events
 
 
 Prepared = i.DecideAllocation | u.Release | u.UpdateSlot
@@ -92,7 +92,7 @@ def evolve(state: State | None, event: u.Events) -> State | None:
 
 
 def reply(world: World[State], command: Prepared, events: Sequence[Event]) -> View | None:  # noqa: ARG001 (the core's)
-    """Return the answer. Every command here is complete when it is decided."""
+    """Return the answer of a command. Never None, because every command here is complete when it is decided."""
     match command:
         case i.DecideAllocation():
             return u.SlotRef(slot_id=command.slot_id)
@@ -120,7 +120,7 @@ def held(world: World[State], *, but: str = "") -> list[Slot]:
 
 
 def pressure_of(used_percent: float, before: u.Pressure) -> u.Pressure:
-    """Return the memory pressure. A level ends only HYSTERESIS points below its threshold."""
+    """Return the memory pressure. A level ends only when the usage is HYSTERESIS points below the level's threshold."""
     order = [level for level, _ in THRESHOLDS]
     now = _level(used_percent)
     if order.index(now) >= order.index(before):
@@ -180,7 +180,7 @@ def _update(world: World[State], command: u.UpdateSlot, call: Call) -> list[Even
     events: list[Event] = []
     resumed = slot.status == "preempted" != status
     if status != "preempted" and (resumed or memory > slot.memory):
-        # checks only the budget, because the slot's owner may already use this memory; no slot makes room (priority 0)
+        # checks only the budget, because the slot's owner may already use this memory; priority 0 preempts no slot
         need = Need(memory, slot.gpu_fraction, 0, None)
         room_for(need, machine_at(world, call.node), held(world, but=slot.slot_id))
     if status == "preempted" != slot.status:

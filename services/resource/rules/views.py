@@ -111,7 +111,7 @@ def need_of(query: u.AskCanAllocate, facts: Facts, leaving: Sequence[Slot]) -> N
 
 
 def can_allocate(need: Need, machine: Machine, held: Sequence[Slot]) -> u.CanAllocate:
-    """Return whether the need fits, and the slots that would make room. If it does not fit, says what is missing."""
+    """Return whether the need fits, which slots would lose their memory for it, and otherwise what is missing."""
     details: dict[str, Any] = {}
     reason, victims = None, list[Slot]()
     try:

@@ -152,8 +152,8 @@ class ServiceOutside(Outside[state.Service]):
 
     async def _list(self, query: u.ListServices) -> u.ServiceList:
         if query.status == "degraded" or query.status == "running":
-            # only the state distinguishes running from degraded: events of replicas change this status, and the table
-            # does not contain these events
+            # only the state distinguishes running from degraded: replica events change this status, and the table
+            # ignores these events
             matches = [
                 service
                 for service in self.context.world.values()
@@ -203,7 +203,7 @@ class ServiceOutside(Outside[state.Service]):
 
     async def _logs(self, service: state.Service, tail: int) -> u.Logs:
         lines: list[str] = []
-        # processes of a deleted service with the same name may have had the same ids
+        # without `since`, the logs of a deleted service with the same name would appear, if it used the same ids
         since = views.start_requested_at(service)
         for process_id in views.logged(service):
             try:

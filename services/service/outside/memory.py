@@ -1,7 +1,8 @@
-"""Finds memory for more replicas: checks for free memory, and otherwise chooses the idle services that have to sleep.
+"""Finds memory for more replicas. If too little memory is free, chooses idle services that have to go to sleep.
 
-A service with the same or a lower priority may be chosen; the one that was idle longest comes first. A service that is
-persistent or has requests is never chosen. This module changes nothing: only the resource domain reserves memory.
+The service with the lowest priority goes to sleep first. Among services with equal priority, the one that was idle
+longest goes first. A service stays awake if it is persistent, has requests, or has a higher priority than the service
+that needs the memory. This module changes nothing: only the resource domain reserves memory.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from services.resource import units as resource
 from services.service.rules.state import Service
 
 _QUERY = 2.0  # seconds that a peer has to answer a query from memory
-_RESIDENCE = 10.0  # if a request wakes a service, services with a request in the last so many seconds keep their memory
+_RESIDENCE = 10.0  # seconds for which a used service stays awake, if a request wakes another service
 _REASONS = {"accelerator": "INSUFFICIENT_ACCELERATORS", "system": "SYSTEM_MEMORY_LOW"}  # reasons by missing resource
-_MOST_FREED = 100  # the most slots that one resource.can_allocate accepts
+_MOST_FREED = 100  # the most slots in one resource.can_allocate
 
 
 class Need(NamedTuple):
@@ -39,9 +40,9 @@ class MemoryFinder:
     async def make_room(self, service: Service, replicas: int, need: Need, *, gently: bool = False) -> tuple[str, ...]:
         """Return the idle services that have to go to sleep for these replicas. Empty if enough memory is free.
 
-        With `gently`, services that were just used stay awake. Otherwise, two services that get requests in turn would
-        take each other's memory again and again. Raises InsufficientResources, which says how much memory is missing
-        and which slots hold memory.
+        With `gently`, services that were used in the last ten seconds stay awake, so two services that get requests in
+        turn do not take each other's memory again and again. Raises InsufficientResources. The error says how much
+        memory is missing and which slots hold memory.
         """
         answer = await self._can_allocate(service, replicas, need)
         if _is_free(answer):
@@ -61,7 +62,7 @@ class MemoryFinder:
         raise _insufficient(service, replicas, answer)
 
     async def fit(self, service: Service, replicas: int, need: Need) -> int:
-        """Return how many of the replicas fit into free memory. No slot is preempted and no service sleeps for them."""
+        """Return how many of the replicas fit into free memory without preemption, while all services stay awake."""
         if _is_free(await self._can_allocate(service, replicas, need)):
             return replicas
         fits, beyond = 0, replicas
@@ -96,7 +97,7 @@ class MemoryFinder:
     async def _without_needless(
         self, service: Service, replicas: int, need: Need, slots: Mapping[str, list[str]], to_sleep: Sequence[str]
     ) -> tuple[str, ...]:
-        """Remove services that need not sleep. A later service in the list may free enough memory by itself."""
+        """Return the services that must sleep. Omits a service if the others free enough memory without it."""
         kept = list(to_sleep)
         for ident in to_sleep[:-1]:
             others = [other for other in kept if other != ident]
@@ -148,9 +149,9 @@ def _is_free(answer: resource.CanAllocate) -> bool:
 
 
 def _insufficient(service: Service, replicas: int, answer: resource.CanAllocate) -> InsufficientResources:
-    count = f"{replicas} replica{'s' if replicas > 1 else ''}"
+    misfit = f"{replicas} replicas of {service.id} do" if replicas > 1 else f"1 replica of {service.id} does"
     return InsufficientResources(
-        f"there is no room for {count} of {service.id}: {answer.reason}",
+        f"{misfit} not fit: {answer.reason}",
         reason=_REASONS.get(answer.lacking or "", "INSUFFICIENT_MEMORY"),
         requested=answer.requested,
         available=answer.available,
@@ -160,6 +161,9 @@ def _insufficient(service: Service, replicas: int, answer: resource.CanAllocate)
 
 
 def last_used(service: Service, load: inference.ServiceLoad | None) -> float:
-    """Return the Unix time of the last request, or of the moment a replica last became ready, if that is later."""
+    """Return when the service was last used, in Unix seconds: its last request, or the last time a replica got ready.
+
+    The later of the two counts.
+    """
     answered_at = max((replica.answered_at for replica in service.replica_set), default=0.0)
     return max(answered_at, (load.last_used if load else None) or 0.0)

@@ -26,7 +26,7 @@ class RecommendationFacts:
         self._facts = facts
 
     async def recommend(self, model_id: str, hint: u.Hint) -> u.Recommendation:
-        """Return a recommendation for a model. Raises NotFound if it is unknown, Conflict if no engine serves it."""
+        """Return a recommendation for a model. Raises NotFound if it is unknown, or Conflict if no engine serves it."""
         peers = self._peers
         model_view = model.present(await peers.call(model.GetModel(model_id=model_id)))
         engines = (await peers.list_all(engine.ListEngines())).items

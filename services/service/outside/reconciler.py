@@ -1,4 +1,4 @@
-"""Checks the services once a second: scales them by load, puts idle ones to sleep, and ends stray instances."""
+"""Checks the services once a second. Scales services by load, puts idle services to sleep, and ends stray instances."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from services.service.rules.state import Service
 from services.service.rules.views import start_requested_at
 
 _INTERVAL = 1.0  # seconds between checks
-_FULL = 30.0  # seconds until AIMA tries again to scale up a service for which there was no memory
+_FULL = 30.0  # seconds until the next try to scale up a service for which there was too little memory
 _STRAYS = 30  # checks between two searches for stray instances
 _QUERY = 2.0  # seconds that a peer has to answer a query from memory
 
@@ -56,7 +56,7 @@ class Reconciler:
     async def _adjust(self, service: Service, load: inference.ServiceLoad | None) -> None:
         now, requests = time.time(), load.outstanding + load.queued if load else 0
         patience = sleeps_after(service.about)
-        # the idle time of a service counts from its start, because a new service has had no time for a request
+        # the idle time of a service counts from its start at the earliest
         if patience and not requests and now - max(last_used(service, load), start_requested_at(service)) >= patience:
             await self._record(i.PutToSleep(service_id=service.id, reason=f"no request for {patience:g} s"))
         elif bounds := bounds_of(service.about):
@@ -87,7 +87,7 @@ class Reconciler:
             await self._record(i.BeginScale(service_id=service.id, replicas=replicas, reason=reason, by_load=True))
 
     async def _end_strays(self) -> None:
-        """End stray instances: their service was deleted, or was deleted and created again."""
+        """End stray instances. An instance is stray if its service was deleted, or was deleted and created again."""
         with contextlib.suppress(AimaError):
             engines = (await self._context.peers.list_all(engine.ListEngines(), timeout=_QUERY)).items
             for instance in [instance for item in engines for instance in item.instances]:
@@ -96,7 +96,10 @@ class Reconciler:
                     await self._context.peers.call(engine.StopEngine(name=instance.process_id), timeout=_QUERY)
 
     def _is_stray(self, instance: engine.Instance) -> bool:
-        """Whether no service has recorded the instance. A service records each instance before the instance starts."""
+        """Whether the instance's service does not exist or does not know the instance.
+
+        A service's log contains each of its instances before the instance starts.
+        """
         service = self._context.world.get(f"service/{instance.service_id}")
         return service is None or instance.process_id not in service.present()
 

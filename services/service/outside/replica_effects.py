@@ -1,4 +1,4 @@
-"""Carries out the effects of services: starts replicas, ends them, watches their deadlines."""
+"""Carries out the effects of services: starts replicas, ends replicas, and watches deadlines."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from services.service.rules import state
 from services.service.rules import todo as t
 
 _STOP_TIMEOUT = 10.0  # seconds that an engine has to end by itself before it is killed
-_STOP_REPLY = 5.0  # seconds to wait for the reply to engine.stop, enough for most engines; then the stop is sent again
+_STOP_REPLY = 5.0  # seconds to wait for the reply to engine.stop; then the stop is sent again
 _CATCH_UP = 5.0  # seconds to read the events that the engine domain has recorded
-_START_REPLY = 3.0  # seconds to wait for the reply to engine.start, which comes at once; then the start is sent again
+_START_REPLY = 3.0  # seconds to wait for the reply to engine.start; then the start is sent again
 _LOAD_REPLY = 1.0  # seconds to wait for the reply to inference.load
 _POLL = 0.2  # seconds between two checks whether another service sleeps or a replica is drained
 _POLL_BUSY = 0.5  # seconds between two checks whether a silent replica still works on a request
@@ -114,7 +114,7 @@ class ReplicaEffects:
             await asyncio.sleep(_POLL)
 
     async def _run(self, effect: t.RunReplica) -> Commands:
-        """Request an engine instance with the process id from the log. A refusal is recorded as a failure."""
+        """Request an engine instance with the replica's process id. Records a refusal as a failure of the replica."""
         await asyncio.sleep(max(effect.not_before - time.time(), 0))
         await self._until_room_is_made(effect.service_id)
         service = self.context.world[f"service/{effect.service_id}"]
@@ -133,13 +133,12 @@ class ReplicaEffects:
             wait=False,
             timeout=min(max(effect.deadline - time.time(), 1), 3600),
         )
-        # a stop does not cancel this request, because _end waits for it; an instance that starts after its recorded end
-        # would belong to no replica
+        # a stop does not cancel this request: _end waits for it, so no instance starts after its end was recorded
         request = asyncio.create_task(self.context.peers.call(command, timeout=_START_REPLY))
         self._starts[effect.process_id] = request
         request.add_done_callback(lambda task: self._start_done(effect.process_id, task))
         try:
-            await asyncio.shield(request)  # idempotent: a second request for the same process_id starts no second one
+            await asyncio.shield(request)  # idempotent: a second request starts no second instance of the process id
         except (Unavailable, Timeout):
             raise  # the effect is tried again, until the replica's deadline
         except AimaError as error:
@@ -161,11 +160,11 @@ class ReplicaEffects:
         command = engine.StopEngine(name=effect.process_id, force=effect.force, timeout=_STOP_TIMEOUT)
         with contextlib.suppress(NotFound):  # the engine domain never started the instance
             await self.context.peers.call(command, timeout=_STOP_REPLY)  # a repeat joins the stop under way
-        await self.context.caught_up("engine")  # an older event that is read later would look like a stray process
+        await self.context.caught_up("engine")  # an event that is read after the end would look like a stray process
         return [i.RecordReplicaEnded(service_id=effect.service_id, process_id=effect.process_id)]
 
     async def _until_drained(self, ident: str, process_id: str) -> None:
-        """Wait until no request is under way on the process, but at most `service.drain` seconds."""
+        """Wait until no request is under way on the process. Waits at most `service.drain` seconds."""
         until, unanswered = time.monotonic() + self.context.settings.drain, 0.0
         while time.monotonic() < until and unanswered < _INFERENCE_DOWN:
             asked_at = time.monotonic()

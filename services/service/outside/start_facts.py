@@ -1,4 +1,4 @@
-"""Gathers the facts of a start: the engine and device, the memory of a replica, and the services that make room."""
+"""Gathers the facts of a start: engine, device, memory of a replica, and the services that have to sleep for it."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class StartFacts:
     ) -> i.BeginStart:
         """Return the command that starts this many replicas of the service.
 
-        With `gently`, services that were just used keep their memory. Raises NotFound, Conflict if the model is not
-        ready or has no engine, and InsufficientResources.
+        With `gently`, services that were used in the last ten seconds keep their memory. Raises NotFound for an unknown
+        model, Conflict if the model is not ready or no engine serves it, and InsufficientResources.
         """
         about, peers = service.about, self._peers
         model_view = await peers.call(model.GetModel(model_id=about.model_id))
@@ -64,7 +64,10 @@ class StartFacts:
         )
 
     async def check(self, model_view: model.ModelView, engine_name: str | None, config: Mapping[str, Any]) -> None:
-        """Raise ValidationFailed if the named engine refuses the config. Without a name, all engines must refuse it."""
+        """Check the options of a service. Raises ValidationFailed if the named engine refuses them.
+
+        Without `engine_name`, raises ValidationFailed if every engine for the model refuses them.
+        """
         names = [engine_name] if engine_name else await self._engines_for(model_view)
         refusals: list[ValidationFailed] = []
         for name in names:

@@ -1,4 +1,4 @@
-"""Decides commands about a whole service. Pure. replica_decider.py decides reports about single replicas."""
+"""Decides commands about a whole service. Pure. replica_decider.py decides the reports about single replicas."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def id_of(name: str) -> str:
 
 
 def unknown(world: World[Service], ident: str) -> NotFound:
-    """Return the refusal of an unknown service id. The refusal lists existing ids, with the most similar id first."""
+    """Return the error for an unknown service id. The error lists existing ids, with the most similar id first."""
     ids = [service.id for service in world.values()]
     known = list(dict.fromkeys([*nearest(ident, ids), *ids]))
     names = ", ".join(known[:_MOST_KNOWN]) or "none"
@@ -197,7 +197,7 @@ def _sleep(service: Service, call: Call, reason: str, made_room_for: str = "") -
 def _with_room(
     world: World[Service], needy: Service, idle: Sequence[str], events: list[Event], call: Call
 ) -> list[Event]:
-    """Return the events, and the events that put the idle services to sleep. Omits services that are down by now."""
+    """Return the events, followed by the events that put the idle services to sleep. Omits services that are down."""
     if not events:
         return []
     candidates = (world.get(f"service/{ident}") for ident in idle)

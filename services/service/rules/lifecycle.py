@@ -1,4 +1,4 @@
-"""The state machines of a service and of a replica, as tables: event, status before, status after. Pure.
+"""Defines the state machines of a service and of a replica, as tables: event, status before, status after. Pure.
 
 `state.evolve` follows these tables, so a transition that is not in a table cannot happen. The pictures in
 docs/services.md are drawn from these tables.
@@ -63,4 +63,4 @@ REPLICA: ReplicaTable = {
 """Transitions of a replica's process. A failed process stays failed; `replica_requested` requests a new process."""
 
 ON_THE_WAY: tuple[u.ReplicaStatus, ...] = ("asked", "waiting", "starting")
-"""Statuses of a replica that starts and has not answered yet."""
+"""The statuses of a replica that is starting and has not answered yet."""

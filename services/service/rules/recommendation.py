@@ -1,4 +1,4 @@
-"""Recommends how to serve a model, from speeds measured on this hardware, or otherwise from a roofline estimate. Pure.
+"""Recommends how to serve a model. Uses speeds that were measured on this hardware, or else a roofline estimate. Pure.
 
 Generating a token reads every weight and the request's key-value cache once. So the tokens per second of one request
 cannot exceed the memory bandwidth divided by the bytes of weights and cache. Requests that run together share one
@@ -25,8 +25,8 @@ _FILLED = 0.5  # average part of its context that a request fills during its ans
 _GAIN = {
     "gpu": 0.6,
     "cpu": 0.1,
-}  # speed that each further concurrent request adds, as a part of a lone request's
-_ENOUGH = 3  # the least requests for a measured speed
+}  # speed that each further concurrent request adds, as a fraction of the speed of a single request
+_ENOUGH = 3  # minimum number of requests for a measured speed
 
 
 class Expected(NamedTuple):
@@ -46,7 +46,7 @@ class Plan(NamedTuple):
 
 
 def expect(model: ModelView, choice: Selection, devices: Sequence[DeviceItem], speeds: Sequence[Speed]) -> Expected:
-    """Return the expected speed of a replica, or 0 if no speed was measured and the device's bandwidth is unknown."""
+    """Return the expected speed of a replica: 0 if no speed was measured and the device's bandwidth is unknown."""
     same = [
         speed
         for speed in speeds
@@ -56,10 +56,10 @@ def expect(model: ModelView, choice: Selection, devices: Sequence[DeviceItem], s
 
 
 def _measured(choice: Selection, speeds: Sequence[Speed]) -> Expected:
-    """Return the measured speed. Uses requests that ran with no more concurrency than this replica allows.
+    """Return the measured speed. Ignores measurements with more concurrent requests than this replica has slots.
 
-    If all speeds were measured with another number of slots, they are used, and the reason says so. If the concurrency
-    was not measured, the sum is estimated.
+    If all speeds were measured with another number of slots, uses them, and says so in the reason. If all speeds were
+    measured with single requests, estimates the speed of concurrent requests.
     """
     slots = int(choice.config.get("slots") or 1)
     same_slots = [speed for speed in speeds if speed.slots == slots]
@@ -91,7 +91,8 @@ def _roofline(model: ModelView, choice: Selection, devices: Sequence[DeviceItem]
 def recommend(hint: u.Hint, plans: Sequence[tuple[Plan, Expected]], room: int, gpus: int) -> u.Recommendation:
     """Return the best plan for the hint. `room` is the free main memory in bytes; `gpus` is the number of GPUs.
 
-    Among plans with the same expected speed, more cores win, then less memory. `plans` must not be empty.
+    Among plans with the same expected speed, the plan with more cores wins, then the plan with less memory. `plans`
+    must not be empty.
     """
     fitting = [(plan, speed) for plan, speed in plans if plan.choice.memory <= room] or list(plans)
 

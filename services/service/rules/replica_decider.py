@@ -15,10 +15,10 @@ from services.service.rules.scaling import sleeps_after
 from services.service.rules.state import UNRESPONSIVE, Replica, Service, process_of
 
 STOP_TIMEOUT = "STOP_TIMEOUT"
-"""Error code of a service whose processes have not ended in time. When they have ended, the service is stopped."""
+"""Error code of a service whose processes have not ended in time. After they have ended, the service is stopped."""
 LONGEST_DRAIN = 30.0
-"""The most seconds that a leaving replica may get to finish its requests."""
-_ATTEMPT = 300.0  # the least seconds that a replacement gets to answer, even if the start's timeout is less
+"""The maximum seconds that a leaving replica may get to finish its requests."""
+_ATTEMPT = 300.0  # minimum seconds that a replacement gets to answer, even if the start's timeout is shorter
 _STOPPED_BY, _KILLED_BY = (
     LONGEST_DRAIN + 30,
     30.0,
@@ -26,7 +26,7 @@ _STOPPED_BY, _KILLED_BY = (
 
 
 def decide(service: Service, command: i.ReplicaReports, call: Call) -> list[Event]:
-    """Decide the events of a report about one process of the service."""
+    """Return the events for a report about one process of the service."""
     process_id = command.process_id
     replica = service.replica_of(process_id)
     if replica is None or replica.status == "ended" or not service.runs:
@@ -59,9 +59,9 @@ def decide(service: Service, command: i.ReplicaReports, call: Call) -> list[Even
 def requested(
     service: Service, replicas: Sequence[tuple[int, int]], reason: str, call: Call, not_before: float = 0.0
 ) -> list[Event]:
-    """Return the requests for these replicas. Each item of `replicas` is a pair of a replica's number and its restarts.
+    """Return the events that request processes for these replicas, not before `not_before` (Unix seconds).
 
-    `not_before` is in Unix seconds.
+    Each item of `replicas` is a pair: the number of the replica, and the number of its restarts.
     """
     assert service.start
     begin, start = max(not_before, call.at), service.start
@@ -196,7 +196,7 @@ def _failed(
 def _after_failure(
     service: Service, replica: Replica, error: str, code: str, streak: int, call: Call
 ) -> Sequence[Event]:
-    """Restart the replica or give it up. If no replica can answer any more, the service fails."""
+    """Restart the replica, or give it up. If no replica can answer any more, the service fails. Returns the events."""
     others = _others(service, replica)
     unanswered = replica.unanswered_after(code)
     wait = 0.0 if code == engine.REBOOTED else restart_policy.delay(streak, f"{call.request_id}/{replica.process_id}")
@@ -211,9 +211,9 @@ def _after_failure(
 
 
 def _late_report(service: Service, replica: Replica | None, command: Command[Any], process_id: str) -> list[Event]:
-    """Decide a report about a process that is no replica of the current run, or whose service is down.
+    """Return the events for a report about a process of an earlier run, or of a service that is down.
 
-    Only the end of a process is recorded. A process that the service does not know is ended.
+    Records only the end of a process. If the service does not know the process, the process must end.
     """
     match command:
         case i.RecordReplicaEnded() | i.RecordReplicaFailed(ended=True) if process_id in service.present():
@@ -236,8 +236,9 @@ def _start_completed(
 ) -> list[Event]:
     """Return `service.started` if the report completes a start.
 
-    A start is complete if every replica answers or was given up, and at least one replica answers. The report is about
-    one replica; `others` are the other replicas. `new_endpoint` is the endpoint of a replica that has just answered.
+    A start is complete if every replica answers or was given up, and at least one replica answers. `others` are the
+    replicas that the report is not about. `new_endpoint` is the endpoint of the replica that the report is about, if
+    this replica answers. `of` is the target number of replicas; default: the current number.
     """
     endpoints = [
         *(replica.endpoint for replica in others if replica.answers),

@@ -1,4 +1,4 @@
-"""Builds the answers of commands, from the world and the events since the command was decided. Pure."""
+"""Builds the answers of commands from the world and from the events since the command's decision. Pure."""
 
 from __future__ import annotations
 

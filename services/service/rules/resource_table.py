@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Share(BaseModel):
-    """The share of one resource class. resource_table.yaml explains the fields."""
+    """The numbers of one resource class. resource_table.yaml explains the fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -1,13 +1,12 @@
 """Decides whether and when a failed replica is restarted. Pure.
 
-The delay before a restart doubles with each failure in a row. So a process that cannot live does not use up the
-machine.
+The delay before a restart doubles with each failure in a row, up to a minute. So a process that always fails does not
+occupy the machine.
 
-- A failure that the engine's log explains as hopeless ends the attempts at once.
-- A replica that has never answered is given up after a few attempts. If its request was invalid (no such file, a bad
-  option), it is given up at once.
-- A replica that has answered before is restarted without limit, at most once a minute, because the cause may be
-  temporary.
+- If the engine's log shows that the next attempt would fail, too, AIMA gives the replica up at once.
+- If a replica has never answered, AIMA gives it up after four attempts. If its start was invalid (a missing file, an
+  invalid option), AIMA gives it up at once.
+- If a replica has answered before, AIMA restarts it again and again, because the cause may be temporary.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ import hashlib
 from services.resource.units import REFUSALS
 
 ATTEMPTS = 4
-"""The number of processes in a row that fail without an answer until the replica is given up."""
+"""After this many processes in a row that failed without an answer, AIMA gives the replica up."""
 RECOVERED = 10.0
 """Seconds that a replica must answer before its earlier failures no longer count."""
 _FIRST, _LONGEST = 0.5, 60.0  # seconds until the next process: the first delay and the longest delay
 _JITTER = (
-    0.25  # the most that is added to a delay, as a part of it, so replicas that die together do not start together
+    0.25  # largest random addition, as a fraction of a delay; so replicas that fail together do not restart together
 )
 
 HOPELESS = frozenset({"OUT_OF_MEMORY", "MODEL_INVALID"})
@@ -33,16 +32,17 @@ ASKED_WRONGLY = frozenset(
         *("LAUNCH_FAILED", "ENGINE_NOT_FOUND", "ENGINE_UNFIT", "VALIDATION_ERROR"),
     }
 )
-"""Error codes of an invalid request. They end the attempts for a replica that has never answered. For a replica that
-has answered before, the cause may be temporary."""
+"""Error codes of an invalid start. If a replica has never answered, AIMA gives it up after one of these errors. If the
+replica has answered before, the cause may be temporary."""
 NO_ROOM = frozenset({*REFUSALS, "PREEMPTED"})
-"""Error codes of a replica that is sound but has no memory or GPU now."""
+"""Error codes of a replica for which no memory or GPU is free now."""
 
 
 def streak(failures: int, answered_at: float, until: float) -> int:
-    """Return the number of failures in a row, including the latest. `failures` counts the earlier ones.
+    """Return the number of failures in a row, including the latest failure. `failures` counts the earlier failures.
 
-    The replica answered from `answered_at` (0: never) until it failed or fell silent at `until`, in Unix seconds.
+    The replica answered from `answered_at` (0: never) to `until`, when it failed or stopped answering. Both times are
+    in Unix seconds.
     """
     return 1 if answered_at and until - answered_at >= RECOVERED else failures + 1
 
@@ -57,8 +57,8 @@ def delay(failures: int, seed: str) -> float:
 def given_up(code: str, unanswered: int, *, proven: bool) -> bool:
     """Whether AIMA gives up a replica that failed with this error code.
 
-    `unanswered` is the number of its latest processes in a row that never answered. `proven` says whether any of its
-    processes has answered.
+    `unanswered` is the number of the replica's latest processes in a row that never answered. `proven` says whether any
+    process of the replica has answered.
     """
     if code in NO_ROOM:
         return False  # the replica waits for memory; a start ends the wait at its timeout

@@ -1,6 +1,6 @@
 """Decides how many replicas a service may have, and how many replicas its load needs.
 
-Pure except for the samples that a Scaler keeps. The caller passes the time and the load.
+The functions are pure. A Scaler only keeps samples. The caller passes the time and the load.
 
 If two samples in a row need more replicas, the service scales up to the smaller of the two numbers. If all samples of
 the calm period need fewer replicas, the service scales down to the largest of the numbers. So a load that varies around
@@ -16,11 +16,11 @@ from typing import NamedTuple
 from services.service import units as u
 
 _UP_SAMPLES = 2  # samples in a row that must need more replicas before the service scales up
-_SLEEPS_AFTER = 300.0  # seconds without a request, for a service with `min` 0 and no idle_timeout of its own
+_SLEEPS_AFTER = 300.0  # default of idle_timeout, in seconds, for a service with autoscale.min 0
 
 
 class Bounds(NamedTuple):
-    """The bounds of an autoscaled service: its least and most replicas, and the target of requests per replica."""
+    """The bounds of an autoscaled service: minimum and maximum replicas, and the target of requests per replica."""
 
     least: int
     most: int
@@ -46,17 +46,17 @@ def sleeps_after(about: u.ServiceCreated) -> float:
 
 
 def needed(requests: int, bounds: Bounds) -> int:
-    """Return how many replicas this many requests need. At least one, because scaling puts no service to sleep."""
+    """Return how many replicas this many requests need. At least one, because autoscaling puts no service to sleep."""
     return max(1, bounds.least, min(bounds.most, math.ceil(requests / bounds.target)))
 
 
 class Scaler:
-    """The recent load samples of one service. Fewer replicas must suffice for `calm` seconds before a scale-down."""
+    """The recent load samples of one service. Scales down only if fewer replicas were enough for `calm` seconds."""
 
     def __init__(self, calm: float) -> None:
         self._calm = calm
         self._samples: deque[tuple[float, int]] = deque()  # time, replicas needed
-        self._since = math.inf  # time of the first sample since the last change, even if the sample is already dropped
+        self._since = math.inf  # time of the first sample since the last change, even if it is no longer in _samples
 
     def sample(self, at: float, requests: int, replicas: int, bounds: Bounds) -> int:
         """Add a sample of the time `at` (seconds). `replicas` is the current number; returns the new number."""

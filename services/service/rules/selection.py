@@ -50,9 +50,9 @@ def choose(
 ) -> Selection:
     """Return the engine, the device and the memory of a replica. Raises Conflict or InsufficientResources.
 
-    A candidate is an installed engine that reads the model's format, with one of its devices that has enough memory. If
-    all candidates were measured with this model, the fastest wins. Otherwise, the preference in the manifests decides.
-    If the preferences are equal, the GPU wins over the CPU, then the name decides.
+    A candidate is a pair: an installed engine that reads the model's format, and a device with enough memory that the
+    engine runs on. If all candidates were measured with this model, the fastest wins. Otherwise, the candidate with the
+    highest preference in the manifests wins. Among equal preferences, a GPU wins over a CPU, then the name decides.
     """
     suitable = [
         engine
@@ -109,14 +109,14 @@ def memory_of(model: ModelView, config: Mapping[str, Any]) -> int:
 
 
 def _positive_int(value: object, default: int) -> int:
-    """Return the option, or the default if it is no positive integer. The engine domain refuses such options later."""
+    """Return the option, or the default if the option is not a positive integer. The engine domain refuses it later."""
     return value if isinstance(value, int) and value > 0 else default
 
 
 def _measured(choice: Selection, speeds: Sequence[Speed]) -> float:
     """Return the speed of one request on this engine and device, in tokens per second, or 0 if it was not measured.
 
-    Among several measurements, the one with the least concurrency counts.
+    Uses the measurement with the fewest concurrent requests.
     """
     same = [speed for speed in speeds if (speed.engine, speed.device) == (choice.engine.name, choice.device)]
     return min(same, key=lambda speed: speed.concurrency).tokens_per_second if same else 0.0
@@ -211,7 +211,7 @@ def _unfit(model: ModelView, engines: Sequence[EngineView], request: SelectionRe
 
 
 def _by_name(engines: Sequence[EngineView], field: str) -> str:
-    """Return the values of a field of all engines, each with the engines that have it: `gguf (llamacpp, vllm)`."""
+    """Return all values of a field. The engines with a value follow it in brackets, as in `gguf (llamacpp, vllm)`."""
     values = sorted({value for engine in engines for value in getattr(engine, field)})
     named = (sorted(engine.name for engine in engines if value in getattr(engine, field)) for value in values)
     return ", ".join(f"{value} ({', '.join(names)})" for value, names in zip(values, named, strict=True)) or "none"

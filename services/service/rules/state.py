@@ -1,4 +1,4 @@
-"""The state of a service, and the changes that events make. Pure. lifecycle.py has the transitions between statuses."""
+"""The state of a service, and how events change it. Pure. lifecycle.py has the transitions between statuses."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import msgspec
 from services.service import units as u
 from services.service.rules import lifecycle, restart_policy
 
-_KEPT_FAILURES = 5  # the most failures of each replica in the state; the log has all failures
+_KEPT_FAILURES = 5  # maximum number of each replica's failures in the state; the log has all failures
 UNRESPONSIVE = "UNRESPONSIVE"
-"""Error code of a replica whose process lives but does not answer. Such a process is killed, not asked to end."""
+"""Error code of a replica whose process lives but does not answer. AIMA kills such a process with SIGKILL."""
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -27,7 +27,7 @@ class Replica(msgspec.Struct, frozen=True):
     """A replica of the current run, with its current process. Times are in Unix seconds; 0 means never.
 
     `number` counts from 0. `streak` counts the failures in a row. `unanswered` counts the latest processes in a row
-    that never answered a health check. `proven` says whether any process has answered.
+    that never answered a health check. `proven` says whether any process of the replica has answered.
     """
 
     number: int
@@ -64,7 +64,7 @@ class Replica(msgspec.Struct, frozen=True):
         return self.failures[-1] if self.failures else None
 
     def unanswered_after(self, code: str) -> int:
-        """Return the value of `unanswered` after a failure with this error code. A lack of memory does not count."""
+        """Return the value of `unanswered` after a failure with this code. Failures for lack of memory do not count."""
         return self.unanswered + (not self.answered_at and code not in restart_policy.NO_ROOM)
 
 
@@ -109,7 +109,7 @@ class Service(msgspec.Struct, frozen=True):
         )
 
     def processes_to_end(self) -> tuple[Leaving, ...]:
-        """Return the processes that have to end: failed and surplus ones, or all if the service goes down."""
+        """Return the processes that have to end: failed and leaving processes, or all if the service goes down."""
         going_down = self.status in ("stopping", "failed")
         from_replicas = tuple(
             _leaving(replica, drain=self.status == "stopping")
@@ -134,12 +134,12 @@ class Service(msgspec.Struct, frozen=True):
 
 
 def process_of(service_id: str, run: int, replica: int, launch: int = 0) -> str:
-    """Return the id of a replica's process, known before the process exists. Each run and launch has its own id."""
+    """Return the id of a replica's process. Each run of the service and each launch of a replica gives another id."""
     return f"{service_id}-r{replica}-{run}{f'-{launch}' if launch else ''}"
 
 
 def evolve(service: Service | None, event: u.Events) -> Service | None:
-    """Return the service after the event. Never raises. An event that the status does not allow changes nothing."""
+    """Return the service after the event. Never raises. If the status does not allow the event, it changes nothing."""
     if isinstance(event, u.ServiceCreated):
         return Service(event.service_id, event, desired_replicas=event.replicas)
     if service is None or isinstance(event, u.ServiceDeleted):
@@ -212,7 +212,7 @@ def _requested(service: Service, event: u.StartRequested) -> Service:
 
 
 def _replaced(service: Service, event: u.ReplicaRequested) -> Service:
-    """Give the replica a new process. The last process may not have ended yet."""
+    """Give the replica a new process. The replica's last process may not have ended yet."""
     before = next((replica for replica in service.replica_set if replica.number == event.replica), None)
     restarted = before is not None and event.restarts > 0
     after = Replica(

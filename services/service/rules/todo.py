@@ -20,7 +20,7 @@ class RunReplica(Effect, frozen=True):
 
 
 class EndReplica(Effect, frozen=True):
-    """End an instance. With `drain`, it answers its requests first. With `force`, it is killed."""
+    """End an instance. With `drain`, the instance finishes its requests first. With `force`, it is killed."""
 
     service_id: str
     process_id: str
@@ -29,7 +29,7 @@ class EndReplica(Effect, frozen=True):
 
 
 class ReplaceSilent(Effect, frozen=True):
-    """Fail a replica that stays silent for `service.grace` seconds. `since` (Unix seconds) is when it fell silent."""
+    """Fail a replica that does not answer for `service.grace` seconds. `since` is in Unix seconds."""
 
     service_id: str
     process_id: str
