@@ -1,10 +1,11 @@
 """Defines the parts of a domain: pure functions, and one class for everything that awaits.
 
-A `Domain` contains all parts. Every function except `perform` is pure: it has no await, clock, randomness, log or I/O.
+A `Domain` contains all parts. Every function except the methods of `Outside` is pure: it has no await, clock,
+randomness, log or I/O.
 
     resolve(world, text) -> id                  the id of the stream that has this id or name
     decide(world, command, call) -> events      the events that the command causes; raises a declared error to refuse
-    evolve(state, event) -> state               the stream's next state, or None for no state; never raises
+    evolve(state, event) -> state               the stream's next state; None removes the state; never raises
     reply(world, command, events) -> view       the command's answer, or None while its effects are still running
     todo(state) -> effects                      the effects that the state requires; empty if it requires none
     project(recorded) -> statements             the SQL that applies an event to the read tables

@@ -119,7 +119,7 @@ class RecordReplicaEnded(Command[Success], unit="service.record_replica_ended", 
 
 
 class RecordTimedOut(Command[Success], unit="service.record_timed_out", stream="service_id"):
-    """Record that the deadline of the start number `run` has passed. With `stopping`, the deadline of its stop."""
+    """Record that run `run` has not started by its deadline, or with `stopping`, has not stopped by its deadline."""
 
     service_id: str
     run: int

@@ -1,9 +1,9 @@
 """Puts several simultaneous requests to one unit into one message, which is called a batch.
 
 With the header `Aima-Batch: true`, the payload is a list of requests `{"data": {...}, "headers": {...}}`. The reply is
-the list of the requests' envelopes, sent when all requests are answered. If the payload is not such a list, the whole
-batch is refused. If a request has an invalid input, only that request is refused. Only units with `batches=True` accept
-batches. Their requests are small, frequent and answered at once.
+the list of the requests' envelopes, in the same order. The domain sends it when all requests are answered. If the
+payload is not a list of requests, the whole batch is refused. If a request has an invalid input, only that request is
+refused. Only units with `batches=True` accept batches. Their requests are small, frequent and answered at once.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ class Batcher:
     Requests that are made in the same turn of the event loop go in one message. With `wait`, a batch waits for more
     requests, until `wait` seconds after its first request or until `send` is called.
 
-    `ahead` is a Batcher whose requests must be decided before the requests of this one. Whenever this Batcher sends,
-    `ahead` sends first. Both send even a single request as a batch: then both messages take the same path through the
+    `ahead` is another Batcher. Its requests must be decided before this Batcher's requests, so it sends first whenever
+    this Batcher sends. Both send even a single request as a batch. So both messages take the same path through the
     process, and their events are committed together.
     """
 

@@ -218,7 +218,7 @@ async def _on_reconnect() -> None:
 
 
 def _size(headers: Mapping[str, str]) -> int:
-    """Return the bytes of headers on the wire, which are a version line, a line per header, and an empty line."""
+    """Return the number of bytes of headers on the wire: a version line, a line per header, and an empty line."""
     lines = (f"{name.strip()}: {value.strip()}" for name, value in headers.items())
     return len("NATS/1.0\r\n\r\n") + sum(len(line.encode()) + 2 for line in lines)
 
@@ -228,7 +228,7 @@ def _takes_requests(subject: str) -> bool:
 
 
 def _is_request(headers: dict[str, str] | None, reply: bytes) -> bool:
-    """Whether a message is a request. Messages with a reply subject under `aima.` or `$`, and status messages, are not.
+    """Whether a message is a request. A request is not a status message and has no reply subject under `aima.` or `$`.
 
     JetStream delivers messages to any subject that a user names, and a domain replies to any other reply subject. So
     without this check, a user could publish to a subject that is closed to the user (decision 0013).

@@ -67,7 +67,7 @@ class Endpoints:
         self._service: Service | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._control = nc.new_inbox()
-        """Prefix of the parts' reply subjects. If nobody receives a part, the server replies to its reply subject."""
+        """Prefix of the parts' reply subjects. The server reports a part that nobody received to its reply subject."""
         self._by_token: dict[str, asyncio.Task[None]] = {}
         self._last_token = 0
         self._closing = False

@@ -1,4 +1,4 @@
-"""Finds the reply to a request whose idempotency key was used before: the reply of the first request with this key."""
+"""Stores the first reply for each idempotency key. A repeated request with the same key gets this reply."""
 
 from __future__ import annotations
 

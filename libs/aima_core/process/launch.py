@@ -21,8 +21,8 @@ def main(domain: Domain[Any], *, config: Path | None = None, ready: int = -1, li
     """Serve the domain until SIGTERM, SIGINT or the end of the pipe `lifeline`.
 
     Writes a byte to the pipe `ready` when requests are answered. Exits with 78 (EX_CONFIG) if the settings or the data
-    folder are unusable, and with 75 (EX_TEMPFAIL) if another process has the log. For these two codes, a supervisor
-    need not restart the process.
+    folder are unusable, and with 75 (EX_TEMPFAIL) if another process uses the log. A restart repairs neither of these
+    errors.
     """
     try:
         settings = load({domain.name: domain.settings}, path=config, partial=True)

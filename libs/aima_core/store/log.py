@@ -1,8 +1,8 @@
-"""The event log of a domain, which is its only source of truth. This file has all SQL for the core's own tables.
+"""The event log of a domain: the domain's only source of truth. This file has all SQL for the core's own tables.
 
 Each log is one append-only SQLite file. An exclusive lock ensures that only one process uses the file. Each row's hash
 covers the hash of the previous row. Positions number all events of the log, and versions number the events of one
-stream. Neither has gaps.
+stream. Both have no gaps.
 """
 
 from __future__ import annotations

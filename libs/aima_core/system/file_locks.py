@@ -1,4 +1,4 @@
-"""Advisory locks on open files, with flock(2). A forked child shares the open files of its parent, and their locks."""
+"""Advisory locks on open files, with flock(2). A forked child inherits the open files of its parent and their locks."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The read tables of the inference domain. They contain figures of requests. Each end of a request updates them. Pure.
 
-Every table has a bounded number of rows per replica. When a replica ends, its figures are added to the service's rows
-with an empty `process_id`: the rest of the service.
+Every table has a bounded number of rows per replica. When a replica ends, its figures are added to the rows of the
+service that have an empty `process_id`. These rows are called the rest of the service.
 
 Latencies are counted in the buckets of a DDSketch (Masson et al., VLDB 2019). Its percentiles have an error of at most
 1 %, even after sketches are merged. The tables `seconds` and `sketches` are rings. Each slot of a ring has the figures

@@ -30,7 +30,7 @@ _ENOUGH = 3  # minimum number of requests for a measured speed
 
 
 class Expected(NamedTuple):
-    """Expected tokens per second. `together` is the sum of all concurrent requests; `alone` is of a single request."""
+    """Expected tokens per second. `together` is the sum over concurrent requests. `alone` is for one request alone."""
 
     together: float
     alone: float

@@ -59,7 +59,10 @@ class Scaler:
         self._since = math.inf  # time of the first sample since the last change, even if it is no longer in _samples
 
     def sample(self, at: float, requests: int, replicas: int, bounds: Bounds) -> int:
-        """Add a sample of the time `at` (seconds). `replicas` is the current number; returns the new number."""
+        """Add a load sample and return the new number of replicas.
+
+        `at` is the time of the sample in seconds. `replicas` is the current number of replicas.
+        """
         self._since = min(self._since, at)
         self._samples.append((at, needed(requests, bounds)))
         while len(self._samples) > _UP_SAMPLES and self._samples[0][0] < at - self._calm:

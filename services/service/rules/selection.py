@@ -31,7 +31,7 @@ class SelectionRequest(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """The engine, device and options of a replica. `memory` is main memory in bytes; `gpu_fraction` is of one GPU."""
+    """The engine, device and options of a replica. `memory` is bytes of main memory; `gpu_fraction` is of one GPU."""
 
     engine: EngineView
     device: str

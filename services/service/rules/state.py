@@ -98,7 +98,7 @@ class Service(msgspec.Struct, frozen=True):
     error_code: str = ""
 
     def replica_of(self, process_id: str) -> Replica | None:
-        """Return the replica whose current process this is, or None if the process is not of the current run."""
+        """Return the replica with this current process, or None if no replica of the current run has it."""
         return next((replica for replica in self.replica_set if replica.process_id == process_id), None)
 
     def present(self) -> tuple[str, ...]:
