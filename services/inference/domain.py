@@ -3,9 +3,9 @@
 The domain routes requests to the replicas of services. `units.py` is the contract. `rules/` is pure:
 
     state              the services, their replicas and the requests under way
-    breaker, crashes   whether a replica or its requests are at fault
-    routing            which replica a request goes to, or why it gets none
-    decider            commands to events
+    breaker, crashes   decide whether a replica or a request is at fault
+    routing            chooses the replica for a request, or the reason for its refusal
+    decider            decides commands
     views, statistics  the read tables of figures, and the answers of queries
 
 `outside/` is the I/O:

@@ -123,9 +123,9 @@ class RequestStarted(Event, unit="inference.request_started", stream="service_id
     """A request got a replica. Times are in Unix seconds. `engine`, `device` and `slots` are those of the replica.
 
     `concurrency` counts the requests under way on the replica, including this one. `holder` is the AIMA process that
-    sends the request; empty if another client sends it. `owner` is the principal who may settle the request; empty if
-    anonymous. `deadline` is when the request ends at the latest; 0: at `expires_at`. `client` tells the clients of a
-    gateway apart; it is derived from a random key, so it reveals no address.
+    sends the request, or empty if another client sends it. Only the principal `owner` may settle the request; if it is
+    empty, anybody may. `deadline` is when the request ends at the latest, or 0 for `expires_at`. `client` is different
+    for each client of a gateway. It is derived from a random key, so it reveals no address.
     """
 
     request_id: str

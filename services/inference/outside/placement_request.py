@@ -15,10 +15,11 @@ _LATE = 0.05  # seconds; a request that is cancelled so shortly before its deadl
 class PlacementRequest:
     """A request that needs a replica.
 
-    `timeout()`: the seconds that the request may take once it has a replica. `deadline`: in Unix seconds. `wait`:
-    the request waits in the queue while the model is busy or loading. `queue`: it waits only while the model is busy.
-    `probe`: a refusal is neither explained nor counted. `only`: the single replica that may get it. `client` and
-    `work_deadline`: see `BeginRequest`. `process_id`: the replica that has it; "" if it has none.
+    `timeout()` returns the seconds that the request may take after it got a replica. `deadline` is in Unix seconds.
+    With `wait`, the request waits in the queue while the model is busy or loading. With `queue`, it waits only while
+    the model is busy. With `probe`, a refusal has no explanation and is not counted. `only` is the one replica that may
+    get the request. `BeginRequest` describes `client` and `work_deadline`. `process_id` is the replica that has the
+    request, or "".
     """
 
     model: str

@@ -160,7 +160,7 @@ def _obstacles(pool: Pool, request: i.BeginRequest, at: float) -> list[_Obstacle
         case "starting":
             return [_Obstacle(LOADING, "is starting and has no running replica yet")]
         case _:
-            return [_Obstacle(LOADING, "has no running replica at the moment; AIMA replaces those that failed")]
+            return [_Obstacle(LOADING, "has no running replica at the moment; AIMA replaces failed replicas")]
 
 
 def _described(pool: Pool, request: i.BeginRequest, at: float) -> str:

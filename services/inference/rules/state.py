@@ -11,7 +11,7 @@ from services.inference import units as u
 from services.inference.rules.breaker import TRIAL, TRIAL_TYPES, Breaker
 from services.inference.rules.crashes import KEPT
 
-_SETTLED_KEPT = 1000  # latest settlements that are kept, so a repeated settlement is idempotent
+_SETTLED_KEPT = 1000  # number of settlements that are stored, so a repeated settlement changes nothing
 _TRY_AGAIN = 5.0  # seconds after an answer in which a suspect replica is not tried
 
 
@@ -41,12 +41,12 @@ class Route(msgspec.Struct, frozen=True):
 class Pool(msgspec.Struct, frozen=True):
     """A service, its replicas and the requests under way on them.
 
-    - `added`: the service exists. Logs of older releases have no event for this and have only routes.
-    - `begun`: the service was started at least once.
-    - `by_process`: requests under way per process, including processes that get no new requests.
-    - `settled`: the latest settlements as "id outcome".
+    - `added`: whether the service exists. Logs of older releases do not record this and have only routes.
+    - `begun`: whether the service was started at least once.
+    - `by_process`: number of requests under way by process, including processes that get no new requests.
+    - `settled`: the latest settlements, each as "id outcome".
     - `crashed`: the latest processes that crashed while they worked on one request only.
-    - `last_used`: in Unix seconds.
+    - `last_used`: when the last request started or ended, in Unix seconds.
     """
 
     service_id: str

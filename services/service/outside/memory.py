@@ -106,7 +106,7 @@ class MemoryFinder:
         return tuple(kept)
 
     async def _slots_by_process(self) -> dict[str, list[str]]:
-        """Return the slot ids by the process that holds the slots. A slot is named `<process_id>-<run>`."""
+        """Return the ids of the slots of each process, by process id. A slot has the name `<process_id>-<run>`."""
         allocations = (await self._peers.list_all(resource.ListAllocations(), timeout=_QUERY)).allocations
         slots: dict[str, list[str]] = {}
         for slot in allocations:

@@ -88,9 +88,9 @@ def metrics(measured: inference.ServiceMetrics) -> u.Metrics:
 class Now(NamedTuple):
     """The facts that a status needs in addition to the service's state.
 
-    `at` is the time in Unix seconds. A replica may be silent for `grace` seconds. `memory` has the bytes in use, by
-    process id. `making_room` has the ids of services that go to sleep for this service. `working` has the number of
-    requests under way, by process id.
+    `at` is the time in Unix seconds. AIMA replaces a replica that does not answer for `grace` seconds. `memory` has the
+    bytes in use by process id. `making_room` has the ids of the services that go to sleep for this service. `working`
+    has the number of requests under way by process id.
     """
 
     at: float
