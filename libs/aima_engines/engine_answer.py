@@ -1,4 +1,4 @@
-"""An engine as one request uses it (`Engine`), and the engine's answer to the request (`EngineAnswer`)."""
+"""`Engine`: the engine that serves one request of a client. `EngineAnswer`: the engine's answer."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ class EngineAnswer:
 class Engine:
     """The engine of a replica, for one request. `model`: the name by which the engine knows the model.
 
-    With `whole`, `ask` waits for the complete answer. If the answer breaks off, no part of it has reached the caller,
-    so the request can go to another replica.
+    With `whole`, `ask` waits for the complete answer. If such an answer breaks off, no part of it has reached the
+    caller, so the request can go to another replica.
     """
 
     def __init__(self, client: EngineClient, endpoint: str, model: str, *, whole: bool) -> None:

@@ -20,7 +20,7 @@ _CONNECT = 5.0  # seconds to connect to an engine
 _KEPT = 0.5  # seconds that an idle connection stays open for the next request
 
 Body = bytes | Sequence[Buffer]
-"""A request's body: bytes, or a list of blocks for an upload, as the blocks arrived."""
+"""A request's body: bytes or, for an upload, the blocks in the order in which they arrived."""
 
 
 @lru_cache

@@ -1,6 +1,6 @@
 """Converts the errors of engines into AimaErrors.
 
-An engine's message may quote the request. So only the client may get the message; logs and events must not contain it.
+An engine's message may quote the request. So AIMA sends the message only to the client, never to logs or events.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def bad_answer() -> ExecutionFailed:
 
 
 def empty_answer() -> ExecutionFailed:
-    """Return the error for an empty answer where the request asks for a file, such as audio."""
+    """Return the error for an empty answer to a request for a file, such as audio."""
     return ExecutionFailed("the engine's answer is empty", reason="BAD_ANSWER")
 
 
@@ -45,7 +45,7 @@ def engine_failed(error: Any) -> ExecutionFailed:
 
 
 def error_in(body: bytes) -> ExecutionFailed:
-    """Return the error for an unusable answer with status 2xx. Such an answer is often an error object."""
+    """Return the error for an unusable answer with status 2xx: the error in the answer, or else `bad_answer()`."""
     answer = decoded(msgspec.json.decode, body)
     error = answer.get("error") if isinstance(answer, dict) else None
     return bad_answer() if error is None else engine_failed(error)

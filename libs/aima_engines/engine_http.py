@@ -45,7 +45,7 @@ class EngineGone(Exception):
 
 
 class EngineConnection(asyncio.Protocol):
-    """A connection to an engine, for one answer after another.
+    """A connection to an engine. It serves one request after another.
 
     `received`: whether data of the present answer has arrived. `idle`: the list of free connections to the same engine.
     `kept`: seconds until a free connection is closed.
@@ -187,7 +187,7 @@ class EngineReply:
         self._sent = True
 
     def close(self) -> None:
-        """Release the connection for reuse if the exchange is complete; else close it, which stops the engine."""
+        """Release the connection for reuse if the exchange is complete. Otherwise close it, which stops the engine."""
         if self._closed:
             return  # another reply may already use the connection
         self._closed = True

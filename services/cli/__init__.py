@@ -1,1 +1,1 @@
-"""The command line: a door like the others, and the parent of `aima up`."""
+"""The command line: a door to the units, and the supervisor of `aima up`."""

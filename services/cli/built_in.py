@@ -1,6 +1,6 @@
-"""The table of built-in commands. `aima --help` needs only this table: a command's module is imported when it runs.
+"""The table of built-in commands. `aima --help` reads only this table.
 
-A test compares the table with the commands' own docstrings.
+The module of a command is imported when the command runs. A test compares the table with the commands' own docstrings.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from services.cli.plain_values import take_plain
 
 @dataclass(frozen=True)
 class BuiltIn:
-    """A command. `about`: its description, one line. `place`: the `module:name` of its function or typer app.
+    """A built-in command. `about`: its description, one line. `place`: `module:name` of its function or typer app.
 
-    `local`: whether the command uses this machine and its bus even if a gateway's URL is given.
+    `local`: the command always uses this machine and its bus, never a gateway.
     """
 
     about: str
@@ -58,7 +58,7 @@ BUILT_IN: Mapping[str, BuiltIn] = {
         local=True,
     ),
     "mcp": BuiltIn(
-        "Serve the Model Context Protocol on stdin and stdout. An API key comes from AIMA_API_KEY.",
+        "Serve the Model Context Protocol on stdin and stdout. AIMA_API_KEY sets the API key.",
         "commands.mcp:mcp",
         local=True,
     ),
@@ -70,14 +70,16 @@ BUILT_IN: Mapping[str, BuiltIn] = {
     "version": BuiltIn("Print the version.", "commands.version:version"),
     "help": BuiltIn("Show help for a command, as --help does: `aima help service start`.", "main:show_help"),
     "keys": BuiltIn("Create, list and revoke API keys of the gateway.", "commands.keys:app"),
-    "log": BuiltIn("Verify a domain's log; rebuild its read tables from it.", "commands.log:app", local=True),
+    "log": BuiltIn(
+        "Verify a domain's log, or rebuild the domain's read tables from the log.", "commands.log:app", local=True
+    ),
     "bus": BuiltIn("Manage the users of the bus and their rights.", "commands.bus:app", local=True),
     "config": BuiltIn("Show the settings and their sources; check a settings file.", "commands.config:app", local=True),
 }
 
 
 def summary(name: str) -> TyperCommand:
-    """Return a command with a name and a description, for a list of commands. It cannot be run."""
+    """Return a command that has only a name and a description, for a list of commands. This command cannot run."""
     return TyperCommand(name=name, help=BUILT_IN[name].about)
 
 

@@ -1,7 +1,7 @@
 """The command line: the root of all commands; turns errors into messages and exit codes.
 
 Only answers go to stdout; progress, hints and errors go to stderr. The exit code is 0 only on success. `built_in.py`
-has the built-in commands. Any other word is the name of a domain on the bus: see `units/groups.py`.
+lists the built-in commands. Any other command is the name of a domain on the bus: see `units/groups.py`.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def run() -> int:
 
 
 def _requested_format() -> Format:
-    """Return the format after -o or --output, even if the command line could not be parsed."""
+    """Return the output format that -o or --output sets, even if the command line cannot be parsed."""
     words = sys.argv[1:]
     for word, following in zip(words, [*words[1:], ""], strict=False):
         value = {"-o": following, "--output": following}.get(word, word.removeprefix("--output=").removeprefix("-o"))

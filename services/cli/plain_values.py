@@ -24,7 +24,7 @@ class _PlainParam:
         self._descriptor = descriptor
 
     def coerce(self, value: Any, param: Any, ctx: Any) -> Any:
-        """Return the converted value; raise typer's error for a bad one."""
+        """Return the converted value; raise typer's error for an invalid value."""
         taken = self._plain(value, param.multiple or param.nargs == -1)
         if taken is not _TYPERS:
             return taken

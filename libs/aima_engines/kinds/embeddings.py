@@ -1,7 +1,7 @@
 """Reads the vectors in an engine's answer, and checks that the vectors have the length that the client requests.
 
-The engine gets the client's `dimensions`, but ignores them if its model has vectors of one length only. Source: the
-OpenAI API reference (embeddings).
+The engine receives the client's field `dimensions`, but ignores the field if its model has vectors of one length only.
+Source: the OpenAI API reference (embeddings).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ async def vectors(answer: EngineAnswer, model: str, dimensions: int | None = Non
             f"dimensions: the vectors of {model} have {length} numbers, not {dimensions};"
             f" send {length} or leave dimensions out",
             reason="ENGINE_REFUSED",
-            fields=[{"field": "dimensions", "expected": f"{length}, or nothing: the model has no other length"}],
+            fields=[{"field": "dimensions", "expected": f"{length}, or no value: the model has no other length"}],
         )
     return embeddings, body
 

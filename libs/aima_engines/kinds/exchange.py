@@ -9,14 +9,14 @@ from typing import Any
 from aima_engines.engine_answer import Engine, EngineAnswer
 
 SendPart = Callable[[dict[str, Any]], Awaitable[None]]
-"""Sends a part of the answer, such as a piece of its text, to a caller that requests parts; else does nothing."""
+"""Sends a part of the answer to a caller that requests parts. Does nothing for any other caller."""
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """A request's `fields`, without the model, and the engine's `answer`, still unread.
+    """A request to an engine. `fields`: the request's fields, without the model. `answer`: the answer, not read yet.
 
-    Kinds that need more requests, such as the poll of a video, send them to `engine`.
+    A kind that needs more requests, such as polls for a video, sends them to `engine`.
     """
 
     engine: Engine

@@ -47,7 +47,7 @@ class _Detections(msgspec.Struct):
 
 
 class _Video(msgspec.Struct):
-    """A video in the making; `progress` in percent."""
+    """A video that the engine generates. `progress`: in percent."""
 
     id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}\Z")]  # the id becomes a part of a URL's path
     status: str
@@ -62,7 +62,7 @@ _read_video = msgspec.json.Decoder(_Video, strict=False).decode
 
 
 def image_body(fields: Mapping[str, Any], model: str) -> EngineBody:
-    """Return the body that requests an image, with the image as base64 text in the answer."""
+    """Return the body that requests images. The answer contains each image as base64 text."""
     return json_body({**_without_sides(fields), **_size(fields), "response_format": "b64_json"}, model)
 
 
@@ -101,7 +101,10 @@ def video_body(fields: Mapping[str, Any], model: str) -> EngineBody:
 
 
 async def video(exchange: Exchange) -> dict[str, Any]:
-    """Wait for a video; return it. Sends `progress`, in percent, as parts. Cancels the video if the caller leaves."""
+    """Wait for a video and return it. Sends the progress, in percent, as parts.
+
+    Cancels the video if the caller leaves or an error occurs.
+    """
     engine, job = exchange.engine, _job(await exchange.answer.whole())
     path = f"{VIDEOS}/{job.id}"
     try:
@@ -116,7 +119,7 @@ async def video(exchange: Exchange) -> dict[str, Any]:
             raise bad_answer()
         async with engine.ask(f"{path}/content", EngineBody(), method="GET") as answer:
             data, content_type = await answer.whole(), answer.content_type
-    except BaseException:  # also if a question about the video fails: nobody would ask for the video again
+    except BaseException:  # also if a poll fails: nobody would fetch the video later
         await _cancel(engine, path)
         raise
     if not data:
@@ -143,9 +146,9 @@ def _without_sides(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _size(fields: Mapping[str, Any]) -> dict[str, str]:
-    """Return `width` and `height` as the field `size` of OpenAI's API. If only one of them is missing, it is 512.
+    """Return `width` and `height` as the field `size` of OpenAI's API. A side that is missing is 512 pixels.
 
-    Returns no field if both are missing.
+    Returns no field if both sides are missing.
     """
     width, height = fields.get("width"), fields.get("height")
     return {"size": f"{width or _SIDE}x{height or _SIDE}"} if width or height else {}

@@ -36,7 +36,7 @@ def json_body(fields: Mapping[str, Any], model: str) -> EngineBody:
 def streamed_json_body(fields: Mapping[str, Any], model: str) -> EngineBody:
     """Return a JSON body that requests a stream, even if the caller wants the whole answer at once.
 
-    When the caller leaves, every engine stops a stream. Without a stream, llama.cpp computes the answer to its end.
+    Every engine stops a stream when the caller leaves. Without a stream, llama.cpp computes the whole answer.
     """
     return EngineBody(streaming_body(fields)(model))
 

@@ -23,8 +23,8 @@ class RequestKind:
     """A kind of request. `unit`: the unit that sends such requests. `types`: the model types that serve the kind.
 
     `path`: the path in the engine's API. `body(fields, model)` returns the engine's body for a unit's fields.
-    `answer(exchange)` returns the unit's answer. `narrow(fields)` returns the model types that serve these fields, for
-    a kind in which some requests need a special type.
+    `answer(exchange)` returns the unit's answer. `narrow(fields)` returns the model types that serve these fields. A
+    kind has `narrow` only if some of its requests need a special model type.
     """
 
     unit: str

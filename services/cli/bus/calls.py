@@ -1,4 +1,4 @@
-"""Finds the units of other domains that a domain calls, in the domain's source code."""
+"""Reads a domain's source code and finds the units of other domains that the domain calls."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _trees(name: str) -> Iterator[ast.AST]:
 
 
 def _named(tree: ast.AST, names: Iterable[str]) -> Iterator[str]:
-    """Yield the units that a module mentions: by their class, or by a string that is one of `names`."""
+    """Yield the names of the units that a module mentions by class, or by a string in `names`."""
     imported: dict[str, Any] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("services."):

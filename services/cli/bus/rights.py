@@ -1,4 +1,4 @@
-"""The rights of each user of the bus: subjects to publish and to subscribe to, derived from the domains."""
+"""Derives from the domains the subjects that each user of the bus may publish to and subscribe to."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _KV_STREAM = f"KV_{BUCKET}"
 
 @dataclass(frozen=True)
 class Rights:
-    """The subjects that a user may publish and subscribe to, with wildcards. `denied` overrides `publish`."""
+    """The subjects that a user may publish to and subscribe to, with wildcards. `denied` overrides `publish`."""
 
     about: str
     publish: tuple[str, ...]
@@ -30,12 +30,16 @@ class Rights:
 
 
 def rights(domains: Mapping[str, Domain[Any]]) -> dict[str, Rights]:
-    """Return the rights by user: each domain, agent, observer and operator."""
+    """Return the rights of every user, by name. The users are the domains, `agent`, `observer` and `operator`."""
     calls = {name: calls_of(name, domains) for name in domains if name != DOOR}
     by_domain = {
         name: _door(domain) if name == DOOR else _domain(domain, calls, domains) for name, domain in domains.items()
     }
-    return by_domain | {AGENT: _agent(domains), OBSERVER: _observer(), OPERATOR: Rights("Everything.", (">",), (">",))}
+    return by_domain | {
+        AGENT: _agent(domains),
+        OBSERVER: _observer(),
+        OPERATOR: Rights("May do everything.", (">",), (">",)),
+    }
 
 
 # --- rights of one user -------------------------------------------------------------------------------------------
@@ -60,7 +64,7 @@ def _domain(domain: Domain[Any], calls: Mapping[str, frozenset[str]], domains: M
 
 
 def _door(domain: Domain[Any]) -> Rights:
-    """Return the gateway's rights: those of a domain, and call every unit, read every event, watch every resource."""
+    """Return the gateway's rights: a domain's rights, plus calling every unit and reading every event and resource."""
     return Rights(
         about="The gateway: may call every unit and read every event.",
         publish=(*_publications(domain), "_INBOX.>", "aima.*.*", "aima.*.*.*", *_discover(), *_read(), "$JS.API.INFO"),
@@ -70,10 +74,10 @@ def _door(domain: Domain[Any]) -> Rights:
 
 
 def _agent(domains: Mapping[str, Domain[Any]]) -> Rights:
-    """Return an agent's rights: call every unit without high risk, but not at a chosen node."""
+    """Return an agent's rights: call every unit except those with high risk. An agent cannot choose a node."""
     units = [unit for domain in domains.values() for unit in (*domain.units, *units_of(domain.name, ""))]
     return Rights(
-        about="May call every unit that has no high risk, and nothing else.",
+        about="May call every unit except those with high risk. May do nothing else.",
         publish=(*sorted(f"aima.{unit.spec.name}" for unit in units if unit.spec.risk != "high"), *_discover()),
         subscribe=(f"{inbox(AGENT)}.>",),
     )
@@ -81,7 +85,7 @@ def _agent(domains: Mapping[str, Domain[Any]]) -> Rights:
 
 def _observer() -> Rights:
     return Rights(
-        about="May read events and resources, and nothing else.",
+        about="May read events and resources. May do nothing else.",
         publish=_read(),
         subscribe=(SUBJECTS, f"$KV.{BUCKET}.>", f"{inbox(OBSERVER)}.>"),
     )
@@ -96,7 +100,7 @@ def _peers(domain: Domain[Any], calls: Iterable[str]) -> list[str]:
 
 
 def _publications(domain: Domain[Any]) -> tuple[str, ...]:
-    """Return the subjects that every domain publishes: its events and the copies of its resources."""
+    """Return the subjects that a domain publishes to: for its events, and for the copies of its resources."""
     keys = [
         resource.uri.removeprefix("asms://").replace("{id}", "*").replace("/", ".") for resource in domain.resources
     ]
@@ -112,7 +116,7 @@ def _publications(domain: Domain[Any]) -> tuple[str, ...]:
 
 
 def _subscriptions(domain: Domain[Any]) -> tuple[str, ...]:
-    """Return the subjects that every domain subscribes to: its units, discovery, its inbox, its peers' events."""
+    """Return the subjects that a domain subscribes to: its units, discovery, its inbox, its peers' events."""
     name = domain.name
     return (
         f"aima.{name}.*",

@@ -37,7 +37,7 @@ def write(data: Path, domains: Mapping[str, Domain[Any]]) -> dict[str, Rights]:
 
 
 def configuration(by_user: Mapping[str, Rights], hashes: Mapping[str, str]) -> str:
-    """Return the configuration for nats-server, whose syntax accepts JSON."""
+    """Return the text of nats-server's configuration. The users are in JSON, which nats-server accepts."""
     users = [
         {
             "user": name,
@@ -67,7 +67,7 @@ def _hash(password: str) -> str:
 
 
 def _private(file: Path, text: str) -> None:
-    """Replace a file atomically with one that only the current account can read."""
+    """Write a file atomically. Only the current account can read the file."""
     temporary = file.with_name(f"{file.name}.{os.getpid()}")
     with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out_:
         out_.write(text)

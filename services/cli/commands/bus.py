@@ -25,7 +25,7 @@ def bus() -> None:
 
 @app.command()
 def users(output: Output = Format.TABLE, config: Config = None) -> None:
-    """Write the users' rights for nats-server, and a password file for each user without one."""
+    """Write the rights of all users for nats-server. Write a password file for each user that has none."""
     data = client_settings.read(config).data
     try:
         rights = users_of_bus.write(data, {name: domains.load(name) for name in domains.names()})
@@ -49,4 +49,6 @@ def users(output: Output = Format.TABLE, config: Config = None) -> None:
         document({"configuration": str(data / "nats" / USERS), "users": items}, output)
         return
     rows(items, ("user", "password_file", "inbox", "about"))
-    out.print(dim(f"in nats-server's configuration: include {data / 'nats' / USERS}; -o json shows each user's rights"))
+    out.print(
+        dim(f"add to nats-server's configuration: include {data / 'nats' / USERS}; -o json shows each user's rights")
+    )

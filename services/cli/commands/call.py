@@ -25,11 +25,17 @@ def call(
         typer.Argument(metavar="[KEY=VALUE]... [@FILE]", help="The input, or a JSON file."),
     ] = None,
     given: Annotated[str | None, typer.Option("--input", help="The input as JSON; - reads stdin.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be recorded; change nothing.")] = False,
-    key: Annotated[str, typer.Option("--key", help="Idempotency key: a repeat changes nothing.")] = "",
-    expect: Annotated[int | None, typer.Option("--expect", min=0, help="Fail unless at this version.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the events that the command would record; change nothing.")
+    ] = False,
+    key: Annotated[
+        str, typer.Option("--key", help="Idempotency key: a repeat with the same key changes nothing.")
+    ] = "",
+    expect: Annotated[
+        int | None, typer.Option("--expect", min=0, help="Fail unless the stream has this version.")
+    ] = None,
     timeout: Annotated[
-        float | None, typer.Option("--timeout", min=0.1, help="Deadline in seconds; default: the unit's own.")
+        float | None, typer.Option("--timeout", min=0.1, help="Timeout in seconds; default: the unit's timeout.")
     ] = None,
     principal: Annotated[str, typer.Option("--as", help="Principal to record in the events.")] = "",
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Do not show progress.")] = False,

@@ -24,7 +24,7 @@ _TIMEOUT = 600.0  # seconds for one answer
 
 
 def _chat_names(answer: Mapping[str, Any]) -> list[str]:
-    """Return the ids and names in an answer of `inference.models` that accept a chat, running models first."""
+    """Return the ids and names of the models that accept a chat, and of their services; running models first."""
     models = [model for model in answer["models"] if model["type"] in ("llm", "vlm")]
     models.sort(key=lambda model: str(model["status"]) != "running")
     services = [service for model in models for service in model["services"]]
@@ -38,7 +38,7 @@ def chat(
     message: Annotated[
         str | None,
         typer.Argument(
-            help="The message, appended to piped input; - sends only the piped input. Without it: a conversation."
+            help="The message, sent after any piped input; - sends only piped input. No message: start a conversation."
         ),
     ] = None,
     model: Annotated[
@@ -54,7 +54,9 @@ def chat(
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="Maximum tokens of an answer.")] = None,
     temperature: Annotated[
         float | None,
-        typer.Option("--temperature", min=0, max=2, help="Randomness; 0: always the likeliest token."),
+        typer.Option(
+            "--temperature", min=0, max=2, help="Randomness of the answer; 0 always chooses the likeliest token."
+        ),
     ] = None,
     url: Url = "",
     api_key: ApiKey = "",
@@ -130,7 +132,7 @@ async def turn(door: Door, model: str, messages: Turns, options: dict[str, Any],
 
 
 async def _chat_targets(door: Door) -> list[str]:
-    """Return the ids and names of the models that have a service, and of the services; running models come first.
+    """Return the ids and names of the models that have a service, and of these services; running models first.
 
     Models that do not run are included: a request to such a model waits for its service, or fails with the cause.
     """

@@ -85,7 +85,7 @@ def shown(settings: Settings) -> Iterator[dict[str, Any]]:
 
 
 def _masked(value: Any) -> Any:
-    """Return the value with the password of any URL in it masked."""
+    """Return the value. If it contains a URL, mask the URL's password."""
     return _PASSWORD.sub(rf"\1:{_MASK}@", value) if isinstance(value, str) else value
 
 

@@ -34,7 +34,9 @@ _BATCH = 256
 
 def events(
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Wait for new events.")] = False,
-    since: Annotated[str, typer.Option("--since", help="A time, or an age: 90s, 10m, 2h, 1d.")] = "",
+    since: Annotated[
+        str, typer.Option("--since", help="Only events since a time or an age, such as 90s, 10m, 2h, 1d.")
+    ] = "",
     kind: Annotated[
         str,
         typer.Option(

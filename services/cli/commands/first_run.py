@@ -46,7 +46,7 @@ def first_run(
     try:
         code = asyncio.run(_first_run(up, once, config))
         if not once and code == 0 and up.poll() is None:
-            err.print(dim("AIMA keeps running. Ctrl-C stops it; the engine continues, and the next start uses it"))
+            err.print(dim("AIMA keeps running. Ctrl-C stops AIMA but not the engine; the next start uses this engine"))
             code = up.wait()
     except KeyboardInterrupt:
         code = 130
@@ -128,7 +128,7 @@ or with any program that speaks the OpenAI, Anthropic or Ollama API (full refere
 
 
 async def _serving(up: subprocess.Popen[bytes], config: Any) -> Client:
-    """Wait until every domain answers, and return a client. Raises Conflict if `aima up` ends before."""
+    """Wait until every domain answers; return a client. Raises Conflict if `aima up` ends, Unavailable after 60 s."""
     until = time.monotonic() + _START_TIMEOUT
     expected = set(names())
     while time.monotonic() < until:

@@ -34,7 +34,11 @@ def create(
     name: Annotated[str, typer.Argument(help="Name of the key, recorded as the principal of its requests.")],
     scope: Annotated[
         list[str] | None,
-        typer.Option("--scope", metavar="DOMAIN:RISK", help="inference:medium, *:high; repeatable. Default: *:medium."),
+        typer.Option(
+            "--scope",
+            metavar="DOMAIN:RISK",
+            help="A domain and its highest risk: inference:medium, *:high. Repeatable. Default: *:medium.",
+        ),
     ] = None,
     model: Annotated[
         list[str] | None, typer.Option("--model", help="A model or service the key may use; repeatable. Default: all.")
@@ -137,9 +141,9 @@ def _ask(unit: str, data: dict[str, Any], address: DoorAddress, output: Format, 
 
 
 def _flags(unit: UnitInfo, data: dict[str, Any]) -> Iterator[Flag]:
-    """Yield the unit's flags, with the option names of these commands.
+    """Yield the unit's flags, with the names that the options of `aima keys` have.
 
-    For a list with a single item, yield a flag for the item as well: `scopes.0` is --scope.
+    If a list has a single item, also yield a flag for the item: `scopes.0` is --scope.
     """
     for flag in flags.flags_of(unit):
         name = _NAMES.get(flag.field, flag.name)

@@ -1,4 +1,4 @@
-"""`aima log`: verify a domain's log, and rebuild its read tables and snapshot from it."""
+"""`aima log`: verify a domain's log, and rebuild the domain's read tables and snapshot from the log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from services.cli.shared_options import Config, Output
 from services.cli.show.console import Format
 from services.cli.show.output import document
 
-app = typer.Typer(help="Verify a domain's log; rebuild its read tables from it.", no_args_is_help=True)
+app = typer.Typer(help="Verify a domain's log, or rebuild the domain's read tables from the log.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="Name of a domain. Its process must be stopped.")]
 
 

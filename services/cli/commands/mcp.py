@@ -37,12 +37,12 @@ def mcp(
     ] = "",
     config: Config = None,
 ) -> None:
-    """Serve the Model Context Protocol on stdin and stdout. An API key comes from AIMA_API_KEY."""
+    """Serve the Model Context Protocol on stdin and stdout. AIMA_API_KEY sets the API key."""
     from services.gateway.mcp.tools import Mode  # the SDK takes half a second to import
 
     structured_logs.set_up("mcp", "warning")
     if url := os.environ.get("AIMA_URL"):
-        gateway = f"a client of the gateway connects to {url.rstrip('/')}/mcp"
+        gateway = f"to use the gateway, connect the MCP client to {url.rstrip('/')}/mcp"
         err.print(yellow(f"AIMA_URL is ignored: this command uses the bus; {gateway}"))
     mode = Mode(read_only, tuple(word.strip() for word in only.split(",") if word.strip()))
     try:

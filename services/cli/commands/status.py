@@ -93,7 +93,7 @@ async def _status(door: Door, address: DoorAddress) -> dict[str, Any]:
 
 
 async def _services(door: Door) -> tuple[list[dict[str, Any]], str | None]:
-    """Return the services, each with a summary of its status, and the error message if listing them fails."""
+    """Return the services, each with its status summary, and an error message: None if they can be listed."""
     try:
         services = (await door.ask("service.list", {"limit": 1000}, timeout=3)).data["services"]
     except AimaError as error:
@@ -113,7 +113,7 @@ async def _summary(door: Door, service_id: str) -> dict[str, Any]:
 
 
 async def _ask_or_none(door: Door, unit: str, data: dict[str, Any]) -> dict[str, Any] | None:
-    """Return a unit's answer, or None if the unit fails: the rest of the status is shown without it."""
+    """Return a unit's answer, or None if the unit fails. The command then shows the rest of the status."""
     with contextlib.suppress(AimaError):
         answer: dict[str, Any] = (await door.ask(unit, data, timeout=3)).data
         return answer

@@ -26,7 +26,9 @@ from services.gateway.rest.routes import ident_of
 def units(
     domain: Annotated[
         str,
-        typer.Argument(help="A domain, or a unit to show its fields.", autocompletion=completion.units),
+        typer.Argument(
+            help="A domain, to list its units; or a unit, to show its fields.", autocompletion=completion.units
+        ),
     ] = "",
     output: Output = Format.TABLE,
     url: Url = "",
@@ -45,11 +47,11 @@ def units(
         [{"unit": unit.name, "kind": unit.kind, "risk": unit.risk, "": unit.summary} for unit in selected],
         ("unit", "kind", "risk", ""),
     )
-    out.print(dim(f"{len(selected)} units; `aima units service.create` shows the fields of one"))
+    out.print(dim(f"{len(selected)} units; `aima units service.create` shows the fields of one unit"))
 
 
 async def _units(name: str, door: Door) -> tuple[list[UnitInfo], str]:
-    """Return the units; with the name of a unit, also the field that is the command's positional argument."""
+    """Return the units. If `name` is a unit, also return the field that is the positional argument of its command."""
     domain = name.partition(".")[0]
     serving = await door.domains(domain)
     if name and domain == name and name not in serving:
@@ -84,7 +86,7 @@ def _show_unit(unit: UnitInfo, ident: str) -> None:
 
 
 def _lines(flag: Flag) -> Iterator[dict[str, Any]]:
-    """Yield a row for a field; if the field is an object, then a row for each of the object's fields."""
+    """Yield a row for a field and, if the field is an object, a row for each field of the object."""
     for each in (flag, *inner(flag)):
         name = each.field + ("" if each.required else "?")
         yield {"field": name, "takes": each.takes, "default": each.default, "": each.description}

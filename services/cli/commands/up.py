@@ -101,6 +101,8 @@ def _reporter(url: str, data: Path, quiet: bool) -> Callable[[Sequence[ProcessSt
             with suppress(OSError):
                 gateway_url = (data / "gateway.url").read_text().strip()
                 err.print("gateway at ", bold(gateway_url), ": OpenAI API at /v1, MCP at /mcp, reference at /docs")
-            err.print(dim("in another terminal: aima status, aima units, aima events -f; Ctrl-C stops all but engines"))
+            err.print(
+                dim("in another terminal: aima status, aima units, aima events -f; Ctrl-C stops all except engines")
+            )
 
     return report

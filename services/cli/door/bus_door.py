@@ -1,4 +1,4 @@
-"""The door over the bus. The bus is the one in the settings, or the one that `aima up` runs."""
+"""The door over the bus: the bus in the settings or, if there is none, the bus that `aima up` runs."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ _POLL = 0.05  # seconds between two checks whether a starting bus is ready
 
 @contextlib.asynccontextmanager
 async def bus(config: Path | None = None, *, wait: float = CONNECT, back: float | None = None) -> AsyncIterator[Client]:
-    """Yield a client of the bus in the settings, or of the bus that `aima up` runs. `back`: as for `connect`.
+    """Yield a client of the bus in the settings, or of the bus that `aima up` runs.
 
-    Raises Unavailable if neither bus exists. The default port is not tried: its server may belong to another program.
+    `wait`: seconds to wait for the bus. `back`: seconds to reconnect after a lost connection; None: without end. Raises
+    Unavailable if neither bus exists. Never tries the default port, whose server may belong to another program.
     """
     async with open_bus(config, wait=wait, back=back) as door:
         yield door.client
@@ -62,7 +63,7 @@ async def _await_bus(config: Path | None, wait: float) -> ClientSettings:
         if not alive or time.monotonic() > until:
             state = "is starting, or its lock file cannot be read," if alive else "does not run"
             raise Unavailable(
-                f"AIMA {state} on {loaded.data}; start it with `aima up`, or set nats.url to use a bus elsewhere",
+                f"AIMA {state} on {loaded.data}; start it with `aima up`, or set nats.url to use another bus",
                 reason="NOT_UP",
                 data=str(loaded.data),
             )
@@ -78,7 +79,7 @@ class BusDoor:
     """The bus as a `Door`."""
 
     def __init__(self, client: Client, settings: ClientSettings | None = None) -> None:
-        """`settings`: the settings of the bus; without them, known processes are not used to speed up a listing."""
+        """`settings`: the client's settings. They allow a listing to end once all known processes have answered."""
         self.client = client
         self._settings = settings
 
@@ -91,7 +92,7 @@ class BusDoor:
         return {info.name: info for info in sorted(loaded, key=lambda info: info.name)}
 
     async def describe(self, unit: str) -> UnitInfo:
-        """Ask the unit's own domain; if that domain does not describe the unit, ask all domains."""
+        """Ask the unit's own domain for the description. If this domain does not know the unit, ask all domains."""
         domain = unit.partition(".")[0]
         loaded = await self.domains(domain)
         if domain in loaded and unit in loaded[domain].units:

@@ -33,7 +33,10 @@ _TYPES: Mapping[str, type] = {"port": int, "users": bool}  # the type of a key's
 
 @dataclass(frozen=True)
 class NatsClient:
-    """How to reach the bus. `chosen`: whether the user has set the URL; else it is `aima up`'s URL or the default."""
+    """The settings to connect to the bus. `chosen`: whether the user has set the URL.
+
+    Otherwise, the URL is that of `aima up` or, if `aima up` does not run, the default URL.
+    """
 
     url: str
     user: str
@@ -95,7 +98,7 @@ def _plain(config: Path | None, environ: Mapping[str, str]) -> ClientSettings:
 
 
 def _of_file(file: Path, *, required: bool) -> dict[tuple[str, str], str]:
-    """Return the values of the settings file as texts, by section and key; keys outside any section have the key ""."""
+    """Return the values of the settings file as texts, by section and key. A key outside any section is (key, "")."""
     try:
         text = file.read_text()
     except (FileNotFoundError, NotADirectoryError):

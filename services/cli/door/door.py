@@ -1,4 +1,4 @@
-"""The `Door`: how commands reach units, over the bus or over HTTP to a gateway."""
+"""`Door`: the interface through which commands call units, over the bus or over HTTP to a gateway."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ CONNECT = 2.0  # seconds to connect to the bus
 
 @dataclass(frozen=True)
 class DoorAddress:
-    """The address of a door: a gateway at `url` with `api_key`; without `url`, the bus in the settings.
+    """The address of a door: the gateway at `url`; if `url` is empty, the bus in the settings.
 
-    `wait`: seconds to wait for the bus.
+    `api_key`: the key for the gateway. `config`: the settings file. `wait`: seconds to wait for the bus.
     """
 
     url: str = ""
@@ -33,7 +33,7 @@ class Door(Protocol):
     """Access to the units. Every method raises Unavailable if the bus or the gateway does not answer."""
 
     async def domains(self, name: str = "") -> dict[str, DomainInfo]:
-        """Return the serving domains by name, with their units; with a name, only that domain."""
+        """Return the running domains by name, with their units. If `name` is set, return only this domain."""
 
     async def describe(self, unit: str) -> UnitInfo:
         """Return a unit's description. Raises UnitNotFound with suggestions, or Unavailable if its domain is down."""
@@ -41,12 +41,12 @@ class Door(Protocol):
     def stream(
         self, unit: str, data: Mapping[str, Any], *, timeout: float, headers: Mapping[str, str]
     ) -> AsyncIterator[Any | Answer]:
-        """Yield the parts of an answer as they arrive, then the Answer. Leaving early cancels the work."""
+        """Yield the parts of an answer as they arrive, then the Answer. Closing the iterator early cancels the call."""
 
     async def ask(
         self, unit: str, data: Mapping[str, Any], *, timeout: float, headers: Mapping[str, str] | None = None
     ) -> Answer:
-        """Return the answer; raise the error in the unit's reply."""
+        """Return the unit's answer. If the reply is an error, raise this error."""
 
 
 def down(domain: str, unit: str = "") -> Unavailable:

@@ -31,7 +31,7 @@ class _Domains(msgspec.Struct):
 
 @contextlib.asynccontextmanager
 async def http_door(url: str, api_key: str) -> AsyncIterator[HttpDoor]:
-    """Open the door at `http://`, `https://` or `unix:/path`; the first call connects."""
+    """Open the door to a gateway. The first call connects. Raises ValidationFailed for an invalid URL."""
     if not url.startswith(("http://", "https://", "unix:")):
         raise ValidationFailed(
             f"--url {url}: expected http://host:port, https://host:port or unix:/path",
@@ -48,7 +48,7 @@ async def http_door(url: str, api_key: str) -> AsyncIterator[HttpDoor]:
 
 
 class HttpDoor:
-    """A gateway as a `Door`. Raises the errors of the unit and of the gateway as the AimaErrors that they are."""
+    """A gateway as a `Door`. Raises an error of a unit or of the gateway as the AimaError with the same code."""
 
     def __init__(self, http: httpx2.AsyncClient, url: str) -> None:
         self._http = http

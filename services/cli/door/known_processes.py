@@ -1,8 +1,8 @@
-"""Stores in a file which processes served on a bus. The next listing ends early once all of them have answered.
+"""Stores the processes that serve on a bus, in a file. The next listing ends once all of these processes have answered.
 
-The file is only a hint: a listing always asks the processes themselves. If the file is missing, damaged or another
-user's, the next listing takes longer. The file has the digest of a bus's address, because an address may contain a
-password.
+The file is only a hint: a listing always asks the processes themselves. If the file is missing, damaged or owned by
+another user, the next listing takes longer. The file contains digests of the addresses of buses, because an address may
+contain a password.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _File(msgspec.Struct):
 
 
 def recall(settings: ClientSettings) -> frozenset[Process]:
-    """Return the stored processes of the bus in the settings; empty if the file has none."""
+    """Return the stored processes of the bus in the settings. Returns an empty set if none are stored."""
     return frozenset(_read(_path(settings)).buses.get(_key(settings), ()))
 
 
@@ -53,7 +53,7 @@ def remember(settings: ClientSettings, processes: Collection[Process]) -> None:
 
 
 def _read(file: Path) -> _File:
-    """Return the file's content; no content if the file is too large or damaged, or if another user may write it."""
+    """Return the file's content. Returns no buses if the file is too large, damaged or writable by other users."""
     try:
         # O_NONBLOCK: do not wait if a named pipe is in the place of the file
         with open(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as content:

@@ -1,4 +1,4 @@
-"""Opens the door that the command line names: a gateway with `--url`, the bus without.
+"""Opens the door of a command: the gateway at `--url`, or the bus if `--url` is not set.
 
 A command that works only over the bus uses `bus_door.bus`. All other commands use `open_door`, and work the same over
 either door.
@@ -16,7 +16,7 @@ _BACK = 5.0  # seconds to reconnect if the connection to the bus breaks during a
 
 @contextlib.asynccontextmanager
 async def open_door(address: DoorAddress) -> AsyncIterator[Door]:
-    """Open the door at an address; close it at the end of the block."""
+    """Open the door at an address. Closes the door at the end of the block."""
     if address.url:
         from services.cli.door.http_door import http_door  # the HTTP client is slow to import and rarely needed
 

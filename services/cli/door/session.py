@@ -1,4 +1,4 @@
-"""Keeps the doors that one command line opens: each door opens once, and closes when the command ends.
+"""Keeps the open doors of one command line. Each door opens once, and closes when the command ends.
 
 The command of a unit sends at least two requests: one for the unit's description, one to call the unit. Both use the
 same connection. All doors share one event loop.
@@ -39,7 +39,7 @@ class Session:
                 self._runner.close()
 
     def run(self, address: DoorAddress, work: Callable[[Door], Awaitable[T]]) -> T:
-        """Run `work` with the door at an address and return its result. Open the door unless it is open.
+        """Run `work` with the door at an address; return the result of `work`. Opens the door unless it is open.
 
         Raises Unavailable if there is no bus or gateway at the address.
         """
@@ -49,7 +49,7 @@ class Session:
         return self._runner.run(self._with_door(address, work))
 
     def release(self) -> None:
-        """Close all doors, for example before a prompt: nobody reads from an open connection during a prompt."""
+        """Close all doors. Called before a prompt, because nothing reads from open connections during a prompt."""
         if self._runner and self._doors:
             self._doors.clear()
             self._runner.run(self._opened.aclose())
@@ -78,13 +78,13 @@ def session() -> Iterator[None]:
 
 
 def with_door(address: DoorAddress, work: Callable[[Door], Awaitable[T]]) -> T:
-    """Run `work` with a door and return its result. Uses the command line's session, if there is one."""
+    """Run `work` with the door at an address; return the result of `work`. Uses the current session, if any."""
     current = _current.get()
     return current.run(address, work) if current else alone(address, work)
 
 
 def alone(address: DoorAddress, work: Callable[[Door], Awaitable[T]]) -> T:
-    """Run `work` with a new connection, close it, and return the result.
+    """Open a new door, run `work` with it, and close the door. Return the result of `work`.
 
     A conversation uses this function, because the user may think for minutes between two messages.
     """

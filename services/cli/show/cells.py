@@ -1,4 +1,4 @@
-"""Formats a value for a table cell: shortens it, and adds a unit to an amount. Pure. `-o json` shows full values.
+"""Formats a value for a table cell: shortens long values, shows bytes with a unit. `-o json` shows full values. Pure.
 
 A field's name determines whether its value is a number of bytes.
 """
@@ -21,7 +21,7 @@ _PART = 60  # characters; a longer nested value is cut
 
 
 def column(item: Mapping[str, Any], name: str, within: str = "") -> str:
-    """Return the text of an item's column; `config.slots` reaches into an object."""
+    """Return the text of an item's column. The column `config.slots` is the field `slots` of the object `config`."""
     head, dot, rest = name.partition(".")
     inner = item.get(head)
     if name not in item and dot and isinstance(inner, Mapping):
@@ -30,7 +30,7 @@ def column(item: Mapping[str, Any], name: str, within: str = "") -> str:
 
 
 def cell(value: Any, name: str = "", shares: bool = False) -> str:
-    """Return the text of a value; with `shares`, fields named total, used and free are in bytes."""
+    """Return the text of a value. If `shares` is true, the fields total, used and free are in bytes."""
     match value:
         case None:
             return ""
@@ -71,7 +71,7 @@ def amount(value: float) -> str:
 
 
 def figure(value: float) -> str:
-    """Return an integer in full, any other number with four digits; from 1000 on, without decimals."""
+    """Return an integer in full. Round any other number to four digits; from 1000 on, to a whole number."""
     if isinstance(value, int):
         return str(value)
     return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"

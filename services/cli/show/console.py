@@ -27,7 +27,7 @@ class Format(enum.StrEnum):
 
 
 class Styled(NamedTuple):
-    """A text with a style, such as `bold`; an empty style is none."""
+    """A text with a style, such as `bold`. If `style` is empty, the text has no style."""
 
     text: str
     style: str

@@ -1,6 +1,6 @@
 """A conversation at the terminal: input lines with editing and history, and commands that start with a slash.
 
-Talks to models through `answer` only. Writes nothing to disk.
+The conversation calls models only through `answer`. It writes nothing to disk.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _HELP = """\
 /clear        forget the conversation
 /exit         quit, as Ctrl-D does
 /help         show this list
-A backslash at the end of a line continues it on the next. Ctrl-C stops an answer."""
+A backslash at the end of a line continues the message on the next line. Ctrl-C stops an answer."""
 _COMMANDS = ("/model", "/clear", "/exit", "/quit", "/help")
 
 

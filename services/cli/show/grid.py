@@ -70,7 +70,7 @@ def _write(row: Sequence[Styled], widths: Sequence[int]) -> None:
 
 
 def _lines(row: Sequence[Styled]) -> Iterator[list[Styled]]:
-    """Yield the lines of a row. A row has several lines if one of its cells has."""
+    """Yield the lines of a row. The row has as many lines as its longest cell."""
     for texts in zip_longest(*(part.text.splitlines() or [""] for part in row), fillvalue=""):
         yield [Styled(text, part.style) for text, part in zip(texts, row, strict=True)]
 

@@ -13,7 +13,7 @@ _SILENT = 1.0  # seconds until the bar appears, if the call reports no progress 
 
 
 class ProgressBar:
-    """A bar that appears after a second, or with the first progress. Rich draws it and is imported only then."""
+    """A bar that appears after one second, or at the first progress report. Imports rich only when it appears."""
 
     def __init__(self, title: str, *, hidden: bool) -> None:
         self._title = title

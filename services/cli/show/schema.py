@@ -27,7 +27,7 @@ def alternatives(schema: Schema | bool, root: Schema) -> list[Schema]:
 
 
 def types(schema: Schema, root: Schema) -> set[str]:
-    """Return the JSON types of a value; an enumeration without a type counts as string."""
+    """Return the JSON types that a schema accepts. An enumeration without a type counts as string."""
     kinds: set[str] = set()
     for each in alternatives(schema, root):
         kind = each.get("type", "string" if "enum" in each or "const" in each else ())
@@ -67,7 +67,7 @@ def expected(schema: Schema, root: Schema) -> str:
 
 
 def faults(value: Any, schema: Schema, root: Schema, path: str) -> Iterator[tuple[str, str]]:
-    """Yield the path of each mismatch between a value and a schema, and the value that the schema expects there."""
+    """Yield each mismatch between a value and a schema: its path, and a description of the expected value."""
     descriptions: list[tuple[str, str]] = []
     for each in alternatives(schema, root):
         mismatches = list(_faults(value, each, root, path))

@@ -72,7 +72,7 @@ def rows(items: Sequence[Any], columns: Sequence[str] = ()) -> None:
 
 
 def fitting(widths: Mapping[str, int], room: int, sought: Sequence[str] = _SOUGHT) -> list[str]:
-    """Return the columns that fit into `room` cells. Columns in `sought` come first; wide columns can wrap."""
+    """Return the columns that fit into `room` cells; columns in `sought` are kept longest. Wide columns can wrap."""
     ranked = sorted(widths, key=lambda name: sought.index(name) if name in sought else len(sought))
     shown: list[str] = []
     for name in ranked:
@@ -102,7 +102,7 @@ def _are_events(items: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def check(columns: Sequence[str], answers: schema.Schema) -> None:
-    """Raise ValidationFailed if no answer of this schema can have the columns. A schema with free fields passes."""
+    """Raise ValidationFailed if the schema excludes the columns. A schema that allows any field excludes none."""
     known: dict[str, None] = {}
     for fields in _field_sets(answers):
         if fields is None or all(name in fields or name.partition(".")[0] in fields for name in columns):
@@ -113,7 +113,10 @@ def check(columns: Sequence[str], answers: schema.Schema) -> None:
 
 
 def _field_sets(answers: schema.Schema) -> Iterator[schema.Schema | None]:
-    """Yield the fields of each list of objects in an answer, then the answer's own; None for free fields."""
+    """Yield the fields of each list of objects in an answer, then the fields of the answer.
+
+    Yields None in place of fields if the schema allows any field.
+    """
     for each in schema.alternatives(answers, answers):
         known = each.get("properties", {})
         for field_schema in known.values():
@@ -148,8 +151,9 @@ def _refusal(columns: Sequence[str], known: Collection[str]) -> ValidationFailed
     missing = [name for name in columns if name.partition(".")[0] not in known]
     suggestions = [match for name in missing for match in nearest(name, known)[:1]]
     hint = f" Did you mean {', '.join(suggestions)}?" if suggestions else ""
+    problem = f"unknown column {', '.join(missing)}" if missing else f"no table has all of {', '.join(columns)}"
     return ValidationFailed(
-        f"--columns: no {', '.join(missing or columns)} among {available}.{hint}",
+        f"--columns: {problem}; known columns: {available}.{hint}",
         fields=[{"field": "--columns", "expected": available}],
     )
 

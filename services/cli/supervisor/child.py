@@ -1,7 +1,7 @@
-"""One child process of `aima up`: forked, in a process group of its own, watched through a pipe.
+"""One child process of `aima up`. The parent forks the child into its own process group and watches it through a pipe.
 
-A child shares the parent's imported code. Of the parent's open files, a child keeps only the lock on the data folder,
-so the folder stays locked until the last child has ended.
+A child shares the parent's imported code. A child keeps only one of the parent's open files: the lock on the data
+folder. So the folder stays locked until the last child has ended.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from aima_core.system.child_processes import end_with_parent
 Run = Callable[[int, int], None]
 """The function of a child: `run(ready_fd, lifeline_fd)`.
 
-The function writes b"1" to `ready_fd` once it serves. It drains on SIGTERM, and when `lifeline_fd` ends because the
-parent has died; then it returns or exits. Exit codes EX_CONFIG (78) and EX_TEMPFAIL (75): a restart cannot help.
+The function writes b"1" to `ready_fd` once it serves. It drains on SIGTERM, or when `lifeline_fd` reaches its end
+because the parent has died. After the drain, the function returns or exits. The exit codes EX_CONFIG (78) and
+EX_TEMPFAIL (75) mean that a restart cannot help.
 """
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)  # handled by the parent
@@ -31,7 +32,7 @@ LOG_LIMIT = 10 * 2**20  # bytes; a larger log is rotated at the start of its pro
 
 
 class ChildProcess:
-    """A function in a child process that can be launched repeatedly."""
+    """A child process that runs a function. It can be launched again after it has ended."""
 
     def __init__(self, name: str, run: Run, log: Path, lifeline: int, private: Callable[[], Iterable[int]]) -> None:
         self.name, self.log = name, log
@@ -42,7 +43,7 @@ class ChildProcess:
         self._log_begin = 0
 
     def launch(self) -> None:
-        """Fork; the parent must have a single thread. Raises OSError if the process or its log cannot be created."""
+        """Fork the child. The parent must have one thread. Raises OSError if the fork or opening the log fails."""
         log = self._open_log()
         ready, ready_in_child = os.pipe()
         _flush()
@@ -67,7 +68,7 @@ class ChildProcess:
         self.pid, self.ready_fd = pid, ready
 
     def answers(self) -> bool:
-        """Return True at the first call after the child has reported that it serves; close `ready_fd` then."""
+        """Return True only at the first call after the child has reported that it serves. Closes `ready_fd` then."""
         if self.ready_fd is None:
             return False
         try:
@@ -78,7 +79,7 @@ class ChildProcess:
         return byte == b"1"
 
     def poll(self) -> int | None:
-        """Return the exit code once the child has ended (negative: its signal); None while it runs."""
+        """Return None while the child runs, then its exit code once. The code is negative if a signal ended it."""
         if self.pid is None:
             return None
         pid, status = os.waitpid(self.pid, os.WNOHANG)
@@ -95,7 +96,7 @@ class ChildProcess:
                 (os.killpg if number == signal.SIGKILL else os.kill)(self.pid, number)
 
     def last_words(self) -> str:
-        """Return the end of the log of this launch."""
+        """Return the last lines of the log since the latest launch."""
         return log_tail(self.log, since=self._log_begin)
 
     def _open_log(self) -> int:
@@ -113,7 +114,7 @@ class ChildProcess:
 
 
 def _run_child(run: Run, log: int, ready: int, lifeline: int, parent: int) -> NoReturn:
-    """Run the child; never return into the parent's code."""
+    """Run the child's function and end the child process. Never returns."""
     code = 1
     try:
         os.setpgid(0, 0)  # Ctrl-C at the terminal must reach the parent only

@@ -1,7 +1,7 @@
-"""The lock on a data folder, which allows one `aima up` at a time, and the files by which commands find `aima up`.
+"""The lock on a data folder, and the files through which commands find a running `aima up`.
 
-A supervisor and its children hold `up.lock` until the last of them ends. `nats.url` and `up.json` exist while the
-supervisor serves.
+The lock, `up.lock`, allows one `aima up` at a time. A supervisor and its children hold the lock until the last of these
+processes ends. The files `nats.url` and `up.json` exist while the supervisor serves.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ class FolderLock:
         _replace(self.data / "up.json", json.dumps(up, indent=2) + "\n")
 
     def withdraw(self) -> None:
-        """Remove what `publish` wrote. Idempotent."""
+        """Remove the files that `publish` writes. Idempotent."""
         for name in (URL_FILE, "up.json"):
             (self.data / name).unlink(missing_ok=True)
 
 
 def runs(data: Path) -> bool:
-    """Whether a supervisor or a child of a killed one holds the data folder; True if the lock cannot be read."""
+    """Whether a supervisor, or a child of an ended supervisor, holds the lock. True if the lock cannot be read."""
     try:
         lock = os.open(data / _LOCK_FILE, os.O_RDONLY)
     except (FileNotFoundError, NotADirectoryError):
@@ -63,10 +63,11 @@ def runs(data: Path) -> bool:
 
 @contextlib.contextmanager
 def claim(data: Path, grace: float = GRACE) -> Iterator[FolderLock]:
-    """Lock the data folder for this process and the children it forks.
+    """Lock the data folder for this process and the children that it forks.
 
-    Raises Conflict (ALREADY_RUNNING) at once if another supervisor runs there, and after `grace` seconds if children of
-    a killed supervisor do not end; `details.pid` is that supervisor. Raises OSError if the folder is not writable.
+    Raises Conflict (ALREADY_RUNNING) after 0.2 s if another supervisor runs on the folder. Raises the same error if
+    children of an ended supervisor still run after `grace` seconds. `details.pid` is the pid of the other supervisor.
+    Raises OSError if the folder is not writable.
     """
     data.mkdir(parents=True, exist_ok=True)
     lock = os.open(data / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)

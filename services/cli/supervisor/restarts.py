@@ -62,13 +62,13 @@ class ProcessState:
 
 
 class Backoff:
-    """The delay before a restart: 0.2 s, doubling up to 10 s, reset after a life of 5 s."""
+    """The delay before a restart: 0.2 s, doubled at each restart up to 10 s. A run of 5 s resets it to 0.2 s."""
 
     def __init__(self) -> None:
         self._next = FIRST_DELAY
 
     def after(self, lived: float) -> float:
-        """Return the delay in seconds after a life of `lived` seconds."""
+        """Return the delay, in seconds, before the restart of a process that ran for `lived` seconds."""
         delay = FIRST_DELAY if lived >= LONG_LIFE else self._next
         self._next = min(delay * 2, LONGEST_DELAY)
         return delay
@@ -78,7 +78,7 @@ class SupervisedProcess:
     """A process and its state. `now` is in monotonic seconds."""
 
     def __init__(self, process: Launchable, words: Callable[[], str] = lambda: "") -> None:
-        """`words` returns the end of the log of the present launch."""
+        """`words` returns the last lines of the process's log since its latest launch."""
         self.process, self._words = process, words
         self.state: State = "stopped"
         self.retry_at: float | None = None
@@ -116,7 +116,7 @@ class SupervisedProcess:
                     self._ended(self.exit_code, now)
 
     def stop(self, number: int) -> None:
-        """Send the signal and end the restarts; a process that does not run is stopped at once."""
+        """Send the signal and end the restarts. If the process does not run, its state becomes `stopped` at once."""
         if self.process.pid is None:
             self._enter("stopped")
         else:

@@ -1,4 +1,4 @@
-"""The parent process of `aima up`: forks every child, restarts children that die, and stops all in order.
+"""The parent process of `aima up`: forks the children, restarts each child that dies, and stops them in order.
 
 The supervisor has one thread and no event loop, because it forks whenever a child dies, and a fork copies only the
 calling thread. So `on_change` must not start a thread either (rich: `Live(auto_refresh=False)`).
@@ -29,7 +29,7 @@ IDLE = 1.0  # seconds between polls without any event
 
 
 class Supervisor:
-    """Keeps the processes of one data folder running until it is stopped. Runs once."""
+    """Keeps the processes of one data folder running until `stop` or a signal. `run` may be called only once."""
 
     def __init__(
         self,
@@ -57,10 +57,10 @@ class Supervisor:
     def run(self) -> int:
         """Serve until SIGINT, SIGTERM, SIGHUP or `stop`; return the exit code.
 
-        0 after a drain; 75 or 78 if a child cannot run and has exited with this code.
+        The exit code is 0 after a drain. It is 75 or 78 if a child cannot run and has exited with this code.
         """
         if threading.active_count() > 1:
-            raise RuntimeError("the supervisor forks: no thread may run before")
+            raise RuntimeError("the supervisor forks, so no other thread may run when it starts")
         self._open()
         try:
             self._loop()

@@ -1,4 +1,4 @@
-"""Shell completion: enumerated values, and ids and names that units list when the user presses Tab."""
+"""Shell completion of enumerated values, ids and names. Pressing Tab calls a unit that lists the ids and names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Complete = Callable[[str], list[tuple[str, str]]]
 
 
 def values(flag: Flag, domain: str, address: DoorAddress) -> Complete:
-    """Return a completer for a flag's value. The completer returns nothing after a failure."""
+    """Return a completer for a flag's value. The completer returns an empty list if the unit call fails."""
 
     def complete(incomplete: str) -> list[tuple[str, str]]:
         candidates = [(str(value), "") for value in schema.choices(flag.schema, flag.root)]

@@ -1,4 +1,4 @@
-"""Reads a file into a flag whose field holds base64 text: `--audio @talk.wav`. `@` is no character of base64."""
+"""Reads a file into a flag whose field holds base64 text: `--audio @talk.wav`. Base64 text never contains `@`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ _LARGEST = 256 * 1024 * 1024  # bytes; no bus or gateway carries a larger input
 
 
 def with_files(flags: Iterable[Flag], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the typed values with the contents of files in place of `@file`. Raises ValidationFailed for the flag."""
+    """Return the values of the flags, with `@file` replaced by the file's content as base64 text.
+
+    Raises ValidationFailed if a file is unreadable or larger than 256 MiB. The error names the flag.
+    """
     return dict(given) | {
         flag.field: _content(flag, value[1:])
         for flag in flags

@@ -31,7 +31,7 @@ _DOTTED = re.compile(r"(--[A-Za-z0-9_-]+)\.([^=]+)(?:=(.*))?", re.DOTALL)
 
 @dataclass(frozen=True)
 class Flag:
-    """A field of a unit as a flag. `schema` is the field's schema, `root` that of the whole input."""
+    """A field of a unit as a flag. `schema`: the schema of the field. `root`: the schema of the whole input."""
 
     field: str
     name: str
@@ -76,7 +76,7 @@ def flags_of(unit: UnitInfo) -> list[Flag]:
 
 
 def inner(flag: Flag) -> list[Flag]:
-    """Return the dotted flags for the declared fields of an object; `undotted` parses them."""
+    """Return a flag such as `--config.slots` for each declared field of an object. `undotted` parses these flags."""
     if flag.kind != "object":
         return []
     known = schemas.properties(flag.schema, flag.root)
@@ -87,7 +87,7 @@ def inner(flag: Flag) -> list[Flag]:
 
 
 def undotted(words: Sequence[str], flags: Iterable[Flag]) -> list[str]:
-    """Rewrite `--config.slots 2` to `--config slots=2`; leave a dotted flag without a value as it is."""
+    """Rewrite `--config.slots 2` as `--config slots=2`. A dotted flag without a value stays unchanged."""
     objects = {flag.name: flag for flag in flags if flag.kind == "object"}
     rewritten: list[str] = []
     rest = iter(words)
@@ -105,7 +105,7 @@ def undotted(words: Sequence[str], flags: Iterable[Flag]) -> list[str]:
 
 
 def read(flags: Iterable[Flag], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the unit's input; raise ValidationFailed that names every invalid flag."""
+    """Return the unit's input. Raises ValidationFailed; the error names every invalid flag."""
     data: dict[str, Any] = {}
     wrong: list[tuple[Flag, str, str]] = []
     for flag in flags:
@@ -127,7 +127,7 @@ def read(flags: Iterable[Flag], given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def named(error: ValidationFailed, flags: Iterable[Flag]) -> ValidationFailed:
-    """Return a copy of a unit's ValidationFailed that names flags instead of fields."""
+    """Return a unit's ValidationFailed, with names of flags in place of names of fields."""
     names = {flag.field: flag.name for flag in flags}
     typed: dict[str, str] = {}
     for fault in error.details.get("fields", ()):
@@ -204,14 +204,14 @@ def _object(flag: Flag, texts: Sequence[str]) -> dict[str, Any]:
 
 
 def _path(flag: Flag, dotted: str) -> str:
-    """Return a dotted path with underscores in its first name, for which the user may type dashes."""
+    """Return a dotted path with the declared spelling of its first name: the user may type dashes for underscores."""
     first, dot, rest = dotted.partition(".")
     known = {key.replace("_", "-"): key for key in schemas.properties(flag.schema, flag.root)}
     return known.get(first.replace("_", "-"), first) + dot + rest
 
 
 def _put(data: dict[str, Any], path: Sequence[str], text: str, flag: Flag) -> None:
-    """Set the value at a path in an object; convert the text by the object's schema, if it declares the field."""
+    """Set the value at a path in an object. Converts the text to the type that the object's schema declares, if any."""
     schema = flag.schema
     for part in path[:-1]:
         data = data.setdefault(part, {})

@@ -78,7 +78,7 @@ def find(ctx: Any, word: str, built_in: Sequence[str]) -> DomainGroup | None:
 
 def domain_group(info: DomainInfo, address: DoorAddress) -> DomainGroup:
     """Return the command group of a domain."""
-    beyond = f"\n\nThe API key may call none of its units; it needs a scope such as {info.name}:low."
+    beyond = f"\n\nThe API key may call none of this domain's units. The key needs a scope such as {info.name}:low."
     app = typer.Typer(
         name=info.name.replace("_", "-"),
         cls=DomainGroup,
@@ -98,7 +98,7 @@ def domain_group(info: DomainInfo, address: DoorAddress) -> DomainGroup:
 
 
 def refuse(ctx: Any, name: str, known: Iterable[str]) -> None:
-    """Fail with suggestions; do nothing during shell completion."""
+    """Fail with suggestions for an unknown name. Does nothing for an option, or during shell completion."""
     if ctx.resilient_parsing or name.startswith("-"):
         return
     suggestions = nearest(name.replace("_", "-"), dict.fromkeys(known))
@@ -112,7 +112,7 @@ def _actions(ctx: typer.Context) -> None:
 
 
 def _known(ctx: Any, address: DoorAddress, name: str) -> DomainInfo | None:
-    """Return a domain on the bus, or None; use the list that `--help` has fetched, if there is one."""
+    """Return a domain on the bus, or None. Uses the list of domains that `--help` has fetched, if any."""
     listed: Mapping[str, DomainInfo] = ctx.meta.get(_PANEL, {})
     return listed.get(name) or _fetch(address, name).get(name)
 
@@ -140,9 +140,10 @@ def _fetch(address: DoorAddress, name: str = "") -> Mapping[str, DomainInfo]:
 
 
 def _address(ctx: Any) -> DoorAddress:
-    """Return the address of the door from the whole command line.
+    """Return the address of the door, read from the whole command line.
 
-    The options of the door may stand after the command's name, but the command is built from the door's units.
+    `--url` and `--api-key` may stand after the command's name. They are read before the command is built, because the
+    command is built from the units at this address.
     """
     given = {name: ctx.params.get(name) or "" for name in ("url", "api_key")}
     words: Sequence[str] = ctx.args

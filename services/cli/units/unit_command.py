@@ -37,13 +37,13 @@ _SHARED: tuple[tuple[str, Any, Any, tuple[str, ...], str], ...] = (
     ("output", Format, Format.TABLE, ("-o", "--output"), "table for people; json or yaml for programs."),
     ("columns", str, "", ("--columns",), "Columns of the table, separated by commas."),
     ("quiet", bool, False, ("-q", "--quiet"), "Do not show progress."),
-    ("dry_run", bool, False, ("--dry-run",), "Show what would be recorded; change nothing."),
-    ("timeout", float | None, None, ("--timeout", "--deadline"), "Deadline in seconds; default: the unit's own."),
-    ("key", str, "", ("--key", "--idempotency-key"), "Idempotency key: a repeat changes nothing."),
-    ("expect", int | None, None, ("--expect", "--expected-version"), "Fail unless at this version."),
+    ("dry_run", bool, False, ("--dry-run",), "Show the events that the command would record; change nothing."),
+    ("timeout", float | None, None, ("--timeout", "--deadline"), "Timeout in seconds; default: the unit's timeout."),
+    ("key", str, "", ("--key", "--idempotency-key"), "Idempotency key: a repeat with the same key changes nothing."),
+    ("expect", int | None, None, ("--expect", "--expected-version"), "Fail unless the stream has this version."),
     ("principal", str, "", ("--as", "--principal"), "Principal to record in the events."),
     ("yes", bool, False, ("-y", "--yes"), "Do not ask for confirmation."),
-    ("url", str, "", ("--url",), "Gateway to use, http://host:9090; default: the bus."),
+    ("url", str, "", ("--url",), "URL of a gateway, such as http://host:9090; default: use the bus."),
     ("api_key", str, "", ("--api-key",), "API key for the gateway."),
 )
 _HINTED = 6  # flags that a hint names at most
@@ -114,7 +114,7 @@ def _function(unit: UnitInfo, unit_flags: Sequence[Flag], ident: str, address: D
 
 
 def typed(unit_flags: Sequence[Flag], ident: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the typed values by field; raise InvalidRequest if a field is given twice."""
+    """Return the values that the user typed, by field. Raises InvalidRequest if the user typed a field twice."""
     data = {flag.field: given[f"field{index}"] for index, flag in enumerate(unit_flags)}
     first = given.get("ident")
     if first is not None:
@@ -144,10 +144,10 @@ def _run(
 
 
 def confirm(unit: UnitInfo, data: Mapping[str, Any]) -> None:
-    """Ask for confirmation; exit with 1 if it is declined."""
+    """Ask for confirmation. Exits with 1 if the user declines. Raises InvalidRequest if stdin is not a terminal."""
     if not sys.stdin.isatty():
         raise InvalidRequest(
-            f"{unit.name} has high risk and stdin is not a terminal to confirm it; pass --yes",
+            f"{unit.name} has high risk and needs confirmation, but stdin is not a terminal; pass --yes",
             reason="NOT_CONFIRMED",
         )
     words = " ".join(f"{key}={word(value)}" for key, value in data.items())
@@ -163,7 +163,7 @@ def _parameters(unit: UnitInfo, unit_flags: Sequence[Flag], ident: str, address:
         if flag.field == ident:
             info = typer.Argument(
                 metavar=ident.upper(),
-                help=escape(f"{flag.description} Also {flag.name}."),
+                help=escape(f"{flag.description} Same as {flag.name}."),
                 show_default=False,
                 autocompletion=completion.values(flag, unit.domain, address),
             )
@@ -233,7 +233,7 @@ def _meant(unit_flags: Sequence[Flag], given: Mapping[str, Any], extra: Sequence
         return f"; did you mean {' '.join(flags_and_words)}?"
     names = [flag.name for flag in unit_flags]
     more = ", …" if len(names) > _HINTED else ""
-    return f"; its flags are {', '.join(names[:_HINTED])}{more}" if names else "; it takes none"
+    return f"; the command's flags are {', '.join(names[:_HINTED])}{more}" if names else "; the command takes no input"
 
 
 def _dashes(word: str) -> str:
