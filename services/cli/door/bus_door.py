@@ -61,9 +61,13 @@ async def _await_bus(config: Path | None, wait: float) -> ClientSettings:
             return loaded
         alive = runs(loaded.data)
         if not alive or time.monotonic() > until:
-            state = "is starting, or its lock file cannot be read," if alive else "does not run"
+            problem = (
+                f"AIMA on {loaded.data} has no bus yet, or its lock file cannot be read; try again"
+                if alive
+                else f"AIMA does not run on {loaded.data}; start it with `aima up`"
+            )
             raise Unavailable(
-                f"AIMA {state} on {loaded.data}; start it with `aima up`, or set nats.url to use another bus",
+                f"{problem}, or set nats.url to use another bus",
                 reason="NOT_UP",
                 data=str(loaded.data),
             )

@@ -1,6 +1,6 @@
-"""Formats a value for a table cell: shortens long values, shows bytes with a unit. `-o json` shows full values. Pure.
+"""Formats a value for a table cell: shortens long values, and shows bytes with a unit. Pure.
 
-A field's name determines whether its value is a number of bytes.
+`-o json` shows full values. A field's name determines whether its value is a number of bytes.
 """
 
 from __future__ import annotations

@@ -26,7 +26,10 @@ _LONGEST = 86_400.0  # seconds; the longest deadline that the bus accepts
 
 @dataclass(frozen=True)
 class CallOptions:
-    """Options of a call. `timeout`: in seconds; None: the unit's own timeout."""
+    """Options of a call. `key`: the idempotency key. `expect`: the expected version. `timeout`: in seconds.
+
+    If `timeout` is None, the call has the unit's own timeout.
+    """
 
     dry_run: bool = False
     key: str = ""
