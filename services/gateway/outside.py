@@ -160,7 +160,7 @@ class GatewayOutside(Outside[Key]):
             *Media(dispatcher, proxy, settings.body_limit, settings.upload_limit).routes(),
             *Anthropic(proxy, settings.body_limit).routes(),
             *library.routes(),
-            *Ollama(proxy, settings.body_limit).routes(),
+            *Ollama(proxy, library.unload, settings.body_limit).routes(),
             *HealthApi(self.context.peers.client.nc, self._directory).routes(),
             *Documents(self._directory, self._policy).routes(),
             *EventStream(self._tail, self._policy, metrics).routes(),

@@ -66,7 +66,8 @@ def body_of(error: AimaError, path: str, request_id: str) -> dict[str, Any]:
                 "details": error.body(),
             }
         }
-    if path.startswith("/api/") and not path.startswith("/api/v2") and path.count("/") == 2:
+    ollama = path.count("/") == 2 or path.startswith("/api/blobs/")
+    if path.startswith("/api/") and not path.startswith("/api/v2") and ollama:
         return {"error": error.message, "details": error.body()}
     return {"success": False, "error": error.body(), "meta": {"request_id": request_id}}
 

@@ -70,7 +70,7 @@ DOORS = (
     FixedPath("GET", "/api/ps", "List the loaded models.", "Ollama"),
     FixedPath("POST", "/api/pull", "Pull a model and stream the progress.", "Ollama"),
     FixedPath("DELETE", "/api/delete", "Delete a model.", "Ollama"),
-    FixedPath("GET", "/api/version", "Return the version.", "Ollama"),
+    FixedPath("GET", "/api/version", "Return the release of Ollama whose API the gateway serves.", "Ollama"),
     FixedPath("GET", "/", "Return a short text about this server.", "Ollama"),
     FixedPath("POST", "/mcp", "Send a message of the Model Context Protocol.", "MCP"),
 )

@@ -85,6 +85,11 @@ def loaded(kind: Kind, model: str, seconds: float) -> Json:
     return {**_head(model), **_content(kind, ChatAnswer()), "done": True, "done_reason": "load", **durations}
 
 
+def unloaded(kind: Kind, model: str) -> Json:
+    """Return the answer to a request that unloads a model."""
+    return {**_head(model), **_content(kind, ChatAnswer()), "done": True, "done_reason": "unload"}
+
+
 def embedded(model: str, vectors: list[msgspec.Raw], usage: TokenUsage, timings: Timings) -> Json:
     """Return the answer to a request for embeddings."""
     return {

@@ -8,7 +8,7 @@ names the unit to call.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,6 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from aima_core import VERSION
 from aima_engines.chat_deltas import joined
 from aima_engines.kinds.embeddings import vectors
 from aima_engines.kinds.request_bodies import body_for_model, streaming_body
@@ -27,6 +26,7 @@ from services.gateway.engines.proxying import EngineRequest, ProxiedAnswer, Prox
 from services.gateway.engines.translation import TranslatedStream, TranslatedWhole, timings, until_disconnect
 from services.gateway.entrance import bodies
 from services.gateway.entrance.disconnects import waiting_caller
+from services.gateway.entrance.dispatch import Caller
 from services.gateway.entrance.error_bodies import json
 from services.gateway.entrance.gate import caller_of
 from services.gateway.entrance.paths import fixed_path
@@ -34,16 +34,22 @@ from services.gateway.entrance.quotas import estimate
 from services.gateway.ollama import answers as answers
 from services.gateway.ollama import requests as requests
 
+OLLAMA = "0.12.0"
+"""The release of Ollama whose API this door serves: chats with tools, structured output and `think`."""
 _LANDING = """AIMA is running. It serves the APIs of OpenAI (/v1), Anthropic (/v1/messages) and Ollama (/api),
 MCP (/mcp), and its own API (/api/v2). /docs shows all paths.
 """
 
 
-class Ollama:
-    """The routes of Ollama's API that run a model."""
+Unload = Callable[[Caller, str], Awaitable[None]]
 
-    def __init__(self, proxy: Proxy, body_limit: int) -> None:
+
+class Ollama:
+    """The routes of Ollama's API that run a model. `unload` ends the replicas of a model."""
+
+    def __init__(self, proxy: Proxy, unload: Unload, body_limit: int) -> None:
         self._proxy = proxy
+        self._unload = unload
         self._limit = body_limit
 
     def routes(self) -> list[Route]:
@@ -61,8 +67,8 @@ class Ollama:
         return PlainTextResponse(_LANDING)
 
     async def version(self, request: Request) -> Response:  # noqa: ARG002 (Starlette's signature)
-        """Return AIMA's version."""
-        return json({"version": VERSION})
+        """Return the release of Ollama whose API this door serves. Ollama's clients compare it with what they need."""
+        return json({"version": OLLAMA})
 
     async def chat(self, request: Request) -> Response:
         body = bodies.decode(await read(request, self._limit), requests.ChatRequest)
@@ -112,9 +118,10 @@ class Ollama:
         return EngineRequest(EMBED, name, make, tokens=tokens, wait=waiting_caller(request).wait, whole=True)
 
     async def _load(self, request: Request, kind: answers.Kind, body: requests.Sampling) -> Response:
-        """Wait until the model is loaded. Raises ValidationFailed if the request asks to unload the model."""
+        """Wait until the model is loaded, or unload it if the request asks for it."""
         if body.unloads:
-            raise requests.refusal("keep_alive", "more than 0; to unload a model, call service.scale with replicas 0")
+            await self._unload(caller_of(request.state), body.model)
+            return json(answers.unloaded(kind, body.model))
         engine_request = self._chat_request(request, body, {"messages": []})
         started_at = time.monotonic()
         await until_disconnect(request, self._proxy.await_replica(caller_of(request.state), engine_request))

@@ -6,6 +6,7 @@ Source: the Ollama API reference. Models come from `model.list` and `inference.m
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, suppress
 from functools import partial
@@ -61,16 +62,18 @@ class OllamaLibrary:
         """List the models that are loaded and that the key may use."""
         caller = caller_of(request.state)
         await self._dispatcher.permitted(caller, "service.status", {})
-        served, listed = await asyncio.gather(self._list_served(caller), self._list_models(caller))
+        served, listed, services, load = await asyncio.gather(
+            self._list_served(caller), self._list_models(caller), self._list_services(caller), self._load(caller)
+        )
         names, by_id = _service_names(served), {model["id"]: model for model in listed}
         loaded = [
-            (by_id[model["id"]], [service["service_id"] for service in model["services"]])
+            (by_id[model["id"]], [each for each in services.values() if each["model_id"] == model["id"]])
             for model in served
             if model["status"] == "running" and model["id"] in by_id and _usable(caller, by_id[model["id"]], names)
         ]
-        memory = await asyncio.gather(*(self._memory(caller, services) for _, services in loaded))
-        pairs = zip(loaded, memory, strict=True)
-        return json({"models": [models.running(model, used) for (model, _), used in pairs]})
+        memory = await asyncio.gather(*(self._memory(caller, [each["id"] for each in own]) for _, own in loaded))
+        triples = zip(loaded, memory, strict=True)
+        return json({"models": [models.running(model, used, own, load, time.time()) for (model, own), used in triples]})
 
     async def show(self, request: Request) -> Response:
         body = bodies.decode(await read(request, self._limit), Named)
@@ -94,6 +97,17 @@ class OllamaLibrary:
         model = await self._get_model(request, body.called)
         await self._dispatcher.envelope(caller, "model.delete", {"model_id": model["id"]})
         return Response()
+
+    async def unload(self, caller: Caller, name: str) -> None:
+        """Let the services of a model sleep, which frees their memory. The key needs the right to scale them.
+
+        Raises NotFound if there is no such model, or if the key may not use it.
+        """
+        await self._dispatcher.permitted(caller, "service.scale", {"model": plain(name)})
+        model = await self._ask(caller, "model.get", {"model_id": name})
+        for service in (await self._list_services(caller)).values():
+            if service["model_id"] == model["id"] and service["active_replicas"]:
+                await self._dispatcher.envelope(caller, "service.scale", {"service_id": service["id"], "replicas": 0})
 
     # --- requests to the other domains ----------------------------------------------------------------------
 
@@ -137,6 +151,15 @@ class OllamaLibrary:
         await self._dispatcher.permitted(caller, "inference.models", {})
         served: list[Json] = (await self._ask(caller, "inference.models", {}))["models"]
         return served
+
+    async def _list_services(self, caller: Caller) -> dict[str, Json]:
+        services: list[Json] = (await all_pages(partial(self._ask, caller, "service.list")))["services"]
+        return {service["id"]: service for service in services}
+
+    async def _load(self, caller: Caller) -> dict[str, float]:
+        """Return when each service was last used, in Unix seconds."""
+        load = (await self._ask(caller, "inference.load", {}))["services"]
+        return {service["service_id"]: service["last_used"] or 0.0 for service in load}
 
     async def _service_names(self, caller: Caller) -> dict[str, list[str]]:
         """Return the names of services by model id. Empty if the key may use every model."""

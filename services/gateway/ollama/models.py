@@ -5,14 +5,16 @@ Source: the Ollama API reference. A field that AIMA's models do not have, such a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from aima_core.call import timestamp
 from services.gateway.ollama.requests import tagged
 from services.model.units import HOSTS
 
 Json = dict[str, Any]
 _CAPABILITIES = {"llm": ["completion"], "vlm": ["completion", "vision"], "embedding": ["embedding"]}
+_NEVER = 10_413_792_000.0  # the year 2300: for a model that does not unload by itself
 _SHORTEST = 19  # the fewest characters of a digest; some clients show characters 8 to 19
 
 
@@ -41,9 +43,35 @@ def tag(model: Mapping[str, Any]) -> Json:
     }
 
 
-def running(model: Mapping[str, Any], memory: int) -> Json:
-    """Return a model as `/api/ps` lists it. `memory` is the number of bytes that its replicas use; 0: unknown."""
-    return {**tag(model), "size": memory or model["size"]}
+def running(
+    model: Mapping[str, Any],
+    memory: int,
+    services: Sequence[Mapping[str, Any]],
+    last_used: Mapping[str, float],
+    now: float,
+) -> Json:
+    """Return a model as `/api/ps` lists it.
+
+    `memory` is the number of bytes that its replicas use; 0: unknown. `last_used` has the Unix seconds of each
+    service's last request; `now` is the time. `expires_at` is when its last service goes to sleep if nobody uses it.
+    """
+    size = memory or model["size"]
+    on_gpu = any(service["device"] not in ("cpu", "auto") for service in services)
+    contexts = [length for service in services if (length := service["config"].get("context_length"))]
+    return {
+        **tag(model),
+        "size": size,
+        "size_vram": size if on_gpu else 0,
+        "context_length": max(contexts, default=model["requirements"]["context_length"]),
+        "expires_at": timestamp(max((_sleeps_at(service, last_used, now) for service in services), default=_NEVER)),
+    }
+
+
+def _sleeps_at(service: Mapping[str, Any], last_used: Mapping[str, float], now: float) -> float:
+    """Return the Unix seconds at which a service goes to sleep if nobody uses it."""
+    idle = service["idle_timeout"]
+    used = last_used.get(service["id"]) or now
+    return used + idle if idle else _NEVER
 
 
 def details(model: Mapping[str, Any]) -> Json:

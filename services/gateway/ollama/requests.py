@@ -6,6 +6,7 @@ ignored, because the model's service decides how to load the model.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,10 @@ KeepAlive = float | str | None
 _LATEST = ":latest"
 # types of images by the start of the base64 text
 _IMAGES = {"iVBOR": "png", "/9j/": "jpeg", "R0lG": "gif", "UklG": "webp"}
+_NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?")
+_PART = re.compile(r"([0-9]+(?:\.[0-9]*)?)(ns|us|µs|ms|s|m|h)")
+_DURATION = re.compile(rf"(?:{_PART.pattern})+")
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}  # seconds
 _LEVELS = ("low", "medium", "high")
 
 
@@ -84,8 +89,8 @@ class Sampling(msgspec.Struct, kw_only=True):
 
     @property
     def unloads(self) -> bool:
-        """Whether the request asks to unload the model."""
-        return str(self.keep_alive) in ("0", "0.0", "0s", "0m")
+        """Whether the request asks to unload the model. Raises ValidationFailed for an invalid `keep_alive`."""
+        return self.keep_alive is not None and seconds_of(self.keep_alive) == 0
 
 
 class ChatRequest(Sampling, kw_only=True):
@@ -135,6 +140,22 @@ class Named(msgspec.Struct, kw_only=True):
         if not (name := self.model or self.name):
             raise refusal("model", "the name of a model")
         return name
+
+
+def seconds_of(keep_alive: float | str) -> float:
+    """Return a duration in seconds; a negative one means for ever. Raises ValidationFailed for an invalid duration.
+
+    A number is in seconds. A text is a duration of the Go language, such as `5m` or `1h30m`, or a number.
+    """
+    if not isinstance(keep_alive, str):
+        return float(keep_alive)
+    text = keep_alive.strip()
+    sign, digits = (-1.0, text[1:]) if text.startswith("-") else (1.0, text.removeprefix("+"))
+    if _NUMBER.fullmatch(digits):
+        return sign * float(digits)
+    if not _DURATION.fullmatch(digits):
+        raise refusal("keep_alive", "seconds, or a duration such as 5m or 1h30m; 0 unloads the model")
+    return sign * sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(digits))
 
 
 def plain(name: str) -> str:

@@ -122,8 +122,27 @@ async def test_a_request_without_a_prompt_only_loads_the_model(served: Real) -> 
         assert (loaded.done, loaded.done_reason, loaded.response) == (True, "load", "")
         assert (await llama.chat(MODEL)).done_reason == "load"
         with pytest.raises(ollama.ResponseError, match="keep_alive"):
-            await llama.generate(MODEL, keep_alive=0)
+            await llama.generate(MODEL, keep_alive="banana")
         await until(served.at_rest)
+
+
+@in_one_loop
+async def test_a_model_is_unloaded_and_loaded_again_by_its_next_request(served: Real) -> None:
+    async with client(served.url) as llama:
+        for keep_alive in (0, "0h"):
+            unloaded = await llama.generate(MODEL, keep_alive=keep_alive)
+            assert (unloaded.done, unloaded.done_reason) == (True, "unload")
+            await until(lambda: _unloaded(llama))
+            assert (await llama.chat(MODEL)).done_reason == "load"
+            (shown,) = [model for model in (await llama.ps()).models if model.model == f"{MODEL}:latest"]
+            assert shown.size_vram == 0
+            assert shown.expires_at is not None
+            assert shown.expires_at.year >= 2026
+            assert shown.context_length
+
+
+async def _unloaded(llama: ollama.AsyncClient) -> bool:
+    return f"{MODEL}:latest" not in [model.model for model in (await llama.ps()).models]
 
 
 @in_one_loop
@@ -230,7 +249,12 @@ async def test_what_programs_look_for_is_there(served: Real) -> None:
     async with httpx2.AsyncClient(base_url=served.url) as http:
         assert (await http.head("/")).status_code == 200
         assert "running" in (await http.get("/")).text
-        assert (await http.get("/api/version")).json()["version"]
+        version = tuple(map(int, (await http.get("/api/version")).json()["version"].split(".")))
+        assert version >= (0, 6, 4)  # what clients such as editors require
+        for method, path in (("POST", "/api/copy"), ("POST", "/api/create"), ("HEAD", "/api/blobs/sha256:0")):
+            refused = await http.request(method, path, json={})
+            assert refused.status_code == 404
+            assert method == "HEAD" or isinstance(refused.json()["error"], str)
         wrong = await http.get("/api/chat")
         assert (wrong.status_code, wrong.headers["allow"]) == (405, "OPTIONS, POST")
         asked = f'{{"model": "{MODEL}"}}'
@@ -490,6 +514,20 @@ MODELS: list[Mapping[str, Any]] = [
 def test_models_are_shown_by_what_they_were_pulled_as() -> None:
     names = ["llama3.2:1b", "llama3.2:latest", "hf.co/maker/m:latest", "own:latest"]
     assert [models.name_of(model) for model in MODELS] == names
+
+
+DURATIONS = {"5m": 300.0, "1h30m": 5400.0, "-1": -1.0, "-1m": -60.0, "0": 0.0, "0h": 0.0, "1.5s": 1.5, "500ms": 0.5}
+
+
+@pytest.mark.parametrize(("text", "seconds"), DURATIONS.items())
+def test_a_duration_is_one_of_gos(text: str, seconds: float) -> None:
+    assert requests.seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["banana", "5 m", "m", "", "5x", "1h-1m"])
+def test_a_text_that_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(ValidationFailed, match="keep_alive: expected seconds"):
+        requests.seconds_of(text)
 
 
 @pytest.mark.parametrize(
