@@ -5,6 +5,7 @@ An engine's message may quote the request. So AIMA sends the message only to the
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -12,6 +13,9 @@ import msgspec
 from aima_core.errors import AimaError, ExecutionFailed, RateLimited, Unavailable, ValidationFailed
 from aima_engines.decoding import decoded
 
+_CONTEXT_TYPE = "exceed_context_size_error"  # of llama.cpp
+# vLLM and SGLang: "maximum context length is 4096 tokens"; older llama.cpp: "available context size (4096 tokens)"
+_CONTEXT = re.compile(r"maximum context length (?:is|of) ([0-9]{1,9})|context size \(([0-9]{1,9})", re.IGNORECASE)
 _MAX_MESSAGE = 500  # characters; a longer message of an engine is cut
 
 
@@ -62,7 +66,9 @@ def refusal(status: int, body: bytes) -> AimaError:
         case 405 | 501:  # 405: the engine does not have the HTTP method; 501: nor the function
             return ValidationFailed(f"the engine does not support this{why}", reason="ENGINE_REFUSED", status=status)
         case 400 | 404 | 409 | 413 | 414 | 415 | 422:
-            return ValidationFailed(f"the engine refused the request{why}", reason="ENGINE_REFUSED", status=status)
+            return _context_exceeded(body) or ValidationFailed(
+                f"the engine refused the request{why}", reason="ENGINE_REFUSED", status=status
+            )
         case _:
             return ExecutionFailed(f"the engine failed{why}", reason="ENGINE_FAILED", status=status)
 
@@ -81,6 +87,28 @@ def fault_of_request(error: ExecutionFailed) -> ValidationFailed:
         f"{error.message}; the engine answers other requests, so the cause is this request",
         reason="REQUEST_FAILED",
         status=error.details.get("status"),
+    )
+
+
+def _context_exceeded(body: bytes) -> ValidationFailed | None:
+    """Return the error for a prompt that is longer than the model's context; None for any other refusal.
+
+    llama.cpp has a type for it, with both numbers; other engines write the limit into their message.
+    """
+    answer = decoded(msgspec.json.decode, body)
+    error = answer.get("error", answer) if isinstance(answer, dict) else None
+    fields = error if isinstance(error, dict) else {}
+    message = _message(error)
+    limit = fields.get("n_ctx")
+    if fields.get("type") != _CONTEXT_TYPE and not (match := _CONTEXT.search(message)):
+        return None
+    if not isinstance(limit, int) and (match := _CONTEXT.search(message)):
+        limit = int(match[1] or match[2])
+    most = f" of {limit} tokens" if isinstance(limit, int) else ""
+    return ValidationFailed(
+        f"the prompt does not fit into the model's context{most}{_suffix(message)}",
+        reason="CONTEXT_LENGTH_EXCEEDED",
+        limit=limit,
     )
 
 

@@ -27,8 +27,9 @@ async def keep_alive(comment: Callable[[], Awaitable[None]]) -> AsyncIterator[Ca
 
     async def stop() -> None:
         task.cancel()
-        with contextlib.suppress(asyncio.CancelledError, OSError):  # OSError: the client has left
-            await task
+        await asyncio.wait((task,))  # unlike `await task`, this cannot swallow a cancellation of the caller
+        if not task.cancelled():
+            task.exception()  # the client has left; the request's own task notices it, too
 
     try:
         yield stop

@@ -2,54 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from aima_core.errors import AimaError
-from aima_engines.assembly import MOST_CALLS, Assembly
-from aima_engines.decoding import decoded
-from aima_engines.engine_answer import TokenUsage
-from aima_engines.engine_errors import bad_answer, engine_failed, engine_gone, error_in
-from aima_engines.sse_parser import DONE, NOTHING, Splitter, data_of
+from aima_core.errors import AimaError, ValidationFailed
+from aima_engines.engine_errors import engine_failed, engine_gone
 from services.gateway.engines.keep_alive import WAITING, keep_alive
 from services.gateway.engines.proxying import EngineRequest, Proxy
+from services.gateway.engines.usage import UsageReader, usage_of, whole_answer
 from services.gateway.entrance.disconnects import cancel_on_disconnect
 from services.gateway.entrance.dispatch import Caller
 from services.gateway.entrance.error_bodies import body_of
 
-
-class _Chunk(msgspec.Struct):
-    usage: TokenUsage | None = None
-    choices: list[msgspec.Raw] | None = None
-    error: Any = None
-
-
-class _Piece(msgspec.Struct):
-    index: Annotated[int, Meta(ge=0, lt=MOST_CALLS)] = 0
-
-
-class _Delta(msgspec.Struct):
-    tool_calls: list[_Piece] | None = None
-
-
-class _Choice(msgspec.Struct):
-    delta: _Delta | None = None
-
-
-class _ToolCalls(msgspec.Struct):
-    choices: list[_Choice] | None = None
-
-
-_SLICE = 64 * 1024  # bytes of a stream that are joined at a time; other tasks run in between
-_read = msgspec.json.Decoder(_Chunk).decode
-_read_tool_calls = msgspec.json.Decoder(_ToolCalls).decode
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 _STREAM = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -73,17 +42,37 @@ class _Passthrough(Response, ABC):
 
 
 class WholePassthrough(_Passthrough):
-    """A whole JSON answer, sent at once. If the engine streams the answer, its chunks are joined first."""
+    """A whole JSON answer, sent at once. If the engine streams the answer, its chunks are joined first.
+
+    `each`: the number of answers to each prompt. `explain` turns the engine's refusal into one for the client.
+    """
+
+    def __init__(
+        self,
+        proxy: Proxy,
+        caller: Caller,
+        request: EngineRequest,
+        *,
+        each: int = 1,
+        explain: Callable[[ValidationFailed], ValidationFailed] = lambda error: error,
+    ) -> None:
+        super().__init__(proxy, caller, request)
+        self._each = each
+        self._explain = explain
 
     async def _answer(self, scope: Scope, send: Send) -> None:  # noqa: ARG002 (the base class's signature)
-        async with self._proxy.forward(self._caller, self._request) as answer:
-            body = await answer.whole()
-            media_type = answer.reply.headers.get("content-type", "application/json")
-            if answer.streams:
-                body, media_type = _encode(await _joined(body)), "application/json"
-            answer.usage = usage_of(body)
-            await _start(send, media_type, str(len(body)))
-            await send({"type": "http.response.body", "body": body})
+        try:
+            async with self._proxy.forward(self._caller, self._request) as answer:
+                if answer.streams:
+                    body, media_type = _encode(await whole_answer(answer, self._each)), "application/json"
+                else:
+                    body = await answer.whole()
+                    media_type = answer.reply.headers.get("content-type", "application/json")
+                    answer.usage = usage_of(body)
+                await _start(send, media_type, str(len(body)))
+                await send({"type": "http.response.body", "body": body})
+        except ValidationFailed as error:
+            raise self._explain(error) from None
 
 
 class BlockPassthrough(_Passthrough):
@@ -99,11 +88,24 @@ class BlockPassthrough(_Passthrough):
 
 
 class EventPassthrough(_Passthrough):
-    """An answer of server-sent events, sent event by event. `usage_told`: whether the client requested the usage."""
+    """An answer of server-sent events, sent event by event.
 
-    def __init__(self, proxy: Proxy, caller: Caller, request: EngineRequest, *, usage_told: bool) -> None:
+    `usage_told`: whether the client requested the usage. `several`: whether the client requested several answers, and
+    `each`: how many to each prompt.
+    """
+
+    def __init__(
+        self,
+        proxy: Proxy,
+        caller: Caller,
+        request: EngineRequest,
+        *,
+        usage_told: bool,
+        several: bool = False,
+        each: int = 1,
+    ) -> None:
         super().__init__(proxy, caller, request)
-        self._reader = UsageReader(usage_told)
+        self._reader = UsageReader(usage_told, several=several, each=each)
         self._started = False
 
     async def _answer(self, scope: Scope, send: Send) -> None:
@@ -143,68 +145,6 @@ class EventPassthrough(_Passthrough):
         if not self._started:
             self._started = True
             await send({"type": "http.response.start", "status": 200, "headers": _STREAM})
-
-
-class UsageReader:
-    """Reads usage, error and end from a stream of events, and returns the events to pass on.
-
-    Only events that may contain usage, an error or tool calls are decoded. The index of a tool call is checked, because
-    a client may create a list of that length. At the end of a stream, the event with the usage has no choices, and a
-    client may fail on an event without choices. So this event is passed on only if the client requested the usage
-    (`usage_told`).
-    """
-
-    def __init__(self, usage_told: bool) -> None:
-        self._usage_told = usage_told
-        self._splitter = Splitter()
-        self.usage = TokenUsage()
-        self.ended = False
-        self.error: Any = None
-
-    def feed(self, block: bytes) -> bytes:
-        """Add a block. Returns the completed events that the client gets.
-
-        Raises ExecutionFailed if a tool call has an index that `join_numbered` refuses.
-        """
-        return b"".join(event + b"\n\n" for event in self._splitter.feed(block) if self._passes(event))
-
-    def _passes(self, event: bytes) -> bool:
-        if event.endswith(DONE) and data_of(event) == DONE:
-            self.ended = True
-        if event.endswith(NOTHING) and not data_of(event):
-            return False  # clients fail on a chunk that is null
-        if b'"tool_calls"' in event and decoded(_read_tool_calls, data_of(event)) is None:
-            raise bad_answer()
-        if b'"usage"' not in event and b'"error"' not in event:
-            return True
-        chunk = decoded(_read, data_of(event))
-        if chunk is None:
-            return True
-        self.error = self.error or chunk.error
-        if chunk.usage is None:
-            return True
-        self.usage = chunk.usage
-        return self._usage_told or bool(chunk.choices)
-
-
-def usage_of(body: bytes) -> TokenUsage:
-    """Return the usage in a whole answer; zeros if the answer has no usage.
-
-    Raises ExecutionFailed if the body is an error object or invalid JSON, although the status is 2xx.
-    """
-    answer = decoded(_read, body)
-    if answer is None or answer.error is not None:
-        raise error_in(body)
-    return answer.usage or TokenUsage()
-
-
-async def _joined(stream: bytes) -> dict[str, Any]:
-    """Join a stream into a whole answer. Other tasks run after each slice, because the join can take a second."""
-    assembly = Assembly()
-    for start in range(0, len(stream), _SLICE):
-        assembly.feed(stream[start : start + _SLICE])
-        await asyncio.sleep(0)
-    return assembly.answer()
 
 
 async def _start(send: Send, media_type: str, length: str | None) -> None:

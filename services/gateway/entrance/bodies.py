@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote
@@ -14,6 +15,14 @@ from services.gateway.entrance.error_bodies import HttpRefusal
 
 T = TypeVar("T")
 _JSON = ("application/json", "text/json")
+_BOM = b"\xef\xbb\xbf"
+_HALF = b"\\ud"  # every surrogate begins so, in lower case
+# an escaped backslash, a pair of surrogates, or a lone surrogate
+_SURROGATES = re.compile(
+    rb"(\\\\)|(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
+)
+_WRITTEN_AS_FLOAT = re.compile("Expected `int[^`]*`, got `float`")
+_EXACT = 2**53  # a float below has every integer exactly
 _MAX_PAIRS = 1000  # pairs in a query string; no unit has that many fields
 
 
@@ -72,13 +81,27 @@ async def read_json(request: Request, limit: int) -> bytes:
         raise HttpRefusal(
             415, f"the body must be JSON (Content-Type: application/json), not {media}", "UNSUPPORTED_MEDIA_TYPE"
         )
-    return data
+    return repaired(data)
 
 
 async def read_object(request: Request, limit: int) -> dict[str, Any]:
     """Return the body as a JSON object. An empty body counts as an empty object."""
     data = await read_json(request, limit)
     return decode_object(data) if data else {}
+
+
+def repaired(data: bytes) -> bytes:
+    """Return JSON without a byte order mark, and with U+FFFD in place of a lone surrogate.
+
+    Programs on Windows write a byte order mark. A client that cuts a text in the middle of a character sends a lone
+    surrogate; the servers of the API accept it.
+    """
+    data = data.removeprefix(_BOM)
+    return (
+        _SURROGATES.sub(lambda match: match[0] if match[1] or match[2] else b"\\ufffd", data)
+        if _HALF in data.lower()
+        else data
+    )
 
 
 def decode_object(data: bytes) -> dict[str, Any]:
@@ -90,13 +113,34 @@ def decode_object(data: bytes) -> dict[str, Any]:
 
 
 def decode(data: bytes, kind: type[T]) -> T:
-    """Decode JSON to a struct. Raises ValidationFailed for an invalid field, and InvalidRequest for invalid JSON."""
+    """Decode JSON to a struct. A whole number may be written as a float, such as 6.0.
+
+    Raises ValidationFailed for an invalid field, and InvalidRequest for invalid JSON.
+    """
     try:
         return msgspec.json.decode(data.decode(), type=kind)  # decode() rejects invalid UTF-8 even in skipped fields
     except msgspec.ValidationError as error:
-        raise refusal(error) from None
+        if not _WRITTEN_AS_FLOAT.search(str(error)):
+            raise refusal(error) from None
+        return convert(msgspec.json.decode(whole_numbers(data)), kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InvalidRequest(f"the body is not JSON: {error}", reason="NOT_DECODABLE") from None
+
+
+def whole_numbers(data: bytes) -> bytes:
+    """Return JSON in which every whole number is written without a fraction: 6 in place of 6.0."""
+    return msgspec.json.encode(_as_integers(msgspec.json.decode(data)))
+
+
+def _as_integers(value: Any) -> Any:
+    match value:
+        case float() if value.is_integer() and abs(value) < _EXACT:
+            return int(value)
+        case dict():
+            return {name: _as_integers(item) for name, item in value.items()}
+        case list():
+            return [_as_integers(item) for item in value]
+    return value
 
 
 def convert(data: Any, kind: type[T], inside: str = "") -> T:

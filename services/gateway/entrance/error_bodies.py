@@ -28,6 +28,14 @@ _ANTHROPIC_TYPES = {400: "invalid_request_error", 401: "authentication_error", 4
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
+# codes that OpenAI's clients act on, by reason; any other reason is its own code
+_OPENAI_CODES = {
+    **dict.fromkeys(("KEY_NEEDED", "KEY_UNKNOWN", "KEY_EXPIRED"), "invalid_api_key"),
+    "QUOTA_EXCEEDED": "insufficient_quota",
+    "TOO_MANY_REQUESTS": "rate_limit_exceeded",
+}
+
+
 class HttpRefusal(InvalidRequest):
     """A refusal because of the request's path, method, media type or host. It has its own HTTP status."""
 
@@ -62,7 +70,7 @@ def body_of(error: AimaError, path: str, request_id: str) -> dict[str, Any]:
                     status_of(error), "invalid_request_error" if error.status < 500 else "server_error"
                 ),
                 "param": fields[0].get("field") or ("model" if error.reason == "MODEL_NOT_FOUND" else None),
-                "code": error.reason.lower(),
+                "code": _OPENAI_CODES.get(error.reason, error.reason.lower()),
                 "details": error.body(),
             }
         }

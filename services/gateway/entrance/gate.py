@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -27,6 +27,7 @@ from services.gateway.state import Key
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 _SAFE = ("GET", "HEAD", "OPTIONS")  # these methods change nothing, and browsers hide their answers from other origins
+_MOST_IGNORED = 20  # ignored fields that a response names
 _OPEN = ("/health", "/api/v2/health", "/docs", "/openapi.json")  # these paths need no key and have no rate limit
 
 
@@ -65,7 +66,11 @@ class Gate:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"aima-request-id", caller.request_id.encode())]
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"aima-request-id", caller.request_id.encode()),
+                    *_ignored(scope.get("state", {}).get("ignored", ())),
+                ]
             await send(message)
 
         try:
@@ -186,6 +191,12 @@ def _as_aima_error(error: Exception, path: str) -> AimaError:
             return HttpRefusal(error.status_code, str(error.detail), "REFUSED", error.headers)
     logger.error("request failed by an internal error", path=path, exc_info=(True))
     return InternalError("internal error")
+
+
+def _ignored(names: Sequence[str]) -> list[tuple[bytes, bytes]]:
+    """Return the header that names the fields of a request that were ignored."""
+    shown = [name for name in names[:_MOST_IGNORED] if name.isascii() and name.isprintable() and len(name) <= 64]
+    return [(b"aima-ignored", ", ".join(shown).encode())] if shown else []
 
 
 def caller_of(scope_state: Any) -> Caller:

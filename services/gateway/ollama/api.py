@@ -144,7 +144,7 @@ class Ollama:
 
 async def read(request: Request, limit: int) -> bytes:
     """Return the body without a check of its media type: many of Ollama's clients send none."""
-    return await bodies.read(request, limit)
+    return bodies.repaired(await bodies.read(request, limit))
 
 
 async def _vectors(proxied: ProxiedAnswer, model: str, dimensions: int | None = None) -> list[msgspec.Raw]:

@@ -1,8 +1,8 @@
 """Serves the OpenAI API for text: models, chat completions, completions and embeddings.
 
-Source: the OpenAI API reference. The gateway reads only the fields that routing, quotas and rights need. It passes the
-engine's response on byte for byte, with one exception: if the client did not request the usage, the gateway removes the
-usage at the end of a stream.
+Source: the OpenAI API reference. `fields.py` decides which fields the engine gets. The gateway passes the engine's
+response on byte for byte, except for the usage at the end of a stream: it is removed if the client did not request it,
+and it is the sum if there are several answers.
 
 Some engines continue with a whole response after the client has left. From these engines, the gateway requests a
 stream, and assembles the whole response from it, field by field.
@@ -22,6 +22,7 @@ from starlette.routing import Route
 
 from aima_core.call import unix
 from aima_core.errors import AimaError, NotFound
+from aima_core.suggestions import find_named
 from aima_engines.kinds.embeddings import vectors
 from aima_engines.kinds.request_bodies import body_for_model, streaming_body
 from aima_engines.kinds.request_kinds import CHAT, COMPLETE, EMBED
@@ -30,6 +31,7 @@ from services.gateway.anthropic import answers
 from services.gateway.engines import translation
 from services.gateway.engines.passthrough import EventPassthrough, WholePassthrough
 from services.gateway.engines.proxying import EngineRequest, ProxiedAnswer, Proxy
+from services.gateway.engines.usage import whole_answer
 from services.gateway.entrance import bodies
 from services.gateway.entrance.access import Principal
 from services.gateway.entrance.disconnects import waiting_caller
@@ -38,6 +40,8 @@ from services.gateway.entrance.error_bodies import json
 from services.gateway.entrance.gate import caller_of
 from services.gateway.entrance.paths import fixed_path
 from services.gateway.entrance.quotas import estimate
+from services.gateway.openai.completions import check_completion, in_completions_shape
+from services.gateway.openai.fields import Extensions, choice_of_tool, for_engine, refuse_unreadable, without_nulls
 from services.gateway.openai.requests import ChatRequest, CompletionRequest, EmbeddingRequest, Sampling
 
 _LIST_TIMEOUT = 10.0  # seconds that the inference domain and the model domain have to list their models
@@ -65,11 +69,15 @@ class OpenAI:
     async def chat(self, request: Request) -> Response:
         data = await bodies.read_json(request, self._limit)
         body = bodies.decode(data, ChatRequest)
-        fields = _fields(data)
+        refuse_unreadable(msgspec.to_builtins(body.messages))
+        fields = _for_engine(request, data, body)
         if body.max_completion_tokens and not body.max_tokens:
-            fields["max_tokens"] = fields["max_completion_tokens"]  # every engine knows the older name max_tokens
+            fields["max_tokens"] = Raw(_encode(body.max_completion_tokens))  # the older name, which every engine knows
         if any(message.role == "developer" for message in body.messages):
             fields["messages"] = Raw(_as_system(fields["messages"]))
+        if body.tools or body.tool_choice:
+            tools, choice = choice_of_tool(without_nulls(body.tools or ()), body.tool_choice)
+            fields |= {"tools": Raw(_encode(tools)), **({"tool_choice": Raw(_encode(choice))} if choice else {})}
         engine_request = EngineRequest(
             CHAT,
             body.model,
@@ -85,7 +93,9 @@ class OpenAI:
 
     async def complete(self, request: Request) -> Response:
         data = await bodies.read_json(request, self._limit)
-        body, fields = bodies.decode(data, CompletionRequest), _fields(data)
+        body = bodies.decode(data, CompletionRequest)
+        check_completion(body)
+        fields = _for_engine(request, data, body)
         engine_request = EngineRequest(
             COMPLETE,
             body.model,
@@ -95,7 +105,13 @@ class OpenAI:
             wait=waiting_caller(request).wait,
             whole=not body.stream,
         )
-        return self._sample(request, body, engine_request)
+        if body.logprobs is None:
+            return self._sample(request, body, engine_request)
+
+        async def translate(proxied: ProxiedAnswer) -> dict[str, Any]:
+            return in_completions_shape(await whole_answer(proxied, body.n or 1))
+
+        return translation.TranslatedWhole(self._proxy, caller_of(request.state), engine_request, translate)
 
     async def embed(self, request: Request) -> Response:
         data = await bodies.read_json(request, self._limit)
@@ -103,13 +119,13 @@ class OpenAI:
         engine_request = EngineRequest(
             EMBED,
             body.model,
-            body_for_model(_fields(data)),
+            body_for_model(_for_engine(request, data, body)),
             tokens=estimate(data, 0),
             wait=waiting_caller(request).wait,
             whole=True,
         )
         if body.dimensions is None:
-            return WholePassthrough(self._proxy, caller_of(request.state), engine_request)
+            return WholePassthrough(self._proxy, caller_of(request.state), engine_request, explain=body.explain)
 
         async def translate(proxied: ProxiedAnswer) -> Raw:
             return Raw((await vectors(proxied, body.model, body.dimensions))[1])
@@ -127,8 +143,9 @@ class OpenAI:
         """Return a model that has a service. The path has the model's id or name, or the id or name of a service."""
         caller, name = caller_of(request.state), request.path_params["model"]
         served, created = await self._served(caller)
-        match = next((model for model in served if _is_called(model, name)), None)
-        if match is None or not caller.principal.may_use(name):
+        ident = find_named(name, {model["id"]: _all_names(model) for model in served}, "model")
+        match = next((model for model in served if model["id"] == ident), None)
+        if match is None or not caller.principal.may_use(name, match["id"], *_all_names(match)):
             raise NotFound(
                 f"there is no model {name}; GET /v1/models lists the models", reason="MODEL_NOT_FOUND", model=name
             )
@@ -155,8 +172,15 @@ class OpenAI:
     def _sample(self, request: Request, body: Sampling, engine_request: EngineRequest) -> Response:
         caller = caller_of(request.state)
         if not body.stream:
-            return WholePassthrough(self._proxy, caller, engine_request)
-        return EventPassthrough(self._proxy, caller, engine_request, usage_told=_wants_usage(body))
+            return WholePassthrough(self._proxy, caller, engine_request, each=body.n or 1)
+        return EventPassthrough(
+            self._proxy,
+            caller,
+            engine_request,
+            usage_told=_wants_usage(body),
+            several=body.answers > 1,
+            each=body.n or 1,
+        )
 
 
 def _names(model: Mapping[str, Any], principal: Principal) -> list[str]:
@@ -171,10 +195,10 @@ def _names(model: Mapping[str, Any], principal: Principal) -> list[str]:
     return [name for name in dict.fromkeys(names) if principal.may_use(name)]
 
 
-def _is_called(model: Mapping[str, Any], name: str) -> bool:
-    """Whether a name is the model's id or name, or the name or id of one of its services."""
+def _all_names(model: Mapping[str, Any]) -> list[str]:
+    """Return the names of a served model, and the names and ids of its services."""
     services = (service[field] for service in model["services"] for field in ("name", "service_id"))
-    return name in (model["id"], model["name"], *services)
+    return [model["name"], *services]
 
 
 def _model_object(name: str, model: Mapping[str, Any], created: Mapping[str, int]) -> dict[str, Any]:
@@ -187,8 +211,25 @@ def _wants_usage(body: Sampling) -> bool:
 
 
 def _make_body(body: Sampling, fields: Mapping[str, Raw]) -> Callable[[str], bytes]:
-    """Return the function that makes the body for the engine. A stream always requests the usage, for quotas."""
-    return streaming_body(fields) if body.stream and not _wants_usage(body) else body_for_model(fields)
+    """Return the function that makes the body for the engine.
+
+    A stream always requests the usage, for quotas. A request for several answers is always a stream, because the usage
+    of a whole answer counts only one of them.
+    """
+    streams = (body.stream and not _wants_usage(body)) or (not body.stream and body.answers > 1)
+    return streaming_body(fields) if streams else body_for_model(fields)
+
+
+def _for_engine(request: Request, data: bytes, body: msgspec.Struct) -> dict[str, Raw]:
+    """Return the fields that the engine gets. The response names the fields that are left out.
+
+    A whole number that is written as a float reaches the engine as an integer.
+    """
+    bodies.decode(data, Extensions)  # checks their bounds
+    fields, left_out = for_engine(_fields(data))
+    request.state.ignored = left_out
+    integers = {name: value for name in fields if type(value := getattr(body, name, None)) is int}
+    return fields | {name: Raw(_encode(value)) for name, value in integers.items()}
 
 
 def _anthropic(request: Request) -> bool:

@@ -1,4 +1,4 @@
-"""The fields of OpenAI requests that the gateway checks. The engine also gets all other fields, unchanged.
+"""The fields of OpenAI requests that the gateway checks. `fields.py` decides which fields the engine gets.
 
 Source: the OpenAI API reference.
 """
@@ -10,7 +10,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-Positive = Annotated[int, Meta(ge=1)]
+from aima_core.errors import ValidationFailed
+
+Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]  # engines count in 32 bits
 Share = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Temperature = Annotated[float, Meta(ge=0, le=2)]
@@ -22,6 +24,7 @@ class Message(msgspec.Struct):
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[dict[str, Any]] | None = None
+    tool_calls: list[dict[str, Any]] | None = None
 
 
 class StreamOptions(msgspec.Struct):
@@ -43,7 +46,7 @@ class Sampling(msgspec.Struct, kw_only=True):
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], Meta(max_length=16)] | None = None
 
     @property
     def answers(self) -> int:
@@ -68,6 +71,8 @@ class CompletionRequest(Sampling, kw_only=True):
 
     prompt: str | list[str | int | list[int]]
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    echo: bool | None = None
+    suffix: str | None = None
 
     @property
     def answers(self) -> int:
@@ -83,3 +88,15 @@ class EmbeddingRequest(msgspec.Struct, kw_only=True):
     input: str | list[str | int | list[int]]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Positive | None = None
+
+    def explain(self, error: ValidationFailed) -> ValidationFailed:
+        """Return the engine's refusal; if the input has token numbers, with the advice to send texts."""
+        parts = self.input if isinstance(self.input, list) else []
+        if error.reason != "ENGINE_REFUSED" or not any(isinstance(part, int | list) for part in parts):
+            return error
+        expected = "texts: the engine of this model does not accept token numbers"
+        return ValidationFailed(
+            f"input: expected {expected} ({error.message})",
+            reason="TOKENS_NOT_SUPPORTED",
+            fields=[{"field": "input", "expected": expected}],
+        )

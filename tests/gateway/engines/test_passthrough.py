@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from aima_core.errors import ExecutionFailed
 from aima_engines.engine_answer import TokenUsage
-from services.gateway.engines.passthrough import UsageReader, usage_of
+from services.gateway.engines.usage import UsageReader, usage_of
 from tests.aima_engines.test_text_kinds import BAD_INDICES
 
 TEXT = {"choices": [{"index": 0, "delta": {"content": 'of "usage" and "error"\n\n'}}]}
