@@ -401,7 +401,7 @@ async def test_tokens_are_reserved_while_a_request_runs_and_settled_with_what_it
         assert 200 < await spent() < 300
         with pytest.raises(openai.RateLimitError) as refused:
             await client.chat.completions.create(model="toy", messages=HELLO, max_tokens=200)
-        assert refused.value.code == "quota_exceeded"
+        assert refused.value.code == "insufficient_quota"
         assert 0 < int(refused.value.response.headers["retry-after"]) <= 86_401
         held.open.set()
         await first

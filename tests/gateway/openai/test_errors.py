@@ -91,8 +91,8 @@ async def test_who_may_not_is_told_why(here: Place) -> None:
     narrow = (await here.site.key("narrow", "model:high"))["Authorization"].removeprefix("Bearer ")
     other = await here.site.key("other", "inference:medium", models=["other"])
     fast = await here.site.key("fast", "inference:medium", requests_per_minute=1)
-    assert await refused(here, "aima_12345678_nonsense", openai.AuthenticationError) == "key_unknown"
-    assert await refused(here, "sk-of-another-service", openai.AuthenticationError) == "key_unknown"
+    assert await refused(here, "aima_12345678_nonsense", openai.AuthenticationError) == "invalid_api_key"
+    assert await refused(here, "sk-of-another-service", openai.AuthenticationError) == "invalid_api_key"
     assert await refused(here, narrow, openai.PermissionDeniedError) == "scope"
     hidden = await error_of(here, headers=other)
     unknown = await error_of(here, ASKED | {"model": "nothing"}, headers=other)

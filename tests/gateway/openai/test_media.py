@@ -262,4 +262,4 @@ async def test_a_model_that_no_engine_serves_is_told_from_one_that_is_not_there(
 @pytest.mark.asyncio(loop_scope="function")
 async def test_a_file_is_not_read_from_somebody_who_may_not_send_it(bare: Place) -> None:
     answer = await bare.site.http.post("/v1/audio/transcriptions", content=long_form(), headers=FORM)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (401, "key_needed")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
