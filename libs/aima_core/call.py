@@ -31,7 +31,7 @@ BATCH = "Aima-Batch"  # "true": several requests in one message (batches.py)
 SEQ = "Aima-Seq"  # number of a part, from 1
 FINAL = "Aima-Final"  # "true": this message is the reply, no part follows
 CONTENT_TYPE = "Content-Type"
-MALFORMED = "Aima-Malformed"  # `Connection` sets this header on a message whose header bytes cannot be parsed
+MALFORMED = "Aima-Malformed"  # `Connection` sets this header on a message whose header bytes cannot be used
 
 _TRACE = re.compile("[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _LONGEST_KEY = 200  # characters of an id in a header; limited, because the log stores the id
@@ -99,8 +99,7 @@ def from_headers(headers: Mapping[str, str] | None, *, node: str, default_timeou
 
     `default_timeout` in seconds applies if the headers have no timeout.
     """
-    headers = headers or {}
-    now = time.time()
+    headers, now = headers or {}, time.time()
     for name in (REQUEST_ID, IDEMPOTENCY_KEY, CAUSATION_ID, CORRELATION_ID, PRINCIPAL):
         if len(headers.get(name, "")) > _LONGEST_KEY:
             raise InvalidRequest(f"{name} is longer than {_LONGEST_KEY} characters", header=name)
@@ -108,13 +107,18 @@ def from_headers(headers: Mapping[str, str] | None, *, node: str, default_timeou
     if not 0 < timeout <= 86_400:
         raise InvalidRequest(f"{TIMEOUT} must be above 0 and at most 86400 seconds", header=TIMEOUT)
     if MALFORMED in headers:
-        raise InvalidRequest("the message's headers cannot be read", reason="NOT_DECODABLE")
+        raise InvalidRequest(
+            "the message's headers cannot be read, or set an option twice with different values", reason="NOT_DECODABLE"
+        )
+    for name in (TIMEOUT, IDEMPOTENCY_KEY, DRY_RUN, EXPECTED_VERSION, PRINCIPAL, PARTS, BATCH):
+        if headers.get(name) == "":
+            raise InvalidRequest(f"{name} is empty; give it a value, or omit it", header=name)
     version = headers.get(EXPECTED_VERSION)
     if version is not None and not (
         version.isdecimal() and len(version) <= 18
     ):  # a longer number would not fit into SQLite's 64-bit integers
         raise InvalidRequest(f"{EXPECTED_VERSION} must be a whole number", header=EXPECTED_VERSION)
-    request_id = headers.get(REQUEST_ID) or token(8)
+    request_id, principal = headers.get(REQUEST_ID) or token(8), headers.get(PRINCIPAL, "")
     trace = headers.get(TRACEPARENT, "")
     return Call(
         request_id=request_id,
@@ -122,14 +126,22 @@ def from_headers(headers: Mapping[str, str] | None, *, node: str, default_timeou
         node=node,
         correlation_id=headers.get(CORRELATION_ID) or request_id,
         causation_id=headers.get(CAUSATION_ID, ""),
-        principal=headers.get(PRINCIPAL, ""),
+        principal=principal,
         trace=trace if _TRACE.fullmatch(trace) else new_trace(),
         deadline=now + timeout,
-        idempotency_key=headers.get(IDEMPOTENCY_KEY, ""),
+        idempotency_key=_own_key(principal, headers.get(IDEMPOTENCY_KEY, "")),
         dry_run=flag(headers, DRY_RUN),
         expected_version=None if version is None else int(version),
         parts=flag(headers, PARTS),
     )
+
+
+def _own_key(principal: str, key: str) -> str:
+    """Return an idempotency key that differs from the keys of all other principals.
+
+    No header has a line break, so no caller can send the key of another principal.
+    """
+    return f"{principal}\n{key}" if principal and key else key
 
 
 def to_headers(call: Call, *, timeout: float, idempotency_key: str = "") -> dict[str, str]:
@@ -184,7 +196,7 @@ def _number(headers: Mapping[str, str], name: str, default: float) -> float:
 
 def flag(headers: Mapping[str, str], name: str) -> bool:
     """Return whether a header is "true". A missing header counts as "false". Raises InvalidRequest for other values."""
-    value = headers.get(name, "").lower()
-    if value not in ("", "true", "false"):  # a misspelt value must not turn a dry run into a real one
+    value = headers.get(name, "false").lower()
+    if value not in ("true", "false"):  # a misspelt value must not turn a dry run into a real one
         raise InvalidRequest(f"{name} must be true or false", header=name)
     return value == "true"

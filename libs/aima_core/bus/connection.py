@@ -22,6 +22,7 @@ from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 
 from aima_core import call as calls
+from aima_core.bus.call_options import set_twice_in
 from aima_core.bus.credentials import BusUser
 from aima_core.errors import Forbidden, Unauthorized, Unavailable
 from aima_core.structured_logs import logger
@@ -123,12 +124,17 @@ class Connection(Nats):
     async def _process_headers(self, headers: Any) -> dict[str, str] | None:
         """Return the headers. Bytes that are not headers become the header `Aima-Malformed`.
 
-        nats-py's reading task would end on such bytes, and the process would receive no more messages.
+        nats-py's reading task would end on such bytes, and the process would receive no more messages. nats-py keeps
+        only the last value of a name, so an option with two different values becomes `Aima-Malformed`, too.
         """
         try:
-            return await super()._process_headers(headers)
+            parsed: dict[str, str] | None = await super()._process_headers(headers)
         except (ValueError, IndexError):
             return {calls.MALFORMED: "true"}
+        lines = bytes(headers).count(b"\r\n") - 2 if parsed else 0  # without the first line and the empty last one
+        if parsed and lines > len(parsed) and set_twice_in(bytes(headers)):
+            return {calls.MALFORMED: "true"}
+        return parsed
 
     def _build_message(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None

@@ -23,7 +23,7 @@ from nats.micro.service import EndpointConfig, Service, ServiceConfig
 
 from aima_core import call as calls
 from aima_core.bus.batches import BatchItem, items_of, replies_of
-from aima_core.bus.call_options import canonical, honoured
+from aima_core.bus.call_options import canonical, check, honoured
 from aima_core.bus.outcomes import Outcome, ReplyStream, encode
 from aima_core.bus.payloads import body_of
 from aima_core.call import Call, current_call
@@ -182,7 +182,10 @@ class Endpoints:
         try:
             if isinstance(message, BatchItem):
                 message.headers = canonical(message.headers)
+                if calls.flag(message.headers, calls.BATCH):
+                    raise InvalidRequest("a request in a batch cannot be a batch", header=calls.BATCH)
             call = calls.from_headers(message.headers, node=self._node, default_timeout=unit.spec.timeout)
+            check(unit.spec.kind, unit.spec.name, call)
             current_call.set(call)
             command = parse(unit, body_of(message.data, message.headers))
             # checks `fields` first: getattr for a missing field of a pydantic model costs more than parsing the input

@@ -83,4 +83,7 @@ def fingerprint(command: Command[Any]) -> bytes:
 
 def key_reused(key: str) -> Conflict:
     """Return the error for an idempotency key that was already used for another request."""
-    return Conflict("this idempotency key was already used for another request", reason="KEY_REUSED", key=key)
+    sent = key.rpartition("\n")[2]  # without the principal, which the core adds
+    return Conflict(
+        "this idempotency key was already used for another request; use another key", reason="KEY_REUSED", key=sent
+    )

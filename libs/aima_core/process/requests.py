@@ -52,14 +52,14 @@ class RequestHandler(Generic[S]):
 
     async def handle(self, request: Unit[Any], call: Call, replies: ReplyStream) -> Outcome:
         """Run one request. Raises TypeError if the domain replies with another type than the unit declares."""
+        if isinstance(request, Query) and call.expected_version is not None:
+            raise no_stream(request)
         if isinstance(request, LogQuery):
             return Outcome(_encode_page(await self._log_page(request)))
         if isinstance(request, ReadQuery):
             view = await self._read(request.uri)
             return Outcome(encode_view(Read(uri=request.uri, data=view.model_dump(mode="json"))))
         if isinstance(request, Query):
-            if call.expected_version is not None:
-                raise no_stream(request)
             view = await self._contract.answer(self._contract.resolve(request))
             return Outcome(encode_view(view), version=version_of(view), position=self._states.position)
         if not isinstance(request, Command):

@@ -107,13 +107,15 @@ class StreamStates(Generic[S]):
     def _check_version(self, stream: str, call: Call) -> None:
         actual = self.decided_versions.get(stream, 0)
         if call.expected_version is not None and call.expected_version != actual:
+            unit, data = reader_of(self._domain, stream)
             raise Conflict(
                 f"{stream} is at version {actual}, not at the expected version {call.expected_version}; read it again"
-                " before you repeat the request",
+                f" with {unit}, then repeat the request with version {actual} if it is still right",
                 reason="VERSION_CONFLICT",
                 stream=stream,
                 expected_version=call.expected_version,
                 version=actual,
+                read_with={"unit": unit, "input": data},
             )
 
     def apply(self, events: Sequence[Event], call: Call) -> Applied:
@@ -172,6 +174,17 @@ def no_stream(request: Unit[Any]) -> InvalidRequest:
         reason="NO_STREAM",
         header=EXPECTED_VERSION,
     )
+
+
+def reader_of(domain: Domain[Any], stream: str) -> tuple[str, dict[str, Any]]:
+    """Return the query, and its input, that shows a stream with its version. Without one, returns the domain's log."""
+    ident = stream.partition("/")[2]
+    by_reference = [query for query in domain.queries if len(query.spec.references) == 1]
+    single = [query for query in by_reference if query.output.stream_field]
+    several = [query for query in by_reference if query.output.versioned_fields]
+    for query in (*single, *several):
+        return query.spec.name, {query.spec.references[0]: ident}
+    return f"{domain.name}.log", {"stream": stream}
 
 
 def _merge(world: dict[str, S], states: Mapping[str, S | None]) -> None:

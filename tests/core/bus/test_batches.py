@@ -53,7 +53,7 @@ async def test_each_request_of_a_batch_has_headers_of_its_own(bare: Bare) -> Non
         bare,
         "counter.add",
         add("a", 5, principal="ann", idempotency_key="k", request_id="r1"),
-        add("a", 5, principal="bob", idempotency_key="k"),
+        add("a", 5, principal="ann", idempotency_key="k"),
         add("b", 5, dry_run="true"),
         add("c", 5, timeout="-1"),
     )

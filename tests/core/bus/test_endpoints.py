@@ -705,8 +705,12 @@ async def test_a_command_on_a_version_that_has_passed_is_refused(tmp_path: Path,
             "stream": "counter/c1",
             "expected_version": 0,
             "version": 1,
+            "read_with": {"unit": "counter.log", "input": {"stream": "counter/c1"}},
         }
-        assert await bare.total("c1") == 5
+        read = reply["error"]["details"]["read_with"]
+        (event,) = (await bare.ask(read["unit"], **read["input"]))["data"]["events"]
+        again = await bare.raw("counter.add", ADD, {"Aima-Expected-Version": str(event["version"])})
+        assert again["data"] == {"total": 10}
 
 
 # --- deadlines ----------------------------------------------------------------------------------------------------

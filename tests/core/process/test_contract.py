@@ -124,6 +124,8 @@ async def test_a_reply_of_another_type_is_a_bug_and_none_of_it_is_sent(
     headers: dict[str, str],
 ) -> None:
     async with talking(tmp_path, shared_nats, MISTAKEN) as bare:
+        if unit in ("counter.get", "counter.read"):
+            headers = {}  # a query has no idempotency key
         with caplog.at_level(logging.ERROR, "aima"):
             reply = await bare.raw(unit, json.dumps(data).encode(), headers)
         assert (reply["success"], reply["error"]["code"]) == (False, "INTERNAL_ERROR")

@@ -124,6 +124,7 @@ async def test_a_command_on_an_older_version_than_it_was_planned_on_is_refused(t
             "stream": "counter/c1",
             "expected_version": 0,
             "version": 1,
+            "read_with": {"unit": "counter.log", "input": {"stream": "counter/c1"}},
         }
         decision = await writer.run(Add(counter_id="c1"), msgspec.structs.replace(fresh(), expected_version=1))
         assert decision.version == 2
