@@ -360,6 +360,7 @@ class InstallEngine(
 class StartEngine(
     Command[Started],
     unit="engine.start",
+    destructive=True,
     timeout=300,
     errors=(NotFound, Conflict, ValidationFailed, InsufficientResources, ExecutionFailed, Timeout, Unavailable),
     events=(StartProgress, EngineStarted, EngineError),

@@ -126,6 +126,7 @@ class Keys(View):
 class CreateKey(
     Command[NewKey],
     unit="gateway.create_key",
+    destructive=False,
     risk="high",
     errors=(Conflict,),
     events=(KeyCreated,),

@@ -210,6 +210,7 @@ class CanAllocate(View):
 class Allocate(
     Command[SlotRef],
     unit="resource.allocate",
+    destructive=True,
     idempotent=True,
     stream="slot_id",
     errors=(InsufficientResources, Conflict),

@@ -520,6 +520,7 @@ class DeleteService(
 class StartService(
     Command[StartOutcome],
     unit="service.start",
+    destructive=True,
     idempotent=True,
     stream="service_id",
     timeout=300,

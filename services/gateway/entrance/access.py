@@ -128,12 +128,12 @@ class Policy:
         key = keys.get(f"gateway/{who.key_id}")
         return key is not None and not key.expired(at)
 
-    def identify(self, token: str, keys: Mapping[str, Key], at: float) -> Principal:
-        """Return the principal of a token.
+    def identify(self, token: str, keys: Mapping[str, Key], at: float, *, dummies: bool = False) -> Principal:
+        """Return the principal of a token. An empty token returns NOBODY.
 
-        Raises Unauthorized for an AIMA key that is unknown, revoked or expired. This also applies if no key is
-        required, because the client relies on its key. If the token is not an AIMA key, raises Unauthorized if keys are
-        required, and returns NOBODY otherwise. An empty token returns NOBODY.
+        Raises Unauthorized for a key that is unknown, revoked or expired. This also applies if no key is required,
+        because the client relies on its key. With `dummies`, a token that does not look like a key of AIMA returns
+        NOBODY if no key is required.
         """
         if not token:
             return NOBODY
@@ -162,9 +162,12 @@ class Policy:
                 requests_per_minute=key.requests_per_minute,
                 tokens_per_day=key.tokens_per_day,
             )
-        if self.required:
-            raise Unauthorized("the key is unknown; create one with: aima keys create NAME", reason="KEY_UNKNOWN")
-        return NOBODY  # clients of other APIs always send a key, even if none is needed
+        if self.required or not dummies or looks_like_a_key(token):
+            raise Unauthorized(
+                "the key is unknown; omit it if you need none, or create one with: aima keys create NAME",
+                reason="KEY_UNKNOWN",
+            )
+        return NOBODY
 
 
 def without_caller(event: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,6 +194,11 @@ def without_owners(value: Any, name: str) -> Any:
 def _emptied(fields: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """Return a copy of the fields in which the named fields are empty: texts become "", other values None."""
     return {**fields, **{name: "" if isinstance(fields[name], str) else None for name in names if name in fields}}
+
+
+def looks_like_a_key(token: str) -> bool:
+    """Whether a text looks like a key of AIMA, perhaps with a wrong case or in quotes."""
+    return token.strip("'\" ").lower().startswith(PREFIX.rstrip("_"))
 
 
 def hash_of(secret: str) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
 from aima_core import call as calls
-from aima_core.bus.call_options import exact_name
+from aima_core.bus.call_options import GUARDED, exact_name, set_twice
 from aima_core.bus.client import Answer, Client
 from aima_core.bus.directory import Directory, UnitInfo
 from aima_core.call import new_trace
@@ -30,7 +30,7 @@ _ELSEWHERE: Mapping[str | None, str] = {
     calls.BATCH: "send one request at a time",
 }
 _NAMES = 5.0  # seconds that a domain has to list the names of a model
-_FORWARDED = (calls.EXPECTED_VERSION, calls.DRY_RUN, calls.CAUSATION_ID, calls.CORRELATION_ID)
+_FORWARDED = (calls.EXPECTED_VERSION, calls.CAUSATION_ID, calls.CORRELATION_ID, calls.TRACEPARENT)
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,11 @@ class Caller:
         """The id that marks this caller's data: the key's id. Without a key, it is the caller's address."""
         return self.principal.key_id or f"at {self.address}"
 
+    @property
+    def dry_run(self) -> bool:
+        """Whether the request is a dry run, which changes nothing."""
+        return self.headers.get(calls.DRY_RUN) == "true"
+
     def for_bus(self) -> dict[str, str]:
         """Return the headers for the caller's request on the bus: the id and the options of the request."""
         return {**self.on_behalf(), calls.REQUEST_ID: self.request_id, **self.headers}
@@ -63,22 +68,30 @@ class Caller:
         }
 
 
-def caller_from(principal: Principal, address: str, http_headers: Mapping[str, str]) -> Caller:
-    """Return the caller of an HTTP request. The names in `http_headers` must be lower case.
+def caller_from(principal: Principal, address: str, pairs: Iterable[tuple[str, str]]) -> Caller:
+    """Return the caller of a request with these headers, whose names are in lower case.
 
-    Raises InvalidRequest for an invalid header, and for a header that looks like an option and is none.
+    Raises InvalidRequest for an invalid header, for an option that is empty or set twice with different values, and for
+    a header that looks like an option and is none.
     """
-    for name in http_headers:
-        if (option := exact_name(name, _GUARDED)) in _ELSEWHERE:
+    http_headers: dict[str, str] = {}  # if a header of another system occurs more than once, the first value counts
+    for given, value in pairs:
+        option = exact_name(given, _GUARDED)
+        if option in _ELSEWHERE:
             raise InvalidRequest(
-                f"the header {option} has no meaning over HTTP: {_ELSEWHERE[option]}",
+                f"the header {option} has no meaning here: {_ELSEWHERE[option]}",
                 reason="UNKNOWN_OPTION",
                 header=option,
             )
-    headers = {
-        name: _text(http_headers, name) for name in (*_FORWARDED, calls.TRACEPARENT) if name.lower() in http_headers
-    }
-    if key := _text(http_headers, "Idempotency-Key") or _text(http_headers, calls.IDEMPOTENCY_KEY):
+        name = option.lower() if option else given
+        if http_headers.setdefault(name, value) != value and option in GUARDED:
+            raise set_twice(option)
+        if not value and option in GUARDED:
+            raise InvalidRequest(f"{option} is empty; give it a value, or omit it", header=option)
+    headers = {name: text for name in _FORWARDED if (text := _text(http_headers, name))}
+    if calls.flag({calls.DRY_RUN: _text(http_headers, calls.DRY_RUN) or "false"}, calls.DRY_RUN):
+        headers[calls.DRY_RUN] = "true"
+    if key := _text(http_headers, calls.IDEMPOTENCY_KEY):
         headers[calls.IDEMPOTENCY_KEY] = own_key(Caller(principal, address).owner, key)
     request_id = _text(http_headers, "X-Request-Id") or _text(http_headers, calls.REQUEST_ID) or calls.token(8)
     return Caller(principal, address, request_id[:200], read_timeout(_text(http_headers, calls.TIMEOUT)), headers)
@@ -126,7 +139,7 @@ class Dispatcher:
         ValidationFailed if the input has a `holder`.
         """
         unit = await self.directory.find(name)
-        self.policy.permit(caller.principal, reading(unit) if caller.headers.get(calls.DRY_RUN) == "true" else unit)
+        self.policy.permit(caller.principal, self._reading(unit) if caller.dry_run else unit)
         if isinstance(model := data.get("model"), str):
             await self._permit_model(caller, model)
         if name in _UNCOUNTED and data.get("holder"):
@@ -159,6 +172,11 @@ class Dispatcher:
             return [model["id"], model["name"]]
         return []
 
+    def _reading(self, unit: UnitInfo) -> UnitInfo:
+        """Return a unit with the rights that a dry run needs: those of reading the domain's events, which it shows."""
+        log = self.directory.units.get(f"{unit.domain}.log")
+        return msgspec.structs.replace(unit, kind="query", risk=log.risk if log else unit.risk)
+
     async def envelope(self, caller: Caller, name: str, data: Mapping[str, Any]) -> bytes:
         """Return a unit's answer in its envelope. Hides fields that the caller may not see. Raises the unit's error."""
         unit = await self.permitted(caller, name, data)
@@ -167,7 +185,7 @@ class Dispatcher:
             reply = await self.client.envelope(name, data, timeout=timeout, headers=caller.for_bus())
             if caller.principal.tokens_per_day:
                 used.append(used_by(msgspec.json.decode(reply).get("data")))
-            names_callers = tells_events(unit) or tells_owners(unit)
+            names_callers = tells_events(unit) or tells_owners(unit) or caller.dry_run
             if not names_callers or self.policy.sees_whole(caller.principal, unit.domain):
                 return reply
             envelope = msgspec.json.decode(reply)
@@ -198,7 +216,7 @@ class Dispatcher:
                 part = Answer({**part.data, "events": [visible_event(event) for event in events]}, part.meta)
             case {"type": _, "stream": _, "principal": _}:  # the parts of a command are its events
                 return visible_event(part)
-        if not tells_owners(unit):
+        if not (tells_owners(unit) or caller.dry_run):  # the events of a plan may name owners
             return part
         name = caller.principal.name
         if isinstance(part, Answer):
@@ -208,7 +226,7 @@ class Dispatcher:
     def _counted(
         self, caller: Caller, unit: UnitInfo, data: Mapping[str, Any]
     ) -> contextlib.AbstractAsyncContextManager[list[int]]:
-        if self._quotas is None or unit.domain != _USES_TOKENS or unit.kind == "query":
+        if self._quotas is None or unit.domain != _USES_TOKENS or unit.kind == "query" or caller.dry_run:
             return contextlib.nullcontext([])
         return self._quotas.within(caller.principal, of_input(data))
 
@@ -219,11 +237,6 @@ def _names(model: Mapping[str, Any]) -> list[str]:
         model["name"],
         *(text for service in model["services"] for text in (service["service_id"], service["name"])),
     ]
-
-
-def reading(unit: UnitInfo) -> UnitInfo:
-    """Return a unit with the rights that a dry run needs: those of reading."""
-    return msgspec.structs.replace(unit, kind="query", risk="low")
 
 
 def tells_events(unit: UnitInfo) -> bool:

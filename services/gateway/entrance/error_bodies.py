@@ -55,6 +55,12 @@ def status_of(error: AimaError) -> int:
     return error.http_status if isinstance(error, HttpRefusal) else error.status
 
 
+def is_foreign(path: str) -> bool:
+    """Whether a path belongs to the OpenAI, Anthropic or Ollama API."""
+    ollama = path == "/" or (path.startswith("/api/") and not path.startswith("/api/v2") and path.count("/") == 2)
+    return ollama or path.startswith("/v1/") or path == "/rerank"
+
+
 def body_of(error: AimaError, path: str, request_id: str) -> dict[str, Any]:
     """Return the body of an error, in the format of the API that has this path."""
     if path.startswith("/v1/messages"):

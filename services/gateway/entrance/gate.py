@@ -20,7 +20,9 @@ from aima_core.errors import AimaError, Forbidden, InternalError, Unauthorized
 from aima_core.structured_logs import logger
 from services.gateway.entrance.access import NOBODY, Policy, Principal
 from services.gateway.entrance.dispatch import Caller, caller_from
-from services.gateway.entrance.error_bodies import HttpRefusal, failure, no_such_path, status_of
+from services.gateway.entrance.error_bodies import HttpRefusal, failure, is_foreign, no_such_path, status_of
+from services.gateway.entrance.options import refuse_conditions
+from services.gateway.entrance.presented_keys import principal_of
 from services.gateway.entrance.rate_limits import RateLimiter
 from services.gateway.settings import local
 from services.gateway.state import Key
@@ -90,16 +92,17 @@ class Gate:
             self._count(scope, status, time.perf_counter() - started_at)
 
     def _admit(self, scope: Scope, path: str) -> Caller:
-        headers = _headers(scope)
+        pairs, foreign = _pairs(scope), is_foreign(path)
+        headers = dict(reversed(pairs))  # if a header occurs more than once, the first value counts
         self._check_host(headers.get("host", ""))
         if scope["method"] not in _SAFE:
             self._check_origin(headers)
         client = scope.get("client")
         address = client[0] if client else "unix"
         if path in _OPEN:
-            return caller_from(NOBODY, address, headers)
+            return caller_from(NOBODY, address, pairs)
         try:
-            principal = self._policy.identify(_key(headers), self._keys, time.time())
+            principal = principal_of(pairs, self._policy, self._keys, time.time(), dummies=foreign)
         except Unauthorized:
             self._limiter.check(NOBODY, address)  # slows down attempts to guess keys
             raise
@@ -110,8 +113,12 @@ class Gate:
                 " KEY",
                 reason="KEY_NEEDED",
             )
+        if foreign:  # OpenAI's client sends an Idempotency-Key with each request; it has no effect there
+            pairs = [pair for pair in pairs if pair[0] != "idempotency-key"]
+        elif scope["method"] not in _SAFE:
+            refuse_conditions(headers)
         valid = partial(self._is_valid, principal)
-        return replace(caller_from(principal, address, headers), valid=valid)
+        return replace(caller_from(principal, address, pairs), valid=valid)
 
     def _is_valid(self, principal: Principal) -> bool:
         return self._policy.valid(principal, self._keys, time.time())
@@ -158,15 +165,9 @@ def hosts_of(host: str, more: tuple[str, ...]) -> frozenset[str] | None:
     return _LOOPBACK | {host, ""} | {name.lower() for name in more}
 
 
-def _headers(scope: Scope) -> dict[str, str]:
-    """Return the headers by lower-case name. If a header occurs more than once, the first value counts."""
-    return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
-
-
-def _key(headers: Mapping[str, str]) -> str:
-    """Return the key in `Authorization: Bearer`, or in `x-api-key`, which Anthropic's clients send."""
-    scheme, _, key = headers.get("authorization", "").partition(" ")
-    return key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "").strip()
+def _pairs(scope: Scope) -> list[tuple[str, str]]:
+    """Return the headers, with their names in lower case."""
+    return [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]]
 
 
 def _refusal(error: Exception, scope: Scope, request_id: str) -> Response:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
+from urllib.parse import parse_qsl
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
+
+from services.gateway.entrance.gate import caller_of
+from services.gateway.entrance.options import refuse_in_query, refuse_options
 
 Answering = Callable[[Request], Awaitable[Response]]
 
@@ -80,12 +84,15 @@ class _Endpoint:
     """The ASGI application of a fixed path. It answers every method, so no later route matches the path.
 
     The gate turns the errors of this application into responses. So this class replaces Starlette's own wrapper, which
-    would handle the errors itself.
+    would handle the errors itself. Unless the path `calls_unit`, it also refuses the options of a call.
     """
 
-    def __init__(self, methods: Mapping[str, Answering], others: Answering | None = None) -> None:
+    def __init__(
+        self, methods: Mapping[str, Answering], others: Answering | None = None, *, calls_unit: bool = False
+    ) -> None:
         self._methods = dict(methods)
         self._others = others
+        self._calls_unit = calls_unit
         if "GET" in self._methods:
             self._methods.setdefault("HEAD", self._methods["GET"])
 
@@ -93,15 +100,23 @@ class _Endpoint:
         answering = self._methods.get(scope["method"], self._others)
         if answering is None:
             raise HTTPException(405, headers={"Allow": ", ".join(self._methods)})
-        response = await answering(Request(scope, receive, send))
+        request = Request(scope, receive, send)
+        if not self._calls_unit:
+            query = scope["query_string"].decode("latin-1")
+            refuse_in_query(name for name, _ in parse_qsl(query, keep_blank_values=True))
+            refuse_options(caller_of(request.state), scope["path"])
+        response = await answering(request)
         await response(scope, receive, send)
 
 
-def fixed_path(path: str, methods: Mapping[str, Answering]) -> Route:
-    """Return the route of a path with these methods. Other methods get 405, even if a later route matches."""
-    return Route(path, _Endpoint(methods))
+def fixed_path(path: str, methods: Mapping[str, Answering], *, calls_unit: bool = False) -> Route:
+    """Return the route of a path with these methods. Other methods get 405, even if a later route matches.
+
+    `calls_unit`: the path passes the options of a call to a unit.
+    """
+    return Route(path, _Endpoint(methods, calls_unit=calls_unit))
 
 
 def fixed_path_any_method(path: str, answering: Answering) -> Route:
-    """Return the route of a path that passes every method to `answering`."""
-    return Route(path, _Endpoint({}, answering))
+    """Return the route of a path that passes every method, and the options of a call, to `answering`."""
+    return Route(path, _Endpoint({}, answering, calls_unit=True))

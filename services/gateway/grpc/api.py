@@ -19,6 +19,7 @@ import grpc
 import msgspec
 from google.protobuf import json_format
 from google.protobuf.struct_pb2 import Struct, Value
+from google.protobuf.unknown_fields import UnknownFieldSet
 from grpc import StatusCode
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -29,7 +30,8 @@ from aima_core.structured_logs import logger
 from services.gateway.entrance import bodies
 from services.gateway.entrance.access import NOBODY, Policy, Principal, without_owners
 from services.gateway.entrance.dispatch import Caller, Dispatcher, caller_from
-from services.gateway.entrance.options import Options, with_options
+from services.gateway.entrance.options import Options, refuse_options, with_options
+from services.gateway.entrance.presented_keys import principal_of
 from services.gateway.entrance.rate_limits import RateLimiter
 from services.gateway.grpc.proto import gateway_pb2 as pb
 from services.gateway.settings import GatewaySettings
@@ -146,6 +148,8 @@ class GrpcDoor:
         Unavailable if JetStream does not answer.
         """
         caller = self._caller(context)
+        _refuse_unknown(request)
+        refuse_options(caller, "WatchResource")
         resource = self._dispatcher.directory.resource_of(request.uri)
         if resource is None:
             raise NotFound(f"there is no resource {request.uri}", reason="NO_SUCH_RESOURCE", uri=request.uri)
@@ -162,6 +166,8 @@ class GrpcDoor:
     async def _read(self, request: pb.ExecuteRequest, context: Context) -> tuple[Caller, dict[str, Any]]:
         """Return the caller and the unit's input. Raises Unauthorized, RateLimited, UnitNotFound, InvalidRequest."""
         caller = self._caller(context)
+        for message in (request, request.options):
+            _refuse_unknown(message)
         options = bodies.convert({field.name: value for field, value in request.options.ListFields()}, Options)
         unit = await self._dispatcher.directory.find(request.unit)
         if request.type not in ("", unit.kind):
@@ -173,12 +179,13 @@ class GrpcDoor:
         return caller, _input(request.input)
 
     def _caller(self, context: Context) -> Caller:
-        metadata = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
-        scheme, _, token = metadata.get("authorization", "").partition(" ")
-        token = token if scheme.lower() == "bearer" else metadata.get("x-api-key", "")
+        metadata = [
+            (name.lower(), value if isinstance(value, str) else "(bytes)")
+            for name, value in context.invocation_metadata() or ()
+        ]
         address = _host(context.peer())
         try:
-            principal = self._policy.identify(token.strip(), self._keys, time.time())
+            principal = principal_of(metadata, self._policy, self._keys, time.time())
         except Unauthorized:
             self._rates.check(NOBODY, address)  # slows down attempts to guess keys
             raise
@@ -221,6 +228,16 @@ async def _abort(context: Context, error: Exception) -> None:
         error = InternalError("internal error")
     body = msgspec.json.encode(error.body(), enc_hook=str)
     await context.abort(_CODES.get(error.status, StatusCode.INTERNAL), error.message, ((_ERROR, body),))
+
+
+def _refuse_unknown(message: Any) -> None:
+    """Raise InvalidRequest for a field of a later release. The field could be an option that AIMA would ignore."""
+    unknown = UnknownFieldSet(message)
+    if len(unknown):
+        raise InvalidRequest(
+            f"{message.DESCRIPTOR.name} has no field {unknown[0].field_number} in this release; omit the field",
+            reason="UNKNOWN_FIELD",
+        )
 
 
 def _host(peer: str) -> str:

@@ -108,6 +108,7 @@ class McpServer:
         client = self._find_client(ctx)
         try:
             client.mode.admit(unit)
+            tool_options.check_params(ctx.params or {})
             arguments = dict(params.arguments or {})
             caller = tool_options.from_arguments(tool_options.from_meta(client.caller, ctx.meta), unit, arguments)
             answer = await self._ask(ctx, caller, unit, arguments)
@@ -163,6 +164,7 @@ class McpServer:
 
     async def _read_resource(self, ctx: Context, params: types.ReadResourceRequestParams) -> types.ReadResourceResult:
         unit, caller = await self._reader(ctx, params.uri)
+        caller = tool_options.from_meta(caller, ctx.meta)
         answer = await self._ask(ctx, caller, unit, {"uri": params.uri})
         return resources.contents(params.uri, answer.data["data"])
 

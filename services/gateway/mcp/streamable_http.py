@@ -29,6 +29,7 @@ from aima_core.call import token
 from aima_core.errors import PayloadTooLarge, RateLimited, Unavailable
 from services.gateway.entrance.dispatch import Dispatcher
 from services.gateway.entrance.gate import caller_of
+from services.gateway.entrance.options import refuse_in_query
 from services.gateway.mcp.api import Context, McpClient, McpServer
 from services.gateway.mcp.notifications import Changes
 from services.gateway.mcp.tools import mode_from
@@ -150,6 +151,7 @@ class McpDoor:
         if content_length.isdecimal() and int(content_length) > self._limit:
             raise PayloadTooLarge(f"the body is larger than the limit of {self._limit} bytes", limit=self._limit)
         query = request.query_params
+        refuse_in_query(query)
         request.state.mode = mode_from(query.get("read_only", ""), query.get("only", ""))
         owner = caller_of(request.state).owner
         # the SDK gives the session to this user

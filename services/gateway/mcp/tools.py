@@ -20,11 +20,10 @@ from mcp_types import CallToolResult, TextContent, Tool, ToolAnnotations
 
 from aima_core.bus.directory import UnitInfo, unknown
 from aima_core.errors import AimaError, Forbidden, InvalidRequest, UnitNotFound
-from aima_core.store.records import Planned
+from aima_core.process.dry_run import PLAN_SCHEMA
 from services.gateway.entrance.access import Principal
 
 REACHES_OUT = frozenset({"pull", "search", "install", "download"})
-_PLAN = msgspec.json.schema_components((Planned,))[1]["Planned"]
 OPTIONS_FIELD = "_aima"
 """The field of a tool's input with the options of the call. A model writes a tool's input, but not its `_meta`."""
 _OPTIONS = {
@@ -177,7 +176,7 @@ def _output(unit: UnitInfo) -> dict[str, Any]:
     if unit.kind == "query":
         return unit.output
     answer = {key: value for key, value in unit.output.items() if key != "$defs"}  # references point to the root
-    return {"type": "object", "anyOf": [answer, _PLAN], "$defs": unit.output.get("$defs", {})}
+    return {"type": "object", "anyOf": [answer, PLAN_SCHEMA], "$defs": unit.output.get("$defs", {})}
 
 
 def _description(unit: UnitInfo) -> str:

@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from aima_core.bus.call_options import OPTIONS
 from aima_core.bus.client import Answer
 from aima_core.bus.directory import DomainInfo, UnitInfo
 from aima_core.errors import AimaError, InvalidRequest, NotFound, ValidationFailed
@@ -24,7 +25,7 @@ from services.gateway.entrance.disconnects import cancel_on_disconnect
 from services.gateway.entrance.dispatch import Caller, Dispatcher
 from services.gateway.entrance.error_bodies import body_of, json
 from services.gateway.entrance.gate import caller_of
-from services.gateway.entrance.options import Options, with_options
+from services.gateway.entrance.options import Options, refuse_in_body, refuse_in_query, with_options
 from services.gateway.entrance.paths import fixed_path, fixed_path_any_method
 from services.gateway.events import sse
 from services.gateway.rest import routes
@@ -58,9 +59,9 @@ class RestApi:
     def routes(self) -> list[Route]:
         """Return the routes. The last two match every remaining path, so they must stay last."""
         return [
-            fixed_path(f"{PREFIX}/execute", {"POST": self.execute}),
-            fixed_path(f"{PREFIX}/command/{{unit}}", {"POST": self.named}),
-            fixed_path(f"{PREFIX}/query/{{unit}}", {"GET": self.named, "POST": self.named}),
+            fixed_path(f"{PREFIX}/execute", {"POST": self.execute}, calls_unit=True),
+            fixed_path(f"{PREFIX}/command/{{unit}}", {"POST": self.named}, calls_unit=True),
+            fixed_path(f"{PREFIX}/query/{{unit}}", {"GET": self.named, "POST": self.named}, calls_unit=True),
             fixed_path(f"{PREFIX}/units", {"GET": self.units}),
             fixed_path(f"{PREFIX}/schema/{{unit}}", {"GET": self.schema}),
             *self._operations.routes(),
@@ -70,7 +71,14 @@ class RestApi:
 
     async def execute(self, request: Request) -> Response:
         """Call the unit that the body names."""
-        body = bodies.convert(await bodies.read_object(request, self._limit), Execute)
+        if request.query_params:
+            refuse_in_query(request.query_params)
+            raise InvalidRequest(
+                f"{PREFIX}/execute has no query string; put the input into the body", reason="NO_QUERY"
+            )
+        data = await bodies.read_object(request, self._limit)
+        refuse_in_body(data, Execute.__struct_fields__, Options.__struct_fields__, "options.")
+        body = bodies.convert(data, Execute)
         unit = await self._dispatcher.directory.find(body.unit)
         if body.type not in (None, unit.kind):
             raise InvalidRequest(
@@ -140,8 +148,11 @@ class RestApi:
 
         Raises ValidationFailed if a field has two different values.
         """
-        in_query = read_query(bodies.query_of(request), unit.input)
+        pairs, fields = bodies.query_of(request), routes.fields_of(unit)
+        refuse_in_query([name for name, _ in pairs], fields)
+        in_query = read_query(pairs, unit.input)
         data = await bodies.read_object(request, self._limit)
+        refuse_in_body(data, fields, OPTIONS, "the header ")
         in_path = read_query(list(path_input.items()), unit.input)
         for source, fields in (("query string", in_query), ("path", in_path)):
             for name, value in fields.items():

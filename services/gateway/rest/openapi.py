@@ -42,7 +42,7 @@ _HEADERS = {
         "Seconds until the request ends with the error TIMEOUT. Default: the unit's own timeout.",
         {"type": "number", "exclusiveMinimum": 0},
     ),
-    "Aima-Dry-Run": ("Change nothing. Return the events that the command would record.", {"type": "boolean"}),
+    "Aima-Dry-Run": ("Change nothing. The data of the answer is a Plan.", {"type": "boolean"}),
     "Aima-Expected-Version": (
         "Refuse the command unless the stream that it changes has this version.",
         {"type": "integer", "minimum": 0},
@@ -155,12 +155,15 @@ def _body(fields: Mapping[str, Any], required: Sequence[str], examples: Sequence
 
 
 def _responses(unit: UnitInfo, schemas: Schemas) -> Json:
+    data = schemas.root(unit, "output", unit.output)
+    if unit.kind == "command":
+        data = {"anyOf": [data, {"$ref": "#/components/schemas/Plan"}]}
     answer = {
         "type": "object",
         "required": ["success", "data", "meta"],
         "properties": {
             "success": {"const": True},
-            "data": schemas.root(unit, "output", unit.output),
+            "data": data,
             "meta": {"$ref": "#/components/schemas/Meta"},
         },
     }

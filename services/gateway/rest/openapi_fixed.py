@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from aima_core.errors import BY_CODE
+from aima_core.process.dry_run import PLAN_SCHEMA
 from services.gateway.entrance.paths import FixedPath
 from services.gateway.rest.openapi_schemas import Json
 
@@ -96,7 +97,7 @@ _BODIES: dict[str, Json] = {
                     },
                     "dry_run": {
                         "type": "boolean",
-                        "description": "Change nothing. Return the events that the command would record.",
+                        "description": "Change nothing. The data of the answer is a Plan.",
                     },
                     "trace_id": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
                     "idempotency_key": {"type": "string", "minLength": 1, "maxLength": 120},
@@ -110,6 +111,7 @@ _BODIES: dict[str, Json] = {
 }
 
 SCHEMAS: dict[str, Any] = {
+    "Plan": PLAN_SCHEMA,
     "Meta": {
         "type": "object",
         "required": ["request_id"],

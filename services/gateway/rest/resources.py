@@ -28,6 +28,7 @@ from services.gateway.entrance.dispatch import Dispatcher
 from services.gateway.entrance.error_bodies import json
 from services.gateway.entrance.gate import caller_of
 from services.gateway.entrance.metrics import Metrics
+from services.gateway.entrance.options import refuse_options
 from services.gateway.entrance.paths import Answering, fixed_path, fixed_path_any_method
 from services.gateway.events import sse
 from services.gateway.events.feed import BUS_AWAY, GRACE, Feed
@@ -186,6 +187,7 @@ class ResourceApi:
         caller, unit, data = caller_of(request.state), f"{resource.domain}.read", {"uri": uri}
         if not watch:
             return json(await self._dispatcher.envelope(caller, unit, data))
+        refuse_options(caller, request.url.path)
         await self._dispatcher.permitted(caller, unit, data)
         await self._watching.begin()
         sees_all = self._dispatcher.policy.sees_whole(caller.principal, resource.domain)

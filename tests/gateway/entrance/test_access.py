@@ -281,6 +281,9 @@ KEYS = {
         (False, "aima_1_wrong", 0.0, "KEY_UNKNOWN"),
         (False, "aima_2_secret", 0.0, "KEY_UNKNOWN"),
         (False, "aima_", 0.0, "KEY_UNKNOWN"),
+        (False, "AIMA_1_secret", 0.0, "KEY_UNKNOWN"),
+        (False, "'aima_1_secret'", 0.0, "KEY_UNKNOWN"),
+        (False, "aima-1-secret", 0.0, "KEY_UNKNOWN"),
         (False, "sk-whatever", 0.0, ""),
         (True, "sk-whatever", 0.0, "KEY_UNKNOWN"),
         (True, "static-secret", 0.0, "operator"),
@@ -291,10 +294,18 @@ def test_a_token_is_somebody_nobody_or_refused(required: bool, token: str, at: f
     policy = Policy(required=required, static=static_keys(["operator:static-secret", "nameless"]))
     if expected.isupper():
         with pytest.raises(Unauthorized) as refused:
-            policy.identify(token, KEYS, at)
+            policy.identify(token, KEYS, at, dummies=True)
         assert refused.value.reason == expected
     else:
-        assert policy.identify(token, KEYS, at).name == expected
+        assert policy.identify(token, KEYS, at, dummies=True).name == expected
+
+
+def test_without_dummies_a_key_that_is_sent_must_be_valid() -> None:
+    policy = Policy(required=False)
+    assert policy.identify("aima_1_secret", KEYS, 0.0).name == "one"
+    assert policy.identify("", KEYS, 0.0) == NOBODY
+    with pytest.raises(Unauthorized, match="omit it if you need none"):
+        policy.identify("sk-whatever", KEYS, 0.0)
 
 
 # --- through the doors --------------------------------------------------------------------------------------------

@@ -230,8 +230,10 @@ async def test_a_call_says_in_meta_how_it_is_to_be_asked(tmp_path: Path, mode: s
             added = await add(meta={"aima": {"idempotency_key": "once", "dry_run": False, "trace_id": "0af7" * 8}})
             assert added.structured_content == {"total": 2}
             assert added.meta["aima"]["trace_id"] == "0af7" * 8
-        late = await add(meta={"aima": {"expected_version": 7}, "Aima-Expected-Version": "1"})
+        late = await add(meta={"aima": {"expected_version": 7}, "Aima-Expected-Version": "7"})
         assert error_of(late)["details"]["reason"] == "VERSION_CONFLICT"
+        torn = await add(meta={"aima": {"expected_version": 7}, "Aima-Expected-Version": "1"})
+        assert error_of(torn)["details"]["reason"] == "SET_TWICE"
         slow = await mcp.call_tool("counter_hum", {"times": 100_000}, meta={"aima": {"timeout": 0.2}})
         assert error_of(slow)["code"] == "TIMEOUT"
         assert (await mcp.call_tool("counter_get", {"counter_id": "c1"})).structured_content == {"total": 2}

@@ -56,6 +56,29 @@ def test_what_a_unit_says_of_itself_becomes_hints(
     assert hints.open_world_hint is open_world
 
 
+def test_the_units_that_can_end_or_remove_something_are_destructive() -> None:
+    assert {each.name for each in every_unit() if tools.hints(each).destructive_hint} == {
+        "engine.restart",
+        "engine.start",  # its memory may come from an instance of lower priority
+        "engine.stop",
+        "gateway.revoke_key",
+        "model.delete",
+        "resource.allocate",
+        "resource.release",
+        "resource.update_slot",
+        "service.delete",
+        "service.scale",
+        "service.start",
+        "service.stop",
+    }
+
+
+def test_a_unit_whose_text_says_that_it_is_idempotent_declares_it() -> None:
+    for each in every_unit():
+        if re.search(r"\bidempotent\b|does nothing if", each.description, re.IGNORECASE):
+            assert each.idempotent, each.name
+
+
 def test_two_units_that_would_share_a_name_are_told_apart() -> None:
     both = units("a.b_c", "a_b.c", "x.y")
     assert tools.names(both) == {"a_b_c": "a.b_c", "a_b.c": "a_b.c", "x_y": "x.y"}
