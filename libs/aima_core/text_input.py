@@ -31,7 +31,8 @@ def moment(text: str, now: float) -> float:
 def build(words: Sequence[str], schema: Mapping[str, Any]) -> dict[str, Any]:
     """Return the input that `key=value` words describe. `config.slots=2` sets the field `slots` of the object `config`.
 
-    Raises ValidationFailed for a word without `=`, and for a key that is used both as a value and as an object.
+    Raises ValidationFailed for a word without `=`, for a repeated key, and for a key that is used both as a value and
+    as an object.
     """
     built: dict[str, Any] = {}
     for word in words:
@@ -47,6 +48,8 @@ def build(words: Sequence[str], schema: Mapping[str, Any]) -> dict[str, Any]:
             if not isinstance(target, dict):
                 expected = f"either a value or fields for {part}, not both"
                 raise ValidationFailed(f"{key}: expected {expected}", fields=[{"field": key, "expected": expected}])
+        if last in target:
+            raise ValidationFailed(f"{key}: given more than once", fields=[{"field": key, "expected": "once"}])
         target[last] = typed(text, {} if path else field_schema, schema)
     return built
 

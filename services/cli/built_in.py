@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperCommand
 
 from services.cli.plain_values import take_plain
+from services.cli.single_options import refuse_repeats
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,9 @@ def load(name: str) -> Any:
     module, _, attribute = BUILT_IN[name].place.partition(":")
     command = getattr(importlib.import_module(f"services.cli.{module}"), attribute)
     if isinstance(command, typer.Typer):
-        group = take_plain(typer.main.get_group(command))
+        group = refuse_repeats(take_plain(typer.main.get_group(command)))
         group.name = name
         return group
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command(name, help=BUILT_IN[name].about)(command)
-    return take_plain(typer.main.get_command(app))
+    return refuse_repeats(take_plain(typer.main.get_command(app)))

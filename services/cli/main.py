@@ -20,6 +20,7 @@ from services.cli.root import Aima
 from services.cli.shared_options import ApiKey, Config, Url
 from services.cli.show.console import Format, dim, err
 from services.cli.show.output import failure
+from services.cli.single_options import refuse_repeats
 
 app = typer.Typer(
     name="aima",
@@ -68,7 +69,7 @@ def run() -> int:
     """Run the command line and return the exit code."""
     try:
         with session():
-            command = take_plain(typer.main.get_command(app))
+            command = refuse_repeats(take_plain(typer.main.get_command(app)))
             return int(command.main(prog_name="aima", standalone_mode=False) or 0)
     except typer.Abort:
         err.print(dim("stopped"))

@@ -30,6 +30,21 @@ ApiKey = Annotated[
     str, typer.Option("--api-key", envvar="AIMA_API_KEY", metavar="KEY", help="API key for the gateway at --url.")
 ]
 
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show the events that the command would record; change nothing.")
+]
+Key = Annotated[
+    str, typer.Option("--key", "--idempotency-key", help="Idempotency key: a repeat with the same key changes nothing.")
+]
+Expect = Annotated[
+    int | None, typer.Option("--expect", "--expected-version", min=0, help="Fail unless the stream has this version.")
+]
+Timeout = Annotated[
+    float | None,
+    typer.Option("--timeout", "--deadline", min=0.1, help="Timeout in seconds; default: the unit's timeout."),
+]
+As = Annotated[str, typer.Option("--as", "--principal", help="Principal to record in the events.")]
+
 Addr = Annotated[
     str, typer.Option("--addr", metavar="HOST:PORT", help="Address the gateway listens on, or unix:/path.")
 ]

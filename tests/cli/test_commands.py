@@ -134,6 +134,28 @@ def test_a_bus_that_is_not_ours_is_not_asked(tmp_path: Path, left_behind: bool) 
         (["nonsense"], "No such command 'nonsense'."),
         (["call"], "Missing argument 'unit'."),
         (["call", "service.list", "--nope"], "No such option: --nope"),
+        *(
+            (["call", "service.start", wrong, "x"], f"No such option: {wrong} (Possible options: {meant})")
+            for wrong, meant in (
+                ("--dryrun", "--dry-run"),
+                ("--expct", "--expect"),
+                ("--idempotency", "--idempotency-key"),
+                ("--time-out", "--timeout"),
+                ("--principle", "--principal"),
+            )
+        ),
+        *(
+            ([*words, option, "1", option, "1"], f"Option {names} is given more than once")
+            for words in (["call", "service.start"], ["keys", "revoke", "key-1"])
+            for option, names in (
+                ("--key", "--key/--idempotency-key"),
+                ("--expect", "--expect/--expected-version"),
+                ("--timeout", "--timeout/--deadline"),
+                ("--as", "--as/--principal"),
+            )
+        ),
+        (["call", "service.start", "--key", "a", "--idempotency-key", "b"], "is given more than once"),
+        (["status", "-o", "table", "--output", "table"], "is given more than once"),
         (["chat", "--max-tokens", "0"], "Invalid value for '--max-tokens'"),
         (["status", "-o", "xml"], "Invalid value for '-o'"),
     ],

@@ -112,6 +112,14 @@ def test_help_shows_types_bounds_values_defaults_and_examples(shell: Shell) -> N
         (["service", "list", "x"], "argument(s) (x); the command's flags are --limit, --offset, "),
         (["service", "list", "--timeout", "0"], "Invalid value for '--timeout'"),
         (["service", "list", "-o", "xml"], "Invalid value for '-o'"),
+        (["service", "start", "svc-a", "--dryrun"], "No such option: --dryrun (Possible options: --dry-run)"),
+        (["service", "start", "svc-a", "--expected", "1"], "No such option: --expected (Possible options: --expect)"),
+        (
+            ["service", "scale", "svc-a", "--replicas", "1", "--replicas", "2"],
+            "Option --replicas is given more than once",
+        ),
+        (["service", "create", "--config", "a=1", "--config", "a=2"], "--config: expected a only once"),
+        (["call", "service.scale", "service_id=svc-a", "replicas=1", "replicas=2"], "replicas: given more than once"),
     ],
 )
 def test_what_is_mistyped_is_refused_with_the_nearest_there_is(shell: Shell, words: list[str], said: str) -> None:
@@ -323,6 +331,21 @@ def test_a_key_that_does_not_reach_a_unit_is_told_what_the_unit_needs(
         shell.run(*words, "--url", shell.url, "--api-key", narrow),
     ):
         assert (ended.returncode, ended.stderr) == (1, f"FORBIDDEN the key may not use {needed}\n")
+
+
+def test_a_key_that_only_reads_a_domain_may_plan_its_commands(shell: Shell) -> None:
+    made = shell.run("keys", "create", "planner", "--scope", "service:low", "--scope", "model:low", "-o", "json")
+    far = {"AIMA_URL": shell.url, "AIMA_API_KEY": json.loads(made.stdout)["key"]}
+    planned = shell.run("service", "start", "svc-none", "--dry-run", **far)
+    assert (planned.returncode, "NOT_FOUND" in planned.stderr) == (1, True), planned.stderr
+    refused = shell.run("service", "start", "svc-none", **far)
+    assert refused.stderr == "FORBIDDEN the key may not use service.start, which needs the scope service:medium\n"
+
+
+def test_a_dry_run_of_a_new_key_creates_none(shell: Shell) -> None:
+    planned = shell.run("keys", "create", "phantom", "--dry-run", "-o", "json")
+    assert json.loads(planned.stdout).keys() == {"events", "effects", "version"}, planned.stderr
+    assert "phantom" not in shell.run("keys", "list").stdout
 
 
 def test_a_domain_of_which_a_key_reaches_nothing_says_so(shell: Shell, narrow: str) -> None:

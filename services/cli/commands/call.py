@@ -8,7 +8,19 @@ import typer
 
 from services.cli.door.door import Door, DoorAddress
 from services.cli.door.session import with_door
-from services.cli.shared_options import ApiKey, Columns, Config, Output, Url, column_names
+from services.cli.shared_options import (
+    ApiKey,
+    As,
+    Columns,
+    Config,
+    DryRun,
+    Expect,
+    Key,
+    Output,
+    Timeout,
+    Url,
+    column_names,
+)
 from services.cli.show import tables
 from services.cli.show.console import Format
 from services.cli.show.output import document
@@ -25,19 +37,11 @@ def call(
         typer.Argument(metavar="[KEY=VALUE]... [@FILE]", help="The input, or a JSON file."),
     ] = None,
     given: Annotated[str | None, typer.Option("--input", help="The input as JSON; - reads stdin.")] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the events that the command would record; change nothing.")
-    ] = False,
-    key: Annotated[
-        str, typer.Option("--key", help="Idempotency key: a repeat with the same key changes nothing.")
-    ] = "",
-    expect: Annotated[
-        int | None, typer.Option("--expect", min=0, help="Fail unless the stream has this version.")
-    ] = None,
-    timeout: Annotated[
-        float | None, typer.Option("--timeout", min=0.1, help="Timeout in seconds; default: the unit's timeout.")
-    ] = None,
-    principal: Annotated[str, typer.Option("--as", help="Principal to record in the events.")] = "",
+    dry_run: DryRun = False,
+    key: Key = "",
+    expect: Expect = None,
+    timeout: Timeout = None,
+    principal: As = "",
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Do not show progress.")] = False,
     columns: Columns = "",
     output: Output = Format.TABLE,

@@ -14,7 +14,19 @@ from aima_core.errors import AimaError, NotFound, ValidationFailed
 from aima_core.suggestions import did_you_mean, nearest
 from services.cli.door.door import DoorAddress
 from services.cli.door.session import with_door
-from services.cli.shared_options import ApiKey, Columns, Config, Output, Url, column_names
+from services.cli.shared_options import (
+    ApiKey,
+    As,
+    Columns,
+    Config,
+    DryRun,
+    Expect,
+    Key,
+    Output,
+    Timeout,
+    Url,
+    column_names,
+)
 from services.cli.show.console import Format, dim, err
 from services.cli.show.output import document
 from services.cli.units import completion, flags, unit_call, unit_command
@@ -23,6 +35,7 @@ from services.cli.units.unit_call import CallOptions
 
 app = typer.Typer(help="Create, list and revoke API keys of the gateway.", no_args_is_help=True)
 
+_NO_OPTIONS = CallOptions()
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 # the options and arguments of these commands, by field of the unit
 _NAMES = {"name": "NAME", "scopes": "--scope", "models": "--model", "key_id": "ID"}
@@ -49,6 +62,10 @@ def create(
     ] = "",
     requests: Annotated[int | None, typer.Option("--requests-per-minute", min=0, help="0: no limit.")] = None,
     tokens: Annotated[int | None, typer.Option("--tokens-per-day", min=0, help="0: no limit.")] = None,
+    dry_run: DryRun = False,
+    key: Key = "",
+    timeout: Timeout = None,
+    principal: As = "",
     output: Output = Format.TABLE,
     url: Url = "",
     api_key: ApiKey = "",
@@ -64,8 +81,9 @@ def create(
         "tokens_per_day": tokens,
     }
     data = {field: value for field, value in data.items() if value is not None}
-    document(_ask("gateway.create_key", data, DoorAddress(url, api_key, config), output), output)
-    if output is Format.TABLE:
+    options = CallOptions(dry_run, key, None, timeout, principal)
+    document(_ask("gateway.create_key", data, DoorAddress(url, api_key, config), output, options), output)
+    if output is Format.TABLE and not dry_run:
         err.print(dim("Store the key: it is not shown again. Send it as the header Authorization: Bearer KEY"))
 
 
@@ -94,13 +112,19 @@ def revoke(
         ),
     ],
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask for confirmation.")] = False,
+    dry_run: DryRun = False,
+    key: Key = "",
+    expect: Expect = None,
+    timeout: Timeout = None,
+    principal: As = "",
     output: Output = Format.TABLE,
     url: Url = "",
     api_key: ApiKey = "",
     config: Config = None,
 ) -> None:
     """Revoke a key, immediately and permanently."""
-    document(_revoke(key_id, DoorAddress(url, api_key, config), output, not yes), output)
+    options = CallOptions(dry_run, key, expect, timeout, principal)
+    document(_revoke(key_id, DoorAddress(url, api_key, config), output, options, not (yes or dry_run)), output)
 
 
 def seconds(text: str) -> float:
@@ -115,9 +139,9 @@ def seconds(text: str) -> float:
         ) from None
 
 
-def _revoke(key_id: str, address: DoorAddress, output: Format, confirming: bool) -> Any:
+def _revoke(key_id: str, address: DoorAddress, output: Format, options: CallOptions, confirming: bool) -> Any:
     try:
-        return _ask("gateway.revoke_key", {"key_id": key_id}, address, output, confirming)
+        return _ask("gateway.revoke_key", {"key_id": key_id}, address, output, options, confirming)
     except NotFound as error:
         keys: list[dict[str, Any]] = []
         with contextlib.suppress(AimaError):  # the right to revoke keys does not include the right to list keys
@@ -130,12 +154,19 @@ def _revoke(key_id: str, address: DoorAddress, output: Format, confirming: bool)
         ) from error
 
 
-def _ask(unit: str, data: dict[str, Any], address: DoorAddress, output: Format, confirming: bool = False) -> Any:
+def _ask(
+    unit: str,
+    data: dict[str, Any],
+    address: DoorAddress,
+    output: Format,
+    options: CallOptions = _NO_OPTIONS,
+    confirming: bool = False,
+) -> Any:
     description = with_door(address, lambda door: door.describe(unit))
     if confirming:
         unit_command.confirm(description, data)
     try:
-        return with_door(address, lambda door: unit_call.answer(door, description, data, CallOptions()))
+        return with_door(address, lambda door: unit_call.answer(door, description, data, options))
     except ValidationFailed as error:
         raise (flags.named(error, _flags(description, data)) if output is Format.TABLE else error) from error
 

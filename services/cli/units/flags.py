@@ -194,7 +194,9 @@ def _object(flag: Flag, texts: Sequence[str]) -> dict[str, Any]:
     data: dict[str, Any] = {}
     for text in texts:
         if text.startswith("{"):
-            data |= _json(text, dict)
+            more = _json(text, dict)
+            _refuse_repeats(data.keys() & more.keys())
+            data |= more
             continue
         path, equals, value = text.partition("=")
         if not equals or not path:
@@ -218,7 +220,14 @@ def _put(data: dict[str, Any], path: Sequence[str], text: str, flag: Flag) -> No
         if not isinstance(data, dict):
             raise ValueError(f"{part} to be an object; it already has a value")
         schema = schemas.properties(schema, flag.root).get(part, {})
+    _refuse_repeats(data.keys() & {path[-1]})
     data[path[-1]] = typed(text, schemas.properties(schema, flag.root).get(path[-1], {}), flag.root)
+
+
+def _refuse_repeats(keys: Iterable[str]) -> None:
+    """Raise ValueError for a key of an object that is given more than once."""
+    for key in keys:
+        raise ValueError(f"{key} only once")
 
 
 def _json(text: str, shape: type) -> Any:

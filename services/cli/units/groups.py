@@ -11,7 +11,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from aima_core.bus.directory import DomainInfo
+from aima_core.bus.directory import DomainInfo, UnitInfo
 from aima_core.errors import AimaError, Forbidden, InvalidRequest, NotFound
 from aima_core.suggestions import nearest
 from services.cli import domains
@@ -31,6 +31,12 @@ class DomainGroup(TyperGroup):
 
     info: DomainInfo
     address: DoorAddress
+    dry_run = False
+    """Whether the command line has --dry-run, which needs fewer rights than the command itself."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        self.dry_run = "--dry-run" in args
+        return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 (typer's signature)
         return sorted(unit.action.replace("_", "-") for unit in self.info.units.values())
@@ -41,9 +47,11 @@ class DomainGroup(TyperGroup):
         unit = self.info.units.get(name)
         if unit is None:
             if self.address.url and not ctx.resilient_parsing:
-                _raise_refusal(self.address, name)
-            return refuse(ctx, cmd_name, self.list_commands(ctx))
-        return unit_command.command(unit, ident_of(self.info.name, self.info.units), self.address)
+                unit = _unlisted(self.address, name, dry_run=self.dry_run)
+            if unit is None:
+                return refuse(ctx, cmd_name, self.list_commands(ctx))
+        units = {**self.info.units, name: unit}
+        return unit_command.command(unit, ident_of(self.info.name, units), self.address)
 
 
 def listed(ctx: Any) -> list[str]:
@@ -117,14 +125,20 @@ def _known(ctx: Any, address: DoorAddress, name: str) -> DomainInfo | None:
     return listed.get(name) or _fetch(address, name).get(name)
 
 
-def _raise_refusal(address: DoorAddress, name: str) -> None:
-    """Raise Forbidden for a unit that exists, but that the key may not call. The gateway does not list such units."""
+def _unlisted(address: DoorAddress, name: str, *, dry_run: bool) -> UnitInfo | None:
+    """Return a unit that the gateway does not list, because the key may only dry-run it; None if it does not exist.
+
+    Raises Forbidden without `dry_run`.
+    """
+    unit = None
     with contextlib.suppress(NotFound, InvalidRequest):
         unit = with_door(address, lambda door: door.describe(name))
+    if unit and not dry_run:
         needed = f"{unit.domain}:{unit.risk}"
         raise Forbidden(
             f"the key may not use {name}, which needs the scope {needed}", reason="SCOPE", unit=name, needed=needed
         )
+    return unit
 
 
 def _for_completion(ctx: Any, address: DoorAddress, name: str) -> DomainInfo:

@@ -83,6 +83,10 @@ async def ask(
 def read_input(words: Sequence[str], given: str | None, schema: Mapping[str, Any]) -> dict[str, Any]:
     """Return the input of a call: the JSON of `--input` or `@file`, overridden by the key=value words."""
     files = [word for word in words if word.startswith("@")]
+    if len(files) + (given is not None) > 1:
+        raise InvalidRequest(
+            "the input has more than one source; pass one @FILE or --input", reason="SEVERAL_INPUTS", files=files
+        )
     text = sys.stdin.read() if given == "-" else given
     if files:
         file = Path(files[0][1:])

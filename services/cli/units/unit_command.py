@@ -24,6 +24,7 @@ from services.cli.shared_options import column_names
 from services.cli.show import tables
 from services.cli.show.console import Format, dim, err, escape, styled
 from services.cli.show.output import document
+from services.cli.single_options import refuse_repeats
 from services.cli.units import completion, flags, unit_call
 from services.cli.units.file_values import with_files
 from services.cli.units.flags import Flag
@@ -79,7 +80,7 @@ def command(unit: UnitInfo, ident: str, address: DoorAddress) -> UnitCommand:
         epilog=_epilog(unit, ident),
         context_settings={"token_normalize_func": _dashes},
     )(_function(unit, unit_flags, ident, address))
-    made = take_plain(typer.main.get_command(app))
+    made = refuse_repeats(take_plain(typer.main.get_command(app)))
     assert isinstance(made, UnitCommand)
     made.fields, made.ident = unit_flags, ident
     return made
