@@ -55,7 +55,7 @@ def test_help_lists_the_commands_and_the_domains_that_are_on_the_bus(shell: Shel
 def test_a_domain_lists_its_actions_with_what_they_do(shell: Shell, words: list[str]) -> None:
     told = shell.run(*words)
     assert (told.returncode, told.stderr) == (0, "")
-    assert re.search(r"│ start +Start the service's replicas\.", told.stdout)
+    assert re.search(r"│ start +Start a service's replicas\.", told.stdout)
     assert re.search(r"│ recommend ", told.stdout)
 
 
