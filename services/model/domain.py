@@ -2,7 +2,7 @@
 
 It manages the registry of models and their files. `units.py` is the contract. `rules/` is pure: `state` defines a
 model, `decider` decides commands. `outside/` does I/O; `files/` works on local files, `headers/` reads the headers of
-model files, `sources/` has one file per hub.
+model files, `selection/` chooses the files of a model in a list, `sources/` has one file per hub.
 """
 
 from __future__ import annotations

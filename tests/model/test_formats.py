@@ -81,7 +81,6 @@ def test_without_key_value_heads_every_head_has_its_own(tmp_path: Path) -> None:
     [
         ("llama", {}, False, "llm"),
         ("qwen2vl", {}, False, "vlm"),
-        ("clip", {}, False, "vlm"),
         ("whisper", {}, False, "asr"),
         ("bert", {}, False, "embedding"),
         ("nomic-bert", {"pooling_type": 1}, False, "embedding"),

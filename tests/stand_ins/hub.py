@@ -34,12 +34,20 @@ class Hub:
     """The error statuses of the next requests for files and searches of Hugging Face, one for each request."""
     corrupt: bool = False
     ignore_ranges: bool = False
+    ignore_if_range: bool = False
+    """Whether the hub sends the rest of a file even if the file has changed."""
+    listed_sizes: dict[str, int] = field(default_factory=dict)
+    """Sizes that the list of files states instead of the real ones."""
+    without_tags: bool = False
+    without_digests: bool = False
     stall_after: int | None = None
     """Number of bytes after which a file answer stalls until the hub closes."""
     wheels: dict[str, bytes] = field(default_factory=dict)
     lying_index: bool = False
     ranges: list[str | None] = field(default_factory=list)
-    """The Range header of every request for a file so far."""
+    """The Range header of every download of a file so far: of requests for a file to its end."""
+    looks: list[str] = field(default_factory=list)
+    """The Range header of every request for a part of a file so far. The hub answers these without any fault."""
     requests: list[tuple[str, Mapping[str, str]]] = field(default_factory=list)
 
     def __enter__(self) -> Hub:
@@ -99,8 +107,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._json([hit] if query["search"] in REPO else [])
         elif path in (f"/api/models/{REPO}", f"/api/models/{REPO}/revision/v2"):
             siblings = [
-                {"rfilename": name, "size": len(data)}
-                | ({} if name.endswith(".json") else {"lfs": _lfs(data), "blobId": "x"})
+                {"rfilename": name, "size": self.served.listed_sizes.get(name, len(data))}
+                | (
+                    {}
+                    if name.endswith(".json") or self.served.without_digests or self.served.listed_sizes
+                    else {"lfs": _lfs(data), "blobId": "x"}
+                )
                 for name, data in self.served.files.items()
             ]
             self._json({"id": REPO, "sha": COMMIT, "siblings": siblings, "tags": ["gguf", "license:apache-2.0"]})
@@ -130,19 +142,15 @@ class _Handler(BaseHTTPRequestHandler):
         return True
 
     def _ollama(self, path: str, query: Mapping[str, str]) -> bool:
-        data = next(iter(self.served.files.values()), b"")
+        blobs = {f"sha256:{sha256(data)}": data for data in self.served.files.values()}
+        digest = path.rpartition("/")[2]
         if path in ("/v2/library/tiny/manifests/latest", "/v2/maker/tiny/manifests/135m"):
-            media = "application/vnd.ollama.image."
-            layers = [
-                {"mediaType": f"{media}template", "digest": f"sha256:{sha256(b'')}", "size": 0},
-                {"mediaType": f"{media}model", "digest": f"sha256:{sha256(data)}", "size": len(data)},
-                {"mediaType": f"{media}license", "digest": f"sha256:{sha256(LICENSE)}", "size": len(LICENSE)},
-            ]
-            self._json({"schemaVersion": 2, "config": {}, "layers": layers})
-        elif path.endswith(f"/blobs/sha256:{sha256(LICENSE)}"):
+            layers = [_layer("template", b""), *(_layer(_kind(name), data) for name, data in self.served.files.items())]
+            self._json({"schemaVersion": 2, "config": {}, "layers": [*layers, _layer("license", LICENSE)]})
+        elif "/blobs/" in path and digest == f"sha256:{sha256(LICENSE)}":
             self._send(LICENSE)
-        elif path.endswith(f"/blobs/sha256:{sha256(data)}"):
-            self._file(data)
+        elif "/blobs/" in path and digest in blobs:
+            self._file(blobs[digest])
         else:
             return False
         return True
@@ -176,20 +184,25 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _file(self, data: bytes) -> None:
         hub = self.served
-        hub.ranges.append(self.headers.get("Range"))
+        asked = self.headers.get("Range")
+        if asked and not asked.endswith("-") and not hub.ignore_ranges:
+            self._part(data, asked)
+            return
+        hub.ranges.append(asked)
         if hub.refusals:
             self._json({}, hub.refusals.pop(0))
             return
         tag, begin = f'"{sha256(data)[:16]}"', 0
-        wanted = self.headers.get("Range")
-        if wanted and not hub.ignore_ranges and self.headers.get("If-Range", tag) == tag:
-            begin = int(wanted.removeprefix("bytes=").removesuffix("-"))
+        same = hub.ignore_if_range or self.headers.get("If-Range", tag) == tag
+        if asked and not hub.ignore_ranges and same:
+            begin = int(asked.removeprefix("bytes=").removesuffix("-"))
             if begin >= len(data):
                 self._json({}, 416, {"Content-Range": f"bytes */{len(data)}"})
                 return
         body = bytes([data[0], *data[1:-1], data[-1] ^ 1]) if hub.corrupt else data
         self.send_response(206 if begin else 200)
-        self.send_header("ETag", tag)
+        if not hub.without_tags:
+            self.send_header("ETag", tag)
         self.send_header("Content-Length", str(len(data) - begin))
         if begin:
             self.send_header("Content-Range", f"bytes {begin}-{len(data) - 1}/{len(data)}")
@@ -204,6 +217,26 @@ class _Handler(BaseHTTPRequestHandler):
             return
         with suppress(ConnectionError):  # the client may have hung up: that is its right
             self.wfile.write(body[begin:])
+
+    def _part(self, data: bytes, asked: str) -> None:
+        self.served.looks.append(asked)
+        begin, end = (int(number) for number in asked.removeprefix("bytes=").split("-"))
+        body = data[begin : end + 1]
+        place = f"bytes {begin}-{begin + len(body) - 1}/{len(data)}"
+        self._send(body, "application/octet-stream", 206, {"Content-Range": place})
+
+
+def _kind(name: str) -> str:
+    """Return the kind of the layer that a file is in a registry."""
+    return "projector" if "mmproj" in name else "adapter" if "lora" in name else "model"
+
+
+def _layer(kind: str, data: bytes) -> dict[str, object]:
+    return {
+        "mediaType": f"application/vnd.ollama.image.{kind}",
+        "digest": f"sha256:{sha256(data)}",
+        "size": len(data),
+    }
 
 
 def _lfs(data: bytes) -> dict[str, object]:

@@ -24,11 +24,22 @@ def tiny_gguf(
     without: tuple[str, ...] = (),
     seed: int = 0,
     rank_head: bool = False,
+    kind: str = "",
+    part: tuple[int, int] = (1, 1),
 ) -> Path:
-    """Write a GGUF: 2 layers, width 64, 4 heads, 2 key/value heads, context 2048, 32 words, f16; return its path."""
+    """Write a GGUF: 2 layers, width 64, 4 heads, 2 key/value heads, context 2048, 32 words, f16; return its path.
+
+    `kind`: `general.type` in the header. `part`: the number of this part, and of all parts, of a split model.
+    """
     noise = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name(name)
+    if kind:
+        writer.add_type(kind)
+    if part[1] > 1:  # as gguf-split writes them
+        writer.add_uint16("split.no", part[0] - 1)
+        writer.add_uint16("split.count", part[1])
+        writer.add_int32("split.tensors.count", TINY_GGUF_TENSORS * part[1])
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     numbers = {
         "context_length": 2048,
@@ -61,13 +72,14 @@ def tiny_gguf(
     return path
 
 
+TINY_GGUF_TENSORS = 6
 TINY_GGUF_PARAMETERS = 32 * 64 + 64 + 2 * (64 * 64 + 32 * 64)
 
 
 def tiny_gguf_parts(folder: Path, stem: str = "tiny") -> list[Path]:
     """Write a GGUF in two parts, named as llama.cpp's gguf-split names them."""
     folder.mkdir(parents=True, exist_ok=True)
-    return [tiny_gguf(folder / f"{stem}-{part:05}-of-00002.gguf", seed=part) for part in (1, 2)]
+    return [tiny_gguf(folder / f"{stem}-{part:05}-of-00002.gguf", seed=part, part=(part, 2)) for part in (1, 2)]
 
 
 def tiny_safetensors(path: Path, tensors: Mapping[str, tuple[int, ...]] | None = None) -> Path:

@@ -39,7 +39,7 @@ def _known_model(path: Path, files: list[Path]) -> ModelFile | None:
     must be complete.
     """
     try:
-        return inspect(path)
+        return inspect(path, depth=0)
     except ValidationFailed:
         for file in files:
             if claimed(file):

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import struct
-from pathlib import Path
 
 from services.model.headers.cursor import U16, U32, U64, Cursor, PastTheEnd
 from services.model.headers.format_table import FORMATS
 from services.model.headers.model_file import ModelFile, check_end, not_a_model, truncated
+from services.model.headers.model_path import ModelPath
 
 MAGIC = FORMATS["e5s"].magic or b""
 NUMBERS = struct.Struct("<I7ifi5iQ")  # version; shape; epsilon, block; the tokenizer's counts; bytes of its texts
 MAX_TENSORS = 100_000  # multilingual-e5-small has 197
 
 
-def read(path: Path) -> ModelFile:
+def read(path: ModelPath) -> ModelFile:
     """Read the header and the tensor directory. Raises ValidationFailed (NOT_A_MODEL, TRUNCATED)."""
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -53,7 +53,7 @@ def read(path: Path) -> ModelFile:
     )
 
 
-def _directory(path: Path, at: Cursor) -> tuple[int, int]:
+def _directory(path: ModelPath, at: Cursor) -> tuple[int, int]:
     """Return the number of parameters, and the end of the last tensor in bytes."""
     count = at.unpack(U32)
     if not 1 <= count <= MAX_TENSORS:

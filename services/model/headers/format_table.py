@@ -1,8 +1,9 @@
 """The only list of the formats that AIMA reads. Pure.
 
 A new format needs a line here and a module beside this file. The module has `read(path)`, which returns the `ModelFile`
-of a file or raises. For a format without magic bytes, the module also has `recognises(start, size)`. For a format with
-`folders`, the module also has `read_folder(folder)`.
+of a file or raises. The path may be that of a file on a hub (`model_path.py`). For a format without magic bytes, the
+module also has `recognises(start, size)`. For a format with `folders`, the module also has `weights(folder)`, which
+returns the files of the model in a folder, and `read_folder(folder)`.
 
 This file imports no reader, because the contract (`units.py`) uses the names, and other domains import the contract.
 """

@@ -6,41 +6,62 @@ It reads headers only, checks every number in them, and must not run code from a
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-from aima_core.errors import InvalidRequest, NotFound, ValidationFailed
+from aima_core.errors import AimaError, InvalidRequest, NotFound, ValidationFailed
+from services.model.headers.candidates import Candidate, candidates, reader, searched
 from services.model.headers.format_table import FORMATS, START, SUFFIXES, KnownFormat, has_magic, titles
-from services.model.headers.gguf_parts import is_later_part, is_projector, parts
-from services.model.headers.model_file import ModelFile, not_a_model
+from services.model.headers.gguf_parts import parts
+from services.model.headers.model_file import Auxiliary, ModelFile, not_a_model
+from services.model.headers.model_path import MAX_DEPTH, ModelPath, P, check_folder
 
-__all__ = ["ModelFile", "Unrecognised", "claimed", "inspect", "loadable", "readable"]
+__all__ = ["ModelFile", "Unrecognised", "claimed", "inspect", "loadable", "located", "read_candidate", "readable"]
 
 
 class Unrecognised(ValidationFailed):
     """The file or folder has no weights in a known format. Another program may be able to read it."""
 
 
-def inspect(path: Path) -> ModelFile:
+def inspect(path: Path, depth: int = MAX_DEPTH) -> ModelFile:
     """Return the facts of the weights at `path`, a file or a folder. Blocking: reads from the disk.
 
-    Raises NotFound (FILE_NOT_FOUND), InvalidRequest (NOT_READABLE) and ValidationFailed (NOT_A_MODEL, TRUNCATED,
-    UNSUPPORTED_FORMAT, AMBIGUOUS), each with `path` in its details.
+    `depth`: how many folders below a folder are searched. Raises NotFound (FILE_NOT_FOUND), InvalidRequest
+    (NOT_READABLE) and ValidationFailed (NOT_A_MODEL, TRUNCATED, UNSUPPORTED_FORMAT, AMBIGUOUS, LINK_OUT_OF_FOLDER,
+    TOO_MANY_FILES), each with `path` in its details.
     """
-    with readable(path) as mode:
-        return _folder(path) if stat.S_ISDIR(mode) else _file(path)
+    with readable(path):
+        return located(path, depth)[1]
+
+
+def loadable(path: Path) -> Path:
+    """Return the path that an engine loads, for a model that `inspect` accepts. Raises as `inspect`.
+
+    For a folder with one GGUF or ONNX model, the path is the file. For a model in several GGUF parts, the path is the
+    first part. For a folder of safetensors files, the path is the folder.
+    """
+    with readable(path):
+        return located(path)[0]
+
+
+def located(path: P, depth: int = MAX_DEPTH) -> tuple[P, ModelFile]:
+    """Return the path that an engine loads, and the facts of the weights. Raises as `inspect` for its content."""
+    if path.is_dir():
+        return _only(path, depth)
+    return parts(path)[0], _file(path)
 
 
 @contextmanager
 def readable(path: Path) -> Iterator[int]:
-    """Yield the mode of a file or folder. Convert an OSError, also from the `with` block, to an error of `inspect`."""
+    """Yield the mode of a file or folder. Convert any OSError, also one of the block, into an error of `inspect`."""
     try:
         mode = path.stat().st_mode
         if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
             raise not_a_model(path, "it is neither a file nor a folder")  # reading a pipe would block forever
+        if stat.S_ISDIR(mode):
+            check_folder(path)
         yield mode
     except FileNotFoundError as missing:
         raise NotFound(f"there is no file {path}", reason="FILE_NOT_FOUND", path=str(path)) from missing
@@ -49,24 +70,11 @@ def readable(path: Path) -> Iterator[int]:
         raise InvalidRequest(f"{path} cannot be read: {why}", reason="NOT_READABLE", path=str(path)) from fault
 
 
-def loadable(path: Path) -> Path:
-    """Return the path that an engine loads, for a model that `inspect` accepts.
-
-    For a folder with one GGUF or ONNX model, the path is the file. For a model in several GGUF parts, the path is the
-    first part. For a folder of safetensors files, the path is the folder.
-    """
-    if not path.is_dir():
-        return parts(path)[0]
-    if _read_as_folder(path) is not None:
-        return path
-    return parts(_only(path))[0]
-
-
 def claimed(path: Path) -> KnownFormat | None:
-    """Return the known format that a file claims: by its magic bytes, or by a suffix that only this format has.
+    """Return the known format that a file claims by magic bytes or by a suffix of this format alone; else None.
 
-    Returns None if the file claims no format. For a format without magic bytes, only the suffix counts, because files
-    of other formats may start with the same bytes.
+    For a format without magic bytes, only the suffix counts, because files of other formats may start with the same
+    bytes.
     """
     with path.open("rb") as file:
         start = file.read(START)
@@ -76,7 +84,14 @@ def claimed(path: Path) -> KnownFormat | None:
     )
 
 
-def _file(path: Path) -> ModelFile:
+def read_candidate(candidate: Candidate[P]) -> tuple[P, ModelFile]:
+    """Return the path that an engine loads, and the facts of the weights. Raises ValidationFailed as `inspect`."""
+    if not candidate.known.folders:
+        return parts(candidate.path)[0], _file(candidate.path)
+    return candidate.path, cast(ModelFile, reader(candidate.known).read_folder(candidate.path))
+
+
+def _file(path: ModelPath) -> ModelFile:
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(START)
@@ -84,46 +99,51 @@ def _file(path: Path) -> ModelFile:
         raise not_a_model(path, "it is empty")
     for known in FORMATS.values():
         if _recognises(known, start, size):
-            read: Callable[[Path], ModelFile] = _reader(known).read
+            read: Callable[[ModelPath], ModelFile] = reader(known).read
             return read(path)
     raise _unrecognised(path, f"it is not a {titles()} file")
 
 
-def _folder(folder: Path) -> ModelFile:
-    file = _read_as_folder(folder)
-    return _file(_only(folder)) if file is None else file
+def _only(folder: P, depth: int) -> tuple[P, ModelFile]:
+    """Return the path and the facts of the only model in the folder, in the first format that has one."""
+    refused: list[AimaError] = []
+    for known in searched():
+        models: list[tuple[Candidate[P], tuple[P, ModelFile] | ValidationFailed]] = []
+        for candidate in candidates(folder, known, depth):
+            try:
+                models.append((candidate, read_candidate(candidate)))
+            except Auxiliary as refusal:
+                refused.append(refusal)
+            except ValidationFailed as refusal:
+                models.append((candidate, refusal))
+        if models:
+            return _single(folder, models)
+    if refused:
+        raise refused[0]
+    raise _unrecognised(folder, f"the folder has no weight files ({', '.join(SUFFIXES)})")
 
 
-def _read_as_folder(folder: Path) -> ModelFile | None:
-    """Return the model that consists of the whole folder, such as safetensors shards; None if there is none."""
-    models = (_reader(known).read_folder(folder) for known in FORMATS.values() if known.folders)
-    return next((cast(ModelFile, model) for model in models if model is not None), None)
-
-
-def _only(folder: Path) -> Path:
-    """Return the file of the only model in the folder. Raises ValidationFailed for no model or several models."""
-    files = sorted(child for child in folder.iterdir() if child.suffix in SUFFIXES and child.is_file())
-    models = [file for file in files if not is_projector(file) and not is_later_part(file)]
-    if len(models) > 1:
-        names = ", ".join(file.name for file in models[:10])
+def _single(
+    folder: P, models: Sequence[tuple[Candidate[P], tuple[P, ModelFile] | ValidationFailed]]
+) -> tuple[P, ModelFile]:
+    """Return the only model; raise its refusal, or ValidationFailed (AMBIGUOUS) for several models."""
+    plain = [model for model in models if not model[0].auxiliary] or models
+    if len(plain) > 1:
+        names = ", ".join(candidate.path.name for candidate, _ in plain[:10])
         raise ValidationFailed(
             f"{folder} has several models; give the path of one of them: {names}", reason="AMBIGUOUS", path=str(folder)
         )
-    if not models:
-        raise _unrecognised(folder, f"the folder has no weight files ({', '.join(SUFFIXES)})")
-    return models[0]
+    model = plain[0][1]
+    if isinstance(model, ValidationFailed):
+        raise model
+    return model
 
 
 def _recognises(known: KnownFormat, start: bytes, size: int) -> bool:
-    """Return whether the first bytes of a file of `size` bytes show this format."""
-    return has_magic(known, start) if known.magic is not None else _reader(known).recognises(start, size)
+    """Return whether a file of `size` bytes has this format, by its first bytes."""
+    return has_magic(known, start) if known.magic is not None else reader(known).recognises(start, size)
 
 
-def _reader(known: KnownFormat) -> Any:
-    """Return the module that reads the format."""
-    return import_module(f"services.model.headers.{known.reader}")
-
-
-def _unrecognised(path: Path, why: str) -> Unrecognised:
+def _unrecognised(path: ModelPath, why: str) -> Unrecognised:
     refusal = not_a_model(path, why)
     return Unrecognised(refusal.message, **refusal.details)

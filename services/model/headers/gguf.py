@@ -10,16 +10,19 @@ import math
 import struct
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from gguf.constants import GGML_QUANT_SIZES, GGUFValueType
 
-from services.model.headers.cursor import U32, U64, Cursor, PastTheEnd
+from services.model.headers.cursor import U32, U64, Cursor, PastTheEnd, TooLong
 from services.model.headers.format_table import FORMATS
 from services.model.headers.model_file import not_a_model, truncated, unsupported
+from services.model.headers.model_path import ModelPath
 
 MAGIC = FORMATS["gguf"].magic or b""
+MAX_HEADER = 256 << 20  # bytes; the largest vocabularies with merges need some twenty MB
+MAX_STORED = 32 << 20  # bytes of memory for all stored keys, texts and numbers
+NUMBER = 40  # bytes of memory for a stored number
 MAX_KEYS = 65_536  # real files have less than a hundred
 MAX_TENSORS = 262_144  # the largest mixture-of-experts models have some thousands per part
 MAX_KEY = 65_535  # bytes, the format's own limit
@@ -75,13 +78,23 @@ class Header:
             return value
         return None
 
+    @property
+    def part(self) -> int:
+        """The number of this part of a split model; the first part has the number 1."""
+        return (self.number("split.no") or 0) + 1
+
+    @property
+    def parts(self) -> int:
+        """The number of parts of the model; 1 if the model is not split."""
+        return max(self.number("split.count") or 1, 1)
+
     def text(self, key: str) -> str | None:
         """Return a text from the header; None if the text is missing or empty."""
         value = self.keys.get(key)
         return value if isinstance(value, str) and value else None
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: ModelPath) -> Header:
     """Read a GGUF file up to its tensor data. Raises ValidationFailed (NOT_A_MODEL, TRUNCATED, UNSUPPORTED_FORMAT)."""
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -89,11 +102,14 @@ def read_header(path: Path) -> Header:
             return _Parser(path, file, size).header()
         except PastTheEnd:
             raise truncated(path, "the file ends within its header") from None
+        except TooLong:
+            raise not_a_model(path, f"its header has more than {MAX_HEADER} bytes") from None
 
 
 class _Parser:
-    def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
-        self.path, self.at, self.result, self.strings = path, Cursor(file, size), Header(size), 0
+    def __init__(self, path: ModelPath, file: IO[bytes], size: int) -> None:
+        self.path, self.at, self.result = path, Cursor(file, size, limit=MAX_HEADER), Header(size)
+        self.strings = self.stored = 0
 
     def header(self) -> Header:
         if self.at.take(4) != MAGIC:
@@ -123,15 +139,24 @@ class _Parser:
             raise not_a_model(self.path, f"its header has a text of {length} bytes, which is too long")
         return self.at.take(length).decode("utf-8", "replace")
 
+    def store(self, size: int) -> None:
+        """Count `size` bytes of memory that the header needs. Raises ValidationFailed if it needs too many."""
+        self.stored += size
+        if self.stored > MAX_STORED:
+            raise not_a_model(self.path, f"the keys and values of its header need more than {MAX_STORED} bytes")
+
     def key(self) -> None:
         key = self.string(MAX_KEY)
+        self.store(len(key) + 2 * NUMBER)
         kind = self.at.unpack(U32)
         if key in self.result.keys or key in self.result.lengths:
             raise not_a_model(self.path, f"its header has the key {key[:80]!r} twice")
         if kind == ARRAY:
             self.array(key)
         elif kind == STRING:
-            self.result.keys[key] = self.string(MAX_TEXT)
+            text = self.string(MAX_TEXT)
+            self.store(len(text))
+            self.result.keys[key] = text
         else:
             self.result.keys[key] = self.at.unpack(self.scalar(kind))
 
@@ -153,6 +178,7 @@ class _Parser:
         if length > MAX_KEPT:
             self.at.skip(length * layout.size)
         else:
+            self.store(length * NUMBER)
             self.result.keys[key] = tuple(self.at.unpack(layout) for _ in range(length))
 
     def tensor(self) -> int:

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
 from gguf.constants import GGMLQuantizationType, LlamaFileType
 
 from services.model.headers.gguf import Header, read_header
-from services.model.headers.gguf_parts import has_projector, parts
+from services.model.headers.gguf_parts import check_parts, check_role, has_projector, parts
 from services.model.headers.guess import gguf_type
 from services.model.headers.model_file import ModelFile, check_end, not_a_model
+from services.model.headers.model_path import ModelPath
 
 
-def read(path: Path) -> ModelFile:
+def read(path: ModelPath) -> ModelFile:
     """Read the headers of all parts. Raises ValidationFailed (NOT_A_MODEL, TRUNCATED, UNSUPPORTED_FORMAT)."""
     files = parts(path)
     headers = [read_header(file) for file in files]
+    check_parts(files, headers)
+    check_role(path, headers[0])
     for part, header in zip(files, headers, strict=True):
         check_end(part, header.size, header.tensors_end)
     return _describe(path, headers, has_projector(path))
 
 
-def _describe(path: Path, headers: list[Header], projector: bool) -> ModelFile:
+def _describe(path: ModelPath, headers: list[Header], projector: bool) -> ModelFile:
     """Return the model that the headers of all parts describe. Only the first part has the keys.
 
     `projector`: whether the folder has an image or audio encoder. Raises ValidationFailed (NOT_A_MODEL).

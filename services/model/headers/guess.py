@@ -10,7 +10,6 @@ RANK_POOLING = 4  # llama.h: LLAMA_POOLING_TYPE_RANK; 1 to 3 pool to an embeddin
 
 GGUF_TYPES: dict[str, ModelType] = {
     "whisper": "asr",
-    "clip": "vlm",
     "mllama": "vlm",
     "gemma-embedding": "embedding",
     "t5encoder": "embedding",

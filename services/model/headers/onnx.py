@@ -5,11 +5,10 @@ The reader parses field numbers, lengths and some names, all within limits. It s
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from services.model.headers.cursor import Cursor, PastTheEnd
 from services.model.headers.guess import onnx_type
 from services.model.headers.model_file import ModelFile, not_a_model, truncated
+from services.model.headers.model_path import ModelPath
 
 IR_VERSION, GRAPH, OPSET = 1, 7, 8  # ModelProto
 MODEL_FIELDS = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26})
@@ -17,6 +16,7 @@ NAME, INPUT, OUTPUT = 2, 11, 12  # GraphProto
 VALUE_NAME = 1  # ValueInfoProto
 MAX_FIELDS = 200_000  # per message; large graphs have some ten thousand nodes
 MAX_NAME = 4096  # bytes
+MAX_NAMES = 10_000  # inputs and outputs of a graph
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # protobuf wire types
 
 
@@ -29,7 +29,7 @@ def recognises(start: bytes, size: int) -> bool:  # noqa: ARG001 (as declared in
     return len(start) >= 2 and start[0] == (IR_VERSION << 3 | VARINT) and 1 <= start[1] <= 64
 
 
-def read(path: Path) -> ModelFile:
+def read(path: ModelPath) -> ModelFile:
     """Read the outline of an ONNX file. Raises ValidationFailed (NOT_A_MODEL, TRUNCATED)."""
     size = path.stat().st_size
     name: str | None = None
@@ -107,6 +107,8 @@ def _graph(at: Cursor, inputs: list[str], outputs: list[str]) -> str | None:
             name = _text(at, length)
         elif field in (INPUT, OUTPUT):
             end = at.offset + length
+            if len(inputs) + len(outputs) >= MAX_NAMES:
+                raise _NotProtobuf
             if _field_is(at, VALUE_NAME):
                 (inputs if field == INPUT else outputs).append(_text(at, _varint(at)))
             if at.offset > end:

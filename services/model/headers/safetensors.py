@@ -1,46 +1,23 @@
-"""The header of a safetensors file (https://huggingface.co/docs/safetensors), and the config.json beside it."""
+"""Reads a safetensors model: the headers of its files, and the config.json beside them."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 
-from services.model.headers.cursor import U64, Cursor, PastTheEnd
 from services.model.headers.guess import class_type, tensor_type
-from services.model.headers.model_file import ModelFile, check_end, not_a_model, truncated
+from services.model.headers.model_file import ModelFile, check_end, not_a_model
+from services.model.headers.model_path import ModelPath
+from services.model.headers.safetensors_files import check_alone, weights
+from services.model.headers.safetensors_header import MAX_HEADER, Header, Tensor, read_header
 
-MAX_HEADER = 100_000_000  # bytes, the reference implementation's own limit
-MAX_DIMS = 32  # dimensions of a tensor; limits the time to multiply them
-BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16}
-BITS |= {"I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64}
-MAX_CONFIG = 16 << 20  # bytes of a config.json or a chat template
-INDEX = "model.safetensors.index.json"
-MAX_INDEX = 64 << 20  # bytes
-
-
-class _Index(msgspec.Struct):
-    weight_map: dict[str, str]
-
-
-class Tensor(msgspec.Struct, frozen=True):
-    """One entry of the header; the offsets are relative to the end of the header."""
-
-    dtype: str
-    shape: list[int]
-    data_offsets: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Header:
-    """The header of one file: its tensors by name, the file's size, and the end of the last tensor, in bytes."""
-
-    size: int
-    tensors: dict[str, Tensor]
-    tensors_end: int
+MAX_CONFIG = 16 << 20  # bytes of a tokenizer's configuration or a chat template, which are only searched
+MAX_DECODED = 4 << 20  # bytes of a config.json
+MAX_TENSORS = 1_000_000  # in all files of a model; the largest have some hundred thousand
 
 
 def recognises(start: bytes, size: int) -> bool:
@@ -50,84 +27,29 @@ def recognises(start: bytes, size: int) -> bool:
     )
 
 
-def read(path: Path) -> ModelFile:
+def read(path: ModelPath) -> ModelFile:
     """Read one file and the config.json beside it. Raises ValidationFailed (NOT_A_MODEL, TRUNCATED)."""
-    return _read(path, path.parent, [path])
+    check_alone(path)
+    return _read(path, path.stem, path.parent, [path])
 
 
-def read_folder(folder: Path) -> ModelFile | None:
-    """Return the model in a folder; None if the folder has no safetensors model. Raises the errors of `read`.
-
-    The model is the shards that an index lists, or else a diffusers pipeline, or else all files of the folder.
-    """
-    if (folder / INDEX).is_file():
-        return _read(folder, folder, _indexed(folder))
-    if (folder / "model_index.json").is_file():  # a diffusers pipeline has one folder per network
-        return _read(folder, folder, sorted(folder.glob("*/*.safetensors")))
-    files = sorted(file for file in folder.glob("*.safetensors") if file.is_file())
-    return _read(folder, folder, files) if files else None
+def read_folder(folder: ModelPath) -> ModelFile | None:
+    """Read the model in a folder; None if the folder has no safetensors. Raises as `read`, also AMBIGUOUS."""
+    files = weights(folder)
+    return _read(folder, folder.name, folder, files) if files else None
 
 
-def _indexed(folder: Path) -> list[Path]:
-    """Return the files that the index of a sharded model lists. They must be in the folder of the index."""
-    index = folder / INDEX
-    if index.stat().st_size > MAX_INDEX:
-        raise not_a_model(folder, f"{INDEX} is too large")
-    try:
-        names = set(msgspec.json.decode(index.read_bytes(), type=_Index).weight_map.values())
-    except (msgspec.MsgspecError, RecursionError):
-        raise not_a_model(folder, f"{INDEX} is not a valid index") from None
-    if any(Path(name).name != name for name in names):
-        raise not_a_model(folder, f"{INDEX} names files outside the folder")
-    files = [folder / name for name in sorted(names)]
-    if missing := next((file for file in files if not file.is_file()), None):
-        raise truncated(folder, f"the file {missing.name} is missing")
-    return files
+def _read(path: ModelPath, name: str, folder: ModelPath, files: Sequence[ModelPath]) -> ModelFile:
+    headers: list[Header] = []
+    for file in files:
+        headers.append(read_header(file))
+        check_end(file, headers[-1].size, headers[-1].tensors_end)
+        if sum(len(header.tensors) for header in headers) > MAX_TENSORS:
+            raise not_a_model(path, f"it has more than {MAX_TENSORS} tensors")
+    return _describe(path, name, folder, headers)
 
 
-def _read(path: Path, folder: Path, files: list[Path]) -> ModelFile:
-    headers = [_read_header(file) for file in files]
-    for file, header in zip(files, headers, strict=True):
-        check_end(file, header.size, header.tensors_end)
-    return _describe(path, folder, headers)
-
-
-def _read_header(path: Path) -> Header:
-    """Read the JSON header of one file. Raises ValidationFailed (NOT_A_MODEL, TRUNCATED)."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        at = Cursor(file, size)
-        try:
-            length = at.unpack(U64)
-            if length > MAX_HEADER:
-                raise not_a_model(
-                    path, f"its header states a length of {length} bytes; at most {MAX_HEADER} are allowed"
-                )
-            text = at.take(length)
-        except PastTheEnd:
-            raise truncated(path, "the file ends within its header") from None
-    try:
-        entries = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
-        entries.pop("__metadata__", None)
-        tensors = {name: msgspec.json.decode(entry, type=Tensor) for name, entry in entries.items()}
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as fault:
-        raise not_a_model(path, f"its header is not safetensors JSON ({fault})") from None
-    for name, tensor in tensors.items():
-        if not _fits(tensor):
-            raise not_a_model(path, f"the offsets of the tensor {name[:80]!r} do not fit its shape")
-    return Header(size, tensors, 8 + length + max((t.data_offsets[1] for t in tensors.values()), default=0))
-
-
-def _fits(tensor: Tensor) -> bool:
-    """Return whether a tensor's offsets fit its shape; an unknown type needs at least one bit per element."""
-    begin, end = tensor.data_offsets
-    if not 0 <= begin <= end or len(tensor.shape) > MAX_DIMS or any(side < 0 for side in tensor.shape):
-        return False
-    bits, room = math.prod(tensor.shape) * BITS.get(tensor.dtype, 1), (end - begin) * 8
-    return bits == room if tensor.dtype in BITS else bits <= room
-
-
-def _describe(path: Path, folder: Path, headers: list[Header]) -> ModelFile:
+def _describe(path: ModelPath, name: str, folder: ModelPath, headers: Sequence[Header]) -> ModelFile:
     """Return the model that the headers and the config.json describe. Raises ValidationFailed (NOT_A_MODEL)."""
     tensors = {name: tensor for header in headers for name, tensor in header.tensors.items()}
     if not tensors:
@@ -139,7 +61,7 @@ def _describe(path: Path, folder: Path, headers: list[Header]) -> ModelFile:
     return ModelFile(
         format="safetensors",
         type=class_type(classes) or tensor_type(tensors),
-        name=path.stem if path.is_file() else path.name,
+        name=name,
         architecture=classes[0] if classes else None,
         parameters=sum(math.prod(tensor.shape) for tensor in tensors.values()),
         quantization=config.quantization() or _main_type(tensors),
@@ -165,15 +87,16 @@ def _main_type(tensors: dict[str, Tensor]) -> str:
     return total.most_common(1)[0][0]
 
 
-def _chat_template(folder: Path) -> str:
+def _chat_template(folder: ModelPath) -> str:
     return " ".join(_text(folder / name) for name in ("chat_template.jinja", "tokenizer_config.json"))
 
 
-def _text(path: Path) -> str:
+def _text(path: ModelPath, limit: int = MAX_CONFIG) -> str:
     """Return the text of a small file; "" if it is missing or too large, because the file only improves a guess."""
-    if not path.is_file() or path.stat().st_size > MAX_CONFIG:
+    if not path.is_file() or path.stat().st_size > limit:
         return ""
-    return path.read_text("utf-8", "replace")
+    with path.open("rb") as file:
+        return file.read(limit).decode("utf-8", "replace")
 
 
 @dataclass(frozen=True)
@@ -183,9 +106,9 @@ class Config:
     values: dict[str, object]
 
     @classmethod
-    def of(cls, folder: Path) -> Config:
+    def of(cls, folder: ModelPath) -> Config:
         """Read the config of a folder. A missing or invalid config counts as empty."""
-        text = _text(folder / "config.json") or _text(folder / "model_index.json")
+        text = _text(folder / "config.json", MAX_DECODED) or _text(folder / "model_index.json", MAX_DECODED)
         try:
             return cls(msgspec.json.decode(text or "{}", type=dict[str, object]))
         except (msgspec.MsgspecError, RecursionError):

@@ -63,6 +63,17 @@ def unreachable(fault: Exception, host: str) -> Unavailable:
     )
 
 
+def bad_length(what: str, host: str, announced: int, sent: int | None) -> ExecutionFailed:
+    """Return the error for a file whose length is not the one in the list of the hub."""
+    return ExecutionFailed(
+        f"{host} sends {sent} bytes of {what}, but the hub's list states {announced} bytes; pull it again later",
+        reason="CHECKSUM_MISMATCH",
+        file=what,
+        expected_bytes=announced,
+        bytes=sent,
+    )
+
+
 async def get_bytes(http: httpx2.AsyncClient, request: httpx2.Request, what: str, limit: int = MAX_RESPONSE) -> bytes:
     """Return the body of a small response.
 

@@ -29,7 +29,7 @@ from services.model.sources.port import (
     check_repo,
     check_tag,
 )
-from services.model.sources.repo_files import RepoFile, choose, chooses_gguf, fetch
+from services.model.sources.repo_files import RepoFile, Repository
 from services.model.units import ModelType
 
 HUB = "https://huggingface.co"
@@ -79,7 +79,8 @@ class HuggingFace:
     ) -> Pulled:
         """Download a repository. See `Source.pull`.
 
-        `tag` is a quantisation ("Q4_K_M") if GGUF files are chosen, else a revision. AIMA sends the user's token only
+        `tag` is a quantisation ("Q4_K_M") in a repository of GGUF files, or the name of a folder with weights, else a
+        revision. AIMA sends the user's token only
         to the configured hub, never to the mirror of a request.
         """
         check_repo(repo, self.parts)
@@ -88,26 +89,14 @@ class HuggingFace:
         host = httpx2.URL(endpoint).host
         token = get_token() if mirror is None else None
         api = HfApi(endpoint=endpoint, token=token or False)
-        info = await self._query(repo, host, lambda: self._info(api, repo, None))
-        files = _files(info)
-        if tag is not None and not chooses_gguf(files, format_):
-            info = await self._query(repo, host, lambda: self._info(api, repo, tag))
-            files = _files(info)
-        chosen = choose(files, tag, repo, format_)
-        # The URL names the commit, so that all files are of one revision, also after a download is resumed.
-        base = f"{endpoint}/{repo}/resolve/{quote(info.sha or 'main', safe='')}"
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         async with client(self.policy) as http:
-            return await fetch(
-                http,
-                chosen,
-                lambda file: f"{base}/{quote(file.path)}",
-                into,
-                progress,
-                self.policy,
-                headers,
-                _license(info),
-            )
+            info = await self._query(repo, host, lambda: self._info(api, repo, None))
+            files = _repository(http, endpoint, repo, info, self.policy, headers)
+            if tag is not None and not await files.chooses(tag, format_):
+                info = await self._query(repo, host, lambda: self._info(api, repo, tag))
+                files, tag = _repository(http, endpoint, repo, info, self.policy, headers), None
+            return await files.fetch(tag, format_, into / "files", progress, _license(info))
 
     async def search(self, query: str, limit: int) -> list[SourceResult]:
         """Return the most downloaded models whose name contains the query. Raises the errors of `pull`.
@@ -155,11 +144,16 @@ class HuggingFace:
             raise ExecutionFailed(f"{host} sent an unexpected response about {repo}", reason="BAD_ANSWER") from fault
 
 
-def _files(info: ModelInfo) -> list[RepoFile]:
-    return [
+def _repository(
+    http: httpx2.AsyncClient, endpoint: str, repo: str, info: ModelInfo, policy: Policy, headers: dict[str, str]
+) -> Repository:
+    files = [
         RepoFile(file.rfilename, file.lfs.size if file.lfs else file.size, file.lfs.sha256 if file.lfs else None)
         for file in info.siblings or []
     ]
+    # The URL names the commit, so that all files are of one revision, also after a download is resumed.
+    base = f"{endpoint}/{repo}/resolve/{quote(info.sha or 'main', safe='')}"
+    return Repository(http, repo, files, lambda file: f"{base}/{quote(file.path)}", policy, headers)
 
 
 def _license(info: ModelInfo) -> str | None:

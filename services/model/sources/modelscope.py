@@ -26,7 +26,7 @@ from services.model.sources.port import (
     check_repo,
     check_tag,
 )
-from services.model.sources.repo_files import RepoFile, choose, chooses_gguf, fetch
+from services.model.sources.repo_files import RepoFile, Repository
 
 HUB = "https://www.modelscope.cn"
 REVISION = "master"  # the hub's default branch
@@ -98,18 +98,11 @@ class ModelScope:
         check_tag(tag)
         base = f"{check_mirror(mirror) or self._home()}/api/v1/models/{repo}"
         async with client(self.policy) as http:
-            revision = REVISION
-            files = await _list(http, base, revision, repo)
-            if tag is not None and not chooses_gguf(files, format_):
-                revision = tag
-                files = await _list(http, base, revision, repo)
-            chosen = choose(files, tag, repo, format_)
+            files = await _repository(http, base, REVISION, repo, self.policy)
+            if tag is not None and not await files.chooses(tag, format_):
+                files, tag = await _repository(http, base, tag, repo, self.policy), None
             license_name = await _license(http, base, repo)
-
-            def url_of(file: RepoFile) -> str:
-                return f"{base}/repo?{urlencode({'Revision': revision, 'FilePath': file.path})}"
-
-            return await fetch(http, chosen, url_of, into, progress, self.policy, {}, license_name)
+            return await files.fetch(tag, format_, into / "files", progress, license_name)
 
     async def search(self, query: str, limit: int) -> list[SourceResult]:
         """Return the models whose name contains the query. Raises the errors of `pull`."""
@@ -124,11 +117,16 @@ class ModelScope:
         ]
 
 
-async def _list(http: httpx2.AsyncClient, base: str, revision: str, repo: str) -> list[RepoFile]:
+async def _repository(http: httpx2.AsyncClient, base: str, revision: str, repo: str, policy: Policy) -> Repository:
     query = urlencode({"Revision": revision, "Recursive": "true"})
     request = http.build_request("GET", f"{base}/repo/files?{query}")
     answer: _Listing = await get_json(http, request, repo, _Listing)
-    return [RepoFile(file.path, file.size, file.sha256 or None) for file in answer.data.files if file.type != "tree"]
+    files = [RepoFile(file.path, file.size, file.sha256 or None) for file in answer.data.files if file.type != "tree"]
+
+    def url_of(file: RepoFile) -> str:
+        return f"{base}/repo?{urlencode({'Revision': revision, 'FilePath': file.path})}"
+
+    return Repository(http, repo, files, url_of, policy)
 
 
 async def _license(http: httpx2.AsyncClient, base: str, repo: str) -> str | None:

@@ -1,6 +1,6 @@
 """Pulls models from an Ollama registry (`OLLAMA_REGISTRY`). The protocol is that of a Docker registry v2.
 
-A model has a layer with a GGUF file, and usually a layer with the licence.
+A model has a layer with a GGUF file, or a layer for each part of a split one, and usually a layer with the licence.
 
 The media types of the layers are defined in github.com/ollama/ollama, server/internal/manifest/manifest.go.
 """
@@ -17,7 +17,6 @@ import httpx2
 import msgspec
 
 from aima_core.errors import AimaError, ExecutionFailed, ValidationFailed
-from services.model.sources.download import RemoteFile, download
 from services.model.sources.hub_http import PATIENT, Policy, client, get_bytes, get_json
 from services.model.sources.port import (
     Progress,
@@ -27,12 +26,13 @@ from services.model.sources.port import (
     check_mirror,
     check_repo,
     check_tag,
-    paced,
 )
+from services.model.sources.repo_files import RepoFile, Repository
 
 REGISTRY = "https://registry.ollama.ai"
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 MODEL, LICENSE = "application/vnd.ollama.image.model", "application/vnd.ollama.image.license"
+ADAPTER = "application/vnd.ollama.image.adapter"
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 MAX_LICENSE = 1 << 20  # bytes
 
@@ -77,23 +77,40 @@ class Ollama:
         async with client(self.policy) as http:
             request = http.build_request("GET", f"{base}/manifests/{tag}", headers={"Accept": MANIFEST})
             manifest: _Manifest = await get_json(http, request, f"{repo}:{tag}", _Manifest)
-            layer = next((layer for layer in manifest.layers if layer.media_type == MODEL), None)
-            if layer is None:
-                raise ValidationFailed(f"{repo}:{tag} has no GGUF file", reason="UNSUPPORTED_FORMAT", path=repo)
-            if not DIGEST.fullmatch(layer.digest) or layer.size < 0:
-                raise ExecutionFailed(
-                    f"the manifest of {repo}:{tag} has an invalid digest or size", reason="BAD_ANSWER"
-                )
-            path = into / f"{repo.rsplit('/', 1)[-1]}-{tag}.gguf"
-            sha256 = layer.digest.removeprefix("sha256:")
-            file = RemoteFile(f"{base}/blobs/{layer.digest}", path, sha256, layer.size)
-            await download(http, file, paced(progress), self.policy)
+            layers = _weights(manifest, f"{repo}:{tag}")
             license_name = await _license(http, base, manifest)
-        return Pulled(path, layer.digest, layer.size, layer.digest, license_name)
+            name = f"{repo.rsplit('/', 1)[-1]}-{tag}"
+            files = [
+                RepoFile(f"{name}{f'.layer{number}' if len(layers) > 1 else ''}.gguf", layer.size, layer.digest[7:])
+                for number, layer in enumerate(layers, 1)
+            ]
+            repository = Repository(
+                http, f"{repo}:{tag}", files, lambda file: f"{base}/blobs/sha256:{file.sha256}", self.policy
+            )
+            return await repository.fetch(None, "gguf", into, progress, license_name)
 
     async def search(self, query: str, limit: int) -> list[SourceResult]:  # noqa: ARG002  the registry has no search
         """Return an empty list: the registry's protocol has no search."""
         return []
+
+
+def _weights(manifest: _Manifest, title: str) -> list[_Layer]:
+    """Return the layers with weights: one, or the parts of a split model.
+
+    Raises ValidationFailed (UNSUPPORTED_FORMAT) and ExecutionFailed (BAD_ANSWER).
+    """
+    if any(layer.media_type == ADAPTER for layer in manifest.layers):
+        raise ValidationFailed(
+            f"{title} needs an adapter (LoRA), which AIMA does not apply; without it, the model answers differently",
+            reason="UNSUPPORTED_FORMAT",
+            path=title,
+        )
+    layers = list({layer.digest: layer for layer in manifest.layers if layer.media_type == MODEL}.values())
+    if not layers:
+        raise ValidationFailed(f"{title} has no GGUF file", reason="UNSUPPORTED_FORMAT", path=title)
+    if any(not DIGEST.fullmatch(layer.digest) or layer.size < 0 for layer in layers):
+        raise ExecutionFailed(f"the manifest of {title} has an invalid digest or size", reason="BAD_ANSWER")
+    return layers
 
 
 async def _license(http: httpx2.AsyncClient, base: str, manifest: _Manifest) -> str | None:

