@@ -60,7 +60,7 @@ class UsageReader:
         self._several = several
         self._each = each
         self._usages: list[TokenUsage] = []
-        self._last = b""  # the last event that has only a usage
+        self._last: dict[str, Any] = {}  # the last chunk with a usage, without its choices
         self._splitter = Splitter()
         self.usage = TokenUsage()
         self.ended = False
@@ -73,47 +73,55 @@ class UsageReader:
         """
         events = b""
         for event in self._splitter.feed(block):
-            if self._passes(event):
-                events += (self._sum() if self.ended else b"") + event + b"\n\n"
+            if passed := self._passed(event):
+                events += (self._sum() if self.ended else b"") + passed + b"\n\n"
         return events
 
     def _sum(self) -> bytes:
         """Return the event with the sum of the usages, if the client gets one."""
-        if not (self._several and self._usage_told and self._last):
+        if not (self._usage_told and self._last):
             return b""
-        chunk = msgspec.json.decode(data_of(self._last))
-        used = self.usage
-        total = used.prompt_tokens + used.completion_tokens
-        chunk["usage"] = {
-            "prompt_tokens": used.prompt_tokens,
-            "completion_tokens": used.completion_tokens,
-            "total_tokens": total,
-        }
-        self._last = b""
+        prompt, completion = self.usage.prompt_tokens, self.usage.completion_tokens
+        usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+        chunk, self._last = {**self._last, "usage": usage}, {}
         return b"data: %b\n\n" % _encode(chunk)
 
-    def _passes(self, event: bytes) -> bool:
+    def _passed(self, event: bytes) -> bytes:
+        """Return an event as the client gets it; b"" if the client does not get it."""
         if event.endswith(DONE) and data_of(event) == DONE:
             self.ended = True
         if event.endswith(NOTHING) and not data_of(event):
-            return False  # clients fail on a chunk that is null
+            return b""  # clients fail on a chunk that is null
         if b'"tool_calls"' in event and decoded(_read_tool_calls, data_of(event)) is None:
             raise bad_answer()
         if b'"usage"' not in event and b'"error"' not in event:
-            return True
+            return event
         chunk = decoded(_read, data_of(event))
         if chunk is None:
-            return True
+            return event
         self.error = self.error or chunk.error
         if chunk.usage is None:
-            return True
-        if chunk.choices or not self._several:
-            self.usage = chunk.usage
-            return self._usage_told or bool(chunk.choices)
-        self._usages.append(chunk.usage)
-        self._last = event
-        self.usage = summed(self._usages, self._each)
-        return False
+            return event
+        if self._several:
+            return self._counted(event, chunk)
+        self.usage = chunk.usage
+        return event if self._usage_told or chunk.choices else b""
+
+    def _counted(self, event: bytes, chunk: _Chunk) -> bytes:
+        """Add the usage of one of several answers, and return the event without it.
+
+        llama.cpp sends the usage of an answer to a prompt with the end of that answer, without a chunk of its own.
+        """
+        document = msgspec.json.decode(data_of(event))
+        ends = not chunk.choices or any(choice.get("finish_reason") for choice in document["choices"])
+        if ends and chunk.usage:
+            self._usages.append(chunk.usage)
+            self.usage = summed(self._usages, self._each)
+            self._last = {**document, "choices": []}
+        if not chunk.choices:
+            return b""
+        del document["usage"]
+        return b"data: %b" % _encode(document)
 
 
 def usage_of(body: bytes) -> TokenUsage:

@@ -167,6 +167,17 @@ def test_an_engine_that_sums_up_itself_is_believed() -> None:
     assert reader.feed(b"data: [DONE]\n\n").count(b"usage") == 1
 
 
+def test_the_usage_of_several_prompts_is_in_the_ends_of_their_answers() -> None:
+    reader = UsageReader(True, several=True)
+    for index in (1, 0):
+        used = {"prompt_tokens": 1 + index, "completion_tokens": 2, "total_tokens": 3}
+        chunk = {"choices": [{"index": index, "text": "", "finish_reason": "length"}], "usage": used}
+        passed = reader.feed(f"data: {json.dumps(chunk)}\n\n".encode())
+        assert json.loads(passed[6:]) == {"choices": chunk["choices"]}
+    (end,) = (json.loads(line[6:]) for line in reader.feed(b"data: [DONE]\n\n").split(b"\n\n")[:1])
+    assert end == {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}}
+
+
 # --- pure ---------------------------------------------------------------------------------------------------------
 
 
