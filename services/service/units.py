@@ -634,10 +634,15 @@ class GetLogs(Query[Logs], unit="service.logs", errors=(NotFound,), examples=({"
 
 
 class GetHistory(Query[History], unit="service.history", errors=(NotFound,), examples=({"service_id": "svc-chat"},)):
-    """Return the events of a service in order, even of a deleted service."""
+    """Return the newest events of a service, oldest first, even of a deleted service."""
 
     service_id: ServiceId
-    after: int = Field(0, ge=0, le=LARGEST, description="Return only events after this log position.")
+    after: int | None = Field(
+        None,
+        ge=0,
+        le=LARGEST,
+        description="Return the first events after this log position in place of the newest ones; 0: from the start.",
+    )
     limit: int = Field(1000, ge=1, le=1000, description="Maximum number of events to return.")
 
 

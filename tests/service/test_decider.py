@@ -233,6 +233,8 @@ DECIDED: dict[str, tuple[Command[Any], dict[str, Any]]] = {
             "degraded, one given up": [stop()],
             "stopping, to sleep": [stop()],
             "stopped, asleep": [stop(), STOPPED],
+            "failed": [stop(), STOPPED],
+            "failed, being cleared away": [stop()],
         },
     ),
     "stop by force": (
@@ -246,6 +248,8 @@ DECIDED: dict[str, tuple[Command[Any], dict[str, Any]]] = {
             "stopping": [stop(force=True)],
             "stopping, to sleep": [stop(force=True)],
             "stopped, asleep": [stop(force=True), STOPPED],
+            "failed": [stop(force=True), STOPPED],
+            "failed, being cleared away": [stop(force=True)],
         },
     ),
     "put to sleep": (

@@ -250,9 +250,10 @@ async def test_a_start_that_is_late_fails_leaves_nothing_and_may_be_tried_again(
     error = await refused(client, "service.start", service_id="svc-a", timeout=1)
     assert isinstance(error, Timeout)
     assert error.message.startswith("1 of 1 replicas were not ready within 1 s; last report: process ")
+    assert await status(client) == "failed"
     await stop(client)  # answers when nothing is left
     assert await site.living() == []
-    assert await status(client) == "failed"
+    assert await status(client) == "stopped"
     await free_of_slots(client)
     await ask(client, "service.delete", service_id="svc-a")
     await create(client)
@@ -266,9 +267,10 @@ async def test_a_start_that_fails_says_why_and_may_be_tried_again(client: Client
         error = await refused(client, "service.start", service_id="svc-a")
         assert isinstance(error, ExecutionFailed)
         assert (error.reason, error.message) == ("BOOM", "it went boom, no fuel (4 times in a row)")
+        shown = await ask(client, "service.status", service_id="svc-a")
         await stop(client)
+        assert await status(client) == "stopped"
         assert (await types(client, "service/svc-a")).count("failed") == run
-    shown = await ask(client, "service.status", service_id="svc-a")
     assert (shown["status"], shown["health"], shown["summary"]) == (
         "failed",
         "unhealthy",
@@ -495,6 +497,33 @@ async def test_a_replica_that_answers_again_within_the_grace_is_kept(site: Machi
         assert await pid_of(site, "svc-a-r0-1") == pid
         assert "replica_failed" not in await types(client, "service/svc-a")
         await stop(client)
+
+
+async def test_a_name_that_would_be_taken_for_another_service_is_refused(client: Client) -> None:
+    await create(client, "My Chat")
+    for name, why in (
+        ("my-chat", "my-chat would get the id svc-my-chat, which the service My Chat has; choose another name"),
+        ("svc-my-chat", "svc-my-chat is the id of another service, My Chat; choose another name"),
+    ):
+        error = await refused(client, "service.create", model_id="toy", name=name)
+        assert (type(error), error.reason, error.message) == (Conflict, "ALREADY_EXISTS", why)
+    assert await create(client, "My Chat") == "svc-my-chat"
+
+
+async def test_a_history_ends_with_the_newest_events_and_the_future_is_not_known(client: Client) -> None:
+    await create(client)
+    await start(client)
+    await stop(client)
+    history = (await ask(client, "service.history", service_id="svc-a"))["events"]
+    newest = (await ask(client, "service.history", service_id="svc-a", limit=2))["events"]
+    assert newest == history[-2:]
+    assert newest[-1]["type"] == "service.stopped"
+    assert (await ask(client, "service.history", service_id="svc-a", limit=2, after=0))["events"] == history[:2]
+    assert (await get(client, as_of=str(history[0]["position"])))["status"] == "created"
+    for future in ("2999-01-01T00:00:00Z", "999999"):
+        error = await refused(client, "service.get", service_id="svc-a", as_of=future)
+        assert (type(error), error.details["fields"][0]["field"]) == (ValidationFailed, "as_of")
+        assert "a moment in the past; the log ends at position" in error.message
 
 
 async def test_the_number_of_replicas_follows_what_is_asked(client: Client, site: Machine) -> None:

@@ -147,6 +147,18 @@ class Log:
         rows = await self.file.read(lambda c: c.execute(sql, (*values, limit)).fetchall())
         return [self._record(row) for row in rows]
 
+    async def newest(self, stream: str, *, limit: int) -> list[Recorded]:
+        """Return the newest events of a stream, oldest first."""
+        sql = "SELECT * FROM events WHERE stream = ? ORDER BY position DESC LIMIT ?"
+        rows = await self.file.read(lambda c: c.execute(sql, (stream, limit)).fetchall())
+        return [self._record(row) for row in reversed(rows)]
+
+    async def last_position(self) -> int:
+        """Return the position of the last event, or 0 if the log is empty."""
+        sql = "SELECT coalesce(max(position), 0) FROM events"
+        row = await self.file.read(lambda c: c.execute(sql).fetchone())
+        return int(row[0])
+
     async def position_at(self, recorded_at: float) -> int:
         """Return the position of the last event recorded at or before a time, or 0 if there is none.
 

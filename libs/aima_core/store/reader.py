@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -57,22 +58,26 @@ class Reader(Generic[S]):
 
         return await self.log.file.read(select)
 
-    async def history(self, stream: str, *, after: int = 0, limit: int = 1000) -> list[Recorded]:
-        """Return the events of a stream after a position, oldest first."""
+    async def history(self, stream: str, *, after: int | None = None, limit: int = 1000) -> list[Recorded]:
+        """Return the events of a stream, oldest first: those after a position, or, without `after`, the newest."""
+        if after is None:
+            return await self.log.newest(stream, limit=limit)
         return await self.log.events(after, stream=stream, limit=limit)
 
     async def state_at(self, stream: str, as_of: str) -> tuple[S | None, int]:
         """Return the state and the version that a stream had at an earlier moment. The state is None if it had none.
 
-        `as_of` is a log position in digits or an RFC 3339 time. Raises ValidationFailed for any other text.
+        `as_of` is a log position in digits or an RFC 3339 time. Raises ValidationFailed for any other text, and for a
+        moment that has not come yet.
         """
         try:
-            until = min(int(as_of), LARGEST) if as_of.isdecimal() else await self.log.position_at(unix(as_of))
+            at = int(as_of) if as_of.isdecimal() else unix(as_of)
+            until = min(int(at), LARGEST) if as_of.isdecimal() else await self.log.position_at(at)
         except (ValueError, OverflowError):
-            raise ValidationFailed(
-                "as_of: expected a log position or an RFC 3339 time",
-                fields=[{"field": "as_of", "expected": "a log position such as 42, or 2026-01-31T12:00:00Z"}],
-            ) from None
+            raise _no_moment("a log position or an RFC 3339 time, such as 42 or 2026-01-31T12:00:00Z") from None
+        last = await self.log.last_position()
+        if at > (last if as_of.isdecimal() else time.time()):
+            raise _no_moment(f"a moment in the past; the log ends at position {last}")
         state: S | None = None
         after = version = 0
         while page := await self.log.events(after, stream=stream, until=until):
@@ -80,3 +85,7 @@ class Reader(Generic[S]):
                 state = self._evolve(state, record.event)
             after, version = page[-1].position, page[-1].version
         return state, version
+
+
+def _no_moment(expected: str) -> ValidationFailed:
+    return ValidationFailed(f"as_of: expected {expected}", fields=[{"field": "as_of", "expected": expected}])

@@ -99,6 +99,8 @@ def _not_deletable(service: Service) -> str:
 
 def _register(world: World[Service], command: i.Register, call: Call) -> list[Event]:
     name, existing = command.name, world.get(f"service/{id_of(command.name)}")
+    if command.named and (taken := _taken(world, existing, name)):
+        raise taken
     if existing and command.named:
         changed = [field for field in _CREATION_FIELDS if getattr(existing.about, field) != getattr(command, field)]
         if not changed:
@@ -116,6 +118,18 @@ def _register(world: World[Service], command: i.Register, call: Call) -> list[Ev
         salt += 1
     about = {field: getattr(command, field) for field in (*_CREATION_FIELDS, "model_name", "model_type")}
     return [u.ServiceCreated(service_id=id_of(name), name=name, **about)]
+
+
+def _taken(world: World[Service], existing: Service | None, name: str) -> Conflict | None:
+    """Return the error for a name that would be confused with another service; None if there is no such service."""
+    other = world.get(f"service/{name}")
+    if other:
+        what = f"{name} is the id of another service, {other.about.name}"
+    elif existing and existing.about.name != name:
+        other, what = existing, f"{name} would get the id {existing.id}, which the service {existing.about.name} has"
+    else:
+        return None
+    return Conflict(f"{what}; choose another name", reason="ALREADY_EXISTS", field="name", service_id=other.id)
 
 
 def _start(service: Service, command: i.BeginStart, call: Call) -> list[Event]:
@@ -180,7 +194,7 @@ def _stop(service: Service, call: Call, *, force: bool) -> list[Event]:
     if under_way and service.stop and (service.stop.force or not force) and not service.stop.asleep:
         return []
     overdue = service.error_code == replica_decider.STOP_TIMEOUT and service.stop is not None and service.stop.asleep
-    if not (service.runs or under_way or service.asleep or overdue):
+    if not (service.runs or under_way or service.asleep or overdue or service.status == "failed"):
         return []
     if not under_way or service.stop is None:
         return replica_decider.end(service, call, reason="requested", force=force)
