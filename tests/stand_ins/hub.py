@@ -44,6 +44,8 @@ class Hub:
     """Number of bytes after which a file answer stalls until the hub closes."""
     wheels: dict[str, bytes] = field(default_factory=dict)
     lying_index: bool = False
+    index_status: int = 200
+    """The status of the answers of the package index."""
     ranges: list[str | None] = field(default_factory=list)
     """The Range header of every download of a file so far: of requests for a file to its end."""
     looks: list[str] = field(default_factory=list)
@@ -157,7 +159,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _index(self, path: str, query: Mapping[str, str]) -> bool:
         names = [name for name in self.served.wheels if path == f"/simple/{name.split('-')[0].replace('_', '-')}/"]
-        if names:
+        if path.startswith("/simple/") and self.served.index_status != 200:
+            self._json({}, self.served.index_status)
+        elif names:
             data = self.served.wheels[names[0]]
             digest = "0" * 64 if self.served.lying_index else sha256(data)
             page = f'<!DOCTYPE html><a href="/wheels/{names[0]}#sha256={digest}">{names[0]}</a>'

@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 from aima_core.errors import ExecutionFailed, NotFound, Unavailable
+from aima_core.outside_errors import cause_in, error_for
 from aima_core.system import pip
 from aima_core.system.child_processes import child
 from services.engine.manifests.manifest_schema import Manifest
@@ -99,6 +100,8 @@ async def _pip(*arguments: str) -> None:
                 reason="INSTALL_TIMEOUT",
             ) from None
     if process.returncode:
+        if cause := cause_in(output.decode(errors="replace")):
+            raise error_for(cause, "the package index in pip's settings", "INSTALL_FAILED")
         lines = [line for line in output.decode(errors="replace").splitlines() if line.startswith("ERROR")]
         text = lines[-1].removeprefix("ERROR: ") if lines else f"exit code {process.returncode}"
         kind = NotFound if any(phrase in text for phrase in _NO_SUCH_PACKAGE) else ExecutionFailed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,8 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from aima_core.errors import ExecutionFailed
-
-FULL = (errno.ENOSPC, errno.EDQUOT)
+from aima_core.outside_errors import DISK_FULL, cause_of
 
 
 def disk_full(folder: Path, needed: int | None = None, free: int | None = None) -> ExecutionFailed:
@@ -28,7 +26,7 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as fault:
-        if fault.errno in FULL:
+        if cause_of(fault).name == DISK_FULL.name:
             raise disk_full(folder) from fault
         why = fault.strerror or type(fault).__name__
         raise ExecutionFailed(

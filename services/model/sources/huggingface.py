@@ -1,25 +1,23 @@
 """Pulls models from the Hugging Face hub, or from a server with the same API (`HF_ENDPOINT`, or a pull's `mirror`).
 
-`huggingface_hub` only lists the files. `download.py` downloads them, resumes downloads and checks digests.
+`huggingface_hub` only finds the user's token. AIMA sends all requests itself, so that they have the same checks, errors
+and timeouts as those to other hubs.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 from urllib.parse import quote
 
 import httpx2
 import msgspec
-from huggingface_hub import HfApi, ModelInfo, get_token
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub import get_token
 
-from aima_core.errors import ExecutionFailed, Forbidden, NotFound
-from services.model.sources.hub_http import PATIENT, Policy, client, get_json, refusal, unreachable
+from aima_core.errors import AimaError, NotFound
+from services.model.sources.hub_http import HUGGING_FACE, PATIENT, Policy, client, get_json, refusal
 from services.model.sources.port import (
     Progress,
     Pulled,
@@ -31,9 +29,6 @@ from services.model.sources.port import (
 )
 from services.model.sources.repo_files import RepoFile, Repository
 from services.model.units import ModelType
-
-HUB = "https://huggingface.co"
-T = TypeVar("T")
 
 TYPES: dict[str, ModelType] = {
     "text-generation": "llm",
@@ -47,6 +42,25 @@ TYPES: dict[str, ModelType] = {
     "text-to-video": "video_gen",
     "object-detection": "detection",
 }
+
+
+class _Lfs(msgspec.Struct):
+    sha256: str | None = None
+    size: int | None = None
+
+
+class _File(msgspec.Struct):
+    rfilename: str
+    size: int | None = None
+    lfs: _Lfs | None = None
+
+
+class _About(msgspec.Struct):
+    """A repository at one revision. `sha`: the commit."""
+
+    sha: str | None = None
+    siblings: list[_File] = []
+    tags: list[str] = []
 
 
 class _Hit(msgspec.Struct):
@@ -66,7 +80,7 @@ class HuggingFace:
     searches: ClassVar = True
 
     def _home(self) -> str:
-        return check_address(self.endpoint or os.environ.get("HF_ENDPOINT") or HUB, "HF_ENDPOINT")
+        return check_address(self.endpoint or os.environ.get("HF_ENDPOINT") or HUGGING_FACE, "HF_ENDPOINT")
 
     async def pull(
         self,
@@ -86,24 +100,18 @@ class HuggingFace:
         check_repo(repo, self.parts)
         check_tag(tag)
         endpoint = check_mirror(mirror) or self._home()
-        host = httpx2.URL(endpoint).host
         token = get_token() if mirror is None else None
-        api = HfApi(endpoint=endpoint, token=token or False)
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         async with client(self.policy) as http:
-            info = await self._query(repo, host, lambda: self._info(api, repo, None))
-            files = _repository(http, endpoint, repo, info, self.policy, headers)
+            about = await _about(http, endpoint, repo, None, headers)
+            files = _repository(http, endpoint, repo, about, self.policy, headers)
             if tag is not None and not await files.chooses(tag, format_):
-                info = await self._query(repo, host, lambda: self._info(api, repo, tag))
-                files, tag = _repository(http, endpoint, repo, info, self.policy, headers), None
-            return await files.fetch(tag, format_, into / "files", progress, _license(info))
+                about = await _about(http, endpoint, repo, tag, headers)
+                files, tag = _repository(http, endpoint, repo, about, self.policy, headers), None
+            return await files.fetch(tag, format_, into / "files", progress, _license(about))
 
     async def search(self, query: str, limit: int) -> list[SourceResult]:
-        """Return the most downloaded models whose name contains the query. Raises the errors of `pull`.
-
-        This method does not use `huggingface_hub`, which retries an unreachable hub for half a minute, in a thread that
-        AIMA cannot end.
-        """
+        """Return the most downloaded models whose name contains the query. Raises the errors of `pull`."""
         token = get_token()
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         parameters: dict[str, str | int] = {"search": query, "sort": "downloads", "limit": limit}
@@ -117,48 +125,46 @@ class HuggingFace:
             for hit in hits[:limit]
         ]
 
-    def _info(self, api: HfApi, repo: str, revision: str | None) -> ModelInfo:
-        timeout = self.policy.connect + self.policy.read
-        return api.model_info(repo, revision=revision, files_metadata=True, timeout=timeout)
 
-    async def _query(self, repo: str, host: str, request: Callable[[], T]) -> T:
-        """Query the hub's API in a thread; convert its exceptions."""
-        try:
-            async with asyncio.timeout(2 * (self.policy.connect + self.policy.read)):
-                return await asyncio.to_thread(request)
-        except RevisionNotFoundError as fault:
-            raise NotFound(f"{repo} has no revision with the name of the tag", reason="TAG_NOT_FOUND") from fault
-        except GatedRepoError as fault:
-            raise Forbidden(f"{repo} is gated: accept its terms on the hub and set HF_TOKEN", reason="GATED") from fault
-        except RepositoryNotFoundError as fault:
-            raise NotFound(
-                f"{host} has no {repo}, or it is private: check the name, or set HF_TOKEN",
-                reason="REPO_NOT_FOUND",
-            ) from fault
-        except HfHubHTTPError as fault:
-            error = refusal(fault.response.status_code, repo, host)
-            raise (error or unreachable(fault, host)) from fault
-        except (httpx2.HTTPError, TimeoutError, OSError) as fault:
-            raise unreachable(fault, host) from fault
-        except (ValueError, KeyError, TypeError, AttributeError) as fault:  # the response has unexpected fields
-            raise ExecutionFailed(f"{host} sent an unexpected response about {repo}", reason="BAD_ANSWER") from fault
+async def _about(
+    http: httpx2.AsyncClient, endpoint: str, repo: str, revision: str | None, headers: dict[str, str]
+) -> _About:
+    path = f"/revision/{quote(revision, safe='')}" if revision else ""
+    request = http.build_request("GET", f"{endpoint}/api/models/{repo}{path}?blobs=true", headers=headers)
+    about: _About = await get_json(http, request, repo, _About, _explain)
+    return about
+
+
+def _explain(response: httpx2.Response, what: str, host: str) -> AimaError | None:
+    """Return the error for a response about a repository. The hub states the cause in a header.
+
+    For a private repository, the hub answers as for a repository that does not exist.
+    """
+    code = response.headers.get("X-Error-Code")
+    if code == "RevisionNotFound":
+        return NotFound(f"{what} has no revision with the name of the tag", reason="TAG_NOT_FOUND")
+    if code == "RepoNotFound" or (response.status_code == 401 and code is None):
+        return NotFound(
+            f"{host} has no {what}, or it is private: check the name, or set HF_TOKEN", reason="REPO_NOT_FOUND"
+        )
+    return refusal(response, what, host)
 
 
 def _repository(
-    http: httpx2.AsyncClient, endpoint: str, repo: str, info: ModelInfo, policy: Policy, headers: dict[str, str]
+    http: httpx2.AsyncClient, endpoint: str, repo: str, about: _About, policy: Policy, headers: dict[str, str]
 ) -> Repository:
     files = [
         RepoFile(file.rfilename, file.lfs.size if file.lfs else file.size, file.lfs.sha256 if file.lfs else None)
-        for file in info.siblings or []
+        for file in about.siblings
     ]
     # The URL names the commit, so that all files are of one revision, also after a download is resumed.
-    base = f"{endpoint}/{repo}/resolve/{quote(info.sha or 'main', safe='')}"
+    base = f"{endpoint}/{repo}/resolve/{quote(about.sha or 'main', safe='')}"
     return Repository(http, repo, files, lambda file: f"{base}/{quote(file.path)}", policy, headers)
 
 
-def _license(info: ModelInfo) -> str | None:
+def _license(about: _About) -> str | None:
     """Return the licence from the tags of the repository."""
-    for tag in info.tags or []:
+    for tag in about.tags:
         if tag.startswith("license:"):
             return tag.removeprefix("license:")
     return None

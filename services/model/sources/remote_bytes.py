@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
@@ -13,7 +12,15 @@ import httpx2
 from aima_core.errors import AimaError, ExecutionFailed, RateLimited, Unavailable
 from services.model.files.threads import raise_if_cancelled
 from services.model.selection.choice import HeaderTooFar
-from services.model.sources.hub_http import Policy, bad_length, refusal, unreachable
+from services.model.sources.hub_http import (
+    FAULTS,
+    Policy,
+    bad_length,
+    content_range,
+    refusal,
+    stated_length,
+    unreachable,
+)
 
 BLOCK = 4 << 10  # bytes of the smallest request
 MOST = 128 << 20  # bytes that are read of one file at most ...
@@ -21,7 +28,6 @@ SHARE = 4  # ... and at most this part of it, but always some MB
 FIRST = 4 << 20
 LOOK = 0.2  # seconds between two looks whether the work was cancelled
 
-CONTENT_RANGE = re.compile(r"^bytes (\d+)-(\d+)/(\d+|\*)$")
 Fetch = Callable[[int, int], Awaitable[tuple[bytes, int | None]]]
 """A function with a position and a number of bytes; returns the bytes, and the size of the whole file if known."""
 
@@ -113,27 +119,26 @@ class Ranges:
         while True:
             try:
                 return await self._attempt(at, count, host)
-            except (httpx2.TransportError, httpx2.StreamError, Unavailable, RateLimited) as lost:
+            except (*FAULTS, Unavailable, RateLimited) as lost:
                 failures += 1
-                if failures >= self.policy.attempts:
-                    raise (lost if isinstance(lost, AimaError) else unreachable(lost, host)) from lost
+                error = lost if isinstance(lost, AimaError) else unreachable(lost, self.url)
+                if failures >= self.policy.attempts or isinstance(error, ExecutionFailed):
+                    raise error from lost
             await asyncio.sleep(min(self.policy.backoff * 2 ** (failures - 1), self.policy.longest_backoff))
 
     async def _attempt(self, at: int, count: int, host: str) -> tuple[bytes, int | None]:
         headers = {**self.headers, "Accept-Encoding": "identity", "Range": f"bytes={at}-{at + count - 1}"}
         async with self.http.stream("GET", self.url, headers=headers) as response:
-            error = refusal(response.status_code, self.name, host, response.headers.get("Retry-After"))
+            error = refusal(response, self.name, host)
             if error is not None:
                 raise error
-            begin, total = 0, response.headers.get("Content-Length", "")
+            begin, whole = 0, stated_length(response)
             if response.status_code == 206:
-                match = CONTENT_RANGE.match(response.headers.get("Content-Range", ""))
-                if match is None or int(match[1]) > at:
-                    raise ExecutionFailed(
-                        f"{host} does not send the requested part of {self.name}", reason="BAD_ANSWER"
-                    )
-                begin, total = int(match[1]), match[3]
-            whole = int(total) if total.isdigit() else None
+                place = content_range(response)
+                if place is None or place.begin > at:
+                    why = f"{host} does not send the requested part of {self.name}"
+                    raise ExecutionFailed(why, reason="BAD_ANSWER")
+                begin, _, whole = place
             if self.size is not None and whole not in (None, self.size):
                 raise bad_length(self.name, host, self.size, whole)
             body = bytearray()

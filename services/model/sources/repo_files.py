@@ -17,8 +17,9 @@ from services.model.files.disk import check_room, writing
 from services.model.files.threads import in_thread
 from services.model.selection.choice import choose, is_choice
 from services.model.selection.listed_path import FileList, ListedFile
-from services.model.sources.download import RemoteFile, download
+from services.model.sources.download import download
 from services.model.sources.hub_http import Policy
+from services.model.sources.part import RemoteFile
 from services.model.sources.port import Progress, Pulled, paced, within
 from services.model.sources.remote_bytes import Ranges, RemoteBytes, waited
 
