@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import Field
+
 from aima_core.units import Command, Success
-from services.model.units import Facts, ModelRef
+from services.model.units import Facts, ModelRef, Pulled, PullModel
 
 
 class BeginDelete(Command[Success], unit="model.begin_delete", stream="model_id"):
@@ -14,6 +16,13 @@ class BeginDelete(Command[Success], unit="model.begin_delete", stream="model_id"
     model_id: str
     force: bool
     services: tuple[str, ...]
+
+
+class BeginPull(Command[Pulled], unit="model.begin_pull"):
+    """A PullModel, and the damage of the model's files if the model is ready; empty if its files are intact."""
+
+    pull: PullModel
+    damage: tuple[str, ...]
 
 
 class Register(Command[ModelRef], unit="model.register"):
@@ -33,6 +42,7 @@ class Register(Command[ModelRef], unit="model.register"):
     size: int
     checksum: str
     facts: Facts
+    digests: dict[str, str] = Field(default_factory=dict)
 
 
 class RecordProgress(Command[Success], unit="model.record_progress", stream="model_id"):
@@ -61,6 +71,7 @@ class RecordPulled(Command[Success], unit="model.record_pulled", stream="model_i
     size: int
     checksum: str
     facts: Facts
+    digests: dict[str, str] = Field(default_factory=dict)
 
 
 class RecordPullFailed(Command[Success], unit="model.record_pull_failed", stream="model_id"):
@@ -92,4 +103,4 @@ class RecordRemoved(Command[Success], unit="model.record_removed", stream="model
 RunReports = RecordProgress | RecordPulled | RecordPullFailed | RecordVerified
 """The reports about one pull or one verification."""
 Reports = RunReports | RecordRemoved
-COMMANDS: tuple[type[Command[Any]], ...] = (Register, BeginDelete, *Reports.__args__)
+COMMANDS: tuple[type[Command[Any]], ...] = (Register, BeginDelete, BeginPull, *Reports.__args__)

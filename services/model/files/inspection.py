@@ -1,4 +1,4 @@
-"""Inspects local model files: reads facts for a registration, and finds issues for a verification. Blocking."""
+"""Inspects local model files: reads their facts for a registration. Blocking."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from pathlib import Path
 
 import msgspec
 
-from aima_core.errors import AimaError, InvalidRequest, NotFound, ValidationFailed
+from aima_core.errors import InvalidRequest, NotFound
 from services.model import internal as i
 from services.model import units as u
-from services.model.files.checksum import checksum
+from services.model.files.checksum import measured
 from services.model.files.declared import check_declared, refused
-from services.model.files.model_files import size_of
 from services.model.files.opaque import opaque_model
 from services.model.headers.formats import ModelFile, inspect, loadable
 from services.model.rules import model_names
@@ -69,32 +68,6 @@ def as_imported(command: u.ImportModel) -> i.Register:
     return _register(path, file, names, command.type or file.type, "import", named=bool(command.name), imported=True)
 
 
-def issues_of(path: Path, format_: str, size: int, registered: str, expected: str) -> tuple[tuple[str, ...], bool]:
-    """Compare files with their registration. Return the issues, and whether the files match the registration.
-
-    For an opaque format, only size and checksum are compared. `registered`: the checksum in the registration.
-    `expected`: the checksum that the caller expects, or "".
-    """
-    try:
-        if not path.exists():
-            return (f"missing: {path}",), False
-        actual_size = size_of(path) if u.is_opaque(format_) else inspect(path).size
-        if actual_size < size:
-            return (f"truncated: {path} has {actual_size} bytes, but {size} bytes are registered",), False
-        actual = checksum(path)
-    except ValidationFailed as refusal:
-        issue = {"TRUNCATED": "truncated", "NOT_A_MODEL": "changed"}.get(refusal.reason, "not readable")
-        return (f"{issue}: {refusal.message}",), False
-    except AimaError as refusal:
-        return (f"not readable: {refusal.message}",), False
-    except OSError as fault:
-        return (f"not readable: {path}: {fault.strerror}",), False
-    issues = [f"changed: the checksum is {actual}, but {registered} is registered"] if actual != registered else []
-    if expected not in ("", actual):
-        issues.append(f"the checksum is {actual}, but the request expects {expected}")
-    return tuple(issues), actual == registered
-
-
 def _inspect(text: str, format_: str | None, kind: u.ModelType | None) -> tuple[Path, ModelFile]:
     """Return the path that an engine loads, and the model's header. `text`: the absolute path of a file or folder."""
     path = Path(text)
@@ -117,7 +90,7 @@ def _register(
     path: Path, file: ModelFile, names: Sequence[str], kind: str, source: str, *, named: bool, imported: bool
 ) -> i.Register:
     try:
-        digest = checksum(path)
+        sums = measured(path)
     except OSError as fault:
         raise InvalidRequest(
             f"{path} cannot be read: {fault.strerror}", reason="NOT_READABLE", field="path", path=str(path)
@@ -131,6 +104,7 @@ def _register(
         source=source,
         path=str(path),
         size=file.size,
-        checksum=digest,
+        checksum=sums.checksum,
+        digests=sums.digests,
         facts=facts_of(file),
     )

@@ -9,7 +9,7 @@ def files_of(path: Path) -> list[Path]:
     """Return the file itself, or all files of a folder and its subfolders, without partial downloads (.part)."""
     if not path.is_dir():
         return [path]
-    return [file for file in path.rglob("*") if file.is_file() and ".part" not in file.suffixes]
+    return [file for file in path.rglob("*") if file.is_file() and not file.name.endswith((".part", ".part.tag"))]
 
 
 def size_of(path: Path) -> int:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import msgspec
 
+from aima_core.errors import AimaError
+from services.model.files.checksum import covered
 from services.model.files.disk import writing
 from services.model.units import Facts
 
@@ -32,6 +34,9 @@ class ArrivedFiles(msgspec.Struct, frozen=True):
     size: int
     checksum: str
     facts: Facts
+    digests: dict[str, str] = {}
+    stats: dict[str, list[int]] = {}
+    """Size, times and inode of each file at the end of the pull, by its path relative to the model's folder."""
 
 
 def pull_folder(root: Path, model_id: str) -> Path:
@@ -65,16 +70,11 @@ def keep(root: Path, model_id: str, files: ArrivedFiles) -> None:
     folder = pull_folder(root, model_id)
     first = Path(files.path).parts[0]
     with writing(folder):
+        files = msgspec.structs.replace(files, stats=_stats(folder, files.path))
         for child in folder.iterdir():
             if child.name != first:
                 _remove(child)
-        record = folder / f"{_RECORD}.new"
-        with record.open("wb") as file:
-            file.write(msgspec.json.encode(files))
-            file.flush()
-            os.fsync(file.fileno())
-        record.replace(folder / _RECORD)
-        _sync(folder)
+        _write(folder, files)
     _move(root, model_id)
 
 
@@ -89,6 +89,46 @@ def discard(root: Path, model_id: str) -> None:
     discard_pull(root, model_id)
     with writing(root / "files"):
         _remove(final_folder(root, model_id))
+
+
+def unchanged(root: Path, model_id: str, checksum: str) -> bool:
+    """Return whether no file of a pulled model was written since its pull, by its size, times and inode.
+
+    Returns False if this is unknown, as after a copy of the data folder.
+    """
+    folder = final_folder(root, model_id)
+    try:
+        files = msgspec.json.decode((folder / _RECORD).read_bytes(), type=ArrivedFiles)
+        return bool(files.stats) and files.checksum == checksum and files.stats == _stats(folder, files.path)
+    except (OSError, AimaError, msgspec.MsgspecError):
+        return False
+
+
+def note_intact(root: Path, model_id: str, checksum: str) -> None:
+    """Store that the files of a pulled model were read and are intact, so that `unchanged` need not read them again."""
+    folder = final_folder(root, model_id)
+    try:
+        files = msgspec.json.decode((folder / _RECORD).read_bytes(), type=ArrivedFiles)
+    except (OSError, msgspec.MsgspecError):
+        return  # the files were imported, or their folder is gone
+    if files.checksum == checksum:
+        with writing(folder):
+            _write(folder, msgspec.structs.replace(files, stats=_stats(folder, files.path)))
+
+
+def _stats(folder: Path, path: str) -> dict[str, list[int]]:
+    stats = {file.relative_to(folder).as_posix(): file.stat() for file in covered(folder / path)}
+    return {name: [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino] for name, stat in stats.items()}
+
+
+def _write(folder: Path, files: ArrivedFiles) -> None:
+    record = folder / f"{_RECORD}.new"
+    with record.open("wb") as file:
+        file.write(msgspec.json.encode(files))
+        file.flush()
+        os.fsync(file.fileno())
+    record.replace(folder / _RECORD)
+    _sync(folder)
 
 
 def _move(root: Path, model_id: str) -> None:

@@ -15,13 +15,14 @@ from aima_core.store.reader import Row
 from aima_core.units import Command, View
 from services.model import internal as i
 from services.model import units as u
-from services.model.files import inspection, model_folders
+from services.model.files import inspection, model_folders, verification
 from services.model.files.threads import in_thread
+from services.model.files.verification import Registered
 from services.model.outside.engine_list import EngineList
 from services.model.outside.pull import pull
 from services.model.outside.search import search
 from services.model.rules import views
-from services.model.rules.decider import Prepared
+from services.model.rules.decider import Prepared, pulled
 from services.model.rules.lookup import unknown
 from services.model.rules.state import ModelState, Pull, Remove, Verify
 from services.model.sources import SOURCES
@@ -49,7 +50,8 @@ class ModelOutside(Outside[ModelState]):
                 return await self._engines.explained(in_thread(inspection.as_imported, typed))
             case u.PullModel():
                 check(SOURCES[command.source], command.repo, command.tag, command.mirror, command.format)
-                return await self._engines.typed(command)
+                pull = await self._engines.typed(command)
+                return i.BeginPull(pull=pull, damage=await self._damage(pull))
             case u.VerifyModel():
                 return command
             case u.DeleteModel(model_id=model_id, force=force):
@@ -66,10 +68,11 @@ class ModelOutside(Outside[ModelState]):
                 case Pull():
                     async with self._pulls:
                         return [await pull(folder, effect, self.context.settings, self.context.record)]
-                case Verify(path=path, format=format_, size=size, checksum=registered, expected=expected):
-                    issues, intact = await in_thread(
-                        inspection.issues_of, Path(path), format_, size, registered, expected
-                    )
+                case Verify(path=path, format=format_, size=size, checksum=checksum, digests=digests):
+                    registered = Registered(Path(path), format_, size, checksum, dict(digests))
+                    issues, intact = await in_thread(verification.issues_of, registered, effect.expected)
+                    if intact:
+                        await in_thread(model_folders.note_intact, folder, effect.model_id, checksum)
                     return [
                         i.RecordVerified(model_id=effect.model_id, run=effect.run, issues=issues, intact=intact),
                     ]
@@ -101,6 +104,20 @@ class ModelOutside(Outside[ModelState]):
                 return await self._compatibility()
             case _:
                 assert_never(query)
+
+    async def _damage(self, command: u.PullModel) -> tuple[str, ...]:
+        """Return the issues of the files of an equal pull; none if its model is not ready.
+
+        Reads the files only if one was written since the pull.
+        """
+        state = pulled(self.context.world, command)
+        if state is None or state.status not in ("ready", "verifying"):
+            return ()
+        if await in_thread(model_folders.unchanged, self.context.folder, state.id, state.checksum):
+            return ()
+        registered = Registered(Path(state.path), state.format, state.size, state.checksum, state.digests)
+        issues, _ = await in_thread(verification.issues_of, registered, "")
+        return issues
 
     async def _row(self, model_id: str) -> Row:
         rows = await self.context.read.rows("SELECT * FROM models WHERE id = ?", (model_id,))

@@ -14,7 +14,7 @@ from aima_core.units import Command
 from services.model import internal as i
 from services.model import units as u
 from services.model.files import model_folders
-from services.model.files.checksum import checksum
+from services.model.files.checksum import measured
 from services.model.files.declared import check_declared
 from services.model.files.inspection import facts_of
 from services.model.files.opaque import opaque_model
@@ -69,6 +69,7 @@ async def pull(
         size=arrived.size,
         checksum=arrived.checksum,
         facts=arrived.facts,
+        digests=arrived.digests,
     )
 
 
@@ -103,6 +104,8 @@ def _describe(pulled: Pulled, folder: Path, effect: Pull) -> model_folders.Arriv
         check_declared("type", effect.type or None, file.type)
         # the author of a package names the file for its users; the name in the header is the trainer's
         name = model_names.tidy(path.stem if effect.source == "package" else file.name)
+    # a source has measured the whole download; the loadable part may be only a file of it
+    sums = pulled.sums if path == pulled.path else measured(path)
     return model_folders.ArrivedFiles(
         run=effect.run,
         name=name,
@@ -110,8 +113,8 @@ def _describe(pulled: Pulled, folder: Path, effect: Pull) -> model_folders.Arriv
         format=file.format,
         path=path.relative_to(folder).as_posix(),
         size=file.size,
-        # a source has computed the checksum of the whole download; the loadable part may be only a file of it
-        checksum=pulled.checksum if path == pulled.path else checksum(path),
+        checksum=sums.checksum,
+        digests=sums.digests,
         facts=facts_of(file) | ({"license": pulled.license} if pulled.license else {}),
     )
 

@@ -15,15 +15,15 @@ from services.model.rules import model_names
 from services.model.rules.lookup import find, known
 from services.model.rules.state import ModelState
 
-Prepared = i.Register | i.BeginDelete | u.PullModel | u.VerifyModel
+Prepared = i.Register | i.BeginDelete | i.BeginPull | u.VerifyModel
 """The commands of callers, as `Outside.prepare` returns them."""
 
 
 def decide(world: World[ModelState], command: Prepared | i.Reports, call: Call) -> list[Event]:
     """Return the events; none if the state is already as requested, or if the command reports on an earlier run."""
     match command:
-        case u.PullModel():
-            return _pull(world, command, call)
+        case i.BeginPull(pull=pull, damage=damage):
+            return _pull(world, pull, damage, call)
         case i.Register():
             return _register(world, command)
         case i.BeginDelete():
@@ -69,9 +69,11 @@ def registered(world: World[ModelState], command: i.Register) -> ModelState | No
     return None
 
 
-def _pull(world: World[ModelState], command: u.PullModel, call: Call) -> list[Event]:
+def _pull(world: World[ModelState], command: u.PullModel, damage: tuple[str, ...], call: Call) -> list[Event]:
+    """Return the start of a pull; no events if the model is there and intact. `damage`: the issues of its files."""
     state = pulled(world, command)
-    if state and state.status in ("ready", "verifying"):
+    present = state is not None and state.status in ("ready", "verifying")
+    if present and not damage:
         return []
     if state and state.status == "pulling":
         raise Conflict(
@@ -85,19 +87,19 @@ def _pull(world: World[ModelState], command: u.PullModel, call: Call) -> list[Ev
     model_id = state.id if state else model_names.slug(*parts)
     if state is None and _taken(world, model_id):
         model_id = model_names.distinct(command.source, *parts, *([command.format] if command.format else ()))
-    return [
-        u.PullStarted(
-            model_id=model_id,
-            source=command.source,
-            repo=command.repo,
-            tag=command.tag,
-            mirror=command.mirror,
-            run=state.run + 1 if state else 1,
-            started_at=call.at,
-            format=command.format or "",
-            type=command.type or "",
-        )
-    ]
+    started = u.PullStarted(
+        model_id=model_id,
+        source=command.source,
+        repo=command.repo,
+        tag=command.tag,
+        mirror=command.mirror,
+        run=state.run + 1 if state else 1,
+        started_at=call.at,
+        format=command.format or "",
+        type=command.type or "",
+    )
+    report = u.ModelVerified(model_id=model_id, valid=False, issues=list(damage), intact=False)
+    return [report, started] if present else [started]
 
 
 def _register(world: World[ModelState], command: i.Register) -> list[Event]:
@@ -122,7 +124,7 @@ def _register(world: World[ModelState], command: i.Register) -> list[Event]:
     model_id = state.id if state else model_names.slug(name)
     if state is None and _taken(world, model_id):
         model_id = model_names.distinct(name)
-    fields = ("type", "format", "source", "path", "size", "checksum", "facts")
+    fields = ("type", "format", "source", "path", "size", "checksum", "facts", "digests")
     about = {field: getattr(command, field) for field in fields}
     created = u.ModelCreated(model_id=model_id, name=name, **about)
     return [u.ModelImported(model_id=model_id, path=command.path), created] if command.imported else [created]
@@ -189,7 +191,7 @@ def _completed(world: World[ModelState], state: ModelState, command: i.RecordPul
     yield u.PullCompleted(model_id=state.id, size=size, checksum=checksum, duration=duration, run=state.run)
     clash = known(world, command.name)
     name = command.name if command.name and clash in (None, state) else state.id
-    fields = ("type", "format", "path", "size", "checksum", "facts")
+    fields = ("type", "format", "path", "size", "checksum", "facts", "digests")
     about = {field: getattr(command, field) for field in fields}
     yield u.ModelCreated(model_id=state.id, name=name, source=state.pull.source, **about)
 

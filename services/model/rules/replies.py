@@ -18,8 +18,8 @@ from services.model.rules.state import ModelState
 def reply(world: World[ModelState], command: Prepared, events: Sequence[Event]) -> View | None:
     """Return the reply to a command; None until the outcome is known. Raises the error of a failed pull."""
     match command:
-        case u.PullModel():
-            return _pulled(world, command, events)
+        case i.BeginPull(pull=pull):
+            return _pulled(world, pull, events)
         case i.Register():
             created = next((event for event in events if isinstance(event, u.ModelCreated)), None)
             state = registered(world, command)

@@ -34,6 +34,7 @@ class ModelState(msgspec.Struct, frozen=True):
     size: int = 0
     checksum: str = ""
     facts: u.Facts = {}
+    digests: dict[str, str] = {}
     run: int = 0
     pull: u.PullStarted | None = None
     failed: u.PullFailed | None = None
@@ -65,6 +66,7 @@ class Verify(Effect, frozen=True):
     size: int
     checksum: str
     expected: str
+    digests: tuple[tuple[str, str], ...] = ()
 
 
 class Remove(Effect, frozen=True):
@@ -93,6 +95,7 @@ def evolve(state: ModelState | None, event: u.Events) -> ModelState | None:
                 size=event.size,
                 checksum=event.checksum,
                 facts=event.facts,
+                digests=event.digests,
                 verified=None,
             )
         case u.ModelImported() | u.PullProgress() | u.PullCompleted():
@@ -125,7 +128,8 @@ def todo(state: ModelState) -> Iterable[Effect]:
         case "verifying":
             assert state.verify
             checksums = state.checksum, state.verify.checksum
-            return [Verify(state.id, state.run, state.path, state.format, state.size, *checksums)]
+            digests = tuple(sorted(state.digests.items()))
+            return [Verify(state.id, state.run, state.path, state.format, state.size, *checksums, digests)]
         case "removing":
             return [Remove(state.id)]
         case "pending" | "ready" | "error":

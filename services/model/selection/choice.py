@@ -83,8 +83,8 @@ def choose(listing: FileList, tag: str | None = None, format_: str | None = None
         return Choice({name: name for name in names}, names[0] if len(names) == 1 else "")
     refused: list[ValidationFailed] = []
     formats = searched(format_)
-    for known in formats:
-        models = candidates(listing.root, known)
+    for together in [formats] if order is package_order else [[known] for known in formats]:
+        models = [model for known in together for model in candidates(listing.root, known)]
         if tag is not None and models:
             models = _tagged(models, tag, title)
         for candidate in sorted(models, key=order)[:MAX_TRIED]:

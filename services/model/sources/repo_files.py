@@ -12,7 +12,7 @@ from typing import IO, cast
 import httpx2
 
 from aima_core.errors import ExecutionFailed
-from services.model.files.checksum import checksum
+from services.model.files.checksum import measured
 from services.model.files.disk import check_room, writing
 from services.model.files.threads import in_thread
 from services.model.selection.choice import choose, is_choice
@@ -93,7 +93,7 @@ class Repository:
             done += target.path.stat().st_size
         path = within(folder, choice.path) if choice.path else folder
         digest = f"sha256:{chosen[0][0].sha256}" if len(chosen) == 1 and chosen[0][0].sha256 else None
-        return Pulled(path, await in_thread(checksum, path), done, digest, license_name)
+        return Pulled(path, await in_thread(measured, path), done, digest, license_name)
 
 
 def _remove_others(folder: Path, kept: Sequence[Path]) -> None:
