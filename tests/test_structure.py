@@ -18,7 +18,11 @@ RULES = {"decider", "state", "todo", "views", "replies"}
 # the gateway's own files are few and stand at its root, beside a folder for each door
 AT_THE_ROOT = {"gateway": RULES | {"outside"}, "engine": {"llamacpp_server"}, "cli": {"entry", "main", "domains"}}
 # folders of code that awaits or blocks, beside `outside/`: ports and what is behind them
-PORTS = {"device": {"drivers"}, "engine": {"runtimes", "manifests"}, "model": {"files", "headers", "sources"}}
+PORTS = {
+    "device": {"drivers"},
+    "engine": {"runtimes", "manifests"},
+    "model": {"files", "headers", "paths", "selection", "sources"},
+}
 # the same role in several places: the files of a domain, of an API, of a port, of what is known of a start
 ROLES = OF_A_DOMAIN | RULES | {"adapter", "api", "requests", "answers", "resources", "start_facts", "__init__"}
 

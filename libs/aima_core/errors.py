@@ -140,6 +140,17 @@ class Timeout(AimaError):
     code, status = "TIMEOUT", 504
 
 
+_SILENT = frozenset({"DOMAIN_DOWN", "NO_NATS", "STOPPING"})  # reasons of the bus itself: no process has answered
+
+
+def is_silence(error: AimaError) -> bool:
+    """Whether no process has answered a request. Only then is it right to repeat the request and wait.
+
+    Any other error is an answer with a reason, such as a lack of ports or of memory. Waiting does not change it.
+    """
+    return isinstance(error, Timeout) or (isinstance(error, Unavailable) and error.reason in _SILENT)
+
+
 def _tree(root: type[AimaError]) -> dict[str, type[AimaError]]:
     by_code = {root.code: root}
     for child in root.__subclasses__():

@@ -366,7 +366,7 @@ async def test_a_replica_that_dies_is_replaced_and_its_end_stays_readable(client
     await becomes(client, "running")
     assert [handle.instance for handle in await site.living()] == ["svc-a-r0-1-1", "svc-a-r1-1"]
     first, _ = (await ask(client, "service.status", service_id="svc-a"))["replicas"]
-    assert (first["process_id"], first["restarts"], first["error_code"]) == ("svc-a-r0-1-1", 1, "DIED")
+    assert (first["process_id"], first["restarts"], first["error_code"]) == ("svc-a-r0-1-1", 1, None)
     (past,) = first["attempts"]
     assert (past["process_id"], past["error"]) == ("svc-a-r0-1", "the engine's process died (signal 9)")
     for process_id in ("svc-a-r0-1-1", "svc-a-r1-1"):  # the last one, too, comes back
@@ -659,13 +659,12 @@ async def _replicas(client: Client, count: int) -> bool:
     return (view["active_replicas"], view["status"]) == (count, "running")
 
 
-async def test_a_caller_s_own_deadline_ends_a_start_and_nothing_is_left_of_it(client: Client, site: Machine) -> None:
-    await create(client, config=SLOW)
-    begun = asyncio.get_running_loop().time()
-    error = await refused(client, "service.start", within=2, service_id="svc-a")
+async def test_a_caller_s_own_deadline_ends_its_wait_and_not_the_start(client: Client, site: Machine) -> None:
+    await create(client, config={"delay_start": 1.5})
+    error = await refused(client, "service.start", within=0.5, service_id="svc-a")
     assert isinstance(error, Timeout)
-    assert asyncio.get_running_loop().time() - begun < 10
-    assert await status(client) == "failed"
+    assert await status(client) == "starting"
+    await becomes(client, "running")
     await stop(client)
     assert await site.living() == []
     await free_of_slots(client)

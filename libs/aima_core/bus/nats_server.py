@@ -174,7 +174,7 @@ def start(folder: Path, port: int | None, log: Path, die_with_parent: bool, user
                 continue  # another program took the port between the check and the server's bind
             raise
         return server
-    raise AssertionError("the last attempt returns or raises")
+    raise AssertionError("unreachable: the last attempt has returned or raised")
 
 
 def _await_answer(server: NatsServer) -> None:

@@ -51,7 +51,7 @@ def pairs(rows: Sequence[tuple[str, str]]) -> None:
 
 
 def width_of(text: str) -> int:
-    """Return the cells of the longest line of a text."""
+    """Return the width of a text: the number of terminal cells of its longest line."""
     return max((cell_len(line) for line in text.splitlines()), default=0)
 
 

@@ -11,9 +11,9 @@ import shutil
 from pathlib import Path
 
 from aima_core.errors import ExecutionFailed, NotFound, Unavailable
-from aima_core.outside_errors import cause_in, error_for
 from aima_core.system import pip
 from aima_core.system.child_processes import child
+from aima_core.system.outside_errors import cause_in, error_for
 from services.engine.manifests.manifest_schema import Manifest
 
 _TIMEOUT = 840.0  # seconds for pip; some packages have several gigabytes

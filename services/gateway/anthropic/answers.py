@@ -71,7 +71,7 @@ class MessageEvents:
         return b"".join(frames)
 
     def end(self, usage: TokenUsage, timings: Timings) -> bytes:  # noqa: ARG002 (the protocol's)
-        """Return the last events. An answer without text and tool calls gets one empty text block."""
+        """Return the last events. An answer with neither text nor tool calls gets one empty text block."""
         empty_block = self._next("text", {"type": "text", "text": ""}) if self._index < 0 else ()
         stop_fields = _stop_fields(self._finish, self._stopped_by, called=self._called)
         end_event = event("message_delta", delta=stop_fields, usage=_usage(usage))

@@ -65,7 +65,7 @@ class Wakeups:
         return next(((ident, self._refusals[ident][1]) for ident in asleep if ident in self._refusals), None)
 
     async def answered(self, pools: Iterable[Pool]) -> None:
-        """Wait until each wake-up of these services that is under way has a result. Waits at most a second."""
+        """Wait until every wake-up of these services that has begun has a result, but at most one second."""
         waking = {pool.service_id for pool in pools} & self._tasks.keys()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FIRST_ANSWER):

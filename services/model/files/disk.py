@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from aima_core.errors import ExecutionFailed
-from aima_core.outside_errors import DISK_FULL, cause_of
+from aima_core.system.outside_errors import DISK_FULL, cause_of
 
 
 def disk_full(folder: Path, needed: int | None = None, free: int | None = None) -> ExecutionFailed:

@@ -7,7 +7,7 @@ import struct
 from services.model.headers.cursor import U16, U32, U64, Cursor, PastTheEnd
 from services.model.headers.format_table import FORMATS
 from services.model.headers.model_file import ModelFile, check_end, not_a_model, truncated
-from services.model.headers.model_path import ModelPath
+from services.model.paths.model_path import ModelPath
 
 MAGIC = FORMATS["e5s"].magic or b""
 NUMBERS = struct.Struct("<I7ifi5iQ")  # version; shape; epsilon, block; the tokenizer's counts; bytes of its texts

@@ -1,8 +1,8 @@
 """The only list of the formats that AIMA reads. Pure.
 
 A new format needs a line here and a module beside this file. The module has `read(path)`, which returns the `ModelFile`
-of a file or raises. The path may be that of a file on a hub (`model_path.py`). For a format without magic bytes, the
-module also has `recognises(start, size)`. For a format with `folders`, the module also has `weights(folder)`, which
+of a file or raises. The path may be that of a file on a hub (`paths/model_path.py`). For a format without magic bytes,
+the module also has `recognises(start, size)`. For a format with `folders`, the module also has `weights(folder)`, which
 returns the files of the model in a folder, and `read_folder(folder)`.
 
 This file imports no reader, because the contract (`units.py`) uses the names, and other domains import the contract.
@@ -30,6 +30,8 @@ class KnownFormat(NamedTuple):
     offset: int = 0
     folders: bool = False
     """Whether a model may be a folder of several files. If so, the reader's `read_folder` reads the folder."""
+    alone: bool = False
+    """Whether the header has the tokenizer and the configuration, so that the weights need no files beside them."""
 
     @property
     def own_suffix(self) -> bool:
@@ -42,8 +44,8 @@ FORMATS: Mapping[str, KnownFormat] = MappingProxyType(
     {
         known.name: known
         for known in (
-            KnownFormat("gguf", "GGUF", "gguf_model", ".gguf", b"GGUF"),
-            KnownFormat("e5s", "E5S", "e5s", ".bin", b"E5S1"),
+            KnownFormat("gguf", "GGUF", "gguf_model", ".gguf", b"GGUF", alone=True),
+            KnownFormat("e5s", "E5S", "e5s", ".bin", b"E5S1", alone=True),
             KnownFormat("safetensors", "safetensors", "safetensors", ".safetensors", folders=True),
             KnownFormat("onnx", "ONNX", "onnx", ".onnx"),
         )

@@ -17,7 +17,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGUFValueType
 from services.model.headers.cursor import U32, U64, Cursor, PastTheEnd, TooLong
 from services.model.headers.format_table import FORMATS
 from services.model.headers.model_file import not_a_model, truncated, unsupported
-from services.model.headers.model_path import ModelPath
+from services.model.paths.model_path import ModelPath
 
 MAGIC = FORMATS["gguf"].magic or b""
 MAX_HEADER = 256 << 20  # bytes; the largest vocabularies with merges need some twenty MB

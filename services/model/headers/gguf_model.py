@@ -10,7 +10,7 @@ from services.model.headers.gguf import Header, read_header
 from services.model.headers.gguf_parts import check_parts, check_role, has_projector, parts
 from services.model.headers.guess import gguf_type
 from services.model.headers.model_file import ModelFile, check_end, not_a_model
-from services.model.headers.model_path import ModelPath
+from services.model.paths.model_path import ModelPath
 
 
 def read(path: ModelPath) -> ModelFile:

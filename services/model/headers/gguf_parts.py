@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from services.model.headers.gguf import Header
 from services.model.headers.model_file import auxiliary, not_a_model, one_part, truncated
-from services.model.headers.model_path import ModelPath, P
+from services.model.paths.model_path import ModelPath, P
 
 PART = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 MAX_PARTS = 1000  # the largest published models have fewer than two hundred

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from aima_core.errors import ValidationFailed
-from services.model.headers.model_path import ModelPath
+from services.model.paths.model_path import ModelPath
 from services.model.units import ModelType
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from services.model.headers.cursor import Cursor, PastTheEnd
 from services.model.headers.guess import onnx_type
 from services.model.headers.model_file import ModelFile, not_a_model, truncated
-from services.model.headers.model_path import ModelPath
+from services.model.paths.model_path import ModelPath
 
 IR_VERSION, GRAPH, OPSET = 1, 7, 8  # ModelProto
 MODEL_FIELDS = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26})

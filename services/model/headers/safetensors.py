@@ -11,9 +11,9 @@ import msgspec
 
 from services.model.headers.guess import class_type, tensor_type
 from services.model.headers.model_file import ModelFile, check_end, not_a_model
-from services.model.headers.model_path import ModelPath
 from services.model.headers.safetensors_files import check_alone, weights
 from services.model.headers.safetensors_header import MAX_HEADER, Header, Tensor, read_header
+from services.model.paths.model_path import ModelPath
 
 MAX_CONFIG = 16 << 20  # bytes of a tokenizer's configuration or a chat template, which are only searched
 MAX_DECODED = 4 << 20  # bytes of a config.json

@@ -9,7 +9,7 @@ import msgspec
 
 from services.model.headers.cursor import U64, Cursor, PastTheEnd
 from services.model.headers.model_file import auxiliary, not_a_model, truncated
-from services.model.headers.model_path import ModelPath
+from services.model.paths.model_path import ModelPath
 
 MAX_HEADER = 100_000_000  # bytes, the reference implementation's own limit
 MAX_SEPARATORS = 3_000_000  # colons and commas, which bound the memory of the decoded header: ten for each tensor

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from services.model.headers.candidates import Candidate
-from services.model.headers.model_path import children, folders
 from services.model.headers.safetensors_files import INDEX, PIPELINE, index_of
+from services.model.paths.model_path import children, folders
 from services.model.selection.listed_path import ListedPath
 
 SUFFIXES = (".json", ".jinja", ".model", ".txt")
 MAX_SIZE = 256 << 20  # bytes of one configuration or tokenizer file
 VOCABULARY_TEXTS = ("vocab.txt", "merges.txt")  # other text files are documentation
-ALONE = ("gguf", "e5s")  # formats whose weights have the tokenizer and the configuration in their header
 
 
 def companions(root: ListedPath, candidate: Candidate[ListedPath]) -> list[ListedPath]:
     """Return the files beside the weights and in the folders above them; of a pipeline, those of all its folders."""
-    if candidate.known.name in ALONE:
+    if candidate.known.alone:
         return []
     home = candidate.files[0].parent if not candidate.known.folders else candidate.path
     if (home / PIPELINE).is_file():

@@ -12,7 +12,7 @@ import httpx2
 import msgspec
 
 from aima_core.errors import AimaError, ExecutionFailed, Forbidden, NotFound, RateLimited, Unavailable
-from aima_core.outside_errors import PROXY, error_for, outside_error
+from aima_core.system.outside_errors import PROXY, error_for, outside_error
 
 HUGGING_FACE = "https://huggingface.co"
 FAULTS = (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL)

@@ -12,9 +12,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from aima_core.errors import AimaError, ExecutionFailed, Forbidden, NotFound, Unavailable
-from aima_core.outside_errors import DISK_FULL, cause_in, error_for
 from aima_core.system import pip
 from aima_core.system.child_processes import child
+from aima_core.system.outside_errors import DISK_FULL, cause_in, error_for
 from services.model.files.disk import disk_full, writing
 from services.model.sources.port import Progress
 

@@ -32,7 +32,6 @@ from services.service.rules.decider import Prepared, unknown
 from services.service.rules.scaling import within
 
 _OPTIONAL = 1.0  # seconds that a peer has to answer, if the service domain can also answer without the peer's facts
-_ANSWERING = 0.25  # a start times out this many seconds before a waiting caller's deadline, so the error still arrives
 
 
 class ServiceOutside(Outside[state.Service]):
@@ -52,13 +51,13 @@ class ServiceOutside(Outside[state.Service]):
     def background(self) -> Iterable[Callable[[], Coroutine[Any, Any, None]]]:
         return (self._reconciler.run,)
 
-    async def prepare(self, command: u.Commands, call: Call) -> Prepared:
+    async def prepare(self, command: u.Commands, call: Call) -> Prepared:  # noqa: ARG002 (the core's)
         """Look up the model, choose engine and device, and check the memory."""
         match command:
             case u.CreateService():
                 return await self._prepare_create(command)
             case u.StartService():
-                return await self._prepare_start(command, call)
+                return await self._prepare_start(command)
             case u.ScaleService():
                 return await self._prepare_scale(command)
             case u.StopService() | u.DeleteService():
@@ -115,10 +114,8 @@ class ServiceOutside(Outside[state.Service]):
             **other_fields,
         )
 
-    async def _prepare_start(self, command: u.StartService, call: Call) -> i.BeginStart:
+    async def _prepare_start(self, command: u.StartService) -> i.BeginStart:
         ident, wait, timeout = command.service_id, command.wait, command.timeout
-        if wait and call.deadline:  # the start must fail and release its replicas before the waiting caller gives up
-            timeout = max(min(timeout, call.deadline - _ANSWERING - time.time()), 0.0)
         service = self.context.world.get(f"service/{ident}")
         if service is None or service.runs or service.status == "stopping":
             return i.BeginStart(service_id=ident, wait=wait, timeout=timeout)

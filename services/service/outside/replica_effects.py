@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from aima_core.domain import Commands, Context
-from aima_core.errors import AimaError, NotFound, Timeout, Unavailable
+from aima_core.errors import AimaError, NotFound, Timeout, Unavailable, is_silence
 from services.engine import units as engine
 from services.inference import units as inference
 from services.service import internal as i
@@ -139,9 +139,9 @@ class ReplicaEffects:
         request.add_done_callback(lambda task: self._start_done(effect.process_id, task))
         try:
             await asyncio.shield(request)  # idempotent: a second request starts no second instance of the process id
-        except (Unavailable, Timeout):
-            raise  # the effect is tried again, until the replica's deadline
         except AimaError as error:
+            if is_silence(error):
+                raise  # the effect is tried again, until the replica's deadline
             if error.reason == "BUSY":
                 return []  # the instance of an earlier request failed; the event of the failure follows
             return [_failed(effect.service_id, effect.process_id, error.message, error.reason, ended=True)]

@@ -69,6 +69,8 @@ def _scaled(ident: str, service: Service | None, requested: int) -> u.ScaleOutco
     match service.status:
         case "created" | "failed" | "stopped" if replicas and not service.asleep:
             message = f"{replicas} replicas from the next start on{bounds}"
+        case "created" | "failed" | "stopped" if not service.asleep:
+            message = f"{service.status}: its next start begins with one replica"
         case _ if not replicas:
             message = "asleep: the next request wakes it, with one replica"
         case _:

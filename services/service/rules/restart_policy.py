@@ -30,6 +30,7 @@ ASKED_WRONGLY = frozenset(
     {
         *("MODEL_MISSING", "MODEL_UNSUPPORTED", "MODEL_NOT_FOUND", "MODEL_NOT_READY", "MISSING_LIBRARY"),
         *("LAUNCH_FAILED", "ENGINE_NOT_FOUND", "ENGINE_UNFIT", "VALIDATION_ERROR"),
+        *("NO_FREE_PORT", "PORT_IN_USE", "NOT_WRITABLE"),
     }
 )
 """Error codes of an invalid start. If a replica has never answered, AIMA gives it up after one of these errors. If the

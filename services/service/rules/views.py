@@ -88,9 +88,9 @@ def metrics(measured: inference.ServiceMetrics) -> u.Metrics:
 class Now(NamedTuple):
     """The facts that a status needs in addition to the service's state.
 
-    `at` is the time in Unix seconds. AIMA replaces a replica that does not answer for `grace` seconds. `memory` has the
-    bytes in use by process id. `making_room` has the ids of the services that go to sleep for this service. `working`
-    has the number of requests under way by process id.
+    `at` is the time in Unix seconds. AIMA replaces a replica that does not answer for `grace` seconds. `memory` maps a
+    process id to the bytes that the process uses. `making_room` has the ids of the services that go to sleep for this
+    service. `working` maps a process id to the number of its requests under way.
     """
 
     at: float
@@ -126,7 +126,7 @@ def start_requested_at(service: Service) -> float:
 
 
 def _replica(replica: Replica, memory: int | None) -> u.Replica:
-    failure = replica.failure
+    failure = None if replica.answers else replica.failure  # `attempts` has the past failures
     return u.Replica(
         replica=replica.number,
         process_id=replica.process_id,
