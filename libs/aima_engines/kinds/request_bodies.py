@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from aima_engines.engine_answer import EngineBody
+from aima_engines.kinds.tool_choice import with_tools
 
 _encode = msgspec.json.encode
 _STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
@@ -39,6 +40,11 @@ def streamed_json_body(fields: Mapping[str, Any], model: str) -> EngineBody:
     Every engine stops a stream when the caller leaves. Without a stream, llama.cpp computes the whole answer.
     """
     return EngineBody(streaming_body(fields)(model))
+
+
+def chat_body(fields: Mapping[str, Any], model: str) -> EngineBody:
+    """Return the body of a chat, as `streamed_json_body`. Raises ValidationFailed for an invalid tool choice."""
+    return streamed_json_body(with_tools(fields), model)
 
 
 def form_body(fields: Mapping[str, str], file: bytes, file_name: str) -> EngineBody:

@@ -13,7 +13,7 @@ from typing import Any
 from aima_engines.engine_answer import Engine, EngineAnswer, EngineBody
 from aima_engines.kinds import image_kinds, ranking, speech_kinds, text_kinds
 from aima_engines.kinds.exchange import Exchange, SendPart
-from aima_engines.kinds.request_bodies import json_body, streamed_json_body
+from aima_engines.kinds.request_bodies import chat_body, json_body, streamed_json_body
 
 DIALECT = "openai"  # the only dialect so far, as manifests name it
 
@@ -54,7 +54,7 @@ CHAT = RequestKind(
     "inference.chat",
     text_kinds.TEXT,
     "/v1/chat/completions",
-    streamed_json_body,
+    chat_body,
     text_kinds.chat,
     text_kinds.types_for_chat,
 )

@@ -9,6 +9,7 @@ import msgspec
 
 from aima_engines.kinds.request_bodies import streaming_body
 from aima_engines.kinds.request_kinds import CHAT
+from aima_engines.kinds.tool_choice import with_tools
 from services.gateway.engines.proxying import EngineRequest
 from services.gateway.entrance.quotas import estimate
 
@@ -19,8 +20,10 @@ def chat_request(model: str, body: Mapping[str, Any], *, whole: bool, wait: floa
     """Return the engine request for a chat. `body` is the body of a chat completion, without the model's name.
 
     The engine streams the answer even with `whole`, because every engine stops a stream when the client leaves. Without
-    a stream, some engines compute the rest of the answer after the client has left.
+    a stream, some engines compute the rest of the answer after the client has left. Raises ValidationFailed for a tool
+    choice that cannot be kept.
     """
+    body = with_tools(body)
     return EngineRequest(
         CHAT,
         model,

@@ -27,6 +27,7 @@ from aima_engines.kinds.embeddings import vectors
 from aima_engines.kinds.request_bodies import body_for_model, streaming_body
 from aima_engines.kinds.request_kinds import CHAT, COMPLETE, EMBED
 from aima_engines.kinds.text_kinds import types_for_contents
+from aima_engines.kinds.tool_choice import choice_of_tool, without_nulls
 from services.gateway.anthropic import answers
 from services.gateway.engines import translation
 from services.gateway.engines.passthrough import EventPassthrough, WholePassthrough
@@ -41,7 +42,7 @@ from services.gateway.entrance.gate import caller_of
 from services.gateway.entrance.paths import fixed_path
 from services.gateway.entrance.quotas import estimate
 from services.gateway.openai.completions import check_completion, in_completions_shape
-from services.gateway.openai.fields import Extensions, choice_of_tool, for_engine, refuse_unreadable, without_nulls
+from services.gateway.openai.fields import Extensions, for_engine, refuse_unreadable
 from services.gateway.openai.requests import ChatRequest, CompletionRequest, EmbeddingRequest, Sampling
 
 _LIST_TIMEOUT = 10.0  # seconds that the inference domain and the model domain have to list their models

@@ -94,35 +94,5 @@ def _is_object(text: str) -> bool:
         return False
 
 
-def choice_of_tool(tools: Sequence[dict[str, Any]], choice: str | dict[str, Any] | None) -> tuple[Any, Any]:
-    """Return the tools and the tool choice for the engine.
-
-    Engines know the choices auto, none and required. For the choice of one function, the engine gets only this function
-    and must call it. Raises ValidationFailed if the choice is unknown, or if it needs a tool and there is none.
-    """
-    names = [name for tool in tools if isinstance(name := (tool.get("function") or {}).get("name"), str)]
-    match choice:
-        case None | "auto" | "none":
-            return tools, choice
-        case "required" if tools:
-            return tools, choice
-        case {"type": "function", "function": {"name": str(name)}} if name in names:
-            return [tool for tool in tools if tool["function"]["name"] == name], "required"
-        case {"type": "function"}:
-            raise _refusal("tool_choice", f"a function of tools: {', '.join(names) or 'there is none'}")
-        case "required":
-            raise _refusal("tool_choice", "auto or none, because there are no tools")
-    raise _refusal("tool_choice", "none, auto, required, or a function of tools")
-
-
-def without_nulls(tools: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the tools without fields that are null. Some chat templates fail on a description that is null."""
-    return [{name: _without_null(value) for name, value in tool.items() if value is not None} for tool in tools]
-
-
-def _without_null(value: Any) -> Any:
-    return {name: item for name, item in value.items() if item is not None} if isinstance(value, dict) else value
-
-
 def _refusal(field: str, expected: str) -> ValidationFailed:
     return ValidationFailed(f"{field}: expected {expected}", fields=[{"field": field, "expected": expected}])

@@ -14,10 +14,11 @@ from aima_core.bus.nats_server import NatsServer
 from aima_core.errors import ValidationFailed
 from aima_engines.engine_answer import TokenUsage
 from aima_engines.engine_errors import refusal
+from aima_engines.kinds.tool_choice import choice_of_tool, without_nulls
 from services.gateway.engines.usage import UsageReader, summed
 from services.gateway.entrance import bodies
 from services.gateway.openai.completions import in_completions_shape
-from services.gateway.openai.fields import choice_of_tool, for_engine, without_nulls
+from services.gateway.openai.fields import for_engine
 from tests.gateway.scripted_engines import HELLO, Line, Place, completion, place
 
 CHAT, COMPLETE = "/v1/chat/completions", "/v1/completions"
