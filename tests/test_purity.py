@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# read as plain data: one counts CPUs, but only where an engine starts; one is read when it is imported;
-# only the type of the last one is used
-DATA = {"engine/manifests/manifest_schema.py", "service/rules/resource_table.py", "model/paths/model_path.py"}
+# read as plain data: one counts CPUs, only where an engine is started; one is read when it is imported
+DATA = {"engine/manifests/manifest_schema.py", "service/rules/resource_table.py"}
 ROLES = ("decider.py", "state.py", "views.py")  # of the gateway, whose own files stand at its root
 
 IMPURE_MODULES = {

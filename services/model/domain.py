@@ -2,7 +2,8 @@
 
 It manages the registry of models and their files. `units.py` is the contract. `rules/` is pure: `state` defines a
 model, `decider` decides commands. `outside/` does I/O; `files/` works on local files, `headers/` reads the headers of
-model files, `selection/` chooses the files of a model in a list, `sources/` has one file per hub.
+model files, `paths/` walks through their folders, `selection/` chooses the files of a model in a list, `sources/` has
+one file per hub.
 """
 
 from __future__ import annotations

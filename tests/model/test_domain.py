@@ -192,8 +192,12 @@ async def test_a_model_that_the_hub_does_not_have_is_seen_with_its_reason_and_ca
     async with models(tmp_path, nats) as model:
         error = await model.error("pull", mirror=hub.url, **data)
         assert (error["code"], error["details"]["reason"]) == (code, reason)
+        elsewhere = "; another source may have it: source=modelscope or source=ollama"
+        assert error["message"].endswith(elsewhere) == (reason == "REPO_NOT_FOUND")
         model_id = error["details"]["model_id"]
         assert (await model.data("get", model_id=model_id))["status"] == "error"
+        for shown, asked in ((0, {}), (1, {"failed": True}), (1, {"status": "error"}), (0, {"status": "ready"})):
+            assert (await model.data("list", **asked))["total"] == shown
         assert await model.data("delete", model_id=model_id) == {"success": True}
         assert (await model.data("list"))["total"] == 0
         assert model.lying() == []

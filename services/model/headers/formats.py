@@ -16,7 +16,8 @@ from services.model.headers.candidates import Candidate, candidates, reader, sea
 from services.model.headers.format_table import FORMATS, START, SUFFIXES, KnownFormat, has_magic, titles
 from services.model.headers.gguf_parts import parts
 from services.model.headers.model_file import Auxiliary, ModelFile, not_a_model
-from services.model.paths.model_path import MAX_DEPTH, ModelPath, P, check_folder
+from services.model.paths.folder_walk import MAX_DEPTH, check_folder
+from services.model.paths.model_path import ModelPath, P
 
 __all__ = ["ModelFile", "Unrecognised", "claimed", "inspect", "loadable", "located", "read_candidate", "readable"]
 

@@ -17,7 +17,8 @@ from aima_core.errors import ValidationFailed
 from services.model.headers.model_file import not_a_model, one_part, truncated
 from services.model.headers.safetensors_header import read_header
 from services.model.paths.file_names import is_auxiliary
-from services.model.paths.model_path import ModelPath, P, children
+from services.model.paths.folder_walk import children
+from services.model.paths.model_path import ModelPath, P
 
 SUFFIX, INDEX, PIPELINE = ".safetensors", ".safetensors.index.json", "model_index.json"
 MAIN = ("model", "diffusion_pytorch_model")  # stems of the weights that libraries load from a folder

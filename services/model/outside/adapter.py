@@ -44,6 +44,7 @@ class ModelOutside(Outside[ModelState]):
         """Return the command with the facts for its decision, such as the facts of the model's files."""
         match command:
             case u.CreateModel():
+                await self._engines.check(command)
                 return await self._engines.explained(in_thread(inspection.as_created, command))
             case u.ImportModel():
                 typed = await self._engines.typed(command)
@@ -127,8 +128,9 @@ class ModelOutside(Outside[ModelState]):
 
     async def _list(self, query: u.ListModels) -> u.ModelList:
         where = {"type": query.type, "status": query.status, "format": query.format}
+        table = "models" if query.failed or query.status == "error" else views.PRESENT
         rows, total = await self.context.read.page(
-            "models", where=where, limit=query.limit, offset=query.offset, order="id"
+            table, where=where, limit=query.limit, offset=query.offset, order="id"
         )
         return u.ModelList(items=[views.view(row) for row in rows], total=total)
 

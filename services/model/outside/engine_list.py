@@ -10,7 +10,7 @@ from aima_core.bus.peers import Peers
 from aima_core.errors import AimaError
 from services.model import units as u
 from services.model.headers.formats import Unrecognised
-from services.model.rules.opaque_types import Engines, opaque_hint, opaque_type
+from services.model.rules.opaque_types import Engines, check_format, opaque_hint, opaque_type
 
 _TIMEOUT = 5.0  # seconds for the engine domain to answer
 T = TypeVar("T")
@@ -39,11 +39,19 @@ class EngineList:
         """Return the command. Add the type if the command has an opaque format and no type.
 
         The added type is the type of model that engines serve in this format. Raises ValidationFailed (TYPE_NEEDED) if
-        engines serve no type in this format, or several types.
+        engines serve no type in this format, or several types. Raises as `check`.
         """
-        if command.type is not None or command.format is None or not u.is_opaque(command.format):
+        if command.format is None or not u.is_opaque(command.format):
+            return command
+        if command.type is not None:
+            await self.check(command)
             return command
         return command.model_copy(update={"type": opaque_type(command.format, await self.items())})
+
+    async def check(self, command: u.CreateModel | u.ImportModel | u.PullModel) -> None:
+        """Raise ValidationFailed (UNKNOWN_FORMAT) for a format that no engine reads, unless the command accepts it."""
+        if command.format is not None and u.is_opaque(command.format) and not command.opaque:
+            check_format(command.format, await self.items())
 
     async def explained(self, inspected: Awaitable[T]) -> T:
         """Return the result of an inspection. Raises the errors of the inspection.

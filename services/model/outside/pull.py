@@ -23,12 +23,14 @@ from services.model.headers.formats import inspect, loadable
 from services.model.rules import model_names
 from services.model.rules.state import Pull
 from services.model.settings import ModelSettings
-from services.model.sources import SOURCES, Pulled
+from services.model.sources import SOURCES, Pulled, others
 
 _FIRST_RETRY = 1.0  # seconds; doubled after each attempt
 _LONGEST_RETRY = 60.0  # seconds, also if a hub asks for more
 _PROGRESS_INTERVAL = 2.0  # seconds between two progress events of one pull ...
 _PROGRESS_STEP = 5.0  # ... or percent
+
+_ELSEWHERE = ("REPO_NOT_FOUND", "GATED", "HUB_UNREACHABLE", "RATE_LIMITED")  # reasons to try another source
 
 Record = Callable[[Command[Any]], Awaitable[object]]
 
@@ -124,13 +126,17 @@ async def _failed(root: Path, effect: Pull, error: AimaError) -> i.RecordPullFai
         await in_thread(model_folders.discard_pull, root, effect.model_id)
     except AimaError as refusal:
         logger.error("cannot remove the files of a failed pull", model_id=effect.model_id, error=refusal.message)
+    message, details = error.message, {**error.details, "model_id": effect.model_id}
+    if error.reason in _ELSEWHERE and (sources := others(effect.source, effect.repo, effect.format or None)):
+        message += f"; another source may have it: {' or '.join(f'source={source}' for source in sources)}"
+        details["sources"] = sources
     return i.RecordPullFailed(
         model_id=effect.model_id,
         run=effect.run,
-        error=error.message,
+        error=message,
         error_code=error.reason,
         code=error.code,
-        details={**error.details, "model_id": effect.model_id},
+        details=details,
     )
 
 

@@ -1,1 +1,1 @@
-"""Paths of files of models: on the disk or on a hub, and what their names say."""
+"""Paths of model files, on the disk and in lists: their type, their names, and the walk through their folders."""

@@ -38,6 +38,23 @@ def opaque_type(format_: str, engines: Engines) -> u.ModelType:
     )
 
 
+def check_format(format_: str, engines: Engines) -> None:
+    """Raise ValidationFailed (UNKNOWN_FORMAT) if no engine reads the opaque format: its name may be mistyped."""
+    if any(format_ in engine["formats"] for engine in engines or ()):
+        return
+    expected = (
+        f"one of {', '.join(u.KNOWN_FORMATS)}, or a format that an engine reads, not {format_}:"
+        f" {_no_engine(format_, engines)}; set opaque to true if an engine for {format_} is installed later"
+    )
+    raise ValidationFailed(
+        f"format: expected {expected}",
+        reason="UNKNOWN_FORMAT",
+        field="format",
+        fields=[{"field": "format", "expected": expected}],
+        format=format_,
+    )
+
+
 def opaque_hint(engines: Engines) -> str:
     """Return the end of a message about files in an unknown format: how to register them if an engine reads them."""
     formats = _by_format(engines)

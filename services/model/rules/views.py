@@ -22,6 +22,9 @@ TABLES = {
     )
 }
 
+PRESENT = "(SELECT * FROM models WHERE status <> 'error' OR path <> '')"
+"""The rows without the pulls that have failed and left no files."""
+
 _PULL_STARTED = (
     "INSERT INTO models VALUES (?, ?, ?, ?, 'pulling', 0, ?, ?, ?, '', '', '{}', 0, NULL, ?, ?)"
     " ON CONFLICT (id) DO UPDATE SET status = 'pulling', progress = 0, error = NULL, changed_at = excluded.changed_at"

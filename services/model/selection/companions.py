@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from services.model.headers.candidates import Candidate
 from services.model.headers.safetensors_files import INDEX, PIPELINE, index_of
-from services.model.paths.model_path import children, folders
+from services.model.paths.folder_walk import children, folders
 from services.model.selection.listed_path import ListedPath
 
 SUFFIXES = (".json", ".jinja", ".model", ".txt")

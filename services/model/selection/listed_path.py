@@ -45,7 +45,7 @@ class FileList:
 
 @dataclass(frozen=True)
 class ListedPath:
-    """A path in a list of files; has the methods of `paths.model_path.ModelPath`."""
+    """A path in a list of files; has the methods of `model_path.ModelPath`."""
 
     listing: FileList
     parts: tuple[str, ...]
