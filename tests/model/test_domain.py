@@ -434,6 +434,28 @@ async def test_a_model_can_be_created_before_its_files(nats: NatsServer, tmp_pat
         assert (await model.data("get", model_id="my-model"))["status"] == "ready"
 
 
+async def test_an_expected_version_of_a_create_is_compared_with_the_model_of_that_name(
+    nats: NatsServer, hub: Hub, tmp_path: Path
+) -> None:
+    path = str(tiny_gguf(tmp_path / "mine.gguf"))
+    async with models(tmp_path, nats) as model:
+
+        async def outcome(unit: str, expected: int, **data: Any) -> str:
+            reply = await model.ask(unit, {"Aima-Expected-Version": str(expected)}, **data)
+            return "ok" if reply["success"] else reply["error"]["details"]["reason"]
+
+        for unit, data, after in (
+            ("create", {"name": "x", "type": "llm"}, 1),
+            ("import", {"path": path, "name": "y"}, 2),
+            ("pull", tiny(hub), None),
+        ):
+            assert await outcome(unit, 99, **data) == "VERSION_CONFLICT"
+            assert await outcome(unit, 0, **data) == "ok"
+            version = after or (await model.data("get", model_id=ID))["stream_version"]
+            assert await outcome(unit, 0, **data) == await outcome(unit, 99, **data) == "VERSION_CONFLICT"
+            assert await outcome(unit, version, **data) == "ok"
+
+
 async def test_a_keyed_import_answers_the_same_when_its_file_has_gone(nats: NatsServer, tmp_path: Path) -> None:
     path = tiny_gguf(tmp_path / "mine.gguf")
     key = {"Aima-Idempotency-Key": "import-1"}

@@ -17,6 +17,7 @@ from aima_core.process.dry_run import plan_of
 from aima_core.store.log import Log
 from aima_core.store.records import Meta, Planned, Recorded, Statement
 from aima_core.store.replay import Folded
+from aima_core.stream_fields import stream_of
 from aima_core.units import Command, Event, Unit
 
 _LARGEST_EVENT = 512 * 1024  # bytes of JSON; small enough for the messages of any bus
@@ -88,10 +89,16 @@ class StreamStates(Generic[S]):
         events = self._domain.decide(self.decided, command, call)
         streams = tuple(dict.fromkeys(event.stream for event in events))
         if own is None and call.expected_version is not None:
-            if not streams:
+            concerned = streams[0] if streams else self._named_in_reply(command)
+            if concerned is None:
                 raise no_stream(command)
-            self._check_version(streams[0], call)
+            self._check_version(concerned, call)
         return (own, *(s for s in streams if s != own)) if own else streams, events
+
+    def _named_in_reply(self, command: Command[Any]) -> str | None:
+        """Return the stream that the reply to a command without events names: what it would create exists already."""
+        view = self._domain.reply(self.decided, command, ())
+        return None if view is None else stream_of(view, self._domain.name)
 
     def plan(self, command: Command[Any], call: Call) -> Planned:
         """Decide a command, but record nothing. Returns the events, the effects that would start, and the version."""
