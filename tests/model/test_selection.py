@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from aima_core.errors import ExecutionFailed, NotFound, ValidationFailed
+from services.model.files.checksum import checksum
 from services.model.headers.formats import inspect, loadable
 from services.model.sources.hub_http import Policy
 from services.model.sources.huggingface import HuggingFace
@@ -426,6 +428,16 @@ def test_a_link_out_of_a_folder_is_not_followed(link: str, tmp_path: Path, made:
     with pytest.raises(ValidationFailed, match=f"has the link {link}, which leads out of the folder") as refusal:
         inspect(made)
     assert refusal.value.reason == "LINK_OUT_OF_FOLDER"
+
+
+@pytest.mark.parametrize(
+    "name", ["model.gguf", "weights.bin", "config.json", "model.safetensors.index.json", "model_index.json", "x.onnx"]
+)
+def test_a_pipe_in_a_folder_is_not_read(name: str, made: Path) -> None:
+    os.mkfifo(made / name)
+    tiny_safetensors(made / "model.safetensors")
+    assert inspect(made).format == "safetensors"
+    assert checksum(made).startswith("sha256:")
 
 
 def test_a_link_within_a_folder_and_a_link_to_a_file_are_followed(tmp_path: Path, made: Path) -> None:

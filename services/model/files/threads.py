@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
 from functools import partial
 from typing import ParamSpec, TypeVar
@@ -15,6 +16,7 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_WAITING = ThreadPoolExecutor(16, "waiting")  # as many as pulls at once; it starts its threads when they are needed
 _cancelled: ContextVar[threading.Event | None] = ContextVar("cancelled", default=None)
 
 
@@ -27,9 +29,21 @@ async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
 
     The work ends early if it calls `raise_if_cancelled`.
     """
+    return await _run(None, partial(work, *args, **kwargs))
+
+
+async def in_waiting_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run work as `in_thread` does, for work that itself waits for requests of this process.
+
+    It has threads of its own: requests need the usual threads to find addresses, and would wait for them for ever.
+    """
+    return await _run(_WAITING, partial(work, *args, **kwargs))
+
+
+async def _run(executor: ThreadPoolExecutor | None, work: Callable[[], T]) -> T:
     cancelled, context = threading.Event(), copy_context()
     context.run(_cancelled.set, cancelled)
-    future = asyncio.get_running_loop().run_in_executor(None, partial(context.run, work, *args, **kwargs))
+    future = asyncio.get_running_loop().run_in_executor(executor, partial(context.run, work))
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:

@@ -61,8 +61,11 @@ class Part:
         return tag or None, int(size) if size.isdecimal() else None
 
     def note_version(self, tag: str | None, size: int | None) -> None:
-        """Store the ETag and the size. A weak ETag ("W/<text>") is not stored: it does not guarantee the same bytes."""
-        strong = tag if tag and not tag.startswith("W/") else ""
+        """Store the ETag and the size. A weak ETag ("W/<text>") is not stored: it does not guarantee the same bytes.
+
+        Neither is an ETag that cannot be sent back in a header.
+        """
+        strong = tag if tag and not tag.startswith("W/") and tag.isascii() and tag.isprintable() else ""
         with writing(self.path.parent):
             self.tag_path.write_text(f"{strong}\n{'' if size is None else size}")
 

@@ -94,7 +94,7 @@ def waited(work: Awaitable[tuple[bytes, int | None]], loop: asyncio.AbstractEven
                 return future.result(LOOK)
             except TimeoutError:
                 if future.done():
-                    raise
+                    return future.result()
     finally:
         future.cancel()
 

@@ -14,7 +14,7 @@ import httpx2
 from aima_core.errors import ExecutionFailed
 from services.model.files.checksum import measured
 from services.model.files.disk import check_room, writing
-from services.model.files.threads import in_thread
+from services.model.files.threads import in_thread, in_waiting_thread
 from services.model.selection.choice import choose, is_choice
 from services.model.selection.listed_path import FileList, ListedFile
 from services.model.sources.download import download
@@ -67,7 +67,7 @@ class Repository:
 
     async def chooses(self, tag: str, format_: str | None) -> bool:
         """Return whether the tag chooses among the models of the repository; it is otherwise a revision."""
-        return await in_thread(is_choice, self.listing, tag, format_)
+        return await in_waiting_thread(is_choice, self.listing, tag, format_)
 
     async def fetch(
         self, tag: str | None, format_: str | None, folder: Path, progress: Progress, license_name: str | None
@@ -76,7 +76,7 @@ class Repository:
 
         `tag`: None if it is a revision.
         """
-        choice = await in_thread(choose, self.listing, tag, format_)
+        choice = await in_waiting_thread(choose, self.listing, tag, format_)
         chosen = [(file, within(folder, choice.files[file.path])) for file in self.files if file.path in choice.files]
         targets = [RemoteFile(self.url_of(file), path, file.sha256, file.size, self.headers) for file, path in chosen]
         await in_thread(_remove_others, folder, [target.path for target in targets])
