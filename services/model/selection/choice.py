@@ -68,10 +68,17 @@ def is_choice(listing: FileList, tag: str, format_: str | None = None) -> bool:
     return False
 
 
-def choose(listing: FileList, tag: str | None = None, format_: str | None = None, order: Order = hub_order) -> Choice:
+def choose(
+    listing: FileList,
+    tag: str | None = None,
+    format_: str | None = None,
+    order: Order = hub_order,
+    only: bool = False,
+) -> Choice:
     """Return the files of the model. Blocking: reads headers.
 
-    `tag`: a quantisation, or the name of a file or folder. An opaque format takes all files except hidden ones. Raises
+    `tag`: a quantisation, or the name of a file or folder. An opaque format takes all files except hidden ones. `only`:
+    whether the list must not have a second model. Raises
     NotFound (TAG_NOT_FOUND), which lists the known tags, and ValidationFailed (NOT_A_MODEL, TRUNCATED, AMBIGUOUS,
     UNSUPPORTED_FORMAT), which has the cause.
     """
@@ -84,14 +91,29 @@ def choose(listing: FileList, tag: str | None = None, format_: str | None = None
     refused: list[ValidationFailed] = []
     formats = searched(format_)
     for together in [formats] if order is package_order else [[known] for known in formats]:
-        models = [model for known in together for model in candidates(listing.root, known)]
-        if tag is not None and models:
-            models = _tagged(models, tag, title)
-        for candidate in sorted(models, key=order)[:MAX_TRIED]:
+        models: list[Candidate[ListedPath]] = []
+        for known in together:
             try:
-                return _checked(listing, candidate, models)
+                models += candidates(listing.root, known)
             except ValidationFailed as refusal:
                 refused.append(refusal)
+        if tag is not None and models:
+            models = _tagged(models, tag, title)
+        choices: list[Choice] = []
+        for candidate in sorted(models, key=order)[:MAX_TRIED]:
+            if choices and candidate.path.key in choices[0].files:
+                continue  # a part of the chosen model
+            try:
+                choices.append(_checked(listing, candidate, models))
+            except ValidationFailed as refusal:
+                refused.append(refusal)
+            if len(choices) == 1 + only:
+                break
+        if len(choices) > 1:
+            why = f"{title} has several models, and nothing tells which of them is meant"
+            raise ValidationFailed(why, reason="AMBIGUOUS", path=title)
+        if choices:
+            return choices[0]
     raise _no_model(title, formats, refused)
 
 

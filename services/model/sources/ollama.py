@@ -87,7 +87,7 @@ class Ollama:
             repository = Repository(
                 http, f"{repo}:{tag}", files, lambda file: f"{base}/blobs/sha256:{file.sha256}", self.policy
             )
-            return await repository.fetch(None, "gguf", into, progress, license_name)
+            return await repository.fetch(None, "gguf", into, progress, license_name, only=True)
 
     async def search(self, query: str, limit: int) -> list[SourceResult]:  # noqa: ARG002  the registry has no search
         """Return an empty list: the registry's protocol has no search."""

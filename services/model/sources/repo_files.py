@@ -70,13 +70,19 @@ class Repository:
         return await in_waiting_thread(is_choice, self.listing, tag, format_)
 
     async def fetch(
-        self, tag: str | None, format_: str | None, folder: Path, progress: Progress, license_name: str | None
+        self,
+        tag: str | None,
+        format_: str | None,
+        folder: Path,
+        progress: Progress,
+        license_name: str | None,
+        only: bool = False,
     ) -> Pulled:
         """Choose the files of the model, and download them into the folder. Raises the errors of `Source.pull`.
 
-        `tag`: None if it is a revision.
+        `tag`: None if it is a revision. `only`: whether the repository must not have a second model.
         """
-        choice = await in_waiting_thread(choose, self.listing, tag, format_)
+        choice = await in_waiting_thread(choose, self.listing, tag, format_, only=only)
         chosen = [(file, within(folder, choice.files[file.path])) for file in self.files if file.path in choice.files]
         targets = [RemoteFile(self.url_of(file), path, file.sha256, file.size, self.headers) for file, path in chosen]
         await in_thread(_remove_others, folder, [target.path for target in targets])
