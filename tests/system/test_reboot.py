@@ -57,7 +57,7 @@ async def test_after_a_reboot_only_what_is_persistent_comes_back(tmp_path: Path,
         shown = await aima.soon("service.status", service_id="svc-plain")
         assert shown["summary"].startswith("stopped (the machine was restarted); start it with:")
         kept = (await aima.soon("service.status", service_id="svc-kept"))["replicas"][0]
-        assert (kept["error_code"], kept["restarts"]) == ("REBOOTED", 1)
+        assert (kept["attempts"][-1]["error_code"], kept["restarts"]) == ("REBOOTED", 1)
         await aima.soon("service.stop", service_id="svc-kept")
     finally:
         await aima.stop()
