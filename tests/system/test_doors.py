@@ -24,6 +24,7 @@ Told = dict[str, Any]
 Door = Callable[[UnitInfo, Mapping[str, Any]], Awaitable[Told]]
 
 VOLATILE = (
+    "resource.can_allocate",
     *("device.metrics", "device.list", "device.detect", "device.info", "device.read"),
     *("resource.status", "resource.read", "model.search"),
 )
